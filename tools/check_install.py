@@ -1,0 +1,61 @@
+"""Print what the environment has and what it lacks, as a short table."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import shutil
+import sys
+from pathlib import Path
+
+TOOLS = Path(__file__).parent
+
+
+def version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def gpus() -> str | None:
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return ", ".join(names)
+
+
+def main() -> int:
+    print(f"Python {platform.python_version()} in {sys.prefix}")
+    needed = "torch espnet transformers peft accelerate numpy soundfile av soxr "
+    needed += "kaldiio lhotse sentencepiece jiwer sacrebleu speechllm"
+    missing = False
+    for package in needed.split():
+        found = version(package)
+        missing |= found is None
+        print(f"  {package:<16} {found or 'MISSING: run tools/install.sh'}")
+    print("optional")
+    extra = "not installed (tools/install.sh --extras {})"
+    comet = TOOLS / "venv-comet" / "bin" / "comet-score"
+    rows = {
+        "GPU": gpus() or "none seen by torch; training and decoding run on the CPU",
+        "extra dev": version("pytest") or extra.format("dev"),
+        "extra demo": version("gradio") or extra.format("demo"),
+        "extra qlora": version("bitsandbytes") or extra.format("qlora"),
+        "extra comet": "tools/venv-comet" if comet.exists() else extra.format("comet"),
+        "torchaudio": version("torchaudio")
+        or "not installed, not needed (its wheel needs CUDA's libraries)",
+        "apt-get, dpkg-deb": "found"
+        if shutil.which("apt-get") and shutil.which("dpkg-deb")
+        else "not found (mini_asterisk then fetches upstream's archives)",
+        "sbatch": shutil.which("sbatch") or "not found (needed only for cmd_backend=slurm)",
+    }
+    for name, state in rows.items():
+        print(f"  {name:<17} {state}")
+    return int(missing)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Resolve tools/requirements/*.in into hashed *.txt files, for Python 3.11 and later.
+# Run it after a pin has changed; it needs the package registry and makes a
+# throw-away environment with uv in it.
+set -euo pipefail
+cd "$(dirname "$0")/requirements"
+
+scratch=$(mktemp -d)
+trap 'rm -rf "${scratch}"' EXIT
+python3 -m venv "${scratch}/venv"
+"${scratch}/venv/bin/pip" install -q uv
+
+# torch is installed by itself: its wheel (CPU or CUDA) depends on the machine.
+echo "torch ; python_version < '3'" > "${scratch}/without-torch.txt"
+lock() {
+    local name=$1
+    shift
+    "${scratch}/venv/bin/uv" pip compile -q --universal --python-version 3.11 \
+        --default-index https://pypi.org/simple --no-config \
+        --generate-hashes --no-annotate --custom-compile-command tools/lock.sh \
+        --override "${scratch}/without-torch.txt" "$@" \
+        -o "${name}.txt" "${name}.in"
+    echo "tools/requirements/${name}.txt: $(grep -c == "${name}.txt") packages"
+}
+lock base
+lock dev -c base.txt
+lock qlora -c base.txt
+lock demo -c base.txt
+lock espnet --no-deps
+lock pip --no-deps --unsafe-package none
