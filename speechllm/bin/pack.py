@@ -1,0 +1,48 @@
+"""Pack an exported model into one zip with a manifest, or take such a zip apart."""
+
+from __future__ import annotations
+
+import argparse
+
+from speechllm.errors import UserError, run_main
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="speechllm.bin.pack", description=__doc__)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--model", help="exported model folder to pack")
+    what.add_argument("--unpack", metavar="ZIP", help="packed model to take apart")
+    parser.add_argument(
+        "--output", required=True, help="the zip to make, or the folder to unpack into"
+    )
+    parser.add_argument(
+        "--include",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="further files to pack: results, training curves",
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="replace an output that is there"
+    )
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = get_parser().parse_args(argv)
+    from speechllm.pack import pack, unpack
+
+    if args.unpack:
+        if args.include:
+            raise UserError("--include belongs to --model, not to --unpack")
+        unpack(args.unpack, args.output, force=args.force)
+        print(f"{args.output}: unpacked and checked")
+    else:
+        manifest = pack(args.model, args.output, args.include, force=args.force)
+        size = sum(entry["size"] for entry in manifest["files"].values())
+        count = len(manifest["files"])
+        print(f"{args.output}: {count} files, {size / 2**20:.1f} MiB")
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,243 @@
+"""A packed model comes back the same; what is no packed model is refused."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+
+import pytest
+import yaml
+
+from speechllm.bin.pack import main
+from speechllm.errors import UserError
+from speechllm.pack import (
+    CARD_MARK,
+    model_card,
+    pack,
+    read_results,
+    sha256,
+    unpack,
+    upload,
+    write_model_card,
+)
+
+ROWS = [
+    {"set": "test", "task": "asr", "language": "en", "target_language": "en",
+     "metric": "wer", "value": 9.87, "utterances": 50, "hypotheses_file": "x",
+     "system": "joint", "decode": "decode", "reference_words": 300,
+     "substitutions": 20, "deletions": 8, "insertions": 2},
+    {"set": "test", "task": "st", "language": "en", "target_language": "fr",
+     "metric": "bleu", "value": 31.4, "utterances": 50, "hypotheses_file": "x",
+     "system": "joint", "decode": "decode", "signature": "nrefs:1"},
+]  # fmt: skip
+
+
+@pytest.fixture
+def model_dir(tmp_path):
+    folder = tmp_path / "model"
+    (folder / "llm").mkdir(parents=True)
+    config = {
+        "encoder_conf": {"model": "openai/whisper-base"},
+        "llm_conf": {"model": "HuggingFaceTB/SmolLM2-135M-Instruct"},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "model.safetensors").write_bytes(bytes(range(256)) * 40)
+    (folder / "llm" / "tokenizer.json").write_text('{"été": 1}', encoding="utf-8")
+    (folder / ".cache").mkdir()
+    (folder / ".cache" / "token").write_text("secret")
+    return folder
+
+
+def rewrite(path, changes, drop=()):
+    """Write the zip again with entries changed, added or dropped."""
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    entries |= changes
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in entries.items():
+            if name not in drop:
+                archive.writestr(name, content)
+
+
+# ---------------------------------------------------------------- zip
+
+
+def test_what_is_packed_comes_back_the_same(model_dir, tmp_path, capsys):
+    results = tmp_path / "RESULTS.md"
+    results.write_text("# RESULTS\n")
+    output, copy = tmp_path / "model.zip", tmp_path / "copy"
+    main(["--model", str(model_dir), "--output", str(output), "--include", str(results)])
+    main(["--unpack", str(output), "--output", str(copy)])
+    files = sorted(p.relative_to(copy).as_posix() for p in copy.rglob("*") if p.is_file())
+    assert files == [
+        "RESULTS.md", "config.yaml", "llm/tokenizer.json", "meta.yaml",
+        "model.safetensors",
+    ]  # fmt: skip
+    for name in ("config.yaml", "llm/tokenizer.json", "model.safetensors"):
+        assert (copy / name).read_bytes() == (model_dir / name).read_bytes()
+    meta = yaml.safe_load((copy / "meta.yaml").read_text())
+    assert meta["files"]["model.safetensors"]["sha256"] == sha256(
+        model_dir / "model.safetensors"
+    )
+    assert {"timestamp", "python", "torch", "espnet", "speechllm"} <= meta.keys()
+    assert "4 files" in capsys.readouterr().out
+
+
+def test_nothing_is_overwritten_without_force(model_dir, tmp_path):
+    output = tmp_path / "model.zip"
+    output.write_text("mine")
+    with pytest.raises(UserError, match="--force"):
+        pack(model_dir, output)
+    assert output.read_text() == "mine"
+    pack(model_dir, output, force=True)
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    (copy / "mine").write_text("mine")
+    with pytest.raises(UserError, match="--force"):
+        unpack(output, copy)
+    assert (copy / "mine").exists()
+    unpack(output, copy, force=True)
+    assert not (copy / "mine").exists()
+
+
+def test_a_failure_leaves_no_zip(model_dir, tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(zipfile.ZipFile, "write", fail)
+    with pytest.raises(OSError):
+        pack(model_dir, tmp_path / "out" / "model.zip")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_folder_that_is_no_model_is_refused(model_dir, tmp_path):
+    (model_dir / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="model.safetensors is missing"):
+        pack(model_dir, tmp_path / "model.zip")
+
+
+def test_included_files_must_be_there_and_have_their_own_name(model_dir, tmp_path):
+    with pytest.raises(UserError, match="no such file to include"):
+        pack(model_dir, tmp_path / "model.zip", [tmp_path / "none"])
+    (tmp_path / "config.yaml").write_text("")
+    with pytest.raises(UserError, match="already has a file config.yaml"):
+        pack(model_dir, tmp_path / "model.zip", [tmp_path / "config.yaml"])
+
+
+@pytest.mark.parametrize(
+    "name", ["../evil", "/tmp/evil", "a/../../evil", "..\\evil", "C:evil"]
+)
+def test_no_path_leads_out_of_the_folder(model_dir, tmp_path, name):
+    output = tmp_path / "model.zip"
+    manifest = pack(model_dir, output)
+    manifest["files"][name] = {"size": 1, "sha256": "0"}
+    rewrite(output, {name: b"x", "meta.yaml": yaml.safe_dump(manifest)})
+    with pytest.raises(UserError, match="unsafe file name"):
+        unpack(output, tmp_path / "deep" / "copy")
+    assert not (tmp_path / "deep" / "copy").exists()
+    assert not list(tmp_path.rglob("evil"))
+
+
+def test_changed_added_and_missing_files_are_named(model_dir, tmp_path):
+    for changes, drop, message in (
+        ({"config.yaml": b"x"}, (), "config.yaml has not its listed size"),
+        ({"model.safetensors": bytes(10240)}, (), "model.safetensors has a wrong"),
+        ({"more.py": b"x"}, (), "more.py is not in its meta.yaml"),
+        ({}, ("config.yaml",), "config.yaml of its meta.yaml is missing"),
+        ({}, ("meta.yaml",), "not a packed model"),
+        ({"meta.yaml": b"[1]"}, (), "lists no files"),
+    ):
+        output = tmp_path / "model.zip"
+        pack(model_dir, output, force=True)
+        rewrite(output, changes, drop)
+        with pytest.raises(UserError, match=message):
+            unpack(output, tmp_path / "copy")
+        assert not (tmp_path / "copy").exists()
+
+
+def test_a_cut_off_zip_is_named(model_dir, tmp_path):
+    output = tmp_path / "model.zip"
+    pack(model_dir, output)
+    output.write_bytes(output.read_bytes()[:-200])
+    with pytest.raises(UserError, match="damaged"):
+        unpack(output, tmp_path / "copy")
+
+
+# ---------------------------------------------------------------- hub
+
+
+class FakeApi:
+    """Takes the calls that ``upload`` makes of ``huggingface_hub.HfApi``."""
+
+    def __init__(self, error=None):
+        self.calls, self.error = [], error
+
+    def create_repo(self, repo_id, private, exist_ok):
+        if self.error:
+            raise self.error
+        self.calls.append(("create_repo", repo_id, private, exist_ok))
+
+    def upload_folder(self, repo_id, folder_path, commit_message, ignore_patterns):
+        self.calls.append(("upload_folder", repo_id, folder_path, ignore_patterns))
+        return f"https://huggingface.co/{repo_id}/commit/1"
+
+
+def test_card_has_metadata_call_and_scores(model_dir):
+    card = model_card(model_dir, ROWS, "me/mini")
+    head = yaml.safe_load(card.split("---")[1])
+    assert head["base_model"] == [
+        "openai/whisper-base", "HuggingFaceTB/SmolLM2-135M-Instruct",
+    ]  # fmt: skip
+    assert head["language"] == ["en", "fr"]
+    assert "speech-translation" in head["tags"]
+    assert 'snapshot_download("me/mini")' in card
+    assert 'task="asr", language="en")' in card
+    assert "| 9.87 |" in card and "| 31.40 |" in card
+
+
+def test_a_card_of_the_user_stays(model_dir):
+    path = write_model_card(model_dir, [], "me/mini")
+    assert CARD_MARK in path.read_text()
+    write_model_card(model_dir, ROWS, "me/mini")
+    assert "9.87" in path.read_text()
+    path.write_text("mine")
+    write_model_card(model_dir, ROWS, "me/mini")
+    assert path.read_text() == "mine"
+
+
+def test_upload_makes_the_repository_and_sends_the_folder(model_dir):
+    api = FakeApi()
+    assert upload(model_dir, "me/mini", ROWS, private=True, api=api).endswith("/1")
+    assert api.calls == [
+        ("create_repo", "me/mini", True, True),
+        ("upload_folder", "me/mini", str(model_dir), [".*", "**/.*"]),
+    ]
+    assert "31.40" in (model_dir / "README.md").read_text(encoding="utf-8")
+
+
+def test_no_connection_is_said(model_dir):
+    with pytest.raises(UserError, match="the hub is not reached"):
+        upload(model_dir, "me/mini", api=FakeApi(ConnectionError("no route")))
+
+
+def test_no_token_is_said(model_dir, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    with pytest.raises(UserError, match="hf auth login"):
+        upload(model_dir, "me/mini")
+    assert not (model_dir / "README.md").exists()
+
+
+def test_a_name_without_user_is_refused(model_dir):
+    with pytest.raises(UserError, match="<user or organisation>/<name>"):
+        upload(model_dir, "mini", api=FakeApi())
+
+
+def test_results_of_one_system(tmp_path):
+    path = tmp_path / "RESULTS.json"
+    path.write_text(json.dumps([*ROWS, ROWS[0] | {"system": "other"}]))
+    assert read_results(path, "joint") == ROWS
+    assert len(read_results(path)) == 3
+    with pytest.raises(UserError, match="no scores of the system none"):
+        read_results(path, "none")
+    with pytest.raises(UserError, match="no such file"):
+        read_results(tmp_path / "none.json")

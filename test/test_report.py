@@ -1,0 +1,150 @@
+"""The report over small experiment folders, and curves from TensorBoard files."""
+
+from __future__ import annotations
+
+import json
+import struct
+
+import pytest
+
+from speechllm.bin.report import main
+from speechllm.errors import UserError
+from speechllm.report import (
+    collect_results,
+    draw_training_curves,
+    epoch_curves,
+    results_table,
+)
+
+ASR = [
+    {"metric": "wer", "value": 12.5, "reference_words": 40, "substitutions": 3,
+     "deletions": 2, "insertions": 0},
+    {"metric": "cer", "value": 5.0, "reference_characters": 200, "substitutions": 6,
+     "deletions": 3, "insertions": 1},
+]  # fmt: skip
+ST = [{"metric": "bleu", "value": 31.4, "signature": "nrefs:1|tok:13a|version:2.6.0"}]
+
+
+def write_scores(exp_root, system, rows, task, source, target, decode="decode_greedy"):
+    """Write the scores.json of one group of a set named ``test``."""
+    folder = exp_root / system / decode / "test" / f"score_{task}_{source}_{target}"
+    folder.mkdir(parents=True)
+    place = {"task": task, "language": source, "target_language": target}
+    scored = [row | place | {"utterances": 10} for row in rows]
+    (folder / "scores.json").write_text(json.dumps(scored))
+
+
+@pytest.fixture
+def exp_root(tmp_path):
+    root = tmp_path / "exp"
+    write_scores(root, "joint", ASR, "asr", "en", "en")
+    write_scores(root, "joint", ST, "st", "en", "fr")
+    write_scores(root, "baseline", ASR, "asr", "en", "en")
+    return root
+
+
+def write_events(folder, start, epochs, steps=3):
+    """Write what ESPnet's trainer writes: single iterations, then epoch means."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    train = SummaryWriter(str(folder / "train"))
+    valid = SummaryWriter(str(folder / "valid"))
+    for epoch in range(start, start + epochs):
+        for step in range((epoch - 1) * steps + 1, epoch * steps + 1):
+            train.add_scalar("loss", 99.0, step)
+        train.add_scalar("iter_epoch", epoch, epoch * steps)
+        train.add_scalar("loss", 10.0 / epoch, epoch * steps)
+        valid.add_scalar("loss", 12.0 / epoch, epoch * steps)
+        valid.add_scalar("wer", 1.0 / epoch, epoch * steps)
+    train.close()
+    valid.close()
+
+
+def test_every_scored_set_is_found(exp_root):
+    rows = collect_results(exp_root)
+    names = [(row["task"], row["system"], row["metric"]) for row in rows]
+    assert names == [
+        ("asr", "baseline", "wer"), ("asr", "baseline", "cer"),
+        ("asr", "joint", "wer"), ("asr", "joint", "cer"), ("st", "joint", "bleu"),
+    ]  # fmt: skip
+    last = rows[-1]
+    assert last["set"] == "test" and last["decode"] == "decode_greedy"
+    assert last["hypotheses_file"] == str(exp_root / "joint/decode_greedy/test/text")
+    assert last["signature"].startswith("nrefs:1")
+
+
+def test_table_of_a_task(exp_root):
+    assert results_table(collect_results(exp_root), "asr").splitlines()[2] == (
+        "| baseline/decode_greedy | test | en | 10 | 40 words | 3 | 2 | 0 | 12.50 | 5.00 |"
+    )
+    assert results_table(collect_results(exp_root), "st").splitlines() == [
+        "| system | set | language | utterances | BLEU |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        "| joint/decode_greedy | test | en → fr | 10 | 31.40 |",
+    ]
+
+
+def test_report_files(exp_root, tmp_path, capsys):
+    write_events(exp_root / "joint" / "tensorboard", 1, 2)
+    output = tmp_path / "RESULTS"
+    command = "./run.sh --stage 1 --stop_stage 13"
+    main(["--exp_root", str(exp_root), "--output", str(output), "--command", command])
+    rows = json.loads((tmp_path / "RESULTS.json").read_text())
+    assert len(rows) == 5
+    wanted = {"set", "task", "language", "target_language", "metric", "value",
+              "utterances", "hypotheses_file", "system", "decode"}  # fmt: skip
+    assert all(wanted <= row.keys() for row in rows)
+    text = (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
+    for part in (
+        "- python version: `3.", "- pytorch version: `2.", "- espnet version: `",
+        "- speechllm git hash: `", "- machine: `", f"    {command}",
+        "## Speech recognition (asr)", "## Speech translation (st)",
+        "- BLEU (fr): `nrefs:1|tok:13a|version:2.6.0`",
+        "![joint](exp/joint/training_curves.png)",
+    ):  # fmt: skip
+        assert part in text
+    assert "baseline/training_curves" not in text
+    assert "5 scores" in capsys.readouterr().out
+
+
+def test_nothing_scored_is_said(tmp_path):
+    with pytest.raises(UserError, match="nothing is scored"):
+        collect_results(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", '[{"task": "asr"}]'])
+def test_a_damaged_score_file_is_named(exp_root, content):
+    path = next(exp_root.glob("joint/*/*/score_asr_*/scores.json"))
+    path.write_text(content)
+    with pytest.raises(UserError, match="score_asr_en_en.*score this set again"):
+        collect_results(exp_root)
+
+
+def test_curves_hold_epoch_means_only(tmp_path):
+    write_events(tmp_path, 1, 3)
+    curves = epoch_curves(tmp_path)
+    assert curves["train"]["loss"] == pytest.approx({1: 10.0, 2: 5.0, 3: 10 / 3})
+    assert curves["valid"]["loss"] == pytest.approx({1: 12.0, 2: 6.0, 3: 4.0})
+    assert curves["valid"]["wer"] == pytest.approx({1: 1.0, 2: 0.5, 3: 1 / 3})
+    assert "iter_epoch" not in curves["train"]
+
+
+def test_curves_go_on_over_a_resumed_training(tmp_path):
+    write_events(tmp_path, 1, 2)
+    write_events(tmp_path, 2, 2)
+    assert list(epoch_curves(tmp_path)["valid"]["loss"]) == [1, 2, 3]
+
+
+def test_picture_is_a_png_of_some_size(tmp_path):
+    write_events(tmp_path / "tensorboard", 1, 3)
+    picture = draw_training_curves(tmp_path)
+    content = picture.read_bytes()
+    assert content[:8] == b"\x89PNG\r\n\x1a\n"
+    width, height = struct.unpack(">II", content[16:24])
+    assert width > 600 and height > 200
+    assert picture == tmp_path / "training_curves.png"
+
+
+def test_no_training_no_picture(tmp_path):
+    (tmp_path / "tensorboard" / "train").mkdir(parents=True)
+    assert draw_training_curves(tmp_path) is None
