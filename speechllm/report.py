@@ -294,9 +294,7 @@ def draw_training_curves(exp_dir: str | Path) -> Path | None:
     """
     exp_dir = Path(exp_dir)
     curves = epoch_curves(exp_dir / "tensorboard")
-    names = [
-        name for name in CURVES if any(name in curves[split] for split in curves)
-    ]
+    names = [name for name in CURVES if any(name in curves[split] for split in curves)]
     if not names:
         return None
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -314,7 +312,11 @@ def draw_training_curves(exp_dir: str | Path) -> Path | None:
             points = curves.get(split, {}).get(name, {})
             if points:
                 axes.plot(
-                    list(points), list(points.values()), marker=marker, ms=3, label=split
+                    list(points),
+                    list(points.values()),
+                    marker=marker,
+                    ms=3,
+                    label=split,
                 )
         axes.set_title(name)
         axes.set_xlabel("epoch")
@@ -354,7 +356,7 @@ def results_markdown(
         parts.append(results_table(rows, task))
     parts.append(
         "Error rates are in percent over the whole set (all errors over all reference "
-        "words or characters). WER, CER and \"norm.\" are on normalised text (lower "
+        'words or characters). WER, CER and "norm." are on normalised text (lower '
         "case, no punctuation, numbers spelt out), all others on the text as it is. "
         "Sub, del and ins are counts.\n"
     )

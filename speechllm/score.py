@@ -29,13 +29,11 @@ from pathlib import Path
 
 from speechllm.errors import UserError
 from speechllm.files import atomic_directory
-
-#: Languages written without spaces: a word error rate would count whole sentences.
-WITHOUT_SPACES = ("ja", "th", "yue", "zh")
+from speechllm.text import LANGUAGES_WITHOUT_SPACES, normalize
 
 #: sacrebleu's tokenizer where the default (13a) does not split the text into words.
-#: Characters for Japanese and Thai: nothing to install, and the signature says so.
-BLEU_TOKENIZERS = {"ja": "char", "th": "char", "yue": "zh", "zh": "zh"}
+#: Characters for Japanese: nothing to install, and the signature says so.
+BLEU_TOKENIZERS = {"ja": "char", "yue": "zh", "zh": "zh"}
 
 
 @dataclass
@@ -52,9 +50,7 @@ class Group:
     @property
     def name(self) -> str:
         """``asr_en`` or ``st_en_fr``."""
-        return "_".join(
-            [self.task, self.source] + [self.target] * (self.task != "asr")
-        )
+        return "_".join([self.task, self.source] + [self.target] * (self.task != "asr"))
 
 
 @dataclass
@@ -94,7 +90,9 @@ def read_texts(path: str | Path) -> dict[str, str]:
             try:
                 fields = line.decode("utf-8").split(maxsplit=1)
             except UnicodeDecodeError as error:
-                raise UserError(f"{path}:{number}: not UTF-8 ({error.reason})") from None
+                raise UserError(
+                    f"{path}:{number}: not UTF-8 ({error.reason})"
+                ) from None
             if not fields:
                 raise UserError(f"{path}:{number}: empty line, want '<id> <text>'")
             if fields[0] in texts:
@@ -169,11 +167,11 @@ def normalize_group(group: Group, metric: str) -> tuple[list[str], list[str]]:
     Raises:
         UserError: a reference has nothing left (it held only punctuation).
     """
-    from speechllm.text import normalize
-
     references = [normalize(text, group.target, metric) for text in group.references]
     hypotheses = [normalize(text, group.target, metric) for text in group.hypotheses]
-    for example, before, after in zip(group.ids, group.references, references):
+    for example, before, after in zip(
+        group.ids, group.references, references, strict=True
+    ):
         if not after.strip():
             raise UserError(
                 f"{example}: nothing is left of the reference '{before}' after "
@@ -191,14 +189,14 @@ def percent(value: float) -> float:
 
 
 def word_errors(references: list[str], hypotheses: list[str]):
-    """Align words; returns jiwer's ``WordOutput`` (an empty hypothesis: all deleted)."""
+    """Align words (against an empty hypothesis all are deleted): a ``WordOutput``."""
     import jiwer
 
     return jiwer.process_words(references, hypotheses)
 
 
 def character_errors(references: list[str], hypotheses: list[str]):
-    """Align characters, spaces between words among them; jiwer's ``CharacterOutput``."""
+    """Align characters, spaces between words included: a ``CharacterOutput``."""
     import jiwer
 
     return jiwer.process_characters(references, hypotheses)
@@ -234,7 +232,11 @@ def count_errors(alignment: list) -> tuple[int, int, int]:
 
 
 def score_recognition(group: Group) -> Scores:
-    """WER and CER, normalised and raw; words (characters in Japanese, …) aligned."""
+    """WER and CER, normalised and raw, with the alignment of the normalised words.
+
+    Languages written without spaces have no word error rate (it would count whole
+    sentences); there the characters are aligned.
+    """
     words = normalize_group(group, "wer")
     characters = normalize_group(group, "cer")
     raw = group.references, group.hypotheses
@@ -244,7 +246,7 @@ def score_recognition(group: Group) -> Scores:
         error_row("cer_raw", character_errors(*raw)),
     ]
     output, (references, hypotheses) = character_output, characters
-    if group.source not in WITHOUT_SPACES:
+    if group.source not in LANGUAGES_WITHOUT_SPACES:
         output, (references, hypotheses) = word_errors(*words), words
         rows[:0] = [
             error_row("wer", output),
@@ -264,7 +266,7 @@ def score_recognition(group: Group) -> Scores:
                 hypotheses[index],
             ]
         )
-    unit = "characters" if group.source in WITHOUT_SPACES else "words"
+    unit = "characters" if group.source in LANGUAGES_WITHOUT_SPACES else "words"
     header = ["id", "errors", unit, "rate", "reference", "hypothesis"]
     return Scores(rows, header, table, recognition_alignment(group.ids, output))
 
@@ -303,7 +305,7 @@ def recognition_alignment(ids: list[str], output) -> str:
     confusions: Counter = Counter()
     utterances = []
     for example, reference, hypothesis, alignment in zip(
-        ids, output.references, output.hypotheses, output.alignments
+        ids, output.references, output.hypotheses, output.alignments, strict=True
     ):
         substitutions, deletions, insertions = count_errors(alignment)
         errors = substitutions + deletions + insertions
@@ -311,7 +313,9 @@ def recognition_alignment(ids: list[str], output) -> str:
             left = reference[chunk.ref_start_idx : chunk.ref_end_idx]
             right = hypothesis[chunk.hyp_start_idx : chunk.hyp_end_idx]
             if chunk.type == "substitute":
-                confusions.update(f"{a} -> {b}" for a, b in zip(left, right))
+                confusions.update(
+                    f"{a} -> {b}" for a, b in zip(left, right, strict=True)
+                )
             elif chunk.type == "delete":
                 confusions.update(f"{a} -> *" for a in left)
             elif chunk.type == "insert":
@@ -359,7 +363,7 @@ def ter_metric(language: str):
     """sacrebleu's TER, by characters where the language is written without spaces."""
     from sacrebleu.metrics import TER
 
-    asian = language in WITHOUT_SPACES
+    asian = language in LANGUAGES_WITHOUT_SPACES
     return TER(asian_support=asian, normalized=asian)
 
 
@@ -394,7 +398,7 @@ def score_translation(group: Group) -> Scores:
     chrf = chrf_metric()
     table, utterances = [], []
     for example, reference, hypothesis in zip(
-        group.ids, group.references, group.hypotheses
+        group.ids, group.references, group.hypotheses, strict=True
     ):
         sentence_bleu = bleu.sentence_score(hypothesis, [reference]).score
         sentence_chrf = chrf.sentence_score(hypothesis, [reference]).score

@@ -66,9 +66,13 @@ def test_what_is_packed_comes_back_the_same(model_dir, tmp_path, capsys):
     results = tmp_path / "RESULTS.md"
     results.write_text("# RESULTS\n")
     output, copy = tmp_path / "model.zip", tmp_path / "copy"
-    main(["--model", str(model_dir), "--output", str(output), "--include", str(results)])
+    main(
+        ["--model", str(model_dir), "--output", str(output), "--include", str(results)]
+    )
     main(["--unpack", str(output), "--output", str(copy)])
-    files = sorted(p.relative_to(copy).as_posix() for p in copy.rglob("*") if p.is_file())
+    files = sorted(
+        p.relative_to(copy).as_posix() for p in copy.rglob("*") if p.is_file()
+    )
     assert files == [
         "RESULTS.md", "config.yaml", "llm/tokenizer.json", "meta.yaml",
         "model.safetensors",

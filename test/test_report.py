@@ -43,19 +43,31 @@ def exp_root(tmp_path):
     return root
 
 
-def write_events(folder, start, epochs, steps=3):
-    """Write what ESPnet's trainer writes: single iterations, then epoch means."""
+def write_events(folder, epochs):
+    """Log epochs as ESPnet's trainer does: single iterations, then epoch means.
+
+    The loss of an epoch's three iterations is 9/epoch, 10/epoch and 11/epoch.
+    """
+    from espnet2.train.reporter import Reporter
     from torch.utils.tensorboard import SummaryWriter
 
     train = SummaryWriter(str(folder / "train"))
     valid = SummaryWriter(str(folder / "valid"))
-    for epoch in range(start, start + epochs):
-        for step in range((epoch - 1) * steps + 1, epoch * steps + 1):
-            train.add_scalar("loss", 99.0, step)
-        train.add_scalar("iter_epoch", epoch, epoch * steps)
-        train.add_scalar("loss", 10.0 / epoch, epoch * steps)
-        valid.add_scalar("loss", 12.0 / epoch, epoch * steps)
-        valid.add_scalar("wer", 1.0 / epoch, epoch * steps)
+    reporter = Reporter()
+    for epoch in range(1, epochs[-1] + 1):
+        reporter.set_epoch(epoch)
+        with reporter.observe("train") as observed:
+            for value in (9.0, 10.0, 11.0):
+                observed.register({"loss": value / epoch})
+                observed.next()
+                if epoch in epochs:
+                    observed.tensorboard_add_scalar(train, -1)
+        with reporter.observe("valid") as observed:
+            observed.register({"loss": 12.0 / epoch, "wer": 1.0 / epoch})
+            observed.next()
+        if epoch in epochs:
+            reporter.tensorboard_add_scalar(train, key1="train")
+            reporter.tensorboard_add_scalar(valid, key1="valid")
     train.close()
     valid.close()
 
@@ -75,7 +87,8 @@ def test_every_scored_set_is_found(exp_root):
 
 def test_table_of_a_task(exp_root):
     assert results_table(collect_results(exp_root), "asr").splitlines()[2] == (
-        "| baseline/decode_greedy | test | en | 10 | 40 words | 3 | 2 | 0 | 12.50 | 5.00 |"
+        "| baseline/decode_greedy | test | en | 10 "
+        "| 40 words | 3 | 2 | 0 | 12.50 | 5.00 |"
     )
     assert results_table(collect_results(exp_root), "st").splitlines() == [
         "| system | set | language | utterances | BLEU |",
@@ -85,7 +98,7 @@ def test_table_of_a_task(exp_root):
 
 
 def test_report_files(exp_root, tmp_path, capsys):
-    write_events(exp_root / "joint" / "tensorboard", 1, 2)
+    write_events(exp_root / "joint" / "tensorboard", [1, 2])
     output = tmp_path / "RESULTS"
     command = "./run.sh --stage 1 --stop_stage 13"
     main(["--exp_root", str(exp_root), "--output", str(output), "--command", command])
@@ -121,7 +134,7 @@ def test_a_damaged_score_file_is_named(exp_root, content):
 
 
 def test_curves_hold_epoch_means_only(tmp_path):
-    write_events(tmp_path, 1, 3)
+    write_events(tmp_path, [1, 2, 3])
     curves = epoch_curves(tmp_path)
     assert curves["train"]["loss"] == pytest.approx({1: 10.0, 2: 5.0, 3: 10 / 3})
     assert curves["valid"]["loss"] == pytest.approx({1: 12.0, 2: 6.0, 3: 4.0})
@@ -130,13 +143,13 @@ def test_curves_hold_epoch_means_only(tmp_path):
 
 
 def test_curves_go_on_over_a_resumed_training(tmp_path):
-    write_events(tmp_path, 1, 2)
-    write_events(tmp_path, 2, 2)
+    write_events(tmp_path, [1, 2])
+    write_events(tmp_path, [2, 3])
     assert list(epoch_curves(tmp_path)["valid"]["loss"]) == [1, 2, 3]
 
 
 def test_picture_is_a_png_of_some_size(tmp_path):
-    write_events(tmp_path / "tensorboard", 1, 3)
+    write_events(tmp_path / "tensorboard", [1, 2, 3])
     picture = draw_training_curves(tmp_path)
     content = picture.read_bytes()
     assert content[:8] == b"\x89PNG\r\n\x1a\n"

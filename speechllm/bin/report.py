@@ -11,7 +11,9 @@ def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="speechllm.bin.report", description=__doc__)
     parser.add_argument("--exp_root", default="exp", help="folder of the experiments")
     parser.add_argument(
-        "--output", default="RESULTS", help="path without suffix; .md and .json are made"
+        "--output",
+        default="RESULTS",
+        help="path without suffix; .md and .json are made",
     )
     parser.add_argument(
         "--command",

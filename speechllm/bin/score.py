@@ -1,4 +1,4 @@
-"""Score a decoded set: WER and CER of recognition, BLEU, chrF and TER of translation."""
+"""Score a decoded set: WER and CER (recognition), BLEU, chrF and TER (translation)."""
 
 from __future__ import annotations
 

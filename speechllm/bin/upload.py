@@ -13,7 +13,9 @@ from speechllm.errors import UserError, run_main
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="speechllm.bin.upload", description=__doc__)
     parser.add_argument("--model", required=True, help="exported model folder")
-    parser.add_argument("--repo_id", required=True, help="<user or organisation>/<name>")
+    parser.add_argument(
+        "--repo_id", required=True, help="<user or organisation>/<name>"
+    )
     parser.add_argument("--results", help="RESULTS.json with scores for the card")
     parser.add_argument("--system", help="the system's name in RESULTS.json")
     parser.add_argument(
