@@ -308,16 +308,10 @@ def draw_training_curves(exp_dir: str | Path) -> Path | None:
     figure.suptitle(exp_dir.name)
     for position, name in enumerate(names, 1):
         axes = figure.add_subplot(rows, columns, position)
-        for split, marker in (("train", "o"), ("valid", "s")):
+        for split, style in (("train", "o-C0"), ("valid", "s-C1")):
             points = curves.get(split, {}).get(name, {})
             if points:
-                axes.plot(
-                    list(points),
-                    list(points.values()),
-                    marker=marker,
-                    ms=3,
-                    label=split,
-                )
+                axes.plot(*zip(*points.items()), style, ms=3, label=split)
         axes.set_title(name)
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
