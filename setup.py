@@ -82,7 +82,6 @@ setup(
     },
     entry_points={"console_scripts": ["speechllm = speechllm.cli:console_main"]},
     classifiers=[
-        "License :: OSI Approved :: Apache Software License",
         "Operating System :: POSIX :: Linux",
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",

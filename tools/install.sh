@@ -139,22 +139,22 @@ if "${stale}"; then
 
     if ! installed base; then
         say "pip"
-        pip install -q --require-hashes -r "${tools}/requirements/pip.txt"
+        pip install -qq --require-hashes -r "${tools}/requirements/pip.txt"
         # Without its dependencies first: the hashed libraries name torch as one.
         say "torch (from a GPU machine's index: some gigabytes)"
         # shellcheck disable=SC2086 # no index, no words
-        pip install -q --no-deps ${torch_index:+--extra-index-url "${torch_index}"} \
+        pip install -qq --no-deps ${torch_index:+--extra-index-url "${torch_index}"} \
             -r "${tools}/requirements/torch.txt"
         say "the libraries, by their hashes"
-        pip install -q --require-hashes -r "${tools}/requirements/base.txt"
+        pip install -qq --require-hashes -r "${tools}/requirements/base.txt"
         # With the libraries there, what is left of torch's wishes is CUDA's, if any.
         # shellcheck disable=SC2086
-        pip install -q ${torch_index:+--extra-index-url "${torch_index}"} \
+        pip install -qq ${torch_index:+--extra-index-url "${torch_index}"} \
             -r "${tools}/requirements/torch.txt"
         say "espnet"
-        pip install -q --no-deps --require-hashes -r "${tools}/requirements/espnet.txt"
+        pip install -qq --no-deps --require-hashes -r "${tools}/requirements/espnet.txt"
         say "speechllm itself, editable"
-        pip install -q --no-deps --no-build-isolation -e "${root}"
+        pip install -qq --no-deps --no-build-isolation -e "${root}"
         note base
     fi
     for extra in ${extras}; do
@@ -162,13 +162,13 @@ if "${stale}"; then
         say "extra: ${extra}"
         if [ "${extra}" = comet ]; then
             "${env_python}" -m venv --clear "${tools}/venv-comet"
-            "${tools}/venv-comet/bin/python" -m pip install -q unbabel-comet==2.2.7
+            "${tools}/venv-comet/bin/python" -m pip install -qq unbabel-comet==2.2.7
         else
-            pip install -q --require-hashes -r "${tools}/requirements/${extra}.txt"
+            pip install -qq --require-hashes -r "${tools}/requirements/${extra}.txt"
         fi
         note "${extra}"
     done
-    "${env_python}" -c 'import espnet2.tasks.abs_task, transformers, peft' ||
+    "${env_python}" -c 'import espnet2.bin.launch, torch, transformers, peft, av, lhotse' ||
         fail "the environment does not import; remove ${prefix} and run again"
 
     echo "export PATH='${prefix}/bin':\"\${PATH}\"" > "${activate}.new"

@@ -1,0 +1,545 @@
+#!/usr/bin/env bash
+# The stages of a recipe, from a corpus on disk to a table of scores. A recipe's
+# run.sh calls it with its sets and configs; each stage can be run alone and again,
+# and goes on where it stopped.
+set -euo pipefail
+
+# ---- options; the text of --help is below ----------------------------------------
+stage=1
+stop_stage=13
+skip_stages=
+skip_data_prep=false
+skip_train=false
+skip_eval=false
+# where things lie
+datadir=data
+dumpdir=dump
+expdir=exp
+# jobs
+ngpu=$(nvidia-smi -L 2> /dev/null | grep -c '^GPU' || true)
+[ "${ngpu}" -le 1 ] || ngpu=1
+num_nodes=1
+nj=$(nproc)
+inference_nj=1
+gpu_inference=
+# data
+train_set=
+valid_set=
+test_sets=
+lang=
+local_data_opts=
+speed_perturb_factors=
+audio_format=flac
+allow_pipes=false
+min_wav_duration=0.1
+max_wav_duration=30
+# tasks and tokens
+train_tasks=
+test_tasks=
+prompts=conf/prompts.yaml
+token_type=char
+nbpe=500
+# training
+train_config=
+train_args=
+train_tag=
+init_param=
+stats_nj=2
+warmup_config=
+warmup_tasks=
+warmup_set=
+warmup_model=valid.loss.ave.pth
+second_config=
+second_tasks=
+second_set=
+second_init_model=valid.acc.ave.pth
+# decoding, export
+inference_config=
+inference_args=
+inference_tag=
+inference_model=valid.acc.ave.pth
+hf_repo=
+# ----------------------------------------------------------------------------------
+
+help_message="Usage: $(basename "$0") --train_set NAME --valid_set NAME --test_sets \"NAME …\" --train_config FILE --inference_config FILE [options]
+Stages:
+   1 data preparation (local/data.sh)      9 training
+   2 speed perturbation                   10 second training (when --second_config)
+   3 format wav.scp                       11 average and export
+   4 leave out bad utterances             12 decoding
+   5 examples, CTC vocabulary             13 scoring
+   6 pretrained models                    14 pack
+   7 split, collect statistics            15 upload
+   8 warm-up of bridge and CTC (when --warmup_config)
+Options [default]:
+  --stage N               first stage, 1 to 15 [${stage}]
+  --stop_stage N          last stage; 14 and 15 run only when named [${stop_stage}]
+  --skip_stages \"N …\"     stages to leave out [none]
+  --skip_data_prep BOOL   leave out 1 to 5 [${skip_data_prep}]
+  --skip_train BOOL       leave out 6 to 11 [${skip_train}]
+  --skip_eval BOOL        leave out 12 and 13 [${skip_eval}]
+  --config FILE           file of name=value lines that sets these options
+ Where things lie
+  --datadir DIR           Kaldi-style data dirs [${datadir}]
+  --dumpdir DIR           formatted audio and examples [${dumpdir}]
+  --expdir DIR            models, hypotheses, scores [${expdir}]
+ Jobs (local or Slurm: cmd.sh)
+  --ngpu N                GPUs per machine for training; 0 trains on the CPU [1 if there is one; here ${ngpu}]
+  --num_nodes N           machines for training [${num_nodes}]
+  --nj N                  processes for data preparation [cores; here ${nj}]
+  --inference_nj N        decoding jobs [${inference_nj}]
+  --gpu_inference BOOL    decode on a GPU [true when ngpu > 0]
+ Data
+  --train_set NAME        data dir that trains
+  --valid_set NAME        data dir that chooses the checkpoint
+  --test_sets \"NAME …\"    data dirs to decode and score
+  --lang NAME             only marks the folders in expdir [none]
+  --local_data_opts ARGS  arguments of local/data.sh [none]
+  --speed_perturb_factors \"F …\"  speeds of the training speech, such as \"0.9 1.0 1.1\" [none]
+  --audio_format FORMAT   flac or wav, of the formatted audio [${audio_format}]
+  --allow_pipes BOOL      run commands in wav.scp that end in | [${allow_pipes}]
+  --min_wav_duration S    shortest training utterance, seconds [${min_wav_duration}]
+  --max_wav_duration S    longest training utterance, seconds [${max_wav_duration}]
+ Tasks and tokens; a task is asr:<lang>, st:<lang>:<lang> or asr_st:<lang>:<lang>
+  --train_tasks \"T …\"     tasks to train
+  --test_tasks \"T …\"      tasks to test [train_tasks]
+  --prompts FILE          prompt of each task [${prompts}]
+  --token_type TYPE       CTC vocabulary, char or bpe [${token_type}]
+  --nbpe N                its size for bpe [${nbpe}]
+ Training
+  --train_config FILE     ESPnet config of stage 9
+  --train_args ARGS       more arguments of the training command [none]
+  --train_tag NAME        names the folder in expdir [name of the config]
+  --init_param PATHS      checkpoint that training starts from [the warm-up's]
+  --stats_nj N            processes of stage 7 [${stats_nj}]
+  --warmup_config FILE    config of stage 8; without one there is no warm-up [none]
+  --warmup_tasks \"T …\"    tasks of stage 8 [the asr tasks of train_tasks]
+  --warmup_set NAME       data dir of stage 8 [train_set]
+  --warmup_model NAME     checkpoint of stage 8 that stage 9 starts from [${warmup_model}]
+  --second_config FILE    config of stage 10; without one there is none [none]
+  --second_tasks \"T …\"    tasks of stage 10 [train_tasks]
+  --second_set NAME       data dir of stage 10 [train_set]
+  --second_init_model NAME  checkpoint of stage 9 that stage 10 starts from [${second_init_model}]
+ Decoding, export
+  --inference_config FILE config of stage 12
+  --inference_args ARGS   more arguments of the decoding command [none]
+  --inference_tag NAME    names the decoding folder [name of the config]
+  --inference_model NAME  checkpoint to export and decode with [${inference_model}]
+  --hf_repo NAME          <user>/<name> that stage 15 uploads to
+  --help                  this text"
+
+. utils/parse_options.sh
+
+log() { echo "$(date '+%Y-%m-%dT%H:%M:%S') (${0##*/}) $*"; }
+fail() {
+    echo "${0##*/}: error: $*" >&2
+    exit 1
+}
+
+# ---- are the options sound? ------------------------------------------------------
+[ $# -eq 0 ] || fail "unexpected argument '$1'; options have the form --name value"
+whole() { # <option> <least> <greatest>
+    if ! [[ ${!1} =~ ^[0-9]{1,6}$ ]] || [ "${!1}" -lt "$2" ] || [ "${!1}" -gt "$3" ]; then
+        fail "--$1 takes a whole number from $2 to $3, not '${!1}'"
+    fi
+}
+whole stage 1 15
+whole stop_stage 1 15
+[ "${stage}" -le "${stop_stage}" ] || fail "--stage ${stage} lies after --stop_stage ${stop_stage}"
+for number in ${skip_stages}; do
+    [[ ${number} =~ ^([1-9]|1[0-5])$ ]] || fail "--skip_stages takes numbers from 1 to 15, not '${number}'"
+done
+for name in num_nodes nj inference_nj stats_nj nbpe; do whole "${name}" 1 999999; done
+whole ngpu 0 1024
+for name in train_set valid_set test_sets train_tasks train_config inference_config; do
+    [ -n "${!name}" ] || fail "--${name} is needed; --help lists the options"
+done
+for name in prompts train_config warmup_config second_config inference_config; do
+    [ -z "${!name}" ] || [ -f "${!name}" ] || fail "--${name}: no file '${!name}'"
+done
+case ${token_type} in char | bpe) ;; *) fail "--token_type takes char or bpe, not '${token_type}'" ;; esac
+case ${audio_format} in flac | wav) ;; *) fail "--audio_format takes flac or wav, not '${audio_format}'" ;; esac
+case ${gpu_inference} in true | false) ;;
+    '') [ "${ngpu}" -gt 0 ] && gpu_inference=true || gpu_inference=false ;;
+    *) fail "--gpu_inference takes true or false, not '${gpu_inference}'" ;;
+esac
+
+. ./path.sh
+. ./cmd.sh
+# A job runner ends its jobs when this process is gone.
+SPEECHLLM_PID=$(hostname):$$
+export SPEECHLLM_PID
+
+if "${skip_data_prep}"; then skip_stages+=" 1 2 3 4 5"; fi
+if "${skip_train}"; then skip_stages+=" 6 7 8 9 10 11"; fi
+if "${skip_eval}"; then skip_stages+=" 12 13"; fi
+[ -n "${speed_perturb_factors}" ] || skip_stages+=" 2"
+[ -n "${warmup_config}" ] || skip_stages+=" 8"
+[ -n "${second_config}" ] || skip_stages+=" 10"
+
+# ---- names -----------------------------------------------------------------------
+# The three trainings are phases: warmup (8), train (9), second (10).
+tag_of() { basename "$1" .yaml; }
+base_train_set=${train_set}
+with_speeds() { # <set>: its name after stage 2
+    if [ -n "${speed_perturb_factors}" ]; then echo "$1_sp"; else echo "$1"; fi
+}
+warmup_set=${warmup_set:-${train_set}}
+second_set=${second_set:-${train_set}}
+phases=train
+[ -z "${warmup_config}" ] || phases="warmup ${phases}"
+[ -z "${second_config}" ] || phases+=" second"
+# every set that trains, once, before and after stage 2
+training_sets=$(printf '%s\n' "${base_train_set}" \
+    ${warmup_config:+"${warmup_set}"} ${second_config:+"${second_set}"} | sort -u)
+perturbed_sets=$(for name in ${training_sets}; do with_speeds "${name}"; done)
+# shellcheck disable=SC2086 # test_sets are words
+prepared_sets=$(printf '%s\n' "${valid_set}" ${test_sets} | sort -u)
+
+if [ -z "${warmup_tasks}" ]; then
+    for task in ${train_tasks}; do
+        [[ ${task} != asr:* ]] || warmup_tasks+="${task} "
+    done
+fi
+second_tasks=${second_tasks:-${train_tasks}}
+test_tasks=${test_tasks:-${train_tasks}}
+# shellcheck disable=SC2034 # read as ${phase}_train_set
+second_train_set=$(with_speeds "${second_set}")
+# shellcheck disable=SC2034
+warmup_train_set=$(with_speeds "${warmup_set}")
+train_train_set=$(with_speeds "${base_train_set}")
+
+suffix=${lang:+_${lang}}
+train_tag=${train_tag:-$(tag_of "${train_config}")}
+warmup_exp=${expdir}/speechllm_$(tag_of "${warmup_config:-warmup}")${suffix}
+train_exp=${expdir}/speechllm_${train_tag}${suffix}
+second_exp=${expdir}/speechllm_${train_tag}_$(tag_of "${second_config:-second}")${suffix}
+final_exp=${train_exp}
+[ -z "${second_config}" ] || final_exp=${second_exp}
+decode_dir=${final_exp}/decode_${inference_tag:-$(tag_of "${inference_config}")}
+token_dir=${datadir}/token_list/${token_type}
+[ "${token_type}" = char ] || token_dir+=${nbpe}
+
+examples() { # <phase> <set>: the folder of examples
+    if [ "$1" = train ] || [ "$1" = test ]; then
+        echo "${dumpdir}/examples/$2"
+    else
+        echo "${dumpdir}/examples/$2_$1"
+    fi
+}
+stats_dir() { echo "${expdir}/speechllm_stats_$1${suffix}"; }
+
+# ---- helpers ---------------------------------------------------------------------
+running() { # <stage>: is it asked for?
+    [ "${stage}" -le "$1" ] && [ "$1" -le "${stop_stage}" ] && [[ " ${skip_stages} " != *" $1 "* ]]
+}
+begin() { # <stage> <what>
+    current=$1
+    SECONDS=0
+    log "Stage $1: $2"
+}
+finish() { # <what was done> <log>
+    log "Stage ${current}: done in ${SECONDS} s: $1; log: $2"
+}
+prepare() { # <log> <command …>: a job of data preparation
+    ${train_cmd} "$@"
+}
+said() { # <log>: the last line that a command printed
+    grep -v -e '^#' -e '^progress: ' -e '^ *$' "$1" | tail -n 1
+}
+count() { wc -l < "$1"; }
+threads() { # <jobs>: cores for each of the jobs that run at once on this machine
+    local share=$(($(nproc) / $1))
+    echo "${OMP_NUM_THREADS:-$((share > 0 ? share : 1))}"
+}
+launch() { # <name> <folder> <command …>: train through ESPnet's launcher
+    local name=$1 dir=$2
+    shift 2
+    mkdir -p "${dir}"
+    exec {lock}> "${dir}/.lock"
+    if command -v flock > /dev/null && ! flock -w 30 "${lock}"; then
+        fail "another run trains in ${dir}; wait for it or end it first"
+    fi
+    if ! OMP_NUM_THREADS=$(threads $((ngpu > 0 ? ngpu : 1))) \
+        python3 -m espnet2.bin.launch --cmd "${cuda_cmd} --name ${name}" \
+        --log "${dir}/train.log" --ngpu "${ngpu}" --num_nodes "${num_nodes}" \
+        --init_file_prefix "${dir}/.dist_init_" --multiprocessing_distributed true -- \
+        "$@" 2> "${dir}/launch.log"; then
+        # The launcher repeats the whole log; the job runner's lines say it shortly.
+        grep -E '^(run|slurm)\.pl: ' "${dir}/launch.log" >&2 || tail -n 5 "${dir}/launch.log" >&2
+        fail "stage ${current} stopped; log: ${dir}/train.log; the same command goes on from the last epoch"
+    fi
+    exec {lock}>&-
+}
+data_arguments() { # <phase> <train or valid>: fills ${arguments} with its files
+    local phase=$1 kind=$2 set=${valid_set} dir
+    local train=${phase}_train_set
+    [ "${kind}" = valid ] || set=${!train}
+    dir=$(examples "${phase}" "${set}")
+    local flag=--${kind}_data_path_and_name_and_type
+    arguments+=("${flag}" "${dir}/wav.scp,speech,sound" "${flag}" "${dir}/text,text,text"
+        "${flag}" "${dir}/text_ctc,text_ctc,text" "${flag}" "${dir}/utt2task,task,text")
+}
+common_arguments() { # <phase>: fills ${arguments}
+    local config=${1}_config
+    arguments=(--config "${!config}" --prompts "${prompts}"
+        --ctc_token_list "${token_dir}/tokens.txt" --use_preprocessor true)
+    if [ "${token_type}" = bpe ]; then
+        arguments+=(--ctc_bpemodel "${token_dir}/bpe.model")
+    fi
+}
+train() { # <phase> <checkpoint to start from, or nothing>
+    local phase=$1 init=$2 dir=${1}_exp stats arguments
+    stats=$(stats_dir "${phase}")
+    [ -f "${stats}/.done" ] || fail "no statistics in ${stats}; run stage 7 first"
+    common_arguments "${phase}"
+    data_arguments "${phase}" train
+    data_arguments "${phase}" valid
+    local name
+    for name in speech_shape text_shape; do
+        arguments+=(--train_shape_file "${stats}/train/${name}"
+            --valid_shape_file "${stats}/valid/${name}")
+    done
+    [ -z "${init}" ] || arguments+=(--init_param "${init}")
+    # shellcheck disable=SC2086 # train_args are words
+    launch "${phase}" "${!dir}" python3 -m speechllm.bin.speechllm_train \
+        "${arguments[@]}" --output_dir "${!dir}" --resume true ${train_args}
+}
+collect() { # <phase>: shapes of its examples, unless they are there already
+    local phase=$1 stats log_dir arguments key jobs train=${1}_train_set config=${1}_config
+    stats=$(stats_dir "${phase}")
+    log_dir=${stats}/logdir
+    local train_examples valid_examples
+    train_examples=$(examples "${phase}" "${!train}")
+    valid_examples=$(examples "${phase}" "${valid_set}")
+    key=$(cat "${!config}" "${prompts}" "${token_dir}/tokens.txt" \
+        "${train_examples}"/{wav.scp,text,text_ctc,utt2task} \
+        "${valid_examples}"/{wav.scp,text,text_ctc,utt2task} | sha256sum)
+    if [ -f "${stats}/.done" ] && [ "$(< "${stats}/.done")" = "${key}" ]; then
+        log "Stage ${current}: statistics in ${stats} are up to date"
+        return
+    fi
+    rm -f "${stats}/.done"
+    mkdir -p "${log_dir}"
+    jobs=${stats_nj}
+    [ "${jobs}" -le "$(count "${train_examples}/wav.scp")" ] || jobs=$(count "${train_examples}/wav.scp")
+    [ "${jobs}" -le "$(count "${valid_examples}/wav.scp")" ] || jobs=$(count "${valid_examples}/wav.scp")
+    split -n "r/${jobs}" --numeric-suffixes=1 -a 3 "${train_examples}/wav.scp" "${log_dir}/train."
+    split -n "r/${jobs}" --numeric-suffixes=1 -a 3 "${valid_examples}/wav.scp" "${log_dir}/valid."
+    local part
+    for part in "${log_dir}"/{train,valid}.[0-9][0-9][0-9]; do
+        # train.007 becomes train.7.scp
+        mv "${part}" "${part%.*}.$((10#${part##*.})).scp"
+    done
+    common_arguments "${phase}"
+    data_arguments "${phase}" train
+    data_arguments "${phase}" valid
+    # shellcheck disable=SC2086 # train_args are words
+    OMP_NUM_THREADS=1 ${train_cmd} JOB=1:"${jobs}" "${log_dir}/stats.JOB.log" \
+        python3 -m speechllm.bin.speechllm_train --collect_stats true \
+        "${arguments[@]}" \
+        --train_shape_file "${log_dir}/train.JOB.scp" \
+        --valid_shape_file "${log_dir}/valid.JOB.scp" \
+        --output_dir "${log_dir}/stats.JOB" --ngpu 0 ${train_args}
+    local job inputs=()
+    for ((job = 1; job <= jobs; job++)); do
+        inputs+=(--input_dir "${log_dir}/stats.${job}")
+    done
+    prepare "${log_dir}/aggregate.log" python3 -m espnet2.bin.aggregate_stats_dirs \
+        --skip_sum_stats "${inputs[@]}" --output_dir "${stats}"
+    echo "${key}" > "${stats}/.done"
+}
+
+# ---- stages ----------------------------------------------------------------------
+prep_log=${dumpdir}/log
+all_raw_sets="${perturbed_sets} ${prepared_sets}"
+
+if running 1; then
+    begin 1 "data preparation: ${datadir}/{${training_sets//$'\n'/,},${prepared_sets//$'\n'/,}}"
+    # shellcheck disable=SC2086 # local_data_opts are words
+    local/data.sh ${local_data_opts}
+    pipes=()
+    "${allow_pipes}" && pipes=(--allow_pipes)
+    # shellcheck disable=SC2046,SC2086 # one word per set
+    prepare "${prep_log}/validate.log" python3 -m speechllm.bin.data_dir validate \
+        "${pipes[@]}" --input $(printf "${datadir}/%s\n" ${training_sets} ${prepared_sets})
+    finish "$(count "${datadir}/${base_train_set}/text") utterances in ${datadir}/${base_train_set}" \
+        "${prep_log}/validate.log"
+fi
+
+if running 2; then
+    begin 2 "speed perturbation: ${speed_perturb_factors}"
+    for name in ${training_sets}; do
+        # shellcheck disable=SC2086 # factors are words
+        prepare "${prep_log}/perturb_${name}.log" python3 -m speechllm.bin.data_dir \
+            perturb_speed --input "${datadir}/${name}" --output "${datadir}/${name}_sp" \
+            --factors ${speed_perturb_factors}
+    done
+    finish "$(count "${datadir}/${train_train_set}/text") utterances in ${datadir}/${train_train_set}" \
+        "${prep_log}/perturb_${base_train_set}.log"
+fi
+
+if running 3; then
+    begin 3 "format wav.scp: ${datadir}/ -> ${dumpdir}/audio/"
+    pipes=()
+    "${allow_pipes}" && pipes=(--allow_pipes)
+    for name in ${all_raw_sets}; do
+        prepare --num_threads "${nj}" "${prep_log}/format_${name}.log" \
+            python3 -m speechllm.bin.format_audio --input "${datadir}/${name}" \
+            --output "${dumpdir}/audio/${name}" --nj "${nj}" \
+            --audio_format "${audio_format}" "${pipes[@]}"
+        log "Stage 3: $(said "${prep_log}/format_${name}.log")"
+    done
+    finish "16 kHz mono ${audio_format} in ${dumpdir}/audio" "${prep_log}/format_*.log"
+fi
+
+if running 4; then
+    begin 4 "leave out bad utterances: ${dumpdir}/audio/ -> ${dumpdir}/raw/"
+    for name in ${all_raw_sets}; do
+        limits=()
+        # A test set keeps its long and short utterances.
+        if [[ " ${test_sets} " != *" ${name} "* ]]; then
+            limits=(--min_seconds "${min_wav_duration}" --max_seconds "${max_wav_duration}")
+        fi
+        prepare "${prep_log}/filter_${name}.log" python3 -m speechllm.bin.data_dir filter \
+            --input "${dumpdir}/audio/${name}" --output "${dumpdir}/raw/${name}" "${limits[@]}"
+        log "Stage 4: $(said "${prep_log}/filter_${name}.log")"
+    done
+    finish "what went and why is in ${dumpdir}/raw/*/dropped.tsv" "${prep_log}/filter_*.log"
+fi
+
+if running 5; then
+    begin 5 "examples (utterance x task) and the CTC vocabulary"
+    make_examples() { # <phase> <set> <tasks>
+        local output
+        output=$(examples "$1" "$2")
+        prepare "${prep_log}/examples_$(basename "${output}").log" \
+            python3 -m speechllm.bin.make_examples --input "${dumpdir}/raw/$2" \
+            --tasks "$3" --output "${output}"
+        log "Stage 5: ${output}: $(count "${output}/text") examples"
+    }
+    texts=()
+    for phase in ${phases}; do
+        tasks=${phase}_tasks
+        set=${phase}_train_set
+        make_examples "${phase}" "${!set}" "${!tasks}"
+        make_examples "${phase}" "${valid_set}" "${!tasks}"
+        texts+=("$(examples "${phase}" "${!set}")/text_ctc")
+    done
+    for name in ${test_sets}; do
+        if [ "${name}" = "${valid_set}" ] && [ "${test_tasks}" != "${train_tasks}" ]; then
+            fail "${name} validates and tests; then --test_tasks must be --train_tasks"
+        fi
+        [ "${name}" = "${valid_set}" ] || make_examples test "${name}" "${test_tasks}"
+    done
+    prepare "${prep_log}/vocabulary.log" python3 -m speechllm.bin.build_vocabulary \
+        --text "${texts[@]}" --type "${token_type}" --size "${nbpe}" --output "${token_dir}"
+    finish "$(count "${token_dir}/tokens.txt") CTC tokens in ${token_dir}/tokens.txt" \
+        "${prep_log}/vocabulary.log"
+fi
+
+if running 6; then
+    begin 6 "pretrained models"
+    configs=()
+    for phase in ${phases}; do
+        config=${phase}_config
+        configs+=(--config "${!config}")
+    done
+    prepare "${expdir}/log/fetch_models.log" python3 -m speechllm.bin.fetch_models "${configs[@]}"
+    finish "$(said "${expdir}/log/fetch_models.log")" "${expdir}/log/fetch_models.log"
+fi
+
+if running 7; then
+    begin 7 "split, collect statistics"
+    for phase in ${phases}; do
+        collect "${phase}"
+    done
+    finish "shapes of $(count "$(stats_dir train)/train/speech_shape") training examples" \
+        "$(stats_dir train)/logdir/stats.*.log"
+fi
+
+if running 8; then
+    begin 8 "warm-up of bridge and CTC: ${warmup_exp}; log: ${warmup_exp}/train.log"
+    train warmup ""
+    finish "${warmup_exp}/${warmup_model}" "${warmup_exp}/train.log"
+fi
+
+if running 9; then
+    begin 9 "training: ${train_exp}; log: ${train_exp}/train.log"
+    start=${init_param}
+    if [ -z "${start}" ] && [ -n "${warmup_config}" ]; then
+        start=${warmup_exp}/${warmup_model}
+        [ -f "${start}" ] || fail "no warm-up checkpoint ${start}; run stage 8, or give --warmup_config ''"
+    fi
+    train train "${start}"
+    finish "${train_exp}/${inference_model}" "${train_exp}/train.log"
+fi
+
+if running 10; then
+    begin 10 "second training: ${second_exp}; log: ${second_exp}/train.log"
+    start=${train_exp}/${second_init_model}
+    [ -f "${start}" ] || fail "no checkpoint ${start}; run stage 9 first"
+    train second "${start}"
+    finish "${second_exp}/${inference_model}" "${second_exp}/train.log"
+fi
+
+if running 11; then
+    begin 11 "average and export: ${final_exp}/model"
+    [ -e "${final_exp}/${inference_model}" ] || fail "no checkpoint ${final_exp}/${inference_model}; run stage 9 first"
+    prepare "${final_exp}/export.log" python3 -m speechllm.bin.export_model \
+        --exp_dir "${final_exp}" --checkpoint "${inference_model}" --output "${final_exp}/model"
+    finish "$(said "${final_exp}/export.log")" "${final_exp}/export.log"
+fi
+
+if running 12; then
+    begin 12 "decoding: ${decode_dir}/"
+    [ -d "${final_exp}/model" ] || fail "no exported model ${final_exp}/model; run stage 11 first"
+    options=()
+    gpus=0
+    if "${gpu_inference}"; then
+        gpus=1
+        options+=(--device cuda)
+    fi
+    for name in ${test_sets}; do
+        dir=${decode_dir}/${name}
+        # shellcheck disable=SC2086 # inference_args are words
+        OMP_NUM_THREADS=$(threads "${inference_nj}") \
+            ${decode_cmd} --gpu "${gpus}" JOB=1:"${inference_nj}" "${dir}/log/decode.JOB.log" \
+            python3 -m speechllm.bin.decode --model "${final_exp}/model" \
+            --examples "$(examples test "${name}")" --output_dir "${dir}" \
+            --config "${inference_config}" --num_shards "${inference_nj}" --shard JOB \
+            "${options[@]}" ${inference_args}
+        log "Stage 12: ${dir}/text: $(count "${dir}/text") hypotheses"
+    done
+    finish "hypotheses of ${test_sets} in ${decode_dir}" "${decode_dir}/*/log/decode.*.log"
+fi
+
+if running 13; then
+    begin 13 "scoring"
+    for name in ${test_sets}; do
+        [ -f "${decode_dir}/${name}/text" ] || fail "no hypotheses ${decode_dir}/${name}/text; run stage 12 first"
+        prepare "${decode_dir}/${name}/log/score.log" python3 -m speechllm.bin.score \
+            --examples "$(examples test "${name}")" --decode_dir "${decode_dir}/${name}"
+    done
+    prepare "${expdir}/log/report.log" python3 -m speechllm.bin.report \
+        --exp_root "${expdir}" --output "${expdir}/RESULTS"
+    cat "${expdir}/RESULTS.md"
+    finish "${expdir}/RESULTS.md and RESULTS.json" "${expdir}/log/report.log"
+fi
+
+if running 14; then
+    begin 14 "pack: ${final_exp}/model.zip"
+    prepare "${expdir}/log/pack.log" python3 -m speechllm.bin.pack --force \
+        --model "${final_exp}/model" --output "${final_exp}/model.zip"
+    finish "$(said "${expdir}/log/pack.log")" "${expdir}/log/pack.log"
+fi
+
+if running 15; then
+    begin 15 "upload to ${hf_repo:-nowhere yet}"
+    [ -n "${hf_repo}" ] || fail "--hf_repo <user>/<name> says where to upload to"
+    results=()
+    [ ! -f "${expdir}/RESULTS.json" ] || results=(--results "${expdir}/RESULTS.json")
+    prepare "${expdir}/log/upload.log" python3 -m speechllm.bin.upload \
+        --model "${final_exp}/model" --repo_id "${hf_repo}" "${results[@]}"
+    finish "$(said "${expdir}/log/upload.log")" "${expdir}/log/upload.log"
+fi

@@ -1,0 +1,145 @@
+"""What run.pl and slurm.pl share: Kaldi's way to call a job runner.
+
+    run.pl [--option value …] [JOB=1:N] <log file> <command> [argument …]
+
+With ``JOB=1:N`` the command runs N times; every ``JOB`` in the log's name and in
+the command is replaced by the job's number. The command may hold shell operators
+as words of their own (``'|'``, ``'>'``); all other words reach it as they are.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+OPTIONS = {
+    "gpu": "GPUs per job",
+    "mem": "memory per job, such as 8G (slurm)",
+    "num_threads": "CPU cores per job (slurm)",
+    "num_nodes": "machines per job (slurm)",
+    "max_jobs_run": "how many jobs run at once",
+    "name": "name of the job (slurm)",
+    "time": "time limit, such as 24:00:00 (slurm)",
+    "partition": "partition of the cluster (slurm)",
+}
+OPERATORS = {"|", "||", "&&", ";", "&", "<", ">", ">>", "2>", "2>>", "2>&1", "|&"}
+
+
+@dataclass(frozen=True)
+class Request:
+    """A parsed call; ``variable`` is None when there is a single job."""
+
+    log: str
+    command: list[str]
+    variable: str | None = None
+    first: int = 1
+    last: int = 1
+    options: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def jobs(self) -> range:
+        return range(self.first, self.last + 1)
+
+    def number(self, name: str, default: int) -> int:
+        value = self.options.get(name, str(default))
+        if not value.isdigit():
+            stop(f"--{name} needs a whole number, not '{value}'")
+        return int(value)
+
+    def log_of(self, job: int) -> Path:
+        return Path(self.with_job(self.log, str(job)))
+
+    def with_job(self, word: str, value: str) -> str:
+        return word if self.variable is None else word.replace(self.variable, value)
+
+    def shell_line(self, value: str, quoted: str | None = None) -> str:
+        """The command as one line of bash, for the job number ``value``.
+
+        Args:
+            value: the number.
+            quoted: what stands for the number within single quotes; for a shell
+                variable that is ``'"$NAME"'``.
+        """
+        words = []
+        for word in self.command:
+            if word in OPERATORS:
+                words.append(word)
+                continue
+            word = "'" + word.replace("'", "'\"'\"'") + "'"
+            words.append(self.with_job(word, quoted or value))
+        return " ".join(words)
+
+
+def runner() -> str:
+    return Path(sys.argv[0]).name
+
+
+def stop(message: str) -> None:
+    print(f"{runner()}: error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def parse(argv: list[str]) -> Request:
+    """Parse a call; a call that makes no sense ends the process with status 2."""
+    words = list(argv)
+    if not words or words[0] in ("--help", "-h"):
+        lines = [f"  --{name} <value>  {text}" for name, text in OPTIONS.items()]
+        usage = (__doc__ or "").replace("run.pl [", f"{runner()} [", 1)
+        print(usage + "\n" + "\n".join(lines))
+        sys.exit(0 if words else 2)
+    options: dict[str, str] = {}
+    variable, first, last = None, 1, 1
+    while words:
+        word = words[0]
+        span = re.fullmatch(r"([A-Za-z_]\w*)=(\d+)(?::(\d+))?", word)
+        if word.startswith("--"):
+            name = word[2:].replace("-", "_")
+            if name not in OPTIONS:
+                known = ", ".join(f"--{known}" for known in OPTIONS)
+                stop(f"unknown option '{word}'; there are: {known}")
+            if len(words) < 2:
+                stop(f"'{word}' needs a value")
+            options[name] = words[1]
+            del words[:2]
+        elif span and variable is None:
+            variable, first = span.group(1), int(span.group(2))
+            last = int(span.group(3) or first)
+            if not 1 <= first <= last:
+                stop(f"'{word}' is no range of job numbers; write JOB=1:N")
+            del words[0]
+        else:
+            break
+    if len(words) < 2:
+        stop("a log file and a command are needed; --help shows the form")
+    log, command = words[0], words[1:]
+    if first < last and variable not in log:
+        stop(f"the log '{log}' must have {variable} in its name, or jobs share a log")
+    return Request(log, command, variable, first, last, options)
+
+
+def report_failures(request: Request, failed: dict[int, int]) -> None:
+    """Name the failed jobs and their logs, with the reason the first one gives."""
+    count = len(request.jobs)
+    head = "the job failed" if count == 1 else f"{len(failed)} of {count} jobs failed"
+    for job, code in sorted(failed.items())[:5]:
+        print(
+            f"{runner()}: {head}: status {code}, log {request.log_of(job)}",
+            file=sys.stderr,
+        )
+        head = "and"
+    for line in reason(request.log_of(min(failed))):
+        print(f"{runner()}: {line}", file=sys.stderr)
+
+
+def reason(log: Path) -> list[str]:
+    """The ``error:`` lines of a log, or else its last ten lines."""
+    try:
+        text = log.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        return [f"no log could be read: {error.strerror}"]
+    lines = [line for line in text.splitlines() if line.strip()]
+    lines = [line for line in lines if not line.startswith(("#", "progress: "))]
+    errors = [line for line in lines if "error: " in line[:80]]
+    return errors[-3:] or lines[-10:]

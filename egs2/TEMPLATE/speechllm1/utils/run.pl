@@ -1,0 +1,228 @@
+#!/usr/bin/env python3
+"""Run jobs on this machine; drop-in for Kaldi's run.pl (the form: jobs.py).
+
+The name ends in .pl because recipes and espnet2.bin.launch know it by that name.
+A single job's output lines that begin with ``progress: `` are shown as they come;
+everything goes to the log. When this program, its caller, or the recipe that is
+named in SPEECHLLM_PID (host:pid) dies, the jobs are ended too, so that nothing goes
+on writing where a second start works.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from jobs import Request, parse, report_failures, stop
+
+POLL_SECONDS = 0.2
+PROGRESS_SECONDS = 30.0
+PR_SET_PDEATHSIG = 1
+
+
+def gpu_slots(gpus: int) -> list[str]:
+    """Values of CUDA_VISIBLE_DEVICES for jobs of ``gpus`` GPUs that run at once."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        devices = [device for device in visible.split(",") if device.strip()]
+    else:
+        try:
+            listing = subprocess.run(
+                ["nvidia-smi", "-L"], capture_output=True, text=True, check=True
+            ).stdout
+        except (OSError, subprocess.CalledProcessError):
+            listing = ""
+        count = len(re.findall(r"^GPU \d", listing, re.MULTILINE))
+        devices = [str(index) for index in range(count)]
+    if len(devices) < gpus:
+        stop(f"a job asks for {gpus} GPUs, this machine shows {len(devices)}")
+    starts = range(0, len(devices) - gpus + 1, gpus)
+    return [",".join(devices[start : start + gpus]) for start in starts]
+
+
+class Progress:
+    """Show progress on the terminal: one changing line, or a line each 30 s."""
+
+    def __init__(self) -> None:
+        self.tty = sys.stdout.isatty()
+        self.shown, self.latest, self.time = "", "", -PROGRESS_SECONDS
+
+    def show(self, text: str) -> None:
+        self.latest = text
+        now = time.monotonic()
+        if self.latest == self.shown:
+            return
+        if self.tty:
+            print(f"\r\x1b[K  {text}", end="", flush=True)
+        elif now - self.time < PROGRESS_SECONDS:
+            return
+        else:
+            print(f"  {text}", flush=True)
+        self.shown, self.time = text, now
+
+    def close(self) -> None:
+        if self.tty and self.shown:
+            print(flush=True)
+        elif self.latest != self.shown:
+            print(f"  {self.latest}", flush=True)
+
+
+class Tail:
+    """The newest ``progress: `` line that was added to a log since the last look."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.position, self.rest = path, 0, b""
+
+    def newest(self) -> str | None:
+        with open(self.path, "rb") as stream:
+            stream.seek(self.position)
+            data = stream.read()
+        self.position += len(data)
+        *lines, self.rest = re.split(rb"[\r\n]", self.rest + data)
+        found = [line for line in lines if line.startswith(b"progress: ")]
+        return found[-1].decode("utf-8", "replace").strip() if found else None
+
+
+@dataclass
+class Running:
+    job: int
+    process: subprocess.Popen
+    slot: str | None
+    start: float
+
+
+def start_job(request: Request, job: int, slot: str | None) -> Running:
+    log = request.log_of(job)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    line = request.shell_line(str(job))
+    environment = dict(os.environ)
+    if slot is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = slot
+    with open(log, "wb") as stream:
+        head = f"# {line}\n# Started at {time.ctime()} on {socket.gethostname()}\n#\n"
+        stream.write(head.encode())
+        stream.flush()
+        process = subprocess.Popen(
+            ["bash", "-c", f"set -o pipefail; {line}"],
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+            preexec_fn=die_with_parent,
+        )
+    return Running(job, process, slot, time.time())
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def die_with_parent() -> None:
+    """Ask Linux to end this process when its parent is gone, even by SIGKILL."""
+    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+
+
+def end_job(request: Request, running: Running, code: int) -> int:
+    """Close the log; returns the shell's status (128 + signal for a killed job)."""
+    code = 128 - code if code < 0 else code
+    seconds = time.time() - running.start
+    with open(request.log_of(running.job), "a", encoding="utf-8") as stream:
+        stream.write(
+            f"\n# Ended (code {code}) at {time.ctime()}, elapsed {seconds:.1f} s\n"
+        )
+    return code
+
+
+def kill(running: list[Running]) -> None:
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for item in running:
+            try:
+                os.killpg(item.process.pid, number)
+            except ProcessLookupError:
+                pass
+        limit = time.monotonic() + 10
+        while time.monotonic() < limit:
+            if all(item.process.poll() is not None for item in running):
+                break
+            time.sleep(POLL_SECONDS)
+
+
+def recipe_gone() -> bool:
+    """True when SPEECHLLM_PID names a process of this host that has ended."""
+    host, _, pid = os.environ.get("SPEECHLLM_PID", "").rpartition(":")
+    if not pid or host != socket.gethostname():
+        return False
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return True
+    return state == "Z"
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def main() -> int:
+    request = parse(sys.argv[1:])
+    gpus = request.number("gpu", 0)
+    count = len(request.jobs)
+    free: list[str | None] = [None] * (os.cpu_count() or 1)
+    if gpus and count > 1:
+        free = list(gpu_slots(gpus))
+    at_once = request.number("max_jobs_run", len(free))
+    if at_once < 1:
+        stop("--max_jobs_run must be at least 1")
+    if not (gpus and count > 1):
+        free = [None] * at_once
+    free = free[:at_once]
+
+    signal.signal(signal.SIGTERM, interrupted)
+    signal.signal(signal.SIGHUP, interrupted)
+    parent = os.getppid()
+    waiting, running, failed = list(request.jobs), [], {}
+    progress, done = Progress(), 0
+    tail = Tail(request.log_of(request.first)) if count == 1 else None
+    try:
+        while waiting or running:
+            while waiting and free:
+                running.append(start_job(request, waiting.pop(0), free.pop(0)))
+            time.sleep(POLL_SECONDS)
+            for item in list(running):
+                code = item.process.poll()
+                if code is None:
+                    continue
+                running.remove(item)
+                free.append(item.slot)
+                done += 1
+                code = end_job(request, item, code)
+                if code:
+                    failed[item.job] = code
+            text = tail.newest() if tail else f"progress: {done}/{count} jobs done"
+            if text and (tail or done):
+                progress.show(text)
+            if os.getppid() != parent or recipe_gone():
+                raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        kill(running)
+        for item in running:
+            end_job(request, item, item.process.poll() or 0)
+        progress.close()
+        return 130
+    progress.close()
+    if failed:
+        report_failures(request, failed)
+        return failed[min(failed)]
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# From a fresh clone to a table of scores: installs the environment when there is
+# none, then runs a recipe's run.sh with the flags given here.
+set -euo pipefail
+
+root=$(cd "$(dirname "$0")" && pwd)
+recipe=mini_asterisk
+arguments=()
+recipes() {
+    local path
+    for path in "${root}"/egs2/*/speechllm1/run.sh; do
+        path=${path%/speechllm1/run.sh}
+        printf '%s ' "${path##*/}"
+    done
+}
+help=false
+while [ $# -gt 0 ]; do
+    case $1 in
+        --recipe)
+            [ $# -ge 2 ] || { echo "run.sh: error: --recipe needs a value; there are: $(recipes)" >&2; exit 1; }
+            recipe=$2
+            shift 2 ;;
+        --help | -h)
+            help=true
+            shift ;;
+        *)
+            arguments+=("$1")
+            shift ;;
+    esac
+done
+
+directory=${root}/egs2/${recipe}/speechllm1
+if [[ ${recipe} == */* ]] || [ ! -f "${directory}/run.sh" ]; then
+    echo "run.sh: error: no recipe '${recipe}'; there are: $(recipes)" >&2
+    exit 1
+fi
+if "${help}"; then
+    echo "Usage: ./run.sh [--recipe NAME] [options of the recipe]
+Installs the environment on first use (tools/install.sh), then runs
+egs2/NAME/speechllm1/run.sh with the options. Recipes: $(recipes)[mini_asterisk]
+
+    ./run.sh --stage 1 --stop_stage 13     from raw speech to the table of scores
+"
+    exec "${directory}/run.sh" --help
+fi
+
+"${root}/tools/install.sh" --if_stale true
+exec "${directory}/run.sh" "${arguments[@]}"
