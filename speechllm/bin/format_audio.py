@@ -1,0 +1,34 @@
+"""Write the audio of a data dir as 16 kHz mono files, one per utterance."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from speechllm.errors import run_main
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--input", required=True, type=Path, help="data dir")
+    parser.add_argument("--output", required=True, type=Path, help="formatted data dir")
+    parser.add_argument("--nj", type=int, default=1, help="processes")
+    parser.add_argument("--audio_format", choices=("flac", "wav"), default="flac")
+    parser.add_argument(
+        "--allow_pipes",
+        action="store_true",
+        help="run commands found in wav.scp; only for data you trust",
+    )
+    args = parser.parse_args(argv)
+
+    from speechllm.formatting import format_audio
+
+    kept, failed = format_audio(
+        args.input, args.output, args.nj, args.audio_format, args.allow_pipes
+    )
+    place = args.output / "dropped.tsv"
+    print(f"{args.output}: {kept} utterances, {len(failed)} left out ({place})")
+
+
+if __name__ == "__main__":
+    run_main(main)

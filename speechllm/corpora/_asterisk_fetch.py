@@ -1,0 +1,183 @@
+"""Fetch the Asterisk core sounds: from Debian's packages, else from the tarballs.
+
+Every file is checked against its pinned sha256 before it is opened. Nothing here
+needs root.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+import tarfile
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from speechllm.errors import UserError
+from speechllm.files import atomic_directory
+
+LANGUAGES = ("en", "es", "fr", "it", "ru")
+VERSION = "1.6.1"
+_DEBIAN_VERSION = "1.6.1-1"
+_TIMEOUT_SECONDS = 300
+# The tarballs as upstream released them; Debian keeps the same files as its source.
+_UPSTREAM = "https://downloads.asterisk.org/pub/telephony/sounds/releases"
+_DEBIAN = "https://deb.debian.org/debian/pool/main/a/asterisk-core-sounds"
+_TARBALLS = (
+    f"{_UPSTREAM}/asterisk-core-sounds-{{lang}}-g722-{VERSION}.tar.gz",
+    f"{_DEBIAN}/asterisk-core-sounds_{VERSION}.orig-{{lang}}-g722.tar.gz",
+)
+_TARBALL_SHA256 = {
+    "en": "59891033e764d9dffc5ccdd78e845a1c8ea6bed0b434128bb0199c63ef591770",
+    "es": "3c474f73cc4f65478b3cf05ab0c5da19c8ce408699f61491f6aafba450cb540a",
+    "fr": "7ff3ca96bbb295a6458e6eb1ff92690d9a5d0db0b4ddfa2c488237e4d251efbe",
+    "it": "44a7fd7b067ff7f71df7fec31f9a8c960e13d35ca30c31878913c4020bfc00b6",
+    "ru": "fde2a071b811a081219138693d6813d122d91c2c3423936274b110b97645b61b",
+}
+_PACKAGE_SHA256 = {
+    "asterisk-core-sounds-{lang}": {
+        "en": "973e797d28e37fa6ca3c0a9d6fa717e77cf1268ae916bf09fd3503113cdffa50",
+        "es": "9afdab7f559f036649fb406e625899306ca1004df8ebe39c30bfbd5912d66f74",
+        "fr": "04c82c78c570c43a7136cbc5e2488d0c470b775468dff9fbce4a131b18cf1056",
+        "it": "3884d9457e12f21caa018c18f0d587df5d53ebea14b673d8453a134c5941ab3b",
+        "ru": "28a61616bb0cd3345a7ea532dec4df9f071e5d0fa9f8c1a563ea9669002f39ab",
+    },
+    "asterisk-core-sounds-{lang}-g722": {
+        "en": "38c5261820b406dcb0ecb37675720da2b0864850690690352ca52707eb623806",
+        "es": "e4e3b4281057d3b81b779298fd6be705f57411513955c518eed1bcaabbd615b8",
+        "fr": "7add61d5e42279ecff1bbdf842a5a946ac3644fac9a0fe44384731aa7270c8e0",
+        "it": "46b4cf7afc508a5fcfc051b7ea233251c0d195dd4ef83cc4b7facb4c6429b016",
+        "ru": "673b4238a6b8269960f055d868c6a11083f7a0d00979167cb01554046b48ed9b",
+    },
+}
+_PACKAGES = {
+    template.format(lang=language): digest
+    for template, digests in _PACKAGE_SHA256.items()
+    for language, digest in digests.items()
+}
+
+
+class _Unavailable(Exception):
+    """This source has nothing for us; the next may."""
+
+
+def fetch_asterisk(download_dir: str | Path) -> Path:
+    """Return the folder with the unpacked sounds, fetching them once (54 MB).
+
+    Raises:
+        UserError: no source can be reached, or a file has a wrong checksum.
+    """
+    folder = Path(download_dir) / f"asterisk-core-sounds-{VERSION}"
+    if folder.is_dir():
+        return folder
+    reasons = []
+    for fetch in (_from_debian, _from_tarballs):
+        try:
+            with atomic_directory(folder) as new:
+                fetch(new)
+            return folder
+        except _Unavailable as reason:
+            reasons.append(str(reason))
+    raise UserError(
+        "the Asterisk sounds cannot be fetched: " + "; ".join(reasons) + ". Unpack the "
+        f"Debian packages {', '.join(sorted(_PACKAGES)[:2])}, … or the tarballs of "
+        f"{_UPSTREAM} (one folder per language) on a machine with a network and name "
+        "the folder with --asterisk_dir"
+    )
+
+
+def check_sha256(path: Path, expected: str) -> None:
+    """Raise a UserError unless the file has the sha256 that is pinned for it."""
+    with open(path, "rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if found != expected:
+        raise UserError(
+            f"{path.name}: wrong checksum (sha256 {found}, expected {expected}); the "
+            "download is damaged or not the file this project was made for"
+        )
+
+
+def _from_debian(folder: Path) -> None:
+    """Download and unpack the Debian packages with apt-get and dpkg-deb."""
+    if not shutil.which("apt-get") or not shutil.which("dpkg-deb"):
+        raise _Unavailable("apt-get is not on this machine")
+    debs = folder / "packages"
+    debs.mkdir()
+    print("fetching the Asterisk sounds with apt-get (54 MB)", flush=True)
+    packages = [f"{name}={_DEBIAN_VERSION}" for name in sorted(_PACKAGES)]
+    problem = _apt(debs, ["download", *packages])
+    if problem:  # no package lists, as in a fresh container: keep lists of our own
+        options = _private_lists(debs)
+        problem = _apt(debs, [*options, "update"]) or _apt(
+            debs, [*options, "download", *packages]
+        )
+    if problem:
+        raise _Unavailable(
+            f"apt-get has no asterisk-core-sounds {_DEBIAN_VERSION} ({problem}; where "
+            "package lists are missing, 'apt-get update' as root makes them)"
+        )
+    for name, digest in sorted(_PACKAGES.items()):
+        deb = debs / f"{name}_{_DEBIAN_VERSION}_all.deb"
+        check_sha256(deb, digest)
+        subprocess.run(["dpkg-deb", "-x", str(deb), str(folder)], check=True)
+    shutil.rmtree(debs)
+
+
+def _private_lists(folder: Path) -> list[str]:
+    """Make folders for package lists that need no root; return apt's options."""
+    for name in ("state/lists/partial", "cache/archives/partial"):
+        (folder / name).mkdir(parents=True)
+    state, cache = (folder / "state").resolve(), (folder / "cache").resolve()
+    status = "/var/lib/dpkg/status"
+    options = [f"Dir::State={state}", f"Dir::Cache={cache}"]
+    options += [f"Dir::State::status={status}", "Acquire::Retries=1"]
+    return [part for option in options for part in ("-o", option)]
+
+
+def _apt(folder: Path, arguments: list[str]) -> str | None:
+    """Run apt-get in a folder; return what went wrong, or None."""
+    sandbox = ["-o", "APT::Sandbox::User=root"]  # the folder is not open to _apt
+    try:
+        result = subprocess.run(
+            ["apt-get", "-q", *sandbox, *arguments],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return f"no answer in {_TIMEOUT_SECONDS} s"
+    if result.returncode == 0:
+        return None
+    lines = [line for line in result.stderr.splitlines() if line.startswith("E:")]
+    return (lines or ["E: unknown error"])[0][2:].strip()
+
+
+def _from_tarballs(folder: Path) -> None:
+    """Download and unpack upstream's tarballs, one folder per language."""
+    for language in LANGUAGES:
+        tarball = folder / f"{language}.tar.gz"
+        _download(language, tarball)
+        check_sha256(tarball, _TARBALL_SHA256[language])
+        with tarfile.open(tarball) as archive:
+            archive.extractall(folder / language, filter="data")
+        tarball.unlink()
+
+
+def _download(language: str, target: Path) -> None:
+    problems = []
+    for template in _TARBALLS:
+        url = template.format(lang=language)
+        print(f"fetching {url}", flush=True)
+        try:
+            with (
+                urllib.request.urlopen(url, timeout=30) as answer,
+                open(target, "wb") as stream,
+            ):
+                shutil.copyfileobj(answer, stream)
+            return
+        except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+            problems.append(f"{url}: {getattr(error, 'reason', error)}")
+    raise _Unavailable("; ".join(problems))
