@@ -1,0 +1,37 @@
+"""Write the example dir of some tasks over formatted data dirs."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from pathlib import Path
+
+from speechllm.errors import run_main
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--input", required=True, nargs="+", type=Path, help="formatted data dirs"
+    )
+    parser.add_argument(
+        "--tasks",
+        required=True,
+        nargs="+",
+        help='such as "asr:en asr:fr st:en:fr asr_st:en:fr"',
+    )
+    parser.add_argument("--output", required=True, type=Path, help="example dir")
+    args = parser.parse_args(argv)
+
+    from speechllm.examples import make_examples
+
+    tasks = [task for argument in args.tasks for task in argument.split()]
+    counts, dropped = make_examples(args.input, args.output, tasks)
+    for task, count in sorted(counts.items()):
+        print(f"{args.output}: {count} examples of {task}")
+    for reason, count in sorted(Counter(entry.reason for entry in dropped).items()):
+        print(f"{args.output}: {count} left out: {reason}")
+
+
+if __name__ == "__main__":
+    run_main(main)

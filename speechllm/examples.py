@@ -1,0 +1,209 @@
+"""From a formatted data dir to examples: utterance × task × target language.
+
+A task specification is ``asr:en`` (transcribe English), ``st:en:fr`` (translate
+English speech into French) or ``asr_st:en:fr`` (both, in one answer). An example dir
+has, keyed by ``<utterance>-<task>-<target language>``:
+
+===================  ========================================================
+``wav.scp``          the utterance's audio file
+``text``             the target of the task, as written (case, punctuation)
+``text_ctc``         the transcript, normalised for CTC, whatever the task
+``utt2task``         task, source language, target language
+``utt2num_samples``  samples of the audio file
+``utt2spk``          speaker, and its inverse ``spk2utt``
+``utt2lang``         language of the speech
+===================  ========================================================
+
+The target of ``asr_st`` is transcript, tab, translation.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from speechllm import datadir
+from speechllm.datadir import Dropped
+from speechllm.errors import UserError
+from speechllm.files import atomic_directory
+from speechllm.text import ctc_text
+
+TASKS = ("asr", "st", "asr_st")
+JOINT_SEPARATOR = "\t"  # between transcript and translation in a target of asr_st
+_FILES = (
+    "text",
+    "text_ctc",
+    "utt2lang",
+    "utt2num_samples",
+    "utt2spk",
+    "utt2task",
+    "wav.scp",
+)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to do with speech of ``source`` language: a text in ``target`` language."""
+
+    name: str
+    source: str
+    target: str
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.source} {self.target}"
+
+
+def parse_task(specification: str) -> Task:
+    """Read ``asr:en``, ``st:en:fr`` or ``asr_st:en:fr``."""
+    name, *languages = specification.split(":")
+    expected = 1 if name == "asr" else 2
+    if name not in TASKS or len(languages) != expected or not all(languages):
+        raise UserError(
+            f"task {specification!r}: expected asr:<lang>, st:<source>:<target> or "
+            "asr_st:<source>:<target>"
+        )
+    return Task(name, languages[0], languages[-1])
+
+
+def make_examples(
+    sources: Iterable[str | Path], target: str | Path, tasks: Iterable[str]
+) -> tuple[Counter, list[Dropped]]:
+    """Write the example dir of all tasks over all data dirs.
+
+    Args:
+        sources: formatted data dirs (one audio file per utterance), with no
+            utterance in common.
+        target: the example dir to write.
+        tasks: task specifications.
+
+    Returns:
+        The number of examples per task (``"asr en en"``), and what was left out:
+        utterances without a translation that a task needs, and utterances whose
+        transcript vanishes under normalisation. Also in ``dropped.tsv``.
+
+    Raises:
+        UserError: a task is unknown or given twice, its source language is spoken in
+            no utterance, its target language has no table, or an id comes twice.
+    """
+    sources = [Path(source) for source in sources]
+    parsed = [parse_task(task) for task in tasks]
+    if repeated := [task for task, count in Counter(parsed).items() if count > 1]:
+        raise UserError(f"task '{repeated[0]}' is given twice")
+    _check_languages(sources, parsed)
+    counts, dropped = Counter(), []
+    streams = [_list_examples(source, parsed, counts, dropped) for source in sources]
+    with atomic_directory(target) as new:
+        with ExitStack() as stack:
+            files = [
+                stack.enter_context(
+                    open(new / name, "w", encoding="utf-8", newline="\n")
+                )
+                for name in _FILES
+            ]
+            previous = ""
+            for example, values in heapq.merge(*streams):
+                if example == previous:
+                    raise UserError(f"{target}: example {example} comes from two data dirs")
+                previous = example
+                for stream, value in zip(files, values, strict=True):
+                    stream.write(datadir.table_line(example, value))
+        datadir.write_spk2utt(new)
+        datadir.write_dropped(new, dropped)
+    return counts, dropped
+
+
+def _check_languages(sources: list[Path], tasks: list[Task]) -> None:
+    spoken, written = set(), set()
+    for source in sources:
+        _check_tables(source)
+        spoken.update(value for _, value in datadir.iterate_table(source / "utt2lang"))
+        written.update(datadir.translation_languages(source))
+    places = ", ".join(map(str, sources))
+    for task in tasks:
+        if task.source not in spoken:
+            raise UserError(
+                f"task '{task}': no utterance of {places} is in {task.source!r}; "
+                f"spoken there: {', '.join(sorted(spoken))}"
+            )
+        if task.name != "asr" and task.target not in written:
+            raise UserError(
+                f"task '{task}': {places} has no translations into {task.target!r} "
+                f"(text.{task.target}); there are: {', '.join(sorted(written))}"
+            )
+
+
+def _check_tables(source: Path) -> None:
+    paths = datadir.table_paths(source)
+    for name in ("text", "utt2lang", "utt2spk", "utt2num_samples"):
+        if name not in paths:
+            raise UserError(f"{source / name}: missing; format the audio first")
+    if "segments" in paths:
+        raise UserError(f"{source}: has segments; format the audio first")
+
+
+def _list_examples(
+    source: Path, tasks: list[Task], counts: Counter, dropped: list[Dropped]
+) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield (example, values in the order of _FILES), sorted by example.
+
+    Utterance order is not example order ("a-b" is after "a", but "a-asr-en" is before
+    "a-b-asr-en" only by chance), so examples wait until no later one can precede
+    them: every later id begins with a later utterance.
+    """
+    waiting: list[tuple[str, tuple[str, ...]]] = []
+    paths = datadir.table_paths(source)
+    paths["wav.scp"] = source / "wav.scp"
+    for utterance, row in datadir.join_tables(paths, "utt2spk"):
+        while waiting and waiting[0][0] <= utterance:
+            yield heapq.heappop(waiting)
+        for example in _examples_of(utterance, row, tasks, dropped):
+            counts[example[1][_FILES.index("utt2task")]] += 1
+            heapq.heappush(waiting, example)
+    while waiting:
+        yield heapq.heappop(waiting)
+
+
+def _examples_of(
+    utterance: str, row: dict[str, str], tasks: list[Task], dropped: list[Dropped]
+) -> Iterator[tuple[str, tuple[str, ...]]]:
+    language = row.get("utt2lang")
+    wanted = [task for task in tasks if task.source == language]
+    if not wanted:
+        return
+    for name in ("wav.scp", "utt2num_samples", "text"):
+        if name not in row:
+            dropped.append(Dropped(utterance, "make_examples", f"not in {name}"))
+            return
+    transcript = " ".join(row["text"].split())
+    heard = ctc_text(transcript, language)
+    if not heard:
+        reason = "transcript empty after normalisation"
+        dropped.append(Dropped(utterance, "make_examples", reason, transcript))
+        return
+    for task in wanted:
+        text = transcript
+        if task.name != "asr":
+            translation = " ".join(row.get(f"text.{task.target}", "").split())
+            if not translation:
+                reason = f"no translation into {task.target}"
+                dropped.append(Dropped(utterance, "make_examples", reason, str(task)))
+                continue
+            text = translation
+            if task.name == "asr_st":
+                text = f"{transcript}{JOINT_SEPARATOR}{translation}"
+        yield (
+            f"{utterance}-{task.name}-{task.target}",
+            (
+                text,
+                heard,
+                language,
+                row["utt2num_samples"],
+                row["utt2spk"],
+                str(task),
+                row["wav.scp"],
+            ),
+        )
