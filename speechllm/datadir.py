@@ -31,6 +31,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from speechllm.errors import UserError
@@ -296,9 +297,11 @@ def validate_data_dir(
     return problems
 
 
-def check_data_dir(directory: str | Path, allow_pipes: bool = False) -> None:
+def check_data_dir(
+    directory: str | Path, check_files: bool = True, allow_pipes: bool = False
+) -> None:
     """Raise a UserError with the first problem of a data dir, if it has any."""
-    problems = validate_data_dir(directory, allow_pipes=allow_pipes)
+    problems = validate_data_dir(directory, check_files, allow_pipes)
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise UserError(f"{problems[0]}{more}")
@@ -493,7 +496,7 @@ def combine_data_dirs(sources: Iterable[str | Path], target: str | Path) -> int:
     for source, present in zip(sources, names):
         if missing := everywhere - present:
             raise UserError(
-                f"{source}: has no {sorted(missing)[0]}, which another of the data "
+                f"{source}: has no {min(missing)}, which another of the data "
                 "dirs to combine has"
             )
     count = 0
@@ -547,11 +550,11 @@ def split_table(path: str | Path, outputs: list[str | Path]) -> list[int]:
         raise UserError(f"{path}: cannot split {total} lines into {len(outputs)} parts")
     bounds = [total * part // len(outputs) for part in range(len(outputs) + 1)]
     table = iterate_table(path)
-    for output, first, last in zip(outputs, bounds, bounds[1:]):
+    for output, (first, last) in zip(outputs, pairwise(bounds)):
         with atomic_open(output) as stream:
             for _ in range(last - first):
                 stream.write(table_line(*next(table)))
-    return [last - first for first, last in zip(bounds, bounds[1:])]
+    return [last - first for first, last in pairwise(bounds)]
 
 
 def statistics(directory: str | Path) -> list[dict]:

@@ -84,7 +84,7 @@ def format_audio(
     source, target = Path(source), Path(target)
     if source.resolve() == target.resolve():
         raise UserError(f"{source}: the formatted data needs a folder of its own")
-    datadir.check_data_dir(source, allow_pipes)
+    datadir.check_data_dir(source, check_files=False, allow_pipes=allow_pipes)
     shards = list_shards(source, target / "audio", audio_format, allow_pipes)
     records = _run_shards(shards, jobs, _count_utterances(source))
     _remove_others(target / "audio", records)
@@ -264,14 +264,14 @@ def _run_shards(shards: Iterable[Shard], jobs: int, total: int) -> list[Path]:
             for shard in shards:
                 running[pool.submit(write_shard, shard)] = len(shard.cuts)
                 if len(running) >= 2 * jobs:
-                    _collect(running, records, progress, FIRST_COMPLETED)
+                    _collect(running, records, progress)
             while running:
-                _collect(running, records, progress, FIRST_COMPLETED)
+                _collect(running, records, progress)
     return sorted(records)
 
 
-def _collect(running: dict, records: list[Path], progress, when: str) -> None:
-    done, _ = wait(running, return_when=when)
+def _collect(running: dict, records: list[Path], progress) -> None:
+    done, _ = wait(running, return_when=FIRST_COMPLETED)
     for future in done:
         records.append(future.result())
         progress.update(running.pop(future))
