@@ -8,7 +8,7 @@ max_prompts=
 help_message="Usage: local/data.sh [--asterisk_dir DIR] [--datadir ${datadir}] [--max_prompts N]
   --asterisk_dir DIR  unpacked sound and text packages [ASTERISK in db.sh]
   --datadir DIR       where train, dev and test are made [${datadir}]
-  --max_prompts N     take N prompts only [all]"
+  --max_prompts N     train on N prompts only, dev and test with a quarter of that [all]"
 . utils/parse_options.sh
 . ./path.sh
 . ./db.sh
@@ -18,9 +18,28 @@ if [ -z "${source_dir}" ]; then
     echo "local/data.sh: error: db.sh has no line ASTERISK=…; write the folder of the unpacked packages there, or 'downloads' to fetch them" >&2
     exit 1
 fi
-options=()
+options=(--download_dir downloads)
 if [ "${source_dir}" != downloads ]; then
-    options+=(--asterisk_dir "${source_dir}")
+    options=(--asterisk_dir "${source_dir}")
 fi
-[ -z "${max_prompts}" ] || options+=(--max_prompts "${max_prompts}")
-python3 -m speechllm.bin.prepare_data asterisk --output_dir "${datadir}" "${options[@]}"
+prepare() { # <folder>
+    python3 -m speechllm.bin.prepare_data asterisk --output "$1" "${options[@]}"
+}
+if [ -z "${max_prompts}" ]; then
+    prepare "${datadir}"
+    exit
+fi
+
+# The first prompts of each set, in all languages; an id is <lang>-<prompt>.
+prepare "${datadir}/all"
+for name in train dev test; do
+    number=${max_prompts}
+    [ "${name}" = train ] || number=$(((max_prompts + 3) / 4))
+    awk -v number="${number}" '
+        { prompt = $1; sub(/^[^-]*-/, "", prompt) }
+        !(prompt in taken) && count < number { taken[prompt]; count++ }
+        prompt in taken
+    ' "${datadir}/all/${name}/text" > "${datadir}/all/${name}.ids"
+    python3 -m speechllm.bin.data_dir subset --input "${datadir}/all/${name}" \
+        --ids "${datadir}/all/${name}.ids" --output "${datadir}/${name}"
+done
