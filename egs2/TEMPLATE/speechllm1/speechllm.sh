@@ -151,14 +151,14 @@ for number in ${skip_stages}; do
 done
 for name in num_nodes nj inference_nj stats_nj nbpe; do whole "${name}" 1 999999; done
 whole ngpu 0 1024
+case ${token_type} in char | bpe) ;; *) fail "--token_type takes char or bpe, not '${token_type}'" ;; esac
+case ${audio_format} in flac | wav) ;; *) fail "--audio_format takes flac or wav, not '${audio_format}'" ;; esac
 for name in train_set valid_set test_sets train_tasks train_config inference_config; do
     [ -n "${!name}" ] || fail "--${name} is needed; --help lists the options"
 done
 for name in prompts train_config warmup_config second_config inference_config; do
     [ -z "${!name}" ] || [ -f "${!name}" ] || fail "--${name}: no file '${!name}'"
 done
-case ${token_type} in char | bpe) ;; *) fail "--token_type takes char or bpe, not '${token_type}'" ;; esac
-case ${audio_format} in flac | wav) ;; *) fail "--audio_format takes flac or wav, not '${audio_format}'" ;; esac
 case ${gpu_inference} in true | false) ;;
     '') [ "${ngpu}" -gt 0 ] && gpu_inference=true || gpu_inference=false ;;
     *) fail "--gpu_inference takes true or false, not '${gpu_inference}'" ;;

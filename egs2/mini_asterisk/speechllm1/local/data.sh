@@ -10,7 +10,6 @@ help_message="Usage: local/data.sh [--asterisk_dir DIR] [--datadir ${datadir}] [
   --datadir DIR       where train, dev and test are made [${datadir}]
   --max_prompts N     train on N prompts only, dev and test with a quarter of that [all]"
 . utils/parse_options.sh
-. ./path.sh
 . ./db.sh
 
 source_dir=${asterisk_dir:-${ASTERISK:-}}
@@ -18,6 +17,7 @@ if [ -z "${source_dir}" ]; then
     echo "local/data.sh: error: db.sh has no line ASTERISK=…; write the folder of the unpacked packages there, or 'downloads' to fetch them" >&2
     exit 1
 fi
+. ./path.sh
 options=(--download_dir downloads)
 if [ "${source_dir}" != downloads ]; then
     options=(--asterisk_dir "${source_dir}")

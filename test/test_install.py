@@ -1,0 +1,136 @@
+"""tools/install.sh with a stand-in for Python: what it asks pip for, and when."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# Notes every call of pip; `-m venv` puts the stand-in itself into the new folder.
+PYTHON = """#!/usr/bin/env bash
+self=$(readlink -f "$0")
+case "$1 $2" in
+    "-c import sys; print(sys.executable)") echo "${self}" ;;
+    "-m venv")
+        prefix=${!#}
+        rm -rf "${prefix}" && mkdir -p "${prefix}/bin"
+        cp "${self}" "${prefix}/bin/python"
+        echo "${prefix}" > "${prefix}/bin/activate"
+        echo venv >> "${CALLS}" ;;
+    "-m pip") echo "$*" >> "${CALLS}" ;;
+    *check_install.py*) echo table ;;
+esac
+"""
+
+
+@pytest.fixture
+def clone(tmp_path, monkeypatch):
+    """A clone's installer with a stand-in for Python in front of the real ones."""
+    root = tmp_path / "clone"
+    shutil.copytree(
+        ROOT / "tools",
+        root / "tools",
+        ignore=shutil.ignore_patterns("venv*", "activate_python.sh", ".install.lock"),
+    )
+    shutil.copy(ROOT / "setup.py", root)
+    binaries = tmp_path / "bin"
+    binaries.mkdir()
+    (binaries / "python3").write_text(PYTHON)
+    (binaries / "python3").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{binaries}:/usr/bin:/bin")
+    monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
+    return root
+
+
+def install(root: Path, *arguments: str):
+    """Run the installer; returns its result and the calls of pip it made."""
+    calls = root.parent / "calls"
+    calls.write_text("")
+    done = subprocess.run(
+        [root / "tools" / "install.sh", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    return done, calls.read_text().splitlines()
+
+
+def test_a_first_run_installs_by_hash_and_a_second_run_does_nothing(clone):
+    done, calls = install(clone)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("table\n")
+    hashed = [call for call in calls if "--require-hashes" in call]
+    for name in ("pip.txt", "base.txt", "espnet.txt"):
+        assert any(name in call for call in hashed), name
+    espnet = next(call for call in calls if "espnet.txt" in call)
+    assert "--no-deps" in espnet
+    assert not any("torchaudio" in call for call in calls)
+
+    assert install(clone)[1] == []
+    done, calls = install(clone, "--if_stale", "true")
+    assert (done.stdout, calls) == ("", [])
+
+
+def test_an_extra_is_added_to_what_is_there(clone):
+    install(clone)
+    done, calls = install(clone, "--extras", "dev")
+    assert done.returncode == 0
+    assert len(calls) == 1
+    assert "--require-hashes" in calls[0] and "dev.txt" in calls[0]
+    assert install(clone, "--extras", "dev")[1] == []
+
+
+def test_a_changed_requirement_is_installed(clone):
+    install(clone)
+    with open(clone / "tools" / "requirements" / "base.txt", "a") as stream:
+        stream.write("new==1\n")
+    assert any("base.txt" in call for call in install(clone)[1])
+
+
+def test_a_moved_clone_gets_a_new_environment(clone):
+    install(clone)
+    moved = clone.with_name("moved")
+    clone.rename(moved)
+    assert "venv" in install(moved)[1]
+
+
+def test_an_interrupted_run_goes_on(clone):
+    install(clone)
+    (clone / "tools" / "venv" / ".speechllm-installed").unlink()
+    calls = install(clone)[1]
+    assert "venv" not in calls
+    assert any("base.txt" in call for call in calls)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--extra", "dev"], "unknown option '--extra'"),
+        (["--extras"], "--extras needs a value"),
+        (["--extras", "gpu"], "unknown extra 'gpu'"),
+        (["--if_stale", "yes"], "takes true or false"),
+        (["--python", "/bin/false"], "no Python 3.11 or 3.12"),
+    ],
+)
+def test_bad_options_get_one_line(clone, arguments, message):
+    done, calls = install(clone, *arguments)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert calls == []
+
+
+def test_the_hashed_files_pin_what_the_in_files_name():
+    folder = ROOT / "tools" / "requirements"
+    for source in folder.glob("*.in"):
+        locked = source.with_suffix(".txt").read_text().lower().replace("_", "-")
+        for line in source.read_text().splitlines():
+            pin = line.split("#")[0].strip().lower().replace("_", "-")
+            if "==" in pin:
+                assert pin in locked, f"{pin}: run tools/lock.sh"
+        blocks = [block for block in locked.split("\n") if "==" in block]
+        assert all(block.rstrip().endswith("\\") for block in blocks)

@@ -1,0 +1,195 @@
+"""utils/run.pl and slurm.pl: Kaldi's call form, logs, failures, progress, kills."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+UTILS = Path(__file__).parents[1] / "egs2" / "TEMPLATE" / "speechllm1" / "utils"
+RUN = [sys.executable, str(UTILS / "run.pl")]
+SLURM = [sys.executable, str(UTILS / "slurm.pl")]
+
+SBATCH = """#!/usr/bin/env bash
+# Stands in for Slurm: runs the array's jobs one after the other.
+array=0-0
+for word in "$@"; do
+    case ${word} in
+        --output=*) output=${word#*=} ;;
+        --array=*) array=${word#*=} ;;
+    esac
+    script=${word}
+done
+echo "$@" > "${SBATCH_CALL}"
+echo 77
+code=0
+for ((task = ${array%-*}; task <= ${array#*-}; task++)); do
+    SLURM_JOB_ID=77 SLURM_ARRAY_TASK_ID=${task} bash "${script}" \\
+        > "${output//%a/${task}}" 2>&1 || code=$?
+done
+exit "${code}"
+"""
+
+
+def call(arguments: list, runner: list[str] = RUN, **options):
+    words = [*runner, *map(str, arguments)]
+    return subprocess.run(words, capture_output=True, text=True, timeout=60, **options)
+
+
+def wait_until(condition, seconds: float = 15.0) -> None:
+    limit = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < limit, "waited too long"
+        time.sleep(0.05)
+
+
+def alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+    """A folder with a stand-in for sbatch; returns where its call is noted."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "sbatch").write_text(SBATCH)
+    (folder / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.setenv("SBATCH_CALL", str(tmp_path / "call"))
+    return tmp_path / "call"
+
+
+def test_words_reach_the_command_as_they_are(tmp_path):
+    log = tmp_path / "new" / "a.log"
+    words = ["two words", "it's", "", "$HOME", "a;b", 'say "x"']
+    program = "import sys; print(sys.argv[1:])"
+    done = call([log, sys.executable, "-c", program, *words])
+    assert done.returncode == 0, done.stderr
+    text = log.read_text()
+    assert repr(words) in text
+    assert text.startswith("# ") and "# Started at" in text
+    assert "# Ended (code 0)" in text.splitlines()[-1]
+
+
+def test_pipes_and_redirections(tmp_path):
+    log, out = tmp_path / "a.log", tmp_path / "out"
+    assert call([log, "printf", "b\\na\\n", "|", "sort", ">", out]).returncode == 0
+    assert out.read_text() == "a\nb\n"
+    assert call([log, "false", "|", "cat"]).returncode == 1
+
+
+def test_an_array_of_jobs(tmp_path):
+    log = tmp_path / "a.JOB.log"
+    done = call(["--max-jobs-run", 2, "JOB=1:5", log, "echo", "job", "JOB."])
+    assert done.returncode == 0
+    for job in range(1, 6):
+        assert f"job {job}.\n" in (tmp_path / f"a.{job}.log").read_text()
+
+
+def test_failed_jobs_are_named_with_their_reason(tmp_path):
+    log = tmp_path / "a.JOB.log"
+    program = "test JOB != 2 || { echo 'error: no file x'; exit 7; }"
+    done = call(["JOB=1:3", log, "bash", "-c", program])
+    assert done.returncode == 7
+    assert f"1 of 3 jobs failed: status 7, log {tmp_path}/a.2.log" in done.stderr
+    assert "error: no file x" in done.stderr
+    assert "# Ended (code 7)" in (tmp_path / "a.2.log").read_text()
+
+
+def test_a_killed_job_gives_the_shells_status(tmp_path):
+    done = call([tmp_path / "a.log", "bash", "-c", "kill -KILL $$"])
+    assert done.returncode == 128 + signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--gpus", "1", "log", "true"], "unknown option '--gpus'"),
+        (["--gpu"], "needs a value"),
+        (["--gpu", "x", "log", "true"], "needs a whole number"),
+        (["log"], "a log file and a command"),
+        (["JOB=3:2", "log.JOB", "true"], "no range"),
+        (["JOB=1:2", "log", "true"], "must have JOB in its name"),
+    ],
+)
+def test_calls_that_make_no_sense(arguments, message, tmp_path):
+    done = call(arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_progress_is_shown_and_the_log_holds_all(tmp_path):
+    program = "echo start; echo 'progress: 1/2'; sleep 0.6; echo 'progress: 2/2'"
+    done = call([tmp_path / "a.log", "bash", "-c", program])
+    assert [line.strip() for line in done.stdout.splitlines()] == [
+        "progress: 1/2",
+        "progress: 2/2",
+    ]
+    assert "start\nprogress: 1/2\nprogress: 2/2\n" in (tmp_path / "a.log").read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
+def test_the_job_ends_with_the_runner(tmp_path, number):
+    log = tmp_path / "a.log"
+    runner = subprocess.Popen([*RUN, str(log), "bash", "-c", "echo pid=$$; sleep 60"])
+    wait_until(lambda: log.exists() and "\npid=" in log.read_text())
+    pid = int(log.read_text().split("\npid=")[1].split()[0])
+    assert alive(pid)
+    runner.send_signal(number)
+    runner.wait(15)
+    wait_until(lambda: not alive(pid))
+
+
+def test_the_job_ends_when_the_recipe_is_killed(tmp_path):
+    log = tmp_path / "a.log"
+    # The runner is a grandchild, as under espnet2.bin.launch, which is not killed.
+    recipe = subprocess.Popen(
+        ["bash", "-c", 'export SPEECHLLM_PID=$(hostname):$$; setsid "$@" & wait', "-"]
+        + ["bash", "-c", '"$@"; :', "-", *RUN, str(log), "bash", "-c"]
+        + ["echo pid=$$; sleep 60"]
+    )
+    wait_until(lambda: log.exists() and "\npid=" in log.read_text())
+    pid = int(log.read_text().split("\npid=")[1].split()[0])
+    recipe.kill()
+    wait_until(lambda: not alive(pid))
+
+
+def test_slurm_runs_an_array(tmp_path, slurm):
+    log = tmp_path / "log" / "a.JOB.log"
+    options = ["--gpu", 1, "--mem", "8G", "--num_threads", 4]
+    program = "import sys; print(sys.argv[1:])"
+    words = ["it's JOB", "$HOME", "x;y"]
+    done = call(
+        [*options, "JOB=1:3", log, sys.executable, "-c", program, *words], SLURM
+    )
+    assert done.returncode == 0, done.stderr
+    for job in (1, 2, 3):
+        text = (tmp_path / "log" / f"a.{job}.log").read_text()
+        assert repr([f"it's {job}", "$HOME", "x;y"]) in text
+    noted = slurm.read_text()
+    for word in ("--wait", "--gres=gpu:1", "--mem=8G", "--cpus-per-task=4"):
+        assert word in noted
+
+
+def test_slurm_names_the_failed_job(tmp_path, slurm):
+    log = tmp_path / "a.JOB.log"
+    done = call(["JOB=1:2", log, "bash", "-c", "exit $((JOB == 2 ? 3 : 0))"], SLURM)
+    assert done.returncode == 3
+    assert f"1 of 2 jobs failed: status 3, log {tmp_path}/a.2.log" in done.stderr
+
+
+def test_without_sbatch_there_is_one_clear_line(tmp_path):
+    done = call([tmp_path / "a.log", "true"], SLURM, env={"PATH": "/nowhere"})
+    assert done.returncode == 2
+    assert "sbatch is not installed here" in done.stderr
+    assert "Traceback" not in done.stderr
