@@ -8,6 +8,6 @@ tools/install.sh --extras dev
 # shellcheck source=/dev/null
 . tools/activate_python.sh
 
-git ls-files -z '*.sh' .ci/run | xargs -0 shellcheck -x
+git ls-files -z '*.sh' .ci/run | xargs -0 shellcheck
 echo "shellcheck: no complaint"
 exec python3 -m pytest -q test "$@"
