@@ -152,9 +152,10 @@ def _llama_tensors(source: Path, stored: list, config: dict) -> dict[str, np.nda
 
 
 def _halves_apart(weight: np.ndarray, heads: int) -> np.ndarray:
-    """Undo llama.cpp's interleaving: (heads × size/2 × 2, in) → (heads × 2 × size/2, in).
+    """Undo llama.cpp's interleaving of a head's rows.
 
-    llama.cpp rotates neighbouring pairs of a head, transformers its two halves.
+    llama.cpp rotates neighbouring pairs of rows, transformers the two halves:
+    (heads × size/2 × 2, in) → (heads × 2 × size/2, in).
     """
     rows, columns = weight.shape
     pairs = weight.reshape(heads, rows // heads // 2, 2, columns)

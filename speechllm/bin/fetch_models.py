@@ -35,7 +35,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if not args.models and not args.config:
         parser.error("name a model or a --config")
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("speechllm").setLevel(logging.INFO)
 
     from speechllm.pretrained import resolve_model
 

