@@ -1,0 +1,241 @@
+"""Reading audio: every format gives the same waveform, every defect a clear error."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import kaldiio
+import numpy as np
+import pytest
+import soundfile
+
+from speechllm.audio import audio_info, change_speed, encode_audio, load_audio
+from speechllm.errors import UserError
+
+RATE = 16000
+
+
+@pytest.fixture(scope="module")
+def speech(speech_file) -> np.ndarray:
+    return load_audio(speech_file)
+
+
+def write(path: Path, samples: np.ndarray, rate: int = RATE, **options) -> Path:
+    soundfile.write(path, samples, rate, **options)
+    return path
+
+
+def tone(frequency: float, seconds: float, rate: int) -> np.ndarray:
+    return 0.5 * np.sin(2 * np.pi * frequency * np.arange(int(seconds * rate)) / rate)
+
+
+def correlation(one: np.ndarray, other: np.ndarray) -> float:
+    length = min(len(one), len(other))
+    return float(np.corrcoef(one[:length], other[:length])[0, 1])
+
+
+def mux_one_picture(container) -> None:
+    import av
+
+    stream = container.add_stream("mpeg4", rate=5)
+    stream.width = stream.height = 64
+    stream.pix_fmt = "yuv420p"
+    frame = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8))
+    container.mux(stream.encode(frame))
+    container.mux(stream.encode(None))
+
+
+def encode_with_ffmpeg(path: Path, samples: np.ndarray, codec: str, video=False) -> Path:
+    import av
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=RATE, layout="mono")
+        if video:
+            mux_one_picture(container)
+        data = (samples * 32767).astype(np.int16)[None]
+        frame = av.AudioFrame.from_ndarray(data, format="s16", layout="mono")
+        frame.rate = RATE
+        resampler = av.AudioResampler(
+            format=stream.format, layout="mono", rate=RATE, frame_size=stream.frame_size
+        )
+        for part in [*resampler.resample(frame), *resampler.resample(None)]:
+            container.mux(stream.encode(part))
+        container.mux(stream.encode(None))
+    return path
+
+
+def test_g722_is_mono_16_khz_speech(speech, speech_file):
+    assert speech.dtype == np.float32
+    assert speech.ndim == 1
+    assert len(speech) == 2 * speech_file.stat().st_size
+    assert 0.01 < np.sqrt(np.mean(speech**2)) < 0.5
+    info = audio_info(speech_file)
+    assert (info.rate, info.channels) == (RATE, 1)
+    assert info.seconds == pytest.approx(len(speech) / RATE)
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
+def test_formats_of_soundfile(tmp_path, speech, suffix):
+    loaded = load_audio(write(tmp_path / f"a.{suffix}", speech))
+    assert correlation(loaded, speech) > 0.98
+    assert len(loaded) == pytest.approx(len(speech), abs=0.1 * RATE)
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "video"), [("a.m4a", "aac", False), ("a.mp4", "aac", True)]
+)
+def test_formats_of_ffmpeg(tmp_path, speech, name, codec, video):
+    path = encode_with_ffmpeg(tmp_path / name, speech, codec, video)
+    loaded = load_audio(path)
+    assert abs(len(loaded) - len(speech)) < 0.2 * RATE
+    assert max(correlation(loaded[lag:], speech) for lag in (0, 1024)) > 0.95
+    assert audio_info(path).seconds == pytest.approx(len(speech) / RATE, abs=0.2)
+
+
+def test_8_khz_is_resampled_to_16(tmp_path):
+    loaded = load_audio(write(tmp_path / "a.wav", tone(440, 1, 8000), 8000))
+    assert len(loaded) == RATE
+    assert correlation(loaded, tone(440, 1, RATE)) > 0.999
+
+
+def test_stereo_is_averaged_or_one_channel_taken(tmp_path):
+    left, right = tone(440, 1, RATE), tone(1000, 1, RATE)
+    path = write(tmp_path / "a.wav", np.stack([left, right], axis=1), subtype="FLOAT")
+    assert audio_info(path).channels == 2
+    np.testing.assert_allclose(load_audio(path), (left + right) / 2, atol=1e-6)
+    np.testing.assert_allclose(load_audio(path, channel=1), right, atol=1e-6)
+    with pytest.raises(UserError, match="no channel 2"):
+        load_audio(path, channel=2)
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "g722"])
+def test_segments_are_cut_alike_in_every_format(tmp_path, speech, speech_file, suffix):
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "g722":
+        path.write_bytes(speech_file.read_bytes())
+    else:
+        write(path, speech)
+    segment = load_audio(path, 0.5, 1.25)
+    np.testing.assert_allclose(segment, speech[8000:20000], atol=1e-4)
+    seconds = len(speech) / RATE
+    assert len(load_audio(path, 0.5, seconds + 0.4)) == len(speech) - 8000
+    with pytest.raises(UserError, match=f"ends at .* is {seconds:.2f} s long"):
+        load_audio(path, 0.5, seconds + 0.6)
+    with pytest.raises(UserError, match="begins at"):
+        load_audio(path, seconds + 1, seconds + 2)
+    with pytest.raises(UserError, match="empty or negative"):
+        load_audio(path, 1, 1)
+
+
+def test_archives(tmp_path, speech):
+    with kaldiio.WriteHelper(f"ark,scp:{tmp_path}/a.ark,{tmp_path}/a.scp") as writer:
+        writer("one", (RATE, (speech * 32768).astype(np.int16)))
+        writer("two", (RATE, (speech[::-1] * 32768).astype(np.int16)))
+    for line, expected in zip(
+        (tmp_path / "a.scp").read_text().splitlines(), (speech, speech[::-1])
+    ):
+        source = line.split()[1]
+        np.testing.assert_allclose(load_audio(source), expected, atol=1e-4)
+        assert audio_info(source).seconds == pytest.approx(len(speech) / RATE)
+
+
+def test_pickled_archives_are_refused(tmp_path):
+    (tmp_path / "a.ark").write_bytes(b"one PKL\x80\x04N.")
+    with pytest.raises(UserError, match="pickled archives are refused"):
+        load_audio(f"{tmp_path}/a.ark:4")
+
+
+def test_pipes_only_where_allowed(tmp_path, speech):
+    write(tmp_path / "a.wav", speech)
+    command = f"cat {tmp_path}/a.wav |"
+    with pytest.raises(UserError, match="only when pipes are allowed"):
+        load_audio(command)
+    np.testing.assert_allclose(load_audio(command, allow_pipes=True), speech, atol=1e-4)
+    with pytest.raises(UserError, match="status 3: nothing here"):
+        load_audio("echo nothing here >&2; exit 3 |", allow_pipes=True)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(UserError, match=r"none\.wav: the audio file does not exist"):
+        load_audio(tmp_path / "none.wav")
+    with pytest.raises(UserError, match="a folder"):
+        load_audio(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "g722", "mp3"])
+def test_empty_file(tmp_path, suffix):
+    (tmp_path / f"a.{suffix}").touch()
+    with pytest.raises(UserError, match="empty"):
+        load_audio(tmp_path / f"a.{suffix}")
+
+
+def test_zero_samples(tmp_path):
+    path = write(tmp_path / "a.wav", np.zeros(0))
+    with pytest.raises(UserError, match=r"a\.wav: the recording holds no samples"):
+        load_audio(path)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_nan_and_infinity(tmp_path, value):
+    samples = tone(440, 1, RATE)
+    samples[17] = value
+    path = write(tmp_path / "a.wav", samples, subtype="FLOAT")
+    with pytest.raises(UserError, match="1 samples are NaN or infinite.* sample 17"):
+        load_audio(path)
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac"])
+def test_truncated_file_says_how_much_is_there(tmp_path, speech, suffix):
+    path = write(tmp_path / f"a.{suffix}", speech)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(UserError, match=r"(cut off|damaged)") as error:
+        load_audio(path)
+    if suffix == "wav":
+        promised, there = map(float, re.findall(r"([\d.]+) s", str(error.value)))
+        assert promised == pytest.approx(len(speech) / RATE, abs=0.01)
+        assert there == pytest.approx(promised / 2, abs=0.01)
+
+
+def test_truncated_m4a(tmp_path, speech):
+    path = encode_with_ffmpeg(tmp_path / "a.m4a", speech, "aac")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(UserError, match="a.m4a"):
+        load_audio(path)
+
+
+def test_wav_from_a_pipe_may_have_an_unknown_length(tmp_path, speech):
+    path = write(tmp_path / "a.wav", speech)
+    content = bytearray(path.read_bytes())
+    position = content.index(b"data") + 4
+    content[position : position + 4] = b"\xff\xff\xff\xff"
+    path.write_bytes(content)
+    assert len(load_audio(path)) == len(speech)
+
+
+def test_text_is_not_audio(tmp_path):
+    (tmp_path / "a.wav").write_text("this is no audio at all\n" * 100)
+    with pytest.raises(UserError, match=r"a\.wav: not a readable audio file"):
+        load_audio(tmp_path / "a.wav")
+
+
+def test_video_without_audio(tmp_path):
+    import av
+
+    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+        mux_one_picture(container)
+    with pytest.raises(UserError, match="no audio stream"):
+        load_audio(tmp_path / "a.mp4")
+
+
+def test_speed_changes_tempo_and_pitch():
+    slow = change_speed(tone(440, 2, RATE).astype(np.float32), 0.8)
+    assert len(slow) == pytest.approx(2 * RATE / 0.8, abs=2)
+    peak = np.argmax(np.abs(np.fft.rfft(slow))) * RATE / len(slow)
+    assert peak == pytest.approx(440 * 0.8, abs=1)
+
+
+def test_encoding_clips_instead_of_wrapping(tmp_path):
+    path = tmp_path / "a.flac"
+    path.write_bytes(encode_audio(np.full(100, 1.5, np.float32), "flac", RATE))
+    assert load_audio(path).min() > 0.99
