@@ -44,7 +44,6 @@ train_config=
 train_args=
 train_tag=
 init_param=
-stats_nj=2
 warmup_config=
 warmup_tasks=
 warmup_set=
@@ -111,7 +110,6 @@ Options [default]:
   --train_args ARGS       more arguments of the training command [none]
   --train_tag NAME        names the folder in expdir [name of the config]
   --init_param PATHS      checkpoint that training starts from [the warm-up's]
-  --stats_nj N            processes of stage 7 [${stats_nj}]
   --warmup_config FILE    config of stage 8; without one there is no warm-up [none]
   --warmup_tasks \"T …\"    tasks of stage 8 [the asr tasks of train_tasks]
   --warmup_set NAME       data dir of stage 8 [train_set]
@@ -149,7 +147,7 @@ whole stop_stage 1 15
 for number in ${skip_stages}; do
     [[ ${number} =~ ^([1-9]|1[0-5])$ ]] || fail "--skip_stages takes numbers from 1 to 15, not '${number}'"
 done
-for name in num_nodes nj inference_nj stats_nj nbpe; do whole "${name}" 1 999999; done
+for name in num_nodes nj inference_nj nbpe; do whole "${name}" 1 999999; done
 whole ngpu 0 1024
 case ${token_type} in char | bpe) ;; *) fail "--token_type takes char or bpe, not '${token_type}'" ;; esac
 case ${audio_format} in flac | wav) ;; *) fail "--audio_format takes flac or wav, not '${audio_format}'" ;; esac
@@ -283,7 +281,7 @@ data_arguments() { # <phase> <train or valid>: fills ${arguments} with its files
 common_arguments() { # <phase>: fills ${arguments}
     local config=${1}_config
     arguments=(--config "${!config}" --prompts "${prompts}"
-        --ctc_token_list "${token_dir}/tokens.txt" --use_preprocessor true)
+        --ctc_token_list "${token_dir}/tokens.txt")
     if [ "${token_type}" = bpe ]; then
         arguments+=(--ctc_bpemodel "${token_dir}/bpe.model")
     fi
@@ -295,8 +293,10 @@ train() { # <phase> <checkpoint to start from, or nothing>
     common_arguments "${phase}"
     data_arguments "${phase}" train
     data_arguments "${phase}" valid
-    local name
-    for name in speech_shape text_shape; do
+    # Without an LLM there are no answers to measure, only transcripts.
+    local name text=text_shape
+    [ -f "${stats}/train/text_shape" ] || text=text_ctc_shape
+    for name in speech_shape "${text}"; do
         arguments+=(--train_shape_file "${stats}/train/${name}"
             --valid_shape_file "${stats}/valid/${name}")
     done
@@ -321,7 +321,7 @@ collect() { # <phase>: shapes of its examples, unless they are there already
     fi
     rm -f "${stats}/.done"
     mkdir -p "${log_dir}"
-    jobs=${stats_nj}
+    jobs=${nj}
     [ "${jobs}" -le "$(count "${train_examples}/wav.scp")" ] || jobs=$(count "${train_examples}/wav.scp")
     [ "${jobs}" -le "$(count "${valid_examples}/wav.scp")" ] || jobs=$(count "${valid_examples}/wav.scp")
     split -n "r/${jobs}" --numeric-suffixes=1 -a 3 "${train_examples}/wav.scp" "${log_dir}/train."
