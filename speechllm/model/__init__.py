@@ -1,0 +1,1 @@
+"""The model: speech encoder, bridge, decoder-only LLM, and what joins them."""

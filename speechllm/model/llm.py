@@ -1,0 +1,150 @@
+"""The decoder-only LLM: loaded, tuned and read without work that no loss needs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class LanguageModel(nn.Module):
+    """A causal LM of transformers, whole, frozen or with LoRA.
+
+    The head is apart from the body, so that logits are computed only where a loss or
+    a decision needs them.
+
+    Args:
+        model: hub id or folder.
+        tuning: ``"full"``, ``"frozen"`` or ``"lora"``.
+        lora: options of ``peft.LoraConfig`` (``r``, ``lora_alpha``, ``lora_dropout``,
+            ``target_modules``; all linear layers by default).
+        dtype: of the weights that are not trained: ``"float32"``, ``"bfloat16"``, or
+            ``"auto"``: bfloat16 where the machine multiplies it in hardware.
+        random_init: build the architecture from its config, without its weights.
+        gradient_checkpointing: recompute activations in the backward pass.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        tuning: str = "lora",
+        lora: dict | None = None,
+        dtype: str = "auto",
+        random_init: bool = False,
+        gradient_checkpointing: bool = False,
+    ):
+        super().__init__()
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+        from speechllm.pretrained import resolve_model
+
+        if tuning not in ("full", "frozen", "lora"):
+            raise ValueError(f"llm tuning {tuning!r}: full, frozen or lora")
+        path = resolve_model(model)
+        self.tokenizer = AutoTokenizer.from_pretrained(path)
+        self.dtype = torch.float32 if tuning == "full" else resolve_dtype(dtype)
+        if random_init:
+            config = AutoConfig.from_pretrained(path)
+            causal_lm = AutoModelForCausalLM.from_config(config, dtype=self.dtype)
+        else:
+            causal_lm = AutoModelForCausalLM.from_pretrained(path, dtype=self.dtype)
+        causal_lm.config.use_cache = False
+        if gradient_checkpointing:
+            causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
+        if tuning != "full":
+            causal_lm.requires_grad_(False)
+        if tuning == "lora":
+            from peft import LoraConfig, inject_adapter_in_model
+
+            options = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
+            options = {**options, **(lora or {})}
+            if options["target_modules"] == "all-linear":
+                options["target_modules"] = linear_layers(causal_lm)
+            inject_adapter_in_model(LoraConfig(**options), causal_lm)
+            for parameter in causal_lm.parameters():
+                if parameter.requires_grad:  # adapters learn in float32
+                    parameter.data = parameter.data.float()
+        self.tuning = tuning
+        self.causal_lm = causal_lm
+
+    @property
+    def config(self):
+        """The model's own config of transformers."""
+        return self.causal_lm.config
+
+    @property
+    def hidden_size(self) -> int:
+        """Dimension of an input embedding."""
+        return self.causal_lm.get_input_embeddings().embedding_dim
+
+    @property
+    def eos_id(self) -> int:
+        """The token that ends an answer."""
+        return self.tokenizer.eos_token_id
+
+    def train(self, mode: bool = True) -> LanguageModel:
+        """Set the mode; a frozen LLM stays in evaluation mode."""
+        return super().train(mode and self.tuning != "frozen")
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Input embeddings (…, hidden) of token ids (…)."""
+        return self.causal_lm.get_input_embeddings()(tokens)
+
+    def body(self, embeddings: Tensor, mask: Tensor, cache=None, positions=None):
+        """Run all layers but the head.
+
+        Args:
+            embeddings: (batch, new positions, hidden)
+            mask: (batch, old and new positions), 1 where there is something.
+            cache: a cache of transformers, or None.
+            positions: (batch, new positions); counted from the mask when None.
+
+        Returns:
+            hidden states (batch, new positions, hidden)
+        """
+        if positions is None:
+            positions = (mask.long().cumsum(1) - 1).clamp(min=0)
+            positions = positions[:, -embeddings.shape[1] :]
+        output = self.causal_lm.base_model(
+            inputs_embeds=embeddings.to(self.dtype),
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        )
+        return output.last_hidden_state
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits (…, vocabulary) in float32 of hidden states (…, hidden)."""
+        logits = self.causal_lm.get_output_embeddings()(hidden).float()
+        config = self.config
+        if getattr(config, "logits_scaling", None):  # Granite
+            logits = logits / config.logits_scaling
+        if getattr(config, "logit_scale", None):  # Cohere
+            logits = logits * config.logit_scale
+        if getattr(config, "final_logit_softcapping", None):  # Gemma 2
+            cap = config.final_logit_softcapping
+            logits = torch.tanh(logits / cap) * cap
+        return logits
+
+
+def linear_layers(causal_lm: nn.Module) -> list[str]:
+    """Names of all linear layers but the head, as LoRA's ``all-linear`` has them."""
+    head = causal_lm.get_output_embeddings()
+    return sorted(
+        name
+        for name, module in causal_lm.named_modules()
+        if isinstance(module, nn.Linear) and module is not head
+    )
+
+
+def resolve_dtype(name: str) -> torch.dtype:
+    """Turn ``float32``, ``bfloat16``, ``float16`` or ``auto`` into a dtype."""
+    if name != "auto":
+        if name not in ("float32", "bfloat16", "float16"):
+            raise ValueError(f"dtype {name!r}: float32, bfloat16, float16 or auto")
+        return getattr(torch, name)
+    if torch.cuda.is_available():
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.bfloat16 if fast else torch.float32

@@ -1,0 +1,360 @@
+"""The ESPnet task: the one file that knows ESPnet's arguments and trainer."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+import speechllm.espnet_imports  # noqa: F401  (before espnet2.tasks)
+from espnet2.asr.ctc import CTC
+from espnet2.iterators.abs_iter_factory import AbsIterFactory
+from espnet2.tasks import abs_task
+from espnet2.tasks.abs_task import AbsTask
+from espnet2.train.class_choices import ClassChoices
+from espnet2.utils.get_default_kwargs import get_default_kwargs
+from espnet2.utils.nested_dict_action import NestedDictAction
+from espnet2.utils.types import str_or_none
+
+from speechllm.errors import UserError
+from speechllm.files import atomic_open
+from speechllm.model.bridge import BRIDGES
+from speechllm.model.encoder import ENCODERS
+from speechllm.model.llm import LanguageModel
+from speechllm.model.speech_llm import SpeechLLM, build_speech_llm
+from speechllm.preprocessor import CTCTokenizer, ExamplePreprocessor, collate
+from speechllm.prompts import read_prompts
+
+encoder_choices = ClassChoices("encoder", ENCODERS, default="whisper")
+bridge_choices = ClassChoices("bridge", BRIDGES, default="convolution", optional=True)
+llm_choices = ClassChoices(
+    "llm", {"causal_lm": LanguageModel}, default="causal_lm", optional=True
+)
+
+MODEL_KEYS = [
+    "encoder",
+    "encoder_conf",
+    "bridge",
+    "bridge_conf",
+    "llm",
+    "llm_conf",
+    "ctc_conf",
+    "model_conf",
+]
+
+
+class SpeechLLMTask(AbsTask):
+    """Speech recognition and translation with a pretrained encoder and an LLM."""
+
+    num_optimizers = 1
+    class_choices_list = [encoder_choices, bridge_choices, llm_choices]
+
+    @classmethod
+    def add_task_arguments(cls, parser: argparse.ArgumentParser):
+        """Add what this task has beside ESPnet's own options."""
+        group = parser.add_argument_group(description="Task related")
+        group.add_argument(
+            "--ctc_token_list",
+            type=str_or_none,
+            default=None,
+            help="Labels of the CTC branch, one a line; none: no CTC branch",
+        )
+        group.add_argument(
+            "--ctc_bpemodel",
+            type=str_or_none,
+            default=None,
+            help="Sentencepiece model of the CTC labels; none: characters",
+        )
+        group.add_argument(
+            "--prompts",
+            type=str_or_none,
+            default=None,
+            help="YAML file with a prompt for each task; needed with an LLM",
+        )
+        group.add_argument(
+            "--lr_scales",
+            action=NestedDictAction,
+            default={},
+            help="Factors on the learning rate by the beginning of a parameter's "
+            "name, e.g. '{encoder: 0.1}'",
+        )
+        group.add_argument(
+            "--ctc_conf",
+            action=NestedDictAction,
+            default=get_default_kwargs(CTC),
+            help="Options of ESPnet's CTC",
+        )
+        group.add_argument(
+            "--model_conf",
+            action=NestedDictAction,
+            default=get_default_kwargs(SpeechLLM),
+            help="Options of the model: ctc_weight, label_smoothing, feature_dropout",
+        )
+        for choices in cls.class_choices_list:
+            choices.add_arguments(group)
+
+    @classmethod
+    def build_collate_fn(cls, args: argparse.Namespace, train: bool):
+        """Pad waveforms with zeros and token ids with -1."""
+        return collate
+
+    @classmethod
+    def build_preprocess_fn(cls, args: argparse.Namespace, train: bool):
+        """Tokenise with the CTC labels and the LLM's tokenizer."""
+        ctc_tokenizer = tokenizer = prompts = None
+        if args.ctc_token_list:
+            ctc_tokenizer = CTCTokenizer(
+                read_token_list(args.ctc_token_list), args.ctc_bpemodel
+            )
+        if args.llm:
+            if args.prompts is None:
+                raise UserError("an LLM needs --prompts, a YAML file")
+            tokenizer = load_tokenizer(args.llm_conf["model"])
+            prompts = read_prompts(args.prompts)
+        limit = 480000 if args.encoder == "whisper" else None
+        return ExamplePreprocessor(ctc_tokenizer, tokenizer, prompts, limit)
+
+    @classmethod
+    def required_data_names(cls, train: bool = True, inference: bool = False):
+        """Data that every example has."""
+        return ("speech",)
+
+    @classmethod
+    def optional_data_names(cls, train: bool = True, inference: bool = False):
+        """Data that an example may have."""
+        return ("text", "text_ctc", "task")
+
+    @classmethod
+    def build_model(cls, args: argparse.Namespace) -> SpeechLLM:
+        """Build the model; the CTC labels go into ``args``, and so to config.yaml."""
+        if isinstance(args.ctc_token_list, str):
+            args.ctc_token_list = read_token_list(args.ctc_token_list)
+        config = {key: getattr(args, key) for key in MODEL_KEYS}
+        try:
+            return build_speech_llm({**config, "token_list": args.ctc_token_list})
+        except (TypeError, ValueError) as error:
+            raise UserError(f"the model cannot be built: {error}") from error
+
+    @classmethod
+    def build_optimizers(cls, args: argparse.Namespace, model: torch.nn.Module):
+        """One optimizer over what is trained, with ``lr_scales`` applied."""
+        optimizer = abs_task.optim_classes.get(args.optim)
+        if optimizer is None:
+            known = ", ".join(sorted(abs_task.optim_classes))
+            raise UserError(f"optim {args.optim!r}: one of {known}")
+        groups: dict[float, list] = {}
+        used = set()
+        for name, parameter in model.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            prefixes = [p for p in args.lr_scales if name.startswith(p)]
+            used.update(prefixes)
+            longest = max(prefixes, key=len, default=None)
+            scale = 1.0 if longest is None else float(args.lr_scales[longest])
+            groups.setdefault(scale, []).append(parameter)
+        for prefix in set(args.lr_scales) - used:
+            raise UserError(f"lr_scales: nothing that is trained begins with {prefix}")
+        if not groups:
+            raise UserError("nothing is trained: every part of the model is frozen")
+        conf = dict(args.optim_conf)
+        lr = conf.pop("lr", 1e-3)
+        return [
+            optimizer(
+                [{"params": p, "lr": lr * scale} for scale, p in groups.items()],
+                lr=lr,
+                **conf,
+            )
+        ]
+
+    @classmethod
+    def build_iter_factory(cls, args, distributed_option, mode, kwargs=None):
+        """ESPnet's batches; those of training say how far they are."""
+        factory = super().build_iter_factory(args, distributed_option, mode, kwargs)
+        if mode == "train" and distributed_option.dist_rank in (None, 0):
+            return ProgressIterFactory(factory, args.max_epoch)
+        return factory
+
+    @classmethod
+    def main_worker(cls, args: argparse.Namespace):
+        """Train, or collect statistics, with whole checkpoints and our own loading."""
+        if args.collect_stats:  # lengths only: nothing to normalise
+            args.model_conf = {"extract_feats_in_collect_stats": False}
+        else:
+            mend_checkpoint(Path(args.output_dir))
+        with whole_checkpoints():
+            super().main_worker(args)
+
+
+class ProgressIterFactory(AbsIterFactory):
+    """Print ``progress:`` lines to stderr while batches are drawn.
+
+    Args:
+        factory: makes the batches of an epoch.
+        max_epoch: epochs in all.
+        seconds: the least time between two lines.
+    """
+
+    def __init__(self, factory: AbsIterFactory, max_epoch: int, seconds: float = 5.0):
+        self.factory = factory
+        self.max_epoch = max_epoch
+        self.seconds = seconds
+        self.started: tuple[float, int] | None = None
+
+    def build_iter(self, epoch: int, shuffle: bool | None = None) -> Iterator:
+        """Yield the batches of an epoch."""
+        batches = self.factory.build_iter(epoch, shuffle)
+        try:
+            size = len(batches)
+        except TypeError:
+            size = None
+        if self.started is None:
+            self.started = (time.monotonic(), epoch)
+        return ProgressIterator(batches, size, epoch, self)
+
+
+class ProgressIterator:
+    """The batches of one epoch, with a progress line now and then."""
+
+    def __init__(self, batches, size: int | None, epoch: int, owner):
+        self.batches, self.size, self.epoch, self.owner = batches, size, epoch, owner
+
+    def __len__(self) -> int:
+        if self.size is None:
+            raise TypeError("the number of batches is not known")
+        return self.size
+
+    def __iter__(self) -> Iterator:
+        last = 0.0
+        for index, batch in enumerate(self.batches, 1):
+            yield batch
+            now = time.monotonic()
+            if now - last >= self.owner.seconds or index == self.size:
+                last = now
+                print(self.line(index, now), file=sys.stderr, flush=True)
+
+    def line(self, index: int, now: float) -> str:
+        """E.g. ``progress: epoch 2/12, batch 30/86, about 7 min left``."""
+        begin, first = self.owner.started
+        text = f"progress: epoch {self.epoch}/{self.owner.max_epoch}, batch {index}"
+        if self.size is None:
+            return text
+        done = self.epoch - first + index / self.size
+        left = self.owner.max_epoch - first + 1 - done
+        minutes = (now - begin) / done * left / 60
+        return f"{text}/{self.size}, about {minutes:.0f} min left"
+
+
+@contextmanager
+def whole_checkpoints() -> Iterator[None]:
+    """Make ESPnet's trainer write files that are whole or absent, and read ours.
+
+    ``torch.save`` to a path writes beside and renames, so that a kill leaves the last
+    checkpoint as it was; ``--init_param`` also takes safetensors, and reads torch
+    files without running what is in them.
+    """
+    save, load = torch.save, abs_task.load_pretrained_model
+
+    @functools.wraps(save)
+    def save_whole(obj, f, *args, **options):
+        if not isinstance(f, (str, os.PathLike)):
+            return save(obj, f, *args, **options)
+        with atomic_open(f, "wb") as stream:
+            save(obj, stream, *args, **options)
+
+    torch.save, abs_task.load_pretrained_model = save_whole, load_init_param
+    try:
+        yield
+    finally:
+        torch.save, abs_task.load_pretrained_model = save, load
+
+
+def load_init_param(
+    init_param: str, model: SpeechLLM, ignore_init_mismatch: bool, map_location: str
+) -> None:
+    """Start from another training's checkpoint: ``--init_param FILE[:PREFIX]``.
+
+    Args:
+        init_param: ``.safetensors`` or ``.pth`` of a SpeechLLM, or a folder that
+            holds ``model.safetensors``; with ``:PREFIX`` only the tensors whose
+            names begin so (``encoder``, ``ctc``, …).
+        ignore_init_mismatch: leave out what does not fit instead of failing.
+    """
+    path, _, prefix = init_param.partition(":")
+    state = load_tensors(Path(path), map_location)
+    if prefix:
+        state = {k: v for k, v in state.items() if k.startswith(prefix)}
+    if not state:
+        raise UserError(f"--init_param {init_param}: no such tensors in the file")
+    own = {k: v.shape for k, v in torch.nn.Module.state_dict(model).items()}
+    misfits = [k for k, v in state.items() if own.get(k) != v.shape]
+    if misfits and not ignore_init_mismatch:
+        raise UserError(
+            f"--init_param {init_param}: {len(misfits)} tensors do not fit this "
+            f"model, the first is {misfits[0]}; --ignore_init_mismatch true leaves "
+            "them out"
+        )
+    for name in misfits:
+        logging.warning(f"not loaded from {path}: {name}")
+        del state[name]
+    model.load_state_dict(state, strict=False)
+
+
+def load_tensors(path: Path, device: str = "cpu") -> dict[str, torch.Tensor]:
+    """Read a checkpoint of tensors, without running anything in it."""
+    if path.is_dir():
+        path = path / "model.safetensors"
+    if not path.exists():
+        raise UserError(f"{path}: no such checkpoint")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path, device=device)
+        return torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:
+        raise UserError(f"{path}: not a checkpoint of tensors: {error}") from error
+
+
+def mend_checkpoint(output_dir: Path) -> None:
+    """Write the epoch's model that a kill behind ``checkpoint.pth`` left unwritten."""
+    checkpoint = output_dir / "checkpoint.pth"
+    if not checkpoint.exists():
+        return
+    # our own file; ESPnet's reporter state in it is more than tensors
+    states = torch.load(checkpoint, map_location="cpu", weights_only=False)
+    epoch = states["reporter"]["epoch"]
+    model = output_dir / f"{epoch}epoch.pth"
+    if not model.exists():
+        with atomic_open(model, "wb") as stream:
+            torch.save(states["model"], stream)
+
+
+def read_token_list(token_list: str | list[str]) -> list[str]:
+    """Read CTC labels, one a line (ESPnet's token list)."""
+    if not isinstance(token_list, str):
+        return list(token_list)
+    try:
+        lines = Path(token_list).read_text("utf-8").splitlines()
+    except FileNotFoundError:
+        raise UserError(f"{token_list}: no such token list; run stage 5") from None
+    if not lines or lines[0] != "<blank>":
+        raise UserError(f"{token_list}, line 1: expected <blank>")
+    return lines
+
+
+@functools.lru_cache(maxsize=1)
+def load_tokenizer(model: str):
+    """The LLM's tokenizer, without the LLM."""
+    from transformers import AutoTokenizer
+
+    from speechllm.pretrained import resolve_model
+
+    return AutoTokenizer.from_pretrained(resolve_model(model))
