@@ -50,7 +50,8 @@ def main() -> int:
         "apt-get, dpkg-deb": "found"
         if shutil.which("apt-get") and shutil.which("dpkg-deb")
         else "not found (mini_asterisk then fetches upstream's archives)",
-        "sbatch": shutil.which("sbatch") or "not found (needed only for cmd_backend=slurm)",
+        "sbatch": shutil.which("sbatch")
+        or "not found (only cmd_backend=slurm needs it)",
     }
     for name, state in rows.items():
         print(f"  {name:<17} {state}")

@@ -141,7 +141,7 @@ if "${stale}"; then
         say "pip"
         pip install -qq --require-hashes -r "${tools}/requirements/pip.txt"
         # Without its dependencies first: the hashed libraries name torch as one.
-        say "torch (from a GPU machine's index: some gigabytes)"
+        say "torch"
         # shellcheck disable=SC2086 # no index, no words
         pip install -qq --no-deps ${torch_index:+--extra-index-url "${torch_index}"} \
             -r "${tools}/requirements/torch.txt"
