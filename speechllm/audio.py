@@ -23,6 +23,18 @@ from speechllm.errors import UserError
 SAMPLING_RATE = 16000
 MAX_OVERSHOOT_SECONDS = 0.5  # as Kaldi's extract-segments: clamp below, refuse above
 _ARCHIVE = re.compile(r"^(?P<path>.+\.ark):(?P<offset>\d+)$")
+_ARCHIVE_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    EOFError,
+    struct.error,
+)
 _UNKNOWN_WAV_LENGTH = 0x7FFF0000  # sox and ffmpeg write such lengths into a pipe
 _EXACT_LENGTH_FORMATS = {"WAV", "WAVEX", "RF64", "W64", "FLAC", "AIFF", "NIST"}
 _G722_SAMPLES_PER_BYTE = 2  # ITU-T G.722 at 64 kbit/s: 8000 bytes are 16000 samples
@@ -193,9 +205,7 @@ def _read_with_soundfile(
         if first:
             sound.seek(first)
         try:
-            samples = sound.read(
-                max(last - first, 0), dtype="float32", always_2d=True
-            )
+            samples = sound.read(max(last - first, 0), dtype="float32", always_2d=True)
         except soundfile.LibsndfileError as error:
             raise UserError(f"{name}: the recording is damaged: {error}") from None
         if len(samples) < last - first and sound.format in _EXACT_LENGTH_FORMATS:
@@ -260,9 +270,7 @@ def _read_with_ffmpeg(name: str, file_format: str | None = None):
     samples = np.concatenate(blocks, axis=1).T if blocks else np.zeros((0, 1))
     seconds = len(samples) / rate if rate else 0.0
     if problem is not None:
-        raise UserError(
-            f"{name}: cut off or damaged after {seconds:.2f} s ({problem})"
-        )
+        raise UserError(f"{name}: cut off or damaged after {seconds:.2f} s ({problem})")
     if promised and seconds < 0.95 * promised - 0.5:
         raise UserError(
             f"{name}: cut off, the header promises {promised:.2f} s "
@@ -284,7 +292,7 @@ def _read_archive(name: str) -> tuple[np.ndarray, int]:
 
     try:
         loaded = kaldiio.load_mat(name)
-    except Exception as error:  # kaldiio raises whatever its parsing stumbles over
+    except _ARCHIVE_ERRORS as error:  # whatever kaldiio's parsing stumbles over
         raise UserError(f"{name}: not a readable Kaldi archive ({error})") from None
     if not isinstance(loaded, tuple):
         raise UserError(f"{name}: the archive holds a matrix, not audio")

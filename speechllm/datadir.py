@@ -425,7 +425,7 @@ def filter_data_dir(
     """
     dropped = []
     for key, seconds, text in _durations_and_texts(Path(source)):
-        if seconds < min_seconds:
+        if not seconds >= min_seconds:  # also when it is NaN
             reason, detail = "too short", f"{seconds:.2f} s < {min_seconds:g} s"
         elif seconds > max_seconds:
             reason, detail = "too long", f"{seconds:.2f} s > {max_seconds:g} s"
@@ -575,7 +575,9 @@ def statistics(directory: str | Path) -> list[dict]:
             "minutes": row["seconds"] / 60,
             "speakers": len(row["speakers"]),
         }
-        for language, row in sorted(rows.items(), key=lambda item: (item[0] == "*", item))
+        for language, row in sorted(
+            rows.items(), key=lambda item: (item[0] == "*", item[0])
+        )
     ]
 
 

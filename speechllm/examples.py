@@ -107,7 +107,9 @@ def make_examples(
             previous = ""
             for example, values in heapq.merge(*streams):
                 if example == previous:
-                    raise UserError(f"{target}: example {example} comes from two data dirs")
+                    raise UserError(
+                        f"{target}: example {example} comes from two data dirs"
+                    )
                 previous = example
                 for stream, value in zip(files, values, strict=True):
                     stream.write(datadir.table_line(example, value))

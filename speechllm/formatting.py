@@ -10,10 +10,12 @@ killed goes on where it was, and one whose input changed redoes what changed.
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 import os
 import shutil
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -199,15 +201,28 @@ def _list_cuts(source: Path) -> Iterator[Cut]:
     if "segments" not in paths:
         wanted["wav.scp"] = source / "wav.scp"
         for utterance, row in datadir.join_tables(wanted, "wav.scp"):
-            speed = float(row.get("utt2speed", 1))
+            speed = _speed(source, utterance, row)
             yield Cut(utterance, row["wav.scp"], None, None, speed)
         return
     recordings = datadir.read_table(source / "wav.scp")
     wanted["segments"] = paths["segments"]
     for utterance, row in datadir.join_tables(wanted, "segments"):
         recording, start, end = datadir.parse_segment(row["segments"])
-        speed = float(row.get("utt2speed", 1))
+        speed = _speed(source, utterance, row)
         yield Cut(utterance, recordings[recording], start, end, speed)
+
+
+def _speed(source: Path, utterance: str, row: dict[str, str]) -> float:
+    value = row.get("utt2speed", "1")
+    try:
+        if 0.1 <= float(value) <= 10:
+            return float(value)
+    except ValueError:
+        pass
+    raise UserError(
+        f"{source / 'utt2speed'}: the speed of {utterance} is {value!r}, not a factor "
+        "between 0.1 and 10"
+    )
 
 
 def _count_utterances(source: Path) -> int:
@@ -259,7 +274,9 @@ def _run_shards(shards: Iterable[Shard], jobs: int, total: int) -> list[Path]:
                 records.append(write_shard(shard))
                 progress.update(len(shard.cuts))
             return records
-        with ProcessPoolExecutor(jobs) as pool:
+        # Spawned, not forked: tqdm and the caller may have threads.
+        pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"))
+        try:
             running = {}
             for shard in shards:
                 running[pool.submit(write_shard, shard)] = len(shard.cuts)
@@ -267,6 +284,13 @@ def _run_shards(shards: Iterable[Shard], jobs: int, total: int) -> list[Path]:
                     _collect(running, records, progress)
             while running:
                 _collect(running, records, progress)
+        except BrokenProcessPool:
+            raise UserError(
+                "a process that formats audio was killed, perhaps for want of memory; "
+                "start again with fewer jobs, what is done stays done"
+            ) from None
+        finally:
+            pool.shutdown(cancel_futures=True)
     return sorted(records)
 
 

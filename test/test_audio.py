@@ -46,7 +46,9 @@ def mux_one_picture(container) -> None:
     container.mux(stream.encode(None))
 
 
-def encode_with_ffmpeg(path: Path, samples: np.ndarray, codec: str, video=False) -> Path:
+def encode_with_ffmpeg(
+    path: Path, samples: np.ndarray, codec: str, video=False
+) -> Path:
     import av
 
     with av.open(str(path), "w") as container:
@@ -143,6 +145,24 @@ def test_archives(tmp_path, speech):
 def test_pickled_archives_are_refused(tmp_path):
     (tmp_path / "a.ark").write_bytes(b"one PKL\x80\x04N.")
     with pytest.raises(UserError, match="pickled archives are refused"):
+        load_audio(f"{tmp_path}/a.ark:4")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\0B",
+        b"\0BFM \4\xff\xff\xff\x7f",
+        b"RIFF\0\0\0\0WAVE",
+        b"NPY",
+        b"AUDIO",
+        b"?",
+    ],
+)
+def test_damaged_archives(tmp_path, content):
+    (tmp_path / "a.ark").write_bytes(b"one " + content)
+    with pytest.raises(UserError, match=r"a\.ark:4: "):
         load_audio(f"{tmp_path}/a.ark:4")
 
 

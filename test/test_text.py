@@ -32,7 +32,11 @@ def test_ctc_text(lang, raw, expected):
     ("lang", "raw", "expected"),
     [
         ("en", "press 2, then 28", "press two, then twenty-eight"),
-        ("en", "1,234.5 men", "one thousand, two hundred and thirty-four point five men"),
+        (
+            "en",
+            "1,234.5 men",
+            "one thousand, two hundred and thirty-four point five men",
+        ),
         ("en", "3D, the 1st and 22nd", "three D, the first and twenty-second"),
         ("en", "room 007", "room zero zero seven"),
         ("fr", "appuyez sur 1. La 2ème fois", "appuyez sur un. La deuxième fois"),

@@ -76,10 +76,14 @@ class Entry:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output", type=Path, default=Path("data"), help="for data dirs")
+    parser.add_argument(
+        "--output", type=Path, default=Path("data"), help="for data dirs"
+    )
     parser.add_argument("--asterisk_dir", type=Path, help="unpacked sounds, if at hand")
     parser.add_argument("--download_dir", type=Path, default=Path("downloads"))
-    parser.add_argument("--max_seconds", type=float, default=15.0, help="longest prompt")
+    parser.add_argument(
+        "--max_seconds", type=float, default=15.0, help="longest prompt"
+    )
 
 
 def run(args: argparse.Namespace) -> None:

@@ -1,0 +1,265 @@
+"""Data dirs: what is valid, what each defect says, what each operation keeps."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from speechllm import datadir
+from speechllm.bin.data_dir import main
+from speechllm.errors import UserError
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A small valid data dir: two speakers, two languages, three utterances."""
+    for name in ("a", "b", "c"):
+        (tmp_path / f"{name}.wav").touch()
+    tables = {
+        "wav.scp": {
+            f"{utt}": f"{tmp_path}/{utt[-1]}.wav" for utt in ("s1-a", "s1-b", "s2-c")
+        },
+        "utt2spk": {"s1-a": "s1", "s1-b": "s1", "s2-c": "s2"},
+        "utt2lang": {"s1-a": "en", "s1-b": "en", "s2-c": "fr"},
+        "utt2dur": {"s1-a": "1.5", "s1-b": "20", "s2-c": "3"},
+        "text": {"s1-a": "Hello you.", "s1-b": "Good bye.", "s2-c": "Bonjour, ça va ?"},
+        "text.fr": {"s1-a": "Salut toi."},
+    }
+    datadir.write_data_dir(tmp_path / "data", tables)
+    return tmp_path / "data"
+
+
+def replace(path, old: str, new: str) -> None:
+    path.write_text(path.read_text().replace(old, new))
+
+
+def lines(path) -> list[str]:
+    return path.read_text().splitlines()
+
+
+def test_a_valid_data_dir_has_no_problems(data):
+    assert datadir.validate_data_dir(data) == []
+    datadir.check_data_dir(data)
+    assert lines(data / "spk2utt") == ["s1 s1-a s1-b", "s2 s2-c"]
+
+
+@pytest.mark.parametrize(
+    ("table", "old", "new", "problem"),
+    [
+        (
+            "wav.scp",
+            "/b.wav",
+            "/none.wav",
+            r"wav.scp:2: the file of s1-b does not exist",
+        ),
+        ("wav.scp", "s1-b ", "s1-b\n#", r"wav.scp:2: recording s1-b has no file"),
+        ("wav.scp", "b.wav", "b.wav |", r"wav.scp:2: recording s1-b is a command"),
+        (
+            "text",
+            "s1-b Good bye.\n",
+            "",
+            r"utt2spk:2: utterance s1-b has no line in text",
+        ),
+        ("text", "s1-b", "s1-bb", r"text:2: utterance s1-bb is not in utt2spk"),
+        ("text", "s1-b", "s1-a", r"text:2: s1-a is there twice; ids must be unique"),
+        ("text", "s2-c", "s0-c", r"text:3: s0-c comes after s1-b; sort .*LC_ALL=C"),
+        ("text", "s1-b Good", "\ns1-b Good", r"text:2: the line is empty"),
+        ("text.fr", "s1-a", "s1-x", r"text.fr:1: utterance s1-x is not in utt2spk"),
+        ("utt2spk", "s2-c s2", "s2-c s0", r"utt2spk:3: speaker s0 comes after s1"),
+        ("utt2spk", "s2-c s2", "s2-c", r"utt2spk:3: .*needs exactly one speaker"),
+        ("spk2utt", "s1-a ", "", r"spk2utt:1: speaker s1 has 1 utterances here and 2"),
+        ("utt2lang", "s2-c fr", "s2-c French", r"utt2lang:3: 'French' is no language"),
+    ],
+)
+def test_a_defect_is_named_with_file_and_line(data, table, old, new, problem):
+    replace(data / table, old, new)
+    problems = datadir.validate_data_dir(data)
+    assert len(problems) >= 1
+    with pytest.raises(UserError, match=problem):
+        raise UserError("\n".join(problems))
+
+
+def test_audio_without_text(data):
+    replace(data / "wav.scp", "s2-c", "s2-cc")
+    problems = "\n".join(datadir.validate_data_dir(data, check_files=False))
+    assert "utt2spk:3: utterance s2-c has no line in wav.scp" in problems
+    assert "wav.scp:3: utterance s2-cc is not in utt2spk" in problems
+
+
+def test_text_that_is_not_utf8(data):
+    content = (data / "text").read_bytes()
+    (data / "text").write_bytes(content.replace("ç".encode(), "ç".encode("latin-1")))
+    with pytest.raises(UserError, match=r"text:3: not UTF-8 \(byte 0xe7\).*iconv"):
+        datadir.check_data_dir(data)
+
+
+def test_missing_tables_and_folders(data, tmp_path):
+    (data / "utt2lang").unlink()
+    with pytest.raises(UserError, match="utt2lang: the table is missing"):
+        datadir.check_data_dir(data)
+    with pytest.raises(UserError, match="the data dir does not exist"):
+        datadir.check_data_dir(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("segments", "problem"),
+    [
+        ("r 0 1", "recording r of s1-a is not in wav.scp"),
+        ("rec 1 1", "s1-a lasts from 1 to 1 s"),
+        ("rec 0 nan", "s1-a lasts from 0 to nan s"),
+        ("rec 0", "expected <recording> <start> <end>"),
+    ],
+)
+def test_segments_are_checked(data, tmp_path, segments, problem):
+    (data / "wav.scp").write_text(f"rec {tmp_path}/a.wav\n")
+    table = {"s1-a": "rec 0 1", "s1-b": "rec 1 2.5", "s2-c": "rec 0.5 3"}
+    datadir.write_table(data / "segments", table)
+    assert datadir.validate_data_dir(data) == []
+    datadir.write_table(data / "segments", table | {"s1-a": segments})
+    assert any(problem in found for found in datadir.validate_data_dir(data))
+
+
+def test_many_problems_are_not_all_listed(data):
+    datadir.write_table(data / "text", {f"x{number:03}": "a" for number in range(100)})
+    assert len(datadir.validate_data_dir(data)) < 30
+
+
+def test_filter_lists_what_went_and_why(data):
+    replace(data / "text", "s2-c Bonjour, ça va ?", "s2-c")
+    target = data.parent / "filtered"
+    kept, dropped = datadir.filter_data_dir(data, target, 1, 15)
+    assert kept == 1
+    assert lines(target / "dropped.tsv") == [
+        "s1-b\tfilter\ttoo long\t20.00 s > 15 s",
+        "s2-c\tfilter\tempty text\t",
+    ]
+    assert datadir.read_dropped(target) == dropped
+    assert datadir.validate_data_dir(target) == []
+    for name in ("wav.scp", "text", "text.fr", "utt2dur", "utt2lang", "utt2spk"):
+        assert [line.split()[0] for line in lines(target / name)] == ["s1-a"]
+    assert lines(target / "spk2utt") == ["s1 s1-a"]
+
+
+def test_filter_by_length_of_text_and_of_short_audio(data):
+    target = data.parent / "filtered"
+    _, dropped = datadir.filter_data_dir(
+        data, target, min_seconds=2, min_text_length=10
+    )
+    assert {entry.id: entry.reason for entry in dropped} == {
+        "s1-a": "too short",
+        "s1-b": "text too short",
+    }
+    _, dropped = datadir.filter_data_dir(data, target, max_text_length=15)
+    assert [(entry.id, entry.detail) for entry in dropped] == [("s2-c", "16 > 15")]
+
+
+def test_filter_that_leaves_nothing_is_an_error(data):
+    with pytest.raises(UserError, match="nothing passes the filter"):
+        datadir.filter_data_dir(data, data.parent / "filtered", min_seconds=100)
+
+
+def test_filter_in_place_keeps_the_earlier_list(data):
+    datadir.filter_data_dir(data, data, max_seconds=15)
+    datadir.filter_data_dir(data, data, min_seconds=2)
+    assert [entry.id for entry in datadir.read_dropped(data)] == ["s1-a", "s1-b"]
+    assert datadir.validate_data_dir(data) == []
+
+
+def test_speed_perturbation(data):
+    target = data.parent / "speeds"
+    datadir.perturb_speed(data, target, [0.9, 1.0, 1.1])
+    assert datadir.validate_data_dir(target) == []
+    text = datadir.read_table(target / "text")
+    assert len(text) == 9
+    assert text["sp0.9-s1-a"] == text["s1-a"] == "Hello you."
+    assert datadir.read_table(target / "utt2spk")["sp1.1-s2-c"] == "sp1.1-s2"
+    assert datadir.read_table(target / "utt2dur")["sp0.9-s1-a"] == "1.667"
+    speeds = datadir.read_table(target / "utt2speed")
+    assert (speeds["s1-b"], speeds["sp0.9-s1-b"]) == ("1", "0.9")
+    assert datadir.read_table(target / "text.fr").keys() == {
+        "s1-a",
+        "sp0.9-s1-a",
+        "sp1.1-s1-a",
+    }
+    with pytest.raises(UserError, match="perturbed already"):
+        datadir.perturb_speed(target, data.parent / "again", [0.9])
+
+
+def test_combine(data):
+    other, both = data.parent / "other", data.parent / "both"
+    datadir.perturb_speed(data, other, [0.9])
+    (other / "utt2speed").unlink()
+    assert datadir.combine_data_dirs([other, data], both) == 6
+    assert datadir.validate_data_dir(both) == []
+    with pytest.raises(UserError, match="s1-a is in two of the data dirs"):
+        datadir.combine_data_dirs([data, data], data.parent / "twice")
+    assert not (data.parent / "twice").exists()
+    (other / "utt2dur").unlink()
+    with pytest.raises(UserError, match="other: has no utt2dur"):
+        datadir.combine_data_dirs([data, other], both)
+
+
+def test_subset(data):
+    target = data.parent / "subset"
+    assert datadir.subset_data_dir(data, target, count=2, seed=1) == 2
+    assert datadir.validate_data_dir(target) == []
+    first = lines(target / "text")
+    datadir.subset_data_dir(data, target, count=2, seed=1)
+    assert lines(target / "text") == first
+    assert datadir.subset_data_dir(data, target, ids=["s2-c"]) == 1
+    with pytest.raises(UserError, match="cannot take 4 of 3"):
+        datadir.subset_data_dir(data, target, count=4)
+    with pytest.raises(UserError, match="has no utterance s9"):
+        datadir.subset_data_dir(data, target, ids=["s9"])
+
+
+@given(st.integers(1, 60), st.integers(1, 9))
+@settings(max_examples=20)
+def test_parts_of_a_table_make_the_table(tmp_path_factory, entries, parts):
+    folder = tmp_path_factory.mktemp("split")
+    datadir.write_table(folder / "t", {f"{n:03}": str(n) for n in range(entries)})
+    outputs = [folder / f"t.{part}" for part in range(parts)]
+    if entries < parts:
+        with pytest.raises(UserError, match="cannot split"):
+            datadir.split_table(folder / "t", outputs)
+        return
+    sizes = datadir.split_table(folder / "t", outputs)
+    assert max(sizes) - min(sizes) <= 1
+    joined = "".join(output.read_text() for output in outputs)
+    assert joined == (folder / "t").read_text()
+
+
+def test_statistics(data):
+    rows = {row["language"]: row for row in datadir.statistics(data)}
+    assert rows["en"]["utterances"] == 2
+    assert rows["en"]["minutes"] == pytest.approx(21.5 / 60)
+    assert (rows["*"]["utterances"], rows["*"]["speakers"]) == (3, 2)
+
+
+ids = st.text(st.characters(exclude_categories=["Z", "C"]), min_size=1, max_size=8)
+values = st.text(st.characters(exclude_categories=["Zl", "Zp", "C"])).map(str.strip)
+
+
+@given(st.dictionaries(ids, values))
+def test_what_is_written_is_read_again(tmp_path_factory, table):
+    path = tmp_path_factory.mktemp("table") / "t"
+    datadir.write_table(path, table)
+    assert datadir.read_table(path) == table
+    assert list(datadir.read_table(path)) == sorted(table, key=str.encode)
+
+
+@pytest.mark.parametrize(("key", "value"), [("a b", "x"), ("", "x"), ("a", "x\ny")])
+def test_entries_that_would_break_a_table_are_refused(tmp_path, key, value):
+    with pytest.raises(UserError):
+        datadir.write_table(tmp_path / "t", {key: value})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_command_line(data, capsys):
+    main(["validate", "--input", str(data)])
+    assert capsys.readouterr().out == f"{data}: valid\n"
+    replace(data / "text", "s1-b", "s1-a")
+    with pytest.raises(UserError, match="1 problems"):
+        main(["validate", "--input", str(data)])
+    assert "text:2: s1-a is there twice" in capsys.readouterr().out

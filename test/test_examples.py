@@ -1,0 +1,134 @@
+"""Examples: tasks over data dirs, and what is left out of them."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from speechllm import datadir
+from speechllm.bin.make_examples import main
+from speechllm.errors import UserError
+from speechllm.examples import Task, make_examples, parse_task
+
+
+def make_data(folder, utterances: dict, **tables):
+    """A formatted data dir of (language, transcript) per utterance."""
+    datadir.write_data_dir(
+        folder,
+        {
+            "wav.scp": {utt: f"audio/{utt}.flac" for utt in utterances},
+            "utt2spk": dict.fromkeys(utterances, "s"),
+            "utt2lang": {utt: lang for utt, (lang, _) in utterances.items()},
+            "utt2num_samples": dict.fromkeys(utterances, "16000"),
+            "text": {utt: text for utt, (_, text) in utterances.items()},
+            **tables,
+        },
+    )
+    return folder
+
+
+@pytest.fixture
+def data(tmp_path):
+    return make_data(
+        tmp_path / "data",
+        {
+            "en-a": ("en", "Hello, you!"),
+            "en-a-b": ("en", "Good-bye."),
+            "en-c": ("en", "…"),
+            "fr-a": ("fr", "Salut toi"),
+        },
+        **{"text.fr": {"en-a": "Salut,  toi !"}, "text.en": {"fr-a": "Hello you"}},
+    )
+
+
+def test_tasks_targets_and_order(data, tmp_path):
+    target = tmp_path / "examples"
+    counts, dropped = make_examples(
+        [data], target, ["asr:en", "asr:fr", "st:en:fr", "asr_st:en:fr"]
+    )
+    assert counts == {"asr en en": 2, "asr fr fr": 1, "st en fr": 1, "asr_st en fr": 1}
+    assert datadir.read_table(target / "text") == {
+        "en-a-asr-en": "Hello, you!",
+        "en-a-asr_st-fr": "Hello, you!\tSalut, toi !",
+        "en-a-b-asr-en": "Good-bye.",
+        "en-a-st-fr": "Salut, toi !",
+        "fr-a-asr-fr": "Salut toi",
+    }
+    heard = datadir.read_table(target / "text_ctc")
+    assert heard["en-a-st-fr"] == "hello you"
+    assert heard["en-a-b-asr-en"] == "good bye"
+    assert datadir.read_table(target / "utt2task")["en-a-st-fr"] == "st en fr"
+    assert datadir.read_table(target / "utt2lang")["en-a-st-fr"] == "en"
+    assert datadir.read_table(target / "wav.scp")["en-a-st-fr"] == "audio/en-a.flac"
+    assert datadir.validate_data_dir(target, check_files=False) == []
+    assert {(entry.id, entry.reason) for entry in dropped} == {
+        ("en-a-b", "no translation into fr"),
+        ("en-c", "transcript empty after normalisation"),
+    }
+    assert datadir.read_dropped(target) == sorted(dropped, key=lambda entry: entry.id)
+
+
+def test_several_data_dirs(data, tmp_path):
+    other = make_data(tmp_path / "other", {"en-b": ("en", "More.")})
+    make_examples([data, other], tmp_path / "examples", ["asr:en"])
+    examples = list(datadir.read_table(tmp_path / "examples" / "text"))
+    assert examples == ["en-a-asr-en", "en-a-b-asr-en", "en-b-asr-en"]
+    with pytest.raises(UserError, match="en-a-asr-en comes from two data dirs"):
+        make_examples([data, data], tmp_path / "twice", ["asr:en"])
+    assert not (tmp_path / "twice").exists()
+
+
+@pytest.mark.parametrize(
+    ("tasks", "message"),
+    [
+        (["asr:de"], "no utterance of .* is in 'de'; spoken there: en, fr"),
+        (["st:en:de"], r"no translations into 'de' \(text.de\); there are: en, fr"),
+        (["asr:en", "asr:en"], "task 'asr en en' is given twice"),
+        (["asr"], "expected asr:<lang>"),
+        (["asr:en:fr"], "expected asr:<lang>"),
+        (["st:en"], "expected asr:<lang>"),
+        (["sing:en"], "expected asr:<lang>"),
+    ],
+)
+def test_tasks_that_cannot_be(data, tmp_path, tasks, message):
+    with pytest.raises(UserError, match=message):
+        make_examples([data], tmp_path / "examples", tasks)
+    assert not (tmp_path / "examples").exists()
+
+
+def test_audio_has_to_be_formatted_first(data, tmp_path):
+    (data / "utt2num_samples").unlink()
+    with pytest.raises(UserError, match="utt2num_samples: missing; format the audio"):
+        make_examples([data], tmp_path / "examples", ["asr:en"])
+
+
+def test_parse_task():
+    assert parse_task("asr:en") == Task("asr", "en", "en")
+    assert parse_task("asr_st:en:fr") == Task("asr_st", "en", "fr")
+
+
+names = st.text("abs-.!0_~", min_size=1, max_size=5)
+
+
+@given(st.sets(names, min_size=1, max_size=12))
+@settings(max_examples=50)
+def test_any_utterance_ids_give_sorted_examples(tmp_path_factory, utterances):
+    folder = tmp_path_factory.mktemp("ids")
+    source = make_data(folder / "data", dict.fromkeys(utterances, ("en", "a")))
+    counts, _ = make_examples([source], folder / "examples", ["asr:en"])
+    examples = datadir.read_table(folder / "examples" / "text")  # refuses disorder
+    assert len(examples) == len(utterances) == counts["asr en en"]
+
+
+def test_command_line(data, tmp_path, capsys):
+    target = tmp_path / "examples"
+    arguments = ["--input", str(data), "--output", str(target)]
+    main([*arguments, "--tasks", "asr:en asr:fr", "st:en:fr"])
+    assert capsys.readouterr().out.splitlines() == [
+        f"{target}: 2 examples of asr en en",
+        f"{target}: 1 examples of asr fr fr",
+        f"{target}: 1 examples of st en fr",
+        f"{target}: 1 left out: no translation into fr",
+        f"{target}: 1 left out: transcript empty after normalisation",
+    ]

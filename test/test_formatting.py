@@ -1,0 +1,272 @@
+"""Stage 3: every defect of audio is listed, nothing is done twice, nothing is half."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+
+from speechllm import datadir, formatting
+from speechllm.audio import load_audio
+from speechllm.errors import UserError
+from speechllm.formatting import format_audio
+
+RATE = 16000
+
+
+@pytest.fixture
+def speech(speech_file) -> np.ndarray:
+    return load_audio(speech_file)
+
+
+def make_data(folder, files: dict, **tables):
+    """A data dir over audio files (utterance → path), one speaker, English."""
+    datadir.write_data_dir(
+        folder,
+        {
+            "wav.scp": {utt: str(path) for utt, path in files.items()},
+            "utt2spk": dict.fromkeys(files, "s"),
+            "utt2lang": dict.fromkeys(files, "en"),
+            "text": {utt: f"text of {utt}" for utt in files},
+            **tables,
+        },
+    )
+    return folder
+
+
+def record_writes(monkeypatch) -> list:
+    written = []
+    write_file = formatting._write_file
+    monkeypatch.setattr(
+        formatting,
+        "_write_file",
+        lambda path, content: (written.append(path.name), write_file(path, content)),
+    )
+    return written
+
+
+def test_every_defect_is_listed_and_left_out(tmp_path, speech):
+    files = {name: tmp_path / f"{name}.wav" for name in "abcdefgh"}
+    soundfile.write(files["a"], speech, RATE)
+    soundfile.write(files["b"], np.stack([speech[::2]] * 2, axis=1), 8000)
+    files["c"].touch()
+    soundfile.write(files["d"], np.zeros(0), RATE)
+    soundfile.write(files["e"], np.full(9, np.nan), RATE, subtype="FLOAT")
+    soundfile.write(files["f"], speech, RATE)
+    files["f"].write_bytes(files["f"].read_bytes()[:5000])
+    files["g"].write_text("no audio")
+    source = make_data(tmp_path / "data", files)  # h does not exist
+    kept, failed = format_audio(source, tmp_path / "out")
+    assert kept == 2
+    details = {entry.id: entry.detail for entry in failed}
+    assert list(details) == list("cdefgh")
+    for utterance, words in {
+        "c": "0 bytes",
+        "d": "no samples",
+        "e": "9 samples are NaN",
+        "f": "cut off, the header promises 3.29 s but only 0.15 s",
+        "g": "not a readable audio file",
+        "h": "does not exist",
+    }.items():
+        assert words in details[utterance]
+    assert datadir.read_dropped(tmp_path / "out") == failed
+    assert datadir.validate_data_dir(tmp_path / "out") == []
+    for name in ("wav.scp", "text", "utt2spk", "utt2num_samples"):
+        assert list(datadir.read_table(tmp_path / "out" / name)) == ["a", "b"]
+    scp = datadir.read_table(tmp_path / "out" / "wav.scp")
+    lengths = datadir.read_table(tmp_path / "out" / "utt2num_samples")
+    for utterance, path in scp.items():
+        info = soundfile.info(path)
+        assert (info.samplerate, info.channels, info.format) == (RATE, 1, "FLAC")
+        assert info.frames == int(lengths[utterance])
+    np.testing.assert_allclose(load_audio(scp["a"]), speech, atol=1e-4)
+    assert int(lengths["b"]) == pytest.approx(len(speech), abs=2)
+
+
+@pytest.mark.parametrize("suffix", ["wav", "g722"])
+def test_segments_and_speeds(tmp_path, speech, speech_file, suffix):
+    recording = tmp_path / f"r.{suffix}"
+    if suffix == "g722":
+        recording.write_bytes(speech_file.read_bytes())
+    else:
+        soundfile.write(recording, speech, RATE)
+    source = make_data(
+        tmp_path / "data",
+        {"a": "", "b": "", "c": ""},
+        **{
+            "wav.scp": {"rec": str(recording)},
+            "segments": {"a": "rec 0.5 1.5", "b": "rec 1 2", "c": "rec 7 8"},
+            "utt2speed": {"a": "1", "b": "0.8", "c": "1"},
+        },
+    )
+    kept, failed = format_audio(source, tmp_path / "out", audio_format="wav")
+    assert (kept, failed[0].id) == (2, "c")
+    assert "begins at 7 s but the recording is 3.29 s long" in failed[0].detail
+    lengths = datadir.read_table(tmp_path / "out" / "utt2num_samples")
+    assert lengths == {"a": "16000", "b": "20000"}
+    scp = datadir.read_table(tmp_path / "out" / "wav.scp")
+    np.testing.assert_allclose(load_audio(scp["a"]), speech[8000:24000], atol=1e-4)
+    assert not (tmp_path / "out" / "segments").exists()
+    assert not (tmp_path / "out" / "utt2speed").exists()
+
+
+def test_a_second_start_does_nothing_twice(tmp_path, speech, monkeypatch):
+    monkeypatch.setattr(formatting, "SHARD_SIZE", 2)
+    files = {name: tmp_path / f"{name}.wav" for name in "abcde"}
+    for path in files.values():
+        soundfile.write(path, speech[:RATE], RATE)
+    source, target = make_data(tmp_path / "data", files), tmp_path / "out"
+    written = record_writes(monkeypatch)
+    format_audio(source, target)
+    assert written == [f"{name}.flac" for name in "abcde"]
+    written.clear()
+    format_audio(source, target)
+    assert written == []
+    soundfile.write(files["c"], speech[: RATE // 2], RATE)  # one source changes
+    format_audio(source, target)
+    assert written == ["c.flac", "d.flac"]
+    assert datadir.read_table(target / "utt2num_samples")["c"] == "8000"
+    datadir.subset_data_dir(source, source, ids=["a", "b"])  # and some go
+    written.clear()
+    assert format_audio(source, target)[0] == 2
+    assert written == []
+    assert sorted(p.name for p in (target / "audio").iterdir()) == [
+        "00000",
+        "00000.tsv",
+    ]
+
+
+def test_a_killed_shard_is_redone_and_the_others_are_not(tmp_path, speech, monkeypatch):
+    monkeypatch.setattr(formatting, "SHARD_SIZE", 2)
+    files = {name: tmp_path / f"{name}.wav" for name in "abcd"}
+    for path in files.values():
+        soundfile.write(path, speech[:RATE], RATE)
+    source, target = make_data(tmp_path / "data", files), tmp_path / "out"
+    written = record_writes(monkeypatch)
+    counting = formatting._write_file
+
+    def die_at_d(path, content):
+        if path.name == "d.flac":
+            raise KeyboardInterrupt
+        counting(path, content)
+
+    monkeypatch.setattr(formatting, "_write_file", die_at_d)
+    with pytest.raises(KeyboardInterrupt):
+        format_audio(source, target)
+    assert not (target / "wav.scp").exists()
+    monkeypatch.setattr(formatting, "_write_file", counting)
+    written.clear()
+    assert format_audio(source, target)[0] == 4
+    assert written == ["c.flac", "d.flac"]
+
+
+def test_processes_give_the_same(tmp_path, speech, monkeypatch):
+    monkeypatch.setattr(formatting, "SHARD_SIZE", 1)
+    files = {name: tmp_path / f"{name}.wav" for name in "abcdefg"}
+    for number, path in enumerate(files.values(), 1):
+        soundfile.write(path, speech[: 1000 * number], RATE)
+    source = make_data(tmp_path / "data", files)
+    format_audio(source, tmp_path / "one", jobs=1)
+    format_audio(source, tmp_path / "three", jobs=3)
+    one = datadir.read_table(tmp_path / "one" / "utt2num_samples")
+    assert one == datadir.read_table(tmp_path / "three" / "utt2num_samples")
+    assert list(one) == list("abcdefg")
+
+
+def test_no_readable_audio_at_all(tmp_path):
+    source = make_data(tmp_path / "data", {"a": tmp_path / "none.wav"})
+    with pytest.raises(UserError, match=r"no audio could be read.*does not exist"):
+        format_audio(source, tmp_path / "out")
+
+
+def test_an_invalid_data_dir_stops_before_any_work(tmp_path, speech):
+    soundfile.write(tmp_path / "a.wav", speech, RATE)
+    source = make_data(tmp_path / "data", {"a": tmp_path / "a.wav"})
+    (source / "text").write_text("b something\n")
+    with pytest.raises(UserError, match="utterance a has no line in text"):
+        format_audio(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("speed", ["fast", "0", "-1", "nan"])
+def test_a_speed_that_is_none(tmp_path, speech, speed):
+    soundfile.write(tmp_path / "a.wav", speech, RATE)
+    source = make_data(tmp_path / "data", {"a": tmp_path / "a.wav"})
+    datadir.write_table(source / "utt2speed", {"a": speed})
+    with pytest.raises(UserError, match=f"the speed of a is '{speed}', not a factor"):
+        format_audio(source, tmp_path / "out")
+
+
+def die(shard):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_process_is_an_error_that_says_so(tmp_path, speech, monkeypatch):
+    soundfile.write(tmp_path / "a.wav", speech, RATE)
+    source = make_data(tmp_path / "data", {"a": tmp_path / "a.wav"})
+    monkeypatch.setattr(formatting, "write_shard", die)
+    with pytest.raises(UserError, match="was killed, perhaps for want of memory"):
+        format_audio(source, tmp_path / "out", jobs=2)
+
+
+def test_utterance_ids_with_slashes_stay_inside(tmp_path, speech):
+    soundfile.write(tmp_path / "a.wav", speech, RATE)
+    source = make_data(tmp_path / "data", {"../../a": tmp_path / "a.wav"})
+    format_audio(source, tmp_path / "out")
+    path = datadir.read_table(tmp_path / "out" / "wav.scp")["../../a"]
+    assert path == str(tmp_path / "out/audio/00000/..%2F..%2Fa.flac")
+
+
+def run_format_audio(source, target, prefix: str = "") -> subprocess.CompletedProcess:
+    command = f"{prefix} {sys.executable} -m speechllm.bin.format_audio"
+    command += f" --input {source} --output {target} --audio_format wav"
+    return subprocess.run(
+        command, shell=True, capture_output=True, text=True, check=False
+    )
+
+
+def test_a_full_disk(tmp_path, speech):
+    """On a disk of 256 KiB the stage stops with one line and leaves no table."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    options = "size=256k,mode=777"
+    mounted = (
+        os.geteuid() == 0
+        and not subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(disk)],
+            capture_output=True,
+            check=False,
+        ).returncode
+    )
+    if not mounted:
+        pytest.skip("mounting a small disk needs root")
+    try:
+        files = {name: tmp_path / f"{name}.wav" for name in "abcdef"}
+        for path in files.values():
+            soundfile.write(path, speech, RATE)
+        source = make_data(tmp_path / "data", files)
+        result = run_format_audio(source, disk / "out")
+        assert result.returncode == 1
+        assert "error: No space left on device: " in result.stderr
+        assert ".wav" in result.stderr
+        assert "Traceback" not in result.stderr
+        assert not (disk / "out" / "wav.scp").exists()
+        assert list((disk / "out" / "audio").glob("*.tsv")) == []
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+    assert run_format_audio(source, disk / "out").returncode == 0  # room again
+
+
+def test_a_file_size_limit_acts_as_a_full_disk(tmp_path, speech):
+    soundfile.write(tmp_path / "a.wav", speech, RATE)
+    source = make_data(tmp_path / "data", {"a": tmp_path / "a.wav"})
+    result = run_format_audio(source, tmp_path / "out", "ulimit -f 40; exec")
+    assert result.returncode == 1
+    assert "error: File too large: " in result.stderr
+    assert not (tmp_path / "out" / "wav.scp").exists()
+    assert run_format_audio(source, tmp_path / "out").returncode == 0
