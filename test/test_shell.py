@@ -42,7 +42,7 @@ def parse(*arguments: str):
     [
         ([], "4|false||"),
         (["--nj", "8", "--skip-train", "true"], "8|true||"),
-        (["--train_args", "--max_epoch 3 --x $HOME"], "4|false|--max_epoch 3 --x $HOME|"),
+        (["--train_args", "--max_epoch 3 $HOME"], "4|false|--max_epoch 3 $HOME|"),
         (["--nj", ""], "|false||"),
         (["--nj", "1", "rest", "--nj"], "1|false||rest --nj"),
     ],

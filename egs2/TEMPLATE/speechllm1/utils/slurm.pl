@@ -43,7 +43,7 @@ exit "${{code}}"
 
 def sbatch_command(request: Request, script: Path) -> list[str]:
     """``sbatch`` with the options of the request in its own words."""
-    log = request.log if Path(request.log).is_absolute() else f"{Path.cwd()}/{request.log}"
+    log = str(Path.cwd() / request.log)
     words = ["sbatch", "--parsable", "--wait", "--open-mode=truncate"]
     words += ["--export=ALL", f"--job-name={request.options.get('name', script.stem)}"]
     words.append("--output=" + request.with_job(log.replace("%", "%%"), "%a"))
