@@ -140,15 +140,11 @@ if "${stale}"; then
     if ! installed base; then
         say "pip"
         pip install -qq --require-hashes -r "${tools}/requirements/pip.txt"
-        # Without its dependencies first: the hashed libraries name torch as one.
-        say "torch"
-        # shellcheck disable=SC2086 # no index, no words
-        pip install -qq --no-deps ${torch_index:+--extra-index-url "${torch_index}"} \
-            -r "${tools}/requirements/torch.txt"
+        # The hashed files name every package they lead to, but torch.
         say "the libraries, by their hashes"
-        pip install -qq --require-hashes -r "${tools}/requirements/base.txt"
-        # With the libraries there, what is left of torch's wishes is CUDA's, if any.
-        # shellcheck disable=SC2086
+        pip install -qq --no-deps --require-hashes -r "${tools}/requirements/base.txt"
+        # What is left of torch's wishes is CUDA's libraries, where its wheel has CUDA.
+        say "torch"
         pip install -qq ${torch_index:+--extra-index-url "${torch_index}"} \
             -r "${tools}/requirements/torch.txt"
         say "espnet"
@@ -164,7 +160,7 @@ if "${stale}"; then
             "${env_python}" -m venv --clear "${tools}/venv-comet"
             "${tools}/venv-comet/bin/python" -m pip install -qq unbabel-comet==2.2.7
         else
-            pip install -qq --require-hashes -r "${tools}/requirements/${extra}.txt"
+            pip install -qq --no-deps --require-hashes -r "${tools}/requirements/${extra}.txt"
         fi
         note "${extra}"
     done
