@@ -24,7 +24,9 @@ from espnet2.utils.get_default_kwargs import get_default_kwargs
 from espnet2.utils.nested_dict_action import NestedDictAction
 from espnet2.utils.types import str_or_none
 
+from speechllm.checkpoint import load_tensors
 from speechllm.errors import UserError
+from speechllm.export import MODEL_KEYS
 from speechllm.files import atomic_open
 from speechllm.model.bridge import BRIDGES
 from speechllm.model.encoder import ENCODERS
@@ -38,17 +40,6 @@ bridge_choices = ClassChoices("bridge", BRIDGES, default="convolution", optional
 llm_choices = ClassChoices(
     "llm", {"causal_lm": LanguageModel}, default="causal_lm", optional=True
 )
-
-MODEL_KEYS = [
-    "encoder",
-    "encoder_conf",
-    "bridge",
-    "bridge_conf",
-    "llm",
-    "llm_conf",
-    "ctc_conf",
-    "model_conf",
-]
 
 
 class SpeechLLMTask(AbsTask):
@@ -305,22 +296,6 @@ def load_init_param(
         logging.warning(f"not loaded from {path}: {name}")
         del state[name]
     model.load_state_dict(state, strict=False)
-
-
-def load_tensors(path: Path, device: str = "cpu") -> dict[str, torch.Tensor]:
-    """Read a checkpoint of tensors, without running anything in it."""
-    if path.is_dir():
-        path = path / "model.safetensors"
-    if not path.exists():
-        raise UserError(f"{path}: no such checkpoint")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path, device=device)
-        return torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:
-        raise UserError(f"{path}: not a checkpoint of tensors: {error}") from error
 
 
 def mend_checkpoint(output_dir: Path) -> None:

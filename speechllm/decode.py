@@ -1,0 +1,209 @@
+"""Decode an example dir: batches, shards, progress, and going on after a kill."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from speechllm.errors import UserError
+from speechllm.files import atomic_open
+
+
+def decode_examples(
+    model_dir: str | Path,
+    examples: str | Path,
+    output_dir: str | Path,
+    generation: dict,
+    batch_size: int = 16,
+    num_shards: int = 1,
+    shard: int = 1,
+    device: str = "cpu",
+    dtype: str = "float32",
+) -> int:
+    """Decode what is not decoded yet, and write ``text`` when all of it is.
+
+    Each finished batch is appended to ``hypotheses.<shard>.jsonl`` and flushed to
+    disk, one line an utterance: ``{"id", "text", "score", "tokens", "ctc_text",
+    "nbest"}``. A second start reads it and goes on. When the model, the options or
+    the examples are others than those of the lines that are there, these lines are
+    put aside as ``….previous`` and decoding starts anew. An utterance that cannot be
+    read gets an empty text and a line in ``failed.<shard>.tsv``.
+
+    Args:
+        model_dir: folder that stage 11 wrote.
+        examples: example dir (``wav.scp``, ``utt2task``, …).
+        output_dir: folder to write.
+        generation: fields of ``SearchOptions``.
+        batch_size: utterances decoded at once.
+        num_shards, shard: decode every ``num_shards``-th utterance, ``shard`` from 1.
+        device, dtype: where and in what precision.
+
+    Returns:
+        The number of utterances decoded now.
+
+    Raises:
+        UserError: no model, no examples, unknown options, a shard out of range.
+    """
+    from speechllm.datadir import read_table
+    from speechllm.inference import search_options
+
+    if not 1 <= shard <= num_shards:
+        raise UserError(f"shard {shard}: from 1 to {num_shards}")
+    search_options(generation)
+    examples, output_dir = Path(examples), Path(output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    wavs = read_table(examples / "wav.scp")
+    tasks = read_table(examples / "utt2task")
+    if set(wavs) != set(tasks):
+        first = min(set(wavs) ^ set(tasks))
+        raise UserError(f"{examples}: {first} is not in both wav.scp and utt2task")
+    samples = {
+        k: int(v) for k, v in read_table(examples / "utt2num_samples").items()
+    }
+    ids = sorted(wavs)
+    mine = ids[shard - 1 :: num_shards]
+    key = settings_key(model_dir, generation, dtype, wavs, tasks)
+    path = output_dir / f"hypotheses.{shard}.jsonl"
+    done = read_hypotheses(path, key)
+    todo = [i for i in mine if i not in done]
+    if todo:
+        decode_todo(
+            model_dir, path, key, not done, todo, wavs, tasks, samples,
+            generation, batch_size, device, dtype,
+        )  # fmt: skip
+    collect_text(output_dir, ids, key, num_shards)
+    return len(todo)
+
+
+def decode_todo(
+    model_dir, path, key, fresh, todo, wavs, tasks, samples,
+    generation, batch_size, device, dtype,
+) -> None:  # fmt: skip
+    """Decode the utterances ``todo`` and append their lines to ``path``."""
+    from tqdm import tqdm
+
+    from speechllm.audio import load_audio
+    from speechllm.inference import (
+        SpeechToText,
+        batches_by_length,
+        search_options,
+    )
+
+    model = SpeechToText.from_pretrained(model_dir, device, dtype)
+    options = search_options(generation)
+    failed = path.with_name(path.name.replace("hypotheses", "failed")).with_suffix(
+        ".tsv"
+    )
+    bar = tqdm(total=len(todo), unit="utt", desc=str(path), mininterval=5)
+    with open(path, "w" if fresh else "a", encoding="utf-8") as stream:
+        if fresh:
+            stream.write(json.dumps({"settings": key}) + "\n")
+        lengths = [samples.get(i, 0) for i in todo]
+        for batch in batches_by_length(lengths, batch_size):
+            names, waves = [], []
+            for name in (todo[i] for i in batch):
+                try:
+                    waves.append(load_audio(wavs[name]))
+                    names.append(name)
+                except UserError as error:
+                    with open(failed, "a", encoding="utf-8") as report:
+                        report.write(f"{name}\t{error}\n")
+                    write_line(stream, {"id": name, "text": "", "failed": True})
+            asks = [tuple(tasks[name].split()) for name in names]
+            for name, result in zip(
+                names, model.decode(waves, asks, options) if waves else []
+            ):
+                write_line(
+                    stream,
+                    {
+                        "id": name,
+                        "text": " ".join(result.text.split()),
+                        "score": round(result.score, 4),
+                        "tokens": result.tokens,
+                        "ctc_text": result.ctc_text,
+                        "nbest": result.nbest,
+                    },
+                )
+            stream.flush()
+            os.fsync(stream.fileno())
+            bar.update(len(batch))
+            print(progress(bar), flush=True)
+    bar.close()
+
+
+def progress(bar) -> str:
+    """E.g. ``progress: 32/152 utterances, about 1 min left``."""
+    rate = bar.format_dict["rate"] or bar.n / max(bar.format_dict["elapsed"], 1e-3)
+    left = (bar.total - bar.n) / max(rate, 1e-9) / 60
+    return f"progress: {bar.n}/{bar.total} utterances, about {left:.0f} min left"
+
+
+def write_line(stream, line: dict) -> None:
+    """Append one JSON line."""
+    stream.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def settings_key(
+    model_dir: str | Path, generation: dict, dtype: str, wavs: dict, tasks: dict
+) -> str:
+    """A digest of all that a hypothesis depends on (and so not of the batch size)."""
+    digest = hashlib.sha256()
+    for name in ("config.yaml", "model.safetensors", "prompts.yaml", "tokens.txt"):
+        file = Path(model_dir) / name
+        if file.exists():
+            digest.update(hashlib.sha256(file.read_bytes()).digest())
+    rest = [sorted(generation.items()), dtype, sorted(wavs.items()), sorted(tasks.items())]
+    digest.update(json.dumps(rest).encode())
+    return digest.hexdigest()
+
+
+def read_hypotheses(path: Path, key: str) -> dict[str, dict]:
+    """Read the lines of an earlier start; none if they are of other settings.
+
+    A last line that a kill cut off is removed from the file.
+    """
+    if not path.exists():
+        return {}
+    whole, lines = 0, []
+    with open(path, "rb") as stream:
+        for raw in stream:
+            try:
+                lines.append(json.loads(raw))
+            except ValueError:
+                break
+            if not raw.endswith(b"\n"):
+                lines.pop()
+                break
+            whole += len(raw)
+    if not lines or lines[0].get("settings") != key:
+        path.replace(path.with_name(path.name + ".previous"))
+        return {}
+    if whole < path.stat().st_size:
+        os.truncate(path, whole)
+    return {line["id"]: line for line in lines[1:]}
+
+
+def collect_text(
+    output_dir: Path, ids: Sequence[str], key: str, num_shards: int
+) -> None:
+    """Write ``text`` (Kaldi table) when all shards are complete."""
+    found: dict[str, str] = {}
+    for shard in range(1, num_shards + 1):
+        path = output_dir / f"hypotheses.{shard}.jsonl"
+        if not path.exists():
+            return
+        with open(path, encoding="utf-8") as stream:
+            if json.loads(stream.readline() or "{}").get("settings") != key:
+                return
+            for line in stream:
+                if not line.endswith("\n"):
+                    return  # another shard is writing it
+                entry = json.loads(line)
+                found[entry["id"]] = entry["text"]
+    if set(ids) <= set(found):
+        with atomic_open(output_dir / "text") as stream:
+            for name in sorted(ids):
+                stream.write(f"{name} {found[name]}".rstrip() + "\n")

@@ -1,0 +1,302 @@
+"""The public API: a trained model that turns speech into text.
+
+    from speechllm import SpeechToText
+
+    model = SpeechToText.from_pretrained("exp/speechllm_train/model")
+    for result in model.transcribe(["a.wav", "b.flac"], language="en"):
+        print(result.text)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+
+from speechllm.audio import load_audio
+from speechllm.checkpoint import load_tensors
+from speechllm.errors import UserError
+from speechllm.export import pretrained_names
+from speechllm.model.ctc_prefix import CTCPrefixScorer
+from speechllm.model.llm import LanguageModel, resolve_dtype
+from speechllm.model.search import Hypothesis, SearchOptions, beam_search
+from speechllm.model.speech_llm import SpeechLLM, build_speech_llm
+from speechllm.preprocessor import CTCTokenizer
+from speechllm.prompts import Prompts, read_prompts
+from speechllm.text import ctc_text
+
+SAMPLING_RATE = 16000
+
+
+@dataclass
+class Result:
+    """What the model makes of one utterance.
+
+    Attributes:
+        text: the answer.
+        tokens: its LLM tokens, as text.
+        score: what the search ranked it by.
+        ctc_text: what the CTC branch alone heard, or None.
+        nbest: (text, score) of each hypothesis, best first.
+    """
+
+    text: str
+    tokens: list[str]
+    score: float
+    ctc_text: str | None = None
+    nbest: list[tuple[str, float]] = field(default_factory=list)
+
+
+class SpeechToText:
+    """Speech recognition and translation with a trained model.
+
+    Build one with :meth:`from_pretrained`.
+    """
+
+    def __init__(self, model: SpeechLLM, prompts: Prompts):
+        self.model = model.eval()
+        self.prompts = prompts
+        self.ctc_tokenizer = None
+        if model.ctc is not None and "▁" not in "".join(model.token_list):
+            self.ctc_tokenizer = CTCTokenizer(model.token_list)
+
+    @classmethod
+    def from_pretrained(
+        cls, path: str | Path, device: str = "cpu", dtype: str = "float32"
+    ) -> SpeechToText:
+        """Load a model.
+
+        Args:
+            path: a folder that stage 11 wrote, a training's folder that holds one as
+                ``model``, or a hub id of such a folder.
+            device: ``cpu``, ``cuda``, …
+            dtype: ``float32``, ``bfloat16``, ``float16``, or ``auto``. In float32
+                the text of an utterance does not depend on its batch.
+
+        Raises:
+            UserError: no such model, or it stands on other pretrained weights than
+                the ones found here.
+        """
+        folder = find_model(path)
+        config = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
+        check_origin(folder, config)
+        if config.get("llm"):
+            config["llm_conf"] = {**config["llm_conf"], "dtype": dtype}
+        config["encoder_conf"] = {**config["encoder_conf"], "specaug": None}
+        tokens = folder / "tokens.txt"
+        labels = tokens.read_text("utf-8").splitlines() if tokens.exists() else None
+        try:
+            model = build_speech_llm({**config, "token_list": labels})
+            model.load_state_dict(load_tensors(folder))
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"{folder}: the model cannot be built: {error}") from error
+        if model.llm is None:
+            raise UserError(f"{folder}: only a CTC warm-up, without an LLM")
+        merge_adapters(model.llm)
+        prompts = read_prompts(folder / "prompts.yaml")
+        return cls(model.to(device=device, dtype=resolve_dtype(dtype)), prompts)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    def transcribe(
+        self,
+        audio: Sequence[str | Path | np.ndarray],
+        task: str = "asr",
+        language: str = "en",
+        target_language: str | None = None,
+        batch_size: int = 8,
+        **generation,
+    ) -> list[Result]:
+        """Turn recordings into text.
+
+        Args:
+            audio: paths of audio files, or float arrays (samples,) at 16 kHz.
+            task: ``"asr"`` for a transcript, ``"st"`` for a translation.
+            language: what is spoken.
+            target_language: what to translate into; needed for ``"st"``.
+            batch_size: utterances decoded at once; it does not change their text.
+            **generation: fields of ``SearchOptions``: beam_size, ctc_weight, …
+
+        Returns:
+            One result for each, in order.
+
+        Raises:
+            UserError: no audio, an unreadable file, an unknown task, language or
+                option.
+        """
+        if isinstance(audio, (str, Path)) or not len(audio):
+            raise UserError("transcribe takes a list of paths or arrays, not empty")
+        target = language if task == "asr" else target_language
+        if target is None:
+            raise UserError(f"task {task!r} needs a target_language")
+        options = search_options(generation)
+        waves = [check_waveform(a) for a in audio]
+        asks = [(task, language, target)] * len(waves)
+        results: list[Result | None] = [None] * len(waves)
+        for batch in batches_by_length([len(w) for w in waves], batch_size):
+            found = self.decode(
+                [waves[i] for i in batch], [asks[i] for i in batch], options
+            )
+            for index, result in zip(batch, found):
+                results[index] = result
+        return results
+
+    @torch.inference_mode()
+    def decode(
+        self,
+        waves: Sequence[np.ndarray],
+        asks: Sequence[tuple[str, str, str]],
+        options: SearchOptions,
+    ) -> list[Result]:
+        """Decode one batch.
+
+        Args:
+            waves: float arrays (samples,) at 16 kHz.
+            asks: (task, source language, target language) of each.
+        """
+        model, tokenizer = self.model, self.model.llm.tokenizer
+        pairs = [self.prompts.tokens(*ask, tokenizer) for ask in asks]
+        speech = torch.nn.utils.rnn.pad_sequence(
+            [torch.from_numpy(np.asarray(w, dtype=np.float32)) for w in waves],
+            batch_first=True,
+        ).to(self.device)
+        lengths = torch.tensor([len(w) for w in waves], device=self.device)
+        try:
+            prompts, logits, frames = model.prompt(
+                speech, lengths, [p for p, _ in pairs], [s for _, s in pairs]
+            )
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        scorer = spellers = None
+        if options.ctc_weight > 0:
+            if self.ctc_tokenizer is None:
+                raise UserError("ctc_weight needs a CTC branch over characters")
+            scorer = CTCPrefixScorer(logits, frames)
+            spellers = [
+                self.speller(source) if source == target else None
+                for _, source, target in asks
+            ]
+        limits = [options.max_tokens(len(w) / SAMPLING_RATE) for w in waves]
+        nbests = beam_search(model.llm, prompts, limits, options, scorer, spellers)
+        heard = [None] * len(waves)
+        if logits is not None:
+            heard = model.ctc_transcripts(logits, frames)
+        return [self.result(nbest, text) for nbest, text in zip(nbests, heard)]
+
+    def speller(self, language: str):
+        """A function from LLM tokens to the CTC labels of their text."""
+        tokenizer = self.model.llm.tokenizer
+        unknown = self.model.token_list.index("<unk>")
+
+        def spell(tokens: list[int]) -> list[int]:
+            text = ctc_text(tokenizer.decode(tokens), language)
+            return [k for k in self.ctc_tokenizer(text) if k != unknown]
+
+        return spell
+
+    def result(self, nbest: Sequence[Hypothesis], heard: str | None) -> Result:
+        """Spell out the hypotheses of one utterance."""
+        tokenizer = self.model.llm.tokenizer
+        texts = [
+            tokenizer.decode(h.tokens, skip_special_tokens=True).strip() for h in nbest
+        ]
+        return Result(
+            text=texts[0],
+            tokens=tokenizer.convert_ids_to_tokens(nbest[0].tokens),
+            score=nbest[0].score,
+            ctc_text=heard,
+            nbest=[(text, h.score) for text, h in zip(texts, nbest)],
+        )
+
+
+def search_options(generation: dict) -> SearchOptions:
+    """Make search options of keyword arguments or a config's content."""
+    known = SearchOptions.__dataclass_fields__
+    for name in generation:
+        if name not in known:
+            raise UserError(f"unknown option {name!r}; known are {', '.join(known)}")
+    options = SearchOptions(**generation)
+    if options.beam_size < 1 or options.nbest < 1:
+        raise UserError("beam_size and nbest are at least 1")
+    if not 0 <= options.ctc_weight <= 1:
+        raise UserError(f"ctc_weight {options.ctc_weight}: from 0 to 1")
+    return options
+
+
+def batches_by_length(
+    lengths: Sequence[int], batch_size: int
+) -> Iterator[list[int]]:
+    """Group indices of like lengths, longest first, ``batch_size`` at a time."""
+    if batch_size < 1:
+        raise UserError(f"batch_size {batch_size}: at least 1")
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    for begin in range(0, len(order), batch_size):
+        yield order[begin : begin + batch_size]
+
+
+def check_waveform(audio: str | Path | np.ndarray) -> np.ndarray:
+    """Read a file, or check an array: (samples,), finite, not empty."""
+    if isinstance(audio, (str, Path)):
+        return load_audio(audio, sampling_rate=SAMPLING_RATE)
+    wave = np.asarray(audio, dtype=np.float32)
+    if wave.ndim != 1 or wave.size == 0 or not np.isfinite(wave).all():
+        raise UserError(
+            f"an array of shape {wave.shape}: expected finite samples (samples,) at "
+            "16 kHz, not empty"
+        )
+    return wave
+
+
+def find_model(path: str | Path) -> Path:
+    """The inference folder that a path or hub id means."""
+    for folder in (Path(path), Path(path) / "model"):
+        if (folder / "config.yaml").exists() and (folder / "model.safetensors").exists():
+            return folder
+    if Path(path).exists():
+        raise UserError(
+            f"{path}: no model (config.yaml and model.safetensors); run stage 11"
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(str(path)))
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{path}: no such folder, and the hub has no such model ({reason})"
+        ) from error
+
+
+def check_origin(folder: Path, config: dict) -> None:
+    """Refuse pretrained weights that differ from those the model was trained on."""
+    from speechllm.pretrained import model_fingerprint, resolve_model
+
+    for name in pretrained_names(config):
+        expected = (config.get("stands_on") or {}).get(name)
+        if expected is None:
+            continue
+        found = model_fingerprint(resolve_model(name))
+        if found != expected:
+            raise UserError(
+                f"{folder}: trained on {name} with sha256 {expected[:12]}…, but "
+                f"{resolve_model(name)} has {found[:12]}…; put the same weights there"
+            )
+
+
+def merge_adapters(llm: LanguageModel) -> None:
+    """Add LoRA's products to the weights they adapt, and leave plain layers."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    modules = dict(llm.causal_lm.named_modules())
+    for name, module in modules.items():
+        if isinstance(module, BaseTunerLayer):
+            module.merge()
+            parent, _, child = name.rpartition(".")
+            setattr(modules[parent], child, module.get_base_layer())
