@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Asterisk's voice prompts: recognition of English and French and translation from
 # English to French by one model, from human speech of well under an hour a language.
-# `--tiny true` runs all stages in minutes on a handful of prompts and random weights.
+# `--tiny true` runs all stages in minutes on a handful of prompts and a few batches.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -26,7 +26,7 @@ case ${tiny} in
     false) ;;
     true)
         conf=conf/tiny
-        local_data_opts+=" --datadir data_tiny --max_prompts 40"
+        local_data_opts+=" --datadir data_tiny --max_prompts 24"
         set -- --datadir data_tiny --dumpdir dump_tiny --expdir exp_tiny ;;
     *) echo "run.sh: error: --tiny takes true or false, not '${tiny}'" >&2; exit 1 ;;
 esac
