@@ -1,0 +1,94 @@
+"""The TSV files of Common Voice (and of CoVoST, which lists the same clips).
+
+A header line with the columns' names, then one row a clip, fields parted by tabs.
+Mozilla's releases were written by different programs: some put a field that holds a
+quotation mark between quotation marks and double those inside, some write it as it
+is, and neither has tabs or line breaks in a field. So a line is a row, a tab always
+parts fields, and marks around a field are taken off only where the field is quoted
+throughout (``\"""Yes,"" he said."`` is ``"Yes," he said.``, but ``"Yes," he said.``
+stays).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from speechllm.errors import UserError
+
+
+def read_clips(
+    tsv_path: str | Path,
+    columns: Iterable[str],
+    on_bad_row: Callable[[int, str], None] | None = None,
+) -> Iterator[dict[str, str]]:
+    """Yield the rows of a TSV as {column: field}, with the columns asked for.
+
+    Fields come without white space at their ends. The file is streamed.
+
+    Args:
+        tsv_path: the TSV, UTF-8 (a byte-order mark and CR LF are accepted).
+        columns: the columns wanted, in any order; the file may have others.
+        on_bad_row: called with the line's number and what is wrong with it when a
+            row has not as many fields as the header or is not UTF-8; the row is then
+            left out. Without it such a row is an error.
+
+    Raises:
+        UserError: there is no such file, it is empty, it lacks a column (all that it
+            has are named), or a row is bad. The message names file and line.
+    """
+    path = Path(tsv_path)
+    columns = list(columns)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; the corpus is not unpacked whole")
+    with open(path, "rb") as stream:
+        header = _read_header(path, stream.readline())
+        places = [(column, _find(path, header, column)) for column in columns]
+        for number, line in enumerate(stream, 2):
+            try:
+                fields = line.decode("utf-8").rstrip("\r\n").split("\t")
+                problem = ""
+            except UnicodeDecodeError as error:
+                problem = f"not UTF-8 (byte 0x{error.object[error.start]:02x})"
+            else:
+                if fields == [""]:
+                    continue
+                if len(fields) != len(header):
+                    problem = f"{len(fields)} fields where the header has {len(header)}"
+            if not problem:
+                yield {column: unquote(fields[place]) for column, place in places}
+            elif on_bad_row is None:
+                raise UserError(f"{path}:{number}: {problem}")
+            else:
+                on_bad_row(number, problem)
+
+
+def unquote(field: str) -> str:
+    """Take the quotation marks off a field that is quoted throughout."""
+    field = field.strip()
+    if len(field) >= 2 and field[0] == field[-1] == '"':
+        inside = field[1:-1]
+        if '"' not in inside.replace('""', ""):
+            return inside.replace('""', '"').strip()
+    return field
+
+
+def _read_header(path: Path, line: bytes) -> list[str]:
+    try:
+        header = line.decode("utf-8-sig").rstrip("\r\n").split("\t")
+    except UnicodeDecodeError:
+        raise UserError(
+            f"{path}:1: not UTF-8; this is not the TSV of a Common Voice release"
+        ) from None
+    if header == [""]:
+        raise UserError(f"{path}: the file is empty; unpack the corpus again")
+    return [unquote(name) for name in header]
+
+
+def _find(path: Path, header: list[str], column: str) -> int:
+    if header.count(column) == 1:
+        return header.index(column)
+    what = "is there twice" if column in header else "is missing"
+    raise UserError(
+        f"{path}:1: the column '{column}' {what}; the header has: {', '.join(header)}"
+    )
