@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+from speechllm.model.encoder import length_mask
 
 
 class LanguageModel(nn.Module):
@@ -42,11 +47,16 @@ class LanguageModel(nn.Module):
         path = resolve_model(model)
         self.tokenizer = AutoTokenizer.from_pretrained(path)
         self.dtype = torch.float32 if tuning == "full" else resolve_dtype(dtype)
+        options = {
+            "dtype": self.dtype,
+            # on a CPU the fused kernel is the slower one at a sentence's length
+            "attn_implementation": "sdpa" if torch.cuda.is_available() else "eager",
+        }
         if random_init:
             config = AutoConfig.from_pretrained(path)
-            causal_lm = AutoModelForCausalLM.from_config(config, dtype=self.dtype)
+            causal_lm = AutoModelForCausalLM.from_config(config, **options)
         else:
-            causal_lm = AutoModelForCausalLM.from_pretrained(path, dtype=self.dtype)
+            causal_lm = AutoModelForCausalLM.from_pretrained(path, **options)
         causal_lm.config.use_cache = False
         if gradient_checkpointing:
             causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
@@ -55,11 +65,11 @@ class LanguageModel(nn.Module):
         if tuning == "lora":
             from peft import LoraConfig, inject_adapter_in_model
 
-            options = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
-            options = {**options, **(lora or {})}
-            if options["target_modules"] == "all-linear":
-                options["target_modules"] = linear_layers(causal_lm)
-            inject_adapter_in_model(LoraConfig(**options), causal_lm)
+            adapter = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
+            adapter.update(lora or {})
+            if adapter["target_modules"] == "all-linear":
+                adapter["target_modules"] = linear_layers(causal_lm)
+            inject_adapter_in_model(LoraConfig(**adapter), causal_lm)
             for parameter in causal_lm.parameters():
                 if parameter.requires_grad:  # adapters learn in float32
                     parameter.data = parameter.data.float()
@@ -88,6 +98,11 @@ class LanguageModel(nn.Module):
     def embed(self, tokens: Tensor) -> Tensor:
         """Input embeddings (…, hidden) of token ids (…)."""
         return self.causal_lm.get_input_embeddings()(tokens)
+
+    def embed_list(self, tokens: Sequence[int]) -> Tensor:
+        """Input embeddings (tokens, hidden) of a list of ids."""
+        device = self.causal_lm.get_input_embeddings().weight.device
+        return self.embed(torch.tensor(tokens, dtype=torch.long, device=device))
 
     def body(self, embeddings: Tensor, mask: Tensor, cache=None, positions=None):
         """Run all layers but the head.
@@ -125,6 +140,44 @@ class LanguageModel(nn.Module):
             cap = config.final_logit_softcapping
             logits = torch.tanh(logits / cap) * cap
         return logits
+
+    def answer_loss(
+        self,
+        prompts: Sequence[Tensor],
+        answers: Sequence[Sequence[int]],
+        label_smoothing: float = 0.0,
+    ) -> tuple[Tensor, Tensor]:
+        """Next-token cross-entropy on the answers alone.
+
+        The head is computed only where an answer is predicted. The loss is summed
+        over an answer and averaged over the batch, as ESPnet's attention loss is.
+
+        Args:
+            prompts: (positions, hidden) of what stands before each answer.
+            answers: token ids of each, end of text included.
+
+        Returns:
+            The loss, and the best token at each place of all answers, one behind
+            the other (answer tokens,).
+        """
+        sequences = [
+            torch.cat([prompt, self.embed_list(answer[:-1])])
+            for prompt, answer in zip(prompts, answers, strict=True)
+        ]
+        lengths = torch.tensor([len(s) for s in sequences], device=prompts[0].device)
+        padded = nn.utils.rnn.pad_sequence(sequences, batch_first=True)
+        rows, places = [], []
+        for row, (prompt, answer) in enumerate(zip(prompts, answers)):
+            rows += [row] * len(answer)
+            places += range(len(prompt) - 1, len(prompt) - 1 + len(answer))
+        targets = torch.tensor([t for a in answers for t in a], device=padded.device)
+        mask = length_mask(lengths, padded.shape[1]).long()
+        hidden = self.body(padded, mask)  # (batch, positions, hidden)
+        logits = self.head(hidden[rows, places])  # (answer tokens, vocabulary)
+        loss = F.cross_entropy(
+            logits, targets, reduction="sum", label_smoothing=label_smoothing
+        )
+        return loss / len(prompts), logits.detach().argmax(1)
 
 
 def linear_layers(causal_lm: nn.Module) -> list[str]:

@@ -14,10 +14,9 @@ from espnet2.asr.ctc import CTC
 from espnet2.torch_utils.device_funcs import force_gatherable
 from espnet2.train.abs_espnet_model import AbsESPnetModel
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from speechllm.model.bridge import BRIDGES, label_runs, label_text
-from speechllm.model.encoder import ENCODERS, SpeechEncoder, length_mask
+from speechllm.model.encoder import ENCODERS, SpeechEncoder
 from speechllm.model.llm import LanguageModel, resolve_dtype
 
 
@@ -149,18 +148,13 @@ class SpeechLLM(AbsESPnetModel):
             prompts.append(
                 torch.cat(
                     [
-                        self.embed_tokens(before),
+                        self.llm.embed_list(before),
                         heard[:length].to(self.llm.dtype),
-                        self.embed_tokens(behind),
+                        self.llm.embed_list(behind),
                     ]
                 )
             )
         return prompts, logits, frames
-
-    def embed_tokens(self, tokens: Sequence[int]) -> Tensor:
-        """LLM embeddings (tokens, hidden) of a list of ids."""
-        device = self.llm.causal_lm.get_input_embeddings().weight.device
-        return self.llm.embed(torch.tensor(tokens, dtype=torch.long, device=device))
 
     def forward(
         self,
@@ -230,33 +224,14 @@ class SpeechLLM(AbsESPnetModel):
     def answer_loss(
         self, prompts: Sequence[Tensor], answers: Sequence[Sequence[int]]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Next-token cross-entropy on the answers alone.
-
-        The head is computed only where an answer is predicted. The loss is summed
-        over an answer and averaged over the batch, as ESPnet's attention loss is.
+        """The LLM's loss on the answers and statistics: acc, and wer on validation.
 
         Args:
             prompts: (positions, hidden) for each utterance.
             answers: token ids of each, end of text included.
         """
-        sequences = [
-            torch.cat([prompt, self.embed_tokens(answer[:-1])])
-            for prompt, answer in zip(prompts, answers, strict=True)
-        ]
-        lengths = torch.tensor([len(s) for s in sequences], device=prompts[0].device)
-        padded = nn.utils.rnn.pad_sequence(sequences, batch_first=True)
-        mask = length_mask(lengths, padded.shape[1])
-        rows, places = [], []
-        for row, (prompt, answer) in enumerate(zip(prompts, answers)):
-            rows += [row] * len(answer)
-            places += range(len(prompt) - 1, len(prompt) - 1 + len(answer))
-        targets = torch.tensor([t for a in answers for t in a], device=padded.device)
-        hidden = self.llm.body(padded, mask.long())  # (batch, positions, hidden)
-        logits = self.llm.head(hidden[rows, places])  # (answer tokens, vocabulary)
-        loss = F.cross_entropy(
-            logits, targets, reduction="sum", label_smoothing=self.label_smoothing
-        ) / len(prompts)
-        best = logits.detach().argmax(1)
+        loss, best = self.llm.answer_loss(prompts, answers, self.label_smoothing)
+        targets = torch.tensor([t for a in answers for t in a], device=best.device)
         stats = {"acc": (best == targets).float().mean()}
         if not self.training:
             stats["wer"] = self.teacher_forced_word_error_rate(best, answers)
