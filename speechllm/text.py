@@ -2,6 +2,13 @@
 
 ``ctc_text`` is what the CTC branch is trained on and what ``normalize`` adds to for
 scoring. Both take a two-letter language code.
+
+Japanese is scored by characters, and so that the same speech is the same text:
+NFKC (full-width letters and digits, half-width kana, circled numbers become the plain
+ones), lower case, no punctuation, brackets or middle dots, no spaces, and numerals in
+kanji as they are read (``２,０００年`` and ``2000年`` are ``二千年``, ``3.5`` is
+``三点五``, ``090`` is ``零九零``). What needs a dictionary stays as it is written:
+kana against kanji, ``二〇〇〇年``, ``%`` (gone, as all symbols).
 """
 
 from __future__ import annotations
@@ -15,7 +22,8 @@ _APOSTROPHES = "'\u2018\u2019\u02bc\u2032\uff07`\u00b4"
 _LONE_APOSTROPHE = re.compile(r"(?<!\w)'|'(?!\w)")
 _LONGEST_NUMBER = 15  # digits; longer ones are codes that are read digit by digit
 
-# Grouped thousands and decimals: English writes 1,000.5, the others 1.000,5.
+# Grouped thousands and decimals: English and Japanese write 1,000.5, the others 1.000,5.
+_POINT_LANGUAGES = frozenset({"en", "ja"})
 _NUMBER_WITH_POINT = re.compile(
     r"(?<![0-9])(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?"
 )
@@ -60,11 +68,15 @@ def spell_numbers(text: str, lang: str) -> str:
     """Write the numbers of a text in words: ``press 2`` → ``press two``.
 
     Numbers with a leading zero or more than 15 digits are spelt digit by digit.
-    English and French ordinals (``1st``, ``2e``) become ordinal words. Languages
-    that num2words does not know or that are written without spaces stay as they
-    are.
+    English and French ordinals (``1st``, ``2e``) become ordinal words. Japanese
+    numbers become kanji (the text is put into NFKC first). Languages that num2words does not
+    know and the others that are written without spaces stay as they are.
     """
-    if lang in LANGUAGES_WITHOUT_SPACES or not re.search("[0-9]", text):
+    if lang == "ja":
+        text = unicodedata.normalize("NFKC", text)
+    elif lang in LANGUAGES_WITHOUT_SPACES:
+        return text
+    if not re.search("[0-9]", text):
         return text
     import num2words
 
@@ -76,6 +88,8 @@ def spell_numbers(text: str, lang: str) -> str:
 
     def cardinal(match: re.Match) -> str:
         spelt = _spell(match[0], lang, words)
+        if lang == "ja":
+            return spelt.replace(" ", "")
         before = text_now[match.start() - 1 : match.start()]
         after = text_now[match.end() : match.end() + 1]
         left = " " if before.isalnum() else ""
@@ -86,7 +100,7 @@ def spell_numbers(text: str, lang: str) -> str:
         text_now = _ORDINALS[lang].sub(
             lambda match: words(int(match[1]), to="ordinal"), text
         )
-    pattern = _NUMBER_WITH_POINT if lang == "en" else _NUMBER_WITH_COMMA
+    pattern = _NUMBER_WITH_POINT if lang in _POINT_LANGUAGES else _NUMBER_WITH_COMMA
     return pattern.sub(cardinal, text_now)
 
 
@@ -107,7 +121,7 @@ def _spell(number: str, lang: str, words) -> str:
 
 def _split_number(number: str, lang: str) -> tuple[str, str, str]:
     """Split ``1,234.5`` (or ``1.234,5``) into ``1234``, the mark and ``5``."""
-    group = "," if lang == "en" else "[.\u00a0\u202f]"
+    group = "," if lang in _POINT_LANGUAGES else "[.\u00a0\u202f]"
     grouped = re.match(rf"[0-9]{{1,3}}(?:{group}[0-9]{{3}})+(?![0-9])", number)
     whole = grouped[0] if grouped else re.match("[0-9]+", number)[0]
     rest = number[len(whole) :]

@@ -44,7 +44,12 @@ def test_ctc_text(lang, raw, expected):
         ("es", "marque 21", "marque veintiuno"),
         ("it", "28Kilobit", "ventotto Kilobit"),
         ("ru", "нажмите 5", "нажмите пять"),
-        ("ja", "12時", "12時"),
+        ("ja", "12時", "十二時"),
+        ("ja", "２，０００年と3.5倍、１９９９", "二千年と三点五倍、千九百九十九"),
+        ("ja", "090の1234567890123456", "零九零の一二三四五六七八九零一二三四五六"),
+        ("ja", "えー，はい．", "えー,はい."),
+        ("ja", "①ＣＤ", "一CD"),
+        ("zh", "12点", "12点"),
         ("xx", "12", "12"),
         ("en", "9" * 20, " ".join(["nine"] * 20)),
         ("en", "no digits", "no digits"),
@@ -57,6 +62,9 @@ def test_spell_numbers(lang, raw, expected):
 def test_normalize_is_ctc_text_with_numbers_spelt():
     assert normalize("Press 21!", "en", "wer") == "press twenty one"
     assert normalize("Press 21!", "en", "cer") == "press twenty one"
+    assert normalize("「Ｗｅｂ」は、２０００年・ｶﾀｶﾅ 3.5％。", "ja", "cer") == (
+        "webは二千年カタカナ三点五"
+    )
     with pytest.raises(ValueError, match="bleu"):
         normalize("a", "en", "bleu")
 
