@@ -86,14 +86,10 @@ def decode_todo(
     from tqdm import tqdm
 
     from speechllm.audio import load_audio
-    from speechllm.inference import (
-        SpeechToText,
-        batches_by_length,
-        search_options,
-    )
+    from speechllm.inference import SpeechToText, batches_by_length
 
     model = SpeechToText.from_pretrained(model_dir, device, dtype)
-    options = search_options(generation)
+    options = model.options(generation)
     failed = path.with_name(path.name.replace("hypotheses", "failed")).with_suffix(
         ".tsv"
     )

@@ -57,9 +57,18 @@ class SpeechToText:
     Build one with :meth:`from_pretrained`.
     """
 
-    def __init__(self, model: SpeechLLM, prompts: Prompts):
+    def __init__(
+        self, model: SpeechLLM, prompts: Prompts, generation: dict | None = None
+    ):
+        """Wrap a model that is built already.
+
+        Args:
+            prompts: what it was trained with.
+            generation: its defaults for fields of ``SearchOptions``.
+        """
         self.model = model.eval()
         self.prompts = prompts
+        self.generation = dict(generation or {})
         self.ctc_tokenizer = None
         if model.ctc is not None and "▁" not in "".join(model.token_list):
             self.ctc_tokenizer = CTCTokenizer(model.token_list)
@@ -72,7 +81,7 @@ class SpeechToText:
 
         Args:
             path: a folder that stage 11 wrote, a training's folder that holds one as
-                ``model``, or a hub id of such a folder.
+                ``model``, a folder in Nue-ASR's released format, or a hub id of one.
             device: ``cpu``, ``cuda``, …
             dtype: ``float32``, ``bfloat16``, ``float16``, or ``auto``. In float32
                 the text of an utterance does not depend on its batch.
@@ -82,6 +91,7 @@ class SpeechToText:
                 the ones found here.
         """
         folder = find_model(path)
+        check_device(device)
         config = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
         check_origin(folder, config)
         if config.get("llm"):
@@ -109,7 +119,7 @@ class SpeechToText:
         self,
         audio: Sequence[str | Path | np.ndarray],
         task: str = "asr",
-        language: str = "en",
+        language: str | None = None,
         target_language: str | None = None,
         batch_size: int = 8,
         **generation,
@@ -119,7 +129,7 @@ class SpeechToText:
         Args:
             audio: paths of audio files, or float arrays (samples,) at 16 kHz.
             task: ``"asr"`` for a transcript, ``"st"`` for a translation.
-            language: what is spoken.
+            language: what is spoken; the first one of the model's prompts if None.
             target_language: what to translate into; needed for ``"st"``.
             batch_size: utterances decoded at once; it does not change their text.
             **generation: fields of ``SearchOptions``: beam_size, ctc_weight, …
@@ -133,12 +143,9 @@ class SpeechToText:
         """
         if isinstance(audio, (str, Path)) or not len(audio):
             raise UserError("transcribe takes a list of paths or arrays, not empty")
-        target = language if task == "asr" else target_language
-        if target is None:
-            raise UserError(f"task {task!r} needs a target_language")
-        options = search_options(generation)
+        asks = [self.request(task, language, target_language)] * len(audio)
+        options = self.options(generation)
         waves = [check_waveform(a) for a in audio]
-        asks = [(task, language, target)] * len(waves)
         results: list[Result | None] = [None] * len(waves)
         for batch in batches_by_length([len(w) for w in waves], batch_size):
             found = self.decode(
@@ -147,6 +154,32 @@ class SpeechToText:
             for index, result in zip(batch, found):
                 results[index] = result
         return results
+
+    def request(
+        self, task: str, language: str | None, target_language: str | None
+    ) -> tuple[str, str, str]:
+        """What is asked for, checked: task, source language, target language.
+
+        Raises:
+            UserError: the model's prompts know no such task or language.
+        """
+        source = language or next(iter(self.prompts.languages))
+        target = source if task == "asr" else target_language
+        self.prompts.text(task, source, target or source)
+        if target is None:
+            raise UserError(f"task {task!r} needs a target_language")
+        return task, source, target
+
+    def options(self, generation: dict) -> SearchOptions:
+        """The model's search options, with those of ``generation`` in place.
+
+        Raises:
+            UserError: an unknown option, or one that this model cannot do.
+        """
+        options = search_options({**self.generation, **generation})
+        if options.ctc_weight > 0 and self.ctc_tokenizer is None:
+            raise UserError("ctc_weight needs a CTC branch over characters")
+        return options
 
     @torch.inference_mode()
     def decode(
@@ -176,8 +209,6 @@ class SpeechToText:
             raise UserError(str(error)) from error
         scorer = spellers = None
         if options.ctc_weight > 0:
-            if self.ctc_tokenizer is None:
-                raise UserError("ctc_weight needs a CTC branch over characters")
             scorer = CTCPrefixScorer(logits, frames)
             spellers = [
                 self.speller(source) if source == target else None
@@ -239,6 +270,15 @@ def batches_by_length(
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     for begin in range(0, len(order), batch_size):
         yield order[begin : begin + batch_size]
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that this machine has not got."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"device {device!r} cannot be used: {reason}") from None
 
 
 def check_waveform(audio: str | Path | np.ndarray) -> np.ndarray:

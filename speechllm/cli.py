@@ -1,0 +1,145 @@
+"""The command ``speechllm``: speech to text from the shell.
+
+    speechllm transcribe --model exp/speechllm_train/model a.wav b.flac recordings/
+    speechllm transcribe --model M --task st --language en --target_language fr a.mp3
+    ffmpeg -i film.mkv -f wav - | speechllm transcribe --model M --format json -
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import IO
+
+from speechllm.errors import UserError, run_main
+from speechllm.files import atomic_open
+from speechllm.transcribe import (
+    FORMATS,
+    Recording,
+    find_recordings,
+    format_transcription,
+    transcribe_recordings,
+)
+
+SEARCH_OPTIONS = ("beam_size", "nbest", "ctc_weight", "penalty")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse the command line and run the command; return the exit status."""
+    parser = argparse.ArgumentParser(prog="speechllm", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    add_transcribe(commands)
+    args = parser.parse_args(argv)
+    return args.run(args)
+
+
+def add_transcribe(commands) -> None:
+    """Add the command ``transcribe``."""
+    parser = commands.add_parser(
+        "transcribe",
+        help="transcribe or translate recordings",
+        description="Transcribe or translate recordings. A recording that cannot be "
+        "read is reported and left out, and the exit status is then 1.",
+    )
+    add = parser.add_argument
+    add(
+        "inputs",
+        nargs="*",
+        metavar="INPUT",
+        help="audio file, folder of audio files, Kaldi wav.scp, or - for one "
+        "recording on standard input",
+    )
+    add("--model", required=True, help="folder of a trained model, or a hub id")
+    add("--task", default="asr", help="asr, st, … as the model's prompts say [asr]")
+    add("--language", help="code of what is spoken [the model's first]")
+    add("--target_language", help="code of what to translate into")
+    add("--batch_size", type=int, default=8, help="utterances at once [8]")
+    add("--beam_size", type=int, help="hypotheses kept; 1 is greedy [1]")
+    add("--nbest", type=int, help="hypotheses given, in json [1]")
+    add("--ctc_weight", type=float, help="share of the CTC branch's score [0]")
+    add("--penalty", type=float, help="added to the score for each token [0]")
+    add("--device", default="cpu", help="cpu, cuda, … [cpu]")
+    add("--dtype", default="float32", help="float32, bfloat16, float16 or auto")
+    add("--output", metavar="FILE", help="write there [standard output]")
+    add("--format", default="table", choices=FORMATS, help="[table]")
+    parser.set_defaults(run=transcribe)
+
+
+def transcribe(args: argparse.Namespace) -> int:
+    """Write the text of each recording; 1 if any failed, else 0."""
+    if args.batch_size < 1:
+        raise UserError(f"--batch_size {args.batch_size}: at least 1")
+    recordings = find_recordings(args.inputs)
+    generation = {
+        name: getattr(args, name)
+        for name in SEARCH_OPTIONS
+        if getattr(args, name) is not None
+    }
+    with output_stream(args.output) as stream:
+        return write_texts(args, recordings, generation, stream)
+
+
+def write_texts(
+    args: argparse.Namespace,
+    recordings: list[Recording],
+    generation: dict,
+    stream: IO[str],
+) -> int:
+    """Load the model and write what it makes of the recordings; the exit status."""
+    from tqdm import tqdm
+
+    from speechllm.inference import SpeechToText
+
+    model = SpeechToText.from_pretrained(args.model, args.device, args.dtype)
+    request = model.request(args.task, args.language, args.target_language)
+    options = model.options(generation)
+    failed = 0
+    with tqdm(total=len(recordings), unit="utt", file=sys.stderr) as bar:
+        for transcription in transcribe_recordings(
+            model, recordings, request, options, args.batch_size
+        ):
+            stream.write(format_transcription(transcription, args.format))
+            stream.flush()
+            if transcription.error is not None:
+                failed += 1
+                bar.write(f"error: {transcription.error}", file=sys.stderr)
+            bar.update()
+    if failed:
+        print(f"{failed} of {len(recordings)} recordings failed", file=sys.stderr)
+    return 1 if failed else 0
+
+
+@contextmanager
+def output_stream(path: str | None) -> Iterator[IO[str]]:
+    """Standard output, or a file that is there only when it is complete.
+
+    Raises:
+        UserError: the file cannot be written; said before any work is done.
+    """
+    if path is None:
+        sys.stdout.reconfigure(encoding="utf-8")
+        yield sys.stdout
+        return
+    if os.path.isdir(path):
+        raise UserError(f"--output {path}: this is a folder; name a file")
+    with ExitStack() as stack:
+        try:
+            stream = stack.enter_context(atomic_open(path))
+        except OSError as error:
+            raise UserError(
+                f"--output {path}: cannot be written: {error.strerror}"
+            ) from None
+        yield stream
+
+
+def console_main() -> None:
+    """Entry point of the console script ``speechllm``."""
+    run_main(main)
+
+
+if __name__ == "__main__":
+    console_main()

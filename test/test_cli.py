@@ -1,0 +1,203 @@
+"""The command ``speechllm transcribe``: what it reads, what it writes, what it says."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from tiny_models import write_tiny_model
+
+from speechllm import SpeechToText, cli
+from speechllm.audio import load_audio
+from speechllm.errors import UserError
+from speechllm.transcribe import find_recordings
+
+RATE = 16000
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory, smollm2) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("cli") / "model", smollm2)
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory, speech_file) -> Path:
+    """A folder with real speech as wav, flac and mp3, of three lengths."""
+    folder = tmp_path_factory.mktemp("recordings")
+    samples = load_audio(speech_file)
+    soundfile.write(folder / "a.wav", samples[: 2 * RATE], RATE)
+    (folder / "deeper").mkdir()
+    soundfile.write(folder / "deeper" / "b.flac", samples[:RATE], RATE)
+    soundfile.write(folder / "c.mp3", samples, RATE)
+    (folder / "notes.txt").write_text("no audio\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(model_dir, recordings) -> dict[str, str]:
+    """What the API makes of the recordings, one by one."""
+    model = SpeechToText.from_pretrained(model_dir)
+    paths = ["a.wav", "c.mp3", "deeper/b.flac"]
+    return {
+        p: " ".join(model.transcribe([recordings / p])[0].text.split()) for p in paths
+    }
+
+
+def run(capsys, *arguments) -> tuple[int, str, str]:
+    status = cli.main(["transcribe", *map(str, arguments)])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_help_answers_at_once():
+    begin = time.monotonic()
+    command = [sys.executable, "-m", "speechllm.cli", "transcribe", "--help"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "--target_language" in printed.stdout
+    assert time.monotonic() - begin < 2
+    code = "import sys, speechllm.cli; assert not {'torch', 'numpy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_files_and_folders_as_a_table(capsys, model_dir, recordings, expected):
+    status, out, err = run(
+        capsys, "--model", model_dir, recordings / "c.mp3", recordings
+    )
+    names = ["c.mp3", "a.wav", "c.mp3", "deeper/b.flac"]
+    assert out == "".join(f"{recordings / n}\t{expected[n]}\n" for n in names)
+    assert status == 0
+    assert "4/4" in err  # progress
+
+
+def test_json_lines_from_a_wav_scp_into_a_file(
+    capsys, tmp_path, model_dir, recordings, expected
+):
+    scp, output = tmp_path / "wav.scp", tmp_path / "new" / "out.jsonl"
+    scp.write_text(
+        f"u1 {recordings / 'a.wav'}\nu2 {recordings / 'deeper' / 'b.flac'}\n"
+    )
+    status, out, _ = run(
+        capsys, "--model", model_dir, "--format", "json", "--output", output,
+        "--beam_size", 2, "--nbest", 2, "--ctc_weight", 0.5, scp,
+    )  # fmt: skip
+    assert (status, out) == (0, "")
+    first, second = [json.loads(line) for line in output.read_text().splitlines()]
+    assert (first["name"], second["name"]) == ("u1", "u2")
+    assert first["seconds"] == 2.0
+    assert len(first["nbest"]) == 2
+    assert first["nbest"][0][0] == first["text"]
+    assert {"score", "ctc_text"} <= set(first)
+
+
+def test_standard_input(capsys, monkeypatch, model_dir, recordings, expected):
+    audio = io.BytesIO((recordings / "deeper" / "b.flac").read_bytes())
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(audio))
+    status, out, _ = run(capsys, "--model", model_dir, "--format", "text", "-")
+    assert (status, out) == (0, expected["deeper/b.flac"] + "\n")
+
+
+def test_translation_is_asked_for(capsys, model_dir, recordings):
+    model = SpeechToText.from_pretrained(model_dir)
+    one = model.transcribe(
+        [recordings / "a.wav"], task="st", language="fr", target_language="en"
+    )
+    _, out, _ = run(
+        capsys, "--model", model_dir, "--task", "st", "--language", "fr",
+        "--target_language", "en", "--format", "text", recordings / "a.wav",
+    )  # fmt: skip
+    assert out == " ".join(one[0].text.split()) + "\n"
+
+
+@pytest.mark.parametrize("form", ["table", "text", "json"])
+def test_others_go_on_after_one_that_fails(
+    capsys, tmp_path, model_dir, recordings, expected, form
+):
+    broken = tmp_path / "broken.wav"
+    broken.write_bytes(b"RIFF")
+    long = tmp_path / "long.wav"  # longer than Whisper's 30 s
+    soundfile.write(long, np.zeros(31 * RATE), RATE)
+    inputs = [broken, recordings / "a.wav", long, tmp_path / "missing.wav"]
+    status, out, err = run(capsys, "--model", model_dir, "--format", form, *inputs)
+    assert status == 1
+    assert "3 of 4 recordings failed" in err
+    assert f"error: {broken}: " in err
+    assert f"error: {long}: an utterance of 31.0 s" in err
+    assert f"{tmp_path / 'missing.wav'}: the audio file does not exist" in err
+    text = expected["a.wav"]
+    if form == "table":
+        assert out == f"{recordings / 'a.wav'}\t{text}\n"
+    elif form == "text":
+        assert out == f"\n{text}\n\n\n"
+    else:
+        entries = [json.loads(line) for line in out.splitlines()]
+        assert ["error" in entry for entry in entries] == [True, False, True, True]
+
+
+def test_a_full_or_forbidden_output_leaves_what_was_there(
+    capsys, tmp_path, monkeypatch, model_dir, recordings
+):
+    output = tmp_path / "out.tsv"
+    output.write_text("old\n")
+    monkeypatch.setattr(
+        SpeechToText, "decode", lambda *_: (_ for _ in ()).throw(OSError(28, "full"))
+    )
+    with pytest.raises(OSError):
+        run(
+            capsys, "--model", model_dir, "--output", output, recordings / "a.wav"
+        )
+    assert output.read_text() == "old\n"
+    assert [p.name for p in tmp_path.iterdir()] == ["out.tsv"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "nothing to transcribe"),
+        (["{empty}"], "no audio file in this folder"),
+        (["{empty}/none.scp"], "the table does not exist"),
+        (["-", "-"], "only once"),
+        (["{wav}", "--model", "{empty}"], "no model"),
+        (["{wav}", "--task", "sing"], "no prompt for task 'sing'"),
+        (["{wav}", "--language", "xx"], "language 'xx'"),
+        (["{wav}", "--task", "st"], "needs a target_language"),
+        (["{wav}", "--task", "st", "--target_language", "xx"], "language 'xx'"),
+        (["{wav}", "--batch_size", "0"], "at least 1"),
+        (["{wav}", "--beam_size", "0"], "at least 1"),
+        (["{wav}", "--ctc_weight", "2"], "from 0 to 1"),
+        (["{wav}", "--device", "abacus"], "device 'abacus' cannot be used"),
+        (["{wav}", "--dtype", "int3"], "dtype 'int3'"),
+        (["{wav}", "--output", "{empty}"], "this is a folder"),
+        (["{wav}", "--output", "{wav}/out"], "cannot be written"),
+    ],
+)
+def test_what_cannot_be_done_is_said(
+    tmp_path, model_dir, recordings, arguments, message
+):
+    names = {"empty": tmp_path, "wav": recordings / "a.wav"}
+    given = [a.format(**names) for a in arguments]
+    with pytest.raises(UserError, match=message):
+        cli.main(["transcribe", "--model", str(model_dir), *given])
+
+
+def test_an_empty_list_is_an_error(tmp_path):
+    scp = tmp_path / "wav.scp"
+    scp.write_text("")
+    with pytest.raises(UserError, match="the list is empty"):
+        find_recordings([str(scp)])
+
+
+def test_a_model_folder_that_lacks_its_base_is_an_error(tmp_path, model_dir):
+    copy = tmp_path / "copy"
+    shutil.copytree(model_dir, copy)
+    text = (copy / "config.yaml").read_text()
+    (copy / "config.yaml").write_text(text.replace(str(model_dir), "/nowhere"))
+    with pytest.raises(UserError, match="/nowhere"):
+        SpeechToText.from_pretrained(copy)

@@ -1,0 +1,91 @@
+"""Models of random weights and a few thousand parameters, as folders, for tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+LABELS = ["<blank>", "<unk>", "<space>", *"abcdefghijklmnopqrstuvwxyz", "<sos/eos>"]
+PROMPTS = """\
+languages: {en: English, fr: French}
+tasks:
+  asr: "{speech} in {source}:"
+  st: "{speech} from {source} to {target}:"
+"""
+
+
+def write_tiny_whisper(folder: Path) -> Path:
+    """A Whisper encoder of two layers, as transformers keeps it."""
+    from transformers import WhisperConfig, WhisperModel
+
+    torch.manual_seed(1)
+    config = WhisperConfig(
+        d_model=32,
+        encoder_layers=2,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=64,
+        decoder_ffn_dim=64,
+        vocab_size=64,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=1,
+    )
+    WhisperModel(config).save_pretrained(folder)
+    return folder
+
+
+def write_tiny_llm(folder: Path, smollm2: Path) -> Path:
+    """A Llama of two layers with SmolLM2's tokenizer."""
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(2)
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
+    config = LlamaConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=len(tokenizer),
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        initializer_range=0.3,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def write_tiny_model(folder: Path, smollm2: Path) -> Path:
+    """An inference folder as the export stage writes it, with its own base models.
+
+    Whisper, CTC over characters, a convolution bridge, Llama with LoRA.
+    """
+    import yaml
+    from safetensors.torch import save_file
+
+    from speechllm.model.speech_llm import build_speech_llm
+
+    folder.mkdir(parents=True)
+    encoder = write_tiny_whisper(folder / "encoder")
+    llm = write_tiny_llm(folder / "llm", smollm2)
+    config = {
+        "encoder": "whisper",
+        "encoder_conf": {"model": str(encoder)},
+        "bridge": "convolution",
+        "bridge_conf": {},
+        "llm": "causal_lm",
+        "llm_conf": {"model": str(llm), "dtype": "float32", "lora": {"r": 2}},
+        "model_conf": {"ctc_weight": 0.3},
+    }
+    torch.manual_seed(3)
+    model = build_speech_llm({**config, "token_list": LABELS})
+    save_file(model.state_dict(), folder / "model.safetensors")
+    (folder / "config.yaml").write_text(yaml.safe_dump(config), "utf-8")
+    (folder / "tokens.txt").write_text("\n".join(LABELS) + "\n", "utf-8")
+    (folder / "prompts.yaml").write_text(PROMPTS, "utf-8")
+    return folder
