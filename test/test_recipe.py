@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -35,22 +38,67 @@ def recipe(tmp_path_factory, asterisk_dir):
     return folder
 
 
-def run(folder: Path, asterisk_dir: Path, *arguments: str):
+def command(folder: Path, asterisk_dir: Path, *arguments: str) -> dict:
     environment = dict(os.environ)
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    return {
+        "args": [
+            "./run.sh",
+            *("--tiny", "true", "--asterisk_dir", str(asterisk_dir)),
+            *arguments,
+        ],
+        "cwd": folder,
+        "env": environment,
+        "text": True,
+        "stdin": subprocess.DEVNULL,
+    }
+
+
+def run(folder: Path, asterisk_dir: Path, *arguments: str):
     return subprocess.run(
-        ["./run.sh", "--tiny", "true", "--asterisk_dir", str(asterisk_dir), *arguments],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        timeout=900,
+        **command(folder, asterisk_dir, *arguments), capture_output=True, timeout=900
     )
 
 
-def table(folder: Path) -> list[dict]:
-    return json.loads((folder / "exp_tiny" / "RESULTS.json").read_text())
+def run_and_kill(
+    folder: Path, asterisk_dir: Path, *arguments: str, when: Callable[[], bool]
+) -> None:
+    """Start the recipe and kill its shell as soon as ``when`` is true.
+
+    The job runner sees that the recipe is gone and ends the jobs; this waits for
+    that, as for a user who types the same command again.
+    """
+    process = subprocess.Popen(
+        **command(folder, asterisk_dir, *arguments),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    limit = time.monotonic() + 300
+    while not when():
+        assert process.poll() is None, "the recipe ended before the kill"
+        assert time.monotonic() < limit, "nothing to kill within five minutes"
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    while any_process_in(folder):
+        assert time.monotonic() < limit, "a killed recipe's jobs go on"
+        time.sleep(0.1)
+
+
+def any_process_in(folder: Path) -> bool:
+    """Whether a process works in a folder."""
+    for link in Path("/proc").glob("[0-9]*/cwd"):
+        try:
+            if link.resolve(strict=True) == folder.resolve():
+                return True
+        except OSError:
+            continue
+    return False
+
+
+def table(folder: Path, name: str = "exp_tiny") -> list[dict]:
+    return json.loads((folder / name / "RESULTS.json").read_text())
 
 
 @pytest.mark.slow
@@ -84,3 +132,44 @@ def test_a_stage_without_what_it_needs_says_which_stage_makes_it(recipe, asteris
     done = run(recipe, asterisk_dir, *arguments)
     assert done.returncode == 1
     assert "run stage 11 first" in done.stderr
+
+
+@pytest.mark.slow
+def test_killed_training_and_decoding_go_on_to_the_same_table(recipe, asterisk_dir):
+    """Killed in both epochs, between them, and while decoding."""
+    whole, killed = recipe / "exp_tiny", recipe / "exp_killed_tiny"
+    for name in ("speechllm_stats_train", "speechllm_stats_warmup", "speechllm_warmup"):
+        shutil.copytree(whole / name, killed / name, symlinks=True)
+    arguments = ("--expdir", killed.name, "--stage", "9", "--stop_stage", "13")
+    # two at once: more moments to be killed at, and the batch changes no text
+    arguments += ("--inference_args", "--batch_size 2")
+    train = killed / "speechllm_train"
+    decode = train / "decode_decode" / "test"
+    log = train / "train.log"
+    moments = (
+        lambda: log.exists() and "progress: epoch 1/2" in log.read_text(),
+        lambda: (train / "1epoch.pth").exists(),
+        lambda: log.exists() and "progress: epoch 2/2" in log.read_text(),
+        lambda: count_lines(decode / "hypotheses.1.jsonl") > 3,
+    )
+    for when in moments:
+        run_and_kill(recipe, asterisk_dir, *arguments, when=when)
+    assert not (decode / "text").exists()
+    assert 3 < count_lines(decode / "hypotheses.1.jsonl") < 19
+    done = run(recipe, asterisk_dir, *arguments)
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
+
+    relative = Path("speechllm_train", "decode_decode", "test", "text")
+    assert (killed / relative).read_bytes() == (whole / relative).read_bytes()
+    drop = {"hypotheses_file"}
+    rows = [
+        [{k: v for k, v in row.items() if k not in drop} for row in table(recipe, name)]
+        for name in (whole.name, killed.name)
+    ]
+    assert rows[0] == rows[1]
+    weights = Path("speechllm_train", "model", "model.safetensors")
+    assert (killed / weights).read_bytes() == (whole / weights).read_bytes()
+
+
+def count_lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
