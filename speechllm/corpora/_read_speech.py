@@ -1,0 +1,112 @@
+"""Corpora of one sentence a file: utterances in, a data dir out, a line at a time.
+
+A million utterances must not take more memory than their ids and texts, so the
+tables are written in step, from utterances that come in the order of their ids.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from speechllm.datadir import Dropped, table_line, write_dropped, write_spk2utt
+from speechllm.errors import UserError
+from speechllm.files import atomic_directory
+
+STAGE = "prepare_data"
+_TABLES = ("wav.scp", "utt2spk", "utt2lang", "text")
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class Utterance:
+    """One sentence: its id, audio file, speaker and transcript."""
+
+    id: str
+    path: str
+    speaker: str
+    text: str
+
+
+def write_utterances(
+    directory: str | Path,
+    utterances: Iterable[Utterance],
+    language: str,
+    dropped: Iterable[Dropped] = (),
+) -> int:
+    """Write the data dir of whole-file utterances at once; return their number.
+
+    Args:
+        directory: the data dir.
+        utterances: in the order of their ids (``sorted`` gives it).
+        language: two-letter code of the language spoken.
+        dropped: what was left out; read when the utterances have been.
+
+    Raises:
+        UserError: an id comes twice, or there is no utterance.
+    """
+    count, previous = 0, ""
+    with atomic_directory(directory) as new:
+        with ExitStack() as stack:
+            files = [
+                stack.enter_context(
+                    open(new / name, "w", encoding="utf-8", newline="\n")
+                )
+                for name in _TABLES
+            ]
+            for one in utterances:
+                if one.id == previous:
+                    raise UserError(
+                        f"{one.path}: the utterance {one.id} is there twice"
+                    )
+                previous = one.id
+                values = (one.path, one.speaker, language, one.text)
+                for stream, value in zip(files, values, strict=True):
+                    stream.write(table_line(one.id, value))
+                count += 1
+        dropped = list(dropped)
+        if count == 0:
+            raise UserError(f"{directory}: no utterance is left{_first(dropped)}")
+        write_spk2utt(new)
+        write_dropped(new, dropped)
+    return count
+
+
+def check_root(root: str | Path, name: str, wanted: str) -> Path:
+    """Return the corpus' folder, or say what was looked for and where.
+
+    Args:
+        root: the folder that the user named.
+        name: of the corpus, for the message.
+        wanted: a file or folder that must lie in it.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; it should hold {name}")
+    if not (root / wanted).exists():
+        there = ", ".join(sorted(path.name for path in root.iterdir())[:5])
+        raise UserError(
+            f"{root / wanted}: not there; {root} should be the folder of {name} that "
+            f"holds {wanted}; it holds: {there or 'nothing'}"
+        )
+    return root
+
+
+def summary(directory: str | Path, count: int, dropped: Iterable[Dropped]) -> str:
+    """Say in one line how many utterances a data dir has and what was left out."""
+    reasons = Counter(entry.reason for entry in dropped)
+    left_out = ", ".join(
+        f"{number} {reason}" for reason, number in sorted(reasons.items())
+    )
+    return f"{directory}: {count} utterances" + (
+        f"; left out: {left_out}" if left_out else ""
+    )
+
+
+def _first(dropped: list[Dropped]) -> str:
+    if not dropped:
+        return ""
+    entry = dropped[0]
+    return f" ({entry.id}: {entry.reason}{': ' if entry.detail else ''}{entry.detail})"

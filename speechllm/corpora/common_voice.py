@@ -1,0 +1,125 @@
+"""Common Voice: sentences that volunteers read aloud, in over a hundred languages.
+
+From https://commonvoice.mozilla.org/datasets, CC0. On disk, one language of a
+release (such as cv-corpus-8.0-2022-01-19, the one that Nue-ASR was tested on)::
+
+    <root>/<lang>/{train,dev,test,validated}.tsv
+    <root>/<lang>/clips/<clip>.mp3
+
+The TSV files have a header; ``client_id``, ``path`` and ``sentence`` are used.
+
+What comes out: a data dir per split. Utterance ``<speaker>-<clip>``, where the
+speaker is the first 16 characters of ``client_id``; the sentence as it is written,
+without the quotation marks that some releases put around a field. Rows with no
+sentence, no clip, or fields that do not fit the header are listed in
+``dropped.tsv``. Mozilla's train, dev and test share no speaker and no sentence.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from speechllm.corpora._common_voice_tsv import read_clips
+from speechllm.corpora._read_speech import (
+    STAGE,
+    Utterance,
+    check_root,
+    summary,
+    write_utterances,
+)
+from speechllm.corpora._texts import clean_text
+from speechllm.datadir import Dropped
+from speechllm.errors import UserError
+
+SPLITS = ("train", "dev", "test")
+_SPEAKER_LENGTH = 16  # of 128 hexadecimal digits: 64 bits, enough to tell people apart
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--common_voice_dir",
+        type=Path,
+        required=True,
+        help="folder of a release, which holds one folder per language",
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("data"), help="for data dirs"
+    )
+    parser.add_argument("--lang", default="ja", help="folder in the release")
+    parser.add_argument("--splits", nargs="+", default=list(SPLITS))
+    parser.add_argument("--prefix", default="", help="of the data dirs' names")
+
+
+def run(args: argparse.Namespace) -> None:
+    results = prepare_common_voice(
+        args.common_voice_dir, args.output, args.lang, args.splits, args.prefix
+    )
+    for name, (count, dropped) in results.items():
+        print(summary(args.output / name, count, dropped))
+
+
+def prepare_common_voice(
+    common_voice_dir: str | Path,
+    output_dir: str | Path,
+    lang: str = "ja",
+    splits: tuple[str, ...] | list[str] = SPLITS,
+    prefix: str = "",
+) -> dict[str, tuple[int, list[Dropped]]]:
+    """Write ``<prefix><split>`` below ``output_dir`` for each split.
+
+    Returns:
+        For each data dir, the number of utterances and what was left out.
+
+    Raises:
+        UserError: the release has no such language or split, a TSV lacks a column, or
+            a clip stands in two of the splits.
+    """
+    root = check_root(common_voice_dir, "a Common Voice release", lang)
+    root = check_root(root / lang, f"Common Voice's language {lang}", "clips")
+    clips = {entry.name for entry in os.scandir(root / "clips")}
+    language = lang.split("-")[0]  # zh-CN, sv-SE: folders name the country too
+    seen: dict[str, str] = {}
+    read = {}
+    for split in splits:  # all are read before one is written
+        dropped: list[Dropped] = []
+        read[split] = sorted(_read_split(root, split, clips, dropped)), dropped
+        for one in read[split][0]:
+            if seen.setdefault(one.id, split) != split:
+                raise UserError(
+                    f"{root / split}.tsv: the clip {Path(one.path).name} is also in "
+                    f"{seen[one.id]}.tsv; the splits must have no clip in common"
+                )
+    results = {}
+    for split, (utterances, dropped) in read.items():
+        target = Path(output_dir) / f"{prefix}{split}"
+        count = write_utterances(target, utterances, language, dropped)
+        results[target.name] = count, dropped
+    return results
+
+
+def _read_split(
+    root: Path, split: str, clips: set[str], dropped: list[Dropped]
+) -> Iterator[Utterance]:
+    folder = (root / "clips").resolve()
+    table = root / f"{split}.tsv"
+
+    def drop_row(number: int, problem: str) -> None:
+        dropped.append(Dropped(f"{table.name}:{number}", STAGE, "bad row", problem))
+
+    for row in read_clips(table, ("client_id", "path", "sentence"), drop_row):
+        name = os.path.basename(row["path"])
+        if name and "." not in name:  # the oldest releases leave it out
+            name += ".mp3"
+        text = clean_text(row["sentence"])
+        speaker = "".join(row["client_id"].split())[:_SPEAKER_LENGTH] or "unknown"
+        utterance = f"{speaker}-{name.rpartition('.')[0]}"
+        if name not in clips or len(utterance.split()) != 1:
+            detail = str(folder / name) if name else f"{table}: a row with no path"
+            dropped.append(Dropped(name or "?", STAGE, "no audio file", detail))
+        elif not text:
+            dropped.append(Dropped(utterance, STAGE, "empty text", name))
+        else:
+            yield Utterance(utterance, f"{folder}/{name}", speaker, text)

@@ -1,0 +1,106 @@
+"""JSUT: ten hours of Japanese sentences read by one woman in an anechoic room.
+
+From https://sites.google.com/site/shinnosuketakamichi/publication/jsut (Sonobe,
+Takamichi, Saruwatari, arXiv 1711.00354). The texts are CC-BY-SA 4.0 and other
+licences by part (LICENCE.txt in the corpus); the recordings may be used for research,
+non-commercially and privately, and may not be passed on. On disk, version 1.1::
+
+    <root>/<part>/transcript_utf8.txt        <utterance>:<text>
+    <root>/<part>/wav/<utterance>.wav        48 kHz, mono, 16 bit
+
+with the parts basic5000, countersuffix26, loanword128, onomatopee300, precedent130,
+repeat500, travel1000, utparaphrase512 and voiceactress100.
+
+What comes out: one data dir per part, named ``jsut_<part>``; utterance ids as in the
+corpus, one speaker ``jsut``, the text as it is written. JSUT basic5000 (5,000
+sentences that cover the readings of the daily-use kanji) is a test set of Nue-ASR.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+from speechllm.corpora._read_speech import (
+    STAGE,
+    Utterance,
+    check_root,
+    summary,
+    write_utterances,
+)
+from speechllm.corpora._texts import clean_text, read_lines
+from speechllm.datadir import Dropped
+from speechllm.errors import UserError
+
+PARTS = (
+    "basic5000",
+    "countersuffix26",
+    "loanword128",
+    "onomatopee300",
+    "precedent130",
+    "repeat500",
+    "travel1000",
+    "utparaphrase512",
+    "voiceactress100",
+)
+TRANSCRIPT = "transcript_utf8.txt"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--jsut_dir", type=Path, required=True, help="folder jsut_ver1.1"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("data"), help="for data dirs"
+    )
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=["basic5000"])
+
+
+def run(args: argparse.Namespace) -> None:
+    for part in args.parts:
+        target = args.output / f"jsut_{part}"
+        print(summary(target, *prepare_jsut(args.jsut_dir, target, part)))
+
+
+def prepare_jsut(
+    jsut_dir: str | Path, target: str | Path, part: str = "basic5000"
+) -> tuple[int, list[Dropped]]:
+    """Write the data dir of one part.
+
+    Returns:
+        The number of utterances, and what was left out: lines without a text, and
+        utterances whose file is missing.
+
+    Raises:
+        UserError: the part is not there, or its transcript is not UTF-8, has a line
+            without a colon, or has an utterance twice.
+    """
+    root = check_root(jsut_dir, "JSUT (jsut_ver1.1)", f"{part}/{TRANSCRIPT}")
+    dropped: list[Dropped] = []
+    utterances = sorted(_read_part(root / part, dropped))
+    return write_utterances(target, utterances, "ja", dropped), dropped
+
+
+def _read_part(folder: Path, dropped: list[Dropped]) -> Iterator[Utterance]:
+    path = folder / TRANSCRIPT
+    wavs = (folder / "wav").resolve()
+    if not wavs.is_dir():
+        raise UserError(f"{wavs}: no such folder; unpack JSUT whole")
+    there = {entry.name for entry in wavs.iterdir()}
+    for number, line in enumerate(map(clean_text, read_lines(path)), 1):
+        if not line:
+            continue
+        key, colon, text = line.partition(":")
+        key, text = key.strip(), text.strip()
+        if not colon or not key or len(key.split()) > 1:
+            raise UserError(
+                f"{path}:{number}: expected <utterance>:<text>, got {line!r}"
+            )
+        if f"{key}.wav" not in there:
+            detail = f"{wavs / key}.wav"
+            dropped.append(Dropped(key, STAGE, "no audio file", detail))
+        elif not text:
+            dropped.append(Dropped(key, STAGE, "empty text", f"line {number}"))
+        else:
+            yield Utterance(key, f"{wavs / key}.wav", "jsut", text)

@@ -1,0 +1,199 @@
+"""ReazonSpeech: Japanese television with its captions, the training set of Nue-ASR.
+
+From https://huggingface.co/datasets/reazon-research/reazonspeech, CDLA-Sharing-1.0,
+its use limited to Article 30-4 of the Japanese copyright act. On disk, as released::
+
+    <root>/<size>.tsv  or  <root>/tsv/<size>.tsv     <name><TAB><text>, no header
+    <root>/<shard>.tar  or  <root>/data/<shard>.tar  its members are the <name>s
+
+with the sizes tiny, small, medium, large and all, shards numbered in hexadecimal
+(000.tar, …), and names such as ``000/0123456789.flac`` (16 kHz, mono). A clip that
+the TSV lacks belongs to another size. Where the shards are unpacked already, the clips
+lie in ``<root>`` or ``<root>/data`` under their names.
+
+What comes out: data dirs ``train``, ``dev`` and ``test``. Utterance
+``rs-<name without its ending, "/" as "_">``; who speaks is not known, so that every
+utterance is its own speaker. In the order of the names, the first 1,000 utterances
+are dev, the next 100 test, the rest train: the sizes that ReazonSpeech's own ESPnet
+recipe and lhotse take (in the order of the archives, which is not the TSV's).
+
+Which utterances Nue-ASR was tested on is not known.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tarfile
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+from speechllm.corpora._read_speech import (
+    STAGE,
+    Utterance,
+    summary,
+    write_utterances,
+)
+from speechllm.corpora._texts import clean_text, read_lines
+from speechllm.datadir import Dropped
+from speechllm.errors import UserError
+from speechllm.files import atomic_open
+
+SIZES = ("tiny", "small", "medium", "large", "all")
+DEV_UTTERANCES, TEST_UTTERANCES = 1000, 100
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--reazonspeech_dir", type=Path, required=True, help="folder of the download"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("data"), help="for data dirs"
+    )
+    parser.add_argument("--size", choices=SIZES, default="all", help="which TSV")
+    parser.add_argument(
+        "--unpack_dir",
+        type=Path,
+        default=Path("downloads/reazonspeech"),
+        help="where shards are unpacked to; needs as much room as they take",
+    )
+    parser.add_argument("--dev_utterances", type=int, default=DEV_UTTERANCES)
+    parser.add_argument("--test_utterances", type=int, default=TEST_UTTERANCES)
+
+
+def run(args: argparse.Namespace) -> None:
+    results = prepare_reazonspeech(
+        args.reazonspeech_dir,
+        args.output,
+        args.size,
+        args.unpack_dir,
+        args.dev_utterances,
+        args.test_utterances,
+    )
+    for name, (count, dropped) in results.items():
+        print(summary(args.output / name, count, dropped))
+
+
+def prepare_reazonspeech(
+    reazonspeech_dir: str | Path,
+    output_dir: str | Path,
+    size: str = "all",
+    unpack_dir: str | Path = "downloads/reazonspeech",
+    dev_utterances: int = DEV_UTTERANCES,
+    test_utterances: int = TEST_UTTERANCES,
+) -> dict[str, tuple[int, list[Dropped]]]:
+    """Write ``train``, ``dev`` and ``test`` below ``output_dir``.
+
+    Returns:
+        For each data dir, the number of utterances and what was left out (all of it
+        in ``train``'s list).
+
+    Raises:
+        UserError: the TSV or the audio is not there, a shard cannot be unpacked, a
+            name is there twice, or too few utterances are left for three sets.
+    """
+    root = Path(reazonspeech_dir)
+    table = _find_table(root, size)
+    folder = _find_clips(root, Path(unpack_dir))
+    dropped: list[Dropped] = []
+    utterances = sorted(_read_table(table, folder, dropped))
+    if len(utterances) <= dev_utterances + test_utterances:
+        first = f", first: {dropped[0].reason} {dropped[0].detail}" if dropped else ""
+        raise UserError(
+            f"{table}: {len(utterances)} utterances are too few for {dev_utterances} "
+            f"dev, {test_utterances} test and some train utterances "
+            f"({len(dropped)} were left out{first})"
+        )
+    stream = iter(utterances)
+    results = {}
+    for name, number, lost in (
+        ("dev", dev_utterances, []),
+        ("test", test_utterances, []),
+        ("train", None, dropped),
+    ):
+        target = Path(output_dir) / name
+        part = islice(stream, number)
+        results[name] = write_utterances(target, part, "ja", lost), lost
+    return results
+
+
+def unpack_shard(shard: Path, folder: Path) -> None:
+    """Unpack one tar once; a marker in ``folder`` says that it is done.
+
+    Raises:
+        UserError: the tar is cut off or damaged, or a member would land elsewhere.
+    """
+    marker = folder / f".{shard.stem}.done"
+    state = f"{shard.stat().st_size}\n"
+    if marker.is_file() and marker.read_text() == state:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with tarfile.open(shard) as archive:
+            archive.extractall(folder, filter="data")
+    except (tarfile.TarError, EOFError) as error:
+        raise UserError(
+            f"{shard}: cannot be unpacked ({error}); download it again"
+        ) from None
+    with atomic_open(marker) as stream:
+        stream.write(state)
+
+
+def _find_table(root: Path, size: str) -> Path:
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; it should hold ReazonSpeech")
+    places = _tables(root, size)
+    for path in places:
+        if path.is_file():
+            return path
+    sizes = [name for name in SIZES if any(p.is_file() for p in _tables(root, name))]
+    raise UserError(
+        f"{places[0]}: not there, nor {places[1]}; {root} has the TSV of: "
+        f"{', '.join(sizes) or 'no size'}"
+    )
+
+
+def _tables(root: Path, size: str) -> list[Path]:
+    return [root / f"{size}.tsv", root / "tsv" / f"{size}.tsv"]
+
+
+def _find_clips(root: Path, unpack_dir: Path) -> Path:
+    """Return the folder below which the clips have their names; unpack shards."""
+    data = root / "data" if (root / "data").is_dir() else root
+    shards = sorted(data.glob("*.tar"))
+    if not shards:
+        if not any(entry.is_dir() and entry.name != "tsv" for entry in data.iterdir()):
+            raise UserError(
+                f"{data}: neither shards (000.tar, …) nor their unpacked folders"
+            )
+        return data
+    from tqdm import tqdm
+
+    for shard in tqdm(shards, desc="unpack shards", unit="tar", mininterval=1):
+        unpack_shard(shard, unpack_dir)
+    return unpack_dir
+
+
+def _read_table(
+    table: Path, folder: Path, dropped: list[Dropped]
+) -> Iterator[Utterance]:
+    folder = folder.resolve()
+    for number, line in enumerate(read_lines(table), 1):
+        if not line:
+            continue
+        name, _, text = line.partition("\t")
+        name = clean_text(name).removeprefix("./")
+        text = clean_text(text)
+        stem = name.rpartition(".")[0] or name
+        utterance = "rs-" + stem.replace("/", "_")
+        if "\t" not in line or not name or len(name.split()) != 1:
+            problem = "expected <name><TAB><text>"
+            place = f"{table.name}:{number}"
+            dropped.append(Dropped(place, STAGE, "bad row", problem))
+        elif not text:
+            dropped.append(Dropped(utterance, STAGE, "empty text", f"line {number}"))
+        elif not os.path.isfile(path := f"{folder}/{name}"):
+            dropped.append(Dropped(utterance, STAGE, "no audio file", path))
+        else:
+            yield Utterance(utterance, path, utterance, text)
