@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import tiny_models
 from speechllm.pretrained import resolve_model
 
 
@@ -19,3 +20,23 @@ def whisper_base() -> Path:
 def smollm2() -> Path:
     """Folder of HuggingFaceTB/SmolLM2-135M-Instruct."""
     return resolve_model("HuggingFaceTB/SmolLM2-135M-Instruct")
+
+
+@pytest.fixture(scope="session")
+def tiny_whisper(tmp_path_factory) -> Path:
+    """Folder of a small random Whisper."""
+    return tiny_models.write_tiny_whisper(tmp_path_factory.mktemp("tiny") / "whisper")
+
+
+@pytest.fixture(scope="session")
+def tiny_llm(tmp_path_factory, smollm2) -> Path:
+    """Folder of a small random Llama with SmolLM2's tokenizer."""
+    return tiny_models.write_tiny_llm(tmp_path_factory.mktemp("tiny") / "llm", smollm2)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory, smollm2) -> Path:
+    """An inference folder of a small random model."""
+    return tiny_models.write_tiny_model(
+        tmp_path_factory.mktemp("tiny") / "model", smollm2
+    )

@@ -38,6 +38,38 @@ def write_tiny_whisper(folder: Path) -> Path:
     return folder
 
 
+def write_tiny_hubert(folder: Path, norm: str, kind: str = "hubert") -> Path:
+    """HuBERT or its kin with real convolutions and two small transformer layers.
+
+    Args:
+        norm: ``"group"`` as HuBERT base has it, ``"layer"`` as HuBERT large.
+        kind: ``hubert``, ``wav2vec2`` or ``wavlm``.
+    """
+    import transformers
+
+    torch.manual_seed(4)
+    names = {"hubert": "Hubert", "wav2vec2": "Wav2Vec2", "wavlm": "WavLM"}
+    config = getattr(transformers, names[kind] + "Config")(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        conv_dim=(16,) * 7,
+        conv_bias=norm == "layer",
+        feat_extract_norm=norm,
+        do_stable_layer_norm=norm == "layer",
+        num_conv_pos_embeddings=16,
+        num_conv_pos_embedding_groups=4,
+        vocab_size=32,
+    )
+    model = getattr(transformers, names[kind] + "Model")(config)
+    for parameter in model.parameters():  # norms and biases begin as 1 and 0
+        if parameter.ndim == 1:
+            parameter.data += 0.3 * torch.randn_like(parameter)
+    model.save_pretrained(folder)
+    return folder
+
+
 def write_tiny_llm(folder: Path, smollm2: Path) -> Path:
     """A Llama of two layers with SmolLM2's tokenizer."""
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM

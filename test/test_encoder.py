@@ -1,0 +1,293 @@
+"""Encoders: exact under padding, equal to transformers' own, frozen as asked."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_models import write_tiny_hubert
+
+from speechllm.audio import load_audio
+from speechllm.model.encoder import (
+    AutoEncoder,
+    HubertEncoder,
+    WhisperEncoder,
+    length_mask,
+)
+
+KINDS = ("hubert-group", "hubert-layer", "wav2vec2-layer", "wavlm-group", "whisper")
+# Of features in float32 against the utterance on its own; where features are greater
+# than one (real Whisper's reach 20), as a share of the greatest.
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def encoders(tmp_path_factory, tiny_whisper):
+    """A small encoder of each kind."""
+    root = tmp_path_factory.mktemp("encoders")
+    made = {"whisper": WhisperEncoder(str(tiny_whisper))}
+    for name in KINDS[:-1]:
+        kind, norm = name.split("-")
+        made[name] = HubertEncoder(str(write_tiny_hubert(root / name, norm, kind)))
+    return {name: encoder.eval() for name, encoder in made.items()}
+
+
+def pad(waves: list[torch.Tensor], rubbish: bool = False):
+    """A padded batch; with ``rubbish`` what stands behind the end is noise."""
+    lengths = torch.tensor([len(w) for w in waves])
+    speech = torch.nn.utils.rnn.pad_sequence(waves, batch_first=True)
+    if rubbish:
+        noise = torch.randn(speech.shape)
+        speech = torch.where(length_mask(lengths, speech.shape[1]), speech, noise)
+    return speech, lengths
+
+
+@torch.inference_mode()
+def alone(encoder, wave: torch.Tensor) -> torch.Tensor:
+    features, lengths = encoder(wave[None], torch.tensor([len(wave)]))
+    assert lengths.tolist() == [features.shape[1]]
+    return features[0]
+
+
+@torch.inference_mode()
+def check_batch(encoder, waves, rubbish=False, tolerance=TOLERANCE):
+    """Each utterance's features in the batch are those that it has alone."""
+    features, lengths = encoder(*pad(waves, rubbish))
+    for row, length, wave in zip(features, lengths.tolist(), waves):
+        expected = alone(encoder, wave)
+        assert length == len(expected)
+        scale = max(1.0, expected.abs().max().item())
+        difference = (row[:length] - expected).abs().max().item() / scale
+        assert difference <= tolerance, f"{len(wave)} samples: {difference}"
+        assert not row[length:].any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=8, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1600, 20 * 16000), min_size=2, max_size=5),
+    seed=st.integers(0, 1000),
+)
+def test_features_do_not_depend_on_the_batch(encoders, kind, lengths, seed):
+    generator = torch.Generator().manual_seed(seed)
+    waves = [torch.randn(n, generator=generator) * 0.1 for n in lengths]
+    check_batch(encoders[kind], waves)
+    check_batch(encoders[kind], waves[::-1], rubbish=True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_from_a_tenth_of_a_second_to_twenty_seconds_in_one_batch(encoders, kind):
+    generator = torch.Generator().manual_seed(1)
+    seconds = [0.1, 20.0, 0.37, 7.77, 1.0, 12.3]
+    waves = [torch.randn(int(16000 * s), generator=generator) * 0.1 for s in seconds]
+    check_batch(encoders[kind], waves)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_few_samples_still_give_a_frame(encoders, kind):
+    generator = torch.Generator().manual_seed(1)
+    lengths = (1, 200, 201, 399, 400, 401, 4000)
+    waves = [torch.randn(n, generator=generator) * 0.1 for n in lengths]
+    check_batch(encoders[kind], waves)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_silence_gives_numbers(encoders, kind):
+    assert torch.isfinite(alone(encoders[kind], torch.zeros(3000))).all()
+
+
+@pytest.mark.slow
+def test_features_of_real_whisper_do_not_depend_on_the_batch(whisper_base, speech_file):
+    encoder = WhisperEncoder(str(whisper_base)).eval()
+    speech = torch.from_numpy(load_audio(speech_file))
+    check_batch(encoder, [speech[:9000], speech, speech[20000:41234], speech[:1600]])
+
+
+def test_log_mel_equals_transformers(tiny_whisper, speech_file):
+    from transformers import WhisperFeatureExtractor
+
+    encoder = WhisperEncoder(str(tiny_whisper))
+    extractor = WhisperFeatureExtractor()
+    speech = load_audio(speech_file)
+    for wave in (speech, speech[:12345], speech[5000:5400]):
+        expected = extractor(
+            wave, sampling_rate=16000, padding=False, return_tensors="np"
+        ).input_features[0]
+        found = encoder.log_mel(torch.from_numpy(wave)).numpy()
+        assert found.shape == expected.shape
+        np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+@torch.inference_mode()
+def test_thirty_seconds_equal_transformers_own_whisper(tiny_whisper):
+    """At 30 s there is no padding to leave out, so both must agree."""
+    from transformers import WhisperFeatureExtractor, WhisperModel
+
+    generator = torch.Generator().manual_seed(2)
+    wave = torch.randn(480000, generator=generator) * 0.1
+    mel = WhisperFeatureExtractor()(
+        wave.numpy(), sampling_rate=16000, return_tensors="pt"
+    ).input_features
+    whisper = WhisperModel.from_pretrained(tiny_whisper).encoder.eval()
+    expected = whisper(mel).last_hidden_state[0]
+    found = alone(WhisperEncoder(str(tiny_whisper)).eval(), wave)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS[:-1])
+@torch.inference_mode()
+def test_one_utterance_equals_transformers_own_model(tmp_path, kind):
+    from transformers import AutoModel
+
+    name, norm = kind.split("-")
+    folder = write_tiny_hubert(tmp_path / "model", norm, name)
+    wave = torch.randn(8000, generator=torch.Generator().manual_seed(3))
+    model = AutoModel.from_pretrained(folder).eval()
+    expected = model(wave[None]).last_hidden_state[0]
+    found = alone(HubertEncoder(str(folder), normalize=False).eval(), wave)
+    torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=0)
+    scaled = (wave - wave.mean()) / torch.sqrt(wave.var(unbiased=False) + 1e-7)
+    expected = model(scaled[None]).last_hidden_state[0]
+    found = alone(HubertEncoder(str(folder), normalize=True).eval(), wave)
+    torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=0)
+
+
+def test_normalisation_follows_the_models_own_file(tmp_path):
+    group = write_tiny_hubert(tmp_path / "group", "group")
+    layer = write_tiny_hubert(tmp_path / "layer", "layer")
+    assert not HubertEncoder(str(group)).normalize
+    assert HubertEncoder(str(layer)).normalize
+    (group / "preprocessor_config.json").write_text('{"do_normalize": true}')
+    assert HubertEncoder(str(group)).normalize
+
+
+@pytest.mark.parametrize("kind", ["hubert-group", "whisper"])
+@torch.inference_mode()
+def test_layer_choice(tmp_path, tiny_whisper, kind):
+    """A layer in the middle, and the weighted sum, which begins as the mean."""
+    folder = (
+        tiny_whisper
+        if kind == "whisper"
+        else write_tiny_hubert(tmp_path / kind, "group")
+    )
+    make = WhisperEncoder if kind == "whisper" else HubertEncoder
+    wave = torch.randn(9000, generator=torch.Generator().manual_seed(3)) * 0.1
+    first = make(str(folder), layer=1).eval()
+    assert len(first.layers) == 1
+    last = make(str(folder)).eval()
+    mixed = make(str(folder), layer="weighted").eval()
+    assert mixed.layer_weights.shape == (len(last.layers) + 1,)
+    assert [n for n, p in mixed.named_parameters() if p.requires_grad] == [
+        "layer_weights"
+    ]
+    mixed.layer_weights.data = torch.tensor([-50.0, -50.0, 50.0])
+    torch.testing.assert_close(alone(mixed, wave), alone(last, wave))
+    mixed.layer_weights.data = torch.tensor([-50.0, 50.0, -50.0])
+    torch.testing.assert_close(alone(mixed, wave), alone(first, wave))
+    assert not torch.allclose(alone(first, wave), alone(last, wave), atol=1e-2)
+
+
+@pytest.mark.parametrize("layer", [0, 3, "first"])
+def test_a_layer_that_is_not_there(tiny_whisper, layer):
+    with pytest.raises(ValueError, match="encoder layer"):
+        WhisperEncoder(str(tiny_whisper), layer=layer)
+
+
+def trained(encoder) -> set[str]:
+    """Which parts of the encoder are trained, down to the number of a layer."""
+    names = [n for n, p in encoder.named_parameters() if p.requires_grad]
+    return {".".join(n.split(".")[:-1]) for n in names}
+
+
+def test_freezing(tiny_whisper, encoders, tmp_path):
+    assert not trained(WhisperEncoder(str(tiny_whisper)))
+    top = trained(WhisperEncoder(str(tiny_whisper), trainable_layers=1))
+    assert "encoder.layer_norm" in top
+    assert {n.split(".")[2] for n in top if ".layers." in n} == {"1"}
+    everything = trained(WhisperEncoder(str(tiny_whisper), trainable_layers="all"))
+    assert {"encoder.conv1", "encoder.layer_norm"} <= everything
+    assert "encoder.embed_positions" not in everything
+    folder = write_tiny_hubert(tmp_path / "hubert", "group")
+    whole = trained(HubertEncoder(str(folder), trainable_layers="all"))
+    assert not any("feature_extractor" in name for name in whole)
+    assert any("feature_projection" in name for name in whole)
+    for wrong in (-1, 3, "some"):
+        with pytest.raises(ValueError, match="trainable_layers"):
+            WhisperEncoder(str(tiny_whisper), trainable_layers=wrong)
+
+
+def test_what_is_frozen_has_no_dropout(tmp_path):
+    folder = write_tiny_hubert(tmp_path / "hubert", "group")  # dropout 0.1
+    wave = torch.randn(4000)[None] * 0.1, torch.tensor([4000])
+    frozen = HubertEncoder(str(folder)).train()
+    assert torch.equal(frozen(*wave)[0], frozen(*wave)[0])
+    trained = HubertEncoder(str(folder), trainable_layers=1).train()
+    assert not torch.equal(trained(*wave)[0], trained(*wave)[0])
+    assert torch.equal(trained.eval()(*wave)[0], trained.eval()(*wave)[0])
+
+
+def test_gradients_reach_only_what_is_trained(tmp_path):
+    folder = write_tiny_hubert(tmp_path / "hubert", "group")
+    encoder = HubertEncoder(str(folder), trainable_layers=1).train()
+    waves = [torch.randn(n) * 0.1 for n in (4000, 9000)]
+    encoder(*pad(waves))[0].square().sum().backward()
+    for name, parameter in encoder.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+        assert parameter.grad is None or torch.isfinite(parameter.grad).all()
+
+
+def test_masks_on_the_spectrogram_only_in_training(tiny_whisper):
+    specaug = {
+        "apply_time_warp": False,
+        "freq_mask_width_range": [10, 27],
+        "time_mask_width_ratio_range": [0.0, 0.1],
+    }
+    encoder = WhisperEncoder(str(tiny_whisper), specaug=specaug)
+    wave = torch.randn(1, 16000) * 0.1, torch.tensor([16000])
+    torch.manual_seed(0)
+    encoder.train()
+    assert not torch.equal(encoder(*wave)[0], encoder(*wave)[0])
+    encoder.eval()
+    plain = WhisperEncoder(str(tiny_whisper)).eval()
+    assert torch.equal(encoder(*wave)[0], plain(*wave)[0])
+
+
+def test_too_long_for_whisper(tiny_whisper):
+    encoder = WhisperEncoder(str(tiny_whisper)).eval()
+    assert encoder.max_samples == 480000
+    speech, lengths = torch.zeros(1, 481000), torch.tensor([481000])
+    with pytest.raises(ValueError, match=r"30\.1 s: Whisper's encoder takes at most 30"):
+        encoder(speech, lengths)
+
+
+def test_random_weights_from_the_architecture_alone(tiny_whisper):
+    torch.manual_seed(8)
+    built = WhisperEncoder(str(tiny_whisper), random_init=True)
+    loaded = WhisperEncoder(str(tiny_whisper))
+    assert built.encoder.conv1.weight.shape == loaded.encoder.conv1.weight.shape
+    assert not torch.equal(built.encoder.conv1.weight, loaded.encoder.conv1.weight)
+
+
+def test_any_other_encoder_of_transformers(tmp_path):
+    """One that reads log-mel frames of its own feature extractor."""
+    from transformers import (
+        SeamlessM4TFeatureExtractor,
+        Wav2Vec2BertConfig,
+        Wav2Vec2BertModel,
+    )
+
+    torch.manual_seed(5)
+    config = Wav2Vec2BertConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        conv_depthwise_kernel_size=3,
+    )
+    Wav2Vec2BertModel(config).save_pretrained(tmp_path)
+    SeamlessM4TFeatureExtractor().save_pretrained(tmp_path)
+    encoder = AutoEncoder(str(tmp_path)).eval()
+    waves = [torch.randn(n) * 0.1 for n in (16000, 7000)]
+    check_batch(encoder, waves, tolerance=0.0)
