@@ -1,0 +1,375 @@
+"""CoVoST 2 (Wang et al. 2020): Common Voice 4.0, translated.
+
+From 21 languages into English and from English into 15. On disk, the translations of
+each direction, and Common Voice's release of 2019-12-10 for each language spoken::
+
+    covost_v2.en_de.tsv          columns path, translation, split (and others)
+    en/clips/common_voice_en_18855161.mp3
+    en/validated.tsv             columns client_id, path, sentence (and others)
+
+Licence: CC0.
+
+The translations are read as CoVoST's own script does: a quotation mark is a character
+like any other, a backslash takes the meaning from what follows it. So references are
+those that everybody scores with, quotation marks doubled in the file included. Its
+splits are kept too: ``train`` and ``train_covost`` train, ``dev`` and ``test`` are
+themselves, and all other rows belong to no set.
+
+What comes out: data dirs ``train``, ``dev`` and ``test`` with the clips of all
+languages spoken, the transcript in ``text``, translations in ``text.<lang>``.
+Utterance ``<speaker>-<clip>``; the speaker is the beginning of Common Voice's client
+id. Languages have two letters: zh-CN is ``zh``, sv-SE is ``sv``.
+
+Left out and listed in ``dropped.tsv``: clips that have no file, that ``validated.tsv``
+lacks, or that stand in two sets (they stay where they are tested), and rows that
+cannot be read. A clip that cannot be decoded goes when audio is formatted. A
+translation that is empty, that its translators marked ``REMOVE``, or that has lost
+characters is listed and its clip stays; in ``dev`` and ``test`` only the empty ones
+go, so that scores stay comparable.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+from speechllm import datadir
+from speechllm.corpora._common_voice_tsv import read_clips
+from speechllm.corpora._texts import clean_text, is_damaged, read_lines
+from speechllm.datadir import Dropped
+from speechllm.errors import UserError
+from speechllm.files import atomic_directory
+
+SETS = ("train", "dev", "test")
+INTO_ENGLISH = tuple(
+    "fr de es ca it ru zh-CN pt fa et mn nl tr ar sv-SE lv sl ta ja id cy".split()
+)
+FROM_ENGLISH = tuple("de tr fa sv-SE mn zh-CN cy ca sl et id ar ta lv ja".split())
+_SET_OF_SPLIT = {"train": 0, "train_covost": 0, "dev": 1, "test": 2}
+_REMOVE = "REMOVE"  # the translators' mark on a sentence not worth keeping
+_SPEAKER_LENGTH = 16  # of 128 hexadecimal digits; enough to tell speakers apart
+_ESCAPED = re.compile(r"\\(.)")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--output", type=Path, default=Path("data"), help="for data dirs"
+    )
+    parser.add_argument(
+        "--covost2_dir", type=Path, required=True, help="folder of covost_v2.*.tsv"
+    )
+    parser.add_argument(
+        "--common_voice_dir",
+        type=Path,
+        help="folder with Common Voice 4.0 in en/, fr/, … [--covost2_dir]",
+    )
+    parser.add_argument(
+        "--src_lang", nargs="+", required=True, help="languages spoken, such as en fr"
+    )
+    parser.add_argument(
+        "--tgt_lang", nargs="+", required=True, help="languages translated into"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    prepare_covost2(
+        args.covost2_dir,
+        args.common_voice_dir or args.covost2_dir,
+        args.output,
+        choose_directions(args.src_lang, args.tgt_lang),
+    )
+    print("| set | utterances | left out |\n| --- | ---: | ---: |")
+    for name in SETS:
+        utterances = sum(1 for _ in datadir.iterate_table(args.output / name / "text"))
+        dropped = len(datadir.read_dropped(args.output / name))
+        print(f"| {name} | {utterances} | {dropped} |")
+
+
+def choose_directions(
+    sources: Iterable[str], targets: Iterable[str]
+) -> list[tuple[str, str]]:
+    """List the directions that CoVoST 2 has between two lists of languages.
+
+    Raises:
+        UserError: one of the languages is in none of them.
+    """
+    sources, targets = list(dict.fromkeys(sources)), list(dict.fromkeys(targets))
+    known = {("en", language) for language in FROM_ENGLISH}
+    known |= {(language, "en") for language in INTO_ENGLISH}
+    chosen = [(s, t) for s in sources for t in targets if (s, t) in known]
+    for place, languages in enumerate((sources, targets)):
+        used = {direction[place] for direction in chosen}
+        for language in languages:
+            if language not in used:
+                raise UserError(
+                    f"CoVoST 2 has no direction {' '.join(sources)} -> "
+                    f"{' '.join(targets)} for {language}; it goes from English into "
+                    f"{' '.join(FROM_ENGLISH)}, and into English from "
+                    f"{' '.join(INTO_ENGLISH)}"
+                )
+    return chosen
+
+
+def prepare_covost2(
+    covost2_dir: str | Path,
+    common_voice_dir: str | Path,
+    output_dir: str | Path,
+    directions: Iterable[tuple[str, str]],
+) -> None:
+    """Write ``train``, ``dev`` and ``test`` below ``output_dir``, all or none.
+
+    Args:
+        covost2_dir: folder of the translations.
+        common_voice_dir: folder of Common Voice 4.0, a folder for each language.
+        output_dir: folder of the data dirs.
+        directions: pairs such as ``("en", "de")``.
+
+    Raises:
+        UserError: a file or column is missing, or no clip of a language is there.
+    """
+    directions = list(directions)
+    covost2_dir, common_voice_dir = Path(covost2_dir), Path(common_voice_dir)
+    translations = {
+        direction: _translations_path(covost2_dir, *direction)
+        for direction in directions
+    }
+    sources = list(dict.fromkeys(source for source, _ in directions))
+    for source in sources:
+        _check_common_voice(common_voice_dir, source)
+    dropped: list[list[Dropped]] = [[] for _ in SETS]
+    set_of = _read_splits(translations.values(), dropped)
+    with ExitStack() as stack:
+        folders = [
+            stack.enter_context(atomic_directory(Path(output_dir) / name))
+            for name in SETS
+        ]
+        utterances = _write_speech(
+            folders, common_voice_dir, sources, set_of, dropped
+        )
+        for target in dict.fromkeys(target for _, target in directions):
+            paths = [path for d, path in translations.items() if d[1] == target]
+            _write_translations(folders, target, paths, utterances, dropped)
+        for folder, name, entries in zip(folders, SETS, dropped, strict=True):
+            datadir.write_dropped(folder, entries)
+            if os.path.getsize(folder / "text") == 0:
+                first = f"; first {entries[0].reason}: {entries[0].detail}"
+                raise UserError(
+                    f"{common_voice_dir}: no clip of the set {name} is left"
+                    + (first if entries else "")
+                )
+
+
+def two_letters(language: str) -> str:
+    """The two-letter code of a language: ``zh`` of ``zh-CN``."""
+    return language.split("-")[0]
+
+
+def read_translations(
+    path: str | Path, problems: list[str] | None = None
+) -> Iterator[tuple[str, str, str]]:
+    """Yield (clip, translation, split) of each row, as CoVoST's own script reads them.
+
+    Args:
+        path: a TSV of CoVoST 2.
+        problems: takes ``<line>: <what is wrong>`` of rows that lack fields, which
+            are left out.
+
+    Raises:
+        UserError: there is no such file, it lacks a column, or is not UTF-8.
+    """
+    csv.field_size_limit(2**24)
+    rows = csv.reader(
+        read_lines(path), delimiter="\t", quoting=csv.QUOTE_NONE, escapechar="\\"
+    )
+    header = [name.lstrip("\ufeff") for name in next(rows, [])]
+    columns = []
+    for name in ("path", "translation", "split"):
+        if name not in header:
+            raise UserError(
+                f"{path}: has no column {name!r}, only {', '.join(header) or 'nothing'}"
+            )
+        columns.append(header.index(name))
+    for row in rows:
+        if len(row) == len(header):
+            yield tuple(row[place] for place in columns)
+        elif row and problems is not None:
+            problems.append(
+                f"{rows.line_num}: {len(row)} fields, the header has {len(header)}"
+            )
+
+
+def _translations_path(covost2_dir: Path, source: str, target: str) -> Path:
+    path = covost2_dir / f"covost_v2.{source}_{target}.tsv"
+    if not path.is_file():
+        there = sorted(p.name for p in covost2_dir.glob("covost_v2.*.tsv"))
+        found = f"holds {', '.join(there)}" if there else "holds no covost_v2.*.tsv"
+        raise UserError(
+            f"{path}: not there; {covost2_dir} {found}. Unpack covost_v2."
+            f"{source}_{target}.tsv.tar.gz there"
+        )
+    return path
+
+
+def _check_common_voice(common_voice_dir: Path, source: str) -> None:
+    for path in (
+        common_voice_dir / source / "validated.tsv",
+        common_voice_dir / source / "clips",
+    ):
+        if not path.exists():
+            raise UserError(
+                f"{path}: not there; unpack Common Voice 4.0 (2019-12-10) of {source} "
+                f"into {common_voice_dir / source}"
+            )
+
+
+def _read_splits(paths: Iterable[Path], dropped: list[list[Dropped]]) -> dict[str, int]:
+    """Give each clip its set; where rows disagree, the clip is kept for testing."""
+    set_of: dict[str, int] = {}
+    for path in paths:
+        problems: list[str] = []
+        for clip, _, split in read_translations(path, problems):
+            place = _SET_OF_SPLIT.get(split)
+            if place is None:
+                continue
+            before = set_of.setdefault(clip, place)
+            if before != place:
+                set_of[clip] = max(before, place)
+                detail = f"{clip} is in {SETS[max(before, place)]} too; {path.name}"
+                dropped[min(before, place)].append(_drop(clip, "in two sets", detail))
+        dropped[0] += [
+            _drop(f"{path.name}:{problem.split(':')[0]}", "bad row", problem)
+            for problem in problems
+        ]
+    return set_of
+
+
+def _write_speech(
+    folders: list[Path],
+    common_voice_dir: Path,
+    sources: list[str],
+    set_of: dict[str, int],
+    dropped: list[list[Dropped]],
+) -> list[dict[str, str]]:
+    """Write all tables but the translations; empties ``set_of``.
+
+    Returns:
+        For each set, clip → utterance.
+    """
+    utterances: list[dict[str, str]] = [{} for _ in SETS]
+    texts: list[dict[str, str]] = [{} for _ in SETS]
+    spoken: list[dict[str, str]] = [{} for _ in SETS]  # utterance → language
+    for source in sources:
+        listed = common_voice_dir / source / "validated.tsv"
+        clips = _clips_folder(common_voice_dir, source)
+        present = {entry.name for entry in os.scandir(clips)}
+        found = False
+
+        def bad_row(number: int, problem: str, source: str = source) -> None:
+            line = f"{source}/validated.tsv:{number}"
+            dropped[0].append(_drop(line, "bad row", problem))
+
+        for row in read_clips(listed, ("client_id", "path", "sentence"), bad_row):
+            clip = row["path"]
+            place = set_of.pop(clip, None)
+            if place is None:
+                continue
+            stem = clip.removesuffix(".mp3")
+            utterance = f"{row['client_id'][:_SPEAKER_LENGTH] or stem}-{stem}"
+            if clip not in present:
+                dropped[place].append(_drop(utterance, "no audio file", clip))
+                continue
+            found = True
+            utterances[place][clip] = utterance
+            spoken[place][utterance] = source
+            texts[place][utterance] = clean_text(_ESCAPED.sub(r"\1", row["sentence"]))
+        if not found:
+            raise UserError(
+                f"{clips}: holds none of the clips of CoVoST 2 that {listed} has; "
+                f"unpack Common Voice 4.0 (2019-12-10) of {source} there"
+            )
+    for clip, place in set_of.items():
+        dropped[place].append(_drop(clip, "not in validated.tsv"))
+    set_of.clear()
+    for folder, table in zip(folders, texts, strict=True):
+        datadir.write_table(folder / "text", table)
+        table.clear()
+    for place, folder in enumerate(folders):
+        _write_origin(folder, utterances[place], spoken[place], common_voice_dir)
+        spoken[place].clear()
+    return utterances
+
+
+def _write_origin(
+    folder: Path,
+    utterances: dict[str, str],
+    spoken: dict[str, str],
+    common_voice_dir: Path,
+) -> None:
+    """Write files, languages and speakers of a set's utterances."""
+    clips = {
+        source: _clips_folder(common_voice_dir, source)
+        for source in set(spoken.values())
+    }
+    files = {
+        utterance: f"{clips[spoken[utterance]]}/{clip}"
+        for clip, utterance in utterances.items()
+    }
+    datadir.write_table(folder / "wav.scp", files)
+    del files
+    codes = {utterance: two_letters(source) for utterance, source in spoken.items()}
+    datadir.write_table(folder / "utt2lang", codes)
+    del codes
+    speakers = {utterance: utterance.split("-", 1)[0] for utterance in spoken}
+    datadir.write_table(folder / "utt2spk", speakers)
+    del speakers
+    datadir.write_spk2utt(folder)
+
+
+def _clips_folder(common_voice_dir: Path, source: str) -> str:
+    return os.path.abspath(common_voice_dir / source / "clips")
+
+
+def _write_translations(
+    folders: list[Path],
+    target: str,
+    paths: list[Path],
+    utterances: list[dict[str, str]],
+    dropped: list[list[Dropped]],
+) -> None:
+    """Write ``text.<target>`` of all sets."""
+    code = two_letters(target)
+    tables: list[dict[str, str]] = [{} for _ in SETS]
+    for path in paths:
+        for clip, translation, split in read_translations(path):
+            place = _SET_OF_SPLIT.get(split)
+            utterance = None if place is None else utterances[place].get(clip)
+            if utterance is None:
+                continue
+            text = clean_text(translation)
+            if reason := _unusable(text, SETS[place]):
+                detail = f"into {code}: {text}"
+                dropped[place].append(_drop(utterance, reason, detail))
+            else:
+                tables[place].setdefault(utterance, text)
+    for folder, table in zip(folders, tables, strict=True):
+        datadir.write_table(folder / f"text.{code}", table)
+
+
+def _unusable(translation: str, name: str) -> str | None:
+    """Say what is wrong with a translation, or None."""
+    if not translation:
+        return "empty translation"
+    if name != "train":
+        return None
+    if translation.strip('"') == _REMOVE:
+        return "translation marked REMOVE"
+    return "damaged translation" if is_damaged(translation) else None
+
+
+def _drop(identity: str, reason: str, detail: str = "") -> Dropped:
+    return Dropped(identity, "prepare_data", reason, detail)

@@ -1,0 +1,345 @@
+"""MuST-C: generated corpora in its on-disk format against files written by hand."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import yaml
+
+from speechllm import datadir
+from speechllm.bin.prepare_data import main
+from speechllm.corpora.must_c import prepare_must_c, read_segments
+from speechllm.errors import UserError
+from speechllm.formatting import format_audio
+
+SECONDS = {"ted_1": 10.0, "ted_12": 6.0, "ted_767": 5.0, "ted_5": 4.0, "ted_9": 4.0}
+
+# set → lines of (duration, offset, speaker, file), English, German
+CORPUS = {
+    "train": [
+        ("3.500000", "1.080000", "spk.12", "ted_12.wav"),
+        ("2.000000", "0.000000", "spk.1", "ted_1.wav"),
+        ("1.250000", "2.333333", "spk.1", "ted_1.wav"),
+        ("1.250000", "2.333333", "spk.1", "ted_1.wav"),  # listed twice
+        ("0.000000", "5.000000", "spk.1", "ted_1.wav"),  # empty
+        ("3.000000", "9.000000", "spk.1", "ted_1.wav"),  # ends 2 s past the end
+        ("1.300000", "9.000000", "spk.1", "ted_1.wav"),  # ends 0.3 s past the end
+        ("1.000000", "6.000000", "spk.1", "ted_1.wav"),  # applause
+        ("1.000000", "7.000000", "spk.1", "ted_1.wav"),  # no transcript
+        ("1.000000", "0.000000", "spk.3", "ted_3.wav"),  # no such file
+        ("1.000000", "0.000000", "spk.5", "ted_5.wav"),  # a talk of tst-COMMON
+    ],
+    "dev": [("5.000000", "0.000000", "spk.767", "ted_767.wav")],
+    "tst-COMMON": [("4.000000", "0.000000", "spk.5", "ted_5.wav")],
+    "tst-HE": [("2.000000", "1.000000", "spk.9", "ted_9.wav")],
+}
+ENGLISH = {
+    "train": [
+        "Thank you so much, Chris.",
+        "And it's\u00a0truly\u200b a great honor\r to come\u2028here.",
+        "I said, \"Yes.\" (Laughter)",
+        "I said, \"Yes.\" (Laughter)",
+        "Nothing.",
+        "This runs over.",
+        "And this hardly.",
+        "(Applause) ♫",
+        "",
+        "Nobody hears this.",
+        "This tests.",
+    ],
+    "dev": ["Back in New York, I am the head of development."],
+    "tst-COMMON": ["(Applause)"],
+    "tst-HE": ["The end."],
+}
+GERMAN = {
+    "train": [
+        "Vielen Dank, Chris.",
+        "Es ist mir wirklich eine Ehre.",
+        "Ich sagte: »Ja.« (Lachen)",
+        "Ich sagte: »Ja.« (Lachen)",
+        "Nichts.",
+        "Das ist zu lang.",
+        "Und das kaum.",
+        "(Applaus) ♫",
+        "Etwas.",
+        "Das hört niemand.",
+        "Das ist ein Test.",
+    ],
+    "dev": ["In New York bin ich Leiter."],
+    "tst-COMMON": ["(Applaus)"],
+    "tst-HE": [""],
+}
+EXPECTED_TRAIN = {
+    "text": """\
+spk.1-ted_1-0000000-0002000 And it's truly a great honor to come here.
+spk.1-ted_1-0002333-0003583 I said, "Yes." (Laughter)
+spk.1-ted_1-0002333-0003583-2 I said, "Yes." (Laughter)
+spk.1-ted_1-0007000-0008000
+spk.1-ted_1-0009000-0010300 And this hardly.
+spk.12-ted_12-0001080-0004580 Thank you so much, Chris.
+""",
+    "text.de": """\
+spk.1-ted_1-0000000-0002000 Es ist mir wirklich eine Ehre.
+spk.1-ted_1-0002333-0003583 Ich sagte: »Ja.« (Lachen)
+spk.1-ted_1-0002333-0003583-2 Ich sagte: »Ja.« (Lachen)
+spk.1-ted_1-0007000-0008000 Etwas.
+spk.1-ted_1-0009000-0010300 Und das kaum.
+spk.12-ted_12-0001080-0004580 Vielen Dank, Chris.
+""",
+    "segments": """\
+spk.1-ted_1-0000000-0002000 ted_1 0.000 2.000
+spk.1-ted_1-0002333-0003583 ted_1 2.333 3.583
+spk.1-ted_1-0002333-0003583-2 ted_1 2.333 3.583
+spk.1-ted_1-0007000-0008000 ted_1 7.000 8.000
+spk.1-ted_1-0009000-0010300 ted_1 9.000 10.300
+spk.12-ted_12-0001080-0004580 ted_12 1.080 4.580
+""",
+    "utt2spk": """\
+spk.1-ted_1-0000000-0002000 spk.1
+spk.1-ted_1-0002333-0003583 spk.1
+spk.1-ted_1-0002333-0003583-2 spk.1
+spk.1-ted_1-0007000-0008000 spk.1
+spk.1-ted_1-0009000-0010300 spk.1
+spk.12-ted_12-0001080-0004580 spk.12
+""",
+    "spk2utt": """\
+spk.1 spk.1-ted_1-0000000-0002000 spk.1-ted_1-0002333-0003583 \
+spk.1-ted_1-0002333-0003583-2 spk.1-ted_1-0007000-0008000 spk.1-ted_1-0009000-0010300
+spk.12 spk.12-ted_12-0001080-0004580
+""",
+    "wav.scp": """\
+ted_1 {root}/en-de/data/train/wav/ted_1.wav
+ted_12 {root}/en-de/data/train/wav/ted_12.wav
+""",
+    "dropped.tsv": """\
+spk.1-ted_1-0005000-0005000\tprepare_data\tempty segment\t5 to 5 s
+spk.1-ted_1-0006000-0007000\tprepare_data\tno speech\t(Applause) ♫
+spk.1-ted_1-0009000-0012000\tprepare_data\tpast the end of its talk\t\
+9 to 12 s; ted_1.wav: 10.00 s
+spk.3-ted_3-0000000-0001000\tprepare_data\tno audio file\t\
+{root}/en-de/data/train/wav/ted_3.wav
+spk.5-ted_5-0000000-0001000\tprepare_data\ttalk also in tst-COMMON\tted_5.wav
+""",
+}
+
+
+def write_language(root: Path, language: str, corpus, english, translated) -> None:
+    """Write en-<language> as MuST-C 1 lies on disk (its dev set as version 2 does)."""
+    for name, lines in corpus.items():
+        folder = root / f"en-{language}" / "data" / name
+        for part in ("wav", "txt"):
+            (folder / part).mkdir(parents=True)
+        listing = []
+        for duration, offset, speaker, wav in lines:
+            counts = ", rW: 9, uW: 0" if name == "dev" else ""
+            listing.append(
+                f"- {{duration: {duration}, offset: {offset}{counts}, "
+                f"speaker_id: {speaker}, wav: {wav}}}\n"
+            )
+            stem = Path(wav).stem
+            if stem in SECONDS:
+                samples = np.full(int(16000 * SECONDS[stem]), 0.1, np.float32)
+                soundfile.write(folder / "wav" / wav, samples, 16000)
+        (folder / "txt" / f"{name}.yaml").write_text("".join(listing))
+        for code, texts in (("en", english[name]), (language, translated[name])):
+            content = "".join(f"{text}\n" for text in texts)
+            (folder / "txt" / f"{name}.{code}").write_bytes(content.encode())
+
+
+@pytest.fixture
+def corpus(tmp_path) -> Path:
+    root = tmp_path / "MUSTC_v1.0"
+    write_language(root, "de", CORPUS, ENGLISH, GERMAN)
+    return root
+
+
+def refusal(root: Path, tmp_path: Path, languages=("de",)) -> str:
+    """The message that preparation ends with; nothing is written then."""
+    with pytest.raises(UserError) as caught:
+        prepare_must_c(root, tmp_path / "data", languages)
+    left = list((tmp_path / "data").iterdir()) if (tmp_path / "data").exists() else []
+    assert left == []
+    return str(caught.value)
+
+
+def test_the_tables_are_those_written_by_hand(corpus, tmp_path):
+    prepare_must_c(corpus, tmp_path / "data", ["de"])
+    for name, expected in EXPECTED_TRAIN.items():
+        found = (tmp_path / "data" / "train" / name).read_text("utf-8")
+        assert found == expected.format(root=corpus), name
+    languages = datadir.read_table(tmp_path / "data/train/utt2lang")
+    assert set(languages.values()) == {"en"} and len(languages) == 6
+    for name in CORPUS:
+        assert datadir.validate_data_dir(tmp_path / "data" / name) == []
+
+
+def test_test_sets_stay_whole(corpus, tmp_path):
+    prepare_must_c(corpus, tmp_path / "data", ["de"])
+    common, he = tmp_path / "data/tst-COMMON", tmp_path / "data/tst-HE"
+    assert datadir.read_table(common / "text") == {
+        "spk.5-ted_5-0000000-0004000": "(Applause)"
+    }
+    assert datadir.read_table(he / "text.de") == {}
+    assert datadir.read_dropped(common) == datadir.read_dropped(he) == []
+
+
+def test_formatted_audio_has_the_lengths_of_the_list(corpus, tmp_path):
+    prepare_must_c(corpus, tmp_path / "data", ["de"])
+    kept, failed = format_audio(tmp_path / "data/train", tmp_path / "audio")
+    assert (kept, failed) == (6, [])
+    samples = datadir.read_table(tmp_path / "audio/utt2num_samples")
+    assert samples["spk.12-ted_12-0001080-0004580"] == "56000"
+    assert samples["spk.1-ted_1-0009000-0010300"] == "16000"  # 0.3 s are not there
+
+
+def test_languages_share_the_segments_they_cut_alike(corpus, tmp_path):
+    lists = {
+        "train": [
+            ("2.000000", "0.000000", "spk.1", "ted_1.wav"),
+            ("1.500000", "2.000000", "spk.1", "ted_1.wav"),
+            ("5.000000", "0.000000", "spk.767", "ted_767.wav"),  # dev of German
+        ],
+        "dev": [("3.000000", "0.000000", "spk.12", "ted_12.wav")],
+        "tst-COMMON": CORPUS["tst-COMMON"],
+    }
+    english = {"train": ["Other.", "So.", "Seen."], "dev": ["Hm."], "tst-COMMON": ["A"]}
+    french = {
+        "train": ["Un honneur.", "Voilà.", "Vu."],
+        "dev": ["Hum."],
+        "tst-COMMON": ["B"],
+    }
+    write_language(corpus, "fr", lists, english, french)
+    sets = ("train", "dev", "tst-COMMON")
+    prepare_must_c(corpus, tmp_path / "data", ["de", "fr"], sets)
+    assert datadir.read_table(tmp_path / "data/train/text.fr") == {
+        "spk.1-ted_1-0000000-0002000": "Un honneur.",
+        "spk.1-ted_1-0002000-0003500": "Voilà.",
+    }
+    text = datadir.read_table(tmp_path / "data/train/text")
+    assert text["spk.1-ted_1-0000000-0002000"].startswith("And it's")
+    assert text["spk.1-ted_1-0002000-0003500"] == "So."
+    dropped = {e.id: e.reason for e in datadir.read_dropped(tmp_path / "data/train")}
+    assert dropped["spk.767-ted_767-0000000-0005000"] == "talk also in dev"
+    # German's talk 12 trains no more, since French validates with it
+    assert dropped["spk.12-ted_12-0001080-0004580"] == "talk also in dev"
+    assert list(datadir.read_table(tmp_path / "data/tst-COMMON/text.fr").values()) == [
+        "B"
+    ]
+    for name in sets:
+        assert datadir.validate_data_dir(tmp_path / "data" / name) == []
+
+
+def test_a_talk_that_differs_between_languages_is_another_recording(corpus, tmp_path):
+    write_language(corpus, "fr", CORPUS, ENGLISH, GERMAN)
+    path = corpus / "en-fr/data/dev/wav/ted_767.wav"
+    soundfile.write(path, np.zeros(16000 * 7, np.float32), 16000)
+    prepare_must_c(corpus, tmp_path / "data", ["de", "fr"])
+    assert datadir.read_table(tmp_path / "data/dev/wav.scp") == {
+        "ted_767": str(corpus / "en-de/data/dev/wav/ted_767.wav"),
+        "ted_767.fr": str(path),
+    }
+
+
+def test_lists_in_any_yaml_read_alike(tmp_path):
+    rows = [
+        {"duration": 3.5, "offset": 16.08, "speaker_id": "spk.767", "wav": "a, b.wav"},
+        {"duration": 1.0, "offset": 0, "rW": 9, "speaker_id": "spk.1", "wav": "c.wav"},
+    ]
+    block, flow, long = (tmp_path / name for name in ("block", "flow", "long"))
+    block.write_text(yaml.safe_dump(rows))
+    flow.write_text(yaml.safe_dump(rows, default_flow_style=True, width=40))
+    long.write_text(yaml.safe_dump(rows, default_flow_style=None))
+    expected = [
+        ("a, b.wav", "spk.767", 16.08, 16.08 + 3.5),
+        ("c.wav", "spk.1", 0.0, 1.0),
+    ]
+    for path in (block, flow, long):
+        assert read_segments(path) == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("- {duration: 1, offset: 2, wav: a.wav}\n", ":1: the segment has no 'speaker"),
+        (
+            "- {duration: 1, offset: x, speaker_id: s, wav: a.wav}\n",
+            ":1: offset 'x' and duration '1' are not both numbers",
+        ),
+        ("- {duration: 1,\n- {duration", "not YAML"),
+        ("- a\n", ":1: expected a list of segments"),
+        ("- {duration: {a: 1}}\n", ":1: expected a list of segments"),
+        ("- {duration: [1]}\n", ":1: expected a list of segments"),
+    ],
+)
+def test_a_bad_list_is_refused_with_its_line(tmp_path, content, message):
+    (tmp_path / "train.yaml").write_text(content)
+    with pytest.raises(UserError) as caught:
+        read_segments(tmp_path / "train.yaml")
+    assert f"{tmp_path / 'train.yaml'}" in str(caught.value)
+    assert message in str(caught.value)
+
+
+def test_list_and_text_of_unequal_length(corpus, tmp_path):
+    listed = corpus / "en-de/data/train/txt/train.yaml"
+    listed.write_text("".join(listed.read_text().splitlines(True)[:-1]))
+    message = refusal(corpus, tmp_path)
+    assert f"{listed} 10" in message and "train.en 11" in message
+
+
+def test_texts_of_unequal_length(corpus, tmp_path):
+    text = corpus / "en-de/data/tst-HE/txt/tst-HE.de"
+    text.write_text("eins\nzwei\n")
+    message = refusal(corpus, tmp_path)
+    assert "tst-HE.en 1" in message and f"{text} 2" in message
+
+
+def test_wrong_root(tmp_path, corpus):
+    message = refusal(corpus / "en-de", tmp_path)
+    assert "en-de/en-de/data/train/txt/train.yaml: not there" in message
+    assert "holds no folder en-…" in message
+    assert "holds en-de. Give the folder" in refusal(corpus, tmp_path, ["fr"])
+
+
+def test_half_unpacked_corpus(corpus, tmp_path):
+    shutil.rmtree(corpus / "en-de/data/tst-HE/txt")
+    assert "tst-HE.yaml: not there" in refusal(corpus, tmp_path)
+
+
+def test_a_set_whose_talks_are_missing(corpus, tmp_path):
+    (corpus / "en-de/data/dev/wav/ted_767.wav").unlink()
+    message = refusal(corpus, tmp_path)
+    assert "dev.yaml: no segment of it can be used; no audio file" in message
+
+
+def test_a_talk_that_is_no_audio_is_listed(corpus, tmp_path):
+    (corpus / "en-de/data/train/wav/ted_12.wav").write_bytes(b"RIFF, but no more")
+    prepare_must_c(corpus, tmp_path / "data", ["de"])
+    dropped = {e.id: e.reason for e in datadir.read_dropped(tmp_path / "data/train")}
+    assert dropped["spk.12-ted_12-0001080-0004580"] == "unreadable audio"
+
+
+def test_text_of_the_wrong_encoding(corpus, tmp_path):
+    text = corpus / "en-de/data/train/txt/train.de"
+    text.write_bytes(text.read_text("utf-8").encode("latin-1", "replace"))
+    message = refusal(corpus, tmp_path)
+    assert "train.de:3: not UTF-8 (byte 0xbb)" in message
+
+
+def test_a_failure_leaves_earlier_data_as_it_was(corpus, tmp_path):
+    prepare_must_c(corpus, tmp_path / "data", ["de"])
+    before = (tmp_path / "data/train/text").read_bytes()
+    (corpus / "en-de/data/train/txt/train.de").write_bytes(b"\xff\n" * 11)
+    with pytest.raises(UserError):
+        prepare_must_c(corpus, tmp_path / "data", ["de"])
+    assert (tmp_path / "data/train/text").read_bytes() == before
+    assert sorted(p.name for p in (tmp_path / "data").iterdir()) == sorted(CORPUS)
+
+
+def test_command_line(corpus, tmp_path, capsys):
+    arguments = ["--must_c_dir", str(corpus), "--tgt_lang", "de"]
+    main(["must_c", *arguments, "--output", str(tmp_path / "data")])
+    assert "| train | 6 | 0.0 | 5 |" in capsys.readouterr().out
