@@ -1,0 +1,263 @@
+"""Bridges: lengths, padding, compression by hand, and what was heard where."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_models import LABELS
+
+from speechllm.model.bridge import (
+    BRIDGES,
+    ConvolutionBridge,
+    CTCCompressionBridge,
+    TranscriptBridge,
+    align_tokens,
+    label_runs,
+    label_text,
+    mean_over_spans,
+)
+
+DIM, OUT = 6, 5
+A, B, SPACE = LABELS.index("a"), LABELS.index("b"), LABELS.index("<space>")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(smollm2):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(smollm2)
+
+
+@pytest.fixture(scope="module")
+def bridges(tokenizer):
+    """One of each kind, with random weights."""
+    torch.manual_seed(1)
+    transcript = TranscriptBridge(DIM, OUT)
+    torch.nn.init.normal_(transcript.projection.weight)
+    embed = torch.nn.Embedding(len(tokenizer), OUT)
+    transcript.connect(LABELS, tokenizer, embed)
+    made = {
+        "convolution": ConvolutionBridge(DIM, OUT),
+        "average": CTCCompressionBridge(DIM, OUT, "average"),
+        "remove": CTCCompressionBridge(DIM, OUT, "remove"),
+        "transcript": transcript,
+    }
+    return {name: bridge.eval() for name, bridge in made.items()}
+
+
+def logits_of(rows: list[list[int]]) -> torch.Tensor:
+    """CTC logits (batch, frames, labels) whose best path is ``rows``."""
+    longest = max(map(len, rows))
+    logits = torch.zeros(len(rows), longest, len(LABELS))
+    for row, labels in zip(logits, rows):
+        row[torch.arange(len(labels)), torch.tensor(labels)] = 5.0
+    return logits
+
+
+@pytest.mark.parametrize("name", ["convolution", "average", "remove", "transcript"])
+@settings(max_examples=25, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 60), min_size=1, max_size=6),
+    seed=st.integers(0, 10000),
+)
+@torch.inference_mode()
+def test_embeddings_do_not_depend_on_the_batch(bridges, name, lengths, seed):
+    generator = torch.Generator().manual_seed(seed)
+    frames = max(lengths)
+    features = torch.randn(len(lengths), frames, DIM, generator=generator)
+    logits = torch.randn(len(lengths), frames, len(LABELS), generator=generator)
+    logits[..., 0] += 2.0
+    for row, length in enumerate(lengths):
+        features[row, length:] = 0.0  # as the encoder leaves it
+    found, sizes = bridges[name](features, torch.tensor(lengths), logits)
+    assert found.shape[1] == sizes.max()
+    for row, (length, size) in enumerate(zip(lengths, sizes.tolist())):
+        expected, (alone,) = bridges[name](
+            features[row : row + 1, :length],
+            torch.tensor([length]),
+            logits[row : row + 1, :length],
+        )
+        assert size == alone == expected.shape[1] >= 1
+        torch.testing.assert_close(found[row, :size], expected[0], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("frames", "positions"), [(1, 1), (4, 1), (13, 1), (14, 2), (18, 3), (100, 23)]
+)
+def test_convolutions_leave_a_quarter(bridges, frames, positions):
+    features = torch.randn(1, frames, DIM)
+    found, lengths = bridges["convolution"](features, torch.tensor([frames]))
+    assert found.shape == (1, positions, OUT)
+    assert lengths.tolist() == [positions]
+
+
+def test_convolution_by_hand():
+    bridge = ConvolutionBridge(2, 3, kernel_sizes=[2], strides=[2])
+    features = torch.randn(1, 6, 2)
+    weight, bias = bridge.convolutions[0].weight, bridge.convolutions[0].bias
+    steps = [
+        torch.nn.functional.gelu(
+            weight[:, :, 0] @ features[0, t] + weight[:, :, 1] @ features[0, t + 1] + bias
+        )
+        for t in (0, 2, 4)
+    ]
+    expected = bridge.projection(torch.stack(steps))
+    torch.testing.assert_close(bridge(features, torch.tensor([6]))[0][0], expected)
+    with pytest.raises(ValueError):
+        ConvolutionBridge(2, 3, kernel_sizes=[2, 2], strides=[2])
+
+
+PATH = [0, A, A, 0, A, B, B, B, 0, 0]
+
+
+def test_compression_averages_runs(bridges):
+    bridge = bridges["average"]
+    features = torch.randn(1, 12, DIM)
+    found, sizes = bridge(features, torch.tensor([10]), logits_of([[*PATH, A, A]]))
+    spans = [(0, 1), (1, 3), (3, 4), (4, 5), (5, 8), (8, 10)]
+    means = torch.stack([features[0, b:e].mean(0) for b, e in spans])
+    assert sizes.tolist() == [6]
+    torch.testing.assert_close(found[0], bridge.projection(means))
+
+
+def test_compression_removes_blanks(bridges):
+    bridge = bridges["remove"]
+    features = torch.randn(1, 12, DIM)
+    found, sizes = bridge(features, torch.tensor([10]), logits_of([[*PATH, A, A]]))
+    assert sizes.tolist() == [6]
+    expected = bridge.projection(features[0, [1, 2, 4, 5, 6, 7]])
+    torch.testing.assert_close(found[0], expected)
+
+
+def test_compression_of_blanks_alone_leaves_their_mean(bridges):
+    for name in ("remove", "average"):
+        features = torch.randn(1, 4, DIM)
+        found, sizes = bridges[name](features, torch.tensor([4]), logits_of([[0] * 4]))
+        assert sizes.tolist() == [1]
+        mean = bridges[name].projection(features[0].mean(0))
+        torch.testing.assert_close(found[0, 0], mean)
+
+
+def test_compression_knows_two_modes():
+    with pytest.raises(ValueError, match="'max': average or remove"):
+        CTCCompressionBridge(2, 2, "max")
+
+
+def test_runs_and_means():
+    assert label_runs([3, 3, 0, 3]) == [(3, 0, 2), (0, 2, 3), (3, 3, 4)]
+    assert label_runs([]) == []
+    frames = torch.arange(8.0).reshape(4, 2)
+    means = mean_over_spans(frames, [(0, 2), (1, 4), (3, 4)])
+    assert means.tolist() == [[1.0, 2.0], [4.0, 5.0], [6.0, 7.0]]
+
+
+def test_what_a_label_says():
+    assert [label_text(k) for k in ("<space>", "<unk>", "a", "▁ab", "▁")] == [
+        " ",
+        "",
+        "a",
+        " ab",
+        " ",
+    ]
+
+
+def spell(text: str) -> list[tuple[str, int, int]]:
+    """Each character heard for two frames, with a blank between."""
+    return [(c, 3 * i, 3 * i + 2) for i, c in enumerate(text)]
+
+
+def test_tokens_stand_where_they_were_heard(tokenizer):
+    text = "please wait"
+    tokens, spans = align_tokens(spell(text), tokenizer, 40)
+    assert tokens == tokenizer(" " + text, add_special_tokens=False)["input_ids"]
+    assert tokenizer.decode(tokens) == " please wait"
+    assert len(tokens) == 2
+    # the second token begins with the space, heard at frame 18
+    assert spans == [(0, 17), (18, 32)]
+
+
+def test_spaces_around_and_in_a_row_are_one(tokenizer):
+    tokens, spans = align_tokens(spell("  a  b "), tokenizer, 40)
+    assert tokenizer.decode(tokens) == " a b"
+    assert len(spans) == 2
+    assert spans[0][1] == 8  # the first word ends where its letter ends
+    assert spans[1] == (9, 17)
+
+
+def test_nothing_heard_is_one_token_over_the_whole_utterance(tokenizer):
+    for pieces in ([], [("", 2, 3)], [(" ", 2, 3)]):
+        tokens, spans = align_tokens(pieces, tokenizer, 7)
+        assert len(tokens) == len(spans) == 1
+        begin, end = spans[0]
+        assert 0 <= begin < end <= 7
+    assert align_tokens([], tokenizer, 7)[1] == [(0, 7)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(text=st.text("abé ñж'日", max_size=12))
+def test_alignments_of_any_text(tokenizer, text):
+    pieces = spell(text)
+    length = max(3 * len(text), 1)
+    tokens, spans = align_tokens(pieces, tokenizer, length)
+    assert len(tokens) == len(spans) >= 1
+    assert tokenizer.decode(tokens).split() == text.split()
+    assert all(0 <= begin < end <= length for begin, end in spans)
+    begins = [begin for begin, _ in spans]
+    assert begins == sorted(begins)
+
+
+def test_the_transcript_bridge_begins_as_the_transcript(tokenizer):
+    torch.manual_seed(2)
+    embed = torch.nn.Embedding(len(tokenizer), OUT)
+    bridge = TranscriptBridge(DIM, OUT)
+    bridge.connect(LABELS, tokenizer, embed)
+    labels = [LABELS.index(c) if c != " " else SPACE for c in "hi you"]
+    path = [k for label in labels for k in (label, label, 0)]
+    features = torch.randn(1, len(path), DIM)
+    found, sizes = bridge(features, torch.tensor([len(path)]), logits_of([path]))
+    tokens = torch.tensor(tokenizer(" hi you", add_special_tokens=False)["input_ids"])
+    assert sizes.tolist() == [len(tokens)]
+    assert torch.equal(found[0], embed(tokens))
+
+
+def test_a_double_letter_needs_a_blank(tokenizer):
+    bridge = TranscriptBridge(DIM, OUT)
+    embed = torch.nn.Embedding(len(tokenizer), OUT)
+    bridge.connect(LABELS, tokenizer, embed)
+    for path, text in (([A, A, B], " ab"), ([A, 0, A, B], " aab")):
+        found, _ = bridge(
+            torch.randn(1, len(path), DIM), torch.tensor([len(path)]), logits_of([path])
+        )
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert torch.equal(found[0], embed(torch.tensor(ids)))
+
+
+def test_noise_only_in_training(tokenizer):
+    bridge = TranscriptBridge(DIM, OUT, noise=100.0)
+    bridge.connect(LABELS, tokenizer, torch.nn.Embedding(len(tokenizer), OUT))
+    features, logits = torch.randn(1, 30, DIM), logits_of([[A, 0, B] * 10])
+    torch.manual_seed(0)
+    call = (features, torch.tensor([30]), logits)
+    bridge.eval()
+    assert torch.equal(bridge(*call)[0], bridge(*call)[0])
+    bridge.train()
+    first, second = bridge(*call)[0], bridge(*call)[0]
+    assert first.shape != second.shape or not torch.equal(first, second)
+
+
+def test_the_bridge_holds_none_of_the_llms_weights(tokenizer):
+    bridge = TranscriptBridge(DIM, OUT)
+    bridge.connect(LABELS, tokenizer, torch.nn.Embedding(len(tokenizer), OUT))
+    names = {name.split(".")[0] for name in bridge.state_dict()}
+    assert names == {"normalization", "projection"}
+
+
+def test_gradients_reach_the_features(bridges):
+    for name in BRIDGES:
+        name = {"ctc_compression": "average"}.get(name, name)
+        features = torch.randn(1, 12, DIM, requires_grad=True)
+        call = features, torch.tensor([12]), logits_of([[A, 0, B] * 4])
+        bridges[name](*call)[0].square().sum().backward()
+        assert features.grad is not None and features.grad.abs().sum() > 0
