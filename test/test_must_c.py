@@ -41,8 +41,8 @@ ENGLISH = {
     "train": [
         "Thank you so much, Chris.",
         "And it's\u00a0truly\u200b a great honor\r to come\u2028here.",
-        "I said, \"Yes.\" (Laughter)",
-        "I said, \"Yes.\" (Laughter)",
+        'I said, "Yes." (Laughter)',
+        'I said, "Yes." (Laughter)',
         "Nothing.",
         "This runs over.",
         "And this hardly.",

@@ -12,7 +12,7 @@ from speechllm.errors import UserError
 # spelling in Persian and in Indic scripts.
 _HIDDEN = [0x00AD, 0x200B, 0x200E, 0x200F, 0x2060, 0xFEFF]
 _HIDDEN += [*range(0x202A, 0x202F), *range(0x2066, 0x206A)]
-_CONTROLS = [*range(0x00, 0x20), *range(0x7F, 0xA0)]
+_CONTROLS = [*range(0x20), *range(0x7F, 0xA0)]
 _CLEAN = dict.fromkeys(_HIDDEN, "") | dict.fromkeys(_CONTROLS, " ")
 _DAMAGED = "\ufffd"  # stands where an earlier conversion lost a character
 

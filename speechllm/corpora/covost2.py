@@ -46,10 +46,16 @@ from speechllm.errors import UserError
 from speechllm.files import atomic_directory
 
 SETS = ("train", "dev", "test")
-INTO_ENGLISH = tuple(
-    "fr de es ca it ru zh-CN pt fa et mn nl tr ar sv-SE lv sl ta ja id cy".split()
+# fmt: off
+INTO_ENGLISH = (
+    "fr", "de", "es", "ca", "it", "ru", "zh-CN", "pt", "fa", "et", "mn", "nl", "tr",
+    "ar", "sv-SE", "lv", "sl", "ta", "ja", "id", "cy",
 )
-FROM_ENGLISH = tuple("de tr fa sv-SE mn zh-CN cy ca sl et id ar ta lv ja".split())
+FROM_ENGLISH = (
+    "de", "tr", "fa", "sv-SE", "mn", "zh-CN", "cy", "ca", "sl", "et", "id", "ar", "ta",
+    "lv", "ja",
+)
+# fmt: on
 _SET_OF_SPLIT = {"train": 0, "train_covost": 0, "dev": 1, "test": 2}
 _REMOVE = "REMOVE"  # the translators' mark on a sentence not worth keeping
 _SPEAKER_LENGTH = 16  # of 128 hexadecimal digits; enough to tell speakers apart
@@ -148,9 +154,7 @@ def prepare_covost2(
             stack.enter_context(atomic_directory(Path(output_dir) / name))
             for name in SETS
         ]
-        utterances = _write_speech(
-            folders, common_voice_dir, sources, set_of, dropped
-        )
+        utterances = _write_speech(folders, common_voice_dir, sources, set_of, dropped)
         for target in dict.fromkeys(target for _, target in directions):
             paths = [path for d, path in translations.items() if d[1] == target]
             _write_translations(folders, target, paths, utterances, dropped)

@@ -1,0 +1,325 @@
+"""CoVoST 2: a generated corpus in its on-disk format against files written by hand."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from speechllm import datadir
+from speechllm.bin.prepare_data import main
+from speechllm.corpora.covost2 import (
+    FROM_ENGLISH,
+    INTO_ENGLISH,
+    choose_directions,
+    prepare_covost2,
+    read_translations,
+)
+from speechllm.errors import UserError
+from speechllm.formatting import format_audio
+
+ANNA, BEN, CEM = "a" * 128, "b" * 128, "c" * 128
+HEADER = "client_id\tpath\tsentence\tup_votes\tdown_votes\tage\tgender\taccent\n"
+
+# (client, clip, sentence as the file has it)
+VALIDATED = {
+    "en": [
+        (BEN, "en_1", "When water is scarce, avoid wasting it."),
+        (ANNA, "en_2", '"""We need money,"" the other figure said."'),
+        (ANNA, "en_3", '"Left" and "right" are not the same.'),
+        (ANNA, "en_4", "A soft\u00adhyphen,\u200b a\u00a0space and a \\\\ backslash."),
+        (ANNA, "en_5", "Marked for removal."),
+        (BEN, "en_6", "Its translation lost a letter."),
+        (BEN, "en_7", "It was not translated."),
+        (BEN, "en_8", ""),
+        (BEN, "en_9", "Its clip is missing."),
+        (BEN, "en_10", "It stands in two sets."),
+        (BEN, "en_11", "It is in no set of the second version."),
+        (BEN, "en_12", "Not translated at all."),
+        (CEM, "en_20", 'It validates with a " mark.'),
+        (CEM, "en_30", "It tests."),
+        (CEM, "en_31", "It tests what was marked."),
+    ],
+    "fr": [
+        (CEM, "fr_1", "Bonjour."),
+        (CEM, "fr_2", "Ça va ?"),
+        (CEM, "fr_3", "Au revoir."),
+    ],
+}
+# (clip, translation as the file has it, split)
+TRANSLATIONS = {
+    "en_de": [
+        ("en_1", "Verschwende kein Wasser, wenn es knapp ist.", "train"),
+        ("en_2", '"""Wir brauchen Geld"", sagte die andere Gestalt."', "train_covost"),
+        ("en_3", '"Links" und „rechts“ sind nicht dasselbe.', "train"),
+        ("en_4", 'Ein Backslash \\\\ und\ufeff ein \\"Zeichen\\".', "train"),
+        ("en_5", "REMOVE", "train"),
+        ("en_6", "Ihrer \ufffdbersetzung fehlt etwas.", "train"),
+        ("en_7", "", "train"),
+        ("en_8", "Ein leerer Satz.", "train"),
+        ("en_9", "Der Clip fehlt.", "train"),
+        ("en_10", "Er steht in zwei Mengen.", "train"),
+        ("en_10", "Er steht in zwei Mengen.", "test"),
+        ("en_11", "In keiner.", "test_covost"),
+        ("en_13", "Nicht in validated.tsv.", "dev"),
+        ("en_20", 'Ein " allein, und noch etwas.', "dev"),
+        ("en_30", "Er prüft.", "test"),
+        ("en_31", "REMOVE", "test"),
+    ],
+    "en_zh-CN": [
+        ("en_1", "缺水时，避免浪费。", "train"),
+        ("en_12", "根本没有翻译。", "train"),
+        ("en_20", "验证。", "dev"),
+        ("en_30", "测试。", "test"),
+    ],
+    "fr_en": [
+        ("fr_1", "Hello.", "train"),
+        ("fr_2", "How are you?", "dev"),
+        ("fr_3", "Goodbye.", "test"),
+    ],
+}
+A, B, C = "a" * 16, "b" * 16, "c" * 16
+EXPECTED_TRAIN = {
+    "text": f"""\
+{A}-common_voice_en_2 "We need money," the other figure said.
+{A}-common_voice_en_3 "Left" and "right" are not the same.
+{A}-common_voice_en_4 A softhyphen, a space and a \\ backslash.
+{A}-common_voice_en_5 Marked for removal.
+{B}-common_voice_en_1 When water is scarce, avoid wasting it.
+{B}-common_voice_en_6 Its translation lost a letter.
+{B}-common_voice_en_7 It was not translated.
+{B}-common_voice_en_8
+""",
+    "text.de": f"""\
+{A}-common_voice_en_2 \"""Wir brauchen Geld"", sagte die andere Gestalt."
+{A}-common_voice_en_3 "Links" und „rechts“ sind nicht dasselbe.
+{A}-common_voice_en_4 Ein Backslash \\ und ein "Zeichen".
+{B}-common_voice_en_1 Verschwende kein Wasser, wenn es knapp ist.
+{B}-common_voice_en_8 Ein leerer Satz.
+""",
+    "utt2spk": f"""\
+{A}-common_voice_en_2 {A}
+{A}-common_voice_en_3 {A}
+{A}-common_voice_en_4 {A}
+{A}-common_voice_en_5 {A}
+{B}-common_voice_en_1 {B}
+{B}-common_voice_en_6 {B}
+{B}-common_voice_en_7 {B}
+{B}-common_voice_en_8 {B}
+""",
+    "dropped.tsv": f"""\
+{A}-common_voice_en_5\tprepare_data\ttranslation marked REMOVE\tinto de: REMOVE
+{B}-common_voice_en_6\tprepare_data\tdamaged translation\t\
+into de: Ihrer \ufffdbersetzung fehlt etwas.
+{B}-common_voice_en_7\tprepare_data\tempty translation\tinto de:
+{B}-common_voice_en_9\tprepare_data\tno audio file\tcommon_voice_en_9.mp3
+common_voice_en_10.mp3\tprepare_data\tin two sets\t\
+common_voice_en_10.mp3 is in test too; covost_v2.en_de.tsv
+""",
+}
+
+
+@pytest.fixture
+def corpus(tmp_path) -> Path:
+    root = tmp_path / "covost2"
+    noise = np.random.default_rng(0).normal(0, 0.1, 48000).astype(np.float32)
+    for language, rows in VALIDATED.items():
+        clips = root / language / "clips"
+        clips.mkdir(parents=True)
+        lines = [HEADER]
+        for client, clip, sentence in rows:
+            name = f"common_voice_{clip}.mp3"
+            lines.append(f"{client}\t{name}\t{sentence}\t2\t0\t\t\t\n")
+            if clip != "en_9":
+                soundfile.write(clips / name, noise, 48000, format="MP3")
+        (root / language / "validated.tsv").write_text("".join(lines), "utf-8")
+    for direction, rows in TRANSLATIONS.items():
+        lines = ["path\ttranslation\tsplit\n"]
+        lines += [f"common_voice_{c}.mp3\t{t}\t{split}\n" for c, t, split in rows]
+        path = root / f"covost_v2.{direction}.tsv"
+        path.write_text("".join(lines), "utf-8")
+    return root
+
+
+def prepare(root: Path, tmp_path: Path, *directions: tuple[str, str]) -> Path:
+    prepare_covost2(root, root, tmp_path / "data", directions or [("en", "de")])
+    return tmp_path / "data"
+
+
+def refusal(root: Path, tmp_path: Path, *directions: tuple[str, str]) -> str:
+    """The message that preparation ends with; nothing is written then."""
+    with pytest.raises(UserError) as caught:
+        prepare(root, tmp_path, *directions)
+    data = tmp_path / "data"
+    assert not data.exists() or list(data.iterdir()) == []
+    return str(caught.value)
+
+
+def test_the_tables_are_those_written_by_hand(corpus, tmp_path):
+    data = prepare(corpus, tmp_path)
+    for name, expected in EXPECTED_TRAIN.items():
+        assert (data / "train" / name).read_text("utf-8") == expected, name
+    files = datadir.read_table(data / "train/wav.scp")
+    clip = corpus / "en/clips/common_voice_en_1.mp3"
+    assert files[f"{B}-common_voice_en_1"] == str(clip)
+    for name in ("train", "dev", "test"):
+        assert datadir.validate_data_dir(data / name) == []
+
+
+def test_dev_and_test_stay_comparable(corpus, tmp_path):
+    data = prepare(corpus, tmp_path)
+    assert datadir.read_table(data / "test/text.de") == {
+        f"{B}-common_voice_en_10": "Er steht in zwei Mengen.",
+        f"{C}-common_voice_en_30": "Er prüft.",
+        f"{C}-common_voice_en_31": "REMOVE",
+    }
+    assert datadir.read_table(data / "dev/text.de") == {
+        f"{C}-common_voice_en_20": 'Ein " allein, und noch etwas.'
+    }
+    dropped = datadir.read_dropped(data / "dev")
+    assert [(e.id, e.reason) for e in dropped] == [
+        ("common_voice_en_13.mp3", "not in validated.tsv")
+    ]
+
+
+def test_several_directions_in_one_data_dir(corpus, tmp_path):
+    data = prepare(corpus, tmp_path, ("en", "de"), ("en", "zh-CN"), ("fr", "en"))
+    assert datadir.translation_languages(data / "train") == ["de", "en", "zh"]
+    languages = datadir.read_table(data / "train/utt2lang")
+    assert languages[f"{C}-common_voice_fr_1"] == "fr"
+    assert languages[f"{B}-common_voice_en_1"] == "en"
+    assert datadir.read_table(data / "train/text.en") == {
+        f"{C}-common_voice_fr_1": "Hello."
+    }
+    assert datadir.read_table(data / "train/text.zh") == {
+        f"{B}-common_voice_en_1": "缺水时，避免浪费。",
+        f"{B}-common_voice_en_12": "根本没有翻译。",
+    }
+    text = datadir.read_table(data / "test/text")
+    assert list(text.values()) == [
+        "It stands in two sets.",
+        "It tests.",
+        "It tests what was marked.",
+        "Au revoir.",
+    ]
+    for name in ("train", "dev", "test"):
+        assert datadir.validate_data_dir(data / name) == []
+
+
+def test_clips_that_do_not_decode_are_listed(corpus, tmp_path):
+    clips = corpus / "en/clips"
+    (clips / "common_voice_en_1.mp3").write_bytes(b"")
+    (clips / "common_voice_en_2.mp3").write_bytes(b"no audio at all" * 99)
+    data = prepare(corpus, tmp_path)
+    kept, failed = format_audio(data / "train", tmp_path / "audio")
+    assert kept == 6
+    assert [(e.id, e.reason) for e in failed] == [
+        (f"{A}-common_voice_en_2", "unreadable audio"),
+        (f"{B}-common_voice_en_1", "unreadable audio"),
+    ]
+    assert "empty (0 bytes)" in failed[1].detail
+    samples = datadir.read_table(tmp_path / "audio/utt2num_samples")
+    assert int(samples[f"{A}-common_voice_en_3"]) == pytest.approx(16000, abs=1600)
+
+
+def test_rows_are_read_as_covosts_own_script_reads_them(corpus):
+    pandas = pytest.importorskip("pandas")
+    for path in corpus.glob("covost_v2.*.tsv"):
+        table = pandas.read_csv(
+            path,
+            sep="\t",
+            quoting=3,
+            escapechar="\\",
+            na_filter=False,
+            encoding="utf-8",
+        )
+        expected = table[["path", "translation", "split"]].itertuples(index=False)
+        assert list(read_translations(path)) == [tuple(row) for row in expected]
+
+
+def test_a_row_that_lacks_fields_is_listed(corpus, tmp_path):
+    with open(corpus / "covost_v2.en_de.tsv", "a", encoding="utf-8") as stream:
+        stream.write("common_voice_en_12.mp3\tKein Split.\n")
+    with open(corpus / "en/validated.tsv", "a", encoding="utf-8") as stream:
+        stream.write("nothing\n")
+    dropped = {
+        e.id: e for e in datadir.read_dropped(prepare(corpus, tmp_path) / "train")
+    }
+    row = dropped["covost_v2.en_de.tsv:18"]
+    assert row.reason == "bad row" and "2 fields, the header has 3" in row.detail
+    assert dropped["en/validated.tsv:17"].reason == "bad row"
+
+
+def test_every_direction(tmp_path):
+    pairs = choose_directions(["en", *INTO_ENGLISH], ["en", *FROM_ENGLISH])
+    assert len(pairs) == 36 and len(INTO_ENGLISH) == 21 and len(FROM_ENGLISH) == 15
+    assert choose_directions(["en", "fr"], ["de", "en"]) == [("en", "de"), ("fr", "en")]
+    for sources, targets, language in (
+        (["fr"], ["de"], "fr"),
+        (["en"], ["de", "fr"], "fr"),
+        (["zh"], ["en"], "zh"),
+    ):
+        with pytest.raises(UserError, match=f"for {language}; it goes from English"):
+            choose_directions(sources, targets)
+
+
+def test_wrong_root(corpus, tmp_path):
+    message = refusal(corpus / "en", tmp_path)
+    assert f"{corpus}/en/covost_v2.en_de.tsv: not there" in message
+    assert "holds no covost_v2.*.tsv" in message
+    assert "covost_v2.fr_en.tsv. Unpack" in refusal(corpus, tmp_path, ("en", "tr"))
+
+
+@pytest.mark.parametrize("name", ["validated.tsv", "clips"])
+def test_half_unpacked_corpus(corpus, tmp_path, name):
+    path = corpus / "en" / name
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert f"{path}: not there; unpack Common Voice 4.0" in refusal(corpus, tmp_path)
+
+
+def test_clips_of_another_language(corpus, tmp_path):
+    shutil.rmtree(corpus / "en/clips")
+    shutil.copytree(corpus / "fr/clips", corpus / "en/clips")
+    message = refusal(corpus, tmp_path)
+    assert f"{corpus}/en/clips: holds none of the clips" in message
+
+
+def test_a_set_of_which_nothing_is_left(corpus, tmp_path):
+    (corpus / "en/clips/common_voice_en_20.mp3").unlink()
+    message = refusal(corpus, tmp_path)
+    assert "no clip of the set dev is left; first " in message
+
+
+def test_missing_columns(corpus, tmp_path):
+    path = corpus / "covost_v2.en_de.tsv"
+    text = path.read_text("utf-8")
+    path.write_text(text.replace("translation", "translated", 1), "utf-8")
+    message = refusal(corpus, tmp_path)
+    assert message == (
+        f"{path}: has no column 'translation', only path, translated, split"
+    )
+    path.write_text(text, "utf-8")
+    listed = corpus / "en/validated.tsv"
+    listed.write_text(listed.read_text("utf-8").replace("sentence", "text", 1), "utf-8")
+    message = refusal(corpus, tmp_path)
+    assert str(listed) in message and "sentence" in message
+
+
+def test_text_of_the_wrong_encoding(corpus, tmp_path):
+    path = corpus / "covost_v2.en_de.tsv"
+    content = path.read_text("utf-8").replace("\ufffd", "ü").replace("\ufeff", "")
+    for mark in "„“":
+        content = content.replace(mark, "'")
+    path.write_bytes(content.encode("latin-1"))
+    assert f"{path}:7: not UTF-8 (byte 0xfc)" in refusal(corpus, tmp_path)
+
+
+def test_command_line(corpus, tmp_path, capsys):
+    main(
+        ["covost2", "--covost2_dir", str(corpus), "--src_lang", "en", "fr"]
+        + ["--tgt_lang", "de", "en", "--output", str(tmp_path / "data")]
+    )
+    assert "| train | 9 | 5 |" in capsys.readouterr().out
