@@ -1,0 +1,152 @@
+"""CTC prefix scores: ESPnet's own, and enumeration of every path."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from espnet.nets.ctc_prefix_score import CTCPrefixScore
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from speechllm.model.bridge import label_runs
+from speechllm.model.ctc_prefix import CTCPrefixScorer
+
+LABELS = 5  # blank, three labels, and ESPnet's end of sentence
+EOS = 4
+
+
+def random_logits(batch: int, frames: int, seed: int, labels: int = LABELS):
+    generator = torch.Generator().manual_seed(seed)
+    return 2 * torch.randn(batch, frames, labels, generator=generator)
+
+
+def espnet_scores(log_probs: np.ndarray, text: list[int]) -> tuple[list[float], float]:
+    """Prefix score behind each label of a text, and the score of its end."""
+    scorer = CTCPrefixScore(log_probs, 0, EOS, np)
+    state, prefix, scores = scorer.initial_state(), [EOS], []
+    for label in text:
+        score, states = scorer(prefix, np.array([label]), state)
+        scores.append(float(score[0]))
+        state, prefix = states[0], [*prefix, label]
+    end, _ = scorer(prefix, np.array([EOS]), state)
+    return scores, float(end[0])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    texts=st.lists(st.lists(st.integers(1, 3), max_size=5), min_size=1, max_size=4),
+    seed=st.integers(0, 10**6),
+)
+def test_scores_equal_espnets(texts, seed):
+    """A padded batch of utterances against ESPnet, one by one."""
+    lengths = [12 + 3 * i for i in range(len(texts))]
+    logits = random_logits(len(texts), max(lengths) + 4, seed)
+    scorer = CTCPrefixScorer(logits, torch.tensor(lengths))
+    for row, (text, length) in enumerate(zip(texts, lengths)):
+        log_probs = logits[row, :length].log_softmax(1).numpy()
+        expected, expected_end = espnet_scores(log_probs, text)
+        state = scorer.start(torch.tensor([row]))
+        for label, score in zip(text, expected):
+            state = scorer.extend(state, torch.tensor([label]))
+            assert state.score.item() == pytest.approx(score, abs=1e-4)
+        assert scorer.finish(state).item() == pytest.approx(expected_end, abs=1e-4)
+
+
+def enumerate_scores(log_probs: torch.Tensor, text: tuple[int, ...]):
+    """Log probabilities that the labels begin with ``text``, and that they are it."""
+    begins, equals = [], []
+    frames, labels = log_probs.shape
+    for path in itertools.product(range(labels), repeat=frames):
+        spelt = tuple(k for k, _, _ in label_runs(path) if k != 0)
+        score = sum(log_probs[t, k].item() for t, k in enumerate(path))
+        if spelt[: len(text)] == text:
+            begins.append(score)
+        if spelt == text:
+            equals.append(score)
+    total = [math.fsum(map(math.exp, scores)) for scores in (begins, equals)]
+    return [math.log(t) if t else -math.inf for t in total]
+
+
+@pytest.mark.parametrize(
+    "text", [(), (1,), (2, 1), (1, 1), (1, 1, 2), (2, 2, 2), (1, 2, 1), (1, 1, 1, 1)]
+)
+def test_scores_equal_the_sum_over_all_paths(text):
+    logits = random_logits(1, 6, seed=len(text) + sum(text), labels=3)
+    scorer = CTCPrefixScorer(logits, torch.tensor([6]))
+    state = scorer.start(torch.tensor([0]))
+    for label in text:
+        state = scorer.extend(state, torch.tensor([label]))
+    begins, equals = enumerate_scores(logits[0].double().log_softmax(1), text)
+    for found, expected in (
+        (state.score.item(), begins),
+        (scorer.finish(state).item(), equals),
+    ):
+        if expected == -math.inf:  # four times the same label needs seven frames
+            assert found < -1e20
+        else:
+            assert found == pytest.approx(expected, abs=1e-9)
+
+
+def test_what_cannot_be_said_in_one_frame():
+    scorer = CTCPrefixScorer(random_logits(1, 1, 0), torch.tensor([1]))
+    one = scorer.extend(scorer.start(torch.tensor([0])), torch.tensor([1]))
+    assert one.score.item() == pytest.approx(scorer.log_probs[0, 0, 1].item())
+    two = scorer.extend(one, torch.tensor([2]))
+    assert two.score.item() < -1e20
+    assert scorer.finish(two).item() < -1e20
+
+
+def test_a_long_text_in_long_speech_stays_exact():
+    """1500 frames of sharp posteriors: sums in the log domain keep their digits."""
+    generator = torch.Generator().manual_seed(3)
+    logits = 20 * torch.randn(1, 1500, LABELS, generator=generator)
+    text = torch.randint(1, 4, (300,), generator=generator).tolist()
+    scorer = CTCPrefixScorer(logits, torch.tensor([1500]))
+    state = scorer.start(torch.tensor([0]))
+    for label in text:
+        state = scorer.extend(state, torch.tensor([label]))
+    loss = torch.nn.functional.ctc_loss(
+        logits.double().log_softmax(2).transpose(0, 1),
+        torch.tensor([text]),
+        torch.tensor([1500]),
+        torch.tensor([300]),
+        reduction="sum",
+    )
+    assert scorer.finish(state).item() == pytest.approx(-loss.item(), rel=1e-10)
+
+
+def test_a_prefix_is_likelier_than_what_begins_with_it():
+    scorer = CTCPrefixScorer(random_logits(1, 30, 5), torch.tensor([30]))
+    state = scorer.start(torch.tensor([0]))
+    for label in (1, 1, 2, 3):
+        longer = scorer.extend(state, torch.tensor([label]))
+        assert longer.score.item() <= state.score.item()
+        assert scorer.finish(longer).item() <= longer.score.item()
+        state = longer
+
+
+def test_many_suffixes_at_once_equal_one_by_one():
+    lengths = torch.tensor([20, 15])
+    scorer = CTCPrefixScorer(random_logits(2, 20, 7), lengths)
+    states = scorer.start(torch.tensor([0, 1]))
+    states = scorer.extend(states, torch.tensor([2, 1]))
+    suffixes = [(0, []), (1, [1]), (0, [2, 3]), (0, [2]), (1, [1, 1, 3]), (0, [3])]
+    found = scorer.extend_many(states, suffixes)
+    for place, (index, labels) in enumerate(suffixes):
+        expected = states[torch.tensor([index])]
+        for label in labels:
+            expected = scorer.extend(expected, torch.tensor([label]))
+        state = found[torch.tensor([place])]
+        for name in ("utterance", "last", "label", "blank", "score"):
+            assert torch.equal(getattr(state, name), getattr(expected, name)), name
+
+
+def test_no_suffix_leaves_the_prefixes():
+    scorer = CTCPrefixScorer(random_logits(1, 9, 7), torch.tensor([9]))
+    states = scorer.start(torch.tensor([0]))
+    found = scorer.extend_many(states, [(0, []), (0, ())])
+    assert found.score.tolist() == [0.0, 0.0]
