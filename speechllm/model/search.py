@@ -26,7 +26,8 @@ class SearchOptions:
         tokens_per_second, extra_tokens: an answer has at most
             ``int(tokens_per_second · seconds + extra_tokens)`` tokens (Nue-ASR's
             released code has 4 and 20.5).
-        min_tokens: fewest tokens before the end of an answer.
+        min_tokens: fewest tokens before the end of an answer; the greatest number
+            goes before it.
     """
 
     beam_size: int = 1
@@ -105,7 +106,8 @@ def beam_search(
             for hypothesis, spelt in zip(beams[group], labels[group]):
                 for token, log_prob in proposals[row]:
                     end = token == llm.eos_id
-                    if (last and not end) or (end and step <= options.min_tokens):
+                    early = step <= options.min_tokens and not last
+                    if (last and not end) or (end and early):
                         continue
                     llm_score = hypothesis.llm_score + log_prob
                     new = spelt

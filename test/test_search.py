@@ -1,0 +1,268 @@
+"""Search: transformers' own greedy answers, exhaustive search, and batches."""
+
+from __future__ import annotations
+
+import itertools
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from speechllm.model.ctc_prefix import CTCPrefixScorer
+from speechllm.model.llm import LanguageModel
+from speechllm.model.search import SearchOptions, beam_search
+
+EOS = 4  # of the model with five tokens
+
+
+@pytest.fixture(scope="module")
+def five_tokens() -> LanguageModel:
+    """A random Llama with a vocabulary of five, small enough to try all answers."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(11)
+    config = LlamaConfig(
+        vocab_size=5,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        initializer_range=0.5,
+        bos_token_id=None,
+        eos_token_id=EOS,
+    )
+    tokenizer = SimpleNamespace(eos_token_id=EOS)
+    model = LlamaForCausalLM(config)
+    return LanguageModel(model, tuning="frozen", tokenizer=tokenizer).eval()
+
+
+@pytest.fixture(scope="module")
+def llm(tiny_llm) -> LanguageModel:
+    return LanguageModel(str(tiny_llm), tuning="frozen", dtype="float32").eval()
+
+
+@torch.inference_mode()
+def log_prob(llm: LanguageModel, prompt: torch.Tensor, answer: list[int]) -> float:
+    """Log probability of an answer and its end, straight from transformers."""
+    inputs = torch.cat([prompt, llm.embed(torch.tensor(answer, dtype=torch.long))])
+    logits = llm.causal_lm(inputs_embeds=inputs[None]).logits[0]
+    places = torch.arange(len(prompt) - 1, len(inputs))
+    targets = torch.tensor([*answer, llm.eos_id])
+    return logits.log_softmax(1)[places, targets].sum().item()
+
+
+def random_prompt(llm: LanguageModel, size: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(size, llm.hidden_size, generator=generator)
+
+
+def all_answers(longest: int):
+    for size in range(longest + 1):
+        for answer in itertools.product(range(4), repeat=size):
+            yield list(answer)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("penalty", [0.0, -0.7])
+def test_a_wide_beam_finds_the_best_of_all_answers(five_tokens, seed, penalty):
+    prompt = random_prompt(five_tokens, 1 + seed, seed)
+    options = SearchOptions(beam_size=64, nbest=5, penalty=penalty)
+    (found,) = beam_search(five_tokens, [prompt], [3], options)
+    ranked = sorted(
+        (
+            (log_prob(five_tokens, prompt, answer) + penalty * (len(answer) + 1), answer)
+            for answer in all_answers(3)
+        ),
+        reverse=True,
+    )
+    assert [h.tokens for h in found] == [answer for _, answer in ranked[:5]]
+    for hypothesis, (score, answer) in zip(found, ranked):
+        assert hypothesis.score == pytest.approx(score, abs=1e-4)
+        expected = log_prob(five_tokens, prompt, answer)
+        assert hypothesis.llm_score == pytest.approx(expected, abs=1e-4)
+        assert hypothesis.ctc_score is None
+
+
+def spell(tokens: list[int]) -> list[int]:
+    """Token k is CTC label k + 1; token 3 says nothing; token 2 is two labels."""
+    return [label for t in tokens for label in {2: [3, 1], 3: []}.get(t, [t + 1])]
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("weight", [0.3, 0.9])
+def test_joint_search_finds_the_best_of_all_answers(five_tokens, seed, weight):
+    prompt = random_prompt(five_tokens, 2, seed)
+    logits = 2 * torch.randn(1, 9, 4, generator=torch.Generator().manual_seed(seed))
+    frames = torch.tensor([9])
+    options = SearchOptions(beam_size=64, nbest=4, ctc_weight=weight, candidates=5)
+    (found,) = beam_search(
+        five_tokens, [prompt], [3], options, CTCPrefixScorer(logits, frames), [spell]
+    )
+
+    def heard(answer: list[int]) -> float:
+        labels = torch.tensor([spell(answer)], dtype=torch.long)
+        return -torch.nn.functional.ctc_loss(
+            logits.double().log_softmax(2).transpose(0, 1),
+            labels,
+            frames,
+            torch.tensor([labels.shape[1]]),
+            reduction="sum",
+        ).item()
+
+    ranked = sorted(
+        (
+            (1 - weight) * log_prob(five_tokens, prompt, a) + weight * heard(a),
+            a,
+        )
+        for a in all_answers(3)
+    )[::-1]
+    assert [h.tokens for h in found] == [answer for _, answer in ranked[:4]]
+    for hypothesis, (score, answer) in zip(found, ranked):
+        assert hypothesis.score == pytest.approx(score, abs=1e-4)
+        assert hypothesis.ctc_score == pytest.approx(heard(answer), abs=1e-4)
+
+
+def test_ctc_has_no_say_in_a_translation(five_tokens):
+    """Beside an utterance that it judges, one that it does not."""
+    prompts = [random_prompt(five_tokens, 3, seed) for seed in (1, 2)]
+    logits = 5 * torch.randn(2, 9, 4, generator=torch.Generator().manual_seed(1))
+    scorer = CTCPrefixScorer(logits, torch.tensor([9, 7]))
+    joint = SearchOptions(beam_size=3, ctc_weight=0.8, candidates=5)
+    found = beam_search(five_tokens, prompts, [3, 3], joint, scorer, [spell, None])
+    plain = SearchOptions(beam_size=3)
+    (alone,) = beam_search(five_tokens, prompts[1:], [3], plain)
+    assert found[1][0].tokens == alone[0].tokens
+    assert found[1][0].score == pytest.approx(alone[0].score, abs=1e-5)
+    assert found[1][0].ctc_score is None
+    assert found[0][0].ctc_score is not None
+
+
+TEXTS = (
+    "The capital of France is",
+    "One, two, three,",
+    "Please enter your password followed by the pound",
+)
+
+
+def greedy_of_transformers(folder, texts, count: int) -> list[list[int]]:
+    """transformers' own generate, each text on its own."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    answers = []
+    for text in texts:
+        ids = tokenizer(text, return_tensors="pt")
+        output = model.generate(**ids, max_new_tokens=count, do_sample=False)
+        tokens = output[0, ids["input_ids"].shape[1] :].tolist()
+        answers.append(
+            list(itertools.takewhile(lambda t: t != tokenizer.eos_token_id, tokens))
+        )
+    return answers
+
+
+def check_greedy(folder, count: int) -> None:
+    llm = LanguageModel(str(folder), tuning="frozen", dtype="float32").eval()
+    ids = [llm.tokenizer(text)["input_ids"] for text in TEXTS]
+    with torch.inference_mode():
+        prompts = [llm.embed_list(tokens) for tokens in ids]
+    found = beam_search(llm, prompts, [count] * len(ids), SearchOptions())
+    assert [nbest[0].tokens for nbest in found] == greedy_of_transformers(
+        folder, TEXTS, count
+    )
+
+
+def test_greedy_equals_transformers(tiny_llm):
+    check_greedy(tiny_llm, 12)
+
+
+@pytest.mark.slow
+def test_greedy_of_smollm2_equals_transformers(smollm2):
+    check_greedy(smollm2, 12)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 24), min_size=2, max_size=9),
+    batch=st.integers(1, 9),
+    beam=st.sampled_from([1, 1, 3]),
+    weight=st.sampled_from([0.0, 0.4]),
+    order=st.randoms(use_true_random=False),
+    seed=st.integers(0, 1000),
+)
+def test_the_batch_changes_no_token(llm, sizes, batch, beam, weight, order, seed):
+    prompts = [random_prompt(llm, n, seed + i) for i, n in enumerate(sizes)]
+    limits = [3 + n % 5 for n in sizes]
+    frames = torch.tensor([8 + n for n in sizes])
+    logits = 2 * torch.randn(
+        len(sizes), 40, 29, generator=torch.Generator().manual_seed(seed)
+    )
+    options = SearchOptions(beam_size=beam, nbest=2, ctc_weight=weight, candidates=6)
+
+    def speller(tokens: list[int]) -> list[int]:
+        return [1 + t % 28 for t in tokens]
+
+    def search(chosen: list[int]) -> list:
+        scorer = CTCPrefixScorer(logits[chosen], frames[chosen]) if weight else None
+        spellers = [speller if i % 3 else None for i in chosen]
+        return beam_search(
+            llm,
+            [prompts[i] for i in chosen],
+            [limits[i] for i in chosen],
+            options,
+            scorer,
+            spellers,
+        )
+
+    places = list(range(len(sizes)))
+    alone = [search([i])[0] for i in places]
+    order.shuffle(places)
+    for begin in range(0, len(places), batch):
+        chosen = places[begin : begin + batch]
+        for index, nbest in zip(chosen, search(chosen)):
+            assert [h.tokens for h in nbest] == [h.tokens for h in alone[index]]
+            for found, expected in zip(nbest, alone[index]):
+                assert found.score == pytest.approx(expected.score, abs=1e-3)
+
+
+def test_fewest_and_most_tokens(five_tokens):
+    prompts = [random_prompt(five_tokens, 2, seed) for seed in range(8)]
+    for beam in (1, 4):
+        for least, most in ((0, 0), (0, 2), (3, 3), (2, 5), (4, 2)):
+            options = SearchOptions(beam_size=beam, min_tokens=least)
+            found = beam_search(five_tokens, prompts, [most] * 8, options)
+            for nbest in found:
+                assert min(least, most) <= len(nbest[0].tokens) <= most
+
+
+def test_limits_are_each_utterances_own(five_tokens):
+    prompt = random_prompt(five_tokens, 2, 1)
+    options = SearchOptions(min_tokens=9)
+    found = beam_search(five_tokens, [prompt] * 3, [1, 4, 2], options)
+    assert [len(nbest[0].tokens) for nbest in found] == [1, 4, 2]
+
+
+def test_most_tokens_grow_with_the_speech():
+    options = SearchOptions()
+    assert [options.max_tokens(s) for s in (0.1, 1.0, 10.0)] == [20, 24, 60]
+
+
+def test_nbest_are_distinct_and_in_order(five_tokens):
+    options = SearchOptions(beam_size=8, nbest=8)
+    (found,) = beam_search(five_tokens, [random_prompt(five_tokens, 2, 3)], [3], options)
+    assert len(found) == 8
+    assert len({tuple(h.tokens) for h in found}) == 8
+    scores = [h.score for h in found]
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_a_wider_beam_is_never_worse(five_tokens):
+    for seed in range(10):
+        prompt = random_prompt(five_tokens, 2, seed)
+        best = [
+            beam_search(five_tokens, [prompt], [5], SearchOptions(beam_size=b))[0][0]
+            for b in (1, 256)
+        ]
+        assert best[0].score <= best[1].score + 1e-5
