@@ -30,7 +30,7 @@ import random
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
@@ -558,27 +558,68 @@ def split_table(path: str | Path, outputs: list[str | Path]) -> list[int]:
 
 
 def statistics(directory: str | Path) -> list[dict]:
-    """Count utterances, speakers and minutes per language, and in all (``*``)."""
+    """Count what a data dir holds per language spoken, and in all (``*``).
+
+    Returns:
+        For each language ``language``, ``utterances``, ``speakers``, ``minutes``,
+        ``max_seconds``, ``characters`` and ``words`` (as white space parts them) of
+        the transcripts, and ``lengths``: whole seconds → utterances as long.
+    """
     directory = Path(directory)
     paths = table_paths(directory)
-    rows = defaultdict(lambda: {"utterances": 0, "seconds": 0.0, "speakers": set()})
+    rows: dict[str, _Count] = defaultdict(_Count)
     for key, row in join_tables(paths, "utt2spk"):
-        seconds = _seconds(directory, key, row)
-        for language in (row.get("utt2lang", "?"), "*"):
-            rows[language]["utterances"] += 1
-            rows[language]["seconds"] += seconds
-            rows[language]["speakers"].add(row["utt2spk"])
+        seconds, text = _seconds(directory, key, row), row.get("text", "")
+        rows[row.get("utt2lang", "?")].add(seconds, row["utt2spk"], text)
+    everything = _Count()
+    for count in rows.values():
+        everything.merge(count)
     return [
-        {
-            "language": language,
-            "utterances": row["utterances"],
-            "minutes": row["seconds"] / 60,
-            "speakers": len(row["speakers"]),
-        }
-        for language, row in sorted(
-            rows.items(), key=lambda item: (item[0] == "*", item[0])
-        )
+        {"language": language, **count.row()}
+        for language, count in [*sorted(rows.items()), ("*", everything)]
     ]
+
+
+@dataclass
+class _Count:
+    """Sums over utterances."""
+
+    utterances: int = 0
+    seconds: float = 0.0
+    max_seconds: float = 0.0
+    characters: int = 0
+    words: int = 0
+    speakers: set[str] = field(default_factory=set)
+    lengths: Counter[int] = field(default_factory=Counter)
+
+    def add(self, seconds: float, speaker: str, text: str) -> None:
+        self.utterances += 1
+        self.seconds += seconds
+        self.max_seconds = max(self.max_seconds, seconds)
+        self.characters += len(text)
+        self.words += len(text.split())
+        self.speakers.add(speaker)
+        self.lengths[int(seconds)] += 1
+
+    def merge(self, other: _Count) -> None:
+        self.utterances += other.utterances
+        self.seconds += other.seconds
+        self.max_seconds = max(self.max_seconds, other.max_seconds)
+        self.characters += other.characters
+        self.words += other.words
+        self.speakers |= other.speakers
+        self.lengths += other.lengths
+
+    def row(self) -> dict:
+        return {
+            "utterances": self.utterances,
+            "minutes": self.seconds / 60,
+            "speakers": len(self.speakers),
+            "max_seconds": self.max_seconds,
+            "characters": self.characters,
+            "words": self.words,
+            "lengths": self.lengths,
+        }
 
 
 def _durations_and_texts(directory: Path) -> Iterator[tuple[str, float, str]]:

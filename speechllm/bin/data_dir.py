@@ -44,7 +44,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--seed", type=int, default=0)
     sub = command(_split)
     sub.add_argument("--parts", type=int, required=True)
-    command(_statistics, output=False, inputs="+")
+    sub = command(_statistics, output=False, inputs="+")
+    sub.add_argument(
+        "--output", type=Path, help="write OUTPUT.md and the picture OUTPUT.png too"
+    )
     return parser
 
 
@@ -100,15 +103,11 @@ def _split(args: argparse.Namespace) -> None:
 
 
 def _statistics(args: argparse.Namespace) -> None:
-    """count utterances, minutes and speakers per language"""
-    print("| set | language | utterances | minutes | speakers |")
-    print("| --- | --- | ---: | ---: | ---: |")
-    for directory in args.input:
-        for row in datadir.statistics(directory):
-            print(
-                f"| {directory.name} | {row['language']} | {row['utterances']} "
-                f"| {row['minutes']:.1f} | {row['speakers']} |"
-            )
+    """count utterances, hours, speakers and texts, and what was dropped"""
+    from speechllm.statistics import describe_sets, write_statistics
+
+    sets = describe_sets(args.input)
+    print(write_statistics(sets, args.output), end="")
 
 
 if __name__ == "__main__":

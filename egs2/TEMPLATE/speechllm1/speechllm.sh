@@ -405,7 +405,13 @@ if running 4; then
             --input "${dumpdir}/audio/${name}" --output "${dumpdir}/raw/${name}" "${limits[@]}"
         log "Stage 4: $(said "${prep_log}/filter_${name}.log")"
     done
-    finish "what went and why is in ${dumpdir}/raw/*/dropped.tsv" "${prep_log}/filter_*.log"
+    # shellcheck disable=SC2046,SC2086 # one word per set
+    prepare "${prep_log}/statistics.log" python3 -m speechllm.bin.data_dir statistics \
+        --input $(printf "${dumpdir}/raw/%s\n" ${all_raw_sets}) \
+        --output "${dumpdir}/STATISTICS"
+    cat "${dumpdir}/STATISTICS.md"
+    finish "statistics in ${dumpdir}/STATISTICS.md and .png; what went and why is in ${dumpdir}/raw/*/dropped.tsv" \
+        "${prep_log}/filter_*.log"
 fi
 
 if running 5; then
