@@ -1,0 +1,79 @@
+"""Statistics of the sets: the table by hand, what was left out, the picture."""
+
+from __future__ import annotations
+
+import pytest
+
+from speechllm import datadir
+from speechllm.bin.data_dir import main
+from speechllm.datadir import Dropped
+from speechllm.statistics import describe_sets, statistics_markdown
+
+TABLES = {
+    "wav.scp": {"s1-a": "/a.wav", "s1-b": "/b.wav", "s2-c": "/c.wav"},
+    "utt2spk": {"s1-a": "s1", "s1-b": "s1", "s2-c": "s2"},
+    "utt2lang": {"s1-a": "en", "s1-b": "en", "s2-c": "ja"},
+    "utt2num_samples": {"s1-a": "16000", "s1-b": "56000", "s2-c": "32000"},
+    "text": {"s1-a": "Good day", "s1-b": "A bee", "s2-c": "こんにちは 世界"},
+    "text.de": {"s1-a": "Guten Tag, Welt"},
+    "text.en": {"s2-c": "Hello"},
+}
+DROPPED = [
+    Dropped("s1-a", "prepare_data", "empty translation"),  # it stayed
+    Dropped("s1-x", "prepare_data", "no audio file"),
+    Dropped("s1-x", "filter", "too long"),  # counted once
+    Dropped("s1-y", "filter", "too long"),
+]
+TABLE = """\
+| set | language | utterances | hours | speakers | mean s | max s | characters \
+| tokens | dropped |
+| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
+| train | en | 2 | 0.00 | 1 | 2.25 | 3.50 | 13 | 4 |  |
+| train | ja | 1 | 0.00 | 1 | 2.00 | 2.00 | 8 | 8 |  |
+| train | all | 3 | 0.00 | 2 | 2.17 | 3.50 | 21 | 6 | 2 (40.00%) |
+| train | en → de | 1 | 50.0% |  |  |  | 15 | 3 |  |
+| train | ja → en | 1 | 100.0% |  |  |  | 5 | 1 |  |
+
+Left out, and why:
+
+- train: 2 too long
+"""
+
+
+@pytest.fixture
+def train(tmp_path):
+    datadir.write_data_dir(tmp_path / "train", TABLES, DROPPED)
+    return tmp_path / "train"
+
+
+def test_the_table_is_the_one_counted_by_hand(train):
+    found = statistics_markdown(describe_sets([train]))
+    assert found == TABLE
+
+
+def test_lengths_are_counted_in_whole_seconds(train):
+    assert datadir.statistics(train)[-1]["lengths"] == {1: 1, 3: 1, 2: 1}
+
+
+def test_a_set_of_one_language_has_one_line(train, tmp_path):
+    datadir.subset_data_dir(train, tmp_path / "en", ids=["s1-a", "s1-b"])
+    lines = statistics_markdown(describe_sets([tmp_path / "en"])).splitlines()
+    assert lines[2].startswith("| en | en | 2 |") and lines[2].endswith("(50.00%) |")
+    assert lines[3].startswith("| en | en → de |")
+
+
+def test_command_line_writes_table_and_picture(train, tmp_path, capsys):
+    datadir.write_data_dir(tmp_path / "dev", TABLES)  # nothing left out
+    inputs = ["--input", str(train), str(tmp_path / "dev")]
+    main(["statistics", *inputs, "--output", str(tmp_path / "out/STATISTICS")])
+    printed = capsys.readouterr().out
+    written = (tmp_path / "out/STATISTICS.md").read_text("utf-8")
+    assert written.startswith(printed) and "(STATISTICS.png)" in written
+    picture = (tmp_path / "out/STATISTICS.png").read_bytes()
+    assert picture.startswith(b"\x89PNG") and len(picture) > 5000
+
+
+def test_without_output_the_table_is_only_printed(train, tmp_path, capsys):
+    main(["statistics", "--input", str(train)])
+    assert "| train | ja | 1 |" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["train"]
