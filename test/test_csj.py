@@ -1,0 +1,328 @@
+"""CSJ: every tag, both editions, dialogues, sets, and what is said of bad input."""
+
+from __future__ import annotations
+
+import pytest
+from csj_corpus import sdb, write_talk
+
+from speechllm import datadir
+from speechllm.bin.prepare_data import main
+from speechllm.corpora import csj
+from speechllm.corpora._csj_tags import Word, read_words
+from speechllm.corpora.csj import prepare_csj
+from speechllm.errors import UserError
+
+LONG = [
+    (0.5, 1.5, "L", ["(F えー)", "それ", "では"]),
+    (2.0, 3.0, "L", ["(D は)", "発表", "し", "ます"]),  # pause of 0.5 s: joined
+    (3.501, 4.0, "L", ["次", "は"]),  # pause of 0.501 s: a new utterance
+    (4.2, 4.6, "L", ["<雑音>"]),  # nothing is said
+    (4.3, 14.2, "L", ["(A シーディー;ＣＤ)", "の", "話"]),  # 10.7 s: takes no more
+    (14.3, 15.0, "L", ["(R ××)", "さん"]),
+    (15.1, 15.5, "L", ["です"]),  # goes with the masked one
+    (17.0, 17.4, "L", ["(F うーん)"]),  # nothing is left of fluent text
+    (18.0, 18.5, "L", ["(W ギーツ;技術)", "・"]),
+]
+DIALOGUE = [
+    (0.0, 1.0, "L", ["こんにちは"]),
+    (0.8, 1.2, "R", ["はい"]),
+    (1.1, 2.0, "L", ["今日", "は"]),
+    (1.6, 3.0, "R", ["(笑 そう", "です", "ね)"]),
+    (60.0, 61.0, "R", ["ここ", "は", "無い"]),
+]
+
+
+def write_corpus(root, editions=("sdb", "xml")):
+    write_talk(root, "A02F0001", LONG, "noncore", editions=editions)
+    write_talk(root, "D01F0002", DIALOGUE, "core", 5.0, editions)
+    for number in range(4):
+        spec = [(0.0, 0.5, "L", ["はい"]), (2.0, 2.5, "L", [f"話{'一二三四'[number]}"])]
+        write_talk(root, f"S0{number}F0003", spec, "noncore", editions=editions)
+    for talk in ("A01M0110", "A01M0056", "S00M0112", "A01M0264", "R00M0187"):
+        write_talk(root, talk, [(0.1, 1.0, "L", [talk[0], "の話"])], editions=editions)
+    return root
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    return write_corpus(tmp_path / "CSJ")
+
+
+def test_tables(corpus, tmp_path, capsys):
+    data = tmp_path / "data"
+    arguments = ["--csj_dir", str(corpus), "--output", str(data)]
+    main(["csj", *arguments, "--max_same_text", "2"])
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == (
+        f"{data}/train: 12 utterances, 0.01 hours, 6 talks; left out: 1 masked speech, "
+        "1 past the end of the recording, 2 same text too often"
+    )
+    assert printed[1] == f"{data}/dev: 1 utterances, 0.00 hours, 1 talks"
+    assert printed[3].startswith("warning: eval1 lacks 9 of its 10 talks (A01M0097, ")
+    train = data / "train"
+    text = datadir.read_table(train / "text")
+    some = {key: value for key, value in text.items() if key[0] in "AD"}
+    assert some == {
+        "A02F0001_0000500_0003000": "えーそれではは発表します",
+        "A02F0001_0003501_0014200": "次はＣＤの話",
+        "A02F0001_0017000_0017400": "うーん",
+        "A02F0001_0018000_0018500": "技術",
+        "D01F0002-L_0000000_0002000": "こんにちは今日は",
+        "D01F0002-R_0000800_0003000": "はいそうですね",
+    }
+    assert sorted(value for key, value in text.items() if key[0] == "S") == (
+        ["はい", "はい", "話一", "話三", "話二", "話四"]
+    )
+    segments = datadir.read_table(train / "segments")
+    assert segments["A02F0001_0000500_0003000"] == "A02F0001 0.500 3.000"
+    assert segments["D01F0002-R_0000800_0003000"] == "D01F0002-R 0.800 3.000"
+    speakers = datadir.read_table(train / "utt2spk")
+    assert speakers["D01F0002-L_0000000_0002000"] == "D01F0002-L"
+    recordings = datadir.read_table(train / "wav.scp")
+    assert recordings["A02F0001"] == f"{corpus}/WAV/noncore/A02F0001.wav"
+    assert recordings["D01F0002-R"] == f"{corpus}/WAV/core/D01F0002-R.wav"
+    dropped = (train / "dropped.tsv").read_text("utf-8").splitlines()
+    assert dropped[0] == (
+        "A02F0001_0014300_0015500\tprepare_data\tmasked speech\t××さんです"
+    )
+    assert dropped[1] == (
+        "D01F0002-R_0060000_0061000\tprepare_data\tpast the end of the recording\t"
+        f"ends at 61.00 s of 5.00 s in {corpus}/WAV/core/D01F0002-R.wav"
+    )
+    for name in csj.SETS:
+        assert datadir.validate_data_dir(data / name) == []
+    everywhere = "".join((data / n / "text").read_text("utf-8") for n in csj.SETS)
+    assert "R00M0187" not in everywhere  # the speaker of A01M0056
+    assert (data / "eval2" / "text").read_text("utf-8") == (
+        "A01M0056_0000100_0001000 Aの話\n"
+    )
+
+
+def test_fluent_text_of_the_same_utterances(corpus, tmp_path):
+    prepare_csj(corpus, tmp_path / "said")
+    prepare_csj(corpus, tmp_path / "meant", style="fluent")
+    said = datadir.read_table(tmp_path / "said/train/segments")
+    meant = datadir.read_table(tmp_path / "meant/train/segments")
+    assert said.keys() - meant.keys() == {"A02F0001_0017000_0017400"}
+    assert meant.items() <= said.items()
+    text = datadir.read_table(tmp_path / "meant/train/text")
+    assert text["A02F0001_0000500_0003000"] == "それでは発表します"
+    dropped = datadir.read_dropped(tmp_path / "meant/train")
+    assert ("A02F0001_0017000_0017400", "empty text") in [
+        (entry.id, entry.reason) for entry in dropped
+    ]
+
+
+def test_both_editions_give_the_same(corpus, tmp_path):
+    prepare_csj(corpus, tmp_path / "sdb", edition="sdb")
+    prepare_csj(corpus, tmp_path / "xml", edition="xml")
+    for name in csj.SETS:
+        for path in sorted((tmp_path / "sdb" / name).iterdir()):
+            other = tmp_path / "xml" / name / path.name
+            assert path.read_bytes() == other.read_bytes(), path.name
+
+
+def test_the_xml_edition_is_found(tmp_path):
+    corpus = write_corpus(tmp_path / "CSJ", editions=("xml",))
+    assert csj.find_transcripts(corpus)[1] == "xml"
+    assert len(prepare_csj(corpus, tmp_path / "data")) == 8  # five sets, three warnings
+
+
+def test_kinds(corpus, tmp_path):
+    prepare_csj(corpus, tmp_path / "data", kinds="A")
+    assert {key[0] for key in datadir.read_table(tmp_path / "data/train/text")} == {"A"}
+    assert datadir.read_table(tmp_path / "data/eval3/text")
+
+
+@pytest.mark.parametrize(
+    ("words", "disfluent", "fluent"),
+    [
+        (["(F えー)", "本"], "えー本", "本"),
+        (["比べ(F えー)る"], "比べえーる", "比べる"),
+        (["西洋", "(D2 的)", "(D ふ)", "風"], "西洋的ふ風", "西洋風"),
+        (["(X 実際は)", "実際に"], "実際は実際に", "実際に"),
+        (["(? 字数)", "の", "(?)", "で"], "字数ので", "字数ので"),
+        (["(? 次数,実数)"], "次数", "次数"),
+        (["助詞の", "(M は)", "は"], "助詞のはは", "助詞のはは"),
+        (["(O ザッツファイン)"], "ザッツファイン", "ザッツファイン"),
+        (["(A シーディーアール;ＣＤ－Ｒ)"], "ＣＤ－Ｒ", "ＣＤ－Ｒ"),
+        (["(A 二千;２０００)", "年"], "二千年", "二千年"),
+        (["(A 千", "九百;１９００)", "円"], "千九百円", "千九百円"),
+        (["(K たち (F えー) ばな;橘)", "です"], "橘です", "橘です"),
+        (["合(K か(?)く;格)"], "合格", "合格"),
+        (["(F (W エド;エト))", "何"], "エト何", "何"),
+        (["(W (? ティーワイド);ティーエフ)"], "ティーエフ", "ティーエフ"),
+        (["(B カズ;スー)"], "カズ", "スー"),
+        (
+            ["(笑 何が)", "(泣 どんな)", "(咳 に)", "(あくび ね)"],
+            "何がどんなにね",
+            None,
+        ),
+        (["(笑 (F えー)", "そう", "いっ", "た)"], "えーそういった", "そういった"),
+        (["で(L す)"], "です", "です"),
+        (["<H>本<Q>", "<笑>", "<フロア発話>", "<P:00453.373-00454.013>"], "本", "本"),
+        (["(F <VN>)", "(F <FV>)", "はい"], "はい", "はい"),
+        (["(F んーー)", "一・"], "ん一", "一"),
+        (["第　三 章"], "第三章", "第三章"),
+    ],
+)
+def test_tags(words, disfluent, fluent):
+    stream = [Word(word, 0, "a.sdb:1") for word in words]
+    (text,), _ = read_words(stream, 1)
+    assert text.disfluent == disfluent
+    assert text.fluent == (disfluent if fluent is None else fluent)
+
+
+def test_tags_over_segments():
+    stream = [
+        Word("(笑 あ", 0, "1"),
+        Word("い)", 1, "2"),
+        Word("(A アイ", 2, "3"),
+        Word("ディー;ＩＤ)", 3, "4"),
+        Word("です", 3, "5"),
+    ]
+    texts, tied = read_words(stream, 4)
+    assert [text.disfluent for text in texts] == ["あ", "い", "", "ＩＤです"]
+    assert tied == [(2, 3)]
+
+
+def test_segments_that_a_tag_ties_are_one(tmp_path):
+    path = tmp_path / "A01F0001.sdb"
+    spec = [
+        (0, 1, "L", ["(K たち"]),
+        (3, 4, "L", ["ばな;橘)", "だ"]),
+        (9, 10, "L", ["で"]),
+    ]
+    path.write_bytes(sdb("A01F0001", spec).encode("cp932"))
+    ((channel, segments),) = csj.read_sdb(path, "A01F0001")
+    assert channel == "L"
+    times = [(one.start, one.end, one.text.disfluent) for one in segments]
+    assert times == [(0, 4, "橘だ"), (9, 10, "で")]
+
+
+def test_lhotse_reads_the_same_text(tmp_path):
+    """Segment by segment, where lhotse's reading has no quirk of its own."""
+    lhotse = pytest.importorskip("lhotse.recipes.csj")
+    words = [
+        ["(F えー)", "それ", "では", "(D は)", "発表"],
+        ["(A シーディーアール;ＣＤ－Ｒ)", "を", "(A 二千;２０００)", "枚"],
+        ["(K たち(F えー)ばな;橘)", "(W ギーツ;技術)", "(B カズ;スー)"],
+        [
+            "西洋",
+            "(D2 的)",
+            "(? 字数)",
+            "(? 次数,実数)",
+            "(M は)",
+            "(O オー)",
+            "(X に)",
+        ],
+        ["(笑 (F えー)", "そう)", "(L で)", "(泣 す)", "<雑音>ね", "んーー", "一・"],
+        ["(笑 続き", "の"],
+        ["話)", "でし", "た"],
+    ]
+    spec = [(float(n), n + 0.5, "L", segment) for n, segment in enumerate(words)]
+    path = tmp_path / "A01F0001.sdb"
+    path.write_bytes(sdb("A01F0001", spec).encode("cp932"))
+    parser = lhotse.CSJSDBParser(lhotse.DECISIONS)
+    theirs = "".join(
+        parser.parse(segment.text) for segment in lhotse._read_one_sdb(path)
+    )
+    ((_, ours),) = csj.read_sdb(path, "A01F0001")
+    said = "".join(one.text.disfluent for one in ours)
+    assert said.replace("－", "−") == theirs  # the two decoders' hyphens differ
+    assert len(ours) == len(words)  # lhotse makes one of the last two
+
+
+def test_the_sets_are_those_of_lhotse():
+    lhotse = pytest.importorskip("lhotse.recipes.csj")
+    ours = [sorted(talks.split()) for talks in csj.EVALUATION.values()]
+    assert ours == [sorted(talks) for talks in lhotse._EVAL]
+    assert sorted(csj.EXCLUDED.split()) == sorted(lhotse._A01M0056)
+    assert sorted(csj.DEV.split()) == sorted(lhotse._VALID)
+
+
+# --- bad input ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("(Z 何)", r"A02F0001.sdb:1: unknown tag \(Z 何\) in '\(Z 何\)'"),
+        ("(Fえー)(FX a)", r":1: unknown tag \(FX a\)"),
+        ("本<鼻息>", ":1: unknown tag <鼻息>"),
+        ("(F えー", r":1: the tag \(F is never closed"),
+        ("本)", ":1: a bracket is closed that was not opened: 本"),
+    ],
+)
+def test_bad_tags(corpus, tmp_path, word, message):
+    write_talk(corpus, "A02F0001", [(0, 1, "L", [word])], "noncore")
+    with pytest.raises(UserError, match=message):
+        prepare_csj(corpus, tmp_path / "data")
+    with pytest.raises(UserError, match=r"A02F0001.xml: IPU 0001: "):
+        prepare_csj(corpus, tmp_path / "data", edition="xml")
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (sdb("A02F0001", LONG).encode("utf-8"), "not Shift-JIS.*looks like UTF-8"),
+        (sdb("A02F0001", LONG).encode("euc_jp"), "not Shift-JIS.*looks like EUC-JP"),
+        (b"a\tb\n", "A02F0001.sdb:1: not a line of an SDB file"),
+        (b"a\tb\tc\t0001 L:\te\tf\n", "A02F0001.sdb:1: not a line of an SDB file"),
+        (b"", "A02F0001.sdb: the transcript is empty"),
+    ],
+)
+def test_bad_sdb(corpus, tmp_path, content, message):
+    (corpus / "MORPH/SDB/noncore/A02F0001.sdb").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        prepare_csj(corpus, tmp_path / "data")
+    assert not (tmp_path / "data").exists()
+
+
+def test_bad_xml(corpus, tmp_path):
+    path = corpus / "XML/BaseXML/noncore/A02F0001.xml"
+    whole = path.read_bytes()
+    for content, message in (
+        (whole[:900], "A02F0001.xml: not a whole XML file"),
+        (whole.replace(b"IPUEndTime", b"X"), "IPU 0001: no start or end time"),
+        (b'<?xml version="1.0"?><Talk/>', "A02F0001.xml: the transcript is empty"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=message):
+            prepare_csj(corpus, tmp_path / "data", edition="xml")
+
+
+def test_wrong_root(corpus, tmp_path):
+    with pytest.raises(UserError, match="nowhere: no such folder"):
+        prepare_csj(tmp_path / "nowhere", tmp_path / "data")
+    with pytest.raises(UserError) as error:
+        prepare_csj(corpus / "WAV", tmp_path / "data")
+    assert "WAV/MORPH/SDB/{core,noncore}/*.sdb nor" in str(error.value)
+    assert "it holds: core, noncore" in str(error.value)
+
+
+def test_half_copied(corpus, tmp_path):
+    (corpus / "WAV/noncore/A02F0001.wav").unlink()
+    damaged = corpus / "WAV/noncore/S00F0003.wav"
+    damaged.write_bytes(damaged.read_bytes()[:30])
+    prepare_csj(corpus, tmp_path / "data")
+    dropped = datadir.read_dropped(tmp_path / "data/train")
+    assert [(entry.id, entry.reason) for entry in dropped][:1] == [
+        ("A02F0001", "no audio file")
+    ]
+    assert ("S00F0003", "unreadable audio") in [(d.id, d.reason) for d in dropped]
+    assert dropped[0].detail == f"{corpus}/WAV/noncore/A02F0001.wav"
+    (corpus / "WAV/core/A01M0110.wav").unlink()
+    with pytest.raises(UserError, match=r"nothing is left of eval1 .*A01M0110.wav"):
+        prepare_csj(corpus, tmp_path / "other")
+    (corpus / "MORPH/SDB/core/A01M0110.sdb").unlink()
+    with pytest.raises(UserError, match=r"no transcript of eval1 \(A01M0097, "):
+        prepare_csj(corpus, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_talk_that_is_there_twice(corpus, tmp_path):
+    write_talk(corpus, "A02F0001", LONG, "core")
+    with pytest.raises(UserError, match="noncore/A02F0001.sdb: .* is the same talk"):
+        prepare_csj(corpus, tmp_path / "data")
