@@ -91,9 +91,11 @@ def write_texts(
 ) -> int:
     """Load the model and write what it makes of the recordings; the exit status."""
     from tqdm import tqdm
+    from transformers.utils.logging import disable_progress_bar
 
     from speechllm.inference import SpeechToText
 
+    disable_progress_bar()  # of loading weights: one bar is enough
     model = SpeechToText.from_pretrained(args.model, args.device, args.dtype)
     request = model.request(args.task, args.language, args.target_language)
     options = model.options(generation)

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,6 +93,12 @@ class SpeechToText:
         """
         folder = find_model(path)
         check_device(device)
+        if not (folder / "config.yaml").exists():
+            from speechllm.model.nue_asr import load_nue_asr
+
+            loaded = load_nue_asr(folder, dtype)
+            loaded.model.to(device=device)
+            return loaded
         config = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
         check_origin(folder, config)
         if config.get("llm"):
@@ -295,23 +302,45 @@ def check_waveform(audio: str | Path | np.ndarray) -> np.ndarray:
 
 
 def find_model(path: str | Path) -> Path:
-    """The inference folder that a path or hub id means."""
+    """The inference folder that a path or hub id means.
+
+    It holds ``config.yaml`` (ours), or ``config.json`` (Nue-ASR's released format).
+    """
     for folder in (Path(path), Path(path) / "model"):
-        if (folder / "config.yaml").exists() and (folder / "model.safetensors").exists():
+        if is_model(folder):
             return folder
     if Path(path).exists():
         raise UserError(
-            f"{path}: no model (config.yaml and model.safetensors); run stage 11"
+            f"{path}: no model (config.yaml and model.safetensors, or a config.json "
+            "with model_type nue_asr); run stage 11"
         )
     from huggingface_hub import snapshot_download
 
+    from speechllm.hub import cached_snapshot
+
+    folder = cached_snapshot(str(path))
+    if folder is None:
+        try:
+            folder = Path(snapshot_download(str(path)))
+        except Exception as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"{path}: no such folder, and the hub has no such model ({reason})"
+            ) from error
+    if not is_model(folder):
+        raise UserError(f"{path}: on the hub, but no model of this kind")
+    return folder
+
+
+def is_model(folder: Path) -> bool:
+    """Whether a folder is one that can be loaded here."""
+    if (folder / "config.yaml").exists() and (folder / "model.safetensors").exists():
+        return True
     try:
-        return Path(snapshot_download(str(path)))
-    except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"{path}: no such folder, and the hub has no such model ({reason})"
-        ) from error
+        content = json.loads((folder / "config.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and content.get("model_type") == "nue_asr"
 
 
 def check_origin(folder: Path, config: dict) -> None:

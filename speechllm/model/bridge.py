@@ -49,7 +49,9 @@ class ConvolutionBridge(nn.Module):
         hidden = features.transpose(1, 2)  # (batch, input_size, frames)
         for convolution in self.convolutions:
             kernel, stride = convolution.kernel_size[0], convolution.stride[0]
-            # an utterance shorter than the kernel leaves one position
+            # an utterance shorter than the kernel leaves one position, of its frames
+            # and zeros, in a batch of longer ones too
+            hidden = hidden * length_mask(lengths, hidden.shape[2])[:, None]
             hidden = F.pad(hidden, (0, max(0, kernel - hidden.shape[2])))
             hidden = F.gelu(convolution(hidden))
             lengths = torch.div(lengths - kernel, stride, rounding_mode="floor") + 1

@@ -262,11 +262,14 @@ class MaskedGroupNorm(nn.GroupNorm):
     def forward(self, inputs: Tensor) -> Tensor:  # (batch, channels, frames)
         if self.num_groups != inputs.shape[1]:
             raise ValueError("MaskedGroupNorm takes one channel a group")
-        mask = length_mask(self.lengths, inputs.shape[2])[:, None].to(inputs.dtype)
-        count = self.lengths[:, None, None].to(inputs.dtype)
-        mean = (inputs * mask).sum(2, keepdim=True) / count
-        variance = (((inputs - mean) * mask) ** 2).sum(2, keepdim=True) / count
-        normal = (inputs - mean) * torch.rsqrt(variance + self.eps)
+        mask = length_mask(self.lengths, inputs.shape[2])[:, None]
+        # in float32: sums over seconds of samples overflow float16
+        values = inputs.float() * mask
+        count = self.lengths[:, None, None].float()
+        mean = values.sum(2, keepdim=True) / count
+        centred = values - mean
+        variance = ((centred * mask) ** 2).sum(2, keepdim=True) / count
+        normal = (centred * torch.rsqrt(variance + self.eps)).to(inputs.dtype)
         return normal * self.weight[None, :, None] + self.bias[None, :, None]
 
 
@@ -277,6 +280,7 @@ class HubertEncoder(SpeechEncoder):
     frozen, as in Nue-ASR.
 
     Args:
+        model: hub id or folder, or a module of transformers that is built already.
         normalize: bring each waveform to zero mean and unit variance first;
             ``None`` does what the model's ``preprocessor_config.json`` says (the
             "layer" kinds were trained so, the "group" kinds were not).
@@ -284,7 +288,9 @@ class HubertEncoder(SpeechEncoder):
 
     num_frames_per_second = 50.0
 
-    def __init__(self, model: str, normalize: bool | None = None, **options):
+    def __init__(
+        self, model: str | nn.Module, normalize: bool | None = None, **options
+    ):
         self._normalize = normalize
         super().__init__(model, **options)
         convolutions = self.encoder.feature_extractor.conv_layers
@@ -299,24 +305,30 @@ class HubertEncoder(SpeechEncoder):
     def layers(self) -> nn.ModuleList:
         return self.encoder.encoder.layers
 
-    def load(self, model: str, random_init: bool) -> tuple[nn.Module, object]:
+    def load(
+        self, model: str | nn.Module, random_init: bool
+    ) -> tuple[nn.Module, object]:
         import json
 
         from transformers import AutoConfig, AutoModel
 
         from speechllm.pretrained import resolve_model
 
-        path = resolve_model(model)
-        config = AutoConfig.from_pretrained(path)
-        hubert = (
-            AutoModel.from_config(config)
-            if random_init
-            else AutoModel.from_pretrained(path, dtype=torch.float32)
-        )
-        if self._normalize is None:
+        preprocessor = None
+        if isinstance(model, nn.Module):
+            hubert, config = model, model.config
+        else:
+            path = resolve_model(model)
             preprocessor = path / "preprocessor_config.json"
+            config = AutoConfig.from_pretrained(path)
+            hubert = (
+                AutoModel.from_config(config)
+                if random_init
+                else AutoModel.from_pretrained(path, dtype=torch.float32)
+            )
+        if self._normalize is None:
             self.normalize = config.feat_extract_norm == "layer"
-            if preprocessor.exists():
+            if preprocessor is not None and preprocessor.exists():
                 settings = json.loads(preprocessor.read_text("utf-8"))
                 self.normalize = settings.get("do_normalize", self.normalize)
         else:

@@ -18,7 +18,7 @@ class LanguageModel(nn.Module):
     a decision needs them.
 
     Args:
-        model: hub id or folder.
+        model: hub id or folder, or a model of transformers that is built already.
         tuning: ``"full"``, ``"frozen"`` or ``"lora"``.
         lora: options of ``peft.LoraConfig`` (``r``, ``lora_alpha``, ``lora_dropout``,
             ``target_modules``; all linear layers by default).
@@ -26,37 +26,27 @@ class LanguageModel(nn.Module):
             ``"auto"``: bfloat16 where the machine multiplies it in hardware.
         random_init: build the architecture from its config, without its weights.
         gradient_checkpointing: recompute activations in the backward pass.
+        tokenizer: that of a model that is built already.
     """
 
     def __init__(
         self,
-        model: str,
+        model: str | nn.Module,
         tuning: str = "lora",
         lora: dict | None = None,
         dtype: str = "auto",
         random_init: bool = False,
         gradient_checkpointing: bool = False,
+        tokenizer=None,
     ):
         super().__init__()
-        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
-        from speechllm.pretrained import resolve_model
-
         if tuning not in ("full", "frozen", "lora"):
             raise ValueError(f"llm tuning {tuning!r}: full, frozen or lora")
-        path = resolve_model(model)
-        self.tokenizer = AutoTokenizer.from_pretrained(path)
-        self.dtype = torch.float32 if tuning == "full" else resolve_dtype(dtype)
-        options = {
-            "dtype": self.dtype,
-            # on a CPU the fused kernel is the slower one at a sentence's length
-            "attn_implementation": "sdpa" if torch.cuda.is_available() else "eager",
-        }
-        if random_init:
-            config = AutoConfig.from_pretrained(path)
-            causal_lm = AutoModelForCausalLM.from_config(config, **options)
+        if isinstance(model, nn.Module):
+            self.tokenizer, self.dtype, causal_lm = tokenizer, model.dtype, model
         else:
-            causal_lm = AutoModelForCausalLM.from_pretrained(path, **options)
+            self.dtype = torch.float32 if tuning == "full" else resolve_dtype(dtype)
+            self.tokenizer, causal_lm = load_llm(model, self.dtype, random_init)
         causal_lm.config.use_cache = False
         if gradient_checkpointing:
             causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
@@ -178,6 +168,27 @@ class LanguageModel(nn.Module):
             logits, targets, reduction="sum", label_smoothing=label_smoothing
         )
         return loss / len(prompts), logits.detach().argmax(1)
+
+
+def load_llm(model: str, dtype: torch.dtype, random_init: bool):
+    """The tokenizer and the causal LM of a hub id or folder."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from speechllm.pretrained import resolve_model
+    from speechllm.t5_tokenizer import load_tokenizer
+
+    path = resolve_model(model)
+    options = {
+        "dtype": dtype,
+        # on a CPU the fused kernel is the slower one at a sentence's length
+        "attn_implementation": "sdpa" if torch.cuda.is_available() else "eager",
+    }
+    if random_init:
+        config = AutoConfig.from_pretrained(path)
+        causal_lm = AutoModelForCausalLM.from_config(config, **options)
+    else:
+        causal_lm = AutoModelForCausalLM.from_pretrained(path, **options)
+    return load_tokenizer(path), causal_lm
 
 
 def linear_layers(causal_lm: nn.Module) -> list[str]:

@@ -1,0 +1,511 @@
+"""Nue-ASR's released format: read as its authors' code reads it, and written.
+
+What is expected comes from transformers' HuBERT and GPT-NeoX and from sentencepiece,
+one utterance at a time, and from no code of this package.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sentencepiece
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, HubertConfig, HubertModel
+
+from speechllm import SpeechToText
+from speechllm.errors import UserError
+
+RATE = 16000
+BOS, EOS, SEP = 2, 3, 5  # of the tokenizer below
+SENTENCES = (
+    "今日は良い天気です。 明日は雨が降るでしょう。 電車が遅れています。 会議は三時からです。 "
+    "ありがとうございます。 日本語の音声を認識します。 東京と大阪の間を走る。 hello world 123"
+).split(" ")
+
+
+def write_tokenizer(folder: Path) -> sentencepiece.SentencePieceProcessor:
+    """A sentencepiece model with the options of rinna's, and its config files."""
+    corpus = folder / "corpus.txt"
+    corpus.write_text("\n".join(SENTENCES * 20), "utf-8")
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(corpus), model_prefix=str(folder / "spiece"), vocab_size=360,
+        model_type="unigram", hard_vocab_limit=False, byte_fallback=True,
+        add_dummy_prefix=False, remove_extra_whitespaces=False,
+        character_coverage=0.98,
+        pad_id=0, pad_piece="[PAD]", unk_id=1, unk_piece="[UNK]",
+        bos_id=BOS, bos_piece="<s>", eos_id=EOS, eos_piece="</s>",
+        user_defined_symbols=["[CLS]", "[SEP]", "[MASK]"],
+        minloglevel=2,
+    )  # fmt: skip
+    corpus.unlink()
+    (folder / "spiece.vocab").unlink()
+    special = {
+        "bos_token": "<s>", "eos_token": "</s>", "unk_token": "[UNK]",
+        "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]",
+        "mask_token": "[MASK]",
+    }  # fmt: skip
+    (folder / "special_tokens_map.json").write_text(json.dumps(special))
+    config = {**special, "extra_ids": 0, "tokenizer_class": "T5Tokenizer"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return sentencepiece.SentencePieceProcessor(
+        model_file=str(folder / "spiece.model")
+    )
+
+
+class Reference:
+    """The authors' model, put together from transformers alone."""
+
+    def __init__(self, folder: Path, norm: str, seed: int):
+        folder.mkdir(parents=True)
+        torch.manual_seed(seed)
+        self.pieces = write_tokenizer(folder)
+        hubert = HubertConfig(
+            hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+            intermediate_size=64, conv_dim=(16,) * 7, num_conv_pos_embeddings=16,
+            num_conv_pos_embedding_groups=4, feat_extract_norm=norm,
+            do_stable_layer_norm=norm == "layer", conv_bias=norm == "layer",
+            initializer_range=0.2,
+        )  # fmt: skip
+        neox = GPTNeoXConfig(
+            hidden_size=48, num_hidden_layers=2, num_attention_heads=4,
+            intermediate_size=96, vocab_size=len(self.pieces),
+            max_position_embeddings=512, use_parallel_residual=False,
+            bos_token_id=BOS, eos_token_id=EOS, pad_token_id=0, rotary_pct=0.5,
+            rotary_emb_base=5000, initializer_range=0.2,
+        )  # fmt: skip
+        self.hubert = HubertModel(hubert).eval()
+        self.llm = GPTNeoXForCausalLM(neox).eval()
+        self.convs = [torch.nn.Conv1d(32, 32, 4, 2) for _ in range(2)]
+        self.projection = torch.nn.Linear(32, 48)
+        with torch.no_grad():
+            for parameter in [*self.convs[0].parameters(), *self.convs[1].parameters()]:
+                parameter.mul_(4)
+            self.projection.weight.mul_(8)
+            self.llm.get_output_embeddings().weight[EOS] *= 2.5  # some answers end
+        self.folder = folder
+        config = {
+            "model_type": "nue_asr",
+            "architectures": ["NueASRModel"],
+            "audio_encoder_config": hubert.to_dict(),
+            "llm_config": neox.to_dict(),
+            "bridge_conv_kernel_size": [4, 4],
+            "bridge_conv_stride": [2, 2],
+        }
+        # as the authors' version of transformers wrote the rotary options
+        config["llm_config"].pop("rope_parameters")
+        config["llm_config"] |= {"rotary_pct": 0.5, "rotary_emb_base": 5000}
+        (folder / "config.json").write_text(json.dumps(config))
+        save_file(self.state(), folder / "model.safetensors")
+
+    def state(self, old_names: bool = True) -> dict[str, torch.Tensor]:
+        """The weights by their names, those of weight norm old or new."""
+        state = {f"audio_encoder.{k}": v for k, v in self.hubert.state_dict().items()}
+        state |= {f"llm.{k}": v for k, v in self.llm.state_dict().items()}
+        for index, conv in enumerate(self.convs):
+            state[f"bridge_convs.{index}.weight"] = conv.weight.data
+            state[f"bridge_convs.{index}.bias"] = conv.bias.data
+        state["bridge_proj.weight"] = self.projection.weight.data
+        state["bridge_proj.bias"] = self.projection.bias.data
+        if old_names:
+            position = "audio_encoder.encoder.pos_conv_embed.conv."
+            for new, old in (("original0", "weight_g"), ("original1", "weight_v")):
+                new_name = f"{position}parametrizations.weight.{new}"
+                state[position + old] = state.pop(new_name)
+            if "llm.lm_head.weight" in state:  # its name from transformers 5 on
+                state["llm.embed_out.weight"] = state.pop("llm.lm_head.weight")
+        return {k: v.clone() for k, v in state.items()}
+
+    @torch.inference_mode()
+    def tokens(self, wave: np.ndarray, **generation) -> list[int]:
+        """The tokens of one utterance, in the way of the authors' code."""
+        hidden = self.hubert(torch.from_numpy(wave)[None]).last_hidden_state
+        hidden = hidden.transpose(1, 2)
+        for conv in self.convs:
+            hidden = torch.nn.functional.gelu(conv(hidden))
+        speech = self.projection(hidden.transpose(1, 2))
+        embed = self.llm.get_input_embeddings()
+        prompt = torch.cat(
+            [embed(torch.tensor([[BOS]])), speech, embed(torch.tensor([[SEP]]))], 1
+        )
+        options = {
+            "do_sample": False,
+            "num_beams": 1,
+            "min_new_tokens": 2,
+            "max_new_tokens": int(4 * len(wave) / RATE + 20 + 0.5),
+            "pad_token_id": 0,
+            "bos_token_id": BOS,
+            "eos_token_id": EOS,
+        }
+        return self.llm.generate(inputs_embeds=prompt, **{**options, **generation})[
+            0
+        ].tolist()
+
+    def text(self, tokens: list[int]) -> str:
+        """Their text, by sentencepiece, and spaces as transformers 4 left them."""
+        text = self.pieces.decode([t for t in tokens if t > 6]).strip()
+        for mark in (".", "?", "!", ","):
+            text = text.replace(f" {mark}", mark)
+        return text.strip()
+
+
+def noise(lengths, seed: int = 0) -> list[np.ndarray]:
+    generator = np.random.default_rng(seed)
+    waves = [generator.standard_normal(n) * 0.3 for n in lengths]
+    return [
+        (w * np.sin(np.arange(len(w)) * (0.01 + 0.02 * i))).astype(np.float32)
+        for i, w in enumerate(waves)
+    ]
+
+
+@pytest.fixture(scope="module", params=["group", "layer"])
+def reference(request, tmp_path_factory) -> Reference:
+    root = tmp_path_factory.mktemp("nue")
+    seed = {"group": 10, "layer": 8}[request.param]  # some answers end, some do not
+    return Reference(root / request.param, request.param, seed)
+
+
+@pytest.fixture(scope="module")
+def waves() -> list[np.ndarray]:
+    # from the shortest that the bridge takes (10 frames) to seconds
+    return noise([3400, 3280, 5000, 16000, 24601, 33000, 48017, 90000, 7777, 61234])
+
+
+@pytest.fixture(scope="module")
+def expected(reference, waves) -> list[list[int]]:
+    return [reference.tokens(wave) for wave in waves]
+
+
+def ids(model: SpeechToText, result) -> list[int]:
+    return model.model.llm.tokenizer.convert_tokens_to_ids(result.tokens)
+
+
+def without_end(tokens: list[int]) -> list[int]:
+    return tokens[:-1] if tokens[-1] == EOS else tokens
+
+
+def check(model: SpeechToText, reference, waves, expected, batch_size: int) -> None:
+    results = model.transcribe(waves, batch_size=batch_size)
+    assert [ids(model, r) for r in results] == [without_end(t) for t in expected]
+    assert [r.text for r in results] == [reference.text(t) for t in expected]
+
+
+def test_the_test_says_something(expected, waves):
+    lengths = [len(tokens) for tokens in expected]
+    assert len({tuple(t[:5]) for t in expected}) > 5  # the audio decides
+    ended = [tokens[-1] == EOS for tokens in expected]
+    assert any(ended) and not all(ended)
+    assert min(lengths) >= 3
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 10])
+def test_same_tokens_as_transformers_in_any_batch(
+    reference, waves, expected, batch_size
+):
+    model = SpeechToText.from_pretrained(reference.folder)
+    check(model, reference, waves, expected, batch_size)
+
+
+def test_other_order_same_tokens(reference, waves, expected):
+    model = SpeechToText.from_pretrained(reference.folder)
+    check(model, reference, waves[::-1], expected[::-1], 4)
+
+
+def test_at_least_two_tokens_however_much_it_wants_to_end(tmp_path, waves):
+    eager = Reference(tmp_path / "eager", "group", seed=10)
+    with torch.no_grad():
+        eager.llm.gpt_neox.final_layer_norm.bias[0] = 100
+        eager.llm.get_output_embeddings().weight[EOS, 0] = 100
+    save_file(eager.state(), eager.folder / "model.safetensors")
+    expected = [eager.tokens(wave) for wave in waves]
+    assert {len(tokens) for tokens in expected} == {3}
+    model = SpeechToText.from_pretrained(eager.folder)
+    check(model, eager, waves, expected, 4)
+
+
+def test_new_names_of_weight_norm(tmp_path, reference, waves, expected):
+    folder = tmp_path / "new"
+    shutil.copytree(reference.folder, folder)
+    save_file(reference.state(old_names=False), folder / "model.safetensors")
+    check(SpeechToText.from_pretrained(folder), reference, waves, expected, 4)
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_torch_files_whole_and_in_shards(tmp_path, reference, waves, expected, shards):
+    folder = tmp_path / "torch"
+    shutil.copytree(reference.folder, folder)
+    (folder / "model.safetensors").unlink()
+    state = reference.state()
+    # buffers that GPT-NeoX checkpoints of that time hold too
+    state["llm.gpt_neox.layers.0.attention.masked_bias"] = torch.tensor(-1e9)
+    state["llm.gpt_neox.layers.0.attention.rotary_emb.inv_freq"] = torch.ones(3)
+    names = sorted(state)
+    if shards == 1:
+        torch.save(state, folder / "pytorch_model.bin")
+    else:
+        files = [f"pytorch_model-{k:05}-of-00003.bin" for k in (1, 2, 3)]
+        parts = {name: files[i % 3] for i, name in enumerate(names)}
+        for part in set(parts.values()):
+            held = {n: state[n] for n in names if parts[n] == part}
+            torch.save(held, folder / part)
+        index = {"metadata": {}, "weight_map": parts}
+        (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    check(SpeechToText.from_pretrained(folder), reference, waves, expected, 4)
+
+
+def test_language_is_japanese_and_the_only_task_recognition(reference, waves):
+    model = SpeechToText.from_pretrained(reference.folder)
+    one = model.transcribe(waves[:2], language="ja")
+    assert [r.text for r in one] == [r.text for r in model.transcribe(waves[:2])]
+    with pytest.raises(UserError, match="'en' has no name"):
+        model.transcribe(waves[:1], language="en")
+    with pytest.raises(UserError, match="no prompt for task 'st'"):
+        model.transcribe(waves[:1], task="st", target_language="ja")
+
+
+def test_rare_characters_come_out_whole(reference):
+    """Byte fallback: transformers' own T5Tokenizer writes <0xE9>… there."""
+    tokenizer = SpeechToText.from_pretrained(reference.folder).model.llm.tokenizer
+    for text in ("鵺は鳴く", "hello  world", "日本語 の", "二つ　空白", "<s>今日[SEP]"):
+        tokens = tokenizer.encode(text, add_special_tokens=False)
+        if "<s>" in text:
+            assert (tokens[0], tokens[-1]) == (BOS, SEP)
+            assert tokenizer.decode(tokens, skip_special_tokens=True) == "今日"
+        else:
+            assert tokens == reference.pieces.encode(text)
+            assert tokenizer.decode(tokens) == reference.pieces.decode(tokens)
+    assert tokenizer.encode("今日")[-1] == EOS
+    assert tokenizer.decode([]) == ""
+
+
+# --- writing and the auto classes ---------------------------------------------------
+
+
+def test_round_trip(tmp_path, reference, waves, expected):
+    from speechllm.model.nue_asr import save_nue_asr
+
+    folder = tmp_path / "saved"
+    model = SpeechToText.from_pretrained(reference.folder)
+    save_nue_asr(model, folder, license="apache-2.0")
+    check(SpeechToText.from_pretrained(folder), reference, waves, expected, 4)
+    written, given = load_file(folder / "model.safetensors"), reference.state()
+    assert set(written) == set(given)
+    assert all(torch.equal(written[k], given[k]) for k in given)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["model_type"] == "nue_asr"
+    assert config["llm_config"]["rotary_pct"] == 0.5  # for older transformers
+    assert config["llm_config"]["rotary_emb_base"] == 5000
+    tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
+    assert tokenizer["tokenizer_class"] == "T5Tokenizer"
+    assert tokenizer["extra_ids"] == 0
+    card = (folder / "README.md").read_text()
+    assert "license: apache-2.0" in card and "language: ja" in card
+
+
+def test_auto_classes(tmp_path, reference, waves, expected):
+    from transformers import AutoConfig, AutoModel, AutoProcessor
+
+    import speechllm.model.nue_asr  # noqa: F401
+
+    config = AutoConfig.from_pretrained(reference.folder)
+    assert config.llm_config.rope_parameters["partial_rotary_factor"] == 0.5
+    folder = tmp_path / "auto"
+    AutoModel.from_pretrained(reference.folder).save_pretrained(
+        folder, max_shard_size="100KB"
+    )
+    assert (folder / "model.safetensors.index.json").exists()
+    AutoProcessor.from_pretrained(reference.folder).save_pretrained(folder)
+    model, processor = (
+        AutoModel.from_pretrained(folder),
+        AutoProcessor.from_pretrained(folder),
+    )
+    for wave, tokens in zip(waves[:4], expected):
+        found = model(**processor(wave))
+        assert found[0].tolist() == tokens
+        assert processor.decode(found[0]) == reference.text(tokens)
+    check(SpeechToText.from_pretrained(folder), reference, waves, expected, 4)
+
+
+def test_a_trained_model_is_written_with_its_adapters_merged(
+    tmp_path, reference, waves
+):
+    """HuBERT and GPT-NeoX from folders, LoRA, our training's form, exported."""
+    import yaml
+
+    from speechllm.model.nue_asr import save_nue_asr
+    from speechllm.model.speech_llm import build_speech_llm
+
+    reference.hubert.save_pretrained(tmp_path / "hubert")
+    reference.llm.save_pretrained(tmp_path / "llm")
+    for name in ("spiece.model", "tokenizer_config.json", "special_tokens_map.json"):
+        shutil.copyfile(reference.folder / name, tmp_path / "llm" / name)
+    config = {
+        "encoder": "hubert",
+        "encoder_conf": {"model": str(tmp_path / "hubert"), "normalize": False},
+        "bridge": "convolution",
+        "bridge_conf": {},
+        "llm": "causal_lm",
+        "llm_conf": {"model": str(tmp_path / "llm"), "dtype": "float32"},
+        "model_conf": {"ctc_weight": 0.3},
+    }
+    labels = ["<blank>", "<unk>", "あ", "<sos/eos>"]
+    trained = build_speech_llm({**config, "token_list": labels})
+    torch.manual_seed(1)
+    for name, parameter in trained.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    ours = tmp_path / "ours"
+    ours.mkdir()
+    save_file(trained.state_dict(), ours / "model.safetensors")
+    (ours / "config.yaml").write_text(yaml.safe_dump(config), "utf-8")
+    (ours / "tokens.txt").write_text("\n".join(labels) + "\n", "utf-8")
+    prompt = 'languages: {ja: Japanese}\ntasks: {asr: "<s>{speech}[SEP]"}\n'
+    (ours / "prompts.yaml").write_text(prompt)
+
+    model = SpeechToText.from_pretrained(ours)
+    save_nue_asr(model, tmp_path / "theirs")
+    state = load_file(tmp_path / "theirs" / "model.safetensors")
+    assert set(state) == set(reference.state())
+    other = SpeechToText.from_pretrained(tmp_path / "theirs")
+    found = [ids(other, r) for r in other.transcribe(waves)]
+    assert found == [ids(model, r) for r in model.transcribe(waves, min_tokens=2)]
+    plain = SpeechToText.from_pretrained(reference.folder)
+    assert found != [ids(plain, r) for r in plain.transcribe(waves)]  # LoRA did it
+
+
+def test_what_the_format_cannot_hold_is_refused(tmp_path, reference):
+    from dataclasses import replace
+
+    from speechllm.model.nue_asr import save_nue_asr
+
+    model = SpeechToText.from_pretrained(reference.folder)
+    prompts = model.prompts
+    model.prompts = replace(prompts, tasks={"asr": "{speech}今日"})
+    with pytest.raises(UserError, match="one prompt"):
+        save_nue_asr(model, tmp_path / "out")
+    model.prompts = prompts
+    model.model.bridge = torch.nn.Identity()
+    with pytest.raises(UserError, match="ConvolutionBridge.*Identity"):
+        save_nue_asr(model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+# --- bad input ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory) -> Reference:
+    return Reference(tmp_path_factory.mktemp("bad") / "released", "group", seed=10)
+
+
+@pytest.fixture
+def copy(tmp_path, released) -> Path:
+    return Path(shutil.copytree(released.folder, tmp_path / "copy"))
+
+
+def break_state(copy: Path, change) -> None:
+    state = load_file(copy / "model.safetensors")
+    change(state)
+    save_file(state, copy / "model.safetensors")
+
+
+def break_config(copy: Path, change) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    change(config)
+    (copy / "config.json").write_text(json.dumps(config))
+
+
+def test_weights_of_another_shape_are_named(copy):
+    def change(state):
+        state["bridge_proj.bias"] = torch.zeros(3)
+        state["bridge_convs.0.weight"] = torch.zeros(32, 32, 5)
+
+    break_state(copy, change)
+    message = (
+        r"2 weights are of another shape.*bridge_convs\.0\.weight \(32, 32, 5\) "
+        r"instead of \(32, 32, 4\), bridge_proj\.bias \(3,\)"
+    )
+    with pytest.raises(UserError, match=message):
+        SpeechToText.from_pretrained(copy)
+
+
+def test_missing_and_unknown_weights_are_named(copy):
+    break_state(copy, lambda state: state.pop("bridge_proj.bias"))
+    with pytest.raises(UserError, match=r"1 weights are missing: bridge_proj\.bias"):
+        SpeechToText.from_pretrained(copy)
+    break_state(
+        copy,
+        lambda state: state.update(
+            {"bridge_proj.bias": torch.zeros(48), "bridge_convs.2.bias": torch.ones(1)}
+        ),
+    )
+    with pytest.raises(UserError, match=r"none of this model's: bridge_convs\.2\.bias"):
+        SpeechToText.from_pretrained(copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.pop("llm_config"), "the key 'llm_config' is missing"),
+        (lambda c: c.update(audio_encoder_config=3), "'audio_encoder_config'"),
+        (lambda c: c["llm_config"].update(num_attention_heads=5), "not a valid config"),
+        (lambda c: c.update(bridge_conv_stride=[2]), "cannot be read"),
+        (lambda c: c.update(model_type="hubert"), "no model"),
+    ],
+)
+def test_broken_configs(copy, change, message):
+    break_config(copy, change)
+    with pytest.raises(UserError, match=message):
+        SpeechToText.from_pretrained(copy)
+
+
+def test_broken_files(copy):
+    (copy / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(UserError, match="the weights cannot be read"):
+        SpeechToText.from_pretrained(copy)
+    (copy / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="lacks model.safetensors"):
+        SpeechToText.from_pretrained(copy)
+
+
+class Evil:
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
+def test_a_pickle_that_runs_code_is_refused(copy, released, tmp_path):
+    (copy / "model.safetensors").unlink()
+    evil = Evil(tmp_path / "harm")
+    torch.save({**released.state(), "x": evil}, copy / "pytorch_model.bin")
+    with pytest.raises(UserError, match="the weights cannot be read"):
+        SpeechToText.from_pretrained(copy)
+    assert not evil.path.exists()
+
+
+def test_no_tokenizer(copy):
+    (copy / "spiece.model").write_bytes(b"none")
+    with pytest.raises(UserError, match="no tokenizer can be loaded"):
+        SpeechToText.from_pretrained(copy)
+    (copy / "spiece.model").unlink()
+    with pytest.raises(UserError, match="no tokenizer can be loaded"):
+        SpeechToText.from_pretrained(copy)
+
+
+def test_command_line(capsys, tmp_path, reference, waves, expected):
+    import soundfile
+
+    from speechllm import cli
+
+    path = tmp_path / "a.wav"
+    soundfile.write(path, waves[4], RATE, subtype="FLOAT")
+    model = str(reference.folder)
+    assert cli.main(["transcribe", "--model", model, str(path)]) == 0
+    text = " ".join(reference.text(expected[4]).split())
+    assert capsys.readouterr().out == f"{path}\t{text}\n"
