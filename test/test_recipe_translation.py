@@ -1,0 +1,169 @@
+"""The recipes of MuST-C and CoVoST 2 run whole, on generated corpora and tiny models."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import yaml
+from test_must_c import CORPUS, ENGLISH, GERMAN, write_language
+
+ROOT = Path(__file__).parents[1]
+TRAINING = {
+    "bridge": "convolution",
+    "llm": "causal_lm",
+    "model_conf": {"ctc_weight": 0.0},
+    "optim": "adamw",
+    "optim_conf": {"lr": 1e-3},
+    "max_epoch": 1,
+    "batch_type": "numel",
+    "batch_bins": 400000,
+    "num_workers": 0,
+    "best_model_criterion": [["valid", "acc", "max"]],
+    "keep_nbest_models": 1,
+    "num_att_plot": 0,
+}
+
+
+def write_must_c(root: Path) -> list[str]:
+    write_language(root, "de", CORPUS, ENGLISH, GERMAN)
+    return ["--must_c_dir", str(root), "--tgt_lang", "de"]
+
+
+def write_covost2(root: Path) -> list[str]:
+    """A dozen clips of noise, English into German and French into English."""
+    noise = np.random.default_rng(0).normal(0, 0.1, 40000).astype(np.float32)
+    for source, target in (("en", "de"), ("fr", "en")):
+        clips = root / source / "clips"
+        clips.mkdir(parents=True)
+        validated, translated = (
+            ["client_id\tpath\tsentence\n"],
+            ["path\ttranslation\tsplit\n"],
+        )
+        for number, split in enumerate(["train"] * 4 + ["dev", "test"]):
+            clip = f"common_voice_{source}_{number}.mp3"
+            soundfile.write(clips / clip, noise, 32000, format="MP3")
+            validated.append(f"{number:0128x}\t{clip}\tSentence {number}.\n")
+            translated.append(f"{clip}\tSatz {number}.\t{split}\n")
+        (root / source / "validated.tsv").write_text("".join(validated))
+        (root / f"covost_v2.{source}_{target}.tsv").write_text("".join(translated))
+    languages = ["--src_lang", "en fr", "--tgt_lang", "de en"]
+    return ["--covost2_dir", str(root), *languages]
+
+
+def copy_recipe(root: Path, name: str) -> Path:
+    """Lay out a clone with this recipe alone; returns the recipe's folder."""
+    made = shutil.ignore_patterns("data", "dump", "exp", "downloads")
+    for recipe in ("TEMPLATE", name):
+        source = ROOT / "egs2" / recipe
+        shutil.copytree(source, root / "egs2" / recipe, symlinks=True, ignore=made)
+    for shared in ("speechllm", "tools"):
+        (root / shared).symlink_to(ROOT / shared)
+    return root / "egs2" / name / "speechllm1"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "write", "groups"),
+    [
+        ("must_c", write_must_c, {("asr", "en", "en"), ("st", "en", "de")}),
+        (
+            "covost2",
+            write_covost2,
+            {
+                ("asr", "en", "en"),
+                ("asr", "fr", "fr"),
+                ("st", "en", "de"),
+                ("st", "fr", "en"),
+            },
+        ),
+    ],
+)
+def test_all_stages_end_in_a_table(
+    tmp_path, name, write, groups, tiny_whisper, tiny_llm
+):
+    folder = copy_recipe(tmp_path / "clone", name)
+    arguments = write(tmp_path / "corpus")
+    encoder = {"encoder": "whisper", "encoder_conf": {"model": str(tiny_whisper)}}
+    llm = {"model": str(tiny_llm), "tuning": "lora", "lora": {"r": 2}}
+    config = {**encoder, **TRAINING, "llm_conf": llm}
+    (folder / "conf" / "tiny.yaml").write_text(yaml.safe_dump(config))
+    decoding = {"batch_size": 4, "tokens_per_second": 1.0, "extra_tokens": 2.0}
+    (folder / "conf" / "decode_tiny.yaml").write_text(yaml.safe_dump(decoding))
+    arguments += ["--train_config", "conf/tiny.yaml", "--ngpu", "0", "--nj", "1"]
+    arguments += ["--inference_config", "conf/decode_tiny.yaml"]
+    environment = dict(os.environ, OMP_NUM_THREADS="1")
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    done = subprocess.run(
+        ["./run.sh", *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=900,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
+    for stage in (1, 3, 4, 5, 6, 7, 9, 11, 12, 13):
+        assert f"Stage {stage}: done in" in done.stdout
+    rows = json.loads((folder / "exp" / "RESULTS.json").read_text())
+    found = {(r["task"], r["language"], r["target_language"]) for r in rows}
+    assert found == groups
+    table = (folder / "dump" / "STATISTICS.md").read_text("utf-8")
+    assert "| train | en → de |" in table and table in done.stdout
+    assert (folder / "dump" / "STATISTICS.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize(
+    ("name", "line"), [("must_c", "MUST_C"), ("covost2", "COVOST2")]
+)
+def test_a_missing_line_in_db_sh(tmp_path, name, line):
+    folder = copy_recipe(tmp_path, name)
+    done = subprocess.run(
+        ["./run.sh", "--stop_stage", "1"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert f"write {line}=<folder" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["must_c", "covost2"])
+def test_the_configs_have_only_options_that_exist(name):
+    import inspect
+
+    from speechllm.inference import search_options
+    from speechllm.model.bridge import BRIDGES
+    from speechllm.model.encoder import ENCODERS, SpeechEncoder
+    from speechllm.model.llm import LanguageModel
+    from speechllm.model.speech_llm import SpeechLLM
+    from speechllm.prompts import read_prompts
+
+    conf = ROOT / "egs2" / name / "speechllm1" / "conf"
+    configs = sorted(conf.glob("train_*.yaml"))
+    assert len(configs) == 4
+    for path in configs:
+        config = yaml.safe_load(path.read_text())
+        options = {
+            "encoder_conf": [ENCODERS[config["encoder"]], SpeechEncoder],
+            "bridge_conf": [BRIDGES[config["bridge"]]],
+            "llm_conf": [LanguageModel],
+            "model_conf": [SpeechLLM],
+        }
+        for key, classes in options.items():
+            known = {n for c in classes for n in inspect.signature(c).parameters}
+            assert set(config[key]) <= known, (path.name, key)
+    decoding = yaml.safe_load((conf / "decode.yaml").read_text())
+    search_options({k: v for k, v in decoding.items() if k != "batch_size"})
+    prompts = read_prompts(conf / "prompts.yaml")
+    assert set(prompts.tasks) == {"asr", "st", "asr_st"}
