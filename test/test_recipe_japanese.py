@@ -1,0 +1,229 @@
+"""The Japanese recipes on generated corpora: all stages, with tiny random models."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import yaml
+from test_csj import write_corpus
+from tiny_models import write_tiny_hubert
+
+ROOT = Path(__file__).parents[1]
+RECIPES = ("csj", "reazonspeech", "jsut", "common_voice")
+LINES = ("CSJ", "REAZONSPEECH", "JSUT", "COMMONVOICE")
+
+
+def clone(root: Path, *names: str) -> Path:
+    """Lay out a clone of the project with these recipes alone."""
+    ignored = shutil.ignore_patterns("data", "dump*", "exp*", "downloads")
+    for name in ("TEMPLATE", *names):
+        source, target = ROOT / "egs2" / name, root / "egs2" / name
+        shutil.copytree(source / "speechllm1", target / "speechllm1", True, ignored)
+    for shared in ("speechllm", "tools"):
+        (root / shared).symlink_to(ROOT / shared)
+    return root / "egs2"
+
+
+def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    environment = dict(os.environ, OMP_NUM_THREADS="1")
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    return subprocess.run(
+        arguments,
+        check=False,
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=900,
+    )
+
+
+def write_tiny_neox(folder: Path) -> Path:
+    """A GPT-NeoX of two layers whose tokens are bytes, with rinna's special tokens."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import (
+        GPTNeoXConfig,
+        GPTNeoXForCausalLM,
+        PreTrainedTokenizerFast,
+    )
+
+    torch.manual_seed(5)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    special = ["<s>", "</s>", "[SEP]", "[PAD]"]
+    vocabulary = {token: n for n, token in enumerate(special + alphabet)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(special)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        sep_token="[SEP]",
+        pad_token="[PAD]",
+    ).save_pretrained(folder)
+    config = GPTNeoXConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    GPTNeoXForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def write_jsut(root: Path) -> Path:
+    """Three sentences of JSUT basic5000, as noise."""
+    folder = root / "jsut_ver1.1" / "basic5000"
+    (folder / "wav").mkdir(parents=True)
+    noise = np.random.default_rng(1).normal(0, 0.01, 72000)
+    lines = []
+    for number in (1, 2, 3):
+        lines.append(f"BASIC5000_{number:04d}:第{number}の文です。\n")
+        soundfile.write(folder / "wav" / f"BASIC5000_{number:04d}.wav", noise, 48000)
+    (folder / "transcript_utf8.txt").write_text("".join(lines), "utf-8")
+    return folder.parent
+
+
+def shrink(config: Path, models: Path) -> Path:
+    """Write a recipe's config for tiny models and one short epoch, beside it."""
+    options = yaml.safe_load(config.read_text("utf-8"))
+    options["encoder_conf"]["model"] = str(models / "hubert")
+    options["llm_conf"]["model"] = str(models / "neox")
+    options |= {"max_epoch": 1, "num_iters_per_epoch": 3, "accum_grad": 1}
+    options |= {"batch_bins": 500000, "num_workers": 0, "keep_nbest_models": 1}
+    target = config.with_name("tiny.yaml")
+    target.write_text(yaml.safe_dump(options), "utf-8")
+    return target
+
+
+@pytest.mark.slow
+def test_csj_from_corpus_to_table_and_its_model_on_jsut(tmp_path):
+    recipes = clone(tmp_path / "clone", "csj", "jsut", "reazonspeech")
+    models = tmp_path / "models"
+    write_tiny_hubert(models / "hubert", "group")
+    write_tiny_neox(models / "neox")
+    corpus = write_corpus(tmp_path / "CSJ")
+    csj = recipes / "csj" / "speechllm1"
+    config = shrink(csj / "conf" / "train_nue_asr.yaml", models)
+    inference = ["--inference_args", "--batch_size 4"]
+    done = run(
+        csj,
+        *("./run.sh", "--local_data_opts", f"--csj_dir {corpus} --style fluent"),
+        *("--train_config", f"conf/{config.name}", "--ngpu", "0", "--nj", "1"),
+        *inference,
+    )
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
+    for stage in (1, 3, 4, 5, 6, 7, 9, 11, 12, 13):
+        assert f"Stage {stage}: done in" in done.stdout
+    rows = json.loads((csj / "exp" / "RESULTS.json").read_text("utf-8"))
+    assert {row["set"] for row in rows} == {"eval1", "eval2", "eval3"}
+    assert {row["language"] for row in rows} == {"ja"}
+    assert any(row["metric"].upper().startswith("CER") for row in rows)
+
+    jsut = recipes / "jsut" / "speechllm1"
+    db = (jsut / "db.sh").read_text()
+    line = f"JSUT={write_jsut(tmp_path)}\n"
+    (jsut / "db.sh").unlink()
+    (jsut / "db.sh").write_text(db.replace("JSUT=\n", line))
+    model = "../../csj/speechllm1/exp/speechllm_tiny/model"
+    done = run(
+        jsut, "./run.sh", "--model", model, "--ngpu", "0", "--nj", "1", *inference
+    )
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
+    rows = json.loads((jsut / "exp" / "RESULTS.json").read_text("utf-8"))
+    assert {row["set"] for row in rows} == {"jsut_basic5000"}
+    assert {row["utterances"] for row in rows} == {3}
+
+
+def test_jsut_without_a_model_prepares_data(tmp_path):
+    recipes = clone(tmp_path / "clone", "jsut", "reazonspeech")
+    options = ["--local_data_opts", f"--jsut_dir {write_jsut(tmp_path)}", "--nj", "1"]
+    jsut = recipes / "jsut" / "speechllm1"
+    done = run(jsut, "./run.sh", *options)
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
+    text = (jsut / "dump/examples/jsut_basic5000/text").read_text("utf-8")
+    assert text.splitlines()[0] == "BASIC5000_0001-asr-ja 第1の文です。"
+    assert not (jsut / "exp").exists() or not list((jsut / "exp").glob("speechllm_*"))
+    done = run(jsut, "./run.sh", "--model", "nowhere")
+    assert done.returncode == 1 and "--model: no folder 'nowhere'" in done.stderr
+
+
+def test_reazonspeech_takes_the_other_test_sets_along(tmp_path):
+    recipe = clone(tmp_path / "clone", "reazonspeech") / "reazonspeech" / "speechllm1"
+    root = tmp_path / "rs"
+    (root / "000").mkdir(parents=True)
+    lines = []
+    for name in "abcd":
+        soundfile.write(root / "000" / f"{name}.flac", np.zeros(1600), 16000)
+        lines.append(f"000/{name}.flac\tこれは{name}です。\n")
+    (root / "all.tsv").write_text("".join(lines), "utf-8")
+    voices = tmp_path / "cv" / "ja"
+    (voices / "clips").mkdir(parents=True)
+    (voices / "clips" / "common_voice_ja_1.mp3").write_bytes(b"")
+    header = "client_id\tpath\tsentence\n"
+    row = f"{'a' * 128}\tcommon_voice_ja_1.mp3\tはい。\n"
+    (voices / "test.tsv").write_text(header + row, "utf-8")
+    (recipe / "db.sh").unlink()
+    (recipe / "db.sh").write_text(
+        f"JSUT={write_jsut(tmp_path)}\nCOMMONVOICE={voices.parent}\n"
+        f"REAZONSPEECH={root}\n"
+    )
+    sizes = ["--dev_utterances", "1", "--test_utterances", "1"]
+    done = run(recipe, "local/data.sh", *sizes)
+    assert done.returncode == 0, done.stdout + done.stderr
+    made = {path.name for path in (recipe / "data").iterdir()}
+    assert made == {"train", "dev", "test", "jsut_basic5000", "common_voice_ja_test"}
+
+
+@pytest.mark.parametrize(("name", "line"), list(zip(RECIPES, LINES, strict=True)))
+def test_a_missing_line_in_db_sh(tmp_path, name, line):
+    recipes = clone(tmp_path / "clone", *{name, "reazonspeech"})
+    done = run(recipes / name / "speechllm1", "./run.sh", "--stop_stage", "1")
+    assert done.returncode == 1
+    assert f"db.sh has no line {line}=…; write the folder" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["csj", "reazonspeech"])
+def test_the_configs_have_only_options_that_exist(name):
+    import inspect
+
+    from speechllm.inference import search_options
+    from speechllm.model.bridge import BRIDGES
+    from speechllm.model.encoder import ENCODERS, SpeechEncoder
+    from speechllm.model.llm import LanguageModel
+    from speechllm.model.speech_llm import SpeechLLM
+    from speechllm.prompts import read_prompts
+    from speechllm.task import SpeechLLMTask
+
+    conf = ROOT / "egs2" / name / "speechllm1" / "conf"
+    config = yaml.safe_load((conf / "train_nue_asr.yaml").read_text("utf-8"))
+    encoder = ENCODERS[config["encoder"]]
+    for kind, options in (
+        ((encoder, SpeechEncoder), config["encoder_conf"]),
+        ((BRIDGES[config["bridge"]],), config["bridge_conf"]),
+        ((LanguageModel,), config["llm_conf"]),
+        ((SpeechLLM,), config["model_conf"]),
+    ):
+        known = {key for one in kind for key in inspect.signature(one).parameters}
+        assert set(options) <= known
+    known = {action.dest for action in SpeechLLMTask.get_parser()._actions}
+    assert set(config) <= known
+    decoding = yaml.safe_load((conf / "decode_greedy.yaml").read_text("utf-8"))
+    search_options({k: v for k, v in decoding.items() if k != "batch_size"})
+    assert read_prompts(conf / "prompts.yaml").text("asr", "ja", "ja") == (
+        "<s>{speech}[SEP]"
+    )
