@@ -33,6 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     add_transcribe(commands)
+    add_to_nue_asr(commands)
     args = parser.parse_args(argv)
     return args.run(args)
 
@@ -67,6 +68,30 @@ def add_transcribe(commands) -> None:
     add("--output", metavar="FILE", help="write there [standard output]")
     add("--format", default="table", choices=FORMATS, help="[table]")
     parser.set_defaults(run=transcribe)
+
+
+def add_to_nue_asr(commands) -> None:
+    """Add the command ``to_nue_asr``."""
+    parser = commands.add_parser(
+        "to_nue_asr",
+        help="write a model in Nue-ASR's released format",
+        description="Write a model of HuBERT, convolution bridge and GPT-NeoX in the "
+        "format of rinna/nue-asr, with a model card; adapters are merged.",
+    )
+    parser.add_argument("--model", required=True, help="folder of a trained model")
+    parser.add_argument("--output", required=True, help="folder to write")
+    parser.add_argument("--license", default="", help="of the weights, for the card")
+    parser.set_defaults(run=to_nue_asr)
+
+
+def to_nue_asr(args: argparse.Namespace) -> int:
+    """Write a model in Nue-ASR's format."""
+    from speechllm.inference import SpeechToText
+    from speechllm.model.nue_asr import save_nue_asr
+
+    save_nue_asr(SpeechToText.from_pretrained(args.model), args.output, args.license)
+    print(f"{args.output}: written in Nue-ASR's format")
+    return 0
 
 
 def transcribe(args: argparse.Namespace) -> int:

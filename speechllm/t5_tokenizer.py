@@ -29,8 +29,8 @@ VOCABULARIES = (
 class T5Tokenizer(SentencePieceBackend):
     """``T5Tokenizer(use_fast=False, legacy=True)`` of transformers 4.
 
-    T5's sentinels are left out. It has that name so that the files it saves name the class that other programs are
-    to load.
+    T5's sentinels are left out. It has that name so that the files it saves name the
+    class that other programs are to load.
     """
 
     vocab_files_names = {"vocab_file": "spiece.model"}

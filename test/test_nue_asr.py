@@ -100,7 +100,9 @@ class Reference:
         config["llm_config"].pop("rope_parameters")
         config["llm_config"] |= {"rotary_pct": 0.5, "rotary_emb_base": 5000}
         (folder / "config.json").write_text(json.dumps(config))
-        save_file(self.state(), folder / "model.safetensors")
+        save_file(
+            self.state(), folder / "model.safetensors", metadata={"format": "pt"}
+        )
 
     def state(self, old_names: bool = True) -> dict[str, torch.Tensor]:
         """The weights by their names, those of weight norm old or new."""
@@ -116,8 +118,8 @@ class Reference:
             for new, old in (("original0", "weight_g"), ("original1", "weight_v")):
                 new_name = f"{position}parametrizations.weight.{new}"
                 state[position + old] = state.pop(new_name)
-            if "llm.lm_head.weight" in state:  # its name from transformers 5 on
-                state["llm.embed_out.weight"] = state.pop("llm.lm_head.weight")
+        if "llm.lm_head.weight" in state:  # its name from transformers 5 on
+            state["llm.embed_out.weight"] = state.pop("llm.lm_head.weight")
         return {k: v.clone() for k, v in state.items()}
 
     @torch.inference_mode()
@@ -215,6 +217,21 @@ def test_other_order_same_tokens(reference, waves, expected):
     check(model, reference, waves[::-1], expected[::-1], 4)
 
 
+def test_shorter_than_the_bridge_takes_is_the_same_in_any_batch(reference, waves):
+    model = SpeechToText.from_pretrained(reference.folder)
+    mixed = [waves[5], *noise([100, 400, 900, 1600, 2300, 3000], seed=1), waves[7]]
+    alone = [ids(model, model.transcribe([wave])[0]) for wave in mixed]
+    for size in (2, 8):
+        together = model.transcribe(mixed, batch_size=size)
+        assert [ids(model, r) for r in together] == alone
+
+
+def test_half_precision_decodes(reference, waves):
+    model = SpeechToText.from_pretrained(reference.folder, dtype="bfloat16")
+    assert model.model.bridge.projection.weight.dtype == torch.bfloat16
+    assert all(len(r.tokens) >= 2 for r in model.transcribe(waves[:3]))
+
+
 def test_at_least_two_tokens_however_much_it_wants_to_end(tmp_path, waves):
     eager = Reference(tmp_path / "eager", "group", seed=10)
     with torch.no_grad():
@@ -292,11 +309,12 @@ def test_round_trip(tmp_path, reference, waves, expected):
     model = SpeechToText.from_pretrained(reference.folder)
     save_nue_asr(model, folder, license="apache-2.0")
     check(SpeechToText.from_pretrained(folder), reference, waves, expected, 4)
-    written, given = load_file(folder / "model.safetensors"), reference.state()
+    written, given = load_file(folder / "model.safetensors"), reference.state(False)
     assert set(written) == set(given)
     assert all(torch.equal(written[k], given[k]) for k in given)
     config = json.loads((folder / "config.json").read_text())
     assert config["model_type"] == "nue_asr"
+    assert config["llm_config"]["use_cache"]
     assert config["llm_config"]["rotary_pct"] == 0.5  # for older transformers
     assert config["llm_config"]["rotary_emb_base"] == 5000
     tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
@@ -369,7 +387,7 @@ def test_a_trained_model_is_written_with_its_adapters_merged(
     model = SpeechToText.from_pretrained(ours)
     save_nue_asr(model, tmp_path / "theirs")
     state = load_file(tmp_path / "theirs" / "model.safetensors")
-    assert set(state) == set(reference.state())
+    assert set(state) == set(reference.state(old_names=False))
     other = SpeechToText.from_pretrained(tmp_path / "theirs")
     found = [ids(other, r) for r in other.transcribe(waves)]
     assert found == [ids(model, r) for r in model.transcribe(waves, min_tokens=2)]
@@ -496,6 +514,19 @@ def test_no_tokenizer(copy):
     (copy / "spiece.model").unlink()
     with pytest.raises(UserError, match="no tokenizer can be loaded"):
         SpeechToText.from_pretrained(copy)
+
+
+def test_command_line_writes_the_format(capsys, tmp_path, copy, waves):
+    from speechllm import cli
+
+    folder = tmp_path / "new" / "folder"
+    command = ["to_nue_asr", "--model", str(copy), "--output", str(folder)]
+    assert cli.main([*command, "--license", "mit"]) == 0
+    assert str(folder) in capsys.readouterr().out
+    assert "license: mit" in (folder / "README.md").read_text()
+    texts = [r.text for r in SpeechToText.from_pretrained(folder).transcribe(waves)]
+    model = SpeechToText.from_pretrained(copy)
+    assert texts == [r.text for r in model.transcribe(waves)]
 
 
 def test_command_line(capsys, tmp_path, reference, waves, expected):

@@ -297,7 +297,7 @@ class HubertEncoder(SpeechEncoder):
         norm = getattr(convolutions[0], "layer_norm", None)
         if isinstance(norm, nn.GroupNorm):
             masked = MaskedGroupNorm(norm.num_groups, norm.num_channels, norm.eps)
-            masked.load_state_dict(norm.state_dict())
+            masked.to(norm.weight).load_state_dict(norm.state_dict())
             masked.requires_grad_(norm.weight.requires_grad)
             convolutions[0].layer_norm = masked
 

@@ -188,17 +188,6 @@ class NueASRModel(PreTrainedModel):
             inputs_embeds=embeddings, attention_mask=mask, **generation
         )
 
-    def save_pretrained(self, save_directory, state_dict=None, **options) -> None:
-        """Write config and weights, with the names that the released ones have."""
-        state = self.state_dict() if state_dict is None else state_dict
-        old = {
-            "parametrizations.weight.original0": "weight_g",
-            "parametrizations.weight.original1": "weight_v",
-        }
-        for new_name, old_name in old.items():
-            state = {k.replace(new_name, old_name): v for k, v in state.items()}
-        super().save_pretrained(save_directory, state_dict=state, **options)
-
 
 class NueASRProcessor(ProcessorMixin):
     """Waveform → inputs of :class:`NueASRModel`, and its tokens → text."""
@@ -391,7 +380,7 @@ def save_nue_asr(model: SpeechToText, folder: str | Path, license: str = "") -> 
     audio_config.num_hidden_layers = len(encoder.layers)
     config = NueASRConfig(
         audio_config.to_dict(),
-        llm.causal_lm.config.to_dict(),
+        {**llm.causal_lm.config.to_dict(), "use_cache": True},  # off while training
         [c.kernel_size[0] for c in bridge.convolutions],
         [c.stride[0] for c in bridge.convolutions],
     )
