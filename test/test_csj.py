@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 from csj_corpus import sdb, write_talk
 
@@ -326,3 +328,17 @@ def test_a_talk_that_is_there_twice(corpus, tmp_path):
     write_talk(corpus, "A02F0001", LONG, "core")
     with pytest.raises(UserError, match="noncore/A02F0001.sdb: .* is the same talk"):
         prepare_csj(corpus, tmp_path / "data")
+
+
+def test_a_full_disk_leaves_the_old_set(corpus, tmp_path, monkeypatch):
+    prepare_csj(corpus, tmp_path / "data")
+    before = (tmp_path / "data/train/text").read_bytes()
+    monkeypatch.setattr(datadir, "write_spk2utt", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        prepare_csj(corpus, tmp_path / "data", style="fluent")
+    assert (tmp_path / "data/train/text").read_bytes() == before
+    assert not list((tmp_path / "data").glob(".*"))
+
+
+def full_disk(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")

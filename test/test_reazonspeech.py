@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import tarfile
 
@@ -142,6 +143,25 @@ def test_a_shard_that_writes_elsewhere(release, tmp_path):
     with pytest.raises(UserError, match="002.tar: cannot be unpacked"):
         prepare(release, tmp_path)
     assert not list(tmp_path.glob("**/outside.flac"))
+
+
+def test_a_full_disk(release, tmp_path, monkeypatch):
+    prepare(release, tmp_path)
+    before = (tmp_path / "data" / "train" / "text").read_bytes()
+
+    def full(self, path, **options):
+        (path / "000" / "a.flac").write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    (tmp_path / "un" / ".000.done").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(tarfile.TarFile, "extractall", full)
+        with pytest.raises(OSError, match="No space left"):
+            prepare(release, tmp_path)
+    assert not (tmp_path / "un" / ".000.done").exists()
+    assert (tmp_path / "data" / "train" / "text").read_bytes() == before
+    prepare(release, tmp_path)
+    assert (tmp_path / "un" / "000" / "a.flac").read_bytes() == flac()
 
 
 def test_bad_tables(release, tmp_path):

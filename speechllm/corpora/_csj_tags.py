@@ -45,7 +45,7 @@ MASK = "×"  # stands for what was made unhearable
 _OPEN = re.compile(r"\((D2|[FDXMORAKWBL?]|笑|泣|咳|あくび)(?![A-Za-z0-9])[ _\u3000]*")
 _SOUND = re.compile(
     r"<(?:FV|VN|H|Q|笑|泣|咳|息|あくび|フロア発話|フロア笑|拍手|デモ|ベル|朗読間違い"
-    r"|雑音|PL?:?[0-9L:. -]*)>"
+    r"|雑音|P[LR]?:?[0-9:. -]*)>"
 )
 _ALTERNATIVES = {"A": ";", "K": ";", "W": ";", "B": ";", "?": ",，、"}
 _LEFT_OUT = frozenset({"F", "D", "D2", "X"})  # of fluent text
