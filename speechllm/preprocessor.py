@@ -80,7 +80,7 @@ class ExamplePreprocessor:
             if self.max_samples is not None and len(speech) > self.max_samples:
                 raise UserError(
                     f"utterance {uid}: {len(speech) / 16000:.1f} s, the encoder takes "
-                    f"{self.max_samples / 16000:.0f} s; lower --max_seconds of stage 4"
+                    f"{self.max_samples / 16000:.0f} s; lower --max_wav_duration"
                 )
             example["speech"] = speech
         if self.ctc_tokenizer is not None and "text_ctc" in data:

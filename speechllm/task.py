@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import functools
+import inspect
 import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from espnet2.iterators.abs_iter_factory import AbsIterFactory
 from espnet2.tasks import abs_task
 from espnet2.tasks.abs_task import AbsTask
 from espnet2.train.class_choices import ClassChoices
+from espnet2.train.reporter import Reporter
 from espnet2.utils.get_default_kwargs import get_default_kwargs
 from espnet2.utils.nested_dict_action import NestedDictAction
 from espnet2.utils.types import str_or_none
@@ -137,10 +139,7 @@ class SpeechLLMTask(AbsTask):
     @classmethod
     def build_optimizers(cls, args: argparse.Namespace, model: torch.nn.Module):
         """One optimizer over what is trained, with ``lr_scales`` applied."""
-        optimizer = abs_task.optim_classes.get(args.optim)
-        if optimizer is None:
-            known = ", ".join(sorted(abs_task.optim_classes))
-            raise UserError(f"optim {args.optim!r}: one of {known}")
+        optimizer = choose("optim", abs_task.optim_classes, args)
         groups: dict[float, list] = {}
         used = set()
         for name, parameter in model.named_parameters():
@@ -155,6 +154,10 @@ class SpeechLLMTask(AbsTask):
             raise UserError(f"lr_scales: nothing that is trained begins with {prefix}")
         if not groups:
             raise UserError("nothing is trained: every part of the model is frozen")
+        check_options("optim_conf", optimizer, args.optim_conf)
+        if args.scheduler is not None:
+            scheduler = choose("scheduler", abs_task.scheduler_classes, args)
+            check_options("scheduler_conf", scheduler, args.scheduler_conf)
         conf = dict(args.optim_conf)
         lr = conf.pop("lr", 1e-3)
         return [
@@ -179,9 +182,12 @@ class SpeechLLMTask(AbsTask):
         if args.collect_stats:  # lengths only: nothing to normalise
             args.model_conf = {"extract_feats_in_collect_stats": False}
         else:
-            mend_checkpoint(Path(args.output_dir))
-        with whole_checkpoints():
-            super().main_worker(args)
+            mend_checkpoint(Path(args.output_dir), args.best_model_criterion)
+        try:
+            with whole_checkpoints():
+                super().main_worker(args)
+        except UserError as error:  # torch puts a worker's traceback before it
+            raise UserError(str(error).rpartition("UserError: ")[2].strip()) from error
 
 
 class ProgressIterFactory(AbsIterFactory):
@@ -298,18 +304,54 @@ def load_init_param(
     model.load_state_dict(state, strict=False)
 
 
-def mend_checkpoint(output_dir: Path) -> None:
-    """Write the epoch's model that a kill behind ``checkpoint.pth`` left unwritten."""
+def mend_checkpoint(output_dir: Path, criteria: Sequence[Sequence[str]] = ()) -> None:
+    """Write what a kill behind ``checkpoint.pth`` left unwritten.
+
+    That is the epoch's model and the links to the latest and the best one.
+
+    Args:
+        output_dir: ESPnet's folder of the training.
+        criteria: ``best_model_criterion``.
+    """
     checkpoint = output_dir / "checkpoint.pth"
     if not checkpoint.exists():
         return
     # our own file; ESPnet's reporter state in it is more than tensors
     states = torch.load(checkpoint, map_location="cpu", weights_only=False)
-    epoch = states["reporter"]["epoch"]
-    model = output_dir / f"{epoch}epoch.pth"
+    reporter = Reporter()
+    reporter.load_state_dict(states["reporter"])
+    model = output_dir / f"{reporter.get_epoch()}epoch.pth"
     if not model.exists():
         with atomic_open(model, "wb") as stream:
             torch.save(states["model"], stream)
+    targets = {"latest.pth": model.name}
+    for phase, name, mode in criteria:
+        if reporter.has(phase, name):
+            best = reporter.get_best_epoch(phase, name, mode)
+            targets[f"{phase}.{name}.best.pth"] = f"{best}epoch.pth"
+    for link, target in targets.items():
+        temporary = output_dir / f".{link}.new"
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(target)
+        temporary.replace(output_dir / link)
+
+
+def choose(option: str, choices: Mapping[str, type], args: argparse.Namespace) -> type:
+    """The class that an option names; a config file may hold any name."""
+    name = getattr(args, option)
+    if name not in choices:
+        raise UserError(f"{option} {name!r}: one of {', '.join(sorted(choices))}")
+    return choices[name]
+
+
+def check_options(what: str, function: Callable, options: Mapping) -> None:
+    """Refuse options that an optimizer or scheduler does not have."""
+    known = inspect.signature(function).parameters.keys() - {"params", "optimizer"}
+    for name in options:
+        if name not in known:
+            raise UserError(
+                f"{what}: unknown option {name!r}; one of {', '.join(sorted(known))}"
+            )
 
 
 def read_token_list(token_list: str | list[str]) -> list[str]:

@@ -302,7 +302,7 @@ def build_speech_llm(config: Mapping) -> SpeechLLM:
     Raises:
         ValueError: parts that do not fit each other.
     """
-    encoder = ENCODERS[config["encoder"]](**config["encoder_conf"])
+    encoder = choose("encoder", ENCODERS, config)(**config["encoder_conf"])
     token_list = config.get("token_list") or []
     ctc = None
     if token_list:
@@ -312,9 +312,16 @@ def build_speech_llm(config: Mapping) -> SpeechLLM:
         llm = LanguageModel(**config["llm_conf"])
         if not config.get("bridge"):
             raise ValueError("an LLM without a bridge cannot hear: name a bridge")
-        bridge = BRIDGES[config["bridge"]](
+        bridge = choose("bridge", BRIDGES, config)(
             encoder.output_size, llm.hidden_size, **config.get("bridge_conf") or {}
         )
     return SpeechLLM(
         encoder, ctc, bridge, llm, token_list, **config.get("model_conf") or {}
     )
+
+
+def choose(part: str, choices: Mapping[str, type], config: Mapping) -> type:
+    """The class that a configuration names for a part."""
+    if config.get(part) not in choices:
+        raise ValueError(f"{part} {config.get(part)!r}: one of {', '.join(choices)}")
+    return choices[config[part]]

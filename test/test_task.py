@@ -1,0 +1,426 @@
+"""The ESPnet task: training, going on after a kill, and settings that are wrong."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import yaml
+from safetensors.torch import save_file
+from tiny_models import LABELS, PROMPTS
+
+from speechllm.bin.speechllm_train import main
+from speechllm.errors import UserError
+from speechllm.preprocessor import CTCTokenizer, ExamplePreprocessor, collate
+from speechllm.prompts import read_prompts
+from speechllm.task import load_init_param, mend_checkpoint, whole_checkpoints
+
+UTTERANCES = 8
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory) -> Path:
+    """An example dir of noise, half a second to a second each."""
+    folder = tmp_path_factory.mktemp("task") / "examples"
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    names = [f"u{i}" for i in range(UTTERANCES)]
+    samples = {name: 8000 + 1000 * i for i, name in enumerate(names)}
+    tables = {
+        "wav.scp": {n: folder / f"{n}.wav" for n in names},
+        "text": dict.fromkeys(names, "Hello you."),
+        "text_ctc": dict.fromkeys(names, "hello you"),
+        "utt2task": dict.fromkeys(names, "asr en en"),
+        "utt2num_samples": samples,
+    }
+    for name, size in samples.items():
+        soundfile.write(folder / f"{name}.wav", generator.normal(size=size) / 20, 16000)
+    for table, rows in tables.items():
+        text = "".join(f"{key} {value}\n" for key, value in rows.items())
+        (folder / table).write_text(text)
+    (folder / "tokens.txt").write_text("\n".join(LABELS) + "\n")
+    (folder / "prompts.yaml").write_text(PROMPTS)
+    return folder
+
+
+@pytest.fixture
+def train(tmp_path, examples, tiny_whisper, tiny_llm):
+    """Trains a small model in this process: ``train(output, option=value, …)``."""
+
+    def run(output: Path, *arguments: str, data: Path = examples, **changes) -> Path:
+        config = {
+            "encoder": "whisper",
+            "encoder_conf": {"model": str(tiny_whisper)},
+            "bridge": "convolution",
+            "llm": "causal_lm",
+            "llm_conf": {"model": str(tiny_llm), "lora": {"r": 2, "lora_dropout": 0.1}},
+            "model_conf": {"ctc_weight": 0.3, "feature_dropout": 0.1},
+            "optim": "adamw",
+            "optim_conf": {"lr": 1.0e-3},
+            "scheduler": "tristagelr",
+            "scheduler_conf": {"max_steps": 6},
+            "max_epoch": 2,
+            "batch_type": "sorted",
+            "batch_size": 4,
+            "num_workers": 0,
+            "best_model_criterion": [["valid", "loss", "min"]],
+            "keep_nbest_models": 2,
+            "use_tensorboard": False,
+            "use_matplotlib": False,
+            "num_att_plot": 0,
+            "seed": 1,
+            **changes,
+        }
+        path = tmp_path / "config.yaml"
+        path.write_text(yaml.safe_dump(config), "utf-8")
+        line = ["--config", path, "--output_dir", output, "--ngpu", "0"]
+        line += ["--ctc_token_list", examples / "tokens.txt"]
+        line += ["--prompts", examples / "prompts.yaml", "--resume", "true"]
+        for kind in ("train", "valid"):
+            for file, name, form in (
+                ("wav.scp", "speech", "sound"),
+                ("text", "text", "text"),
+                ("text_ctc", "text_ctc", "text"),
+                ("utt2task", "task", "text"),
+            ):
+                line.append(f"--{kind}_data_path_and_name_and_type")
+                line.append(f"{data / file},{name},{form}")
+            if "--collect_stats" not in arguments:
+                line += [f"--{kind}_shape_file", data / "utt2num_samples"]
+        main([*map(str, line), *arguments])
+        return output
+
+    return run
+
+
+def tensors(path: Path) -> dict[str, torch.Tensor]:
+    return torch.load(path, weights_only=True)
+
+
+def assert_same(one: Path, other: Path) -> None:
+    first, second = tensors(one), tensors(other)
+    assert set(first) == set(second)
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+
+
+@pytest.fixture
+def whole(train, tmp_path) -> Path:
+    """A training of two epochs that nothing interrupted."""
+    return train(tmp_path / "whole")
+
+
+def test_training_writes_small_checkpoints(whole):
+    for name in ("1epoch.pth", "2epoch.pth", "valid.loss.ave.pth"):
+        state = tensors(whole / name)
+        assert {key.split(".")[0] for key in state} == {"bridge", "ctc", "llm"}
+        assert all(torch.isfinite(value).all() for value in state.values())
+    first, last = tensors(whole / "1epoch.pth"), tensors(whole / "2epoch.pth")
+    assert all(not torch.equal(first[k], last[k]) for k in first if "lora_B" in k)
+    config = yaml.safe_load((whole / "config.yaml").read_text())
+    assert config["ctc_token_list"] == LABELS
+    reporter = torch.load(whole / "checkpoint.pth", weights_only=False)["reporter"]
+    losses = [reporter["stats"][epoch]["valid"]["loss"] for epoch in (1, 2)]
+    assert np.isfinite(losses).all()
+    assert losses[1] < losses[0]  # eight equal texts are soon known
+
+
+def test_the_average_is_that_of_the_epochs(whole):
+    average = tensors(whole / "valid.loss.ave_2best.pth")
+    epochs = [tensors(whole / f"{epoch}epoch.pth") for epoch in (1, 2)]
+    for name, value in average.items():
+        torch.testing.assert_close(value, (epochs[0][name] + epochs[1][name]) / 2)
+
+
+def test_killed_between_the_epochs_it_goes_on_to_the_same(train, whole, tmp_path):
+    killed = train(tmp_path / "killed", max_epoch=1)
+    train(killed)
+    for name in ("2epoch.pth", "valid.loss.ave.pth"):
+        assert_same(killed / name, whole / name)
+
+
+@pytest.mark.parametrize("lost", ["1epoch.pth", "links"])
+def test_killed_behind_the_checkpoint(train, whole, tmp_path, lost):
+    """checkpoint.pth is written, what belongs to it is not yet."""
+    killed = train(tmp_path / "killed", max_epoch=1)
+    for name in ("latest.pth", "valid.loss.best.pth", "valid.loss.ave.pth"):
+        (killed / name).unlink()
+    if lost == "1epoch.pth":
+        (killed / lost).unlink()
+    train(killed)
+    for name in ("1epoch.pth", "2epoch.pth", "valid.loss.ave.pth"):
+        assert_same(killed / name, whole / name)
+    best = (whole / "valid.loss.best.pth").readlink()
+    assert (killed / "valid.loss.best.pth").readlink() == best
+
+
+def test_killed_behind_the_last_checkpoint(train, whole, tmp_path):
+    killed = tmp_path / "killed"
+    shutil.copytree(whole, killed, symlinks=True)
+    for name in ("2epoch.pth", "latest.pth", "valid.loss.best.pth"):
+        (killed / name).unlink()
+    (killed / "valid.loss.best.pth").symlink_to("1epoch.pth")
+    train(killed)
+    for name in ("2epoch.pth", "latest.pth", "valid.loss.best.pth"):
+        assert_same(killed / name, whole / name)
+
+
+def test_mending_what_is_whole_changes_nothing(whole):
+    def state() -> dict:
+        return {
+            p.name: p.readlink() if p.is_symlink() else p.read_bytes()
+            for p in whole.iterdir()
+        }
+
+    before = state()
+    mend_checkpoint(whole, [("valid", "loss", "min"), ("valid", "nothing", "max")])
+    assert state() == before
+    mend_checkpoint(whole / "nothing here")
+
+
+def test_a_checkpoint_is_whole_or_the_last_one(tmp_path):
+    path = tmp_path / "model.pth"
+
+    class Killed:
+        def __reduce__(self):
+            raise KeyboardInterrupt
+
+    with whole_checkpoints():
+        torch.save({"a": torch.ones(2)}, path)
+        with pytest.raises(KeyboardInterrupt):
+            torch.save({"a": torch.zeros(2), "b": Killed()}, path)
+    assert tensors(path)["a"].tolist() == [1.0, 1.0]
+    assert [p.name for p in tmp_path.iterdir()] == ["model.pth"]
+
+
+def test_statistics(train, examples, tmp_path):
+    ids = tmp_path / "ids"
+    ids.write_text("".join(f"u{i} x\n" for i in range(UTTERANCES)))
+    output = train(
+        tmp_path / "stats",
+        *("--collect_stats", "true"),
+        *("--train_shape_file", str(ids), "--valid_shape_file", str(ids)),
+        batch_type="unsorted",
+    )
+    shapes = dict(
+        line.split() for line in (output / "train/speech_shape").read_text().splitlines()
+    )
+    assert shapes["u3"] == "11000"
+    assert (output / "train" / "text_shape").exists()
+
+
+def test_warm_up_without_an_llm(train, tmp_path, tiny_whisper):
+    output = train(
+        tmp_path / "warm",
+        llm=None,
+        bridge=None,
+        encoder_conf={"model": str(tiny_whisper), "trainable_layers": 1},
+        model_conf={"ctc_weight": 1.0},
+        lr_scales={"encoder": 0.1},
+    )
+    parts = {key.split(".")[0] for key in tensors(output / "2epoch.pth")}
+    assert parts == {"encoder", "ctc"}
+    optimizer = torch.load(output / "checkpoint.pth", weights_only=False)["optimizers"]
+    rates = [group["lr"] for group in optimizer[0]["param_groups"]]
+    assert sorted(r / max(rates) for r in rates) == pytest.approx([0.1, 1.0])
+
+
+# What training starts from
+
+
+@pytest.fixture(scope="module")
+def warm_state() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(9)
+    return {
+        "ctc.ctc_lo.weight": torch.randn(len(LABELS), 32, generator=generator),
+        "ctc.ctc_lo.bias": torch.randn(len(LABELS), generator=generator),
+    }
+
+
+@pytest.mark.parametrize("form", ["file.safetensors", "model.safetensors", "file.pth"])
+def test_start_from_another_training(train, tmp_path, warm_state, form):
+    """A safetensors file, a folder that holds one, a torch file."""
+    path = tmp_path / "warm" / form
+    path.parent.mkdir()
+    (torch.save if path.suffix == ".pth" else save_file)(warm_state, path)
+    start = path.parent if form == "model.safetensors" else path
+    output = train(
+        tmp_path / "exp",
+        *("--init_param", str(start)),
+        model_conf={"ctc_weight": 0.0},
+        max_epoch=1,
+    )
+    state = tensors(output / "1epoch.pth")
+    for name, value in warm_state.items():
+        assert torch.equal(state[name], value)
+
+
+class Holder(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.ctc = torch.nn.Linear(2, 3)
+        self.other = torch.nn.Linear(2, 2)
+
+
+def test_only_tensors_with_a_prefix(tmp_path):
+    state = Holder().state_dict()
+    save_file(state, tmp_path / "a.safetensors")
+    model = Holder()
+    before = model.other.weight.clone()
+    load_init_param(f"{tmp_path / 'a.safetensors'}:ctc", model, False, "cpu")
+    assert torch.equal(model.ctc.weight, state["ctc.weight"])
+    assert torch.equal(model.other.weight, before)
+    with pytest.raises(UserError, match="no such tensors"):
+        load_init_param(f"{tmp_path / 'a.safetensors'}:llm", model, False, "cpu")
+
+
+def test_a_checkpoint_that_does_not_fit(tmp_path):
+    state = {**Holder().state_dict(), "ctc.weight": torch.zeros(9, 9)}
+    path = tmp_path / "a.pth"
+    torch.save(state, path)
+    model = Holder()
+    with pytest.raises(UserError, match="1 tensors do not fit .* ctc.weight"):
+        load_init_param(str(path), model, False, "cpu")
+    load_init_param(str(path), model, True, "cpu")
+    assert torch.equal(model.other.weight, state["other.weight"])
+
+
+def test_a_checkpoint_that_is_none(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (print, ("run",))
+
+    with pytest.raises(UserError, match="no such checkpoint"):
+        load_init_param(str(tmp_path / "none.pth"), Holder(), False, "cpu")
+    torch.save({"ctc.weight": Evil()}, tmp_path / "evil.pth")
+    (tmp_path / "cut.safetensors").write_bytes(b"\x10\x00")
+    for name in ("evil.pth", "cut.safetensors"):
+        with pytest.raises(UserError, match=f"{name}: not a checkpoint of tensors"):
+            load_init_param(str(tmp_path / name), Holder(), False, "cpu")
+
+
+# Settings that are wrong
+
+
+def test_an_unknown_key_in_the_config(train, tmp_path, capsys):
+    with pytest.raises(SystemExit) as caught:
+        train(tmp_path / "exp", colour="red")
+    assert caught.value.code == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "unrecognized arguments: colour" in last and "config.yaml" in last
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"encoder": "ear"}, "encoder 'ear': one of whisper, hubert"),
+        ({"bridge": "london"}, "bridge 'london': one of convolution"),
+        ({"optim": "best"}, "optim 'best': one of .*adamw"),
+        ({"scheduler": "late"}, "scheduler 'late': one of .*warmuplr"),
+        ({"encoder_conf": {"modle": "x"}}, "cannot be built.*modle"),
+        ({"bridge_conf": {"width": 3}}, "cannot be built.*width"),
+        ({"llm_conf": {"model": "no/such/folder"}}, "no/such/folder"),
+        ({"model_conf": {"ctc_weight": 2.0}}, "ctc_weight 2.0: from 0 to 1"),
+        ({"optim_conf": {"rate": 1}}, "optim_conf: unknown option 'rate'"),
+        ({"scheduler_conf": {"steps": 1}}, "scheduler_conf: unknown option 'steps'"),
+        ({"lr_scales": {"decoder": 0.1}}, "nothing that is trained begins with decoder"),
+    ],
+)
+def test_wrong_settings(train, tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        train(tmp_path / "exp", **changes)
+
+
+def test_no_prompts_and_no_token_list(train, tmp_path):
+    with pytest.raises(UserError, match="no such prompts file"):
+        train(tmp_path / "exp", "--prompts", str(tmp_path / "none.yaml"))
+    with pytest.raises(UserError, match="no such token list; run stage 5"):
+        train(tmp_path / "exp", "--ctc_token_list", str(tmp_path / "none.txt"))
+    (tmp_path / "tokens.txt").write_text("a\nb\n")
+    with pytest.raises(UserError, match="tokens.txt, line 1: expected <blank>"):
+        train(tmp_path / "exp", "--ctc_token_list", str(tmp_path / "tokens.txt"))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_utterance_longer_than_the_encoder_takes(train, tmp_path, examples, workers):
+    """One sentence, from a worker process too."""
+    folder = tmp_path / "long"
+    shutil.copytree(examples, folder)
+    soundfile.write(folder / "long.wav", np.zeros(31 * 16000), 16000)
+    lines = (folder / "wav.scp").read_text().splitlines()
+    lines[3] = f"u3 {folder / 'long.wav'}"
+    (folder / "wav.scp").write_text("\n".join(lines) + "\n")
+    with pytest.raises(UserError) as caught:
+        train(tmp_path / "exp", data=folder, num_workers=workers)
+    assert str(caught.value) == (
+        "utterance u3: 31.0 s, the encoder takes 30 s; lower --max_wav_duration"
+    )
+
+
+# One example
+
+
+class Tokenizer:
+    """As much of transformers' as the preprocessor needs; a word is a token."""
+
+    bos_token_id = None
+    eos_token_id = 0
+
+    def __call__(self, text, add_special_tokens=True):
+        return {"input_ids": [len(word) for word in text.split()]}
+
+
+@pytest.fixture
+def preprocessor(examples) -> ExamplePreprocessor:
+    prompts = read_prompts(examples / "prompts.yaml")
+    return ExamplePreprocessor(CTCTokenizer(LABELS), Tokenizer(), prompts, 16000)
+
+
+def example(**changes) -> dict:
+    return {
+        "speech": np.zeros(9, dtype=np.float64),
+        "text": "Hi there.",
+        "text_ctc": "hi é",
+        "task": "asr en en",
+        **changes,
+    }
+
+
+def test_an_example_becomes_arrays(preprocessor):
+    found = preprocessor("u", example())
+    assert found["speech"].dtype == np.float32
+    assert found["text"].tolist() == [2, 6, 0]
+    assert found["prompt_prefix"].tolist() == []
+    assert found["prompt_suffix"].tolist() == [2, 8]  # in English:
+    assert [LABELS[k] for k in found["text_ctc"]] == ["h", "i", "<space>", "<unk>"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"speech": np.zeros(0)}, "utterance u: no samples"),
+        ({"speech": np.zeros(16001)}, "utterance u: 1.0 s, the encoder takes 1 s"),
+        ({"task": "asr en"}, "example u: expected '<task> <source> <target>'"),
+        ({"task": "tts en en"}, "no prompt for task 'tts'"),
+        ({"task": "asr de de"}, "language 'de' has no name"),
+    ],
+)
+def test_an_example_that_is_wrong(preprocessor, changes, message):
+    with pytest.raises(UserError, match=message):
+        preprocessor("u", example(**changes))
+
+
+def test_padding():
+    rows = [
+        ("a", {"speech": np.ones(2, np.float32), "text": np.array([1, 2, 3])}),
+        ("b", {"speech": np.ones(3, np.float32), "text": np.array([4])}),
+    ]
+    ids, batch = collate(rows)
+    assert ids == ["a", "b"]
+    assert batch["speech"].tolist() == [[1.0, 1.0, 0.0], [1.0, 1.0, 1.0]]
+    assert batch["text"].tolist() == [[1, 2, 3], [4, -1, -1]]
+    assert batch["text_lengths"].tolist() == [3, 1]
