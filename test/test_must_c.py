@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -337,6 +339,32 @@ def test_a_failure_leaves_earlier_data_as_it_was(corpus, tmp_path):
         prepare_must_c(corpus, tmp_path / "data", ["de"])
     assert (tmp_path / "data/train/text").read_bytes() == before
     assert sorted(p.name for p in (tmp_path / "data").iterdir()) == sorted(CORPUS)
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(corpus, tmp_path):
+    command = f"ulimit -f 0; exec {sys.executable} -m speechllm.bin.prepare_data must_c"
+    command += f" --must_c_dir {corpus} --tgt_lang de --output {tmp_path / 'data'}"
+    done = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 1
+    assert done.stderr.decode().startswith("error: File too large")
+    assert done.stderr.count(b"\n") == 1
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_an_independent_reader_finds_the_same_translations(corpus, tmp_path):
+    lhotse = pytest.importorskip("lhotse.recipes.must_c")
+    prepare_must_c(corpus, tmp_path / "data", ["de"], ["dev"])
+    texts = corpus / "en-de/data/dev/txt"
+    segments = lhotse.load_yaml(texts / "dev.yaml")
+    lines = (texts / "dev.de").read_text("utf-8").splitlines()
+    group = (segments, lines)
+    _, found = lhotse.parse_utterance(corpus / "en-de/data/dev/wav", group, "de")
+    ours = datadir.read_table(tmp_path / "data/dev/segments")
+    times = [datadir.parse_segment(value) for value in ours.values()]
+    assert times == [(s.recording_id, s.start, s.end) for s in found]
+    assert list(datadir.read_table(tmp_path / "data/dev/text.de").values()) == [
+        s.text for s in found
+    ]
 
 
 def test_command_line(corpus, tmp_path, capsys):

@@ -211,7 +211,7 @@ def _benchmark_formatting(folder: Path, count: int, ffmpeg: str) -> None:
         raise UserError(f"{ffmpeg}: no such command to compare with; give --ffmpeg")
     clips = write_clips(folder / "clips", count)
     print(f"{count} mp3 clips of {_CLIP_SECONDS} s, one process\n")
-    print("| command | format | seconds | CPU seconds | clips/s | h a hour |")
+    print("| command | format | seconds | CPU seconds | clips/s | times real time |")
     print("| --- | --- | ---: | ---: | ---: | ---: |")
     for audio_format in ("flac", "wav"):
         target = folder / f"ffmpeg_{audio_format}"
