@@ -15,8 +15,8 @@ _COLUMNS = ["set", "language", "utterances", "hours", "speakers", "mean s", "max
 _COLUMNS += ["characters", "tokens", "dropped"]
 _NOTE = (
     "Lengths are in seconds. Tokens are what white space parts, or characters in "
-    "languages written without it. `a → b` counts translations, and their share of "
-    "the utterances stands in place of the hours.\n"
+    "languages written without it. `→ de` counts translations into German. A set "
+    "with several speeds has each utterance once for each.\n"
 )
 
 
@@ -27,8 +27,7 @@ class SetStatistics:
     Attributes:
         name: of the set.
         languages: rows of :func:`speechllm.datadir.statistics`, the last for all.
-        translations: rows ``source``, ``target``, ``utterances``, ``characters``,
-            ``words``.
+        translations: rows ``target``, ``utterances``, ``characters``, ``words``.
         dropped: reason → utterances that were left out for it.
     """
 
@@ -132,21 +131,16 @@ def draw_statistics(sets: list[SetStatistics], path: Path) -> None:
 
 
 def _count_translations(directory: Path) -> list[dict]:
-    """Count translations by language spoken and language written."""
-    paths = datadir.table_paths(directory)
-    counts: dict[tuple[str, str], Counter] = {}
+    """Count translations by the language they are written in."""
+    rows = []
     for target in datadir.translation_languages(directory):
-        tables = {"utt2lang": paths["utt2lang"], "text": paths[f"text.{target}"]}
-        for _, row in datadir.join_tables(tables, "text"):
-            key = (row.get("utt2lang", "?"), target)
-            count = counts.setdefault(key, Counter())
-            count["utterances"] += 1
-            count["characters"] += len(row["text"])
-            count["words"] += len(row["text"].split())
-    return [
-        {"source": source, "target": target, **counts[source, target]}
-        for source, target in sorted(counts)
-    ]
+        row = Counter(utterances=0, characters=0, words=0)
+        for _, text in datadir.iterate_table(directory / f"text.{target}"):
+            row["utterances"] += 1
+            row["characters"] += len(text)
+            row["words"] += len(text.split())
+        rows.append({"target": target, **row})
+    return rows
 
 
 def _count_dropped(directory: Path) -> Counter[str]:
@@ -181,18 +175,9 @@ def _language_cells(entry: SetStatistics, row: dict, with_dropped: bool) -> list
 
 
 def _translation_cells(entry: SetStatistics, row: dict) -> list[str]:
-    spoken = {count["language"]: count["utterances"] for count in entry.languages}
-    share = row["utterances"] / spoken[row["source"]]
-    return [
-        entry.name,
-        f"{row['source']} → {row['target']}",
-        str(row["utterances"]),
-        f"{share:.1%}",
-        *[""] * 3,
-        str(row["characters"]),
-        _tokens(row, row["target"]),
-        "",
-    ]
+    target = row["target"]
+    cells = [entry.name, f"→ {target}", str(row["utterances"]), *[""] * 4]
+    return [*cells, str(row["characters"]), _tokens(row, target), ""]
 
 
 def _tokens(row: dict, language: str) -> str:

@@ -118,7 +118,7 @@ def test_all_stages_end_in_a_table(
     found = {(r["task"], r["language"], r["target_language"]) for r in rows}
     assert found == groups
     table = (folder / "dump" / "STATISTICS.md").read_text("utf-8")
-    assert "| train | en → de |" in table and table in done.stdout
+    assert "| train | → de |" in table and table in done.stdout
     assert (folder / "dump" / "STATISTICS.png").stat().st_size > 5000
 
 
