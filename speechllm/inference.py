@@ -27,7 +27,7 @@ from speechllm.model.llm import LanguageModel, resolve_dtype
 from speechllm.model.search import Hypothesis, SearchOptions, beam_search
 from speechllm.model.speech_llm import SpeechLLM, build_speech_llm
 from speechllm.preprocessor import CTCTokenizer
-from speechllm.prompts import Prompts, read_prompts
+from speechllm.prompts import Prompts, encode, read_prompts
 from speechllm.text import ctc_text
 
 SAMPLING_RATE = 16000
@@ -214,30 +214,40 @@ class SpeechToText:
             )
         except ValueError as error:
             raise UserError(str(error)) from error
-        scorer = spellers = None
-        if options.ctc_weight > 0:
-            scorer = CTCPrefixScorer(logits, frames)
-            spellers = [
-                self.speller(source) if source == target else None
-                for _, source, target in asks
-            ]
-        limits = [options.max_tokens(len(w) / SAMPLING_RATE) for w in waves]
-        nbests = beam_search(model.llm, prompts, limits, options, scorer, spellers)
         heard = [None] * len(waves)
         if logits is not None:
             heard = model.ctc_transcripts(logits, frames)
+        scorer = spellers = hints = None
+        if options.ctc_weight > 0:
+            scorer = CTCPrefixScorer(logits, frames)
+            spoken = [source == target for _, source, target in asks]
+            spellers = [
+                self.speller(ask[1]) if same else None
+                for ask, same in zip(asks, spoken)
+            ]
+            hints = [
+                self.hints(text) if same else () for text, same in zip(heard, spoken)
+            ]
+        limits = [options.max_tokens(len(w) / SAMPLING_RATE) for w in waves]
+        nbests = beam_search(
+            model.llm, prompts, limits, options, scorer, spellers, hints
+        )
         return [self.result(nbest, text) for nbest, text in zip(nbests, heard)]
 
     def speller(self, language: str):
-        """A function from LLM tokens to the CTC labels of their text."""
+        """A function from LLM tokens to the CTC labels of their text.
+
+        A letter or digit that CTC has no label for becomes ``<unk>``, which CTC never
+        hears: the LLM cannot write past the audio in signs that CTC does not know.
+        """
+        decode = self.model.llm.tokenizer.decode
+        return lambda tokens: self.ctc_tokenizer(ctc_text(decode(tokens), language))
+
+    def hints(self, heard: str) -> list[int]:
+        """LLM tokens of what CTC heard, as it stands and with a capital."""
         tokenizer = self.model.llm.tokenizer
-        unknown = self.model.token_list.index("<unk>")
-
-        def spell(tokens: list[int]) -> list[int]:
-            text = ctc_text(tokenizer.decode(tokens), language)
-            return [k for k in self.ctc_tokenizer(text) if k != unknown]
-
-        return spell
+        spellings = {heard, heard[:1].upper() + heard[1:]}
+        return sorted({t for text in spellings for t in encode(tokenizer, " " + text)})
 
     def result(self, nbest: Sequence[Hypothesis], heard: str | None) -> Result:
         """Spell out the hypotheses of one utterance."""

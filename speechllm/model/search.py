@@ -69,6 +69,7 @@ def beam_search(
     options: SearchOptions,
     ctc: CTCPrefixScorer | None = None,
     spell: Sequence[Callable[[list[int]], list[int]] | None] | None = None,
+    hints: Sequence[Sequence[int]] | None = None,
 ) -> list[list[Hypothesis]]:
     """Find the best answers to a batch of prompts.
 
@@ -91,6 +92,7 @@ def beam_search(
     cache, mask, log_probs = prefill(llm, prompts)  # (utterances, vocabulary)
     active = list(range(len(prompts)))  # utterance of each group of rows
     spellers = list(spell or [None] * len(prompts))
+    hints = list(hints or [()] * len(prompts))
     beams = [[Hypothesis()] for _ in active]  # one at first, then up to beam_size
     labels = [[[]] for _ in active]  # CTC labels of each
     states = ctc.start(torch.tensor(active, device=device)) if joint else None
@@ -98,7 +100,12 @@ def beam_search(
     step = 0
     while True:
         step += 1
-        proposals = propose(log_probs, width, llm.eos_id)
+        always = [
+            [*hints[utterance], llm.eos_id]
+            for utterance, hypotheses in zip(active, beams)
+            for _ in hypotheses
+        ]
+        proposals = propose(log_probs, width, always)
         plans = []  # (row, token, llm score, labels behind) of every candidate
         row = 0
         for group, utterance in enumerate(active):
@@ -199,14 +206,25 @@ def prefill(llm: LanguageModel, prompts: Sequence[Tensor]):
     return cache, mask, llm.head(hidden[:, -1]).log_softmax(1)
 
 
-def propose(log_probs: Tensor, width: int, eos: int) -> list[list[tuple[int, float]]]:
-    """The ``width`` likeliest tokens of each row and the end of text."""
+def propose(
+    log_probs: Tensor, width: int, always: Sequence[Sequence[int]]
+) -> list[list[tuple[int, float]]]:
+    """The ``width`` likeliest tokens of each row, and those that are ``always`` in it.
+
+    Args:
+        log_probs: (rows, vocabulary)
+        always: token ids of each row.
+
+    Returns:
+        (token, log probability) of each row's candidates, each token once.
+    """
     values, tokens = log_probs.topk(width, dim=1)
-    ends = log_probs[:, eos].tolist()
-    proposals = []
-    for row_tokens, row_values, end in zip(tokens.tolist(), values.tolist(), ends):
-        row = list(zip(row_tokens, row_values))
-        if eos not in row_tokens:
-            row.append((eos, end))
-        proposals.append(row)
-    return proposals
+    flat = torch.tensor([t for row in always for t in row], device=log_probs.device)
+    rows = torch.tensor(
+        [r for r, row in enumerate(always) for _ in row], device=log_probs.device
+    )
+    extra = iter(log_probs[rows, flat].tolist())
+    return [
+        list({**{t: next(extra) for t in row}, **dict(zip(best, scores))}.items())
+        for row, best, scores in zip(always, tokens.tolist(), values.tolist())
+    ]

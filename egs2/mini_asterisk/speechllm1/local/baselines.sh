@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# After ./run.sh: the systems that the README's table stands beside, on the same test
+# prompts, scored into the same exp/RESULTS.md.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. ./path.sh
+
+exp=exp/speechllm_train
+decode=${exp}/decode_decode/test
+
+# Whisper's own decoder, zero-shot, with the language told.
+python3 -m speechllm.bin.make_examples --input dump/raw/test --tasks "asr:en asr:fr" \
+    --output dump/examples/test_asr
+whisper=exp/whisper_base/decode_greedy/test
+python3 -m speechllm.bin.whisper_baseline --examples dump/examples/test_asr --output "${whisper}"
+python3 -m speechllm.bin.score --examples dump/examples/test_asr --decode_dir "${whisper}"
+
+# The cascade: our recognition, then the same LLM translating text.
+cascade=exp/cascade/decode_beam4/test
+python3 -m speechllm.bin.cascade --model "${exp}/model" --examples dump/examples/test \
+    --train_examples dump/examples/train_sp --hypotheses "${decode}" --output "${cascade}"
+python3 -m speechllm.bin.score --examples dump/examples/test --decode_dir "${cascade}"
+
+python3 -m speechllm.bin.report --exp_root exp --output exp/RESULTS
+cat exp/RESULTS.md
