@@ -7,9 +7,13 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from speechllm.errors import UserError
 from speechllm.files import atomic_open
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def decode_examples(
@@ -30,7 +34,8 @@ def decode_examples(
     "nbest"}``. A second start reads it and goes on. When the model, the options or
     the examples are others than those of the lines that are there, these lines are
     put aside as ``….previous`` and decoding starts anew. An utterance that cannot be
-    read gets an empty text and a line in ``failed.<shard>.tsv``.
+    read, or is longer than the model takes, gets an empty text and a line in
+    ``failed.<shard>.tsv``; a second start tries it again.
 
     Args:
         model_dir: folder that stage 11 wrote.
@@ -60,6 +65,12 @@ def decode_examples(
     if set(wavs) != set(tasks):
         first = min(set(wavs) ^ set(tasks))
         raise UserError(f"{examples}: {first} is not in both wav.scp and utt2task")
+    for name, task in tasks.items():
+        if len(task.split()) != 3:
+            raise UserError(
+                f"{examples}/utt2task, {name}: expected '<task> <source> <target>', "
+                f"found {task!r}"
+            )
     samples = {
         k: int(v) for k, v in read_table(examples / "utt2num_samples").items()
     }
@@ -68,8 +79,9 @@ def decode_examples(
     key = settings_key(model_dir, generation, dtype, wavs, tasks)
     path = output_dir / f"hypotheses.{shard}.jsonl"
     done = read_hypotheses(path, key)
-    todo = [i for i in mine if i not in done]
+    todo = [i for i in mine if i not in done or done[i].get("failed")]
     if todo:
+        (output_dir / "text").unlink(missing_ok=True)  # of other settings
         decode_todo(
             model_dir, path, key, not done, todo, wavs, tasks, samples,
             generation, batch_size, device, dtype,
@@ -85,7 +97,6 @@ def decode_todo(
     """Decode the utterances ``todo`` and append their lines to ``path``."""
     from tqdm import tqdm
 
-    from speechllm.audio import load_audio
     from speechllm.inference import SpeechToText, batches_by_length
 
     model = SpeechToText.from_pretrained(model_dir, device, dtype)
@@ -93,6 +104,8 @@ def decode_todo(
     failed = path.with_name(path.name.replace("hypotheses", "failed")).with_suffix(
         ".tsv"
     )
+    failed.unlink(missing_ok=True)
+    longest = getattr(model.model.encoder, "max_samples", None)
     bar = tqdm(total=len(todo), unit="utt", desc=str(path), mininterval=5)
     with open(path, "w" if fresh else "a", encoding="utf-8") as stream:
         if fresh:
@@ -102,7 +115,7 @@ def decode_todo(
             names, waves = [], []
             for name in (todo[i] for i in batch):
                 try:
-                    waves.append(load_audio(wavs[name]))
+                    waves.append(load_utterance(wavs[name], longest))
                     names.append(name)
                 except UserError as error:
                     with open(failed, "a", encoding="utf-8") as report:
@@ -128,6 +141,21 @@ def decode_todo(
             bar.update(len(batch))
             print(progress(bar), flush=True)
     bar.close()
+    if failed.exists():
+        count = len(failed.read_text("utf-8").splitlines())
+        print(f"{count} of {len(todo)} utterances failed: {failed}")
+
+
+def load_utterance(path: str, longest: int | None) -> np.ndarray:
+    """Read 16 kHz samples, of which there may be at most ``longest``."""
+    from speechllm.audio import load_audio
+
+    wave = load_audio(path)
+    if longest is not None and len(wave) > longest:
+        raise UserError(
+            f"{path}: {len(wave) / 16000:.1f} s, the model takes {longest / 16000:.0f} s"
+        )
+    return wave
 
 
 def progress(bar) -> str:
@@ -187,7 +215,7 @@ def collect_text(
 ) -> None:
     """Write ``text`` (Kaldi table) when all shards are complete."""
     found: dict[str, str] = {}
-    for shard in range(1, num_shards + 1):
+    for shard in range(1, min(num_shards, len(ids)) + 1):  # the rest has nothing
         path = output_dir / f"hypotheses.{shard}.jsonl"
         if not path.exists():
             return

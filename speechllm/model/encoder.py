@@ -174,15 +174,10 @@ class WhisperEncoder(SpeechEncoder):
             else WhisperModel.from_pretrained(path, dtype=torch.float32)
         )
         extractor = WhisperFeatureExtractor(feature_size=config.num_mel_bins)
-        self.register_buffer(
-            "mel_filters",
-            torch.as_tensor(extractor.mel_filters, dtype=torch.float32),
-            persistent=False,
-        )
         self.hop, self.window_size = extractor.hop_length, extractor.n_fft
-        self.register_buffer(
-            "window", torch.hann_window(self.window_size), persistent=False
-        )
+        # no buffers: they stay in float32 when the model is cast to less
+        self.mel_filters = torch.as_tensor(extractor.mel_filters, dtype=torch.float32)
+        self.window = torch.hann_window(self.window_size)
         return whisper.encoder, config
 
     def untrained_modules(self) -> list[nn.Module]:
@@ -200,6 +195,8 @@ class WhisperEncoder(SpeechEncoder):
         """
         if len(waveform) <= self.window_size // 2:  # reflection needs that many
             waveform = F.pad(waveform, (0, self.window_size // 2 + 1 - len(waveform)))
+        self.mel_filters = self.mel_filters.to(waveform.device)
+        self.window = self.window.to(waveform.device)
         spectrum = torch.stft(
             waveform.float(),
             self.window_size,

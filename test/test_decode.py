@@ -1,0 +1,288 @@
+"""Decoding an example dir: going on after a kill, shards, and what cannot be read."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from speechllm.audio import load_audio
+from speechllm.bin.decode import main
+from speechllm.datadir import read_table, write_table
+from speechllm.decode import decode_examples
+from speechllm.errors import UserError
+from speechllm.inference import SpeechToText
+
+OPTIONS = {"tokens_per_second": 0.0, "extra_tokens": 6.0}  # six tokens at most
+COUNT = 7
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory, speech_file) -> Path:
+    """An example dir of seven pieces of real speech, two of them to translate."""
+    folder = tmp_path_factory.mktemp("decode") / "examples"
+    folder.mkdir()
+    speech = load_audio(speech_file)
+    wavs, tasks, samples = {}, {}, {}
+    for index in range(COUNT):
+        piece = speech[3000 * index : 3000 * index + 8000 + 2500 * index]
+        name = f"en-{index}"
+        soundfile.write(folder / f"{name}.wav", piece, 16000)
+        wavs[name] = str(folder / f"{name}.wav")
+        tasks[name] = "st en fr" if index % 3 == 2 else "asr en en"
+        samples[name] = str(len(piece))
+    write_table(folder / "wav.scp", wavs)
+    write_table(folder / "utt2task", tasks)
+    write_table(folder / "utt2num_samples", samples)
+    return folder
+
+
+@pytest.fixture
+def examples(original, tmp_path) -> Path:
+    """A copy of the tables that a test may spoil."""
+    folder = tmp_path / "examples"
+    folder.mkdir()
+    for name in ("wav.scp", "utt2task", "utt2num_samples"):
+        shutil.copy(original / name, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(original, tiny_model) -> str:
+    """The file ``text`` that every way of decoding must give."""
+    model = SpeechToText.from_pretrained(tiny_model)
+    lines = []
+    tasks = read_table(original / "utt2task")
+    for name, path in read_table(original / "wav.scp").items():
+        task, source, target = tasks[name].split()
+        (result,) = model.transcribe([path], task, source, target, **OPTIONS)
+        lines.append(f"{name} {' '.join(result.text.split())}".rstrip() + "\n")
+    return "".join(lines)
+
+
+@pytest.fixture
+def decode(tiny_model, examples, tmp_path):
+    """Decodes into one folder with keywords of ``decode_examples``."""
+
+    def run(generation=OPTIONS, model=tiny_model, output=tmp_path / "out", **options):
+        return decode_examples(model, examples, output, generation, **options)
+
+    return run
+
+
+def lines_of(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 16])
+def test_text_is_that_of_each_utterance_alone(decode, expected, tmp_path, batch_size):
+    assert decode(batch_size=batch_size) == COUNT
+    assert (tmp_path / "out" / "text").read_text("utf-8") == expected
+    head, *lines = lines_of(tmp_path / "out" / "hypotheses.1.jsonl")
+    assert set(head) == {"settings"}
+    assert len(lines) == COUNT
+    for line in lines:
+        assert set(line) == {"id", "text", "score", "tokens", "ctc_text", "nbest"}
+        ((best, score),) = line["nbest"]
+        assert " ".join(best.split()) == line["text"]
+        assert score == pytest.approx(line["score"], abs=1e-3)
+    assert not (tmp_path / "out" / "failed.1.tsv").exists()
+
+
+def test_a_second_start_finds_nothing_to_do(decode, monkeypatch, tmp_path):
+    decode()
+    before = (tmp_path / "out" / "hypotheses.1.jsonl").read_bytes()
+    monkeypatch.setattr(SpeechToText, "from_pretrained", None)
+    (tmp_path / "out" / "text").unlink()
+    assert decode(batch_size=2) == 0
+    assert (tmp_path / "out" / "hypotheses.1.jsonl").read_bytes() == before
+    assert (tmp_path / "out" / "text").exists()
+
+
+def test_killed_between_batches(decode, expected, monkeypatch, tmp_path):
+    whole, calls = SpeechToText.decode, []
+
+    def killed(*arguments):
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        calls.append(arguments)
+        return whole(*arguments)
+
+    monkeypatch.setattr(SpeechToText, "decode", killed)
+    with pytest.raises(KeyboardInterrupt):
+        decode(batch_size=2)
+    assert not (tmp_path / "out" / "text").exists()
+    monkeypatch.undo()
+    assert decode(batch_size=3) == COUNT - 4
+    assert (tmp_path / "out" / "text").read_text("utf-8") == expected
+
+
+@pytest.mark.parametrize("cut", [1, 30, -1])
+def test_killed_while_a_line_was_written(decode, expected, tmp_path, cut):
+    """The last line lacks its end, most of it, or only the line break."""
+    decode()
+    path = tmp_path / "out" / "hypotheses.1.jsonl"
+    *lines, last = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines) + last[:cut])
+    assert decode() == 1
+    assert (tmp_path / "out" / "text").read_text("utf-8") == expected
+    assert len(lines_of(path)) == COUNT + 1
+
+
+def test_killed_before_the_first_line(decode, expected, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "hypotheses.1.jsonl").write_text('{"sett')
+    assert decode() == COUNT
+    assert (tmp_path / "out" / "text").read_text("utf-8") == expected
+
+
+def test_other_settings_begin_anew(decode, expected, monkeypatch, tmp_path):
+    decode({**OPTIONS, "extra_tokens": 2.0})
+    out = tmp_path / "out"
+    assert (out / "text").read_text("utf-8") != expected
+    old = (out / "hypotheses.1.jsonl").read_bytes()
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(SpeechToText, "decode", killed)
+    with pytest.raises(KeyboardInterrupt):
+        decode()
+    assert not (out / "text").exists()  # nobody scores the old one as the new
+    assert (out / "hypotheses.1.jsonl.previous").read_bytes() == old
+    monkeypatch.undo()
+    assert decode() == COUNT
+    assert (out / "text").read_text("utf-8") == expected
+
+
+def test_another_model_or_precision_begins_anew(decode, tiny_model, tmp_path):
+    decode()
+    other = tmp_path / "other"
+    shutil.copytree(tiny_model, other)
+    prompts = (other / "prompts.yaml").read_text().replace(" in {source}", " {source}")
+    (other / "prompts.yaml").write_text(prompts)
+    assert decode(model=other) == COUNT
+    assert decode(model=other) == 0
+    assert decode(model=other, dtype="bfloat16") == COUNT
+
+
+def test_what_cannot_be_read_is_listed(decode, examples, expected, tmp_path, capsys):
+    wavs = read_table(examples / "wav.scp")
+    good = dict(wavs)
+    wavs["en-1"] = str(tmp_path / "gone.wav")
+    (tmp_path / "empty.wav").write_bytes(b"")
+    wavs["en-4"] = str(tmp_path / "empty.wav")
+    soundfile.write(tmp_path / "long.wav", np.zeros(31 * 16000), 16000)
+    wavs["en-5"] = str(tmp_path / "long.wav")
+    write_table(examples / "wav.scp", wavs)
+    decode(batch_size=2)
+    text = (tmp_path / "out" / "text").read_text("utf-8").splitlines()
+    for index, (found, line) in enumerate(zip(text, expected.splitlines())):
+        assert found == (f"en-{index}" if index in (1, 4, 5) else line)
+    failed = tmp_path / "out" / "failed.1.tsv"
+    reasons = dict(line.split("\t") for line in failed.read_text().splitlines())
+    assert set(reasons) == {"en-1", "en-4", "en-5"}
+    assert "gone.wav" in reasons["en-1"]
+    assert "31.0 s, the model takes 30 s" in reasons["en-5"]
+    assert "3 of 7 utterances failed" in capsys.readouterr().out
+
+    # what is there now is decoded by the next start, and only that
+    for name in ("en-1", "en-4", "en-5"):
+        shutil.copy(good[name], wavs[name])
+    assert decode() == 3
+    assert (tmp_path / "out" / "text").read_text("utf-8") == expected
+    assert not failed.exists()
+
+
+def test_shards_join(decode, expected, tmp_path):
+    for shard in (3, 1, 2):
+        assert not (tmp_path / "out" / "text").exists()
+        decode(num_shards=3, shard=shard)
+    assert (tmp_path / "out" / "text").read_text("utf-8") == expected
+    sizes = [
+        len(lines_of(tmp_path / "out" / f"hypotheses.{k}.jsonl")) - 1 for k in (1, 2, 3)
+    ]
+    assert sizes == [3, 2, 2]
+
+
+def test_more_shards_than_utterances(decode, expected, tmp_path):
+    for shard in range(1, COUNT + 4):
+        assert decode(num_shards=COUNT + 3, shard=shard) == (shard <= COUNT)
+    assert (tmp_path / "out" / "text").read_text("utf-8") == expected
+
+
+def test_a_shard_of_other_settings_does_not_join(decode, tmp_path):
+    decode({**OPTIONS, "extra_tokens": 2.0}, num_shards=2, shard=1)
+    decode(num_shards=2, shard=2)
+    assert not (tmp_path / "out" / "text").exists()
+
+
+def test_a_joint_beam_and_nbest(decode, tmp_path):
+    decode({**OPTIONS, "beam_size": 3, "nbest": 2, "ctc_weight": 0.4})
+    for line in lines_of(tmp_path / "out" / "hypotheses.1.jsonl")[1:]:
+        assert len(line["nbest"]) == 2
+        assert line["nbest"][0][1] >= line["nbest"][1][1]
+        assert isinstance(line["ctc_text"], str)
+
+
+def test_wrong_arguments(decode, examples, tmp_path):
+    for options, message in (
+        ({"shard": 3, "num_shards": 2}, "shard 3: from 1 to 2"),
+        ({"shard": 0}, "shard 0: from 1 to 1"),
+        ({"generation": {"beams": 2}}, "unknown option 'beams'"),
+        ({"generation": {"beam_size": 0}}, "at least 1"),
+        ({"generation": {"ctc_weight": 2}}, "ctc_weight 2: from 0 to 1"),
+        ({"batch_size": 0}, "batch_size 0: at least 1"),
+        ({"model": tmp_path}, "no model"),
+        ({"dtype": "int4"}, "int4"),
+    ):
+        with pytest.raises(UserError, match=message):
+            decode(**options)
+
+
+def test_tables_that_do_not_fit(decode, examples):
+    tasks = read_table(examples / "utt2task")
+    write_table(examples / "utt2task", {k: v for k, v in tasks.items() if k != "en-3"})
+    with pytest.raises(UserError, match="en-3 is not in both wav.scp and utt2task"):
+        decode()
+    write_table(examples / "utt2task", {**tasks, "en-3": "asr en"})
+    with pytest.raises(UserError, match="en-3.*<task> <source> <target>"):
+        decode()
+    write_table(examples / "utt2task", {**tasks, "en-3": "asr de de"})
+    with pytest.raises(UserError, match="'de' has no name"):
+        decode()
+
+
+def test_the_command(tiny_model, examples, expected, tmp_path, capsys):
+    config = tmp_path / "decode.yaml"
+    config.write_text("batch_size: 2\nextra_tokens: 6\ntokens_per_second: 0\n")
+    arguments = ["--model", str(tiny_model), "--examples", str(examples)]
+    arguments += ["--output_dir", str(tmp_path / "out"), "--config", str(config)]
+    main([*arguments, "--num_shards", "2", "--shard", "1"])
+    main([*arguments, "--num_shards", "2", "--shard", "2", "--batch_size", "5"])
+    assert (tmp_path / "out" / "text").read_text("utf-8") == expected
+    out = capsys.readouterr().out
+    assert "3 utterances decoded now (shard 2)" in out
+    assert "progress: 4/4 utterances" in out
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("beam: 3", "unknown option 'beam'"),
+        ("[1, 2]", "expected options"),
+        ("a: [", "cannot be read as YAML"),
+    ],
+)
+def test_configs_that_are_wrong(tiny_model, examples, tmp_path, text, message):
+    (tmp_path / "decode.yaml").write_text(text)
+    arguments = ["--model", str(tiny_model), "--examples", str(examples)]
+    arguments += ["--output_dir", str(tmp_path), "--config"]
+    with pytest.raises(UserError, match=message):
+        main([*arguments, str(tmp_path / "decode.yaml")])
+    with pytest.raises(UserError, match="cannot be read"):
+        main([*arguments, str(tmp_path / "none.yaml")])
