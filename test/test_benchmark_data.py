@@ -43,5 +43,5 @@ def test_a_command_that_fails_is_an_error(tmp_path):
 
 def test_measured_memory_and_time(tmp_path):
     cost = measure([sys.executable, "-c", "b'x' * 2**27"], tmp_path / "log")
-    assert 128 <= cost.mebibytes < 300
+    assert cost.mebibytes >= 128
     assert 0 < cost.cpu_seconds

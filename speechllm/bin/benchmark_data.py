@@ -62,6 +62,8 @@ def _parser() -> argparse.ArgumentParser:
 def measure(command: list[str], log: Path) -> Cost:
     """Run a command, its output into ``log``, and say what it took.
 
+    The memory is never less than this process's own, which a new process starts as.
+
     Raises:
         UserError: the command failed; names the last line that it printed.
     """
