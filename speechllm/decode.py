@@ -152,9 +152,8 @@ def load_utterance(path: str, longest: int | None) -> np.ndarray:
 
     wave = load_audio(path)
     if longest is not None and len(wave) > longest:
-        raise UserError(
-            f"{path}: {len(wave) / 16000:.1f} s, the model takes {longest / 16000:.0f} s"
-        )
+        seconds, most = len(wave) / 16000, longest / 16000
+        raise UserError(f"{path}: {seconds:.1f} s, the model takes {most:.0f} s")
     return wave
 
 
@@ -179,7 +178,7 @@ def settings_key(
         file = Path(model_dir) / name
         if file.exists():
             digest.update(hashlib.sha256(file.read_bytes()).digest())
-    rest = [sorted(generation.items()), dtype, sorted(wavs.items()), sorted(tasks.items())]
+    rest = [sorted(table.items()) for table in (generation, wavs, tasks)] + [dtype]
     digest.update(json.dumps(rest).encode())
     return digest.hexdigest()
 

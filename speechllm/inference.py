@@ -99,7 +99,7 @@ class SpeechToText:
             loaded = load_nue_asr(folder, dtype)
             loaded.model.to(device=device)
             return loaded
-        config = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
+        config = read_config(folder / "config.yaml")
         check_origin(folder, config)
         if config.get("llm"):
             config["llm_conf"] = {**config["llm_conf"], "dtype": dtype}
@@ -351,6 +351,20 @@ def is_model(folder: Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(content, dict) and content.get("model_type") == "nue_asr"
+
+
+def read_config(path: Path) -> dict:
+    """Read the configuration of a model that stage 11 wrote."""
+    try:
+        config = yaml.safe_load(path.read_text("utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as YAML: {error}") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: expected options as 'name: value'")
+    for part in ["encoder", "llm"] if config.get("llm") else ["encoder"]:
+        if not (config.get(f"{part}_conf") or {}).get("model"):
+            raise UserError(f"{path}: {part}_conf names no model")
+    return config
 
 
 def check_origin(folder: Path, config: dict) -> None:

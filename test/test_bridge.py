@@ -99,7 +99,7 @@ def test_convolution_by_hand():
     weight, bias = bridge.convolutions[0].weight, bridge.convolutions[0].bias
     steps = [
         torch.nn.functional.gelu(
-            weight[:, :, 0] @ features[0, t] + weight[:, :, 1] @ features[0, t + 1] + bias
+            bias + sum(weight[:, :, k] @ features[0, t + k] for k in (0, 1))
         )
         for t in (0, 2, 4)
     ]

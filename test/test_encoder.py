@@ -258,7 +258,7 @@ def test_too_long_for_whisper(tiny_whisper):
     encoder = WhisperEncoder(str(tiny_whisper)).eval()
     assert encoder.max_samples == 480000
     speech, lengths = torch.zeros(1, 481000), torch.tensor([481000])
-    with pytest.raises(ValueError, match=r"30\.1 s: Whisper's encoder takes at most 30"):
+    with pytest.raises(ValueError, match=r"30\.1 s: Whisper.* takes at most 30"):
         encoder(speech, lengths)
 
 

@@ -71,12 +71,9 @@ def test_a_wide_beam_finds_the_best_of_all_answers(five_tokens, seed, penalty):
     options = SearchOptions(beam_size=64, nbest=5, penalty=penalty)
     (found,) = beam_search(five_tokens, [prompt], [3], options)
     ranked = sorted(
-        (
-            (log_prob(five_tokens, prompt, answer) + penalty * (len(answer) + 1), answer)
-            for answer in all_answers(3)
-        ),
-        reverse=True,
-    )
+        (log_prob(five_tokens, prompt, answer) + penalty * (len(answer) + 1), answer)
+        for answer in all_answers(3)
+    )[::-1]
     assert [h.tokens for h in found] == [answer for _, answer in ranked[:5]]
     for hypothesis, (score, answer) in zip(found, ranked):
         assert hypothesis.score == pytest.approx(score, abs=1e-4)
@@ -251,7 +248,8 @@ def test_most_tokens_grow_with_the_speech():
 
 def test_nbest_are_distinct_and_in_order(five_tokens):
     options = SearchOptions(beam_size=8, nbest=8)
-    (found,) = beam_search(five_tokens, [random_prompt(five_tokens, 2, 3)], [3], options)
+    prompt = random_prompt(five_tokens, 2, 3)
+    (found,) = beam_search(five_tokens, [prompt], [3], options)
     assert len(found) == 8
     assert len({tuple(h.tokens) for h in found}) == 8
     scores = [h.score for h in found]

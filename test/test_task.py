@@ -206,10 +206,8 @@ def test_statistics(train, examples, tmp_path):
         *("--train_shape_file", str(ids), "--valid_shape_file", str(ids)),
         batch_type="unsorted",
     )
-    shapes = dict(
-        line.split() for line in (output / "train/speech_shape").read_text().splitlines()
-    )
-    assert shapes["u3"] == "11000"
+    lines = (output / "train" / "speech_shape").read_text().splitlines()
+    assert "u3 11000" in lines
     assert (output / "train" / "text_shape").exists()
 
 
@@ -327,7 +325,7 @@ def test_an_unknown_key_in_the_config(train, tmp_path, capsys):
         ({"model_conf": {"ctc_weight": 2.0}}, "ctc_weight 2.0: from 0 to 1"),
         ({"optim_conf": {"rate": 1}}, "optim_conf: unknown option 'rate'"),
         ({"scheduler_conf": {"steps": 1}}, "scheduler_conf: unknown option 'steps'"),
-        ({"lr_scales": {"decoder": 0.1}}, "nothing that is trained begins with decoder"),
+        ({"lr_scales": {"decoder": 0.1}}, "nothing that is trained begins with dec"),
     ],
 )
 def test_wrong_settings(train, tmp_path, changes, message):

@@ -1,0 +1,279 @@
+"""The public API: what it gives, in which order, and what it says when asked wrongly."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from tiny_models import LABELS, write_tiny_whisper
+
+from speechllm import SpeechToText
+from speechllm.audio import load_audio
+from speechllm.errors import UserError
+from speechllm.export import export_model
+from speechllm.inference import batches_by_length, merge_adapters
+from speechllm.model.speech_llm import build_speech_llm
+
+SHORT = {"tokens_per_second": 0.0, "extra_tokens": 6.0}  # six tokens at most
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model) -> SpeechToText:
+    return SpeechToText.from_pretrained(tiny_model)
+
+
+@pytest.fixture(scope="module")
+def waves(speech_file) -> list[np.ndarray]:
+    speech = load_audio(speech_file)
+    sizes = (8000, 20000, 3000, 30000, 8000)
+    return [speech[500 * i : 500 * i + n] for i, n in enumerate(sizes)]
+
+
+@pytest.fixture
+def copied(tiny_model, tmp_path) -> Path:
+    """A copy of the model that a test may spoil."""
+    shutil.copytree(tiny_model, tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize("options", [{}, {"beam_size": 3, "ctc_weight": 0.4}])
+def test_results_come_in_order_and_whatever_the_batch(model, waves, options):
+    options = {**SHORT, **options}
+    alone = [model.transcribe([wave], **options)[0] for wave in waves]
+    assert len({result.text for result in alone}) > 1
+    for batch_size in (1, 2, 8):
+        found = model.transcribe(waves, batch_size=batch_size, **options)
+        assert [r.text for r in found] == [r.text for r in alone]
+        assert [r.tokens for r in found] == [r.tokens for r in alone]
+        for one, other in zip(found, alone):
+            assert one.score == pytest.approx(other.score, abs=1e-3)
+    backwards = model.transcribe(waves[::-1], batch_size=3, **options)
+    assert [r.text for r in backwards] == [r.text for r in alone[::-1]]
+
+
+def test_a_file_is_as_good_as_its_samples(model, speech_file):
+    paths = model.transcribe([speech_file, str(speech_file)], **SHORT)
+    arrays = model.transcribe([load_audio(speech_file)], **SHORT)
+    assert paths[0].text == paths[1].text == arrays[0].text
+
+
+def test_what_a_result_holds(model, waves):
+    (result,) = model.transcribe(waves[:1], beam_size=4, nbest=3, **SHORT)
+    assert result.text == result.nbest[0][0]
+    assert result.score == result.nbest[0][1]
+    assert [s for _, s in result.nbest] == sorted((s for _, s in result.nbest))[::-1]
+    assert isinstance(result.ctc_text, str)
+    tokenizer = model.model.llm.tokenizer
+    spelt = tokenizer.convert_tokens_to_string(result.tokens).strip()
+    assert spelt == result.text
+
+
+def test_a_translation_reads_another_prompt(model, waves):
+    (transcript,) = model.transcribe(waves[1:2], language="en", **SHORT)
+    (translation,) = model.transcribe(
+        waves[1:2], task="st", language="en", target_language="fr", **SHORT
+    )
+    assert transcript.text != translation.text
+
+
+@pytest.mark.parametrize(
+    ("audio", "options", "message"),
+    [
+        ([], {}, "not empty"),
+        ("a.wav", {}, "takes a list"),
+        (["none.wav"], {}, "none.wav"),
+        ([np.zeros((2, 800))], {}, r"shape \(2, 800\)"),
+        ([np.zeros(0)], {}, r"shape \(0,\)"),
+        ([np.full(800, np.nan)], {}, "finite"),
+        ([np.zeros(800)], {"task": "tts"}, "no prompt for task 'tts'"),
+        ([np.zeros(800)], {"language": "de"}, "'de' has no name"),
+        ([np.zeros(800)], {"task": "st"}, "needs a target_language"),
+        (
+            [np.zeros(800)],
+            {"task": "st", "target_language": "de"},
+            "'de' has no name",
+        ),
+        ([np.zeros(800)], {"beams": 3}, "unknown option 'beams'; known are beam_size"),
+        ([np.zeros(800)], {"beam_size": 0}, "at least 1"),
+        ([np.zeros(800)], {"batch_size": 0}, "batch_size 0"),
+        ([np.zeros(800)], {"ctc_weight": -1}, "ctc_weight -1: from 0 to 1"),
+        ([np.zeros(480500)], {}, "takes at most 30 s"),
+    ],
+)
+def test_wrong_requests(model, audio, options, message):
+    with pytest.raises(UserError, match=message):
+        model.transcribe(audio, **options)
+
+
+# Loading
+
+
+def test_a_trainings_folder_holds_the_model(tiny_model, waves, model):
+    found = SpeechToText.from_pretrained(tiny_model.parent)
+    wanted = model.transcribe(waves[:1], **SHORT)
+    assert found.transcribe(waves[:1], **SHORT)[0].text == wanted[0].text
+
+
+@pytest.mark.parametrize("bridge", ["convolution", "ctc_compression", "transcript"])
+def test_less_precision(copied, waves, bridge):
+    config = yaml.safe_load((copied / "config.yaml").read_text())
+    config["bridge"] = bridge
+    (copied / "config.yaml").write_text(yaml.safe_dump(config))
+    state = build_speech_llm({**config, "token_list": LABELS}).state_dict()
+    save_file(state, copied / "model.safetensors")
+    model = SpeechToText.from_pretrained(copied, dtype="bfloat16")
+    assert {p.dtype for p in model.model.parameters()} == {torch.bfloat16}
+    results = model.transcribe(waves, ctc_weight=0.3, beam_size=2, **SHORT)
+    assert len(results) == len(waves)
+
+
+@torch.inference_mode()
+def test_merged_adapters_are_the_same_function(tiny_model):
+    config = yaml.safe_load((tiny_model / "config.yaml").read_text())
+    llm = build_speech_llm({**config, "token_list": LABELS}).llm.eval()
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in llm.named_parameters():
+        if "lora_B" in name:
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) / 9)
+    tokens = torch.tensor([[1, 5, 9, 300]])
+    before = llm.head(llm.body(llm.embed(tokens), torch.ones_like(tokens)))
+    merge_adapters(llm)
+    assert not any("lora" in name for name, _ in llm.named_modules())
+    after = llm.head(llm.body(llm.embed(tokens), torch.ones_like(tokens)))
+    torch.testing.assert_close(after, before, atol=1e-3, rtol=1e-3)
+
+
+def spoil_config(**changes):
+    def spoil(folder: Path) -> None:
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        for key, value in changes.items():
+            config.pop(key) if value is None else config.update({key: value})
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+
+    return spoil
+
+
+def spoil_weights(folder: Path) -> None:
+    state = load_file(folder / "model.safetensors")
+    state["ctc.ctc_lo.bias"] = torch.zeros(99)
+    save_file(state, folder / "model.safetensors")
+
+
+def drop_weights(folder: Path) -> None:
+    state = load_file(folder / "model.safetensors")
+    del state["ctc.ctc_lo.bias"]
+    save_file(state, folder / "model.safetensors")
+
+
+def cut_weights(folder: Path) -> None:
+    data = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(data[:-100])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda f: (f / "model.safetensors").unlink(), "no model"),
+        (lambda f: (f / "config.yaml").write_text("a: ["), "config.yaml"),
+        (lambda f: (f / "config.yaml").write_text("- a"), "config.yaml"),
+        (lambda f: (f / "prompts.yaml").unlink(), "no such prompts file"),
+        (lambda f: (f / "tokens.txt").unlink(), "without a CTC vocabulary"),
+        (spoil_config(encoder=None), "encoder"),
+        (spoil_config(encoder_conf=None), "encoder_conf"),
+        (spoil_config(llm_conf={}), "llm_conf"),
+        (spoil_config(bridge="none"), "bridge 'none': one of"),
+        (spoil_config(llm=None), "without an LLM"),
+        (spoil_weights, "another shape.*ctc.ctc_lo.bias"),
+        (drop_weights, "missing in the checkpoint: ctc.ctc_lo.bias"),
+        (cut_weights, "not a checkpoint of tensors"),
+    ],
+)
+def test_folders_that_are_spoilt(copied, spoil, message):
+    spoil(copied)
+    with pytest.raises(UserError, match=message):
+        SpeechToText.from_pretrained(copied)
+
+
+def test_a_warm_up_alone_is_no_model(copied):
+    spoil_config(llm=None, bridge=None, model_conf={"ctc_weight": 1.0})(copied)
+    state = load_file(copied / "model.safetensors")
+    save_file(
+        {k: v for k, v in state.items() if k.startswith("ctc.")},
+        copied / "model.safetensors",
+    )
+    with pytest.raises(UserError, match="only a CTC warm-up"):
+        SpeechToText.from_pretrained(copied)
+
+
+def test_nothing_there_and_wrong_ways_to_load(tiny_model, tmp_path):
+    with pytest.raises(UserError, match="no model"):
+        SpeechToText.from_pretrained(tmp_path)
+    with pytest.raises(UserError, match="device 'abacus'"):
+        SpeechToText.from_pretrained(tiny_model, device="abacus")
+    with pytest.raises(UserError, match="dtype 'int4'"):
+        SpeechToText.from_pretrained(tiny_model, dtype="int4")
+
+
+# What stage 11 writes
+
+
+@pytest.fixture
+def training(tiny_model, tmp_path) -> Path:
+    """A training's folder as ESPnet leaves it, of the small model."""
+    folder = tmp_path / "exp"
+    folder.mkdir()
+    config = yaml.safe_load((tiny_model / "config.yaml").read_text())
+    config.update(ctc_token_list=LABELS, prompts=str(tiny_model / "prompts.yaml"))
+    config.update(optim="adamw", max_epoch=3)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    torch.save(load_file(tiny_model / "model.safetensors"), folder / "best.pth")
+    return folder
+
+
+def test_an_exported_model_is_the_trained_one(training, model, waves):
+    size = export_model(training, "best.pth", training / "model")
+    folder = training / "model"
+    assert size == (folder / "model.safetensors").stat().st_size < 200_000
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"config.yaml", "model.safetensors", "prompts.yaml", "tokens.txt"}
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert "optim" not in config
+    assert all(len(digest) == 64 for digest in config["stands_on"].values())
+    assert len(config["stands_on"]) == 2
+    found = SpeechToText.from_pretrained(training).transcribe(waves, **SHORT)
+    wanted = model.transcribe(waves, **SHORT)
+    assert [r.text for r in found] == [r.text for r in wanted]
+
+
+def test_other_pretrained_weights_are_refused(training, tmp_path):
+    encoder = write_tiny_whisper(tmp_path / "encoder")
+    config = yaml.safe_load((training / "config.yaml").read_text())
+    config["encoder_conf"]["model"] = str(encoder)
+    (training / "config.yaml").write_text(yaml.safe_dump(config))
+    export_model(training, "best.pth", training / "model")
+    SpeechToText.from_pretrained(training)
+    weights = load_file(encoder / "model.safetensors")
+    first = next(iter(weights))
+    weights[first] = weights[first] + 1
+    save_file(weights, encoder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=f"trained on {encoder} with sha256"):
+        SpeechToText.from_pretrained(training)
+
+
+def test_exports_that_cannot_be(training, tmp_path):
+    with pytest.raises(UserError, match="run stage 9"):
+        export_model(tmp_path / "none", "best.pth", tmp_path / "model")
+    with pytest.raises(UserError, match="none.pth: no such checkpoint"):
+        export_model(training, "none.pth", tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_batches_by_length():
+    batches = list(batches_by_length([3, 9, 3, 1, 7], 2))
+    assert batches == [[1, 4], [0, 2], [3]]
+    assert list(batches_by_length([], 4)) == []
