@@ -209,17 +209,21 @@ class LossBatch:
         prompt_positions: embeddings before each answer.
         answer_tokens: tokens of each answer, end of text included.
         steps: timed steps, after one that warms up.
+        backward: 1 for training steps, 0 for the loss alone, as in validation.
+        gradient_checkpointing: 1 recomputes activations in the backward pass.
     """
 
     batch_size: int = 16
     prompt_positions: int = 128
     answer_tokens: int = 32
     steps: int = 3
+    backward: int = 1
+    gradient_checkpointing: int = 0
 
 
 @dataclass
 class LossCost:
-    """A training step: seconds (median), bytes above the loaded model, the loss."""
+    """A step: seconds (median), bytes above the loaded model, the loss."""
 
     seconds: float
     peak_bytes: int
@@ -255,17 +259,23 @@ def benchmark_loss(
 def measure_loss(
     method: str, model: str, batch: LossBatch, device: str, dtype: str
 ) -> LossCost:
-    """Forward and backward steps of one method, in this process.
+    """Steps of one method, in this process.
 
     The LLM has LoRA on all linear layers, and the prompts ask for gradients as those
-    that come from a bridge do.
+    that come from a bridge do. Products are in the precision of the weights.
     """
     import torch
 
     from speechllm.model.llm import LanguageModel
 
     torch.manual_seed(1)
-    llm = LanguageModel(model, tuning="lora", dtype=dtype).to(device).train()
+    llm = LanguageModel(
+        model,
+        tuning="lora",
+        dtype=dtype,
+        gradient_checkpointing=bool(batch.gradient_checkpointing),
+    )
+    llm = llm.to(device).train()
     prompts = torch.randn(
         batch.batch_size, batch.prompt_positions, llm.hidden_size, device=device
     )
@@ -280,8 +290,13 @@ def measure_loss(
     seconds = []
     for _ in range(batch.steps + 1):
         begin = time.perf_counter()
-        loss = step(llm, prompts, answers)
-        loss.backward()
+        with (
+            torch.set_grad_enabled(bool(batch.backward)),
+            torch.autocast(device, llm.dtype, enabled=llm.dtype != torch.float32),
+        ):
+            loss = step(llm, prompts, answers)
+        if batch.backward:
+            loss.backward()
         value = loss.item()  # waits for a GPU
         seconds.append(time.perf_counter() - begin)
         llm.zero_grad()

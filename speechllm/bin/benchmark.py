@@ -41,6 +41,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         ("prompt_positions", "embeddings before an answer"),
         ("answer_tokens", "tokens of an answer"),
         ("steps", "timed steps"),
+        ("backward", "1: training steps, 0: the loss alone"),
+        ("gradient_checkpointing", "1: recompute activations"),
     ):
         default = getattr(defaults, name)
         command.add_argument(
@@ -54,7 +56,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         command.add_argument("--device", default="cpu")
         command.add_argument("--dtype", default="float32")
     args = parser.parse_args(argv)
+    flags = ("backward", "gradient_checkpointing")
     for name, value in vars(args).items():
+        if name in flags:
+            continue
         for number in value if isinstance(value, list) else [value]:
             if isinstance(number, int) and number < 1:
                 raise UserError(f"--{name} {number}: at least 1")
@@ -93,7 +98,7 @@ def loss(args: argparse.Namespace) -> str:
         return json.dumps(asdict(cost))
     costs = benchmark_loss(args.model, batch, args.device, args.dtype)
     head = (
-        f"{args.model}, {args.dtype}: {batch.batch_size} utterances of "
+        f"{args.model}, {args.dtype}, {args.device}: {batch.batch_size} utterances of "
         f"{batch.prompt_positions} positions and {batch.answer_tokens} answer tokens"
     )
     return f"{head}\n\n{loss_table(costs)}"
