@@ -70,7 +70,10 @@ def parse_task(specification: str) -> Task:
 
 
 def make_examples(
-    sources: Iterable[str | Path], target: str | Path, tasks: Iterable[str]
+    sources: Iterable[str | Path],
+    target: str | Path,
+    tasks: Iterable[str],
+    plain_transcripts: bool = False,
 ) -> tuple[Counter, list[Dropped]]:
     """Write the example dir of all tasks over all data dirs.
 
@@ -79,6 +82,8 @@ def make_examples(
             utterance in common.
         target: the example dir to write.
         tasks: task specifications.
+        plain_transcripts: the answer of ``asr`` is the normalised transcript, without
+            case and punctuation, which minutes of speech cannot teach.
 
     Returns:
         The number of examples per task (``"asr en en"``), and what was left out:
@@ -95,7 +100,10 @@ def make_examples(
         raise UserError(f"task '{repeated[0]}' is given twice")
     _check_languages(sources, parsed)
     counts, dropped = Counter(), []
-    streams = [_list_examples(source, parsed, counts, dropped) for source in sources]
+    streams = [
+        _list_examples(source, parsed, plain_transcripts, counts, dropped)
+        for source in sources
+    ]
     with atomic_directory(target) as new:
         with ExitStack() as stack:
             files = [
@@ -148,7 +156,11 @@ def _check_tables(source: Path) -> None:
 
 
 def _list_examples(
-    source: Path, tasks: list[Task], counts: Counter, dropped: list[Dropped]
+    source: Path,
+    tasks: list[Task],
+    plain: bool,
+    counts: Counter,
+    dropped: list[Dropped],
 ) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Yield (example, values in the order of _FILES), sorted by example.
 
@@ -162,7 +174,7 @@ def _list_examples(
     for utterance, row in datadir.join_tables(paths, "utt2spk"):
         while waiting and waiting[0][0] <= utterance:
             yield heapq.heappop(waiting)
-        for example in _examples_of(utterance, row, tasks, dropped):
+        for example in _examples_of(utterance, row, tasks, plain, dropped):
             counts[example[1][_FILES.index("utt2task")]] += 1
             heapq.heappush(waiting, example)
     while waiting:
@@ -170,7 +182,11 @@ def _list_examples(
 
 
 def _examples_of(
-    utterance: str, row: dict[str, str], tasks: list[Task], dropped: list[Dropped]
+    utterance: str,
+    row: dict[str, str],
+    tasks: list[Task],
+    plain: bool,
+    dropped: list[Dropped],
 ) -> Iterator[tuple[str, tuple[str, ...]]]:
     language = row.get("utt2lang")
     wanted = [task for task in tasks if task.source == language]
@@ -187,7 +203,7 @@ def _examples_of(
         dropped.append(Dropped(utterance, "make_examples", reason, transcript))
         return
     for task in wanted:
-        text = transcript
+        text = heard if plain else transcript
         if task.name != "asr":
             translation = " ".join(row.get(f"text.{task.target}", "").split())
             if not translation:

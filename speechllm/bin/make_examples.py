@@ -21,12 +21,19 @@ def main(argv: list[str] | None = None) -> None:
         help='such as "asr:en asr:fr st:en:fr asr_st:en:fr"',
     )
     parser.add_argument("--output", required=True, type=Path, help="example dir")
+    parser.add_argument(
+        "--plain_transcripts",
+        action="store_true",
+        help="asr answers without case and punctuation",
+    )
     args = parser.parse_args(argv)
 
     from speechllm.examples import make_examples
 
     tasks = [task for argument in args.tasks for task in argument.split()]
-    counts, dropped = make_examples(args.input, args.output, tasks)
+    counts, dropped = make_examples(
+        args.input, args.output, tasks, args.plain_transcripts
+    )
     for task, count in sorted(counts.items()):
         print(f"{args.output}: {count} examples of {task}")
     for reason, count in sorted(Counter(entry.reason for entry in dropped).items()):

@@ -53,12 +53,14 @@ class Hypothesis:
         score: what the search ranked it by.
         llm_score: log probability of the tokens and the end.
         ctc_score: log probability of the text by CTC, or None without CTC.
+        silent: the last token was one that CTC does not hear, such as a comma.
     """
 
     tokens: list[int] = field(default_factory=list)
     score: float = 0.0
     llm_score: float = 0.0
     ctc_score: float | None = None
+    silent: bool = False
 
 
 @torch.inference_mode()
@@ -122,6 +124,10 @@ def beam_search(
                         new = spellers[utterance](hypothesis.tokens + [token])
                         if new[: len(spelt)] != spelt:  # the speller looked back
                             new = spelt
+                        # unheard tokens cost no CTC score: never two in a row, or
+                        # commas would crowd out the words
+                        if hypothesis.silent and len(new) == len(spelt):
+                            continue
                     plans.append((group, row, token, llm_score, hypothesis, new))
                 row += 1
         row_labels = [spelt for group in labels for spelt in group]
@@ -159,7 +165,11 @@ def beam_search(
                     continue
                 if len(hypotheses) < beam:
                     tokens = parent.tokens + [token]
-                    hypotheses.append(Hypothesis(tokens, score, llm_score))
+                    told = joint and spellers[utterance] is not None
+                    silent = told and len(new) == len(row_labels[plans[index][1]])
+                    hypotheses.append(
+                        Hypothesis(tokens, score, llm_score, silent=silent)
+                    )
                     spelts.append(new)
                     chosen.append(index)
             done = finished[utterance]

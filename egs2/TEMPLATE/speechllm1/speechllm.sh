@@ -36,6 +36,7 @@ max_wav_duration=30
 # tasks and tokens
 train_tasks=
 test_tasks=
+plain_transcripts=false
 prompts=conf/prompts.yaml
 token_type=char
 nbpe=500
@@ -102,6 +103,7 @@ Options [default]:
  Tasks and tokens; a task is asr:<lang>, st:<lang>:<lang> or asr_st:<lang>:<lang>
   --train_tasks \"T …\"     tasks to train
   --test_tasks \"T …\"      tasks to test [train_tasks]
+  --plain_transcripts BOOL  train on transcripts without case and punctuation [${plain_transcripts}]
   --prompts FILE          prompt of each task [${prompts}]
   --token_type TYPE       CTC vocabulary, char or bpe [${token_type}]
   --nbpe N                its size for bpe [${nbpe}]
@@ -149,6 +151,7 @@ for number in ${skip_stages}; do
 done
 for name in num_nodes nj inference_nj nbpe; do whole "${name}" 1 999999; done
 whole ngpu 0 1024
+case ${plain_transcripts} in true | false) ;; *) fail "--plain_transcripts takes true or false, not '${plain_transcripts}'" ;; esac
 case ${token_type} in char | bpe) ;; *) fail "--token_type takes char or bpe, not '${token_type}'" ;; esac
 case ${audio_format} in flac | wav) ;; *) fail "--audio_format takes flac or wav, not '${audio_format}'" ;; esac
 for name in train_set valid_set test_sets train_tasks train_config inference_config; do
@@ -417,11 +420,13 @@ fi
 if running 5; then
     begin 5 "examples (utterance x task) and the CTC vocabulary"
     make_examples() { # <phase> <set> <tasks>
-        local output
+        local output plain=()
         output=$(examples "$1" "$2")
+        # A test set keeps its transcripts as they are written.
+        if "${plain_transcripts}" && [ "$1" != test ]; then plain=(--plain_transcripts); fi
         prepare "${prep_log}/examples_$(basename "${output}").log" \
             python3 -m speechllm.bin.make_examples --input "${dumpdir}/raw/$2" \
-            --tasks "$3" --output "${output}"
+            --tasks "$3" --output "${output}" "${plain[@]}"
         log "Stage 5: ${output}: $(count "${output}/text") examples"
     }
     texts=()

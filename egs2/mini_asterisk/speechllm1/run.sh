@@ -40,8 +40,10 @@ esac
     --warmup_tasks "asr:en asr:fr" \
     --train_tasks "asr:en asr:fr st:en:fr" \
     --test_tasks "asr:en asr:fr st:en:fr" \
+    --plain_transcripts true \
     --prompts conf/prompts.yaml \
     --warmup_config "${conf}/warmup.yaml" \
+    --warmup_model valid.cer_ctc.ave.pth \
     --train_config "${conf}/train.yaml" \
     --inference_config "${conf}/decode.yaml" \
     "$@" "${arguments[@]}"
