@@ -1,0 +1,83 @@
+"""The promise: the text of an utterance does not depend on its batch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_models import LABELS, PROMPTS, write_tiny_hubert
+
+from speechllm.inference import SpeechToText, batches_by_length, search_options
+from speechllm.model.speech_llm import build_speech_llm
+from speechllm.prompts import read_prompts
+
+ENCODERS = ("whisper", "hubert-group", "hubert-layer")
+BRIDGES = ("convolution", "ctc_compression", "transcript")
+SEARCHES = (
+    {"beam_size": 1},
+    {"beam_size": 3},
+    {"beam_size": 3, "ctc_weight": 0.4, "candidates": 6},
+)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory, tiny_whisper, tiny_llm) -> dict[tuple, SpeechToText]:
+    """A small random model of each encoder and bridge."""
+    root = tmp_path_factory.mktemp("batches")
+    (root / "prompts.yaml").write_text(PROMPTS)
+    folders = {"whisper": tiny_whisper}
+    for norm in ("group", "layer"):
+        folders[f"hubert-{norm}"] = write_tiny_hubert(root / norm, norm)
+    made = {}
+    for encoder, folder in folders.items():
+        for bridge in BRIDGES:
+            torch.manual_seed(6)
+            model = build_speech_llm(
+                {
+                    "encoder": encoder.split("-")[0],
+                    "encoder_conf": {"model": str(folder)},
+                    "bridge": bridge,
+                    "llm": "causal_lm",
+                    "llm_conf": {"model": str(tiny_llm), "dtype": "float32"},
+                    "token_list": LABELS,
+                }
+            )
+            prompts = read_prompts(root / "prompts.yaml")
+            made[encoder, bridge] = SpeechToText(model, prompts)
+    return made
+
+
+@pytest.mark.parametrize("search", SEARCHES, ids=["greedy", "beam", "joint"])
+@pytest.mark.parametrize("bridge", BRIDGES)
+@pytest.mark.parametrize("encoder", ENCODERS)
+@settings(max_examples=4, deadline=None, derandomize=True)
+@given(
+    seconds=st.lists(st.floats(0.1, 20.0), min_size=2, max_size=6),
+    batch_size=st.integers(1, 32),
+    order=st.randoms(use_true_random=False),
+)
+def test_text_is_the_same_in_every_batch(
+    models, encoder, bridge, search, seconds, batch_size, order
+):
+    model = models[encoder, bridge]
+    generator = torch.Generator().manual_seed(len(seconds))
+    waves = [
+        (0.1 * torch.randn(int(16000 * s), generator=generator)).numpy()
+        for s in seconds
+    ]
+    asks = [("asr", "en", "en"), ("st", "en", "fr"), ("asr", "fr", "fr")]
+    asks = [asks[i % 3] for i in range(len(waves))]
+    options = search_options({**search, "tokens_per_second": 0.5, "extra_tokens": 4})
+    alone = [model.decode([w], [a], options)[0] for w, a in zip(waves, asks)]
+    places = list(range(len(waves)))
+    order.shuffle(places)
+    for batch in batches_by_length([len(waves[i]) for i in places], batch_size):
+        chosen = [places[i] for i in batch]
+        found = model.decode(
+            [waves[i] for i in chosen], [asks[i] for i in chosen], options
+        )
+        for index, result in zip(chosen, found):
+            assert result.tokens == alone[index].tokens
+            assert result.ctc_text == alone[index].ctc_text
+            assert result.score == pytest.approx(alone[index].score, abs=1e-3)
