@@ -436,6 +436,10 @@ if running 5; then
         make_examples "${phase}" "${!set}" "${!tasks}"
         make_examples "${phase}" "${valid_set}" "${!tasks}"
         texts+=("$(examples "${phase}" "${!set}")/text_ctc")
+        config=${phase}_config
+        prepare "${prep_log}/prompts_${phase}.log" python3 -m speechllm.bin.check_prompts \
+            --config "${!config}" --prompts "${prompts}" \
+            --examples "$(examples "${phase}" "${!set}")"
     done
     for name in ${test_sets}; do
         if [ "${name}" = "${valid_set}" ] && [ "${test_tasks}" != "${train_tasks}" ]; then

@@ -1,0 +1,79 @@
+"""Check that the LLM's tokenizer can write the answers, and show the prompts."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from speechllm.errors import UserError, run_main
+
+MOST_EXAMPLES = 20000  # of each dir; enough to know a tokenizer by
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parse the command line and check."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", required=True, help="training config")
+    parser.add_argument("--prompts", required=True, help="prompts file")
+    parser.add_argument("--examples", required=True, nargs="+", type=Path)
+    args = parser.parse_args(argv)
+
+    import yaml
+
+    from speechllm.task import load_tokenizer
+
+    config = yaml.safe_load(Path(args.config).read_text("utf-8"))
+    if not config.get("llm", "causal_lm"):
+        print(f"{args.config}: no LLM, nothing to check")
+        return
+    name = (config.get("llm_conf") or {}).get("model")
+    if name is None:
+        raise UserError(f"{args.config}: llm_conf has no model")
+    for line in check_prompts(load_tokenizer(name), args.prompts, args.examples):
+        print(line)
+
+
+def check_prompts(tokenizer, prompts_file: str, examples: list[Path]) -> list[str]:
+    """Tokenise the prompts and answers of the first examples of each dir.
+
+    Returns:
+        A line for each task: its prompt as the LLM reads it, and the longest answer;
+        and a warning where answers do not come back from the tokenizer as they went
+        in (a tokenizer that normalises does that; one of another language, too).
+
+    Raises:
+        UserError: a task or language without a prompt.
+    """
+    from itertools import islice
+
+    from speechllm.datadir import read_table
+    from speechllm.prompts import answer_tokens, read_prompts
+
+    prompts = read_prompts(prompts_file)
+    longest: dict[str, int] = {}
+    changed = []
+    for folder in examples:
+        texts = read_table(folder / "text")
+        tasks = read_table(folder / "utt2task")
+        for example, task in islice(tasks.items(), MOST_EXAMPLES):
+            tokens = answer_tokens(tokenizer, texts[example])
+            back = tokenizer.decode(tokens, skip_special_tokens=True)
+            if " ".join(back.split()) != " ".join(texts[example].split()):
+                changed.append((folder, example, texts[example], back.strip()))
+            longest[task] = max(longest.get(task, 0), len(tokens))
+    lines = []
+    for task, size in sorted(longest.items()):
+        before, behind = prompts.tokens(*task.split(), tokenizer)
+        shown = f"{tokenizer.decode(before)}<speech>{tokenizer.decode(behind)}"
+        lines.append(f"{task}: {shown!r}, answers of at most {size} tokens")
+    if changed:
+        folder, example, text, back = changed[0]
+        lines.append(
+            f"warning: the LLM's tokenizer changes {len(changed)} answers, the first "
+            f"is {example} of {folder}/text: {text!r} comes back as {back!r}"
+        )
+    return lines
+
+
+if __name__ == "__main__":
+    run_main(main)
