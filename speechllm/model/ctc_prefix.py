@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -115,30 +116,31 @@ class CTCPrefixScorer:
         Returns:
             One state for each of the suffixes.
         """
-        known = {(index, ()): index for index in range(len(states.last))}
-        total = len(states.last)
+        device = states.last.device
+        levels = [states]  # level n holds the prefixes with n labels appended
+        places = [{(index, ()): index for index in range(len(states.last))}]
         longest = max((len(labels) for _, labels in suffixes), default=0)
-        pool = states
         for size in range(1, longest + 1):
-            new, parents, labels = [], [], []
+            place, parents, labels = {}, [], []
             for index, suffix in suffixes:
-                if len(suffix) < size:
-                    continue
                 key = (index, tuple(suffix[:size]))
-                if key not in known:
-                    known[key] = total + len(new)
-                    new.append(key)
-                    parents.append(known[index, key[1][:-1]])
+                if len(suffix) >= size and key not in place:
+                    place[key] = len(place)
+                    parents.append(places[-1][index, key[1][:-1]])
                     labels.append(suffix[size - 1])
-            device = states.last.device
-            extended = self.extend(
-                pool[torch.tensor(parents, device=device)],
-                torch.tensor(labels, device=device),
+            levels.append(
+                self.extend(
+                    levels[-1][torch.tensor(parents, device=device)],
+                    torch.tensor(labels, device=device),
+                )
             )
-            total += len(new)
-            pool = PrefixStates.join([pool, extended])
-        chosen = [known[index, tuple(suffix)] for index, suffix in suffixes]
-        return pool[torch.tensor(chosen, device=states.last.device)]
+            places.append(place)
+        offsets = list(accumulate((len(p) for p in places), initial=0))
+        chosen = [
+            offsets[len(suffix)] + places[len(suffix)][index, tuple(suffix)]
+            for index, suffix in suffixes
+        ]
+        return PrefixStates.join(levels)[torch.tensor(chosen, device=device)]
 
 
 def shift(values: Tensor, first: float = 0.0) -> Tensor:
