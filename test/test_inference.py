@@ -1,4 +1,4 @@
-"""The public API: what it gives, in which order, and what it says when asked wrongly."""
+"""The public API: what it gives, in which order, and what it says to wrong requests."""
 
 from __future__ import annotations
 

@@ -84,7 +84,8 @@ def decode(args: argparse.Namespace) -> str:
         device=args.device,
         dtype=args.dtype,
     )
-    head = f"{costs[0].utterances} utterances, {costs[0].speech_seconds:.0f} s of speech"
+    first = costs[0]
+    head = f"{first.utterances} utterances, {first.speech_seconds:.0f} s of speech"
     return f"{head}\n\n{decoding_table(costs)}"
 
 
