@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from speechllm.model.ctc_prefix import CTCPrefixScorer, PrefixStates
+from speechllm.model.ctc_prefix import NEVER, CTCPrefixScorer, PrefixStates
 from speechllm.model.llm import LanguageModel
 
 
@@ -46,13 +46,14 @@ class SearchOptions:
 
 @dataclass
 class Hypothesis:
-    """An answer.
+    """An answer, or the beginning of one.
 
     Attributes:
         tokens: LLM token ids, without the end of text.
         score: what the search ranked it by.
         llm_score: log probability of the tokens and the end.
         ctc_score: log probability of the text by CTC, or None without CTC.
+        labels: the text in CTC labels.
         silent: the last token was one that CTC does not hear, such as a comma.
     """
 
@@ -60,7 +61,34 @@ class Hypothesis:
     score: float = 0.0
     llm_score: float = 0.0
     ctc_score: float | None = None
+    labels: list[int] = field(default_factory=list)
     silent: bool = False
+
+
+@dataclass(slots=True)
+class Candidate:
+    """A token that may be appended to a hypothesis.
+
+    Attributes:
+        row: place of the hypothesis among all that are extended in this step.
+        parent: the hypothesis.
+        token: the token.
+        llm_score: log probability of the hypothesis with it.
+        score: what it is ranked by. Until CTC has judged it, the most that it can
+            be: a text is never likelier than its beginning.
+        labels: CTC labels of the text with it.
+        state: place of its CTC state in this step.
+        ctc_score: log probability of its text by CTC.
+    """
+
+    row: int
+    parent: Hypothesis
+    token: int
+    llm_score: float
+    score: float
+    labels: list[int]
+    state: int
+    ctc_score: float | None = None
 
 
 @torch.inference_mode()
@@ -82,117 +110,208 @@ def beam_search(
         ctc: scores of the utterances' audio, for joint search.
         spell: for each utterance, a function from token ids to CTC labels, or None
             for an utterance that CTC has no say in (a translation).
+        hints: for each utterance, tokens that are candidates at every step beside
+            the LLM's own, such as those of the CTC branch's transcript.
 
     Returns:
         For each utterance at most ``options.nbest`` hypotheses, best first.
     """
-    joint = ctc is not None and options.ctc_weight > 0
-    beam = options.beam_size
-    width = max(beam + 1, options.candidates if joint else 2 * beam)
+    judge = None
+    if ctc is not None and options.ctc_weight > 0:
+        judge = CTCJudge(ctc, options, llm.eos_id, len(prompts))
+    spell = list(spell or [None] * len(prompts)) if judge else [None] * len(prompts)
+    hints = hints or [()] * len(prompts)
+    width = max(options.beam_size + 1, options.candidates if judge else 0)
     width = min(width, llm.config.vocab_size)
-    device = prompts[0].device
     cache, mask, log_probs = prefill(llm, prompts)  # (utterances, vocabulary)
-    active = list(range(len(prompts)))  # utterance of each group of rows
-    spellers = list(spell or [None] * len(prompts))
-    hints = list(hints or [()] * len(prompts))
-    beams = [[Hypothesis()] for _ in active]  # one at first, then up to beam_size
-    labels = [[[]] for _ in active]  # CTC labels of each
-    states = ctc.start(torch.tensor(active, device=device)) if joint else None
+    active = list(range(len(prompts)))
+    beams = [[Hypothesis()] for _ in active]  # of each active utterance
     finished: list[list[Hypothesis]] = [[] for _ in prompts]
     step = 0
-    while True:
+    while active:
         step += 1
         always = [
             [*hints[utterance], llm.eos_id]
-            for utterance, hypotheses in zip(active, beams)
-            for _ in hypotheses
+            for utterance, beam in zip(active, beams)
+            for _ in beam
         ]
         proposals = propose(log_probs, width, always)
-        plans = []  # (row, token, llm score, labels behind) of every candidate
+        choices: list[list[Candidate]] = []
         row = 0
-        for group, utterance in enumerate(active):
-            last = step > max_tokens[utterance]
-            for hypothesis, spelt in zip(beams[group], labels[group]):
+        for utterance, beam in zip(active, beams):
+            ending = step > max_tokens[utterance]
+            weight = 0.0 if spell[utterance] is None else options.ctc_weight
+            candidates = []
+            for hypothesis in beam:
+                heard = judge.scores[row] if weight else 0.0
                 for token, log_prob in proposals[row]:
                     end = token == llm.eos_id
-                    early = step <= options.min_tokens and not last
-                    if (last and not end) or (end and early):
+                    # the most tokens go before the fewest
+                    if ending != end and (ending or step <= options.min_tokens):
                         continue
                     llm_score = hypothesis.llm_score + log_prob
-                    new = spelt
-                    if joint and not end and spellers[utterance] is not None:
-                        new = spellers[utterance](hypothesis.tokens + [token])
-                        if new[: len(spelt)] != spelt:  # the speller looked back
-                            new = spelt
-                        # unheard tokens cost no CTC score: never two in a row, or
-                        # commas would crowd out the words
-                        if hypothesis.silent and len(new) == len(spelt):
-                            continue
-                    plans.append((group, row, token, llm_score, hypothesis, new))
-                row += 1
-        row_labels = [spelt for group in labels for spelt in group]
-        if joint:
-            suffixes = [(p[1], p[5][len(row_labels[p[1]]) :]) for p in plans]
-            extended = ctc.extend_many(states, suffixes)
-            ctc_scores = extended.score.tolist()
-            ctc_ends = ctc.finish(extended).tolist()
-        ranked: list[list[tuple[float, int]]] = [[] for _ in active]
-        for index, (group, _, token, llm_score, hypothesis, _) in enumerate(plans):
-            score = llm_score + options.penalty * (len(hypothesis.tokens) + 1)
-            if joint and spellers[active[group]] is not None:
-                scores = ctc_ends if token == llm.eos_id else ctc_scores
-                weight = options.ctc_weight
-                score += weight * (scores[index] - llm_score)
-            ranked[group].append((score, index))
-        keep_groups, keep_plans = [], []
-        next_beams, next_labels = [], []
-        for group, utterance in enumerate(active):
-            ranked[group].sort(key=lambda pair: (-pair[0], plans[pair[1]][2]))
-            hypotheses, spelts, chosen = [], [], []
-            for rank, (score, index) in enumerate(ranked[group]):
-                _, _, token, llm_score, parent, new = plans[index]
-                if token == llm.eos_id:
-                    if rank < beam:
-                        told = joint and spellers[utterance] is not None
-                        finished[utterance].append(
-                            Hypothesis(
-                                parent.tokens,
-                                score,
-                                llm_score,
-                                ctc_ends[index] if told else None,
-                            )
-                        )
-                    continue
-                if len(hypotheses) < beam:
-                    tokens = parent.tokens + [token]
-                    told = joint and spellers[utterance] is not None
-                    silent = told and len(new) == len(row_labels[plans[index][1]])
-                    hypotheses.append(
-                        Hypothesis(tokens, score, llm_score, silent=silent)
+                    score = (1 - weight) * llm_score + weight * heard
+                    score += options.penalty * step
+                    labels = hypothesis.labels
+                    candidates.append(
+                        Candidate(row, hypothesis, token, llm_score, score, labels, row)
                     )
-                    spelts.append(new)
-                    chosen.append(index)
-            done = finished[utterance]
-            done.sort(key=lambda h: -h.score)
+                row += 1
+            candidates.sort(key=rank)
+            choices.append(candidates)
+        if judge:
+            judge.choose(choices, [spell[utterance] for utterance in active])
+        survivors: list[Candidate] = []
+        next_active, next_beams = [], []
+        for utterance, candidates in zip(active, choices):
+            done, chosen = finished[utterance], []
+            for place, candidate in enumerate(candidates):
+                if candidate.token != llm.eos_id:
+                    chosen.append(candidate)
+                elif place < options.beam_size:
+                    parent = candidate.parent
+                    done.append(
+                        Hypothesis(
+                            parent.tokens,
+                            candidate.score,
+                            candidate.llm_score,
+                            candidate.ctc_score,
+                            parent.labels,
+                        )
+                    )
+            del chosen[options.beam_size :]
+            done.sort(key=lambda hypothesis: -hypothesis.score)
             del done[options.nbest :]
             full = len(done) >= options.nbest
-            if hypotheses and not (full and done[-1].score >= hypotheses[0].score):
-                keep_groups.append(group)
-                keep_plans += chosen
-                next_beams.append(hypotheses)
-                next_labels.append(spelts)
-        if not keep_groups:
-            return finished
-        active = [active[group] for group in keep_groups]
-        beams, labels = next_beams, next_labels
-        if joint:
-            states = extended[torch.tensor(keep_plans, device=device)]
-        parents = torch.tensor([plans[i][1] for i in keep_plans], device=device)
-        tokens = torch.tensor([[plans[i][2]] for i in keep_plans], device=device)
+            if chosen and not (full and done[-1].score >= chosen[0].score):
+                next_active.append(utterance)
+                next_beams.append([grown(candidate) for candidate in chosen])
+                survivors += chosen
+        active, beams = next_active, next_beams
+        if not active:
+            break
+        if judge:
+            judge.follow(survivors)
+        parents = torch.tensor([c.row for c in survivors], device=mask.device)
+        tokens = torch.tensor([[c.token] for c in survivors], device=mask.device)
         cache.batch_select_indices(parents)
         mask = torch.cat([mask[parents], mask.new_ones(len(parents), 1)], dim=1)
         hidden = llm.body(llm.embed(tokens), mask, cache)
         log_probs = llm.head(hidden[:, -1]).log_softmax(1)
+    return finished
+
+
+def rank(candidate: Candidate) -> tuple[float, int]:
+    """Sorting key: the best score first; equal ones by token, to be the same always."""
+    return -candidate.score, candidate.token
+
+
+def grown(candidate: Candidate) -> Hypothesis:
+    """The hypothesis that a candidate makes of its parent."""
+    return Hypothesis(
+        candidate.parent.tokens + [candidate.token],
+        candidate.score,
+        candidate.llm_score,
+        labels=candidate.labels,
+        silent=candidate.labels is candidate.parent.labels,
+    )
+
+
+class CTCJudge:
+    """CTC's say in a joint search.
+
+    Args:
+        ctc: scores of the utterances' audio.
+        options: of the search.
+        eos: the token that ends an answer.
+        utterances: how many there are.
+    """
+
+    def __init__(
+        self, ctc: CTCPrefixScorer, options: SearchOptions, eos: int, utterances: int
+    ):
+        self.ctc, self.options, self.eos = ctc, options, eos
+        self.reset(ctc.start(torch.arange(utterances, device=ctc.lengths.device)))
+
+    def reset(self, states: PrefixStates) -> None:
+        """Begin a step with the states of the hypotheses that are extended."""
+        self.parts = [states]
+        self.scores: list[float] = states.score.tolist()
+
+    def choose(self, choices: list[list[Candidate]], spellers: Sequence) -> None:
+        """Keep the candidates that can enter the beam, with CTC in their scores.
+
+        The likeliest are judged first; of the others only those whose most possible
+        score is above the worst of a full beam.
+
+        Args:
+            choices: sorted candidates of each utterance; changed in place.
+            spellers: of each utterance; None where CTC has no say.
+        """
+        beam = self.options.beam_size
+        second = []
+        told = [i for i, speller in enumerate(spellers) if speller is not None]
+        first = {
+            i: [
+                c
+                for place, c in enumerate(choices[i])
+                if place < 2 * beam or c.token == self.eos
+            ]
+            for i in told
+        }
+        self.hear([(c, spellers[i]) for i in told for c in first[i]])
+        for i in told:
+            scores = sorted(c.score for c in first[i] if c.token != self.eos)
+            worst = scores[-beam] if len(scores) >= beam else NEVER
+            rest = [
+                c
+                for place, c in enumerate(choices[i])
+                if place >= 2 * beam and c.token != self.eos and c.score > worst
+            ]
+            second += [(c, spellers[i]) for c in rest]
+            choices[i] = first[i] + rest
+        self.hear(second)
+        for i in told:
+            choices[i] = sorted((c for c in choices[i] if c.score > NEVER), key=rank)
+
+    def hear(self, pairs: Sequence[tuple[Candidate, Callable]]) -> None:
+        """Score candidates by the audio.
+
+        A token that CTC does not hear costs no CTC score. So two in a row are not
+        allowed, or commas would crowd out the words.
+        """
+        heard = []
+        for candidate, speller in pairs:
+            parent = candidate.parent
+            if candidate.token != self.eos:
+                labels = speller(parent.tokens + [candidate.token])
+                if labels[: len(parent.labels)] != parent.labels:
+                    labels = parent.labels  # the speller looked back
+                if len(labels) > len(parent.labels):
+                    candidate.labels = labels
+                elif parent.silent:
+                    candidate.score = NEVER
+                    continue
+            heard.append(candidate)
+        if not heard:
+            return
+        suffixes = [(c.row, c.labels[len(c.parent.labels) :]) for c in heard]
+        states = self.ctc.extend_many(self.parts[0], suffixes)
+        offset = sum(len(part.last) for part in self.parts)
+        self.parts.append(states)
+        weight = self.options.ctc_weight
+        before, ends = states.score.tolist(), self.ctc.finish(states).tolist()
+        for place, candidate in enumerate(heard):
+            candidate.state = offset + place
+            score = (ends if candidate.token == self.eos else before)[place]
+            candidate.ctc_score = score
+            candidate.score += weight * (score - self.scores[candidate.row])
+
+    def follow(self, survivors: Sequence[Candidate]) -> None:
+        """Go on with the states of the candidates that are extended next."""
+        everything = PrefixStates.join(self.parts)
+        places = torch.tensor([c.state for c in survivors])
+        self.reset(everything[places.to(everything.last.device)])
 
 
 def prefill(llm: LanguageModel, prompts: Sequence[Tensor]):
