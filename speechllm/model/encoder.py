@@ -157,9 +157,19 @@ class WhisperEncoder(SpeechEncoder):
     Whisper pads every utterance to 30 s; this one computes the log-mel spectrogram
     of what is there and 50 frames a second from it, with the positions it was
     trained with. Utterances over 30 s do not fit its positions.
+
+    Args:
+        dropout: of the layers that are trained; Whisper itself has none.
     """
 
     num_frames_per_second = 50.0
+
+    def __init__(self, model: str, dropout: float = 0.0, **options):
+        super().__init__(model, **options)
+        if self.trainable_layers:
+            for layer in self.layers:
+                if any(p.requires_grad for p in layer.parameters()):
+                    layer.dropout = layer.activation_dropout = dropout
 
     def load(self, model: str, random_init: bool) -> tuple[nn.Module, object]:
         from transformers import AutoConfig, WhisperFeatureExtractor, WhisperModel
