@@ -228,6 +228,19 @@ def test_what_is_frozen_has_no_dropout(tmp_path):
     assert torch.equal(trained.eval()(*wave)[0], trained.eval()(*wave)[0])
 
 
+def test_dropout_of_whisper_is_in_the_trained_layers_alone(tiny_whisper):
+    encoder = WhisperEncoder(str(tiny_whisper), trainable_layers=1, dropout=0.5)
+    assert [layer.dropout for layer in encoder.layers][-1] == 0.5
+    assert all(layer.dropout == 0 for layer in encoder.layers[:-1])
+    speech = torch.randn(1, 16000)
+    lengths = torch.tensor([16000])
+    encoder.train()
+    first, second = encoder(speech, lengths)[0], encoder(speech, lengths)[0]
+    assert not torch.equal(first, second)
+    encoder.eval()
+    assert torch.equal(encoder(speech, lengths)[0], encoder(speech, lengths)[0])
+
+
 def test_gradients_reach_only_what_is_trained(tmp_path):
     folder = write_tiny_hubert(tmp_path / "hubert", "group")
     encoder = HubertEncoder(str(folder), trainable_layers=1).train()

@@ -69,6 +69,18 @@ def test_tasks_targets_and_order(data, tmp_path):
     assert datadir.read_dropped(target) == sorted(dropped, key=lambda entry: entry.id)
 
 
+def test_plain_transcripts_and_written_translations(data, tmp_path):
+    main(
+        ["--input", str(data), "--tasks", "asr:en st:en:fr", "--plain_transcripts"]
+        + ["--output", str(tmp_path / "examples")]
+    )
+    assert datadir.read_table(tmp_path / "examples" / "text") == {
+        "en-a-asr-en": "hello you",
+        "en-a-b-asr-en": "good bye",
+        "en-a-st-fr": "Salut, toi !",
+    }
+
+
 def test_several_data_dirs(data, tmp_path):
     other = make_data(tmp_path / "other", {"en-b": ("en", "More.")})
     make_examples([data, other], tmp_path / "examples", ["asr:en"])
