@@ -43,6 +43,7 @@ class SpeechEncoder(nn.Module):
         random_init: build the architecture from its config, without its weights.
         specaug: masks put on the log-mel spectrogram in training, as the options of
             ``espnet2.asr.specaug.specaug.SpecAug``; only for encoders that read one.
+        dropout: of Whisper's trained layers, which have none themselves.
     """
 
     num_frames_per_second: float
@@ -54,6 +55,7 @@ class SpeechEncoder(nn.Module):
         trainable_layers: int | str = 0,
         random_init: bool = False,
         specaug: dict | None = None,
+        dropout: float = 0.0,
     ):
         super().__init__()
         self.layer = layer
@@ -69,6 +71,8 @@ class SpeechEncoder(nn.Module):
         if layer == "weighted":
             self.layer_weights = nn.Parameter(torch.zeros(len(self.layers) + 1))
         self.choose_trainable()
+        if dropout:
+            self.set_dropout(dropout)
 
     @property
     def output_size(self) -> int:
@@ -95,6 +99,10 @@ class SpeechEncoder(nn.Module):
                 f"encoder layer {self.layer}: the model has {len(self.layers)} layers"
             )
         del self.layers[self.layer :]
+
+    def set_dropout(self, dropout: float) -> None:
+        """Give the trained layers dropout."""
+        raise ValueError("option dropout is for Whisper; this encoder's config has its own")
 
     def untrained_modules(self) -> list[nn.Module]:
         """What stays as it is even when all layers are trained."""
@@ -157,19 +165,14 @@ class WhisperEncoder(SpeechEncoder):
     Whisper pads every utterance to 30 s; this one computes the log-mel spectrogram
     of what is there and 50 frames a second from it, with the positions it was
     trained with. Utterances over 30 s do not fit its positions.
-
-    Args:
-        dropout: of the layers that are trained; Whisper itself has none.
     """
 
     num_frames_per_second = 50.0
 
-    def __init__(self, model: str, dropout: float = 0.0, **options):
-        super().__init__(model, **options)
-        if self.trainable_layers:
-            for layer in self.layers:
-                if any(p.requires_grad for p in layer.parameters()):
-                    layer.dropout = layer.activation_dropout = dropout
+    def set_dropout(self, dropout: float) -> None:
+        for layer in self.layers:
+            if any(p.requires_grad for p in layer.parameters()):
+                layer.dropout = layer.activation_dropout = dropout
 
     def load(self, model: str, random_init: bool) -> tuple[nn.Module, object]:
         from transformers import AutoConfig, WhisperFeatureExtractor, WhisperModel
