@@ -436,10 +436,6 @@ if running 5; then
         make_examples "${phase}" "${!set}" "${!tasks}"
         make_examples "${phase}" "${valid_set}" "${!tasks}"
         texts+=("$(examples "${phase}" "${!set}")/text_ctc")
-        config=${phase}_config
-        prepare "${prep_log}/prompts_${phase}.log" python3 -m speechllm.bin.check_prompts \
-            --config "${!config}" --prompts "${prompts}" \
-            --examples "$(examples "${phase}" "${!set}")"
     done
     for name in ${test_sets}; do
         if [ "${name}" = "${valid_set}" ] && [ "${test_tasks}" != "${train_tasks}" ]; then
@@ -454,13 +450,21 @@ if running 5; then
 fi
 
 if running 6; then
-    begin 6 "pretrained models"
+    begin 6 "pretrained models, and whether their tokenizer can write the answers"
     configs=()
     for phase in ${phases}; do
         config=${phase}_config
         configs+=(--config "${!config}")
     done
     prepare "${expdir}/log/fetch_models.log" python3 -m speechllm.bin.fetch_models "${configs[@]}"
+    for phase in ${phases}; do
+        config=${phase}_config
+        set=${phase}_train_set
+        prepare "${expdir}/log/prompts_${phase}.log" python3 -m speechllm.bin.check_prompts \
+            --config "${!config}" --prompts "${prompts}" \
+            --examples "$(examples "${phase}" "${!set}")"
+        log "Stage 6: $(said "${expdir}/log/prompts_${phase}.log")"
+    done
     finish "$(said "${expdir}/log/fetch_models.log")" "${expdir}/log/fetch_models.log"
 fi
 
