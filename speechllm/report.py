@@ -9,6 +9,7 @@ are drawn from the TensorBoard files that ESPnet's trainer writes below
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import subprocess
@@ -277,7 +278,8 @@ def epoch_curves(log_dir: str | Path) -> dict[str, dict[str, dict[int, float]]]:
         for name, events in statistics.items():
             if name == "iter_epoch":
                 continue
-            last = {event.step: event.value for event in events}
+            # ESPnet writes NaN for what a training does not have
+            last = {e.step: e.value for e in events if not math.isnan(e.value)}
             points = {
                 epoch: last[step] for epoch, step in steps.items() if step in last
             }
