@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from speechllm.errors import UserError
-from speechllm.files import atomic_open
+from speechllm.files import atomic_open, read_yaml
 
 
 def text_pairs(examples: str | Path) -> list[tuple[str, str, str]]:
@@ -33,12 +33,17 @@ def text_pairs(examples: str | Path) -> list[tuple[str, str, str]]:
         kind, source, target = task.split()
         if kind != "st":
             continue
-        spoken = name.removesuffix(f"-st-{target}") + f"-asr-{source}"
+        spoken = recognition_of(name, source, target)
         if spoken in texts:
             pairs[texts[spoken], texts[name]] = f"{source} {target}"
     if not pairs:
         raise UserError(f"{examples}: no st example whose asr example is there too")
     return [(s, t, direction) for (s, t), direction in pairs.items()]
+
+
+def recognition_of(example: str, source: str, target: str) -> str:
+    """Id of the ``asr`` example of the utterance of an ``st`` example."""
+    return example.removesuffix(f"-st-{target}") + f"-asr-{source}"
 
 
 class TextTranslator:
@@ -61,15 +66,13 @@ class TextTranslator:
 
     def embed(self, text: str, direction: str):
         """Prompt embeddings (positions, hidden) of one sentence."""
-        import torch
-
         from speechllm.prompts import encode
 
         tokenizer = self.llm.tokenizer
         prefix, suffix = self.prompts.tokens("st", *direction.split(), tokenizer)
         return self.llm.embed_list(
             prefix + encode(tokenizer, " " + text.strip()) + suffix
-        ).to(torch.float32 if self.llm.dtype is torch.float32 else self.llm.dtype)
+        )
 
     def train(
         self,
@@ -125,13 +128,13 @@ class TextTranslator:
         self, texts: Sequence[str], direction: str, batch_size: int, options
     ) -> list[str]:
         """Translate sentences, in float32."""
+        import torch
+
         from speechllm.inference import batches_by_length, merge_adapters
         from speechllm.model.search import beam_search
 
         merge_adapters(self.llm)
         self.llm.eval().float()
-        import torch
-
         self.llm.dtype = torch.float32
         results = [""] * len(texts)
         for batch in batches_by_length([len(t) for t in texts], batch_size):
@@ -170,13 +173,11 @@ def run_cascade(
     Returns:
         The number of sentences translated.
     """
-    import yaml
-
     from speechllm.datadir import read_table
     from speechllm.prompts import read_prompts
 
     model_dir = Path(model_dir)
-    config = yaml.safe_load((model_dir / "config.yaml").read_text("utf-8"))
+    config = read_yaml(model_dir / "config.yaml")
     translator = TextTranslator(
         config["llm_conf"], read_prompts(model_dir / "prompts.yaml")
     )
@@ -188,7 +189,7 @@ def run_cascade(
     for name, task in tasks.items():
         kind, source, target = task.split()
         if kind == "st":
-            spoken = name.removesuffix(f"-st-{target}") + f"-asr-{source}"
+            spoken = recognition_of(name, source, target)
             if spoken not in texts:
                 raise UserError(f"{hypotheses}/text: no transcript of {name}")
             todo.setdefault(f"{source} {target}", {})[name] = texts[spoken]

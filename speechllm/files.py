@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from speechllm.errors import UserError
+
 
 @contextmanager
 def atomic_open(path: str | Path, mode: str = "w") -> Iterator[IO]:
@@ -34,6 +36,23 @@ def atomic_open(path: str | Path, mode: str = "w") -> Iterator[IO]:
         if os.path.exists(temporary):
             os.unlink(temporary)
         raise
+
+
+def read_yaml(path: str | Path) -> dict:
+    """Read a YAML file of ``name: value`` lines; an empty one has none.
+
+    Raises:
+        UserError: it is missing, damaged, or something else than a mapping.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(Path(path).read_text("utf-8")) or {}
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected options as 'name: value'")
+    return content
 
 
 @contextmanager

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 
-from speechllm.audio import load_audio
+from speechllm.audio import SAMPLING_RATE, load_audio
 from speechllm.checkpoint import load_tensors
 from speechllm.errors import UserError
 from speechllm.export import pretrained_names
+from speechllm.files import read_yaml
 from speechllm.model.ctc_prefix import CTCPrefixScorer
 from speechllm.model.llm import LanguageModel, resolve_dtype
 from speechllm.model.search import Hypothesis, SearchOptions, beam_search
@@ -29,8 +29,6 @@ from speechllm.model.speech_llm import SpeechLLM, build_speech_llm
 from speechllm.preprocessor import CTCTokenizer
 from speechllm.prompts import Prompts, encode, read_prompts
 from speechllm.text import ctc_text
-
-SAMPLING_RATE = 16000
 
 
 @dataclass
@@ -355,12 +353,7 @@ def is_model(folder: Path) -> bool:
 
 def read_config(path: Path) -> dict:
     """Read the configuration of a model that stage 11 wrote."""
-    try:
-        config = yaml.safe_load(path.read_text("utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as YAML: {error}") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{path}: expected options as 'name: value'")
+    config = read_yaml(path)
     for part in ["encoder", "llm"] if config.get("llm") else ["encoder"]:
         if not (config.get(f"{part}_conf") or {}).get("model"):
             raise UserError(f"{path}: {part}_conf names no model")

@@ -69,9 +69,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def decode(args: argparse.Namespace) -> str:
     """Measure decoding."""
     from speechllm.benchmark import benchmark_decoding, decoding_table
-    from speechllm.bin.decode import read_config
+    from speechllm.files import read_yaml
 
-    generation = read_config(args.config) if args.config else {}
+    generation = read_yaml(args.config) if args.config else {}
     for name in ("batch_size", "dtype"):
         generation.pop(name, None)
     costs = benchmark_decoding(

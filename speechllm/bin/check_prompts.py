@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from speechllm.errors import UserError, run_main
+from speechllm.files import read_yaml
 
 MOST_EXAMPLES = 20000  # of each dir; enough to know a tokenizer by
 
@@ -18,11 +19,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--examples", required=True, nargs="+", type=Path)
     args = parser.parse_args(argv)
 
-    import yaml
-
     from speechllm.task import load_tokenizer
 
-    config = yaml.safe_load(Path(args.config).read_text("utf-8"))
+    config = read_yaml(args.config)
     if not config.get("llm", "causal_lm"):
         print(f"{args.config}: no LLM, nothing to check")
         return

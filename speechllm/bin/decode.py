@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from speechllm.errors import UserError, run_main
+from speechllm.errors import run_main
+from speechllm.files import read_yaml
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -25,7 +26,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", help="float32, bfloat16, float16, auto [float32]")
     args = parser.parse_args(argv)
-    options = read_config(args.config) if args.config else {}
+    options = read_yaml(args.config) if args.config else {}
     named = ("batch_size beam_size nbest ctc_weight penalty candidates dtype").split()
     for name in named:
         if getattr(args, name) is not None:
@@ -46,20 +47,6 @@ def main(argv: list[str] | None = None) -> None:
         dtype=dtype,
     )
     print(f"{args.output_dir}: {count} utterances decoded now (shard {args.shard})")
-
-
-def read_config(path: str) -> dict:
-    """Read decoding options from YAML."""
-    import yaml
-
-    try:
-        with open(path, encoding="utf-8") as stream:
-            content = yaml.safe_load(stream) or {}
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: cannot be read as YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected options as 'name: value'")
-    return content
 
 
 if __name__ == "__main__":

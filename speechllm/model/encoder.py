@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-SAMPLING_RATE = 16000
+from speechllm.audio import SAMPLING_RATE
 
 
 def length_mask(lengths: Tensor, size: int) -> Tensor:
