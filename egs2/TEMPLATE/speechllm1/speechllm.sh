@@ -219,7 +219,7 @@ final_exp=${train_exp}
 [ -z "${second_config}" ] || final_exp=${second_exp}
 decode_dir=${final_exp}/decode_${inference_tag:-$(tag_of "${inference_config}")}
 token_dir=${datadir}/token_list/${token_type}
-[ "${token_type}" = char ] || token_dir+=${nbpe}
+[ "${token_type}" = char ] || token_dir=${token_dir}${nbpe}
 
 examples() { # <phase> <set>: the folder of examples
     if [ "$1" = train ] || [ "$1" = test ]; then
