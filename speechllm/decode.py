@@ -125,17 +125,7 @@ def decode_todo(
             for name, result in zip(
                 names, model.decode(waves, asks, options) if waves else []
             ):
-                write_line(
-                    stream,
-                    {
-                        "id": name,
-                        "text": " ".join(result.text.split()),
-                        "score": round(result.score, 4),
-                        "tokens": result.tokens,
-                        "ctc_text": result.ctc_text,
-                        "nbest": result.nbest,
-                    },
-                )
+                write_line(stream, {"id": name, **result.entry()})
             stream.flush()
             os.fsync(stream.fileno())
             bar.update(len(batch))

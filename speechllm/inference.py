@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -28,26 +27,8 @@ from speechllm.model.search import Hypothesis, SearchOptions, beam_search
 from speechllm.model.speech_llm import SpeechLLM, build_speech_llm
 from speechllm.preprocessor import CTCTokenizer
 from speechllm.prompts import Prompts, encode, read_prompts
+from speechllm.result import Result
 from speechllm.text import ctc_text
-
-
-@dataclass
-class Result:
-    """What the model makes of one utterance.
-
-    Attributes:
-        text: the answer.
-        tokens: its LLM tokens, as text.
-        score: what the search ranked it by.
-        ctc_text: what the CTC branch alone heard, or None.
-        nbest: (text, score) of each hypothesis, best first.
-    """
-
-    text: str
-    tokens: list[str]
-    score: float
-    ctc_text: str | None = None
-    nbest: list[tuple[str, float]] = field(default_factory=list)
 
 
 class SpeechToText:

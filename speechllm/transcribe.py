@@ -18,8 +18,9 @@ from speechllm.errors import UserError
 if TYPE_CHECKING:
     import numpy as np
 
-    from speechllm.inference import Result, SpeechToText
+    from speechllm.inference import SpeechToText
     from speechllm.model.search import SearchOptions
+    from speechllm.result import Result
 
 STANDARD_INPUT = "-"
 FORMATS = ("table", "json", "text")
