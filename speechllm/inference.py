@@ -9,22 +9,25 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from speechllm.audio import SAMPLING_RATE, load_audio
 from speechllm.checkpoint import load_tensors
 from speechllm.errors import UserError
 from speechllm.export import pretrained_names
 from speechllm.files import read_yaml
+from speechllm.joint import read_answer, separator_of
+from speechllm.model.bridge import BLANK, label_runs
 from speechllm.model.ctc_prefix import CTCPrefixScorer
 from speechllm.model.llm import LanguageModel, resolve_dtype
-from speechllm.model.search import Hypothesis, SearchOptions, beam_search
+from speechllm.model.search import END, Hypothesis, SearchOptions, beam_search
 from speechllm.model.speech_llm import SpeechLLM, build_speech_llm
+from speechllm.model_folder import is_nue_asr
 from speechllm.preprocessor import CTCTokenizer
 from speechllm.prompts import Prompts, encode, read_prompts
 from speechllm.result import Result
@@ -90,9 +93,8 @@ class SpeechToText:
             model.load_state_dict(load_tensors(folder))
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"{folder}: the model cannot be built: {error}") from error
-        if model.llm is None:
-            raise UserError(f"{folder}: only a CTC warm-up, without an LLM")
-        merge_adapters(model.llm)
+        if model.llm is not None:
+            merge_adapters(model.llm)
         prompts = read_prompts(folder / "prompts.yaml")
         return cls(model.to(device=device, dtype=resolve_dtype(dtype)), prompts)
 
@@ -114,9 +116,10 @@ class SpeechToText:
 
         Args:
             audio: paths of audio files, or float arrays (samples,) at 16 kHz.
-            task: ``"asr"`` for a transcript, ``"st"`` for a translation.
+            task: ``"asr"`` for a transcript, ``"st"`` for a translation,
+                ``"asr_st"`` for both.
             language: what is spoken; the first one of the model's prompts if None.
-            target_language: what to translate into; needed for ``"st"``.
+            target_language: what to translate into; needed unless ``"asr"``.
             batch_size: utterances decoded at once; it does not change their text.
             **generation: fields of ``SearchOptions``: beam_size, ctc_weight, …
 
@@ -165,6 +168,11 @@ class SpeechToText:
         options = search_options({**self.generation, **generation})
         if options.ctc_weight > 0 and self.ctc_tokenizer is None:
             raise UserError("ctc_weight needs a CTC branch over characters")
+        if self.model.llm is None and (options.beam_size > 1 or options.ctc_weight):
+            raise UserError(
+                "a CTC model without an LLM has its best path alone: beam_size 1, "
+                "ctc_weight 0"
+            )
         return options
 
     @torch.inference_mode()
@@ -180,13 +188,15 @@ class SpeechToText:
             waves: float arrays (samples,) at 16 kHz.
             asks: (task, source language, target language) of each.
         """
-        model, tokenizer = self.model, self.model.llm.tokenizer
-        pairs = [self.prompts.tokens(*ask, tokenizer) for ask in asks]
         speech = torch.nn.utils.rnn.pad_sequence(
             [torch.from_numpy(np.asarray(w, dtype=np.float32)) for w in waves],
             batch_first=True,
         ).to(self.device)
         lengths = torch.tensor([len(w) for w in waves], device=self.device)
+        if self.model.llm is None:
+            return self.best_paths(speech, lengths, asks)
+        model, tokenizer = self.model, self.model.llm.tokenizer
+        pairs = [self.prompts.tokens(*ask, tokenizer) for ask in asks]
         try:
             prompts, logits, frames = model.prompt(
                 speech, lengths, [p for p, _ in pairs], [s for _, s in pairs]
@@ -199,48 +209,118 @@ class SpeechToText:
         scorer = spellers = hints = None
         if options.ctc_weight > 0:
             scorer = CTCPrefixScorer(logits, frames)
-            spoken = [source == target for _, source, target in asks]
-            spellers = [
-                self.speller(ask[1]) if same else None
-                for ask, same in zip(asks, spoken)
-            ]
+            spellers = [self.speller(*ask) for ask in asks]
             hints = [
-                self.hints(text) if same else () for text, same in zip(heard, spoken)
+                self.hints(text, ask[0]) if speller else ()
+                for text, ask, speller in zip(heard, asks, spellers)
             ]
-        limits = [options.max_tokens(len(w) / SAMPLING_RATE) for w in waves]
+        limits = [
+            options.max_tokens(len(wave) / SAMPLING_RATE, ask[0])
+            for wave, ask in zip(waves, asks)
+        ]
         nbests = beam_search(
             model.llm, prompts, limits, options, scorer, spellers, hints
         )
-        return [self.result(nbest, text) for nbest, text in zip(nbests, heard)]
+        return [
+            self.result(nbest, text, ask[0], limit)
+            for nbest, text, ask, limit in zip(nbests, heard, asks, limits)
+        ]
 
-    def speller(self, language: str):
+    def best_paths(
+        self, speech: Tensor, lengths: Tensor, asks: Sequence[tuple[str, str, str]]
+    ) -> list[Result]:
+        """What CTC hears, of a model without an LLM.
+
+        Args:
+            speech: (batch, samples), padded; lengths (batch,).
+        """
+        if unknown := {task for task, _, _ in asks} - {"asr"}:
+            raise UserError(f"task {min(unknown)!r}: a CTC model only transcribes")
+        try:
+            _, frames, logits = self.model.encode(speech, lengths)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        scores, labels = logits.float().log_softmax(2).max(2)  # (batch, frames)
+        texts = self.model.ctc_transcripts(logits, frames)
+        results = []
+        for text, path, score, count in zip(texts, labels, scores, frames.tolist()):
+            runs = label_runs(path[:count].tolist())
+            total = score[:count].sum().item()
+            results.append(
+                Result(
+                    text=text,
+                    tokens=[self.model.token_list[k] for k, _, _ in runs if k != BLANK],
+                    score=total,
+                    ctc_text=text,
+                    nbest=[(text, total)],
+                )
+            )
+        return results
+
+    def speller(self, task: str, source: str, target: str):
         """A function from LLM tokens to the CTC labels of their text.
 
         A letter or digit that CTC has no label for becomes ``<unk>``, which CTC never
-        hears: the LLM cannot write past the audio in signs that CTC does not know.
+        hears: the LLM cannot write past the audio in signs that CTC does not know. Of
+        an ``asr_st`` answer the transcript is spelt, and ``END`` behind it; of a
+        translation there is nothing to spell: None.
         """
-        decode = self.model.llm.tokenizer.decode
-        return lambda tokens: self.ctc_tokenizer(ctc_text(decode(tokens), language))
+        tokenizer = self.model.llm.tokenizer
 
-    def hints(self, heard: str) -> list[int]:
-        """LLM tokens of what CTC heard, as it stands and with a capital."""
+        def spell(tokens: list[int]) -> list[int]:
+            return self.ctc_tokenizer(ctc_text(tokenizer.decode(tokens), source))
+
+        def spell_transcript(tokens: list[int]) -> list[int]:
+            text = tokenizer.decode(tokens)
+            transcript, over, _ = text.partition(separator.text)
+            heard = ctc_text(separator.unescape(transcript), source)
+            return self.ctc_tokenizer(heard) + [END] * bool(over)
+
+        if task == "asr_st":
+            separator = separator_of(tokenizer)
+            return spell_transcript
+        return spell if source == target else None
+
+    def hints(self, heard: str, task: str) -> list[int]:
+        """LLM tokens of what CTC heard, as it stands and with a capital.
+
+        Those of the separator too, where a translation comes behind it.
+        """
         tokenizer = self.model.llm.tokenizer
         spellings = {heard, heard[:1].upper() + heard[1:]}
-        return sorted({t for text in spellings for t in encode(tokenizer, " " + text)})
+        tokens = {t for text in spellings for t in encode(tokenizer, " " + text)}
+        if task == "asr_st":
+            tokens.update(separator_of(tokenizer).tokens)
+        return sorted(tokens)
 
-    def result(self, nbest: Sequence[Hypothesis], heard: str | None) -> Result:
-        """Spell out the hypotheses of one utterance."""
+    def result(
+        self, nbest: Sequence[Hypothesis], heard: str | None, task: str, limit: int
+    ) -> Result:
+        """Spell out the hypotheses of one utterance.
+
+        Args:
+            heard: what CTC alone heard.
+            task: of ``asr_st`` the best answer is taken apart.
+            limit: the most tokens there could be; an ``asr_st`` answer of so many was
+                cut off.
+        """
         tokenizer = self.model.llm.tokenizer
         texts = [
             tokenizer.decode(h.tokens, skip_special_tokens=True).strip() for h in nbest
         ]
-        return Result(
+        result = Result(
             text=texts[0],
             tokens=tokenizer.convert_ids_to_tokens(nbest[0].tokens),
             score=nbest[0].score,
             ctc_text=heard,
             nbest=[(text, h.score) for text, h in zip(texts, nbest)],
         )
+        if task == "asr_st":
+            answer = read_answer(texts[0], separator_of(tokenizer))
+            result.transcript, result.text = answer.transcript, answer.translation
+            if not answer.whole or len(nbest[0].tokens) >= limit:
+                result.flags.append("malformed")
+        return result
 
 
 def search_options(generation: dict) -> SearchOptions:
@@ -325,11 +405,7 @@ def is_model(folder: Path) -> bool:
     """Whether a folder is one that can be loaded here."""
     if (folder / "config.yaml").exists() and (folder / "model.safetensors").exists():
         return True
-    try:
-        content = json.loads((folder / "config.json").read_text("utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(content, dict) and content.get("model_type") == "nue_asr"
+    return is_nue_asr(folder)
 
 
 def read_config(path: Path) -> dict:

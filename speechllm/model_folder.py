@@ -50,6 +50,15 @@ def missing_parts(folder: str | Path) -> list[str]:
     return missing
 
 
+def is_nue_asr(folder: str | Path) -> bool:
+    """Whether a folder's ``config.json`` is one of Nue-ASR's released format."""
+    try:
+        content = _read_json(Path(folder) / "config.json")
+    except (OSError, UserError):
+        return False
+    return isinstance(content, dict) and content.get("model_type") == "nue_asr"
+
+
 def model_fingerprint(folder: str | Path) -> str:
     """A checksum that names a model: 64 hexadecimal digits.
 

@@ -199,15 +199,32 @@ def test_folders_that_are_spoilt(copied, spoil, message):
         SpeechToText.from_pretrained(copied)
 
 
-def test_a_warm_up_alone_is_no_model(copied):
+def test_ctc_alone_gives_its_best_path(copied, model, waves):
+    """Without LLM and bridge: what the whole model's CTC branch hears."""
     spoil_config(llm=None, bridge=None, model_conf={"ctc_weight": 1.0})(copied)
     state = load_file(copied / "model.safetensors")
     save_file(
         {k: v for k, v in state.items() if k.startswith("ctc.")},
         copied / "model.safetensors",
     )
-    with pytest.raises(UserError, match="only a CTC warm-up"):
-        SpeechToText.from_pretrained(copied)
+    ctc = SpeechToText.from_pretrained(copied)
+    heard = [r.ctc_text for r in model.transcribe(waves, **SHORT)]
+    assert len(set(heard)) > 1
+    for size in (1, 3):
+        found = ctc.transcribe(waves, batch_size=size)
+        assert [r.text for r in found] == heard
+        for result in found:
+            letters = [" " if t == "<space>" else t for t in result.tokens]
+            spelt = "".join(t for t in letters if len(t) == 1)
+            assert " ".join(spelt.split()) == result.text
+            assert result.score < 0 and result.nbest == [(result.text, result.score)]
+    for options in ({"beam_size": 2}, {"ctc_weight": 0.3}):
+        with pytest.raises(UserError, match="without an LLM has its best path"):
+            ctc.transcribe(waves, **options)
+    with pytest.raises(UserError, match="task 'st': a CTC model only transcribes"):
+        ctc.transcribe(waves, task="st", target_language="fr")
+    with pytest.raises(UserError, match="takes at most 30 s"):
+        ctc.transcribe([np.zeros(480500)])
 
 
 def test_nothing_there_and_wrong_ways_to_load(tiny_model, tmp_path):
