@@ -29,13 +29,16 @@ def decode_examples(
 ) -> int:
     """Decode what is not decoded yet, and write ``text`` when all of it is.
 
+    Of ``asr_st`` that is the translation; ``text.transcript`` beside it holds the
+    transcripts, and ``flags`` what is odd about an answer, such as ``malformed``.
+
     Each finished batch is appended to ``hypotheses.<shard>.jsonl`` and flushed to
     disk, one line an utterance: ``{"id", "text", "score", "tokens", "ctc_text",
-    "nbest"}``. A second start reads it and goes on. When the model, the options or
-    the examples are others than those of the lines that are there, these lines are
-    put aside as ``….previous`` and decoding starts anew. An utterance that cannot be
-    read, or is longer than the model takes, gets an empty text and a line in
-    ``failed.<shard>.tsv``; a second start tries it again.
+    "nbest"}`` and what else ``Result.entry`` has. A second start reads it and goes
+    on. When the model, the options or the examples are others than those of the lines
+    that are there, these lines are put aside as ``….previous`` and decoding starts
+    anew. An utterance that cannot be read, or is longer than the model takes, gets an
+    empty text and a line in ``failed.<shard>.tsv``; a second start tries it again.
 
     Args:
         model_dir: folder that stage 11 wrote.
@@ -120,7 +123,10 @@ def decode_todo(
                 except UserError as error:
                     with open(failed, "a", encoding="utf-8") as report:
                         report.write(f"{name}\t{error}\n")
-                    write_line(stream, {"id": name, "text": "", "failed": True})
+                    line = {"id": name, "text": "", "failed": True}
+                    if tasks[name].startswith("asr_st "):
+                        line["transcript"] = ""
+                    write_line(stream, line)
             asks = [tuple(tasks[name].split()) for name in names]
             for name, result in zip(
                 names, model.decode(waves, asks, options) if waves else []
@@ -162,12 +168,18 @@ def write_line(stream, line: dict) -> None:
 def settings_key(
     model_dir: str | Path, generation: dict, dtype: str, wavs: dict, tasks: dict
 ) -> str:
-    """A digest of all that a hypothesis depends on (and so not of the batch size)."""
+    """A digest of all that a hypothesis depends on (and so not of the batch size).
+
+    Of the model that is every file of its folder but hidden ones and ``*.md``: config,
+    weights (whole or in shards), prompts, tokenizer.
+    """
+    from speechllm.inference import find_model
+    from speechllm.model_folder import file_sha256
+
     digest = hashlib.sha256()
-    for name in ("config.yaml", "model.safetensors", "prompts.yaml", "tokens.txt"):
-        file = Path(model_dir) / name
-        if file.exists():
-            digest.update(hashlib.sha256(file.read_bytes()).digest())
+    for file in sorted(find_model(model_dir).iterdir()):
+        if file.is_file() and not file.name.startswith(".") and file.suffix != ".md":
+            digest.update(f"{file.name}\0{file_sha256(file)}\n".encode())
     rest = [sorted(table.items()) for table in (generation, wavs, tasks)] + [dtype]
     digest.update(json.dumps(rest).encode())
     return digest.hexdigest()
@@ -202,8 +214,8 @@ def read_hypotheses(path: Path, key: str) -> dict[str, dict]:
 def collect_text(
     output_dir: Path, ids: Sequence[str], key: str, num_shards: int
 ) -> None:
-    """Write ``text`` (Kaldi table) when all shards are complete."""
-    found: dict[str, str] = {}
+    """Write ``text`` and its siblings (Kaldi tables) when all shards are complete."""
+    found: dict[str, dict] = {}
     for shard in range(1, min(num_shards, len(ids)) + 1):  # the rest has nothing
         path = output_dir / f"hypotheses.{shard}.jsonl"
         if not path.exists():
@@ -215,8 +227,21 @@ def collect_text(
                 if not line.endswith("\n"):
                     return  # another shard is writing it
                 entry = json.loads(line)
-                found[entry["id"]] = entry["text"]
-    if set(ids) <= set(found):
-        with atomic_open(output_dir / "text") as stream:
-            for name in sorted(ids):
-                stream.write(f"{name} {found[name]}".rstrip() + "\n")
+                found[entry["id"]] = entry
+    if not set(ids) <= set(found):
+        return
+    tables: dict[str, dict[str, str]] = {"text.transcript": {}, "flags": {}, "text": {}}
+    for name in sorted(ids):
+        entry = found[name]
+        tables["text"][name] = entry["text"]
+        if "transcript" in entry:
+            tables["text.transcript"][name] = entry["transcript"]
+        if entry.get("flags"):
+            tables["flags"][name] = " ".join(entry["flags"])
+    for table, lines in tables.items():  # text last: it says that all is there
+        if not lines:
+            (output_dir / table).unlink(missing_ok=True)
+            continue
+        with atomic_open(output_dir / table) as stream:
+            for name, value in lines.items():
+                stream.write(f"{name} {value}".rstrip() + "\n")

@@ -30,10 +30,10 @@ from speechllm import datadir
 from speechllm.datadir import Dropped
 from speechllm.errors import UserError
 from speechllm.files import atomic_directory
+from speechllm.joint import join_texts
 from speechllm.text import ctc_text
 
 TASKS = ("asr", "st", "asr_st")
-JOINT_SEPARATOR = "\t"  # between transcript and translation in a target of asr_st
 _FILES = (
     "text",
     "text_ctc",
@@ -82,8 +82,9 @@ def make_examples(
             utterance in common.
         target: the example dir to write.
         tasks: task specifications.
-        plain_transcripts: the answer of ``asr`` is the normalised transcript, without
-            case and punctuation, which minutes of speech cannot teach.
+        plain_transcripts: the transcript that ``asr`` and ``asr_st`` answer with is
+            the normalised one, without case and punctuation, which minutes of speech
+            cannot teach.
 
     Returns:
         The number of examples per task (``"asr en en"``), and what was left out:
@@ -212,7 +213,7 @@ def _examples_of(
                 continue
             text = translation
             if task.name == "asr_st":
-                text = f"{transcript}{JOINT_SEPARATOR}{translation}"
+                text = join_texts(heard if plain else transcript, translation)
         yield (
             f"{utterance}-{task.name}-{task.target}",
             (

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from speechllm.errors import UserError
+from speechllm.joint import texts_of
 from speechllm.prompts import Prompts, answer_tokens
 
 
@@ -100,7 +101,8 @@ class ExamplePreprocessor:
             )
             example["prompt_prefix"] = np.array(prefix, dtype=np.int64)
             example["prompt_suffix"] = np.array(suffix, dtype=np.int64)
-            answer = answer_tokens(self.llm_tokenizer, data["text"])
+            texts = texts_of(task, data["text"], f"text, example {uid}")
+            answer = answer_tokens(self.llm_tokenizer, *texts)
             example["text"] = np.array(answer, dtype=np.int64)
         return example
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from speechllm.errors import UserError
+from speechllm.joint import separator_of
 
 SPEECH = "{speech}"
 
@@ -94,13 +95,20 @@ def encode(tokenizer, text: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def answer_tokens(tokenizer, text: str) -> list[int]:
+def answer_tokens(tokenizer, *texts: str) -> list[int]:
     """The ids that the LLM is to write for a text: its tokens, then end of text.
 
-    The text begins with a space, so that its first word is the token that it is
-    anywhere else.
+    A text begins with a space, so that its first word is the token that it is
+    anywhere else. Of two texts, transcript and translation, each is so written, with
+    the separator between that the tokenizer keeps.
     """
-    return encode(tokenizer, " " + text.strip()) + [tokenizer.eos_token_id]
+    if len(texts) == 1:
+        return [*encode(tokenizer, " " + texts[0].strip()), tokenizer.eos_token_id]
+    separator = separator_of(tokenizer)
+    transcript, translation = (
+        encode(tokenizer, " " + separator.escape(text)) for text in texts
+    )
+    return [*transcript, *separator.tokens, *translation, tokenizer.eos_token_id]
 
 
 def read_prompts(path: str | Path) -> Prompts:

@@ -32,6 +32,7 @@ METRICS = {
     "comet": "COMET",
     "bleu_normalized": "BLEU norm.",
     "chrf_normalized": "chrF norm.",
+    "malformed": "malformed %",
 }
 
 #: Task → title of its table.

@@ -12,6 +12,10 @@ What is written below the decode dir, one folder per group
 * ``scores.tsv``: one line per utterance,
 * ``alignment.txt``: each utterance with its reference, worst first.
 
+Of the joint task, ``asr_st``, the transcripts (``text.transcript`` of the decode dir)
+are scored as recognition and the translations (``text``) as translation, in one folder
+(``score_asr_st_en_fr``).
+
 Another measure is another function from references and hypotheses to rows, named in
 ``recognition_rows`` or ``translation_rows``; another task is another entry of
 ``SCORERS``.
@@ -29,6 +33,7 @@ from pathlib import Path
 
 from speechllm.errors import UserError
 from speechllm.files import atomic_directory
+from speechllm.joint import texts_of
 from speechllm.text import LANGUAGES_WITHOUT_SPACES, normalize
 
 #: sacrebleu's tokenizer where the default (13a) does not split the text into words.
@@ -38,7 +43,12 @@ BLEU_TOKENIZERS = {"ja": "char", "yue": "zh", "zh": "zh"}
 
 @dataclass
 class Group:
-    """The examples of one task and language pair, in the order of their ids."""
+    """The examples of one task and language pair, in the order of their ids.
+
+    Attributes:
+        transcript: of ``asr_st``: the same examples' transcripts, as recognition.
+        malformed: of ``asr_st``: answers that could not be taken apart.
+    """
 
     task: str
     source: str
@@ -46,6 +56,8 @@ class Group:
     ids: list[str] = field(default_factory=list)
     references: list[str] = field(default_factory=list)
     hypotheses: list[str] = field(default_factory=list)
+    transcript: Group | None = None
+    malformed: int = 0
 
     @property
     def name(self) -> str:
@@ -72,10 +84,11 @@ class Scores:
 # ---------------------------------------------------------------- reading
 
 
-def read_texts(path: str | Path) -> dict[str, str]:
+def read_texts(path: str | Path, collapse: bool = True) -> dict[str, str]:
     """Read ``<id> <text>`` lines in any order; the text may be empty.
 
-    White space inside a text (tabs, ideographic spaces) becomes one space.
+    White space inside a text (tabs, ideographic spaces) becomes one space, unless
+    ``collapse`` is false: a target of ``asr_st`` has a tab.
 
     Raises:
         UserError: the file is missing, is not UTF-8, or holds an id twice or a
@@ -97,7 +110,8 @@ def read_texts(path: str | Path) -> dict[str, str]:
                 raise UserError(f"{path}:{number}: empty line, want '<id> <text>'")
             if fields[0] in texts:
                 raise UserError(f"{path}:{number}: id {fields[0]} stands here twice")
-            texts[fields[0]] = " ".join(fields[1].split()) if fields[1:] else ""
+            text = fields[1].strip() if fields[1:] else ""
+            texts[fields[0]] = " ".join(text.split()) if collapse else text
     return texts
 
 
@@ -124,7 +138,9 @@ def read_groups(examples: str | Path, hypotheses: str | Path) -> list[Group]:
 
     Args:
         examples: folder with ``text`` (references) and ``utt2task``.
-        hypotheses: file of ``<example id> <hypothesis>`` lines, in any order.
+        hypotheses: file of ``<example id> <hypothesis>`` lines, in any order; beside
+            it ``text.transcript`` with those of ``asr_st``, and ``flags``, if there
+            is one, with ``malformed`` for the answers that were.
 
     Raises:
         UserError: ids differ between the files, a reference is empty, or a line of
@@ -133,13 +149,21 @@ def read_groups(examples: str | Path, hypotheses: str | Path) -> list[Group]:
     examples, hypotheses = Path(examples), Path(hypotheses)
     if not hypotheses.is_file():
         raise UserError(f"{hypotheses}: no such file; finish the decoding first")
-    references = read_texts(examples / "text")
+    references = read_texts(examples / "text", collapse=False)
     tasks = read_texts(examples / "utt2task")
     answers = read_texts(hypotheses)
     if not references:
         raise UserError(f"{examples / 'text'}: nothing in it to score against")
     require_same_ids(references, tasks, examples / "text", examples / "utt2task")
     require_same_ids(references, answers, examples / "text", hypotheses)
+    transcripts, flags = {}, {}
+    joint = {name: task for name, task in tasks.items() if task.startswith("asr_st ")}
+    if joint:
+        path = hypotheses.with_name("text.transcript")
+        transcripts = read_texts(path)
+        require_same_ids(joint, transcripts, examples / "utt2task", path)
+        if hypotheses.with_name("flags").exists():
+            flags = read_texts(hypotheses.with_name("flags"))
 
     groups: dict[tuple, Group] = {}
     for example in sorted(references):
@@ -149,15 +173,23 @@ def read_groups(examples: str | Path, hypotheses: str | Path) -> list[Group]:
                 f"{examples / 'utt2task'}: {example}: '{tasks[example]}' is not "
                 "'<task> <source language> <target language>'"
             )
-        if not references[example]:
+        texts = texts_of(key[0], references[example], f"{examples / 'text'}, {example}")
+        if not all(texts):
             raise UserError(
                 f"{examples / 'text'}: {example} has an empty reference; "
                 "leave the example out or give its text"
             )
         group = groups.setdefault(key, Group(*key))
         group.ids.append(example)
-        group.references.append(references[example])
+        group.references.append(texts[-1])
         group.hypotheses.append(answers[example])
+        if example in joint:
+            if group.transcript is None:
+                group.transcript = Group("asr", group.source, group.source)
+            group.transcript.ids.append(example)
+            group.transcript.references.append(texts[0])
+            group.transcript.hypotheses.append(transcripts[example])
+            group.malformed += "malformed" in flags.get(example, "").split()
     return [groups[key] for key in sorted(groups)]
 
 
@@ -414,10 +446,33 @@ def score_translation(group: Group) -> Scores:
 
 # ---------------------------------------------------------------- a decode dir
 
-#: task → scorer. The joint task, ``asr_st``, belongs here once its generation is read
-#: back into transcript and translation: recognition rows of the one, translation rows
-#: of the other. Until then its examples are named as not scored.
-SCORERS = {"asr": score_recognition, "st": score_translation}
+
+def score_joint(group: Group) -> Scores:
+    """Recognition scores of the transcripts and translation scores of the translations.
+
+    And ``malformed``, the share of answers that could not be taken apart.
+    """
+    heard, translated = score_recognition(group.transcript), score_translation(group)
+    malformed = {
+        "metric": "malformed",
+        "value": percent(group.malformed / len(group.ids)),
+        "malformed": group.malformed,
+    }
+    header = [
+        heard.header[0],
+        *(f"transcript_{name}" for name in heard.header[1:]),
+        *translated.header[1:],
+    ]
+    return Scores(
+        [*heard.rows, *translated.rows, malformed],
+        header,
+        [[*a, *b[1:]] for a, b in zip(heard.table, translated.table, strict=True)],
+        f"TRANSCRIPTS\n\n{heard.alignment}\nTRANSLATIONS\n\n{translated.alignment}",
+    )
+
+
+#: task → scorer
+SCORERS = {"asr": score_recognition, "st": score_translation, "asr_st": score_joint}
 
 
 def score_group(group: Group) -> Scores:

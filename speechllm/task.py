@@ -34,6 +34,7 @@ from speechllm.model.bridge import BRIDGES
 from speechllm.model.encoder import ENCODERS
 from speechllm.model.llm import LanguageModel
 from speechllm.model.speech_llm import SpeechLLM, build_speech_llm
+from speechllm.model_folder import is_nue_asr
 from speechllm.preprocessor import CTCTokenizer, ExamplePreprocessor, collate
 from speechllm.prompts import read_prompts
 
@@ -276,32 +277,59 @@ def whole_checkpoints() -> Iterator[None]:
 def load_init_param(
     init_param: str, model: SpeechLLM, ignore_init_mismatch: bool, map_location: str
 ) -> None:
-    """Start from another training's checkpoint: ``--init_param FILE[:PREFIX]``.
+    """Start from a trained model: ``--init_param START[:PREFIX]``.
 
     Args:
-        init_param: ``.safetensors`` or ``.pth`` of a SpeechLLM, or a folder that
-            holds ``model.safetensors``; with ``:PREFIX`` only the tensors whose
-            names begin so (``encoder``, ``ctc``, …).
+        init_param: ``.safetensors`` or ``.pth`` of a SpeechLLM, a folder that holds
+            ``model.safetensors``, or a folder or hub id in Nue-ASR's released format
+            (``rinna/nue-asr``); with ``:PREFIX`` only the tensors whose names begin
+            so (``encoder``, ``ctc``, …). Weights of a layer that has an adapter here
+            and had none there go below the adapter.
         ignore_init_mismatch: leave out what does not fit instead of failing.
+
+    Raises:
+        UserError: no such model, or tensors that this model has not, or of another
+            shape; names the first ones.
     """
     path, _, prefix = init_param.partition(":")
-    state = load_tensors(Path(path), map_location)
+    state = read_start(path, map_location)
     if prefix:
         state = {k: v for k, v in state.items() if k.startswith(prefix)}
     if not state:
         raise UserError(f"--init_param {init_param}: no such tensors in the file")
     own = {k: v.shape for k, v in torch.nn.Module.state_dict(model).items()}
+    adapted = {k.replace(".base_layer.", "."): k for k in own if ".base_layer." in k}
+    state = {adapted.get(k, k): v for k, v in state.items()}
     misfits = [k for k, v in state.items() if own.get(k) != v.shape]
     if misfits and not ignore_init_mismatch:
+        first = ", ".join(
+            f"{k} {tuple(state[k].shape)} instead of {tuple(own[k])}"
+            if k in own
+            else f"{k}, which is not in it"
+            for k in misfits[:3]
+        )
         raise UserError(
             f"--init_param {init_param}: {len(misfits)} tensors do not fit this "
-            f"model, the first is {misfits[0]}; --ignore_init_mismatch true leaves "
-            "them out"
+            f"model: {first}; --ignore_init_mismatch true leaves them out"
         )
     for name in misfits:
         logging.warning(f"not loaded from {path}: {name}")
         del state[name]
     model.load_state_dict(state, strict=False)
+
+
+def read_start(path: str, map_location: str) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint, a model's folder or a hub id, by our names."""
+    from speechllm.pretrained import resolve_model
+
+    start = Path(path)
+    if start.suffix not in (".pth", ".safetensors") and not start.exists():
+        start = resolve_model(path)
+    if is_nue_asr(start):
+        from speechllm.model.nue_asr import speech_llm_state
+
+        return speech_llm_state(start)
+    return load_tensors(start, map_location)
 
 
 def mend_checkpoint(output_dir: Path, criteria: Sequence[Sequence[str]] = ()) -> None:
@@ -370,8 +398,7 @@ def read_token_list(token_list: str | list[str]) -> list[str]:
 @functools.lru_cache(maxsize=1)
 def load_tokenizer(model: str):
     """The LLM's tokenizer, without the LLM."""
-    from transformers import AutoTokenizer
-
+    from speechllm import t5_tokenizer
     from speechllm.pretrained import resolve_model
 
-    return AutoTokenizer.from_pretrained(resolve_model(model))
+    return t5_tokenizer.load_tokenizer(resolve_model(model))

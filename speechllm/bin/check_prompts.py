@@ -46,6 +46,7 @@ def check_prompts(tokenizer, prompts_file: str, examples: list[Path]) -> list[st
     from itertools import islice
 
     from speechllm.datadir import read_table
+    from speechllm.joint import read_answer, separator_of, texts_of
     from speechllm.prompts import answer_tokens, read_prompts
 
     prompts = read_prompts(prompts_file)
@@ -55,10 +56,17 @@ def check_prompts(tokenizer, prompts_file: str, examples: list[Path]) -> list[st
         texts = read_table(folder / "text")
         tasks = read_table(folder / "utt2task")
         for example, task in islice(tasks.items(), MOST_EXAMPLES):
-            tokens = answer_tokens(tokenizer, texts[example])
+            place = f"{example} of {folder}/text"
+            wanted = texts_of(task.split()[0], texts[example], place)
+            tokens = answer_tokens(tokenizer, *wanted)
             back = tokenizer.decode(tokens, skip_special_tokens=True)
-            if " ".join(back.split()) != " ".join(texts[example].split()):
-                changed.append((folder, example, texts[example], back.strip()))
+            if len(wanted) == 2:
+                answer = read_answer(back, separator_of(tokenizer))
+                found = [answer.transcript, answer.translation]
+            else:
+                found = [" ".join(back.split())]
+            if found != wanted:
+                changed.append((place, "\t".join(wanted), "\t".join(found)))
             longest[task] = max(longest.get(task, 0), len(tokens))
     lines = []
     for task, size in sorted(longest.items()):
@@ -66,10 +74,10 @@ def check_prompts(tokenizer, prompts_file: str, examples: list[Path]) -> list[st
         shown = f"{tokenizer.decode(before)}<speech>{tokenizer.decode(behind)}"
         lines.append(f"{task}: {shown!r}, answers of at most {size} tokens")
     if changed:
-        folder, example, text, back = changed[0]
+        place, text, back = changed[0]
         lines.append(
             f"warning: the LLM's tokenizer changes {len(changed)} answers, the first "
-            f"is {example} of {folder}/text: {text!r} comes back as {back!r}"
+            f"is {place}: {text!r} comes back as {back!r}"
         )
     return lines
 

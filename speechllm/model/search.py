@@ -11,6 +11,8 @@ from torch import Tensor
 from speechllm.model.ctc_prefix import NEVER, CTCPrefixScorer, PrefixStates
 from speechllm.model.llm import LanguageModel
 
+END = -1  # label behind the text that CTC judges, where an answer goes on (asr_st)
+
 
 @dataclass(frozen=True)
 class SearchOptions:
@@ -39,9 +41,13 @@ class SearchOptions:
     extra_tokens: float = 20.5
     min_tokens: int = 0
 
-    def max_tokens(self, seconds: float) -> int:
-        """Most tokens of an answer to so many seconds of speech."""
-        return int(self.tokens_per_second * seconds + self.extra_tokens)
+    def max_tokens(self, seconds: float, task: str = "asr") -> int:
+        """Most tokens of an answer to so many seconds of speech.
+
+        Twice as many where transcript and translation are asked for.
+        """
+        most = int(self.tokens_per_second * seconds + self.extra_tokens)
+        return 2 * most if task == "asr_st" else most
 
 
 @dataclass
@@ -53,7 +59,8 @@ class Hypothesis:
         score: what the search ranked it by.
         llm_score: log probability of the tokens and the end.
         ctc_score: log probability of the text by CTC, or None without CTC.
-        labels: the text in CTC labels.
+        labels: the text in CTC labels; ``END`` behind them where what CTC judges is
+            over.
         silent: the last token was one that CTC does not hear, such as a comma.
     """
 
@@ -109,7 +116,9 @@ def beam_search(
         max_tokens: most tokens of each answer.
         ctc: scores of the utterances' audio, for joint search.
         spell: for each utterance, a function from token ids to CTC labels, or None
-            for an utterance that CTC has no say in (a translation).
+            for an utterance that CTC has no say in (a translation). Labels that end
+            with ``END`` say that CTC has heard it all: the token that adds it is
+            judged by CTC's end, those behind it by the LLM alone.
         hints: for each utterance, tokens that are candidates at every step beside
             the LLM's own, such as those of the CTC branch's transcript.
 
@@ -213,7 +222,8 @@ def grown(candidate: Candidate) -> Hypothesis:
         candidate.score,
         candidate.llm_score,
         labels=candidate.labels,
-        silent=candidate.labels is candidate.parent.labels,
+        silent=candidate.labels is candidate.parent.labels
+        and candidate.labels[-1:] != [END],
     )
 
 
@@ -283,10 +293,12 @@ class CTCJudge:
         heard = []
         for candidate, speller in pairs:
             parent = candidate.parent
-            if candidate.token != self.eos:
+            over = parent.labels[-1:] == [END]
+            if candidate.token != self.eos and not over:
                 labels = speller(parent.tokens + [candidate.token])
                 if labels[: len(parent.labels)] != parent.labels:
-                    labels = parent.labels  # the speller looked back
+                    # the speller looked back
+                    labels = parent.labels + [END] * (labels[-1:] == [END])
                 if len(labels) > len(parent.labels):
                     candidate.labels = labels
                 elif parent.silent:
@@ -295,12 +307,18 @@ class CTCJudge:
             heard.append(candidate)
         if not heard:
             return
-        suffixes = [(c.row, c.labels[len(c.parent.labels) :]) for c in heard]
+        suffixes = [
+            (c.row, [k for k in c.labels[len(c.parent.labels) :] if k != END])
+            for c in heard
+        ]
         states = self.ctc.extend_many(self.parts[0], suffixes)
+        ends = self.ctc.finish(states)
+        over = torch.tensor([c.labels[-1:] == [END] for c in heard], device=ends.device)
+        states.score = torch.where(over, ends, states.score)
         offset = sum(len(part.last) for part in self.parts)
         self.parts.append(states)
         weight = self.options.ctc_weight
-        before, ends = states.score.tolist(), self.ctc.finish(states).tolist()
+        before, ends = states.score.tolist(), ends.tolist()
         for place, candidate in enumerate(heard):
             candidate.state = offset + place
             score = (ends if candidate.token == self.eos else before)[place]
