@@ -44,6 +44,7 @@ setup(
         "av>=14",
         "editdistance",
         "einops",
+        "espeakng-loader",
         "gguf",
         "h5py",
         "huggingface_hub",

@@ -24,6 +24,7 @@ inference_nj=1
 gpu_inference=
 # data
 train_set=
+extra_train_sets=
 valid_set=
 test_sets=
 lang=
@@ -91,6 +92,7 @@ Options [default]:
   --gpu_inference BOOL    decode on a GPU [true when ngpu > 0]
  Data
   --train_set NAME        data dir that trains
+  --extra_train_sets \"NAME …\"  data dirs that train beside it in every training, at their own speed [none]
   --valid_set NAME        data dir that chooses the checkpoint
   --test_sets \"NAME …\"    data dirs to decode and score
   --lang NAME             only marks the folders in expdir [none]
@@ -194,8 +196,8 @@ phases=train
 training_sets=$(printf '%s\n' "${base_train_set}" \
     ${warmup_config:+"${warmup_set}"} ${second_config:+"${second_set}"} | sort -u)
 perturbed_sets=$(for name in ${training_sets}; do with_speeds "${name}"; done)
-# shellcheck disable=SC2086 # test_sets are words
-prepared_sets=$(printf '%s\n' "${valid_set}" ${test_sets} | sort -u)
+# shellcheck disable=SC2086 # the sets are words
+prepared_sets=$(printf '%s\n' "${valid_set}" ${extra_train_sets} ${test_sets} | sort -u)
 
 if [ -z "${warmup_tasks}" ]; then
     for task in ${train_tasks}; do
@@ -419,13 +421,15 @@ fi
 
 if running 5; then
     begin 5 "examples (utterance x task) and the CTC vocabulary"
-    make_examples() { # <phase> <set> <tasks>
-        local output plain=()
+    make_examples() { # <phase> <set> <tasks> [<more sets>]
+        local output inputs plain=()
         output=$(examples "$1" "$2")
+        # shellcheck disable=SC2206 # the sets are words
+        inputs=("$2" ${4:-})
         # A test set keeps its transcripts as they are written.
         if "${plain_transcripts}" && [ "$1" != test ]; then plain=(--plain_transcripts); fi
         prepare "${prep_log}/examples_$(basename "${output}").log" \
-            python3 -m speechllm.bin.make_examples --input "${dumpdir}/raw/$2" \
+            python3 -m speechllm.bin.make_examples --input "${inputs[@]/#/${dumpdir}/raw/}" \
             --tasks "$3" --output "${output}" "${plain[@]}"
         log "Stage 5: ${output}: $(count "${output}/text") examples"
     }
@@ -433,7 +437,7 @@ if running 5; then
     for phase in ${phases}; do
         tasks=${phase}_tasks
         set=${phase}_train_set
-        make_examples "${phase}" "${!set}" "${!tasks}"
+        make_examples "${phase}" "${!set}" "${!tasks}" "${extra_train_sets}"
         make_examples "${phase}" "${valid_set}" "${!tasks}"
         texts+=("$(examples "${phase}" "${!set}")/text_ctc")
     done

@@ -1,0 +1,214 @@
+"""Messages of programs in five languages, read aloud by eSpeak NG.
+
+Where human speech is measured in minutes, synthetic speech widens the vocabulary. The
+texts are the message catalogues of two Python packages, Django (BSD-3-Clause) and
+Weblate (GPL-3.0-or-later): short prompts and instructions such as "Your password has
+been changed", translated by their communities into French, Spanish, Italian and
+Russian. The same message in two languages is a pair for speech translation.
+
+On disk, inside the wheels of the package index (fetched, compared with a pinned
+SHA-256, never installed)::
+
+    <package>/…/locale/<lang>/LC_MESSAGES/<domain>.mo      (GNU gettext)
+
+Messages with placeholders, markup, addresses, abbreviations or long numbers, of one
+word or of more than 16 are not taken.
+
+What comes out: one data dir with utterances ``<lang>-message<number>``, numbers spelt,
+translations in ``text.<lang>``, speaker = the synthetic voice, which changes with
+every utterance (variant, speed, pitch), by a fixed seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gettext
+import io
+import random
+import re
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from speechllm.datadir import iterate_table, write_data_dir
+from speechllm.errors import UserError
+from speechllm.espeak import Voice, speak
+from speechllm.files import atomic_directory
+from speechllm.text import ctc_text, spell_numbers
+from speechllm.wheels import Wheel, fetch_wheel
+
+LANGUAGES = ("en", "es", "fr", "it", "ru")
+WHEELS = (
+    Wheel(
+        "django",
+        "5.2.19",
+        "5965d974a5218a2b68a11dd1276434707f23886525c23f0598eccedaf4f4ca00",
+    ),
+    Wheel(
+        "weblate",
+        "5.14.3",
+        "0bc2c5a49ebc496758e89f08d5ec9d1b226e8aba2cff7744a18ab9f235dca816",
+    ),
+)
+VOICES = {"en": "en-us", "es": "es-419", "fr": "fr", "it": "it", "ru": "ru"}
+VARIANTS = ("", "+f1", "+f2", "+f3", "+f4", "+f5", "+m1", "+m3", "+m5", "+m7")
+_CATALOGUE = re.compile(r".*/locale/(?P<lang>\w\w)/LC_MESSAGES/\w+\.mo")
+_UNSPEAKABLE = re.compile(
+    r"[%{}<>_@#|\\/\[\]=*`$^~+&\n]"  # placeholders, markup, paths
+    r"|https?:|\.[a-z]{2,4}\b|\d{3,}"  # addresses, file names, numbers
+    r"|[A-Z]{2,}|[a-z][A-Z]"  # abbreviations and names of programs
+)
+_CONTEXT = "\x04"  # gettext: between the context of a message and the message
+_WORDS, _CHARACTERS = range(2, 17), 100
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output", type=Path, required=True, help="data dir to write")
+    parser.add_argument("--download_dir", type=Path, default=Path("downloads"))
+    parser.add_argument(
+        "--languages", nargs="+", default=LANGUAGES, choices=LANGUAGES, metavar="LANG"
+    )
+    parser.add_argument(
+        "--exclude",
+        nargs="*",
+        default=[],
+        type=Path,
+        metavar="DIR",
+        help="data dirs none of whose texts may be among the messages",
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    wheels = [fetch_wheel(wheel, args.download_dir / "wheels") for wheel in WHEELS]
+    messages = read_messages(wheels)
+    count = prepare_spoken_messages(
+        messages,
+        args.output,
+        args.download_dir / "spoken_messages",
+        args.languages,
+        args.exclude,
+    )
+    print(f"{args.output}: {count} spoken messages")
+
+
+def read_messages(wheels: Iterable[str | Path]) -> list[dict[str, str]]:
+    """Read the messages that can be spoken: language → text, English always there.
+
+    Args:
+        wheels: zip files with gettext catalogues; what the first one says of a
+            message holds.
+
+    Raises:
+        UserError: a file is no zip file.
+    """
+    messages: dict[str, dict[str, str]] = {}
+    for wheel in wheels:
+        try:
+            archive = zipfile.ZipFile(wheel)
+        except (OSError, zipfile.BadZipFile) as error:
+            raise UserError(f"{wheel}: no wheel can be read ({error})") from None
+        with archive:
+            for member in sorted(archive.namelist()):
+                match = _CATALOGUE.fullmatch(member)
+                if not match or match["lang"] not in LANGUAGES[1:]:
+                    continue
+                catalogue = gettext.GNUTranslations(io.BytesIO(archive.read(member)))
+                for source, translation in catalogue._catalog.items():
+                    if not isinstance(source, str):
+                        continue  # a plural
+                    english = source.rpartition(_CONTEXT)[2].strip()
+                    text = translation.strip()
+                    if speakable(english) and speakable(text):
+                        message = messages.setdefault(english, {"en": english})
+                        message.setdefault(match["lang"], text)
+    return [messages[english] for english in sorted(messages)]
+
+
+def speakable(text: str) -> bool:
+    """Whether a message can be read aloud as it is written."""
+    if len(text) > _CHARACTERS or len(text.split()) not in _WORDS:
+        return False
+    return not _UNSPEAKABLE.search(text)
+
+
+def prepare_spoken_messages(
+    messages: Iterable[dict[str, str]],
+    output: str | Path,
+    audio: str | Path,
+    languages: Iterable[str] = LANGUAGES,
+    exclude: Iterable[str | Path] = (),
+) -> int:
+    """Read the messages aloud and write a data dir.
+
+    Args:
+        messages: as :func:`read_messages` gives them.
+        output: data dir to write.
+        audio: folder for the FLAC files, one folder a language; a language that is
+            there is not read again.
+        languages: to speak.
+        exclude: data dirs; a message with a text of theirs (normalised, in any
+            language) is left out in all languages, so that none is trained on.
+
+    Returns:
+        The number of utterances.
+    """
+    taboo = {text for folder in exclude for text in _normal_texts(Path(folder))}
+    names = ["wav.scp", "utt2spk", "utt2lang", "text"]
+    names += [f"text.{language}" for language in LANGUAGES]
+    tables: dict[str, dict[str, str]] = {name: {} for name in names}
+    spelt = [
+        {lang: spell_numbers(text, lang) for lang, text in message.items()}
+        for message in messages
+    ]
+    for language in languages:
+        folder = _spoken(spelt, language, Path(audio))
+        for number, message in enumerate(spelt):
+            normal = {ctc_text(text, lang) for lang, text in message.items()}
+            if language not in message or normal & taboo or "" in normal:
+                continue
+            utterance = f"{language}-message{number:05d}"
+            tables["wav.scp"][utterance] = str(folder.absolute() / f"{number:05d}.flac")
+            tables["utt2spk"][utterance] = f"{language}_espeak"
+            tables["utt2lang"][utterance] = language
+            tables["text"][utterance] = message[language]
+            for other, text in message.items():
+                if other != language:
+                    tables[f"text.{other}"][utterance] = text
+    write_data_dir(output, {name: table for name, table in tables.items() if table})
+    return len(tables["text"])
+
+
+def _spoken(messages: list[dict[str, str]], language: str, audio: Path) -> Path:
+    """The folder with the messages of one language, spoken when they are not yet."""
+    import numpy as np
+    import soundfile
+    from tqdm import tqdm
+
+    folder = audio / language
+    if folder.is_dir():
+        return folder
+    draw = random.Random(language)
+    with atomic_directory(folder) as new:
+        bar = tqdm(messages, desc=f"eSpeak NG, {language}", unit="utt", mininterval=2)
+        for number, message in enumerate(bar):
+            voice = Voice(
+                VOICES[language] + draw.choice(VARIANTS),
+                words_per_minute=draw.randint(120, 185),
+                pitch=draw.randint(35, 75),
+                pitch_range=draw.randint(35, 70),
+            )
+            if language not in message:
+                continue
+            wave = speak(message[language], voice)
+            loud = np.flatnonzero(np.abs(wave) > 1e-3)
+            wave = wave[max(loud[0] - 1600, 0) : loud[-1] + 3200]  # 0.1 s, 0.2 s
+            soundfile.write(new / f"{number:05d}.flac", wave, 16000)
+    return folder
+
+
+def _normal_texts(folder: Path) -> Iterable[str]:
+    languages = dict(iterate_table(folder / "utt2lang"))
+    for path in sorted(folder.glob("text*")):
+        for utterance, text in iterate_table(path):
+            language = path.suffix.removeprefix(".") or languages[utterance]
+            yield ctc_text(text, language)

@@ -1,0 +1,132 @@
+"""Messages of programs, read aloud: what is taken, what is left out, how it sounds."""
+
+from __future__ import annotations
+
+import zipfile
+
+import numpy as np
+import pytest
+import soundfile
+
+from speechllm.corpora.spoken_messages import (
+    prepare_spoken_messages,
+    read_messages,
+    speakable,
+)
+from speechllm.datadir import read_table, validate_data_dir, write_data_dir
+from speechllm.errors import UserError
+from speechllm.espeak import Voice, speak
+
+
+def mo_file(messages: dict[str, str]) -> bytes:
+    """A catalogue, laid out by hand after GNU gettext's manual, "MO Files"."""
+    content = {"": "Content-Type: text/plain; charset=UTF-8\n", **messages}
+    pairs = sorted((k.encode(), v.encode()) for k, v in content.items())
+    header = 28
+    offset = header + 16 * len(pairs)
+    tables, strings = [b"", b""], b""
+    for column in (0, 1):
+        for pair in pairs:
+            text = pair[column]
+            tables[column] += np.array([len(text), offset], "<u4").tobytes()
+            strings += text + b"\0"
+            offset += len(text) + 1
+    fields = [0x950412DE, 0, len(pairs), header, header + 8 * len(pairs), 0, 0]
+    return np.array(fields, "<u4").tobytes() + tables[0] + tables[1] + strings
+
+
+FRENCH = {
+    "Your password has been changed.": "Votre mot de passe a été modifié.",
+    "menu\x04Add a new user": "Ajouter un utilisateur",
+    "%(count)s files have gone": "%(count)s fichiers ont disparu",
+    "Cancel": "Annuler",
+    "Enter 2 names": "Saisissez 2 noms",
+}
+SPANISH = {"Your password has been changed.": "Su contraseña ha cambiado."}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    path = tmp_path_factory.mktemp("wheel") / "package.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("app/locale/fr/LC_MESSAGES/app.mo", mo_file(FRENCH))
+        archive.writestr("app/locale/es/LC_MESSAGES/app.mo", mo_file(SPANISH))
+        archive.writestr("app/locale/de/LC_MESSAGES/app.mo", mo_file(SPANISH))
+    return path
+
+
+def test_messages_that_can_be_spoken(wheel):
+    assert read_messages([wheel]) == [
+        {"en": "Add a new user", "fr": "Ajouter un utilisateur"},
+        {"en": "Enter 2 names", "fr": "Saisissez 2 noms"},
+        {
+            "en": "Your password has been changed.",
+            "es": "Su contraseña ha cambiado.",
+            "fr": "Votre mot de passe a été modifié.",
+        },
+    ]
+
+
+@pytest.mark.parametrize(
+    "text", ["See https://a.org", "Use JSON here", "the <b>bold</b> one", "a", "x 2024"]
+)
+def test_unspeakable(text):
+    assert not speakable(text)
+
+
+def test_no_wheel(tmp_path):
+    (tmp_path / "x.whl").write_text("no zip")
+    with pytest.raises(UserError, match="x.whl"):
+        read_messages([tmp_path / "x.whl"])
+
+
+def test_data_dir(wheel, tmp_path):
+    write_data_dir(
+        tmp_path / "test",
+        {
+            "utt2spk": {"fr-1": "a"},
+            "utt2lang": {"fr-1": "fr"},
+            "text": {"fr-1": "Ajouter un utilisateur!"},
+        },
+    )
+    count = prepare_spoken_messages(
+        read_messages([wheel]),
+        tmp_path / "train",
+        tmp_path / "audio",
+        languages=("en", "fr"),
+        exclude=[tmp_path / "test"],
+    )
+    assert count == 4
+    assert read_table(tmp_path / "train" / "text") == {
+        "en-message00001": "Enter two names",
+        "en-message00002": "Your password has been changed.",
+        "fr-message00001": "Saisissez deux noms",
+        "fr-message00002": "Votre mot de passe a été modifié.",
+    }
+    assert read_table(tmp_path / "train" / "text.es") == {
+        "en-message00002": "Su contraseña ha cambiado.",
+        "fr-message00002": "Su contraseña ha cambiado.",
+    }
+    assert validate_data_dir(tmp_path / "train") == []
+    wavs = read_table(tmp_path / "train" / "wav.scp")
+    first, rate = soundfile.read(wavs["en-message00002"])
+    assert rate == 16000 and 1.0 < len(first) / rate < 5.0
+    before = (tmp_path / "audio").rglob("*.flac")
+    stamps = {path: path.stat().st_mtime_ns for path in before}
+    prepare_spoken_messages(
+        read_messages([wheel]), tmp_path / "again", tmp_path / "audio", ("en", "fr")
+    )
+    assert stamps == {path: path.stat().st_mtime_ns for path in stamps}
+
+
+def test_speech():
+    slow = speak("good morning", Voice("en-us", words_per_minute=100))
+    fast = speak("good morning", Voice("en-us", words_per_minute=200))
+    assert slow.dtype == np.float32 and np.abs(slow).max() <= 1
+    assert len(fast) < 0.7 * len(slow)
+    assert np.abs(slow).max() > 0.05
+
+
+def test_unknown_voice():
+    with pytest.raises(UserError, match="no-such-voice"):
+        speak("hello", Voice("no-such-voice"))
