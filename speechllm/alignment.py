@@ -1,0 +1,279 @@
+"""Where each word of a text was heard: forced alignment by the CTC branch.
+
+The likeliest CTC path that spells a text (Graves et al. 2006, "Connectionist Temporal
+Classification", with a maximum in place of the sum; torchaudio's tutorial "Forced
+alignment with Wav2Vec2" is the same). A label is heard where CTC peaks, in a frame or
+two; a word begins a little before its first peak and ends a little behind its last
+(:data:`LEAD`, :data:`TAIL`).
+
+What CTC has no label for - a foreign letter, a digit in a language whose numbers cannot
+be spelt - is aligned as a wildcard that may be anything: it takes what was heard between
+the labels beside it.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from speechllm.model.bridge import label_runs
+from speechllm.preprocessor import CTCTokenizer
+from speechllm.text import LANGUAGES_WITHOUT_SPACES, ctc_text, spell_numbers
+
+#: Seconds that a word begins before the first frame of its first label, and that it
+#: ends behind the last frame of its last one. Chosen where speech begins and ends in
+#: development prompts (``local/word_times.sh`` of the mini recipe).
+LEAD, TAIL = 0.06, 0.12
+
+NEVER = -1e30
+
+
+@dataclass(frozen=True)
+class Span:
+    """The frames of one word.
+
+    Attributes:
+        begin, end: first frame and frame behind the last.
+        log_probs: log probability of each of its labels, at its likeliest frame;
+            empty for a word that has no label of its own.
+        heard: whether its place was found in the audio; else it was shared out.
+    """
+
+    begin: int
+    end: int
+    log_probs: tuple[float, ...] = ()
+    heard: bool = True
+
+
+def forced_align(
+    log_probs: Tensor, labels: Sequence[int] | Tensor, blank: int = 0
+) -> tuple[Tensor, Tensor]:
+    """The likeliest path of CTC labels that spells a text.
+
+    By torchaudio where it loads, else by :func:`viterbi`: the same path.
+
+    Args:
+        log_probs: (frames, labels), any floating type.
+        labels: (n,) the text, without blanks; it may be empty.
+        blank: index of the blank.
+
+    Returns:
+        The label of each frame (frames,), blanks included, and its log probability
+        (frames,).
+
+    Raises:
+        ValueError: the text needs more frames than there are (two equal labels need
+            a blank between them), or it holds a blank.
+    """
+    labels = torch.as_tensor(labels, dtype=torch.long, device=log_probs.device)
+    if (labels == blank).any():
+        raise ValueError("a text has no blanks")
+    needed = frames_needed(labels.tolist())
+    if needed > len(log_probs):
+        raise ValueError(f"{needed} frames are needed, there are {len(log_probs)}")
+    if not len(labels):
+        return torch.full_like(log_probs[:, 0], blank, dtype=torch.long), log_probs[
+            :, blank
+        ]
+    by_torchaudio = torchaudio_forced_align()
+    if by_torchaudio is None:
+        path = viterbi(log_probs, labels, blank)
+    else:
+        aligned, _ = by_torchaudio(log_probs[None], labels[None], blank=blank)
+        path = aligned[0].long()
+    return path, log_probs.gather(1, path[:, None])[:, 0]
+
+
+def frames_needed(labels: Sequence[int]) -> int:
+    """Fewest frames in which CTC can spell the labels."""
+    return len(labels) + sum(a == b for a, b in itertools.pairwise(labels))
+
+
+@functools.cache
+def torchaudio_forced_align():
+    """torchaudio's function, or None where torchaudio is missing or does not load."""
+    try:
+        from torchaudio.functional import forced_align as function
+    except (ImportError, OSError):  # its wheel wants CUDA's libraries
+        return None
+    return function
+
+
+def viterbi(log_probs: Tensor, labels: Tensor, blank: int = 0) -> Tensor:
+    """The likeliest path (frames,) of labels (n,), n > 0, in plain torch.
+
+    A state is a label or a blank between two: blank, label 1, blank, label 2, …, blank.
+    From each, a path stays, goes to the next, or leaves out the blank between two
+    labels that differ.
+    """
+    frames, states = len(log_probs), 2 * len(labels) + 1
+    spelt = torch.full((states,), blank, device=labels.device)
+    spelt[1::2] = labels
+    emitted = log_probs[:, spelt].double()  # (frames, states)
+    closed = torch.zeros(states, dtype=torch.double, device=labels.device)
+    closed[::2] = NEVER  # no way round to a blank, nor between equal labels
+    closed[3::2][labels[1:] == labels[:-1]] = NEVER
+    score = torch.full_like(closed, NEVER)
+    score[:2] = emitted[0, :2]
+    steps = torch.zeros(frames, states, dtype=torch.long, device=labels.device)
+    ways = torch.full((3, states), NEVER, dtype=torch.double, device=labels.device)
+    for frame in range(1, frames):
+        ways[0] = score
+        ways[1, 1:] = score[:-1]
+        ways[2, 2:] = score[:-2] + closed[2:]
+        best, steps[frame] = ways.max(0)
+        score = best + emitted[frame]
+    state = states - 1 if score[-1] > score[-2] else states - 2
+    path, steps = [state], steps.tolist()
+    for frame in range(frames - 1, 0, -1):
+        state -= steps[frame][state]
+        path.append(state)
+    return spelt[torch.tensor(path[::-1], device=labels.device)]
+
+
+# Words
+
+
+def split_words(text: str, language: str) -> list[str]:
+    """Words as they stand in the text; in Japanese and its like, characters.
+
+    A sign without a letter stays with what it stands behind.
+    """
+    words = text.split()
+    if language not in LANGUAGES_WITHOUT_SPACES:
+        return words
+    pieces: list[str] = []
+    for character in "".join(words):
+        if pieces and not ctc_text(character, language):
+            pieces[-1] += character
+        else:
+            pieces.append(character)
+    return pieces
+
+
+def word_labels(word: str, language: str, tokenizer: CTCTokenizer) -> list[int]:
+    """CTC labels of a word; ``<unk>`` for what has none, alone where it can be.
+
+    A digit is spelt where the labels are letters only.
+    """
+    unknown = tokenizer.converter.unk_id
+    labels = tokenizer(ctc_text(word, language))
+    if unknown in labels:
+        labels = tokenizer(ctc_text(spell_numbers(word, language), language))
+    return [
+        label
+        for place, label in enumerate(labels)
+        if label != unknown or place == 0 or labels[place - 1] != unknown
+    ]
+
+
+def align_spans(
+    words: Sequence[Sequence[int]],
+    log_probs: Tensor,
+    unknown: int,
+    space: int | None,
+) -> list[Span]:
+    """The frames of each word.
+
+    Args:
+        words: CTC labels of each; they may be empty.
+        log_probs: (frames, labels) of the CTC branch, blank first.
+        unknown: the label that may be anything.
+        space: the label between two words, or None.
+
+    Returns:
+        One span for each word, in order and without overlap. A word without labels
+        has no length and stands where the one before it ends. When the text does not
+        fit into the frames they are shared out by the number of labels.
+    """
+    labels: list[int] = []
+    owners: list[int | None] = []
+    for index, word in enumerate(words):
+        if word and labels and space is not None:
+            labels.append(space)
+            owners.append(None)
+        labels += word
+        owners += [index] * len(word)
+    frames = len(log_probs)
+    if frames_needed(labels) > frames:
+        return share_out([len(word) for word in words], frames)
+    # the wildcard is nearly as likely as the likeliest label of each frame
+    best, likeliest = log_probs.max(1)
+    log_probs = log_probs.clone()
+    log_probs[:, unknown] = best - 0.01
+    path, scores = forced_align(log_probs, labels)
+    silent = likeliest == 0
+    if space is not None:
+        silent |= likeliest == space
+    silent, scores = silent.tolist(), scores.tolist()
+    spans: list[Span | None] = [None] * len(words)
+    runs = [run for run in label_runs(path.tolist()) if run[0] != 0]
+    for owner, (label, begin, end) in zip(owners, runs, strict=True):
+        if owner is None:
+            continue
+        found: tuple[float, ...] = ()
+        if label != unknown:
+            found = (max(scores[begin:end]),)
+        else:
+            heard = [t for t in range(begin, end) if not silent[t]]
+            if heard:
+                begin, end = heard[0], heard[-1] + 1
+        before = spans[owner]
+        if before is not None:
+            begin, found = before.begin, before.log_probs + found
+        spans[owner] = Span(begin, end, found)
+    place, filled = 0, []
+    for span in spans:
+        filled.append(span or Span(place, place))
+        place = filled[-1].end
+    return filled
+
+
+def share_out(sizes: Sequence[int], frames: int) -> list[Span]:
+    """Cut the frames in proportion, for a text that does not fit into them."""
+    total, done, spans = max(sum(sizes), 1), 0, []
+    for size in sizes:
+        begin, done = round(frames * done / total), done + size
+        spans.append(Span(begin, round(frames * done / total), heard=False))
+    return spans
+
+
+def word_times(
+    spans: Sequence[Span],
+    frames: int,
+    seconds_per_frame: float,
+    lead: float = LEAD,
+    tail: float = TAIL,
+) -> list[tuple[float, float]]:
+    """Start and end of each word in seconds, in order and without overlap.
+
+    Args:
+        spans: of each word.
+        frames: of the utterance.
+        seconds_per_frame: of the encoder.
+        lead, tail: seconds that a word reaches beyond its first and last frame; where
+            two words leave less between them, they share it in this proportion.
+    """
+    starts = [span.begin * seconds_per_frame for span in spans]
+    ends = [span.end * seconds_per_frame for span in spans]
+    share = tail / (lead + tail)
+    edges = [(0.0, starts[0])] if spans else []
+    edges += list(zip(ends, starts[1:])) + ([(ends[-1], None)] if spans else [])
+    times = []
+    for place, span in enumerate(spans):
+        start, end = starts[place], ends[place]
+        if span.heard and span.end > span.begin:
+            left, right = edges[place][0], edges[place + 1][1]
+            room = start - left
+            start -= min(lead, room if place == 0 else room * (1 - share))
+            if right is None:
+                end = min(end + tail, frames * seconds_per_frame)
+            else:
+                end += min(tail, (right - end) * share)
+        times.append((start, end))
+    return times

@@ -1,0 +1,200 @@
+"""Forced alignment: every path enumerated, torchaudio's, and speech of known places."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_models import LABELS
+
+from speechllm.alignment import (
+    LEAD,
+    TAIL,
+    Span,
+    align_spans,
+    forced_align,
+    frames_needed,
+    split_words,
+    torchaudio_forced_align,
+    viterbi,
+    word_labels,
+    word_times,
+)
+from speechllm.preprocessor import CTCTokenizer
+
+UNKNOWN, SPACE = LABELS.index("<unk>"), LABELS.index("<space>")
+
+
+def random_log_probs(frames: int, labels: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    logits = 2 * torch.randn(frames, labels, generator=generator, dtype=torch.double)
+    return logits.log_softmax(1)
+
+
+def spelt(path) -> list[int]:
+    return [k for k, _ in itertools.groupby(path) if k != 0]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    "labels", [[1], [2, 1], [1, 1], [1, 1, 2], [2, 2, 2], [1, 2, 1, 2], [1, 2, 3, 3]]
+)
+def test_the_likeliest_of_all_paths(labels, seed):
+    log_probs = random_log_probs(6, 4, seed)
+    paths = [
+        path for path in itertools.product(range(4), repeat=6) if spelt(path) == labels
+    ]
+    assert paths
+    scores = log_probs[torch.arange(6), torch.tensor(paths)].sum(1)
+    found = viterbi(log_probs, torch.tensor(labels))
+    assert tuple(found.tolist()) == paths[int(scores.argmax())]
+    path, per_frame = forced_align(log_probs, labels)
+    assert per_frame.sum().item() == pytest.approx(scores.max().item(), abs=1e-5)
+    assert spelt(path.tolist()) == labels
+
+
+@given(
+    labels=st.lists(st.integers(1, 4), min_size=1, max_size=20),
+    spare=st.integers(0, 60),
+    seed=st.integers(0, 10**6),
+)
+def test_a_path_spells_its_text(labels, spare, seed):
+    log_probs = random_log_probs(frames_needed(labels) + spare, 5, seed)
+    assert spelt(viterbi(log_probs, torch.tensor(labels)).tolist()) == labels
+
+
+def test_the_same_path_as_torchaudios():
+    """Where torchaudio loads; its CPU wheel may not, and then this compares nothing
+    but the choice that was made because of it."""
+    theirs = torchaudio_forced_align()
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        labels = torch.randint(1, 30, (25,), generator=generator)
+        log_probs = random_log_probs(120, 30, seed).float()
+        expected = viterbi(log_probs, labels)
+        if theirs is not None:
+            path, scores = theirs(log_probs[None], labels[None], blank=0)
+            assert path[0].tolist() == expected.tolist()
+            assert torch.equal(scores[0], log_probs.gather(1, path.mT.long())[:, 0])
+        path, _ = forced_align(log_probs, labels)
+        assert path.tolist() == expected.tolist()
+
+
+def test_what_cannot_be_aligned():
+    log_probs = random_log_probs(4, 3, 0)
+    path, scores = forced_align(log_probs, [])
+    assert path.tolist() == [0, 0, 0, 0]
+    assert torch.equal(scores, log_probs[:, 0])
+    assert spelt(forced_align(log_probs, [1, 1, 2])[0].tolist()) == [1, 1, 2]
+    with pytest.raises(ValueError, match="5 frames are needed, there are 4"):
+        forced_align(log_probs, [1, 1, 1])
+    with pytest.raises(ValueError, match="no blanks"):
+        forced_align(log_probs, [1, 0])
+
+
+# Words
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> CTCTokenizer:
+    return CTCTokenizer(LABELS)
+
+
+def log_probs_of(frames: str) -> torch.Tensor:
+    """CTC that is nearly sure: one character a frame, ``.`` blank, ``_`` space."""
+    names = {".": 0, "_": SPACE}
+    path = torch.tensor(
+        [names.get(c) or (c != "." and LABELS.index(c)) for c in frames]
+    )
+    logits = torch.zeros(len(frames), len(LABELS), dtype=torch.double)
+    logits[torch.arange(len(frames)), path.long()] = 12.0
+    return logits.log_softmax(1)
+
+
+def spans_of(text: str, frames: str, tokenizer, language="en") -> list[tuple[int, int]]:
+    labels = [word_labels(w, language, tokenizer) for w in split_words(text, language)]
+    spans = align_spans(labels, log_probs_of(frames), UNKNOWN, SPACE)
+    return [(span.begin, span.end) for span in spans]
+
+
+@pytest.mark.parametrize(
+    ("text", "frames", "expected"),
+    [
+        ("Go on.", "..g.oo._..o.n..", [(2, 6), (10, 13)]),
+        ("a - b", ".a._.b.", [(1, 2), (2, 2), (5, 6)]),  # no label at all
+        ("... a", ".a._.b.", [(0, 0), (1, 2)]),
+        ("", "..", []),
+        # CTC misheard a letter: its place is between the others
+        ("cat", ".c..x.t", [(1, 7)]),
+        # digits are spelt
+        ("press 2", "pr.es.s_.t.wo..", [(0, 7), (9, 13)]),
+        # no label for it: what was heard in between
+        ("go да on", "go_..d.a.._.on", [(0, 2), (5, 8), (12, 14)]),
+        ("да on", "..d.a.._.on", [(2, 5), (9, 11)]),
+        ("on да", "on_..d.a..", [(0, 2), (5, 8)]),
+        ("naïve on", "na.s.ve_.on", [(0, 7), (9, 11)]),
+    ],
+)
+def test_where_words_are(text, frames, expected, tokenizer):
+    assert spans_of(text, frames, tokenizer) == expected
+
+
+def test_a_text_that_does_not_fit_is_shared_out(tokenizer):
+    labels = [word_labels(w, "en", tokenizer) for w in ("abcdef", "gh")]
+    spans = align_spans(labels, log_probs_of("a.b."), UNKNOWN, SPACE)
+    assert [(s.begin, s.end, s.heard) for s in spans] == [(0, 3, False), (3, 4, False)]
+
+
+def test_log_probabilities_of_labels(tokenizer):
+    log_probs = log_probs_of(".c..x.t")
+    (span,) = align_spans([tokenizer("cat")], log_probs, UNKNOWN, SPACE)
+    sure, wrong = log_probs.max().item(), log_probs.min().item()
+    assert span.log_probs == pytest.approx((sure, wrong, sure))
+
+
+def test_words_of_languages_without_spaces():
+    assert split_words("「はい、 そう。」", "ja") == [
+        "「",
+        "は",
+        "い、",
+        "そ",
+        "う。」",
+    ]
+    assert split_words("Yes, it's so.", "en") == ["Yes,", "it's", "so."]
+
+
+def test_unknown_letters_in_a_row_are_one(tokenizer):
+    assert word_labels("да", "en", tokenizer) == [UNKNOWN]
+    a, b = tokenizer("ab")
+    assert word_labels("aдаb", "en", tokenizer) == [a, UNKNOWN, b]
+    assert word_labels("12", "en", tokenizer) == tokenizer("twelve")
+
+
+def test_words_reach_beyond_their_peaks():
+    spans = [Span(10, 20), Span(20, 20), Span(24, 30), Span(100, 110)]
+    times = word_times(spans, 112, 0.02, lead=0.06, tail=0.12)
+    flat = list(itertools.chain(*times))
+    narrow = 0.48 - 0.08 / 3  # 0.08 s between two words are shared one to two
+    assert flat == pytest.approx([0.14, 0.4, 0.4, 0.4, narrow, 0.72, 1.94, 2.24])
+    assert word_times([], 10, 0.02) == []
+
+
+@given(
+    sizes=st.lists(st.tuples(st.integers(0, 30), st.integers(0, 9)), max_size=9),
+)
+def test_times_never_go_back(sizes):
+    spans, place = [], 0
+    for gap, size in sizes:
+        spans.append(Span(place + gap, place + gap + size))
+        place += gap + size
+    times = word_times(spans, place, 0.02)
+    flat = list(itertools.chain(*times))
+    assert flat == sorted(flat)
+    assert all(0 <= t <= place * 0.02 + 1e-9 for t in flat)
+    for span, (start, end) in zip(spans, times):
+        assert start <= span.begin * 0.02 + 1e-9 and end >= span.end * 0.02 - 1e-9
+        assert span.begin * 0.02 - start <= LEAD + 1e-9
+        assert end - span.end * 0.02 <= TAIL + 1e-9
