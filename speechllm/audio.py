@@ -12,8 +12,10 @@ import os
 import re
 import struct
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,7 @@ from speechllm.errors import UserError
 SAMPLING_RATE = 16000
 MAX_OVERSHOOT_SECONDS = 0.5  # as Kaldi's extract-segments: clamp below, refuse above
 _ARCHIVE = re.compile(r"^(?P<path>.+\.ark):(?P<offset>\d+)$")
+_BLOCK_SECONDS = 10.0  # of a stream
 _UNKNOWN_WAV_LENGTH = 0x7FFF0000  # sox and ffmpeg write such lengths into a pipe
 _EXACT_LENGTH_FORMATS = {"WAV", "WAVEX", "RF64", "W64", "FLAC", "AIFF", "NIST"}
 _G722_SAMPLES_PER_BYTE = 2  # ITU-T G.722 at 64 kbit/s: 8000 bytes are 16000 samples
@@ -83,6 +86,52 @@ def load_audio(
     return resample(mono, rate, sampling_rate)
 
 
+def stream_audio(
+    source: str | Path, sampling_rate: int = SAMPLING_RATE
+) -> Iterator[np.ndarray]:
+    """Read a recording of any length block by block, in bounded memory.
+
+    Args:
+        source: a path, or a Kaldi archive position ``x.ark:123`` (read at once).
+        sampling_rate: of the result, in Hz.
+
+    Yields:
+        float32 samples in [-1, 1], the mean of all channels; about 10 s each. Together
+        they are what :func:`load_audio` returns.
+
+    Raises:
+        UserError: as :func:`load_audio` does; for a recording that is cut off or
+            damaged in the middle, after all samples that are there.
+    """
+    name = str(source)
+    resampler, problem, held, count = None, None, [], 0
+    blocks = _read_blocks(name)
+    while problem is None:
+        try:
+            samples, rate = next(blocks)
+            mono = check_samples(samples.mean(axis=1), name)
+        except StopIteration:
+            break
+        except UserError as error:
+            problem = error
+            break
+        if resampler is None and rate != sampling_rate:
+            import soxr
+
+            resampler = soxr.ResampleStream(rate, sampling_rate, 1, dtype="float32")
+        held.append(mono if resampler is None else resampler.resample_chunk(mono))
+        count += len(held[-1])
+        if count >= _BLOCK_SECONDS * sampling_rate:
+            yield np.concatenate(held)
+            held, count = [], 0
+    if resampler is not None:
+        held.append(resampler.resample_chunk(np.zeros(0, np.float32), last=True))
+    if sum(map(len, held)):
+        yield np.concatenate(held)
+    if problem is not None:
+        raise problem
+
+
 def check_samples(samples: np.ndarray, name: str) -> np.ndarray:
     """Return ``samples`` as contiguous float32, or say what is wrong with them."""
     if samples.size == 0:
@@ -129,6 +178,25 @@ def audio_info(source: str | Path) -> AudioInfo:
     except soundfile.LibsndfileError:
         samples, rate = _read_with_ffmpeg(name)
         return AudioInfo(len(samples) / rate, rate, samples.shape[1])
+
+
+def seconds_by_header(source: str | Path) -> float | None:
+    """Length in seconds as a file's header has it; None where nothing tells it."""
+    import soundfile
+
+    name = str(source)
+    try:
+        info = soundfile.info(name)
+        return info.frames / info.samplerate
+    except (soundfile.LibsndfileError, OSError):
+        pass
+    import av
+
+    try:
+        with av.open(name, metadata_errors="ignore") as container:
+            return container.duration / av.time_base if container.duration else None
+    except (av.FFmpegError, IndexError, OSError):
+        return None
 
 
 def can_seek(source: str | Path) -> bool:
@@ -185,7 +253,8 @@ def _read_with_soundfile(
 
     with soundfile.SoundFile(file) as sound:
         rate = sound.samplerate
-        _check_wav_is_whole(file, name)
+        if problem := _missing_wav(file, name):
+            raise problem
         first = min(round(start * rate), sound.frames) if sound.seekable() else 0
         last = sound.frames
         if end is not None:
@@ -197,11 +266,50 @@ def _read_with_soundfile(
         except soundfile.LibsndfileError as error:
             raise UserError(f"{name}: the recording is damaged: {error}") from None
         if len(samples) < last - first and sound.format in _EXACT_LENGTH_FORMATS:
-            raise UserError(
-                f"{name}: cut off, the header promises {sound.frames / rate:.2f} s "
-                f"but only {(first + len(samples)) / rate:.2f} s are there"
-            )
+            raise _cut_off(name, sound.frames / rate, (first + len(samples)) / rate)
     return samples, rate, first / rate
+
+
+def _read_blocks(name: str) -> Iterator[tuple[np.ndarray, int]]:
+    """A recording as blocks (frames, channels), each with its rate.
+
+    Raises:
+        UserError: also after the last block, if the recording is cut off.
+    """
+    if name.rstrip().endswith("|"):
+        raise UserError(f"{name}: this is a command, not a file")
+    if _ARCHIVE.match(name) and not os.path.exists(name):
+        yield _read_archive(name)
+        return
+    _check_file(name)
+    import soundfile
+
+    try:
+        if name.endswith(".g722"):
+            yield from _ffmpeg_blocks(name, "g722")
+            return
+        sound = soundfile.SoundFile(name)
+    except soundfile.LibsndfileError:
+        yield from _ffmpeg_blocks(name)
+        return
+    with sound:
+        rate, there = sound.samplerate, 0
+        problem = _missing_wav(name, name)
+        size = rate // 4  # what is lost where a file is damaged
+        try:
+            while len(block := sound.read(size, dtype="float32", always_2d=True)):
+                there += len(block)
+                yield block, rate
+        except soundfile.LibsndfileError as error:
+            problem = UserError(
+                f"{name}: cut off or damaged after {there / rate:.2f} s ({error})"
+            )
+        if there < sound.frames and sound.format in _EXACT_LENGTH_FORMATS:
+            problem = problem or _cut_off(name, sound.frames / rate, there / rate)
+    if problem is not None:
+        raise problem
+    if there == 0:
+        raise UserError(f"{name}: the recording holds no samples")
 
 
 def cut_seconds(
@@ -235,9 +343,17 @@ def cut_seconds(
 
 def _read_with_ffmpeg(name: str, file_format: str | None = None):
     """Decode the first audio stream of a file: ((frames, channels), rate)."""
+    blocks = list(_ffmpeg_blocks(name, file_format))
+    return np.concatenate([block for block, _ in blocks]), blocks[0][1]
+
+
+def _ffmpeg_blocks(
+    name: str, file_format: str | None = None
+) -> Iterator[tuple[np.ndarray, int]]:
+    """Decode the first audio stream of a file, as :func:`_read_blocks` does."""
     import av
 
-    blocks, rate, problem, promised = [], 0, None, None
+    problem, promised, there = None, None, 0
     try:
         with av.open(name, format=file_format, metadata_errors="ignore") as container:
             if not container.streams.audio:
@@ -248,23 +364,28 @@ def _read_with_ffmpeg(name: str, file_format: str | None = None):
                 promised = float(stream.duration * stream.time_base)
             resampler = av.AudioResampler(format="fltp")  # keeps rate and layout
             try:
-                for frame in container.decode(stream):
-                    blocks.extend(f.to_ndarray() for f in resampler.resample(frame))
-                blocks.extend(f.to_ndarray() for f in resampler.resample(None))
+                for frame in chain(container.decode(stream), [None]):
+                    for part in resampler.resample(frame):
+                        there += part.samples
+                        yield part.to_ndarray().T, rate
             except av.FFmpegError as error:
                 problem = error
     except (av.FFmpegError, IndexError) as error:
         raise UserError(f"{name}: not a readable audio file ({error})") from None
-    samples = np.concatenate(blocks, axis=1).T if blocks else np.zeros((0, 1))
-    seconds = len(samples) / rate if rate else 0.0
+    seconds = there / rate if rate else 0.0
     if problem is not None:
         raise UserError(f"{name}: cut off or damaged after {seconds:.2f} s ({problem})")
     if promised and seconds < 0.95 * promised - 0.5:
-        raise UserError(
-            f"{name}: cut off, the header promises {promised:.2f} s "
-            f"but only {seconds:.2f} s are there"
-        )
-    return samples, rate
+        raise _cut_off(name, promised, seconds)
+    if there == 0:
+        raise UserError(f"{name}: the recording holds no samples")
+
+
+def _cut_off(name: str, promised: float, there: float) -> UserError:
+    return UserError(
+        f"{name}: cut off, the header promises {promised:.2f} s "
+        f"but only {there:.2f} s are there"
+    )
 
 
 def _read_archive(name: str) -> tuple[np.ndarray, int]:
@@ -321,8 +442,8 @@ def _check_file(path: str) -> None:
         raise UserError(f"{path}: the audio file is empty (0 bytes)")
 
 
-def _check_wav_is_whole(path: str, name: str) -> None:
-    """Refuse a RIFF file that is shorter than its data chunk says.
+def _missing_wav(path: str, name: str) -> UserError | None:
+    """What is wrong with a RIFF file that is shorter than its data chunk says.
 
     libsndfile silently takes what is there, and a recogniser would be trained on
     half an utterance with the whole text.
@@ -331,21 +452,20 @@ def _check_wav_is_whole(path: str, name: str) -> None:
     with open(path, "rb") as stream:
         head = stream.read(12)
         if head[:4] != b"RIFF" or head[8:] != b"WAVE":
-            return
+            return None
         bytes_per_second = 1
         while len(chunk := stream.read(8)) == 8:
             kind, length = struct.unpack("<4sI", chunk)
             if kind == b"data":
                 there = size - stream.tell()
                 if there < length < _UNKNOWN_WAV_LENGTH:
-                    raise UserError(
-                        f"{name}: cut off, the header promises "
-                        f"{length / bytes_per_second:.2f} s but only "
-                        f"{there / bytes_per_second:.2f} s are there"
+                    return _cut_off(
+                        name, length / bytes_per_second, there / bytes_per_second
                     )
-                return
+                return None
             if kind == b"fmt " and length >= 16:
                 body = stream.read(length + length % 2)
                 bytes_per_second = struct.unpack_from("<I", body, 8)[0] or 1
             else:
                 stream.seek(length + length % 2, os.SEEK_CUR)
+    return None

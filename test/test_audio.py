@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 import soundfile
 
-from speechllm.audio import audio_info, change_speed, encode_audio, load_audio
+from speechllm.audio import (
+    audio_info,
+    change_speed,
+    encode_audio,
+    load_audio,
+    seconds_by_header,
+    stream_audio,
+)
 from speechllm.errors import UserError
 
 RATE = 16000
@@ -259,3 +266,90 @@ def test_encoding_clips_instead_of_wrapping(tmp_path):
     path = tmp_path / "a.flac"
     path.write_bytes(encode_audio(np.full(100, 1.5, np.float32), "flac", RATE))
     assert load_audio(path).min() > 0.99
+
+
+def streamed(source) -> tuple[np.ndarray, str | None]:
+    """What a stream gives before it ends, and the error that it ends with."""
+    blocks, problem = [np.zeros(0, np.float32)], None
+    try:
+        for block in stream_audio(source):
+            assert block.dtype == np.float32
+            blocks.append(block)
+    except UserError as error:
+        problem = str(error)
+    return np.concatenate(blocks), problem
+
+
+@pytest.mark.parametrize(
+    ("suffix", "rate"),
+    [
+        *((s, r) for s in ("wav", "flac", "ogg", "mp3") for r in (RATE, 8000, 48000)),
+        ("g722", RATE),
+        ("mp4", RATE),
+    ],
+)
+def test_a_stream_gives_what_loading_gives(tmp_path, speech, suffix, rate):
+    path, samples = tmp_path / f"a.{suffix}", np.tile(speech, 9)  # some blocks
+    if suffix in ("g722", "mp4"):
+        codec, form = {"g722": ("g722", None), "mp4": ("aac", True)}[suffix]
+        encode_with_ffmpeg(path, samples, codec, form)
+    else:
+        stereo = np.stack([samples, samples[::-1]], axis=1)
+        write(path, stereo, rate)
+    found, problem = streamed(path)
+    assert problem is None
+    np.testing.assert_allclose(found, load_audio(path), atol=2e-5)
+    if suffix != "g722":
+        assert seconds_by_header(path) == pytest.approx(len(found) / RATE, abs=0.2)
+
+
+def test_a_stream_of_an_archive(tmp_path, speech):
+    with kaldiio.WriteHelper(f"ark,scp:{tmp_path}/a.ark,{tmp_path}/a.scp") as writer:
+        writer("one", (8000, (speech * 32768).astype(np.int16)))
+    source = (tmp_path / "a.scp").read_text().split()[1]
+    np.testing.assert_allclose(streamed(source)[0], load_audio(source), atol=2e-5)
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "mp3", "m4a"])
+def test_a_stream_that_is_cut_off_gives_what_is_there(tmp_path, speech, suffix):
+    path, samples = tmp_path / f"a.{suffix}", np.tile(speech, 9)
+    if suffix == "m4a":
+        encode_with_ffmpeg(path, samples, "aac")
+    else:
+        write(path, samples)
+    whole = load_audio(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    found, problem = streamed(path)
+    if suffix == "m4a":  # its index stands at its end
+        assert len(found) == 0
+        assert "a.m4a: not a readable audio file" in problem
+        return
+    assert len(found) == pytest.approx(len(whole) / 2, rel=0.15)
+    inner = slice(0, len(found) - RATE // 10)
+    np.testing.assert_allclose(found[inner], whole[inner], atol=1e-4)
+    if suffix != "mp3":  # which does not say how long it is
+        assert "a." + suffix + ": cut off" in problem
+
+
+@pytest.mark.parametrize("encoding", ["ALAW", "ULAW"])
+def test_telephone_speech(tmp_path, speech, encoding):
+    import soxr
+
+    narrow = soxr.resample(speech, RATE, 8000)
+    path = write(tmp_path / "a.wav", narrow, 8000, subtype=encoding)
+    found, problem = streamed(path)
+    assert problem is None
+    assert correlation(found, soxr.resample(narrow, 8000, RATE)) > 0.99
+
+
+@pytest.mark.parametrize("source", ["none.wav", "empty.wav", "text.wav", "nan.wav"])
+def test_a_stream_of_nothing_is_an_error(tmp_path, source):
+    (tmp_path / "empty.wav").touch()
+    (tmp_path / "text.wav").write_text("this is no audio at all\n" * 100)
+    write(tmp_path / "nan.wav", np.full(100, np.nan), subtype="FLOAT")
+    found, problem = streamed(tmp_path / source)
+    assert len(found) == 0
+    assert source in problem
+    with pytest.raises(UserError) as error:
+        load_audio(tmp_path / source)
+    assert str(error.value) == problem
