@@ -412,6 +412,124 @@ def test_what_the_format_cannot_hold_is_refused(tmp_path, reference):
     assert not (tmp_path / "out").exists()
 
 
+# --- starting from it ---------------------------------------------------------------
+
+
+def nue_like(tmp_path, reference, tuning: str):
+    """A SpeechLLM of our training with other weights than the reference."""
+    from speechllm.model.speech_llm import build_speech_llm
+
+    reference.hubert.save_pretrained(tmp_path / "hubert")
+    reference.llm.save_pretrained(tmp_path / "llm")
+    for name in ("spiece.model", "tokenizer_config.json", "special_tokens_map.json"):
+        shutil.copyfile(reference.folder / name, tmp_path / "llm" / name)
+    return build_speech_llm(
+        {
+            "encoder": "hubert",
+            "encoder_conf": {
+                "model": str(tmp_path / "hubert"),
+                "normalize": False,
+                "random_init": True,
+            },
+            "bridge": "convolution",
+            "llm": "causal_lm",
+            "llm_conf": {
+                "model": str(tmp_path / "llm"),
+                "tuning": tuning,
+                "dtype": "float32",
+                "random_init": True,
+            },
+            "model_conf": {"ctc_weight": 0.3, "autocast": "float32"},
+            "token_list": ["<blank>", "<unk>", "あ", "<sos/eos>"],
+        }
+    )
+
+
+@pytest.mark.parametrize("tuning", ["full", "frozen", "lora"])
+def test_training_starts_from_a_released_model(
+    tmp_path, reference, waves, expected, tuning
+):
+    """What is loaded answers as the released model; adapters start as nothing."""
+    from speechllm.prompts import Prompts
+    from speechllm.task import load_init_param
+
+    model = nue_like(tmp_path, reference, tuning)
+    load_init_param(str(reference.folder), model, False, "cpu")
+    prompts = Prompts({"asr": "<s>{speech}[SEP]"}, {"ja": "Japanese"}, origin="test")
+    speech_to_text = SpeechToText(model, prompts, {"min_tokens": 2})
+    check(speech_to_text, reference, waves, expected, 4)
+    # the next checkpoint holds what differs from the pretrained parts: all of it
+    held = set(model.state_dict())
+    assert "ctc.ctc_lo.weight" in held
+    layer = "llm.causal_lm.gpt_neox.layers.0.attention.query_key_value."
+    base = layer + ("base_layer.weight" if tuning == "lora" else "weight")
+    assert base in held and (layer + "lora_A.default.weight" in held) == (
+        tuning == "lora"
+    )
+
+
+def test_adaptation_starts_from_a_training_of_the_whole(tmp_path, reference):
+    from speechllm.task import load_init_param
+
+    whole = nue_like(tmp_path, reference, "full")
+    torch.save(whole.state_dict(), tmp_path / "1epoch.pth")
+    adapted = nue_like(tmp_path, reference, "lora")
+    load_init_param(str(tmp_path / "1epoch.pth"), adapted, False, "cpu")
+    state = adapted.state_dict()
+    for name, value in whole.state_dict().items():
+        found = state.get(name)
+        if found is None:  # below an adapter
+            stem, _, last = name.rpartition(".")
+            found = state[f"{stem}.base_layer.{last}"]
+        assert torch.equal(found, value)
+    load_init_param(f"{tmp_path / '1epoch.pth'}:bridge", adapted, False, "cpu")
+
+
+def test_a_start_that_does_not_fit_is_named(tmp_path, reference):
+    from speechllm.task import load_init_param
+
+    model = nue_like(tmp_path, reference, "lora")
+    model.bridge.projection = torch.nn.Linear(32, 40)
+    message = (
+        r"2 tensors do not fit this model: bridge\.projection\.weight \(48, 32\) "
+        r"instead of \(40, 32\), bridge\.projection\.bias"
+    )
+    with pytest.raises(UserError, match=message):
+        load_init_param(str(reference.folder), model, False, "cpu")
+
+
+def test_hypotheses_are_of_the_model_that_is_there(tmp_path, reference):
+    """What decoding goes on with depends on every file of the folder."""
+    from speechllm.decode import settings_key
+
+    folder = Path(shutil.copytree(reference.folder, tmp_path / "model"))
+    keys = [settings_key(folder, {}, "float32", {}, {})]
+
+    def changed() -> bool:
+        keys.append(settings_key(folder, {}, "float32", {}, {}))
+        return keys[-1] != keys[-2]
+
+    assert not changed()
+    (folder / "README.md").write_text("card")
+    assert not changed()
+    break_state(folder, lambda state: state["bridge_proj.bias"].add_(1))
+    assert changed()
+    break_config(folder, lambda config: config["llm_config"].update(rotary_pct=0.25))
+    assert changed()
+    state = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(state, folder / "pytorch_model-00001-of-00001.bin")
+    assert changed()
+    state["bridge_proj.bias"].add_(1)
+    torch.save(state, folder / "pytorch_model-00001-of-00001.bin")
+    assert changed()
+    (folder / "tokenizer_config.json").write_text("{}")
+    assert changed()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no model"):
+        settings_key(tmp_path / "empty", {}, "float32", {}, {})
+
+
 # --- bad input ----------------------------------------------------------------------
 
 

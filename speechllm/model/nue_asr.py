@@ -335,6 +335,26 @@ def read_weights(folder: Path, dtype: torch.dtype) -> NueASRModel:
     return model
 
 
+def speech_llm_state(folder: str | Path) -> dict[str, Tensor]:
+    """The weights of a released model by the names they have in a ``SpeechLLM``.
+
+    Raises:
+        UserError: the folder is no such model.
+    """
+    ours = {
+        "audio_encoder.": "encoder.encoder.",
+        "bridge_convs.": "bridge.convolutions.",
+        "bridge_proj.": "bridge.projection.",
+        "llm.": "llm.causal_lm.",
+    }
+    state = {}
+    for name, value in read_weights(Path(folder), torch.float32).state_dict().items():
+        theirs = next(prefix for prefix in ours if name.startswith(prefix))
+        state[ours[theirs] + name.removeprefix(theirs)] = value
+    state.pop("encoder.encoder.masked_spec_embed", None)
+    return state
+
+
 def load_feature_extractor(folder: Path) -> Wav2Vec2FeatureExtractor:
     """What the folder says of waveforms; the released model leaves them as they are."""
     for name in ("processor_config.json", "preprocessor_config.json"):
