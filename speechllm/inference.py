@@ -316,7 +316,8 @@ class SpeechToText:
             nbest=[(text, h.score) for text, h in zip(texts, nbest)],
         )
         if task == "asr_st":
-            answer = read_answer(texts[0], separator_of(tokenizer))
+            whole = tokenizer.decode(nbest[0].tokens, skip_special_tokens=True)
+            answer = read_answer(whole, separator_of(tokenizer))
             result.transcript, result.text = answer.transcript, answer.translation
             if not answer.whole or len(nbest[0].tokens) >= limit:
                 result.flags.append("malformed")
