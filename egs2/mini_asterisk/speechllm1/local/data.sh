@@ -1,14 +1,17 @@
 #!/usr/bin/env bash
-# data/{train,dev,test} of Asterisk's voice prompts, fetched when they are not here.
+# data/{train,dev,test} of Asterisk's voice prompts, fetched when they are not here, and
+# data/train_messages, programs' messages that eSpeak NG reads aloud.
 set -euo pipefail
 
 datadir=data
 asterisk_dir=
 max_prompts=
-help_message="Usage: local/data.sh [--asterisk_dir DIR] [--datadir ${datadir}] [--max_prompts N]
+message_languages=en,fr
+help_message="Usage: local/data.sh [--asterisk_dir DIR] [--datadir ${datadir}] [--max_prompts N] [--message_languages L,L]
   --asterisk_dir DIR  unpacked sound and text packages [ASTERISK in db.sh]
   --datadir DIR       where train, dev and test are made [${datadir}]
-  --max_prompts N     train on N prompts only, dev and test with a quarter of that [all]"
+  --max_prompts N     train on N prompts only, dev and test with a quarter of that, and on N messages [all]
+  --message_languages L,L  languages of the messages [${message_languages}]"
 . utils/parse_options.sh
 . ./db.sh
 
@@ -25,8 +28,15 @@ fi
 prepare() { # <folder>
     python3 -m speechllm.bin.prepare_data asterisk --output "$1" "${options[@]}"
 }
+messages() {
+    # shellcheck disable=SC2086 # the languages are words
+    python3 -m speechllm.bin.prepare_data spoken_messages --output "${datadir}/train_messages" \
+        --audio_dir "${datadir}/messages_audio" --languages ${message_languages//,/ } \
+        --exclude "${datadir}/dev" "${datadir}/test" "$@"
+}
 if [ -z "${max_prompts}" ]; then
     prepare "${datadir}"
+    messages
     exit
 fi
 
@@ -43,3 +53,4 @@ for name in train dev test; do
     python3 -m speechllm.bin.data_dir subset --input "${datadir}/all/${name}" \
         --ids "${datadir}/all/${name}.ids" --output "${datadir}/${name}"
 done
+messages --max_messages "${max_prompts}"
