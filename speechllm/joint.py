@@ -42,9 +42,7 @@ class Separator:
     def unescape(self, text: str) -> str:
         """The text that :meth:`escape` was given, white space collapsed."""
         if not self.text.isspace():
-            text = re.sub(
-                r"\\(.)", lambda m: self.text if m[1] == "p" else m[1], text
-            )
+            text = re.sub(r"\\(.)", lambda m: self.text if m[1] == "p" else m[1], text)
         return " ".join(text.split())
 
 

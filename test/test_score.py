@@ -316,12 +316,12 @@ def test_recognition_into_another_language_is_refused(tmp_path):
 
 def test_a_task_without_a_scorer_is_named_not_passed_over(tmp_path, capsys):
     examples, decode_dir = write_case(
-        tmp_path, REFERENCES, TASKS | {"u1-st-fr": "asr_st en fr"}, HYPOTHESES
+        tmp_path, REFERENCES, TASKS | {"u1-st-fr": "tts en fr"}, HYPOTHESES
     )
     main(["--examples", str(examples), "--decode_dir", str(decode_dir)])
     captured = capsys.readouterr()
     assert "asr en wer 50.00" in captured.out
-    assert "asr_st_en_fr: 1 examples of task 'asr_st' are not scored" in captured.err
+    assert "tts_en_fr: 1 examples of task 'tts' are not scored" in captured.err
 
 
 def test_an_unfinished_decoding_is_said(tmp_path):

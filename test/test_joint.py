@@ -1,0 +1,356 @@
+"""Transcript and translation in one answer: joined, told apart, searched, decoded."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import sentencepiece
+import soundfile
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from speechllm import SpeechToText
+from speechllm.audio import load_audio
+from speechllm.datadir import read_table, write_table
+from speechllm.decode import decode_examples
+from speechllm.errors import UserError
+from speechllm.joint import (
+    JointAnswer,
+    Separator,
+    join_texts,
+    read_answer,
+    separator_of,
+    texts_of,
+)
+from speechllm.model.llm import LanguageModel
+from speechllm.preprocessor import ExamplePreprocessor
+from speechllm.prompts import Prompts, answer_tokens
+from speechllm.score import score_decode_dir
+from speechllm.t5_tokenizer import load_tokenizer
+
+TEXT = st.text("ab é\t\n|\\p\u3000", max_size=14)
+TAB = Separator("\t", (0,))
+BAR = Separator("|", (0,))
+
+
+def write_sentencepiece(folder: Path, **options) -> Path:
+    """A tokenizer of T5's kind over a handful of characters."""
+    folder.mkdir()
+    corpus = folder / "corpus.txt"
+    corpus.write_text("ab é a b ab| \\p ba\\ é|\n" * 20, "utf-8")
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(corpus),
+        model_prefix=str(folder / "spiece"),
+        vocab_size=options.pop("vocab_size"),
+        pad_id=3,
+        hard_vocab_limit=False,
+        minloglevel=2,
+        **options,
+    )
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "T5Tokenizer", "extra_ids": 0})
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizers(smollm2, tmp_path_factory):
+    """By name; sentencepiece's own rule (T5's) turns every white space into a space."""
+    root = tmp_path_factory.mktemp("tokenizers")
+    plain = write_sentencepiece(root / "t5", vocab_size=20)
+    bytes_too = write_sentencepiece(
+        root / "bytes",
+        vocab_size=290,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+    )
+    folders = {"smollm2": smollm2, "t5": plain, "bytes": bytes_too}
+    return {name: load_tokenizer(folder) for name, folder in folders.items()}
+
+
+def test_each_tokenizer_has_a_separator_that_it_keeps(tokenizers):
+    found = {name: separator_of(t) for name, t in tokenizers.items()}
+    assert {name: s.text for name, s in found.items()} == {
+        "smollm2": "\t",
+        "t5": "|",
+        "bytes": "\t",
+    }
+    assert all(len(separator.tokens) == 1 for separator in found.values())
+
+
+@pytest.mark.parametrize("name", ["smollm2", "t5", "bytes"])
+@given(transcript=TEXT.filter(str.strip), translation=TEXT.filter(str.strip))
+def test_answers_come_back_as_they_went_in(tokenizers, name, transcript, translation):
+    """Whatever they hold: tabs, line breaks, bars, backslashes."""
+    tokenizer = tokenizers[name]
+    tokens = answer_tokens(tokenizer, transcript, translation)
+    assert tokens[-1] == tokenizer.eos_token_id
+    text = tokenizer.decode(tokens, skip_special_tokens=True)
+    expected = [" ".join(part.split()) for part in (transcript, translation)]
+    answer = read_answer(text, separator_of(tokenizer))
+    assert [answer.transcript, answer.translation] == expected
+    assert answer.whole
+
+
+@given(transcript=TEXT, translation=TEXT)
+def test_tables_keep_them_apart(transcript, translation):
+    expected = [" ".join(part.split()) for part in (transcript, translation)]
+    target = join_texts(transcript, translation)
+    assert target.count("\t") == 1
+    if all(expected):
+        assert texts_of("asr_st", target, "text, u1") == expected
+    else:
+        with pytest.raises(UserError, match="text, u1: expected transcript, tab"):
+            texts_of("asr_st", target, "text, u1")
+
+
+@given(texts=st.lists(TEXT, min_size=2, max_size=2), cut=st.integers(0, 30))
+@pytest.mark.parametrize("separator", [TAB, BAR])
+def test_a_cut_off_answer_yields_what_is_there(separator, texts, cut):
+    """Any beginning of an answer is read as beginnings of the two texts."""
+    whole = [separator.escape(text) for text in texts]
+    begun = f"{whole[0]}{separator.text}{whole[1]}"[:cut]
+    answer = read_answer(begun, separator)
+    if cut <= len(whole[0]):
+        assert not answer.whole and answer.translation == ""
+    expected = [" ".join(text.split()) for text in texts]
+    found = answer.transcript, answer.translation
+    for text, part in zip(expected, found):
+        # an escape that was cut through leaves its backslash
+        assert text.startswith((part, part.removesuffix("\\")))
+
+
+def test_malformed_answers():
+    read = {
+        "hello": JointAnswer("hello", "", False),
+        "hello\t": JointAnswer("hello", "", False),
+        "\tbonjour": JointAnswer("", "bonjour", False),
+        "hello\tbon\tjour": JointAnswer("hello", "bon jour", False),
+        "": JointAnswer("", "", False),
+        "hello\tbonjour": JointAnswer("hello", "bonjour", True),
+    }
+    for text, expected in read.items():
+        assert read_answer(text, TAB) == expected
+
+
+def test_a_tokenizer_that_keeps_no_separator():
+    class Letters:
+        def __call__(self, text, add_special_tokens=True):
+            return {"input_ids": [ord(c) for c in text if c.isalpha()]}
+
+        def decode(self, tokens, skip_special_tokens=False):
+            return "".join(map(chr, tokens))
+
+    with pytest.raises(UserError, match="cannot be told apart"):
+        separator_of(Letters())
+
+
+def test_the_preprocessor_writes_both(tokenizers):
+    prompts = Prompts({"asr_st": "{speech}:"}, {"en": "English", "fr": "French"})
+    preprocess = ExamplePreprocessor(None, tokenizers["smollm2"], prompts)
+    example = {"task": "asr_st en fr", "text": "press one\tAppuyez sur un."}
+    text = tokenizers["smollm2"].decode(preprocess("u1", example)["text"][:-1])
+    assert text == " press one\t Appuyez sur un."
+    with pytest.raises(UserError, match="text, example u1: expected transcript, tab"):
+        preprocess("u1", {"task": "asr_st en fr", "text": "press one"})
+
+
+# ---------------------------------------------------------------- joint search
+
+EOS, SEPARATOR = 4, 3  # of a model with five tokens
+
+
+@pytest.fixture(scope="module")
+def five_tokens() -> LanguageModel:
+    from types import SimpleNamespace
+
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(5)
+    config = LlamaConfig(
+        vocab_size=5,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        initializer_range=0.5,
+        bos_token_id=None,
+        eos_token_id=EOS,
+    )
+    model, tokenizer = LlamaForCausalLM(config), SimpleNamespace(eos_token_id=EOS)
+    return LanguageModel(model, tuning="frozen", tokenizer=tokenizer).eval()
+
+
+def transcript_of(answer: list[int]) -> list[int]:
+    """Labels of what stands before the separator: token k is label k + 1."""
+    before = itertools.takewhile(lambda token: token != SEPARATOR, answer)
+    return [token + 1 for token in before]
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("weight", [0.3, 0.8])
+def test_ctc_judges_the_transcript_alone(five_tokens, seed, weight):
+    """Against the scores of all answers: CTC's loss of the text before the separator."""
+    from speechllm.model.ctc_prefix import CTCPrefixScorer
+    from speechllm.model.search import END, SearchOptions, beam_search
+
+    generator = torch.Generator().manual_seed(seed)
+    prompt = torch.randn(3, five_tokens.hidden_size, generator=generator)
+    logits = 2 * torch.randn(1, 5, 4, generator=generator)
+    logits[..., 0] += 3.0  # short transcripts: the separator comes early
+    frames = torch.tensor([5])
+
+    def spell(tokens: list[int]) -> list[int]:
+        return transcript_of(tokens) + [END] * (SEPARATOR in tokens)
+
+    options = SearchOptions(beam_size=400, nbest=60, ctc_weight=weight, candidates=5)
+    (found,) = beam_search(
+        five_tokens, [prompt], [4], options, CTCPrefixScorer(logits, frames), [spell]
+    )
+
+    @torch.inference_mode()
+    def log_prob(answer: list[int]) -> float:
+        tokens = five_tokens.embed(torch.tensor(answer, dtype=torch.long))
+        output = five_tokens.causal_lm(inputs_embeds=torch.cat([prompt, tokens])[None])
+        places = torch.arange(len(prompt) - 1, len(prompt) + len(answer))
+        scores = output.logits[0].log_softmax(1)
+        return scores[places, torch.tensor([*answer, EOS])].sum().item()
+
+    def heard(answer: list[int]) -> float:
+        labels = torch.tensor([transcript_of(answer)], dtype=torch.long)
+        return -torch.nn.functional.ctc_loss(
+            logits.double().log_softmax(2).transpose(0, 1),
+            labels,
+            frames,
+            torch.tensor([labels.shape[1]]),
+            reduction="sum",
+        ).item()
+
+    answers = [a for n in range(5) for a in itertools.product(range(4), repeat=n)]
+    ranked = sorted(
+        ((1 - weight) * log_prob(list(a)) + weight * heard(list(a)), list(a))
+        for a in answers
+    )[::-1]
+    assert any(SEPARATOR in answer[:2] for _, answer in ranked[:60])
+    assert [h.tokens for h in found] == [answer for _, answer in ranked[:60]]
+    for hypothesis, (score, _) in zip(found, ranked):
+        assert hypothesis.score == pytest.approx(score, abs=1e-4)
+
+
+# ---------------------------------------------------------------- a whole model
+
+
+@pytest.fixture(scope="module")
+def joint_model(tiny_model, tmp_path_factory) -> Path:
+    """The tiny model with a prompt for the joint task."""
+    folder = tmp_path_factory.mktemp("joint") / "model"
+    shutil.copytree(tiny_model, folder)
+    with open(folder / "prompts.yaml", "a", encoding="utf-8") as stream:
+        stream.write('  asr_st: "{speech} both {source} and {target}:"\n')
+    return folder
+
+
+SHORT = {"tokens_per_second": 0.0, "extra_tokens": 5.0}
+
+
+def test_the_speller_stops_at_the_separator(joint_model):
+    model = SpeechToText.from_pretrained(joint_model)
+    tokens = answer_tokens(model.model.llm.tokenizer, "Press one.", "Appuyez")[:-1]
+    spell = model.speller("asr_st", "en", "fr")
+    labels = model.ctc_tokenizer("press one")
+    assert spell(tokens) == [*labels, -1]
+    assert spell(tokens[: tokens.index(197)]) == labels  # SmolLM2's tab
+    assert model.speller("st", "en", "fr") is None
+    assert 197 in model.hints("press", "asr_st")
+    assert 197 not in model.hints("press", "asr")
+
+
+@pytest.mark.parametrize("options", [{}, {"beam_size": 4, "ctc_weight": 0.5}])
+def test_any_batch_gives_the_same_answers(joint_model, speech_file, options):
+    """A random model's answers are malformed, and are said to be."""
+    model = SpeechToText.from_pretrained(joint_model)
+    speech = load_audio(speech_file)
+    waves = [speech[:9000], speech[4000:30000], speech[100:5000]]
+    ask = {"task": "asr_st", "language": "en", "target_language": "fr"}
+    alone = [model.transcribe([w], **ask, **SHORT, **options)[0] for w in waves]
+    together = model.transcribe(waves, batch_size=3, **ask, **SHORT, **options)
+    for one, other in zip(alone, together):
+        assert (one.transcript, one.text) == (other.transcript, other.text)
+        assert one.tokens == other.tokens and len(one.tokens) <= 10
+        assert one.flags == ["malformed"] and one.entry()["flags"] == ["malformed"]
+
+
+def test_from_decoding_to_scores(joint_model, speech_file, tmp_path, monkeypatch):
+    """One decode dir: the transcript's errors, the translation's, and malformed ones."""
+    examples = tmp_path / "examples"
+    examples.mkdir()
+    soundfile.write(tmp_path / "a.wav", load_audio(speech_file)[:9000], 16000)
+    names = {"a-asr-en": "asr en en", "a-asr_st-fr": "asr_st en fr"}
+    names["b-asr_st-fr"] = "asr_st en fr"
+    write_table(examples / "utt2task", names)
+    write_table(examples / "wav.scp", dict.fromkeys(names, str(tmp_path / "a.wav")))
+    write_table(examples / "utt2num_samples", dict.fromkeys(names, "9000"))
+    references = {
+        "a-asr-en": "Press one.",
+        "a-asr_st-fr": "Press one.\tAppuyez sur un.",
+        "b-asr_st-fr": "Wait here now.\tAttendez ici.",
+    }
+    write_table(examples / "text", references)
+
+    spoken = iter([" press one\t Appuyez sur un.", " wait now"])
+    search = "speechllm.inference.read_answer"
+    monkeypatch.setattr(search, lambda text, mark: read_answer(next(spoken), mark))
+    decode = tmp_path / "decode"
+    decode_examples(joint_model, examples, decode, {**SHORT, "extra_tokens": 40.0})
+    assert read_table(decode / "text")["a-asr_st-fr"] == "Appuyez sur un."
+    assert read_table(decode / "text")["b-asr_st-fr"] == ""
+    assert read_table(decode / "text.transcript") == {
+        "a-asr_st-fr": "press one",
+        "b-asr_st-fr": "wait now",
+    }
+    assert "malformed" in read_table(decode / "flags")["b-asr_st-fr"]
+    write_table(decode / "flags", {"b-asr_st-fr": "malformed"})
+
+    rows, left_out = score_decode_dir(examples, decode)
+    assert left_out == []
+    joint = {r["metric"]: r for r in rows if r["task"] == "asr_st"}
+    assert joint["wer"]["value"] == 20.0  # one of five words is missing
+    assert joint["wer"]["deletions"] == 1
+    assert joint["malformed"]["value"] == 50.0 and joint["malformed"]["malformed"] == 1
+    assert 0 < joint["bleu"]["value"] < 100 and joint["ter"]["value"] == 40.0
+    assert {r["target_language"] for r in joint.values()} == {"fr"}
+    folder = decode / "score_asr_st_en_fr"
+    assert json.loads((folder / "scores.json").read_text("utf-8")) == [*joint.values()]
+    header, first, second = (folder / "scores.tsv").read_text("utf-8").splitlines()
+    assert header.split("\t")[:4] == [
+        "id",
+        "transcript_errors",
+        "transcript_words",
+        "transcript_rate",
+    ]
+    assert first.split("\t")[4:] == [
+        "press one",
+        "press one",
+        "100.00",
+        "100.00",
+        "Appuyez sur un.",
+        "Appuyez sur un.",
+    ]
+    assert second.split("\t")[1] == "1"
+
+    write_table(decode / "text.transcript", {"a-asr_st-fr": "press one"})
+    with pytest.raises(UserError, match="text.transcript: b-asr_st-fr is missing"):
+        score_decode_dir(examples, decode)
+    (decode / "text.transcript").unlink()
+    with pytest.raises(UserError, match="text.transcript: no such file"):
+        score_decode_dir(examples, decode)
+    write_table(decode / "text.transcript", dict.fromkeys(list(names)[1:], ""))
+    write_table(examples / "text", {**references, "b-asr_st-fr": "Wait here now."})
+    with pytest.raises(UserError, match="b-asr_st-fr: expected transcript, tab"):
+        score_decode_dir(examples, decode)
