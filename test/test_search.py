@@ -82,6 +82,41 @@ def test_a_wide_beam_finds_the_best_of_all_answers(five_tokens, seed, penalty):
         assert hypothesis.ctc_score is None
 
 
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_no_run_of_tokens_stands_twice(five_tokens, size):
+    prompt = random_prompt(five_tokens, 2, size)
+    options = SearchOptions(beam_size=300, nbest=5, no_repeat_ngram_size=size)
+    (found,) = beam_search(five_tokens, [prompt], [4], options)
+
+    def once(answer: list[int]) -> bool:
+        runs = [tuple(answer[i : i + size]) for i in range(len(answer) - size + 1)]
+        return len(set(runs)) == len(runs)
+
+    ranked = sorted(
+        (log_prob(five_tokens, prompt, answer), answer)
+        for answer in all_answers(4)
+        if once(answer)
+    )[::-1]
+    assert [h.tokens for h in found] == [answer for _, answer in ranked[:5]]
+
+
+def test_no_repetition_in_a_greedy_answer_as_in_transformers(five_tokens):
+    prompt = random_prompt(five_tokens, 5, 8)
+    expected = five_tokens.causal_lm.generate(
+        inputs_embeds=prompt[None],
+        max_new_tokens=15,
+        min_new_tokens=12,
+        do_sample=False,
+        no_repeat_ngram_size=3,
+        pad_token_id=0,
+    )[0].tolist()
+    free = SearchOptions(min_tokens=12)
+    options = SearchOptions(min_tokens=12, no_repeat_ngram_size=3)
+    ((found,),) = beam_search(five_tokens, [prompt], [15], options)
+    assert found.tokens == [t for t in expected if t != EOS]
+    assert found.tokens != beam_search(five_tokens, [prompt], [15], free)[0][0].tokens
+
+
 def spell(tokens: list[int]) -> list[int]:
     """Token k is CTC label k + 1; token 3 says nothing; token 2 is two labels."""
     return [label for t in tokens for label in {2: [3, 1], 3: []}.get(t, [t + 1])]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -30,6 +31,10 @@ class SearchOptions:
             released code has 4 and 20.5).
         min_tokens: fewest tokens before the end of an answer; the greatest number
             goes before it.
+        no_repeat_ngram_size: no run of so many tokens stands twice in an answer; 0
+            allows all.
+        rescore_ctc_weight: rank the n-best of the search anew, by this share of CTC's
+            probability of the whole text; 0 leaves the ranks as they are.
     """
 
     beam_size: int = 1
@@ -40,6 +45,8 @@ class SearchOptions:
     tokens_per_second: float = 4.0
     extra_tokens: float = 20.5
     min_tokens: int = 0
+    no_repeat_ngram_size: int = 0
+    rescore_ctc_weight: float = 0.0
 
     def max_tokens(self, seconds: float, task: str = "asr") -> int:
         """Most tokens of an answer to so many seconds of speech.
@@ -144,6 +151,8 @@ def beam_search(
             for utterance, beam in zip(active, beams)
             for _ in beam
         ]
+        if options.no_repeat_ngram_size:
+            forbid_repetition(log_probs, beams, options.no_repeat_ngram_size)
         proposals = propose(log_probs, width, always)
         choices: list[list[Candidate]] = []
         row = 0
@@ -154,6 +163,8 @@ def beam_search(
             for hypothesis in beam:
                 heard = judge.scores[row] if weight else 0.0
                 for token, log_prob in proposals[row]:
+                    if log_prob == -math.inf:
+                        continue
                     end = token == llm.eos_id
                     # the most tokens go before the fewest
                     if ending != end and (ending or step <= options.min_tokens):
@@ -208,6 +219,24 @@ def beam_search(
         hidden = llm.body(llm.embed(tokens), mask, cache)
         log_probs = llm.head(hidden[:, -1]).log_softmax(1)
     return finished
+
+
+def forbid_repetition(
+    log_probs: Tensor, beams: Sequence[Sequence[Hypothesis]], size: int
+) -> None:
+    """Make impossible what would be a run of ``size`` tokens that was there before.
+
+    Args:
+        log_probs: (hypotheses, vocabulary); changed in place.
+        beams: the hypotheses, of each utterance.
+        size: at least 1.
+    """
+    for row, hypothesis in enumerate(h for beam in beams for h in beam):
+        tokens = hypothesis.tokens
+        last = tokens[len(tokens) - size + 1 :]
+        for place in range(len(tokens) - size + 1):
+            if tokens[place : place + size - 1] == last:
+                log_probs[row, tokens[place + size - 1]] = -math.inf
 
 
 def rank(candidate: Candidate) -> tuple[float, int]:
