@@ -150,6 +150,34 @@ class LanguageModel(nn.Module):
             The loss, and the best token at each place of all answers, one behind
             the other (answer tokens,).
         """
+        logits, targets = self.answer_logits(prompts, answers)
+        loss = F.cross_entropy(
+            logits, targets, reduction="sum", label_smoothing=label_smoothing
+        )
+        return loss / len(prompts), logits.detach().argmax(1)
+
+    def answer_log_probs(
+        self, prompts: Sequence[Tensor], answers: Sequence[Sequence[int]]
+    ) -> list[Tensor]:
+        """Log probability of each token of each answer, given those before it.
+
+        Args:
+            prompts: (positions, hidden) of what stands before each answer.
+            answers: token ids of each, end of text included.
+
+        Returns:
+            (tokens,) for each answer.
+        """
+        logits, targets = self.answer_logits(prompts, answers)
+        log_probs = logits.log_softmax(1).gather(1, targets[:, None])[:, 0]
+        return list(log_probs.split([len(answer) for answer in answers]))
+
+    def answer_logits(
+        self, prompts: Sequence[Tensor], answers: Sequence[Sequence[int]]
+    ) -> tuple[Tensor, Tensor]:
+        """Logits (answer tokens, vocabulary) at the places of all answers, one behind
+        the other, and the tokens (answer tokens,) that stand there.
+        """
         sequences = [
             torch.cat([prompt, self.embed_list(answer[:-1])])
             for prompt, answer in zip(prompts, answers, strict=True)
@@ -163,11 +191,7 @@ class LanguageModel(nn.Module):
         targets = torch.tensor([t for a in answers for t in a], device=padded.device)
         mask = length_mask(lengths, padded.shape[1]).long()
         hidden = self.body(padded, mask)  # (batch, positions, hidden)
-        logits = self.head(hidden[rows, places])  # (answer tokens, vocabulary)
-        loss = F.cross_entropy(
-            logits, targets, reduction="sum", label_smoothing=label_smoothing
-        )
-        return loss / len(prompts), logits.detach().argmax(1)
+        return self.head(hidden[rows, places]), targets
 
 
 def load_llm(model: str, dtype: torch.dtype, random_init: bool):
