@@ -1,8 +1,10 @@
 """From a formatted data dir to examples: utterance × task × target language.
 
 A task specification is ``asr:en`` (transcribe English), ``st:en:fr`` (translate
-English speech into French) or ``asr_st:en:fr`` (both, in one answer). An example dir
-has, keyed by ``<utterance>-<task>-<target language>``:
+English speech into French) or ``asr_st:en:fr`` (both, in one answer). With a weight
+behind it, ``st:en:fr*2.5``, every utterance comes twice and half of them (always the
+same) a third time; ``*0.5`` takes half of them. An example dir has, keyed by
+``<utterance>-<task>-<target language>`` (and ``-2``, ``-3`` for the repetitions):
 
 ===================  ========================================================
 ``wav.scp``          the utterance's audio file
@@ -19,6 +21,7 @@ The target of ``asr_st`` is transcript, tab, translation.
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -57,6 +60,30 @@ class Task:
         return f"{self.name} {self.source} {self.target}"
 
 
+def parse_weighted(specification: str) -> tuple[Task, float]:
+    """Read a task and its weight in the mix, 1 when none is given: ``st:en:fr*2``."""
+    task, star, number = specification.partition("*")
+    weight = 1.0
+    if star:
+        try:
+            weight = float(number)
+        except ValueError:
+            weight = 0.0
+        if not 0 < weight <= 1000:
+            raise UserError(
+                f"task {specification!r}: a weight is a number above 0, at most 1000, "
+                f"not {number!r}"
+            )
+    return parse_task(task), weight
+
+
+def repetitions(utterance: str, task: Task, weight: float) -> int:
+    """How often an utterance comes in the mix; always the same, for the same names."""
+    digest = hashlib.sha256(f"{utterance} {task}".encode()).digest()
+    chance = int.from_bytes(digest[:8], "big") / 2**64  # from 0 to 1, even
+    return int(weight + 1 - chance)
+
+
 def parse_task(specification: str) -> Task:
     """Read ``asr:en``, ``st:en:fr`` or ``asr_st:en:fr``."""
     name, *languages = specification.split(":")
@@ -81,7 +108,7 @@ def make_examples(
         sources: formatted data dirs (one audio file per utterance), with no
             utterance in common.
         target: the example dir to write.
-        tasks: task specifications.
+        tasks: task specifications, with weights or without.
         plain_transcripts: the transcript that ``asr`` and ``asr_st`` answer with is
             the normalised one, without case and punctuation, which minutes of speech
             cannot teach.
@@ -96,13 +123,14 @@ def make_examples(
             no utterance, its target language has no table, or an id comes twice.
     """
     sources = [Path(source) for source in sources]
-    parsed = [parse_task(task) for task in tasks]
+    weighted = [parse_weighted(task) for task in tasks]
+    parsed = [task for task, _ in weighted]
     if repeated := [task for task, count in Counter(parsed).items() if count > 1]:
         raise UserError(f"task '{repeated[0]}' is given twice")
     _check_languages(sources, parsed)
     counts, dropped = Counter(), []
     streams = [
-        _list_examples(source, parsed, plain_transcripts, counts, dropped)
+        _list_examples(source, weighted, plain_transcripts, counts, dropped)
         for source in sources
     ]
     with atomic_directory(target) as new:
@@ -158,7 +186,7 @@ def _check_tables(source: Path) -> None:
 
 def _list_examples(
     source: Path,
-    tasks: list[Task],
+    tasks: list[tuple[Task, float]],
     plain: bool,
     counts: Counter,
     dropped: list[Dropped],
@@ -185,12 +213,12 @@ def _list_examples(
 def _examples_of(
     utterance: str,
     row: dict[str, str],
-    tasks: list[Task],
+    tasks: list[tuple[Task, float]],
     plain: bool,
     dropped: list[Dropped],
 ) -> Iterator[tuple[str, tuple[str, ...]]]:
     language = row.get("utt2lang")
-    wanted = [task for task in tasks if task.source == language]
+    wanted = [(task, weight) for task, weight in tasks if task.source == language]
     if not wanted:
         return
     for name in ("wav.scp", "utt2num_samples", "text"):
@@ -203,7 +231,7 @@ def _examples_of(
         reason = "transcript empty after normalisation"
         dropped.append(Dropped(utterance, "make_examples", reason, transcript))
         return
-    for task in wanted:
+    for task, weight in wanted:
         text = heard if plain else transcript
         if task.name != "asr":
             translation = " ".join(row.get(f"text.{task.target}", "").split())
@@ -214,15 +242,15 @@ def _examples_of(
             text = translation
             if task.name == "asr_st":
                 text = join_texts(heard if plain else transcript, translation)
-        yield (
-            f"{utterance}-{task.name}-{task.target}",
-            (
-                text,
-                heard,
-                language,
-                row["utt2num_samples"],
-                row["utt2spk"],
-                str(task),
-                row["wav.scp"],
-            ),
+        example = f"{utterance}-{task.name}-{task.target}"
+        values = (
+            text,
+            heard,
+            language,
+            row["utt2num_samples"],
+            row["utt2spk"],
+            str(task),
+            row["wav.scp"],
         )
+        for number in range(1, repetitions(utterance, task, weight) + 1):
+            yield example if number == 1 else f"{example}-{number}", values

@@ -144,3 +144,28 @@ def test_command_line(data, tmp_path, capsys):
         f"{target}: 1 left out: no translation into fr",
         f"{target}: 1 left out: transcript empty after normalisation",
     ]
+
+
+def test_weights_repeat_and_thin_out(tmp_path):
+    texts = {f"u{number:03d}": ("en", f"word {number}") for number in range(200)}
+    data = make_data(tmp_path / "data", texts)
+    counts, _ = make_examples([data], tmp_path / "twice", ["asr:en*2"])
+    assert counts == {"asr en en": 400}
+    names = list(datadir.read_table(tmp_path / "twice" / "text"))
+    assert names[:3] == ["u000-asr-en", "u000-asr-en-2", "u001-asr-en"]
+    make_examples([data], tmp_path / "half", ["asr:en*0.5"])
+    half = datadir.read_table(tmp_path / "half" / "text")
+    assert 70 < len(half) < 130
+    make_examples([data], tmp_path / "more", ["asr:en*1.5"])
+    more = datadir.read_table(tmp_path / "more" / "text")
+    # of those that come twice by weight 1.5, every one comes by weight 0.5
+    assert {name for name in more if name.endswith("-2")} == {n + "-2" for n in half}
+    make_examples([data], tmp_path / "again", ["asr:en*0.5"])
+    again = (tmp_path / "again" / "text").read_bytes()
+    assert again == (tmp_path / "half" / "text").read_bytes()
+
+
+@pytest.mark.parametrize("weight", ["0", "-1", "x", "", "nan", "inf"])
+def test_weights_that_are_none(data, tmp_path, weight):
+    with pytest.raises(UserError, match="a weight is a number above 0"):
+        make_examples([data], tmp_path / "examples", [f"asr:en*{weight}"])

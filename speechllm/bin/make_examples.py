@@ -18,7 +18,7 @@ def main(argv: list[str] | None = None) -> None:
         "--tasks",
         required=True,
         nargs="+",
-        help='such as "asr:en asr:fr st:en:fr asr_st:en:fr"',
+        help='such as "asr:en st:en:fr asr_st:en:fr"; with a weight: "asr:en*2"',
     )
     parser.add_argument("--output", required=True, type=Path, help="example dir")
     parser.add_argument(

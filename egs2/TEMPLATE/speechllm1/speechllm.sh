@@ -103,7 +103,7 @@ Options [default]:
   --min_wav_duration S    shortest training utterance, seconds [${min_wav_duration}]
   --max_wav_duration S    longest training utterance, seconds [${max_wav_duration}]
  Tasks and tokens; a task is asr:<lang>, st:<lang>:<lang> or asr_st:<lang>:<lang>
-  --train_tasks \"T …\"     tasks to train
+  --train_tasks \"T …\"     tasks to train, with a weight or without: \"asr:en*2 st:en:fr*0.5\"
   --test_tasks \"T …\"      tasks to test [train_tasks]
   --plain_transcripts BOOL  train on transcripts without case and punctuation [${plain_transcripts}]
   --prompts FILE          prompt of each task [${prompts}]
@@ -205,7 +205,12 @@ if [ -z "${warmup_tasks}" ]; then
     done
 fi
 second_tasks=${second_tasks:-${train_tasks}}
-test_tasks=${test_tasks:-${train_tasks}}
+without_weights() { # <tasks>
+    local tasks
+    read -ra tasks <<< "$1"
+    echo "${tasks[@]%%\**}"
+}
+test_tasks=$(without_weights "${test_tasks:-${train_tasks}}")
 # shellcheck disable=SC2034 # read as ${phase}_train_set
 second_train_set=$(with_speeds "${second_set}")
 # shellcheck disable=SC2034
@@ -438,11 +443,11 @@ if running 5; then
         tasks=${phase}_tasks
         set=${phase}_train_set
         make_examples "${phase}" "${!set}" "${!tasks}" "${extra_train_sets}"
-        make_examples "${phase}" "${valid_set}" "${!tasks}"
+        make_examples "${phase}" "${valid_set}" "$(without_weights "${!tasks}")"
         texts+=("$(examples "${phase}" "${!set}")/text_ctc")
     done
     for name in ${test_sets}; do
-        if [ "${name}" = "${valid_set}" ] && [ "${test_tasks}" != "${train_tasks}" ]; then
+        if [ "${name}" = "${valid_set}" ] && [ "${test_tasks}" != "$(without_weights "${train_tasks}")" ]; then
             fail "${name} validates and tests; then --test_tasks must be --train_tasks"
         fi
         [ "${name}" = "${valid_set}" ] || make_examples test "${name}" "${test_tasks}"
