@@ -206,9 +206,9 @@ if [ -z "${warmup_tasks}" ]; then
 fi
 second_tasks=${second_tasks:-${train_tasks}}
 without_weights() { # <tasks>
-    local tasks
-    read -ra tasks <<< "$1"
-    echo "${tasks[@]%%\**}"
+    local words
+    read -ra words <<< "$1"
+    echo "${words[@]%%\**}"
 }
 test_tasks=$(without_weights "${test_tasks:-${train_tasks}}")
 # shellcheck disable=SC2034 # read as ${phase}_train_set
