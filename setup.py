@@ -64,6 +64,7 @@ setup(
         "safetensors",
         "scipy",
         "sentencepiece",
+        "silero-vad>=6.2",
         "soundfile",
         "soxr",
         "tensorboard",

@@ -21,9 +21,18 @@ class Word:
     confidence: float
 
 
+@dataclass(frozen=True)
+class Passage:
+    """What was said between two times, in seconds from the recording's beginning."""
+
+    start: float
+    end: float
+    text: str
+
+
 @dataclass
 class Result:
-    """What the model makes of one utterance.
+    """What the model makes of one utterance, or of one recording.
 
     Attributes:
         text: the answer; of ``asr_st`` the translation.
@@ -38,6 +47,7 @@ class Result:
         words: the words with their times, where they were asked for.
         confidence: probability that the text is right word by word, on average, or
             None where it was not asked for.
+        passages: of a recording, the parts that it was decoded in, else None.
     """
 
     text: str
@@ -50,6 +60,7 @@ class Result:
     unguarded: str | None = None
     words: list[Word] | None = None
     confidence: float | None = None
+    passages: list[Passage] | None = None
 
     def entry(self) -> dict:
         """The result as JSON knows it; what was not asked for is left out."""
@@ -72,5 +83,10 @@ class Result:
             line["words"] = [
                 [w.text, round(w.start, 3), round(w.end, 3), round(w.confidence, 4)]
                 for w in self.words
+            ]
+        if self.passages is not None:
+            line["passages"] = [
+                [round(p.start, 3), round(p.end, 3), " ".join(p.text.split())]
+                for p in self.passages
             ]
         return line
