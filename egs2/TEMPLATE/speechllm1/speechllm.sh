@@ -92,7 +92,7 @@ Options [default]:
   --gpu_inference BOOL    decode on a GPU [true when ngpu > 0]
  Data
   --train_set NAME        data dir that trains
-  --extra_train_sets \"NAME …\"  data dirs that train beside it in every training, at their own speed [none]
+  --extra_train_sets \"NAME …\"  data dirs that train beside it in stages 9 and 10, at their own speed [none]
   --valid_set NAME        data dir that chooses the checkpoint
   --test_sets \"NAME …\"    data dirs to decode and score
   --lang NAME             only marks the folders in expdir [none]
@@ -442,7 +442,9 @@ if running 5; then
     for phase in ${phases}; do
         tasks=${phase}_tasks
         set=${phase}_train_set
-        make_examples "${phase}" "${!set}" "${!tasks}" "${extra_train_sets}"
+        extra=${extra_train_sets}
+        [ "${phase}" != warmup ] || extra=
+        make_examples "${phase}" "${!set}" "${!tasks}" "${extra}"
         make_examples "${phase}" "${valid_set}" "$(without_weights "${!tasks}")"
         texts+=("$(examples "${phase}" "${!set}")/text_ctc")
     done
