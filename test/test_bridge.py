@@ -12,6 +12,8 @@ from speechllm.model.bridge import (
     BRIDGES,
     ConvolutionBridge,
     CTCCompressionBridge,
+    QFormerBridge,
+    StackBridge,
     TranscriptBridge,
     align_tokens,
     label_runs,
@@ -39,6 +41,8 @@ def bridges(tokenizer):
     embed = torch.nn.Embedding(len(tokenizer), OUT)
     transcript.connect(LABELS, tokenizer, embed)
     made = {
+        "stack": StackBridge(DIM, OUT, hidden_size=7),
+        "qformer": QFormerBridge(DIM, OUT, window=7, queries=2, size=8, heads=2),
         "convolution": ConvolutionBridge(DIM, OUT),
         "average": CTCCompressionBridge(DIM, OUT, "average"),
         "remove": CTCCompressionBridge(DIM, OUT, "remove"),
@@ -56,7 +60,9 @@ def logits_of(rows: list[list[int]]) -> torch.Tensor:
     return logits
 
 
-@pytest.mark.parametrize("name", ["convolution", "average", "remove", "transcript"])
+@pytest.mark.parametrize(
+    "name", ["stack", "convolution", "average", "remove", "qformer", "transcript"]
+)
 @settings(max_examples=25, deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 60), min_size=1, max_size=6),
@@ -107,6 +113,79 @@ def test_convolution_by_hand():
     torch.testing.assert_close(bridge(features, torch.tensor([6]))[0][0], expected)
     with pytest.raises(ValueError):
         ConvolutionBridge(2, 3, kernel_sizes=[2, 2], strides=[2])
+
+
+@pytest.mark.parametrize(("frames", "positions"), [(1, 1), (5, 1), (6, 2), (50, 10)])
+def test_stacked_frames_by_hand(bridges, frames, positions):
+    features = torch.randn(1, frames, DIM)
+    found, lengths = bridges["stack"](features, torch.tensor([frames]))
+    assert lengths.tolist() == [positions]
+    rows = torch.zeros(positions, 5 * DIM)
+    for frame in range(frames):
+        rows[frame // 5, DIM * (frame % 5) : DIM * (frame % 5 + 1)] = features[0, frame]
+    first, _, second = bridges["stack"].projection
+    expected = second(torch.clamp(first(rows), min=0))
+    torch.testing.assert_close(found[0], expected)
+    with pytest.raises(ValueError, match="factor 0: at least 1"):
+        StackBridge(DIM, OUT, factor=0)
+
+
+@pytest.mark.parametrize(("frames", "windows"), [(1, 1), (7, 1), (8, 2), (50, 8)])
+def test_queries_see_their_window_alone(bridges, frames, windows):
+    bridge = bridges["qformer"]
+    features = torch.randn(1, frames, DIM)
+    found, lengths = bridge(features, torch.tensor([frames]))
+    assert lengths.tolist() == [2 * windows]
+    for index in range(windows):
+        part = features[:, 7 * index : 7 * index + 7]
+        alone, _ = bridge(part, torch.tensor([part.shape[1]]))
+        pair = slice(2 * index, 2 * index + 2)
+        torch.testing.assert_close(found[0, pair], alone[0], atol=1e-5, rtol=0)
+    assert not torch.allclose(found[0, 0], found[0, 1])
+
+
+def test_a_query_attends_as_attention_is_defined():
+    """One layer by hand: softmax of query times keys over the frames of the window."""
+    torch.manual_seed(0)
+    bridge = QFormerBridge(DIM, OUT, window=4, size=8, layers=1, heads=1).eval()
+    features = torch.randn(1, 3, DIM)
+    layer, memory = bridge.layers[0], bridge.input(features)[0]  # (frames, size)
+    hidden = bridge.queries  # one query attends to itself alone: its own value
+    inner = layer.norm1(hidden)
+    weight, bias = layer.self_attn.in_proj_weight, layer.self_attn.in_proj_bias
+    value = inner @ weight[16:].T + bias[16:]
+    hidden = hidden + layer.self_attn.out_proj(value)
+    weight, bias = (
+        layer.multihead_attn.in_proj_weight,
+        layer.multihead_attn.in_proj_bias,
+    )
+    query = layer.norm2(hidden) @ weight[:8].T + bias[:8]
+    keys = memory @ weight[8:16].T + bias[8:16]
+    values = memory @ weight[16:].T + bias[16:]
+    attention = (query @ keys.T / 8**0.5).softmax(1)
+    hidden = hidden + layer.multihead_attn.out_proj(attention @ values)
+    inner = torch.nn.functional.gelu(layer.linear1(layer.norm3(hidden)))
+    hidden = hidden + layer.linear2(inner)
+    expected = bridge.projection(bridge.normalization(hidden))
+    found, _ = bridge(features, torch.tensor([3]))
+    torch.testing.assert_close(found[0], expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("options", [{"window": 0}, {"size": 10, "heads": 4}])
+def test_qformers_that_cannot_be(options):
+    with pytest.raises(ValueError, match="qformer"):
+        QFormerBridge(DIM, OUT, **options)
+
+
+def test_a_short_utterance_beside_a_long_one_can_be_learnt_from(bridges):
+    """Windows behind an utterance leave no NaN in any gradient."""
+    features = torch.randn(2, 40, DIM, requires_grad=True)
+    found, lengths = bridges["qformer"](features, torch.tensor([40, 3]))
+    assert lengths.tolist() == [12, 2]
+    sum(row[:n].square().sum() for row, n in zip(found, lengths)).backward()
+    assert features.grad.isfinite().all()
+    assert features.grad[1, 3:].abs().sum() == 0
+    assert features.grad[1, :3].abs().sum() > 0
 
 
 PATH = [0, A, A, 0, A, B, B, B, 0, 0]

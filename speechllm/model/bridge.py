@@ -16,8 +16,50 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from speechllm.model.encoder import length_mask
+from speechllm.model.qformer import QFormerBridge
 
 BLANK = 0
+
+
+class StackBridge(nn.Module):
+    """Stacked frames and two linear layers with ReLU between (SLAM-ASR).
+
+    Ma et al. 2024, "An Embarrassingly Simple Approach for LLM with Strong ASR
+    Capacity", section 2.2: five frames are put behind each other, so that 10 positions
+    a second are left after HuBERT or Whisper, and projected through 2048 dimensions.
+    The last position of an utterance is filled up with zeros.
+    """
+
+    needs_ctc = False
+
+    def __init__(
+        self,
+        input_size: int,
+        output_size: int,
+        factor: int = 5,
+        hidden_size: int = 2048,
+    ):
+        super().__init__()
+        if factor < 1:
+            raise ValueError(f"bridge factor {factor}: at least 1 frame")
+        self.factor = factor
+        self.projection = nn.Sequential(
+            nn.Linear(factor * input_size, hidden_size),
+            nn.ReLU(),
+            nn.Linear(hidden_size, output_size),
+        )
+
+    def forward(
+        self, features: Tensor, lengths: Tensor, ctc_logits: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        batch, frames, size = features.shape
+        hidden = features * length_mask(lengths, frames)[:, :, None]
+        hidden = F.pad(hidden, (0, 0, 0, -frames % self.factor))
+        hidden = hidden.reshape(batch, -1, self.factor * size)
+        positions = torch.div(
+            lengths + self.factor - 1, self.factor, rounding_mode="floor"
+        )
+        return self.projection(hidden), positions
 
 
 class ConvolutionBridge(nn.Module):
@@ -218,7 +260,9 @@ def align_tokens(
 
 
 BRIDGES = {
+    "stack": StackBridge,
     "convolution": ConvolutionBridge,
     "ctc_compression": CTCCompressionBridge,
+    "qformer": QFormerBridge,
     "transcript": TranscriptBridge,
 }
