@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from speechllm.checkpoint import load_tensors
 from speechllm.errors import UserError
 from speechllm.export import pretrained_names
 from speechllm.files import read_yaml
+from speechllm.guard import NOTHING_HEARD, Guard, Thresholds, Verdict, read_thresholds
 from speechllm.joint import read_answer, separator_of
 from speechllm.model.bridge import BLANK, label_runs
 from speechllm.model.ctc_prefix import CTCPrefixScorer
@@ -29,9 +31,47 @@ from speechllm.model.search import END, Hypothesis, SearchOptions, beam_search
 from speechllm.model.speech_llm import SpeechLLM, build_speech_llm
 from speechllm.model_folder import is_nue_asr
 from speechllm.preprocessor import CTCTokenizer
-from speechllm.prompts import Prompts, encode, read_prompts
+from speechllm.prompts import Prompts, answer_tokens, encode, read_prompts
+from speechllm.rescoring import rescore
 from speechllm.result import Result
 from speechllm.text import ctc_text
+
+
+@dataclass
+class Batch:
+    """Encoded utterances: all that answers are searched for and judged by.
+
+    Attributes:
+        asks: (task, source language, target language) of each.
+        seconds: of audio.
+        prompts: embeddings (positions, hidden) of each.
+        logits: of CTC (batch, frames, labels), or None.
+        frames: (batch,)
+        heard: what CTC alone heard, or None.
+    """
+
+    asks: Sequence[tuple[str, str, str]]
+    seconds: Sequence[float]
+    prompts: Sequence[Tensor]
+    logits: Tensor | None
+    frames: Tensor
+    heard: Sequence[str | None]
+
+    def log_probs(self, row: int) -> Tensor:
+        """CTC's log probabilities (frames, labels) of one utterance."""
+        return self.logits[row, : self.frames[row]].float().log_softmax(1)
+
+    def part(self, rows: Sequence[int]) -> Batch:
+        """Some of the utterances."""
+        index = torch.tensor(rows, device=self.frames.device)
+        return Batch(
+            [self.asks[row] for row in rows],
+            [self.seconds[row] for row in rows],
+            [self.prompts[row] for row in rows],
+            None if self.logits is None else self.logits[index],
+            self.frames[index],
+            [self.heard[row] for row in rows],
+        )
 
 
 class SpeechToText:
@@ -41,13 +81,18 @@ class SpeechToText:
     """
 
     def __init__(
-        self, model: SpeechLLM, prompts: Prompts, generation: dict | None = None
+        self,
+        model: SpeechLLM,
+        prompts: Prompts,
+        generation: dict | None = None,
+        thresholds: Thresholds | None = None,
     ):
         """Wrap a model that is built already.
 
         Args:
             prompts: what it was trained with.
             generation: its defaults for fields of ``SearchOptions``.
+            thresholds: of the guard; without them there is none.
         """
         self.model = model.eval()
         self.prompts = prompts
@@ -55,6 +100,9 @@ class SpeechToText:
         self.ctc_tokenizer = None
         if model.ctc is not None and "▁" not in "".join(model.token_list):
             self.ctc_tokenizer = CTCTokenizer(model.token_list)
+        self.guard = None
+        if thresholds is not None and self.ctc_tokenizer and model.llm is not None:
+            self.guard = Guard(self, thresholds)
 
     @classmethod
     def from_pretrained(
@@ -96,7 +144,11 @@ class SpeechToText:
         if model.llm is not None:
             merge_adapters(model.llm)
         prompts = read_prompts(folder / "prompts.yaml")
-        return cls(model.to(device=device, dtype=resolve_dtype(dtype)), prompts)
+        return cls(
+            model.to(device=device, dtype=resolve_dtype(dtype)),
+            prompts,
+            thresholds=read_thresholds(folder),
+        )
 
     @property
     def device(self) -> torch.device:
@@ -121,7 +173,8 @@ class SpeechToText:
             language: what is spoken; the first one of the model's prompts if None.
             target_language: what to translate into; needed unless ``"asr"``.
             batch_size: utterances decoded at once; it does not change their text.
-            **generation: fields of ``SearchOptions``: beam_size, ctc_weight, …
+            **generation: fields of ``SearchOptions``: beam_size, ctc_weight, guard,
+                word_times, …
 
         Returns:
             One result for each, in order.
@@ -168,6 +221,14 @@ class SpeechToText:
         options = search_options({**self.generation, **generation})
         if options.ctc_weight > 0 and self.ctc_tokenizer is None:
             raise UserError("ctc_weight needs a CTC branch over characters")
+        for name in ("rescore_ctc_weight", "word_times"):
+            if getattr(options, name) and self.ctc_tokenizer is None:
+                raise UserError(f"{name} needs a CTC branch over characters")
+        if options.guard and self.guard is None:
+            raise UserError(
+                "guard: this model has no thresholds; make them with python -m "
+                "speechllm.bin.guard_thresholds (it needs a CTC branch over characters)"
+            )
         if self.model.llm is None and (options.beam_size > 1 or options.ctc_weight):
             raise UserError(
                 "a CTC model without an LLM has its best path alone: beam_size 1, "
@@ -206,25 +267,89 @@ class SpeechToText:
         heard = [None] * len(waves)
         if logits is not None:
             heard = model.ctc_transcripts(logits, frames)
+        seconds = [len(wave) / SAMPLING_RATE for wave in waves]
+        batch = Batch(asks, seconds, prompts, logits, frames, heard)
+        nbests = self.search(batch, options)
+        results = []
+        for row, verdict in enumerate(self.judge(batch, nbests, options)):
+            result = self.result(batch, row, verdict.nbest, options)
+            if verdict.flags:
+                before = self.result(batch, row, nbests[row], options)
+                if before.text != result.text:
+                    result.unguarded = before.text
+                if NOTHING_HEARD in verdict.flags:
+                    result.flags.clear()  # what is empty is not malformed
+                result.flags += verdict.flags
+            results.append(result)
+        return results
+
+    def search(
+        self,
+        batch: Batch,
+        options: SearchOptions,
+        most_tokens: Sequence[int] | None = None,
+    ) -> list[list[Hypothesis]]:
+        """The n-best answers to each utterance, best first.
+
+        Args:
+            most_tokens: of each answer, beside those that the options allow.
+        """
         scorer = spellers = hints = None
         if options.ctc_weight > 0:
-            scorer = CTCPrefixScorer(logits, frames)
-            spellers = [self.speller(*ask) for ask in asks]
+            scorer = CTCPrefixScorer(batch.logits, batch.frames)
+            spellers = [self.speller(*ask) for ask in batch.asks]
             hints = [
                 self.hints(text, ask[0]) if speller else ()
-                for text, ask, speller in zip(heard, asks, spellers)
+                for text, ask, speller in zip(batch.heard, batch.asks, spellers)
             ]
-        limits = [
-            options.max_tokens(len(wave) / SAMPLING_RATE, ask[0])
-            for wave, ask in zip(waves, asks)
-        ]
+        limits = self.limits(batch, options)
+        if most_tokens is not None:
+            limits = [min(pair) for pair in zip(limits, most_tokens)]
+        if options.rescore_ctc_weight > 0:
+            wide = replace(options, nbest=max(options.nbest, options.beam_size))
+        else:
+            wide = options
         nbests = beam_search(
-            model.llm, prompts, limits, options, scorer, spellers, hints
+            self.model.llm, batch.prompts, limits, wide, scorer, spellers, hints
         )
+        if options.rescore_ctc_weight > 0:
+            nbests = self.rescored(batch, nbests, options)
+        return nbests
+
+    def limits(self, batch: Batch, options: SearchOptions) -> list[int]:
+        """The most tokens of each answer."""
         return [
-            self.result(nbest, text, ask[0], limit)
-            for nbest, text, ask, limit in zip(nbests, heard, asks, limits)
+            options.max_tokens(seconds, ask[0])
+            for seconds, ask in zip(batch.seconds, batch.asks)
         ]
+
+    def rescored(
+        self,
+        batch: Batch,
+        nbests: Sequence[list[Hypothesis]],
+        options: SearchOptions,
+    ) -> list[list[Hypothesis]]:
+        """The n-best in the ranks that CTC gives them; translations as they are."""
+        ranked = []
+        for row, nbest in enumerate(nbests):
+            texts = [self.spoken_labels(h.tokens, batch.asks[row]) for h in nbest]
+            if None not in texts:
+                weight = options.rescore_ctc_weight
+                log_probs = batch.log_probs(row)
+                nbest = rescore(nbest, log_probs, texts, weight, options.penalty)
+            ranked.append(nbest[: options.nbest])
+        return ranked
+
+    def judge(
+        self,
+        batch: Batch,
+        nbests: Sequence[list[Hypothesis]],
+        options: SearchOptions,
+    ) -> list[Verdict]:
+        """What the guard makes of the answers; without one they stay as they are."""
+        if self.guard is None or options.guard is False:
+            return [Verdict(nbest) for nbest in nbests]
+        return self.guard.check(batch, nbests, options)
 
     def best_paths(
         self, speech: Tensor, lengths: Tensor, asks: Sequence[tuple[str, str, str]]
@@ -281,6 +406,21 @@ class SpeechToText:
             return spell_transcript
         return spell if source == target else None
 
+    def spoken_labels(
+        self, tokens: Sequence[int], ask: tuple[str, str, str]
+    ) -> list[int] | None:
+        """An answer's transcript in CTC labels; None of a translation."""
+        spell = self.speller(*ask)
+        return spell and [k for k in spell(list(tokens)) if k != END]
+
+    def decoded(self, tokens: Sequence[int]) -> str:
+        """The text of LLM tokens."""
+        return self.model.llm.tokenizer.decode(tokens, skip_special_tokens=True)
+
+    def encoded(self, text: str) -> list[int]:
+        """The LLM tokens of a text, as they stand in an answer."""
+        return answer_tokens(self.model.llm.tokenizer, text)[:-1] if text else []
+
     def hints(self, heard: str, task: str) -> list[int]:
         """LLM tokens of what CTC heard, as it stands and with a capital.
 
@@ -294,32 +434,31 @@ class SpeechToText:
         return sorted(tokens)
 
     def result(
-        self, nbest: Sequence[Hypothesis], heard: str | None, task: str, limit: int
+        self,
+        batch: Batch,
+        row: int,
+        nbest: Sequence[Hypothesis],
+        options: SearchOptions,
     ) -> Result:
-        """Spell out the hypotheses of one utterance.
+        """Spell out the hypotheses of one utterance, best first.
 
-        Args:
-            heard: what CTC alone heard.
-            task: of ``asr_st`` the best answer is taken apart.
-            limit: the most tokens there could be; an ``asr_st`` answer of so many was
-                cut off.
+        The best answer of ``asr_st`` is taken apart; one of as many tokens as there
+        could be was cut off.
         """
-        tokenizer = self.model.llm.tokenizer
-        texts = [
-            tokenizer.decode(h.tokens, skip_special_tokens=True).strip() for h in nbest
-        ]
+        tokenizer, best = self.model.llm.tokenizer, nbest[0]
+        texts = [self.decoded(h.tokens) for h in nbest]
         result = Result(
-            text=texts[0],
-            tokens=tokenizer.convert_ids_to_tokens(nbest[0].tokens),
-            score=nbest[0].score,
-            ctc_text=heard,
-            nbest=[(text, h.score) for text, h in zip(texts, nbest)],
+            text=texts[0].strip(),
+            tokens=tokenizer.convert_ids_to_tokens(best.tokens),
+            score=best.score,
+            ctc_text=batch.heard[row],
+            nbest=[(text.strip(), h.score) for text, h in zip(texts, nbest)],
         )
-        if task == "asr_st":
-            whole = tokenizer.decode(nbest[0].tokens, skip_special_tokens=True)
-            answer = read_answer(whole, separator_of(tokenizer))
+        if batch.asks[row][0] == "asr_st":
+            answer = read_answer(texts[0], separator_of(tokenizer))
             result.transcript, result.text = answer.transcript, answer.translation
-            if not answer.whole or len(nbest[0].tokens) >= limit:
+            limit = self.limits(batch, options)[row]
+            if not answer.whole or len(best.tokens) >= limit:
                 result.flags.append("malformed")
         return result
 

@@ -35,6 +35,9 @@ class SearchOptions:
             allows all.
         rescore_ctc_weight: rank the n-best of the search anew, by this share of CTC's
             probability of the whole text; 0 leaves the ranks as they are.
+        guard: whether answers are checked against the audio; None: where the model's
+            folder has thresholds for it (:mod:`speechllm.guard`).
+        word_times: whether to say when each word was heard, and how sure it is.
     """
 
     beam_size: int = 1
@@ -47,6 +50,8 @@ class SearchOptions:
     min_tokens: int = 0
     no_repeat_ngram_size: int = 0
     rescore_ctc_weight: float = 0.0
+    guard: bool | None = None
+    word_times: bool = False
 
     def max_tokens(self, seconds: float, task: str = "asr") -> int:
         """Most tokens of an answer to so many seconds of speech.
