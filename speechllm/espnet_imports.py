@@ -1,9 +1,10 @@
-"""Import ESPnet's task and trainer without the part of ESPnet that we do not use.
+"""Import ESPnet's task and trainer without the parts of ESPnet that we do not use.
 
 ``espnet2.tasks.abs_task`` imports ESPnet's adapters, which import a speech
 enhancement front end, which imports torchaudio, whose wheel needs CUDA libraries. Our
-adapters come from peft, so ESPnet's are kept out. Import this module before
-``espnet2.tasks``.
+adapters come from peft, so ESPnet's are kept out. So is what collects attention
+weights for pictures: it imports a speech synthesiser, numba and scipy.stats, seconds
+at every start. Import this module before ``espnet2.tasks``.
 """
 
 from __future__ import annotations
@@ -19,7 +20,14 @@ def create_adapter(*args, **options) -> None:
     raise UserError("--use_adapter: name LoRA under llm_conf instead (tuning: lora)")
 
 
-_NAME = "espnet2.layers.create_adapter"
-if _NAME not in sys.modules:
-    sys.modules[_NAME] = types.ModuleType(_NAME)
-    sys.modules[_NAME].create_adapter = create_adapter
+def calculate_all_attentions(*args, **options) -> None:
+    """Refuse pictures of attention weights."""
+    raise UserError("--num_att_plot: only 0; attention weights are not collected here")
+
+
+for _function in (create_adapter, calculate_all_attentions):
+    _package = "layers" if _function is create_adapter else "main_funcs"
+    _name = f"espnet2.{_package}.{_function.__name__}"
+    if _name not in sys.modules:
+        sys.modules[_name] = types.ModuleType(_name)
+        setattr(sys.modules[_name], _function.__name__, _function)
