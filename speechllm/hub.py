@@ -48,6 +48,7 @@ def download(name: str) -> tuple[Path | None, str]:
         UserError: the hub has the model, but the download broke off.
     """
     from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import GatedRepoError
 
     if constants.HF_HUB_OFFLINE:
         return None, "HF_HUB_OFFLINE is set"
@@ -65,6 +66,8 @@ def download(name: str) -> tuple[Path | None, str]:
                     name, allow_patterns=patterns, etag_timeout=_HUB_SECONDS
                 )
             )
+    except GatedRepoError:
+        return None, _gated(name)
     except Exception as error:  # whatever the HTTP library of the day raises
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EACCES):
             raise
@@ -93,7 +96,7 @@ def _ask_hub(name: str) -> list[str] | str:
             info = HfApi().model_info(name, timeout=_HUB_SECONDS)
             answer.append([sibling.rfilename for sibling in info.siblings or []])
         except GatedRepoError:
-            answer.append("access has to be asked for there (and HF_TOKEN set)")
+            answer.append(_gated(name))
         except RepositoryNotFoundError:
             answer.append("no such model, or no access without HF_TOKEN")
         except Exception as error:
@@ -103,6 +106,14 @@ def _ask_hub(name: str) -> list[str] | str:
     thread.start()
     thread.join(_HUB_SECONDS + 1)
     return answer[0] if answer else f"no answer within {_HUB_SECONDS} s"
+
+
+def _gated(name: str) -> str:
+    """What a user does to get a gated model; the token stays with huggingface_hub."""
+    return (
+        f"it is gated: log in at https://huggingface.co/{name}, accept its licence "
+        "there, then run `hf auth login` once or set HF_TOKEN"
+    )
 
 
 def _first_line(error: BaseException) -> str:

@@ -32,7 +32,7 @@ from speechllm.export import MODEL_KEYS
 from speechllm.files import atomic_open
 from speechllm.model.bridge import BRIDGES
 from speechllm.model.encoder import ENCODERS
-from speechllm.model.llm import LanguageModel
+from speechllm.model.llm import LanguageModel, quantization_obstacle
 from speechllm.model.speech_llm import SpeechLLM, build_speech_llm
 from speechllm.model_folder import is_nue_asr
 from speechllm.preprocessor import CTCTokenizer, ExamplePreprocessor, collate
@@ -43,6 +43,35 @@ bridge_choices = ClassChoices("bridge", BRIDGES, default="convolution", optional
 llm_choices = ClassChoices(
     "llm", {"causal_lm": LanguageModel}, default="causal_lm", optional=True
 )
+
+
+def paged_adamw(
+    params,
+    lr: float = 1e-3,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.01,
+) -> torch.optim.Optimizer:
+    """AdamW of bitsandbytes whose state goes to the CPU when a GPU's memory is full.
+
+    Dettmers et al. 2023, "QLoRA", section 3 (paged optimizers).
+
+    Raises:
+        UserError: bitsandbytes is not installed.
+    """
+    try:
+        from bitsandbytes.optim import PagedAdamW32bit
+    except ImportError:
+        raise UserError(
+            "optim paged_adamw needs bitsandbytes (pip install bitsandbytes); adamw is "
+            "the same without paging"
+        ) from None
+    return PagedAdamW32bit(
+        params, lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay
+    )
+
+
+abs_task.optim_classes["paged_adamw"] = paged_adamw
 
 
 class SpeechLLMTask(AbsTask):
@@ -128,9 +157,16 @@ class SpeechLLMTask(AbsTask):
 
     @classmethod
     def build_model(cls, args: argparse.Namespace) -> SpeechLLM:
-        """Build the model; the CTC labels go into ``args``, and so to config.yaml."""
+        """Build the model; the CTC labels go into ``args``, and so to config.yaml.
+
+        So does ``tuning: lora`` where the weights cannot be had in 4 bits.
+        """
         if isinstance(args.ctc_token_list, str):
             args.ctc_token_list = read_token_list(args.ctc_token_list)
+        quantized = args.llm and args.llm_conf.get("tuning") == "qlora"
+        if quantized and (obstacle := quantization_obstacle()):
+            logging.warning(f"{obstacle}; LoRA on whole weights instead")
+            args.llm_conf = {**args.llm_conf, "tuning": "lora"}
         config = {key: getattr(args, key) for key in MODEL_KEYS}
         try:
             return build_speech_llm({**config, "token_list": args.ctc_token_list})

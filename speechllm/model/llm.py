@@ -12,21 +12,27 @@ from speechllm.model.encoder import length_mask
 
 
 class LanguageModel(nn.Module):
-    """A causal LM of transformers, whole, frozen or with LoRA.
+    """A causal LM of transformers, whole, frozen, with LoRA or with QLoRA.
 
     The head is apart from the body, so that logits are computed only where a loss or
     a decision needs them.
 
     Args:
         model: hub id or folder, or a model of transformers that is built already.
-        tuning: ``"full"``, ``"frozen"`` or ``"lora"``.
+        tuning: ``"full"``, ``"frozen"``, ``"lora"``, or ``"qlora"``: LoRA on weights
+            in 4 bits, as in Dettmers et al. 2023 ("QLoRA: Efficient Finetuning of
+            Quantized LLMs", section 3): NF4 with double quantisation, multiplied in
+            bfloat16 (see :func:`quantization_obstacle`).
         lora: options of ``peft.LoraConfig`` (``r``, ``lora_alpha``, ``lora_dropout``,
             ``target_modules``; all linear layers by default).
         dtype: of the weights that are not trained: ``"float32"``, ``"bfloat16"``, or
-            ``"auto"``: bfloat16 where the machine multiplies it in hardware.
+            ``"auto"``: bfloat16 where the machine multiplies it in hardware. They
+            keep it when a trainer casts the whole model.
         random_init: build the architecture from its config, without its weights.
         gradient_checkpointing: recompute activations in the backward pass.
         tokenizer: that of a model that is built already.
+        dequantize: of ``qlora``: have the values of the 4-bit weights in ``dtype``, as
+            decoding wants them: adapters can be merged, and no kernel is needed.
     """
 
     def __init__(
@@ -38,12 +44,20 @@ class LanguageModel(nn.Module):
         random_init: bool = False,
         gradient_checkpointing: bool = False,
         tokenizer=None,
+        dequantize: bool = False,
     ):
         super().__init__()
-        if tuning not in ("full", "frozen", "lora"):
-            raise ValueError(f"llm tuning {tuning!r}: full, frozen or lora")
+        if tuning not in ("full", "frozen", "lora", "qlora"):
+            raise ValueError(f"llm tuning {tuning!r}: full, frozen, lora or qlora")
         if isinstance(model, nn.Module):
             self.tokenizer, self.dtype, causal_lm = tokenizer, model.dtype, model
+        elif tuning == "qlora":
+            if random_init:
+                raise ValueError("llm tuning qlora is for pretrained weights")
+            self.tokenizer, causal_lm = load_quantized_llm(model)
+            if dequantize:
+                causal_lm = causal_lm.dequantize().to(resolve_dtype(dtype))
+            self.dtype = causal_lm.get_input_embeddings().weight.dtype
         else:
             self.dtype = torch.float32 if tuning == "full" else resolve_dtype(dtype)
             self.tokenizer, causal_lm = load_llm(model, self.dtype, random_init)
@@ -52,7 +66,7 @@ class LanguageModel(nn.Module):
             causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
         if tuning != "full":
             causal_lm.requires_grad_(False)
-        if tuning == "lora":
+        if tuning in ("lora", "qlora"):
             from peft import LoraConfig, inject_adapter_in_model
 
             adapter = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
@@ -80,6 +94,15 @@ class LanguageModel(nn.Module):
     def eos_id(self) -> int:
         """The token that ends an answer."""
         return self.tokenizer.eos_token_id
+
+    def _apply(self, fn, recurse: bool = True) -> LanguageModel:
+        """Move the weights, but keep their precision: ESPnet's trainer casts all."""
+
+        def move(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(move, recurse)
 
     def train(self, mode: bool = True) -> LanguageModel:
         """Set the mode; a frozen LLM stays in evaluation mode."""
@@ -202,17 +225,72 @@ def load_llm(model: str, dtype: torch.dtype, random_init: bool):
     from speechllm.t5_tokenizer import load_tokenizer
 
     path = resolve_model(model)
-    options = {
-        "dtype": dtype,
-        # on a CPU the fused kernel is the slower one at a sentence's length
-        "attn_implementation": "sdpa" if torch.cuda.is_available() else "eager",
-    }
+    options = {"dtype": dtype, "attn_implementation": attention()}
     if random_init:
         config = AutoConfig.from_pretrained(path)
         causal_lm = AutoModelForCausalLM.from_config(config, **options)
     else:
         causal_lm = AutoModelForCausalLM.from_pretrained(path, **options)
     return load_tokenizer(path), causal_lm
+
+
+def attention() -> str:
+    """The kernel: on a CPU the fused one is the slower at a sentence's length."""
+    return "sdpa" if torch.cuda.is_available() else "eager"
+
+
+def load_quantized_llm(model: str):
+    """The tokenizer and the causal LM of a hub id or folder, in 4 bits.
+
+    Norms, embeddings and the head are in float32, as peft prepares them.
+
+    Raises:
+        ValueError: it cannot be quantised here.
+    """
+    from peft import prepare_model_for_kbit_training
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    from speechllm.pretrained import resolve_model
+    from speechllm.t5_tokenizer import load_tokenizer
+
+    if obstacle := quantization_obstacle():
+        raise ValueError(obstacle)
+    path = resolve_model(model)
+    causal_lm = AutoModelForCausalLM.from_pretrained(
+        path,
+        dtype=torch.bfloat16,
+        attn_implementation=attention(),
+        quantization_config=BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        ),
+    )
+    causal_lm = prepare_model_for_kbit_training(
+        causal_lm, use_gradient_checkpointing=False
+    )
+    return load_tokenizer(path), causal_lm
+
+
+def quantization_obstacle() -> str | None:
+    """Why weights cannot be had in 4 bits here, or None where they can."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        from bitsandbytes import functional
+
+        weights, state = functional.quantize_4bit(
+            torch.ones(64, 64, device=device),
+            quant_type="nf4",
+            compress_statistics=True,
+        )
+        functional.dequantize_4bit(weights, state)
+    except ImportError:
+        return "qlora needs bitsandbytes, which is not here: pip install bitsandbytes"
+    except (RuntimeError, NotImplementedError, AttributeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        return f"qlora: bitsandbytes has no 4-bit weights on this {device}: {reason}"
+    return None
 
 
 def linear_layers(causal_lm: nn.Module) -> list[str]:
