@@ -132,7 +132,8 @@ class SpeechToText:
         config = read_config(folder / "config.yaml")
         check_origin(folder, config)
         if config.get("llm"):
-            config["llm_conf"] = {**config["llm_conf"], "dtype": dtype}
+            own = {"dtype": dtype, "dequantize": True}
+            config["llm_conf"] = {**config["llm_conf"], **own}
         config["encoder_conf"] = {**config["encoder_conf"], "specaug": None}
         tokens = folder / "tokens.txt"
         labels = tokens.read_text("utf-8").splitlines() if tokens.exists() else None
