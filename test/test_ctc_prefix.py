@@ -135,7 +135,9 @@ def test_many_suffixes_at_once_equal_one_by_one():
     states = scorer.start(torch.tensor([0, 1]))
     states = scorer.extend(states, torch.tensor([2, 1]))
     suffixes = [(0, []), (1, [1]), (0, [2, 3]), (0, [2]), (1, [1, 1, 3]), (0, [3])]
-    found = scorer.extend_many(states, suffixes)
+    kept, found = scorer.extend_many(states, suffixes)
+    assert sorted(kept) == list(range(len(suffixes)))
+    found = found[torch.tensor(kept).argsort()]
     for place, (index, labels) in enumerate(suffixes):
         expected = states[torch.tensor([index])]
         for label in labels:
@@ -148,5 +150,6 @@ def test_many_suffixes_at_once_equal_one_by_one():
 def test_no_suffix_leaves_the_prefixes():
     scorer = CTCPrefixScorer(random_logits(1, 9, 7), torch.tensor([9]))
     states = scorer.start(torch.tensor([0]))
-    found = scorer.extend_many(states, [(0, []), (0, ())])
+    kept, found = scorer.extend_many(states, [(0, []), (0, ())])
+    assert kept == [0, 1]
     assert found.score.tolist() == [0.0, 0.0]

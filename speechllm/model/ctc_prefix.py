@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 BLANK = 0
 NEVER = -1e30  # log probability of what cannot be; finite, so that sums stay numbers
@@ -45,6 +45,17 @@ class PrefixStates:
             self.label[index],
             self.blank[index],
             self.score[index],
+        )
+
+    def cut(self, frames: int) -> PrefixStates:
+        """The same for so many frames, more or fewer than there were."""
+        more = (0, frames - self.label.shape[1])
+        return PrefixStates(
+            self.utterance,
+            self.last,
+            F.pad(self.label, more, value=NEVER),
+            F.pad(self.blank, more, value=NEVER),
+            self.score,
         )
 
     @staticmethod
@@ -80,10 +91,10 @@ class CTCPrefixScorer:
 
     def extend(self, states: PrefixStates, labels: Tensor) -> PrefixStates:
         """Append one label (prefixes,) to each prefix."""
-        rows = states.utterance
-        log_probs = self.log_probs[rows, :, labels]  # (prefixes, frames)
-        sums = self.sums[rows, :, labels]
-        blank_sums = self.sums[rows, :, BLANK]
+        rows, size = states.utterance, states.label.shape[1]
+        log_probs = self.log_probs[rows, :size, labels]  # (prefixes, frames)
+        sums = self.sums[rows, :size, labels]
+        blank_sums = self.sums[rows, :size, BLANK]
         # before[t]: the old prefix complete at frame t - 1, ready for the new label
         either = torch.logaddexp(states.label, states.blank)
         repeated = (states.last == labels)[:, None]
@@ -94,7 +105,7 @@ class CTCPrefixScorer:
         blank = blank_sums + torch.logcumsumexp(
             shift(label, NEVER) - shift(blank_sums), dim=1
         )
-        frames = torch.arange(log_probs.shape[1], device=rows.device)
+        frames = torch.arange(size, device=rows.device)
         beyond = frames >= self.lengths[rows, None]
         score = (before + log_probs).masked_fill(beyond, NEVER).logsumexp(1)
         return PrefixStates(rows, labels, label, blank, score)
@@ -106,41 +117,47 @@ class CTCPrefixScorer:
         return both[:, 0]
 
     def extend_many(
-        self, states: PrefixStates, suffixes: Sequence[tuple[int, Sequence[int]]]
-    ) -> PrefixStates:
+        self,
+        states: PrefixStates,
+        suffixes: Sequence[tuple[int, Sequence[int]]],
+        floors: Sequence[float] | None = None,
+    ) -> tuple[list[int], PrefixStates]:
         """Append several labels to prefixes; common beginnings are scored once.
 
         Args:
             suffixes: (index of the prefix, labels to append) of each result.
+            floors: for each of them, the score that it must be above. A longer text
+                is never likelier, so the first label that falls behind is the last.
 
         Returns:
-            One state for each of the suffixes.
+            Which of the suffixes are there still, and a state for each of these.
         """
         device = states.last.device
-        levels = [states]  # level n holds the prefixes with n labels appended
-        places = [{(index, ()): index for index in range(len(states.last))}]
-        longest = max((len(labels) for _, labels in suffixes), default=0)
-        for size in range(1, longest + 1):
-            place, parents, labels = {}, [], []
-            for index, suffix in suffixes:
-                key = (index, tuple(suffix[:size]))
-                if len(suffix) >= size and key not in place:
-                    place[key] = len(place)
-                    parents.append(places[-1][index, key[1][:-1]])
-                    labels.append(suffix[size - 1])
-            levels.append(
-                self.extend(
-                    levels[-1][torch.tensor(parents, device=device)],
-                    torch.tensor(labels, device=device),
-                )
-            )
-            places.append(place)
-        offsets = list(accumulate((len(p) for p in places), initial=0))
-        chosen = [
-            offsets[len(suffix)] + places[len(suffix)][index, tuple(suffix)]
-            for index, suffix in suffixes
-        ]
-        return PrefixStates.join(levels)[torch.tensor(chosen, device=device)]
+        kept: list[int] = []
+        parts: list[PrefixStates] = []
+        nodes = [index for index, _ in suffixes]  # of each suffix in its level
+        going = list(range(len(suffixes)))
+        level, size = states, 0  # the prefixes with ``size`` labels appended
+        while going:
+            done = [i for i in going if len(suffixes[i][1]) == size]
+            if done:
+                kept += done
+                parts.append(level[torch.tensor([nodes[i] for i in done]).to(device)])
+            going = [i for i in going if len(suffixes[i][1]) > size]
+            if not going:
+                break
+            place: dict[tuple[int, int], int] = {}
+            for i in going:
+                key = (nodes[i], suffixes[i][1][size])
+                nodes[i] = place.setdefault(key, len(place))
+            parents, labels = torch.tensor(list(place)).T.to(device)
+            level, size = self.extend(level[parents], labels), size + 1
+            if floors is not None:
+                scores = level.score.tolist()
+                going = [i for i in going if scores[nodes[i]] > floors[i]]
+        if not parts:
+            return [], states[torch.zeros(0, dtype=torch.long, device=device)]
+        return kept, PrefixStates.join(parts)
 
 
 def shift(values: Tensor, first: float = 0.0) -> Tensor:

@@ -1,113 +1,32 @@
-"""Beam search over many utterances at once, by the LLM alone or jointly with CTC."""
+"""Beam search over many utterances at once, by the LLM alone or jointly with CTC.
+
+Utterances wait in a queue. What is finished leaves the batch and the next ones join
+it, so that the LLM always has a full batch to read; none of them notices the others.
+"""
 
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from speechllm.model.ctc_prefix import NEVER, CTCPrefixScorer, PrefixStates
+from speechllm.model.ctc_judge import CTCJudge
+from speechllm.model.ctc_prefix import CTCPrefixScorer
+from speechllm.model.hypotheses import (
+    END,
+    Candidate,
+    Hypothesis,
+    Search,
+    SearchOptions,
+    allowed,
+    rank,
+)
 from speechllm.model.llm import LanguageModel
-
-END = -1  # label behind the text that CTC judges, where an answer goes on (asr_st)
-
-
-@dataclass(frozen=True)
-class SearchOptions:
-    """How to search; the names are ESPnet's.
-
-    Attributes:
-        beam_size: hypotheses kept; 1 is greedy.
-        nbest: hypotheses returned for each utterance.
-        ctc_weight: score = ctc_weight · CTC + (1 − ctc_weight) · LLM, for answers in
-            the language that is spoken; 0 leaves CTC out.
-        penalty: added to the score for each token.
-        candidates: tokens that the LLM proposes for each hypothesis and CTC judges.
-        tokens_per_second, extra_tokens: an answer has at most
-            ``int(tokens_per_second · seconds + extra_tokens)`` tokens (Nue-ASR's
-            released code has 4 and 20.5).
-        min_tokens: fewest tokens before the end of an answer; the greatest number
-            goes before it.
-        no_repeat_ngram_size: no run of so many tokens stands twice in an answer; 0
-            allows all.
-        rescore_ctc_weight: rank the n-best of the search anew, by this share of CTC's
-            probability of the whole text; 0 leaves the ranks as they are.
-        guard: whether answers are checked against the audio; None: where the model's
-            folder has thresholds for it (:mod:`speechllm.guard`).
-        word_times: whether to say when each word was heard, and how sure it is.
-    """
-
-    beam_size: int = 1
-    nbest: int = 1
-    ctc_weight: float = 0.0
-    penalty: float = 0.0
-    candidates: int = 20
-    tokens_per_second: float = 4.0
-    extra_tokens: float = 20.5
-    min_tokens: int = 0
-    no_repeat_ngram_size: int = 0
-    rescore_ctc_weight: float = 0.0
-    guard: bool | None = None
-    word_times: bool = False
-
-    def max_tokens(self, seconds: float, task: str = "asr") -> int:
-        """Most tokens of an answer to so many seconds of speech.
-
-        Twice as many where transcript and translation are asked for.
-        """
-        most = int(self.tokens_per_second * seconds + self.extra_tokens)
-        return 2 * most if task == "asr_st" else most
-
-
-@dataclass
-class Hypothesis:
-    """An answer, or the beginning of one.
-
-    Attributes:
-        tokens: LLM token ids, without the end of text.
-        score: what the search ranked it by.
-        llm_score: log probability of the tokens and the end.
-        ctc_score: log probability of the text by CTC, or None without CTC.
-        labels: the text in CTC labels; ``END`` behind them where what CTC judges is
-            over.
-        silent: the last token was one that CTC does not hear, such as a comma.
-    """
-
-    tokens: list[int] = field(default_factory=list)
-    score: float = 0.0
-    llm_score: float = 0.0
-    ctc_score: float | None = None
-    labels: list[int] = field(default_factory=list)
-    silent: bool = False
-
-
-@dataclass(slots=True)
-class Candidate:
-    """A token that may be appended to a hypothesis.
-
-    Attributes:
-        row: place of the hypothesis among all that are extended in this step.
-        parent: the hypothesis.
-        token: the token.
-        llm_score: log probability of the hypothesis with it.
-        score: what it is ranked by. Until CTC has judged it, the most that it can
-            be: a text is never likelier than its beginning.
-        labels: CTC labels of the text with it.
-        state: place of its CTC state in this step.
-        ctc_score: log probability of its text by CTC.
-    """
-
-    row: int
-    parent: Hypothesis
-    token: int
-    llm_score: float
-    score: float
-    labels: list[int]
-    state: int
-    ctc_score: float | None = None
+from speechllm.model.reader import Reader, settle
+from speechllm.model.sampling import draw, generator
 
 
 @torch.inference_mode()
@@ -119,12 +38,15 @@ def beam_search(
     ctc: CTCPrefixScorer | None = None,
     spell: Sequence[Callable[[list[int]], list[int]] | None] | None = None,
     hints: Sequence[Sequence[int]] | None = None,
+    batch_size: int | None = None,
+    keys: Sequence[int] | None = None,
 ) -> list[list[Hypothesis]]:
-    """Find the best answers to a batch of prompts.
+    """Find the best answers to prompts.
 
     Args:
         llm: in evaluation mode.
-        prompts: embeddings (positions, hidden) of each utterance.
+        prompts: embeddings (positions, hidden) of each utterance. Those of like
+            length should be neighbours.
         max_tokens: most tokens of each answer.
         ctc: scores of the utterances' audio, for joint search.
         spell: for each utterance, a function from token ids to CTC labels, or None
@@ -133,261 +55,155 @@ def beam_search(
             judged by CTC's end, those behind it by the LLM alone.
         hints: for each utterance, tokens that are candidates at every step beside
             the LLM's own, such as those of the CTC branch's transcript.
+        batch_size: utterances at once; the others wait. All of them if None.
+        keys: for each utterance, a number that its draws depend on beside the seed.
 
     Returns:
         For each utterance at most ``options.nbest`` hypotheses, best first.
     """
     judge = None
     if ctc is not None and options.ctc_weight > 0:
-        judge = CTCJudge(ctc, options, llm.eos_id, len(prompts))
+        judge = CTCJudge(ctc, options, llm.eos_id)
     spell = list(spell or [None] * len(prompts)) if judge else [None] * len(prompts)
     hints = hints or [()] * len(prompts)
-    width = max(options.beam_size + 1, options.candidates if judge else 0)
-    width = min(width, llm.config.vocab_size)
-    cache, mask, log_probs = prefill(llm, prompts)  # (utterances, vocabulary)
-    active = list(range(len(prompts)))
-    beams = [[Hypothesis()] for _ in active]  # of each active utterance
-    finished: list[list[Hypothesis]] = [[] for _ in prompts]
-    step = 0
-    while active:
-        step += 1
-        always = [
-            [*hints[utterance], llm.eos_id]
-            for utterance, beam in zip(active, beams)
-            for _ in beam
-        ]
-        if options.no_repeat_ngram_size:
-            forbid_repetition(log_probs, beams, options.no_repeat_ngram_size)
-        proposals = propose(log_probs, width, always)
-        choices: list[list[Candidate]] = []
-        row = 0
-        for utterance, beam in zip(active, beams):
-            ending = step > max_tokens[utterance]
-            weight = 0.0 if spell[utterance] is None else options.ctc_weight
-            candidates = []
-            for hypothesis in beam:
-                heard = judge.scores[row] if weight else 0.0
-                for token, log_prob in proposals[row]:
-                    if log_prob == -math.inf:
-                        continue
-                    end = token == llm.eos_id
-                    # the most tokens go before the fewest
-                    if ending != end and (ending or step <= options.min_tokens):
-                        continue
-                    llm_score = hypothesis.llm_score + log_prob
-                    score = (1 - weight) * llm_score + weight * heard
-                    score += options.penalty * step
-                    labels = hypothesis.labels
-                    candidates.append(
-                        Candidate(row, hypothesis, token, llm_score, score, labels, row)
-                    )
-                row += 1
-            candidates.sort(key=rank)
-            choices.append(candidates)
-        if judge:
-            judge.choose(choices, [spell[utterance] for utterance in active])
-        survivors: list[Candidate] = []
-        next_active, next_beams = [], []
-        for utterance, candidates in zip(active, choices):
-            done, chosen = finished[utterance], []
-            for place, candidate in enumerate(candidates):
-                if candidate.token != llm.eos_id:
-                    chosen.append(candidate)
-                elif place < options.beam_size:
-                    parent = candidate.parent
-                    done.append(
-                        Hypothesis(
-                            parent.tokens,
-                            candidate.score,
-                            candidate.llm_score,
-                            candidate.ctc_score,
-                            parent.labels,
-                        )
-                    )
-            del chosen[options.beam_size :]
-            done.sort(key=lambda hypothesis: -hypothesis.score)
-            del done[options.nbest :]
-            full = len(done) >= options.nbest
-            if chosen and not (full and done[-1].score >= chosen[0].score):
-                next_active.append(utterance)
-                next_beams.append([grown(candidate) for candidate in chosen])
-                survivors += chosen
-        active, beams = next_active, next_beams
-        if not active:
-            break
-        if judge:
-            judge.follow(survivors)
-        parents = torch.tensor([c.row for c in survivors], device=mask.device)
-        tokens = torch.tensor([[c.token] for c in survivors], device=mask.device)
-        cache.batch_select_indices(parents)
-        mask = torch.cat([mask[parents], mask.new_ones(len(parents), 1)], dim=1)
-        hidden = llm.body(llm.embed(tokens), mask, cache)
-        log_probs = llm.head(hidden[:, -1]).log_softmax(1)
-    return finished
-
-
-def forbid_repetition(
-    log_probs: Tensor, beams: Sequence[Sequence[Hypothesis]], size: int
-) -> None:
-    """Make impossible what would be a run of ``size`` tokens that was there before.
-
-    Args:
-        log_probs: (hypotheses, vocabulary); changed in place.
-        beams: the hypotheses, of each utterance.
-        size: at least 1.
-    """
-    for row, hypothesis in enumerate(h for beam in beams for h in beam):
-        tokens = hypothesis.tokens
-        last = tokens[len(tokens) - size + 1 :]
-        for place in range(len(tokens) - size + 1):
-            if tokens[place : place + size - 1] == last:
-                log_probs[row, tokens[place + size - 1]] = -math.inf
-
-
-def rank(candidate: Candidate) -> tuple[float, int]:
-    """Sorting key: the best score first; equal ones by token, to be the same always."""
-    return -candidate.score, candidate.token
-
-
-def grown(candidate: Candidate) -> Hypothesis:
-    """The hypothesis that a candidate makes of its parent."""
-    return Hypothesis(
-        candidate.parent.tokens + [candidate.token],
-        candidate.score,
-        candidate.llm_score,
-        labels=candidate.labels,
-        silent=candidate.labels is candidate.parent.labels
-        and candidate.labels[-1:] != [END],
+    keys = keys or [0] * len(prompts)
+    waiting = deque(
+        Search(index, *own)
+        for index, own in enumerate(zip(max_tokens, hints, spell, strict=True))
     )
+    batch_size = batch_size or len(prompts)
+    results: list[list[Hypothesis]] = [[] for _ in prompts]
+    reader = Reader(llm)
+    active: list[Search] = []
+    log_probs: Tensor | None = None  # (rows, vocabulary) of the next token
+    while active or waiting:
+        room = batch_size - len(active)
+        if waiting and (not active or 4 * room >= batch_size):
+            new = [waiting.popleft() for _ in range(min(room, len(waiting)))]
+            order, first = reader.join([prompts[search.utterance] for search in new])
+            new = [new[place] for place in order]
+            rows = 0 if log_probs is None else len(log_probs)
+            for row, search in enumerate(new, rows):
+                search.beam[0].row = row
+                if options.sampling:
+                    search.draws = generator(options.seed, keys[search.utterance])
+            log_probs = first if log_probs is None else torch.cat([log_probs, first])
+            active += new
+            if judge:
+                judge.join([search.utterance for search in new])
+        if options.no_repeat_ngram_size:
+            growing = [h for search in active for h in search.beam]
+            forbid_repetition(log_probs, growing, options.no_repeat_ngram_size)
+        if options.sampling:
+            choices = draw(log_probs, active, options, llm.eos_id)
+        else:
+            choices = propose(log_probs, active, options, llm.eos_id, judge)
+        if judge:
+            judge.choose(choices, active)
+        survivors: list[Candidate] = []
+        for search, candidates in zip(active, choices):
+            chosen = advance(search, candidates, options, llm.eos_id)
+            survivors += chosen
+            if not chosen:
+                results[search.utterance] = search.finished
+        active = [search for search in active if search.beam]
+        parents = [c.parent.row for c in survivors]
+        order = settle(parents)
+        hypotheses = [h for search in active for h in search.beam]
+        for row, index in enumerate(order):
+            hypotheses[index].row = row
+        survivors = [survivors[index] for index in order]
+        if judge:
+            judge.follow(survivors, [search.utterance for search in active])
+        log_probs = reader.step(
+            [parents[index] for index in order], [c.token for c in survivors]
+        )
+    return results
 
 
-class CTCJudge:
-    """CTC's say in a joint search.
+def advance(
+    search: Search, candidates: Sequence[Candidate], options: SearchOptions, eos: int
+) -> list[Candidate]:
+    """Let one utterance's beam be what its candidates, best first, make of it.
 
-    Args:
-        ctc: scores of the utterances' audio.
-        options: of the search.
-        eos: the token that ends an answer.
-        utterances: how many there are.
-    """
-
-    def __init__(
-        self, ctc: CTCPrefixScorer, options: SearchOptions, eos: int, utterances: int
-    ):
-        self.ctc, self.options, self.eos = ctc, options, eos
-        self.reset(ctc.start(torch.arange(utterances, device=ctc.lengths.device)))
-
-    def reset(self, states: PrefixStates) -> None:
-        """Begin a step with the states of the hypotheses that are extended."""
-        self.parts = [states]
-        self.scores: list[float] = states.score.tolist()
-
-    def choose(self, choices: list[list[Candidate]], spellers: Sequence) -> None:
-        """Keep the candidates that can enter the beam, with CTC in their scores.
-
-        The likeliest are judged first; of the others only those whose most possible
-        score is above the worst of a full beam.
-
-        Args:
-            choices: sorted candidates of each utterance; changed in place.
-            spellers: of each utterance; None where CTC has no say.
-        """
-        beam = self.options.beam_size
-        second = []
-        told = [i for i, speller in enumerate(spellers) if speller is not None]
-        first = {
-            i: [
-                c
-                for place, c in enumerate(choices[i])
-                if place < 2 * beam or c.token == self.eos
-            ]
-            for i in told
-        }
-        self.hear([(c, spellers[i]) for i in told for c in first[i]])
-        for i in told:
-            scores = sorted(c.score for c in first[i] if c.token != self.eos)
-            worst = scores[-beam] if len(scores) >= beam else NEVER
-            rest = [
-                c
-                for place, c in enumerate(choices[i])
-                if place >= 2 * beam and c.token != self.eos and c.score > worst
-            ]
-            second += [(c, spellers[i]) for c in rest]
-            choices[i] = first[i] + rest
-        self.hear(second)
-        for i in told:
-            choices[i] = sorted((c for c in choices[i] if c.score > NEVER), key=rank)
-
-    def hear(self, pairs: Sequence[tuple[Candidate, Callable]]) -> None:
-        """Score candidates by the audio.
-
-        A token that CTC does not hear costs no CTC score. So two in a row are not
-        allowed, or commas would crowd out the words.
-        """
-        heard = []
-        for candidate, speller in pairs:
-            parent = candidate.parent
-            over = parent.labels[-1:] == [END]
-            if candidate.token != self.eos and not over:
-                labels = speller(parent.tokens + [candidate.token])
-                if labels[: len(parent.labels)] != parent.labels:
-                    # the speller looked back
-                    labels = parent.labels + [END] * (labels[-1:] == [END])
-                if len(labels) > len(parent.labels):
-                    candidate.labels = labels
-                elif parent.silent:
-                    candidate.score = NEVER
-                    continue
-            heard.append(candidate)
-        if not heard:
-            return
-        suffixes = [
-            (c.row, [k for k in c.labels[len(c.parent.labels) :] if k != END])
-            for c in heard
-        ]
-        states = self.ctc.extend_many(self.parts[0], suffixes)
-        ends = self.ctc.finish(states)
-        over = torch.tensor([c.labels[-1:] == [END] for c in heard], device=ends.device)
-        states.score = torch.where(over, ends, states.score)
-        offset = sum(len(part.last) for part in self.parts)
-        self.parts.append(states)
-        weight = self.options.ctc_weight
-        before, ends = states.score.tolist(), ends.tolist()
-        for place, candidate in enumerate(heard):
-            candidate.state = offset + place
-            score = (ends if candidate.token == self.eos else before)[place]
-            candidate.ctc_score = score
-            candidate.score += weight * (score - self.scores[candidate.row])
-
-    def follow(self, survivors: Sequence[Candidate]) -> None:
-        """Go on with the states of the candidates that are extended next."""
-        everything = PrefixStates.join(self.parts)
-        places = torch.tensor([c.state for c in survivors])
-        self.reset(everything[places.to(everything.last.device)])
-
-
-def prefill(llm: LanguageModel, prompts: Sequence[Tensor]):
-    """Read the prompts, padded on the left.
+    A hypothesis that is behind the worst of a full n-best cannot be among it any
+    more, since scores fall with each token: it is dropped.
 
     Returns:
-        The cache, the mask (utterances, positions), and the log probabilities of the
-        first token (utterances, vocabulary).
+        The candidates that are the new beam.
     """
-    from transformers import DynamicCache
-
-    longest = max(len(p) for p in prompts)
-    padded = torch.stack(
-        [torch.nn.functional.pad(p, (0, 0, longest - len(p), 0)) for p in prompts]
-    )
-    lengths = torch.tensor([len(p) for p in prompts], device=padded.device)
-    places = torch.arange(longest, device=padded.device)
-    mask = (places >= longest - lengths[:, None]).long()
-    cache = DynamicCache(config=llm.config)
-    hidden = llm.body(padded, mask, cache)
-    return cache, mask, llm.head(hidden[:, -1]).log_softmax(1)
+    chosen = []
+    for place, candidate in enumerate(candidates):
+        if candidate.token != eos:
+            chosen.append(candidate)
+        elif place < options.beam_size:
+            parent = candidate.parent
+            search.finished.append(
+                Hypothesis(
+                    parent.tokens,
+                    candidate.score,
+                    candidate.llm_score,
+                    candidate.ctc_score,
+                    parent.labels,
+                )
+            )
+    search.finished.sort(key=lambda hypothesis: -hypothesis.score)
+    del search.finished[options.nbest :]
+    if len(search.finished) >= options.nbest:
+        search.floor = search.finished[-1].score
+    del chosen[options.beam_size :]
+    chosen = [c for c in chosen if c.score > search.floor]
+    search.beam = [grown(candidate) for candidate in chosen]
+    return chosen
 
 
 def propose(
+    log_probs: Tensor,
+    active: Sequence[Search],
+    options: SearchOptions,
+    eos: int,
+    judge: CTCJudge | None,
+) -> list[list[Candidate]]:
+    """What each utterance's hypotheses may grow into, the likeliest first.
+
+    Args:
+        log_probs: (rows, vocabulary) of the next token.
+        judge: where CTC has a say.
+    """
+    width = max(options.beam_size + 1, options.candidates if judge else 0)
+    width = min(width, log_probs.shape[1])
+    always: list[Sequence[int]] = [()] * len(log_probs)
+    for search in active:
+        for hypothesis in search.beam:
+            always[hypothesis.row] = [*search.hints, eos]
+    proposals = likeliest(log_probs, width, always)
+    choices = []
+    for search in active:
+        weight = 0.0 if search.spell is None else options.ctc_weight
+        step = len(search.beam[0].tokens) + 1
+        candidates = []
+        for hypothesis in search.beam:
+            row = hypothesis.row
+            base = options.penalty * step
+            if weight:
+                base += weight * judge.scores[row]
+            for token, log_prob in proposals[row]:
+                if not allowed(token == eos, step, search, options):
+                    continue
+                llm_score = hypothesis.llm_score + log_prob
+                score = (1 - weight) * llm_score + base
+                if score > search.floor and log_prob > -math.inf:
+                    candidates.append(
+                        Candidate(
+                            hypothesis, token, llm_score, score, hypothesis.labels, row
+                        )
+                    )
+        candidates.sort(key=rank)
+        choices.append(candidates)
+    return choices
+
+
+def likeliest(
     log_probs: Tensor, width: int, always: Sequence[Sequence[int]]
 ) -> list[list[tuple[int, float]]]:
     """The ``width`` likeliest tokens of each row, and those that are ``always`` in it.
@@ -409,3 +225,32 @@ def propose(
         list({**{t: next(extra) for t in row}, **dict(zip(best, scores))}.items())
         for row, best, scores in zip(always, tokens.tolist(), values.tolist())
     ]
+
+
+def forbid_repetition(
+    log_probs: Tensor, hypotheses: Sequence[Hypothesis], size: int
+) -> None:
+    """Make impossible what would be a run of ``size`` tokens that was there before.
+
+    Args:
+        log_probs: (rows, vocabulary); changed in place.
+        size: at least 1.
+    """
+    for hypothesis in hypotheses:
+        tokens = hypothesis.tokens
+        last = tokens[len(tokens) - size + 1 :]
+        for place in range(len(tokens) - size + 1):
+            if tokens[place : place + size - 1] == last:
+                log_probs[hypothesis.row, tokens[place + size - 1]] = -math.inf
+
+
+def grown(candidate: Candidate) -> Hypothesis:
+    """The hypothesis that a candidate makes of its parent."""
+    return Hypothesis(
+        candidate.parent.tokens + [candidate.token],
+        candidate.score,
+        candidate.llm_score,
+        labels=candidate.labels,
+        silent=candidate.labels is candidate.parent.labels
+        and candidate.labels[-1:] != [END],
+    )
