@@ -1,0 +1,287 @@
+"""The paper's comparisons: every file in conf/ runs, as its README says.
+
+The commands come from the recipes' READMEs. Models of a few thousand random weights
+lie where the hub's cache has rinna's, and eSpeak NG reads a few Japanese sentences;
+only sizes and the number of steps are changed, on the command line.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import yaml
+from csj_corpus import write_talk
+from safetensors.torch import load_file
+from test_recipe_japanese import ROOT, clone, write_tiny_neox
+from tiny_models import write_tiny_hubert
+from warm_python import warm_python
+
+from speechllm.espeak import Voice, speak
+
+RECIPES = ("csj", "reazonspeech")
+SENTENCES = (
+    "きょうは よい てんきです",
+    "あしたは あめが ふるでしょう",
+    "でんしゃが おくれています",
+    "かいぎは さんじからです",
+    "ありがとう ございます",
+    "おんせいを にんしきします",
+    "こえで かいてみましょう",
+    "とうきょうと おおさかの あいだ",
+)
+SIZES = (
+    "--max_epoch 1 --num_iters_per_epoch 2 --accum_grad 1 --batch_bins 100000 "
+    "--num_workers 0 --keep_nbest_models 1 --use_tensorboard false"
+)
+
+
+def conf(recipe: str) -> Path:
+    return ROOT / "egs2" / recipe / "speechllm1" / "conf"
+
+
+def files(kind: str) -> list:
+    """(recipe, file) of all configs of a kind, as parameters of a test."""
+    found = [(r, f.name) for r in RECIPES for f in sorted(conf(r).glob(f"{kind}_*"))]
+    return [pytest.param(*pair, id="-".join(pair)) for pair in found]
+
+
+def command(recipe: str, config: str) -> list[str]:
+    """The words of the command that the README has for a config."""
+    readme = (conf(recipe).parent / "README.md").read_text("utf-8")
+    rows = [line for line in readme.splitlines() if f"| `{config}` |" in line]
+    assert len(rows) == 1, f"{config} has no row, or several, in {recipe}'s README"
+    (found,) = re.findall(r"`\./run\.sh ([^`]*)`", rows[0])
+    return shlex.split(found)
+
+
+def read_aloud(number: int) -> np.ndarray:
+    """(samples,) at 16 kHz of a sentence."""
+    return speak(SENTENCES[number], Voice("ja", words_per_minute=220))
+
+
+def write_csj(root: Path) -> Path:
+    """Two talks to train on, one for validation, one of each evaluation set."""
+    talks = {"A02F0001": (0, 1, 2), "S01F0003": (3, 4, 5), "A01M0264": (6, 7)}
+    talks |= {"A01M0110": (6,), "A01M0056": (7,), "S00M0112": (0,)}  # evaluation
+    for talk, numbers in talks.items():
+        segments, pieces, time = [], [], 0.0
+        for number in numbers:
+            wave = read_aloud(number)
+            end = time + len(wave) / 16000
+            segments.append((time, end, "L", SENTENCES[number].split()))
+            pieces += [wave, np.zeros(16000, np.float32)]
+            time = end + 1.0
+        write_talk(root, talk, segments, "noncore", editions=("sdb",))
+        path = root / "WAV" / "noncore" / f"{talk}.wav"
+        soundfile.write(path, np.concatenate(pieces), 16000)
+    return root
+
+
+def write_reazonspeech(root: Path) -> Path:
+    """Eight recordings with captions."""
+    (root / "000").mkdir(parents=True)
+    lines = []
+    for number, sentence in enumerate(SENTENCES):
+        soundfile.write(root / f"000/{number}.flac", read_aloud(number), 16000)
+        lines.append(f"000/{number}.flac\t{sentence.replace(' ', '')}\n")
+    (root / "all.tsv").write_text("".join(lines), "utf-8")
+    return root
+
+
+def snapshot(hub: Path, name: str) -> Path:
+    """The folder that the hub's cache has for a model."""
+    folder = hub / f"models--{name.replace('/', '--')}"
+    (folder / "refs").mkdir(parents=True, exist_ok=True)
+    (folder / "refs" / "main").write_text("0" * 40)
+    return folder / "snapshots" / ("0" * 40)
+
+
+class Recipes:
+    """A clone with both corpora prepared; runs are made once and remembered."""
+
+    def __init__(self, root: Path, environment: dict[str, str]):
+        self.environment = environment
+        self.folder = clone(root / "clone", *RECIPES)
+        self.hub = Path(environment["HF_HUB_CACHE"])
+        self.row = cache(self.row)
+        hubert = write_tiny_hubert(
+            snapshot(self.hub, "rinna/japanese-hubert-base"), "group"
+        )
+        (hubert / "preprocessor_config.json").write_text('{"do_normalize": true}')
+        write_tiny_neox(snapshot(self.hub, "rinna/japanese-gpt-neox-3.6b"))
+        csj = f"--csj_dir {write_csj(root / 'CSJ')}"
+        reazonspeech = f"--reazonspeech_dir {write_reazonspeech(root / 'RS')} "
+        reazonspeech += "--dev_utterances 1 --test_utterances 1"
+        for recipe, options in zip(RECIPES, (csj, reazonspeech), strict=True):
+            done = self.run(
+                recipe, "--stop_stage", "5", "--local_data_opts", options, "--nj", "1"
+            )
+            assert [n for n in range(6) if f"Stage {n}: done" in done] == [1, 3, 4, 5]
+
+    def run(self, recipe: str, *arguments: str) -> str:
+        """Run a recipe; its output."""
+        done = subprocess.run(
+            ["./run.sh", *arguments],
+            check=False,
+            cwd=self.folder / recipe / "speechllm1",
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            timeout=900,
+        )
+        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+        return done.stdout
+
+    def row(self, recipe: str, config: str) -> str:
+        """Run a README's command, small, behind data preparation; its output."""
+        words = command(recipe, config)
+        arguments = ["--ngpu", "0", "--nj", "1", *words]
+        if "--stage" not in words:
+            arguments += ["--stage", "6", "--train_args", SIZES]
+        return self.run(recipe, *arguments)
+
+    def experiment(self, recipe: str, config: str) -> Path:
+        """The folder of a training."""
+        name = f"speechllm_{Path(config).stem}"
+        return self.folder / recipe / "speechllm1" / "exp" / name
+
+    def release(self) -> Path:
+        """Put a model that the recipe trained where the cache has rinna/nue-asr."""
+        folder = snapshot(self.hub, "rinna/nue-asr")
+        self.row("reazonspeech", "train_nue_asr.yaml")
+        model = self.experiment("reazonspeech", "train_nue_asr") / "model"
+        words = ["to_nue_asr", "--model", str(model), "--output", str(folder)]
+        line = shlex.join(["python3", "-m", "speechllm.cli", *words])
+        subprocess.run(["bash", "-c", line], check=True, env=self.environment)
+        return folder
+
+
+@pytest.fixture(scope="module")
+def recipes(tmp_path_factory) -> Recipes:
+    root = tmp_path_factory.mktemp("paper")
+    variables = {"HF_HUB_CACHE": str(root / "hub"), "HF_HUB_OFFLINE": "1"}
+    with warm_python(**variables, SPEECHLLM_CACHE=str(root / "cache")) as environment:
+        yield Recipes(root, environment)
+
+
+@pytest.fixture(scope="module")
+def released(recipes) -> Path:
+    return recipes.release()
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_file_has_a_test(recipe):
+    tested = {p.values for kind in ("train", "decode") for p in files(kind)}
+    for path in conf(recipe).iterdir():
+        assert (recipe, path.name) in tested or path.name == "prompts.yaml"
+
+
+@pytest.mark.parametrize(("recipe", "config"), files("train") + files("decode"))
+def test_a_file_says_where_its_values_come_from(recipe, config):
+    text = (conf(recipe) / config).read_text("utf-8")
+    lines = text.partition("from here to the end")[0].splitlines()
+    values = [line for line in lines if re.match(r" *\w+: +[^# ]", line)]
+    assert values
+    for line in values:
+        assert re.search(" # (paper|released|ours)\\b", line), line
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("recipe", "config"), files("train"))
+def test_a_training_runs_all_stages(recipes, released, recipe, config):
+    done = recipes.row(recipe, config)
+    for stage in (6, 7, 9, 11, 12, 13):
+        assert f"Stage {stage}: done in" in done
+    experiment = recipes.experiment(recipe, config)
+    given = yaml.safe_load((conf(recipe) / config).read_text("utf-8"))
+    used = yaml.safe_load((experiment / "config.yaml").read_text("utf-8"))
+    for part in ("encoder", "bridge", "llm"):
+        assert used[part] == given[part]
+        wanted = given.get(f"{part}_conf", {})
+        assert wanted.items() <= (used.get(f"{part}_conf") or {}).items()
+    results = experiment.parent / "RESULTS.json"
+    rows = [
+        r for r in json.loads(results.read_text()) if r["system"] == experiment.name
+    ]
+    assert rows and {row["language"] for row in rows} == {"ja"}
+
+
+def state(recipes, recipe: str, config: str) -> dict[str, torch.Tensor]:
+    """What a training's exported model holds."""
+    recipes.row(recipe, f"{config}.yaml")
+    folder = recipes.experiment(recipe, config) / "model"
+    return load_file(folder / "model.safetensors")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_rows_differ_in_what_they_are_about(recipes, recipe):
+    parts = {
+        config: {name.split(".")[0] for name in state(recipes, recipe, config)}
+        for config in ("train_nue_asr", "train_gpt_frozen", "train_hubert_ctc")
+    }
+    assert parts == {
+        "train_nue_asr": {"encoder", "bridge", "llm", "ctc"},
+        "train_gpt_frozen": {"encoder", "bridge", "ctc"},
+        "train_hubert_ctc": {"encoder", "ctc"},
+    }
+    adapted = state(recipes, recipe, "train_gpt_lora")
+    names = [name for name in adapted if name.startswith("llm.")]
+    assert names and all(".lora_" in name for name in names)
+
+    gpt = snapshot(recipes.hub, "rinna/japanese-gpt-neox-3.6b")
+    pretrained = load_file(gpt / "model.safetensors")
+    name = "gpt_neox.layers.0.attention.query_key_value.weight"
+    for config, near in (("train_nue_asr", True), ("train_gpt_random", False)):
+        trained = state(recipes, recipe, config)[f"llm.causal_lm.{name}"]
+        change = (trained - pretrained[name]).abs().max().item()
+        assert (0 < change < 0.01) == near
+
+    losses = {}
+    for config in ("train_nue_asr", "train_nue_asr_ctc_loss", "train_ctc_removal"):
+        state(recipes, recipe, config)
+        log = (recipes.experiment(recipe, config) / "train.log").read_text("utf-8")
+        (results,) = re.findall(r"epoch results: \[train\] (.*?) \[valid\]", log)
+        losses[config] = "loss_ctc=" in results
+    assert list(losses.values()) == [False, True, True]
+
+
+@pytest.mark.slow
+def test_adaptation_starts_from_the_released_model(recipes, released):
+    adapted = state(recipes, "csj", "train_lora_adaptation")
+    start = load_file(released / "model.safetensors")
+    layer = "gpt_neox.layers.0.attention.query_key_value"
+    for ours, theirs in (
+        ("encoder.encoder.encoder.layers.0.attention.k_proj.weight",
+         "audio_encoder.encoder.layers.0.attention.k_proj.weight"),
+        (f"llm.causal_lm.{layer}.base_layer.weight", f"llm.{layer}.weight"),
+    ):  # fmt: skip
+        torch.testing.assert_close(adapted[ours], start[theirs], atol=4e-3, rtol=4e-3)
+    assert any(".lora_B." in name and value.any() for name, value in adapted.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("recipe", "config"), files("decode"))
+def test_a_decoding_runs(recipes, recipe, config):
+    recipes.row(recipe, "train_nue_asr.yaml")
+    done = recipes.row(recipe, config)
+    assert "Stage 12: done in" in done and "Stage 13: done in" in done
+    experiment = recipes.experiment(recipe, "train_nue_asr")
+    name = {"csj": "eval1", "reazonspeech": "test"}[recipe]
+    text = (experiment / f"decode_{Path(config).stem}" / name / "text").read_text(
+        "utf-8"
+    )
+    assert len(text.splitlines()) == 1
+    if config == "decode_one_by_one.yaml":
+        greedy = experiment / "decode_decode_greedy" / name / "text"
+        assert text == greedy.read_text("utf-8")
