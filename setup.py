@@ -78,9 +78,6 @@ setup(
         "dev": pins("dev"),
         "demo": pins("demo"),
         "qlora": pins("qlora"),
-        # COMET pins transformers < 5 and numpy < 2, so pip refuses it beside this
-        # package; `tools/install.sh --extras comet` gives it tools/venv-comet.
-        "comet": ["unbabel-comet==2.2.7"],
     },
     entry_points={"console_scripts": ["speechllm = speechllm.cli:console_main"]},
     classifiers=[

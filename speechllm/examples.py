@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
@@ -82,6 +83,15 @@ def repetitions(utterance: str, task: Task, weight: float) -> int:
     digest = hashlib.sha256(f"{utterance} {task}".encode()).digest()
     chance = int.from_bytes(digest[:8], "big") / 2**64  # from 0 to 1, even
     return int(weight + 1 - chance)
+
+
+def utterance_of(example: str, task: str, target: str) -> str:
+    """The utterance that an example's id begins with.
+
+    Args:
+        example: ``<utterance>-<task>-<target>``, perhaps with ``-2`` behind it.
+    """
+    return re.sub(rf"-{re.escape(f'{task}-{target}')}(-[0-9]+)?$", "", example)
 
 
 def parse_task(specification: str) -> Task:

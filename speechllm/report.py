@@ -357,6 +357,11 @@ def results_markdown(
         "case, no punctuation, numbers spelt out), all others on the text as it is. "
         "Sub, del and ins are counts.\n"
     )
+    measured = {row["metric"] for row in rows}
+    if "comet" in measured:
+        parts.append("COMET is shown times 100.\n")
+    elif "bleu" in measured:
+        parts.append("COMET: not scored; `tools/install_comet.sh` installs it.\n")
     if signatures := signature_lines(rows):
         parts.append("Signatures of sacrebleu:\n\n" + signatures)
     if pictures:

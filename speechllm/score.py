@@ -31,7 +31,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from speechllm.comet import INSTALLER, comet_model, comet_python, comet_scores
 from speechllm.errors import UserError
+from speechllm.examples import utterance_of
 from speechllm.files import atomic_directory
 from speechllm.joint import texts_of
 from speechllm.text import LANGUAGES_WITHOUT_SPACES, normalize
@@ -46,6 +48,8 @@ class Group:
     """The examples of one task and language pair, in the order of their ids.
 
     Attributes:
+        sources: what was truly said, where a translation's utterance has its
+            transcript among the examples, else None; COMET wants it.
         transcript: of ``asr_st``: the same examples' transcripts, as recognition.
         malformed: of ``asr_st``: answers that could not be taken apart.
     """
@@ -56,6 +60,7 @@ class Group:
     ids: list[str] = field(default_factory=list)
     references: list[str] = field(default_factory=list)
     hypotheses: list[str] = field(default_factory=list)
+    sources: list[str | None] = field(default_factory=list)
     transcript: Group | None = None
     malformed: int = 0
 
@@ -166,6 +171,7 @@ def read_groups(examples: str | Path, hypotheses: str | Path) -> list[Group]:
             flags = read_texts(hypotheses.with_name("flags"))
 
     groups: dict[tuple, Group] = {}
+    spoken: dict[str, str] = {}  # utterance → transcript
     for example in sorted(references):
         key = tuple(tasks[example].split())
         if len(key) != 3:
@@ -190,6 +196,11 @@ def read_groups(examples: str | Path, hypotheses: str | Path) -> list[Group]:
             group.transcript.references.append(texts[0])
             group.transcript.hypotheses.append(transcripts[example])
             group.malformed += "malformed" in flags.get(example, "").split()
+        if group.task in ("asr", "asr_st"):
+            spoken[utterance_of(example, group.task, group.target)] = texts[0]
+    for group in groups.values():
+        utterances = (utterance_of(i, group.task, group.target) for i in group.ids)
+        group.sources = [spoken.get(utterance) for utterance in utterances]
     return [groups[key] for key in sorted(groups)]
 
 
@@ -488,13 +499,65 @@ def score_group(group: Group) -> Scores:
         )
     scores = SCORERS[group.task](group)
     for row in scores.rows:
-        row.update(
-            task=group.task,
-            language=group.source,
-            target_language=group.target,
-            utterances=len(group.ids),
-        )
+        row.update(place_of(group))
     return scores
+
+
+def place_of(group: Group) -> dict:
+    """What every row of a group says of it."""
+    return {
+        "task": group.task,
+        "language": group.source,
+        "target_language": group.target,
+        "utterances": len(group.ids),
+    }
+
+
+def add_comet(groups: list[Group], results: dict[str, Scores]) -> list[str]:
+    """Add COMET (times 100) to the scores of the translations, where it is installed.
+
+    Returns:
+        One sentence for what has no COMET score.
+
+    Raises:
+        UserError: it is installed, and fails.
+    """
+    groups = [group for group in groups if group.task != "asr"]
+    model = comet_model()
+    if not groups or model is None:
+        return []
+    python = comet_python()
+    if python is None:
+        return [f"no COMET: it is not installed, {INSTALLER} does it"]
+    left_out = []
+    for group in groups:
+        missing = [i for i, s in zip(group.ids, group.sources, strict=True) if not s]
+        if missing:
+            left_out.append(
+                f"{group.name}: no COMET: {missing[0]} has no transcript among the "
+                f"examples; make asr:{group.source} examples too"
+            )
+    groups = [group for group in groups if all(group.sources)]
+    if not groups:
+        return left_out
+    columns = [
+        [text for group in groups for text in getattr(group, name)]
+        for name in ("sources", "hypotheses", "references")
+    ]
+    values, signature = comet_scores(*columns, model, python)
+    for group in groups:
+        scores = results[group.name]
+        own, values = values[: len(group.ids)], values[len(group.ids) :]
+        mean = sum(own) / len(own)
+        scores.rows.append(
+            {"metric": "comet", "value": percent(mean), "signature": signature}
+            | place_of(group)
+        )
+        column = scores.header.index("chrf") + 1
+        scores.header.insert(column, "comet")
+        for line, value in zip(scores.table, own, strict=True):
+            line.insert(column, f"{100 * value:.2f}")
+    return left_out
 
 
 def write_scores(scores: Scores, folder: str | Path) -> None:
@@ -520,19 +583,30 @@ def score_decode_dir(
     there are removed, so that no report takes them for current.
 
     Returns:
-        the rows of all groups, and one sentence per group that was not scored.
+        the rows of all groups, and one sentence for what was not scored.
+
+    Raises:
+        UserError: the ids differ, a reference is empty; or COMET is installed and
+            fails: then all but COMET is written.
     """
     decode_dir = Path(decode_dir)
     groups = read_groups(examples, decode_dir / "text")
     known = [group for group in groups if group.task in SCORERS]
     results = {group.name: score_group(group) for group in known}
+    left_out, failure = [], None
+    try:
+        left_out += add_comet(known, results)
+    except UserError as error:
+        failure = error
     for old in decode_dir.glob("score_*"):
         stale = old.name.removeprefix("score_") not in results
         if stale and re.fullmatch(r"score_[a-z_]+", old.name) and old.is_dir():
             shutil.rmtree(old)
     for name, scores in results.items():
         write_scores(scores, decode_dir / f"score_{name}")
-    left_out = [
+    if failure:
+        raise failure
+    left_out += [
         f"{group.name}: {len(group.ids)} examples of task '{group.task}' are not scored"
         for group in groups
         if group.task not in SCORERS

@@ -20,6 +20,7 @@ settings.load_profile("any machine")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    os.environ["SPEECHLLM_COMET_MODEL"] = "none"  # though it may be installed here
     config.addinivalue_line("markers", "slow: takes more than some seconds")
     config.addinivalue_line("markers", "gpu: needs a CUDA device")
 

@@ -34,7 +34,7 @@ def clone(tmp_path, monkeypatch):
     shutil.copytree(
         ROOT / "tools",
         root / "tools",
-        ignore=shutil.ignore_patterns("venv*", "activate_python.sh", ".install.lock"),
+        ignore=shutil.ignore_patterns("venv*", "activate_python.sh", ".install*.lock"),
     )
     shutil.copy(ROOT / "setup.py", root)
     binaries = tmp_path / "bin"
@@ -46,12 +46,12 @@ def clone(tmp_path, monkeypatch):
     return root
 
 
-def install(root: Path, *arguments: str):
-    """Run the installer; returns its result and the calls of pip it made."""
+def install(root: Path, *arguments: str, installer: str = "install.sh"):
+    """Run an installer; returns its result and the calls of pip it made."""
     calls = root.parent / "calls"
     calls.write_text("")
     done = subprocess.run(
-        [root / "tools" / "install.sh", *arguments],
+        [root / "tools" / installer, *arguments],
         capture_output=True,
         text=True,
         timeout=60,
@@ -121,6 +121,36 @@ def test_bad_options_get_one_line(clone, arguments, message):
     assert done.returncode == 1
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
+    assert calls == []
+
+
+def test_comet_gets_an_environment_of_its_own(clone):
+    done, calls = install(clone, installer="install_comet.sh")
+    assert done.returncode == 0, done.stderr
+    assert calls[0] == "venv"
+    locked = next(call for call in calls if "comet.txt" in call)
+    assert "--require-hashes" in locked and "--no-deps" in locked
+    assert "torch.txt" in calls[-1]
+    assert (clone / "tools" / "venv-comet" / ".speechllm-installed").exists()
+    assert not (clone / "tools" / "venv").exists()
+    done, calls = install(clone, installer="install_comet.sh")
+    assert calls == [] and "is in place" in done.stdout
+    with open(clone / "tools" / "requirements" / "comet.txt", "a") as stream:
+        stream.write("new==1\n")
+    assert install(clone, installer="install_comet.sh")[1][0] == "venv"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--extras", "dev"], "unknown option '--extras'"),
+        (["--python"], "--python needs a value"),
+        (["--python", "/bin/false"], "no Python 3.11 or 3.12"),
+    ],
+)
+def test_bad_options_of_the_comet_installer(clone, arguments, message):
+    done, calls = install(clone, *arguments, installer="install_comet.sh")
+    assert done.returncode == 1 and message in done.stderr
     assert calls == []
 
 

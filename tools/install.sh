@@ -10,8 +10,8 @@ usage="Usage: tools/install.sh [options]
 Builds tools/venv with all that speechllm needs, pinned and hashed. A second run
 does only what is missing. Without an NVIDIA GPU see --torch_index.
 
-  --extras \"A B\"          extra groups: dev (tests), demo, qlora (4-bit models, GPU),
-                          comet (an environment of its own, tools/venv-comet) [none]
+  --extras \"A B\"          extra groups: dev (tests), demo, qlora (4-bit models, GPU)
+                          [none]; COMET has tools/install_comet.sh
   --use_active_env true   install into the active environment, not tools/venv [false]
   --python PATH           Python 3.11 or 3.12 to build tools/venv with
                           [the first that fits of python3, python3.12, python3.11]
@@ -53,8 +53,8 @@ tools=$(cd "$(dirname "$0")" && pwd)
 root=$(dirname "${tools}")
 for extra in ${extras}; do
     case ${extra} in
-        dev | demo | qlora | comet) ;;
-        *) fail "unknown extra '${extra}'; there are: dev demo qlora comet" ;;
+        dev | demo | qlora) ;;
+        *) fail "unknown extra '${extra}'; there are: dev demo qlora" ;;
     esac
 done
 
@@ -101,7 +101,6 @@ stamp=${prefix}/.speechllm-installed
 want() { # <group>
     case $1 in
         base) cat "${tools}"/requirements/{base,torch,espnet,pip}.txt "${root}/setup.py" ;;
-        comet) echo unbabel-comet==2.2.7 ;;
         *) cat "${tools}/requirements/$1.txt" ;;
     esac | sha256sum | cut -c -64 | sed "s|^|$1 ${root} |"
 }
@@ -156,12 +155,7 @@ if "${stale}"; then
     for extra in ${extras}; do
         installed "${extra}" && continue
         say "extra: ${extra}"
-        if [ "${extra}" = comet ]; then
-            "${env_python}" -m venv --clear "${tools}/venv-comet"
-            "${tools}/venv-comet/bin/python" -m pip install -qq unbabel-comet==2.2.7
-        else
-            pip install -qq --no-deps --require-hashes -r "${tools}/requirements/${extra}.txt"
-        fi
+        pip install -qq --no-deps --require-hashes -r "${tools}/requirements/${extra}.txt"
         note "${extra}"
     done
     "${env_python}" -c 'import espnet2.bin.launch, torch, transformers, peft, av, lhotse' ||

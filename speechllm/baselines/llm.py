@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from speechllm.errors import UserError
+from speechllm.examples import utterance_of
 from speechllm.files import read_yaml
 
 
@@ -37,7 +38,7 @@ def text_pairs(examples: str | Path) -> list[tuple[str, str, str]]:
     pairs = {}
     for name, request in read_texts(examples / "utt2task").items():
         task, source, target = request.split()
-        spoken = recognition_of(name, task, source, target)
+        spoken = f"{utterance_of(name, task, target)}-asr-{source}"
         if task == "asr_st":
             pair = tuple(texts_of(task, texts[name], f"{examples / 'text'}, {name}"))
         elif task == "st" and spoken in texts:
@@ -51,11 +52,6 @@ def text_pairs(examples: str | Path) -> list[tuple[str, str, str]]:
             "there too"
         )
     return [(*pair, direction) for pair, direction in pairs.items()]
-
-
-def recognition_of(example: str, task: str, source: str, target: str) -> str:
-    """Id of the ``asr`` example of the utterance of any example."""
-    return example.removesuffix(f"-{task}-{target}") + f"-asr-{source}"
 
 
 class TextTranslator:

@@ -7,7 +7,6 @@ import json
 import os
 from pathlib import Path
 
-from speechllm.baselines.llm import recognition_of
 from speechllm.baselines.system import gib
 from speechllm.datadir import read_table
 from speechllm.decode import (
@@ -18,6 +17,7 @@ from speechllm.decode import (
     write_line,
 )
 from speechllm.errors import UserError
+from speechllm.examples import utterance_of
 from speechllm.inference import batches_by_length
 
 
@@ -181,8 +181,8 @@ def read_transcripts(
     if (folder / "text.transcript").exists():
         joint = read_texts(folder / "text.transcript")
     found = {}
-    for name, request in requests.items():
-        spoken = recognition_of(name, *request)
+    for name, (task, source, target) in requests.items():
+        spoken = f"{utterance_of(name, task, target)}-asr-{source}"
         if spoken not in texts and name not in joint:
             raise UserError(
                 f"{folder}/text: no transcript of {name} ({spoken} is missing); "

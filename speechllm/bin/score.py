@@ -1,4 +1,6 @@
-"""Score a decoded set: WER and CER (recognition), BLEU, chrF and TER (translation)."""
+"""Score a decoded set: WER and CER (recognition), BLEU, chrF and TER (translation).
+
+Translations get COMET too where tools/install_comet.sh was run."""
 
 from __future__ import annotations
 
