@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from speechllm.model.bridge import label_runs
 from speechllm.preprocessor import CTCTokenizer
+from speechllm.result import Word
 from speechllm.text import LANGUAGES_WITHOUT_SPACES, ctc_text, spell_numbers
 
 #: Seconds that a word begins before the first frame of its first label, and that it
@@ -48,6 +50,13 @@ class Span:
     end: int
     log_probs: tuple[float, ...] = ()
     heard: bool = True
+
+    @property
+    def probability(self) -> float:
+        """Geometric mean of its labels' probabilities; 0 without any."""
+        if not self.log_probs:
+            return 0.0
+        return math.exp(sum(self.log_probs) / len(self.log_probs))
 
 
 def forced_align(
@@ -232,6 +241,49 @@ def align_spans(
         filled.append(span or Span(place, place))
         place = filled[-1].end
     return filled
+
+
+def align_words(
+    text: str,
+    language: str,
+    log_probs: Tensor,
+    tokenizer: CTCTokenizer,
+    seconds_per_frame: float,
+) -> list[Word]:
+    """When each word of a text was heard.
+
+    Args:
+        text: what was said, as it is written; numbers and punctuation may be in it.
+        language: two-letter code of it.
+        log_probs: (frames, labels) of the CTC branch.
+        tokenizer: text to CTC labels.
+        seconds_per_frame: of the encoder.
+
+    Returns:
+        The words in order and without overlap. The confidence of each is the
+        geometric mean of its labels' probabilities, 0 where nothing says where it is.
+    """
+    words = split_words(text, language)
+    spans = align_texts(words, language, log_probs, tokenizer)
+    times = word_times(spans, len(log_probs), seconds_per_frame)
+    return [
+        Word(word, start, end, span.probability)
+        for word, span, (start, end) in zip(words, spans, times)
+    ]
+
+
+def align_texts(
+    words: Sequence[str], language: str, log_probs: Tensor, tokenizer: CTCTokenizer
+) -> list[Span]:
+    """The frames of each word of a text; the arguments are those of align_words."""
+    (space,) = tokenizer(" ")
+    unknown = tokenizer.converter.unk_id
+    return align_spans(
+        [word_labels(word, language, tokenizer) for word in words],
+        log_probs,
+        unknown,
+        None if space == unknown else space,
+    )
 
 
 def share_out(sizes: Sequence[int], frames: int) -> list[Span]:

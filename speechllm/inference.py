@@ -9,16 +9,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
+from speechllm.alignment import (
+    Span,
+    align_texts,
+    align_words,
+    split_words,
+    word_times,
+)
 from speechllm.audio import SAMPLING_RATE, load_audio
+from speechllm.batches import batches_by_length, groups_of_like_length
 from speechllm.checkpoint import load_tensors
+from speechllm.confidence import (
+    Calibration,
+    read_calibration,
+    tokens_of_words,
+    uncalibrated,
+    word_features,
+)
 from speechllm.errors import UserError
 from speechllm.export import pretrained_names
 from speechllm.files import read_yaml
@@ -33,8 +51,11 @@ from speechllm.model_folder import is_nue_asr
 from speechllm.preprocessor import CTCTokenizer
 from speechllm.prompts import Prompts, answer_tokens, encode, read_prompts
 from speechllm.rescoring import rescore
-from speechllm.result import Result
+from speechllm.result import Result, Word
 from speechllm.text import ctc_text
+
+QUEUE = 8  # batches that are encoded at once and wait for the LLM
+ENCODER_SECONDS = {True: 30, False: 320}  # in a padded batch: on a CPU, or elsewhere
 
 
 @dataclass
@@ -48,6 +69,8 @@ class Batch:
         logits: of CTC (batch, frames, labels), or None.
         frames: (batch,)
         heard: what CTC alone heard, or None.
+        keys: a number of each, of its samples and what is asked: sampling draws by it.
+        at_once: utterances that the LLM answers at once; the others wait.
     """
 
     asks: Sequence[tuple[str, str, str]]
@@ -56,6 +79,8 @@ class Batch:
     logits: Tensor | None
     frames: Tensor
     heard: Sequence[str | None]
+    keys: Sequence[int]
+    at_once: int | None = None
 
     def log_probs(self, row: int) -> Tensor:
         """CTC's log probabilities (frames, labels) of one utterance."""
@@ -71,7 +96,12 @@ class Batch:
             None if self.logits is None else self.logits[index],
             self.frames[index],
             [self.heard[row] for row in rows],
+            [self.keys[row] for row in rows],
+            self.at_once,
         )
+
+
+UNALIGNED = "unaligned"  # flag of a text that its audio is too short for
 
 
 class SpeechToText:
@@ -86,6 +116,7 @@ class SpeechToText:
         prompts: Prompts,
         generation: dict | None = None,
         thresholds: Thresholds | None = None,
+        calibration: Calibration | None = None,
     ):
         """Wrap a model that is built already.
 
@@ -93,6 +124,7 @@ class SpeechToText:
             prompts: what it was trained with.
             generation: its defaults for fields of ``SearchOptions``.
             thresholds: of the guard; without them there is none.
+            calibration: of words' confidence; without it that is CTC's probability.
         """
         self.model = model.eval()
         self.prompts = prompts
@@ -100,6 +132,7 @@ class SpeechToText:
         self.ctc_tokenizer = None
         if model.ctc is not None and "▁" not in "".join(model.token_list):
             self.ctc_tokenizer = CTCTokenizer(model.token_list)
+        self.calibration = calibration
         self.guard = None
         if thresholds is not None and self.ctc_tokenizer and model.llm is not None:
             self.guard = Guard(self, thresholds)
@@ -149,6 +182,7 @@ class SpeechToText:
             model.to(device=device, dtype=resolve_dtype(dtype)),
             prompts,
             thresholds=read_thresholds(folder),
+            calibration=read_calibration(folder),
         )
 
     @property
@@ -190,11 +224,11 @@ class SpeechToText:
         options = self.options(generation)
         waves = [check_waveform(a) for a in audio]
         results: list[Result | None] = [None] * len(waves)
-        for batch in batches_by_length([len(w) for w in waves], batch_size):
+        for queue in batches_by_length([len(w) for w in waves], batch_size * QUEUE):
             found = self.decode(
-                [waves[i] for i in batch], [asks[i] for i in batch], options
+                [waves[i] for i in queue], [asks[i] for i in queue], options, batch_size
             )
-            for index, result in zip(batch, found):
+            for index, result in zip(queue, found):
                 results[index] = result
         return results
 
@@ -243,37 +277,28 @@ class SpeechToText:
         waves: Sequence[np.ndarray],
         asks: Sequence[tuple[str, str, str]],
         options: SearchOptions,
+        batch_size: int | None = None,
     ) -> list[Result]:
-        """Decode one batch.
+        """Decode utterances.
+
+        They are encoded in groups of like length, and then wait in a queue for the
+        LLM: where one is finished, the next takes its place.
 
         Args:
             waves: float arrays (samples,) at 16 kHz.
             asks: (task, source language, target language) of each.
+            batch_size: utterances that the LLM answers at once; all of them if None.
         """
-        speech = torch.nn.utils.rnn.pad_sequence(
-            [torch.from_numpy(np.asarray(w, dtype=np.float32)) for w in waves],
-            batch_first=True,
-        ).to(self.device)
-        lengths = torch.tensor([len(w) for w in waves], device=self.device)
         if self.model.llm is None:
-            return self.best_paths(speech, lengths, asks)
-        model, tokenizer = self.model, self.model.llm.tokenizer
-        pairs = [self.prompts.tokens(*ask, tokenizer) for ask in asks]
-        try:
-            prompts, logits, frames = model.prompt(
-                speech, lengths, [p for p, _ in pairs], [s for _, s in pairs]
-            )
-        except ValueError as error:
-            raise UserError(str(error)) from error
-        heard = [None] * len(waves)
-        if logits is not None:
-            heard = model.ctc_transcripts(logits, frames)
-        seconds = [len(wave) / SAMPLING_RATE for wave in waves]
-        batch = Batch(asks, seconds, prompts, logits, frames, heard)
+            return self.best_paths(*self.padded(waves), asks, options)
+        batch = self.encode(waves, asks)
+        batch.at_once = batch_size
         nbests = self.search(batch, options)
         results = []
         for row, verdict in enumerate(self.judge(batch, nbests, options)):
             result = self.result(batch, row, verdict.nbest, options)
+            if options.word_times:
+                self.add_words(result, batch, row, verdict.nbest[0])
             if verdict.flags:
                 before = self.result(batch, row, nbests[row], options)
                 if before.text != result.text:
@@ -283,6 +308,51 @@ class SpeechToText:
                 result.flags += verdict.flags
             results.append(result)
         return results
+
+    def padded(self, waves: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+        """Waveforms as (batch, samples) on the model's device, and their lengths."""
+        speech = pad_sequence(
+            [torch.from_numpy(np.asarray(w, dtype=np.float32)) for w in waves],
+            batch_first=True,
+        )
+        lengths = torch.tensor([len(w) for w in waves], device=self.device)
+        return speech.to(self.device), lengths
+
+    @torch.inference_mode()
+    def encode(
+        self, waves: Sequence[np.ndarray], asks: Sequence[tuple[str, str, str]]
+    ) -> Batch:
+        """Encode utterances; the arguments are those of :meth:`decode`."""
+        tokenizer = self.model.llm.tokenizer
+        pairs = [self.prompts.tokens(*ask, tokenizer) for ask in asks]
+        lengths = [len(wave) for wave in waves]
+        most = ENCODER_SECONDS[self.device.type == "cpu"] * SAMPLING_RATE
+        encoded: list = [None] * len(waves)  # (prompt, logits, what CTC heard)
+        for group in groups_of_like_length(lengths, most):
+            try:
+                prompts, logits, frames = self.model.prompt(
+                    *self.padded([waves[i] for i in group]),
+                    [pairs[i][0] for i in group],
+                    [pairs[i][1] for i in group],
+                )
+            except ValueError as error:
+                raise UserError(str(error)) from error
+            parts = heard = [None] * len(group)
+            if logits is not None:
+                heard = self.model.ctc_transcripts(logits, frames)
+                parts = [row[:count] for row, count in zip(logits, frames)]
+            for index, *found in zip(group, prompts, parts, frames, heard):
+                encoded[index] = found
+        prompts, parts, frames, heard = zip(*encoded)
+        return Batch(
+            asks,
+            [length / SAMPLING_RATE for length in lengths],
+            prompts,
+            None if parts[0] is None else pad_sequence(parts, batch_first=True),
+            torch.stack(frames),
+            heard,
+            [content_key(wave, ask) for wave, ask in zip(waves, asks)],
+        )
 
     def search(
         self,
@@ -311,7 +381,15 @@ class SpeechToText:
         else:
             wide = options
         nbests = beam_search(
-            self.model.llm, batch.prompts, limits, wide, scorer, spellers, hints
+            self.model.llm,
+            batch.prompts,
+            limits,
+            wide,
+            scorer,
+            spellers,
+            hints,
+            batch.at_once,
+            batch.keys,
         )
         if options.rescore_ctc_weight > 0:
             nbests = self.rescored(batch, nbests, options)
@@ -353,7 +431,11 @@ class SpeechToText:
         return self.guard.check(batch, nbests, options)
 
     def best_paths(
-        self, speech: Tensor, lengths: Tensor, asks: Sequence[tuple[str, str, str]]
+        self,
+        speech: Tensor,
+        lengths: Tensor,
+        asks: Sequence[tuple[str, str, str]],
+        options: SearchOptions,
     ) -> list[Result]:
         """What CTC hears, of a model without an LLM.
 
@@ -366,7 +448,8 @@ class SpeechToText:
             _, frames, logits = self.model.encode(speech, lengths)
         except ValueError as error:
             raise UserError(str(error)) from error
-        scores, labels = logits.float().log_softmax(2).max(2)  # (batch, frames)
+        log_probs = logits.float().log_softmax(2)
+        scores, labels = log_probs.max(2)  # (batch, frames)
         texts = self.model.ctc_transcripts(logits, frames)
         results = []
         for text, path, score, count in zip(texts, labels, scores, frames.tolist()):
@@ -381,6 +464,13 @@ class SpeechToText:
                     nbest=[(text, total)],
                 )
             )
+        if options.word_times:
+            rate = self.model.encoder.num_frames_per_second
+            for row, (result, (_, source, _)) in enumerate(zip(results, asks)):
+                heard = log_probs[row, : frames[row]]
+                result.words = align_words(
+                    result.text, source, heard, self.ctc_tokenizer, 1 / rate
+                )
         return results
 
     def speller(self, task: str, source: str, target: str):
@@ -463,6 +553,62 @@ class SpeechToText:
                 result.flags.append("malformed")
         return result
 
+    def add_words(
+        self, result: Result, batch: Batch, row: int, answer: Hypothesis
+    ) -> None:
+        """Put the words into a result, with times and confidence.
+
+        A translation has none, since its words are nowhere in the audio; of
+        ``asr_st`` they are the transcript's.
+        """
+        words, spans, features = self.evidence(batch, row, answer)
+        if words is None:
+            return
+        rate = self.model.encoder.num_frames_per_second
+        times = word_times(spans, int(batch.frames[row]), 1 / rate)
+        probability = uncalibrated
+        if self.calibration is not None:
+            probability = self.calibration.probability
+        result.words = [
+            Word(word, start, end, probability(values))
+            for word, (start, end), values in zip(words, times, features)
+        ]
+        if words:
+            total = sum(word.confidence for word in result.words)
+            result.confidence = total / len(words)
+        if not all(span.heard for span in spans):
+            result.flags.append(UNALIGNED)
+
+    @torch.inference_mode()
+    def evidence(
+        self, batch: Batch, row: int, answer: Hypothesis
+    ) -> tuple[list[str] | None, list[Span], list[tuple[float, ...]]]:
+        """The words of an answer, their frames, and what tells how sure they are.
+
+        Returns:
+            Words, spans and ``FEATURES`` of each word; None of a translation.
+        """
+        task, source, target = batch.asks[row]
+        if task != "asr_st" and source != target:
+            return None, [], []
+        llm = self.model.llm
+        texts = [self.decoded(answer.tokens[:n]) for n in range(len(answer.tokens) + 1)]
+        text = texts[-1]
+        if task == "asr_st":
+            text = text.partition(separator_of(llm.tokenizer).text)[0]
+        words = split_words(text, source)
+        spans = align_texts(words, source, batch.log_probs(row), self.ctc_tokenizer)
+        (scores,) = llm.answer_log_probs(
+            [batch.prompts[row]], [[*answer.tokens, llm.eos_id]]
+        )
+        scores = scores.tolist()
+        pieces = [after[len(before) :] for before, after in pairwise(texts)]
+        features = [
+            word_features(span.log_probs, [scores[i] for i in tokens])
+            for span, tokens in zip(spans, tokens_of_words(pieces, words))
+        ]
+        return words, spans, features
+
 
 def search_options(generation: dict) -> SearchOptions:
     """Make search options of keyword arguments or a config's content."""
@@ -473,20 +619,21 @@ def search_options(generation: dict) -> SearchOptions:
     options = SearchOptions(**generation)
     if options.beam_size < 1 or options.nbest < 1:
         raise UserError("beam_size and nbest are at least 1")
+    if options.sampling and (
+        options.beam_size > 1 or options.nbest > 1 or options.ctc_weight > 0
+    ):
+        raise UserError("sampling draws one answer: beam_size 1, nbest 1, ctc_weight 0")
+    if options.temperature <= 0 or options.top_k < 0 or not 0 < options.top_p <= 1:
+        raise UserError("temperature is above 0, top_k at least 0, top_p in (0, 1]")
     if not 0 <= options.ctc_weight <= 1:
         raise UserError(f"ctc_weight {options.ctc_weight}: from 0 to 1")
     return options
 
 
-def batches_by_length(
-    lengths: Sequence[int], batch_size: int
-) -> Iterator[list[int]]:
-    """Group indices of like lengths, longest first, ``batch_size`` at a time."""
-    if batch_size < 1:
-        raise UserError(f"batch_size {batch_size}: at least 1")
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    for begin in range(0, len(order), batch_size):
-        yield order[begin : begin + batch_size]
+def content_key(wave: np.ndarray, ask: Sequence[str]) -> int:
+    """A number that the samples and what is asked of them make."""
+    samples = np.ascontiguousarray(wave, dtype=np.float32)
+    return zlib.crc32(repr(tuple(ask)).encode(), zlib.crc32(samples))
 
 
 def check_device(device: str) -> None:
