@@ -70,15 +70,15 @@ def write_tiny_hubert(folder: Path, norm: str, kind: str = "hubert") -> Path:
     return folder
 
 
-def write_tiny_llm(folder: Path, smollm2: Path) -> Path:
+def write_tiny_llm(folder: Path, smollm2: Path, size: int = 32) -> Path:
     """A Llama of two layers with SmolLM2's tokenizer."""
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(2)
     tokenizer = AutoTokenizer.from_pretrained(smollm2)
     config = LlamaConfig(
-        hidden_size=32,
-        intermediate_size=64,
+        hidden_size=size,
+        intermediate_size=2 * size,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,

@@ -267,10 +267,31 @@ def load_quantized_llm(model: str):
             bnb_4bit_compute_dtype=torch.bfloat16,
         ),
     )
+    check_cpu_layers(causal_lm)
     causal_lm = prepare_model_for_kbit_training(
         causal_lm, use_gradient_checkpointing=False
     )
     return load_tokenizer(path), causal_lm
+
+
+def check_cpu_layers(causal_lm: nn.Module) -> None:
+    """Keep bitsandbytes' CPU kernels to what they do right (0.50.2).
+
+    They read rows that are no multiple of a block of 64 wrongly, and pack weights in
+    evaluation with scales rounded to bfloat16.
+
+    Raises:
+        ValueError: a layer on the CPU has such rows.
+    """
+    for name, layer in causal_lm.named_modules():
+        if not hasattr(layer, "support_avx512bf16_for_cpu"):
+            continue
+        layer.support_avx512bf16_for_cpu = False
+        if layer.in_features % 64 and layer.weight.device.type == "cpu":
+            raise ValueError(
+                f"qlora on a CPU needs layers of a multiple of 64 inputs; {name} has "
+                f"{layer.in_features}: set tuning to lora"
+            )
 
 
 def quantization_obstacle() -> str | None:
