@@ -138,7 +138,9 @@ def require_same_ids(
         )
 
 
-def read_groups(examples: str | Path, hypotheses: str | Path) -> list[Group]:
+def read_groups(
+    examples: str | Path, hypotheses: str | Path, subset: bool = False
+) -> list[Group]:
     """Read an example dir and its hypotheses and sort them into groups.
 
     Args:
@@ -146,6 +148,7 @@ def read_groups(examples: str | Path, hypotheses: str | Path) -> list[Group]:
         hypotheses: file of ``<example id> <hypothesis>`` lines, in any order; beside
             it ``text.transcript`` with those of ``asr_st``, and ``flags``, if there
             is one, with ``malformed`` for the answers that were.
+        subset: the hypotheses may be of more examples than these.
 
     Raises:
         UserError: ids differ between the files, a reference is empty, or a line of
@@ -160,12 +163,16 @@ def read_groups(examples: str | Path, hypotheses: str | Path) -> list[Group]:
     if not references:
         raise UserError(f"{examples / 'text'}: nothing in it to score against")
     require_same_ids(references, tasks, examples / "text", examples / "utt2task")
+    if subset:
+        answers = {i: text for i, text in answers.items() if i in references}
     require_same_ids(references, answers, examples / "text", hypotheses)
     transcripts, flags = {}, {}
     joint = {name: task for name, task in tasks.items() if task.startswith("asr_st ")}
     if joint:
         path = hypotheses.with_name("text.transcript")
         transcripts = read_texts(path)
+        if subset:
+            transcripts = {i: text for i, text in transcripts.items() if i in joint}
         require_same_ids(joint, transcripts, examples / "utt2task", path)
         if hypotheses.with_name("flags").exists():
             flags = read_texts(hypotheses.with_name("flags"))

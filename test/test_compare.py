@@ -1,0 +1,220 @@
+"""The paired bootstrap against sacrebleu's command line and computations by hand."""
+
+from __future__ import annotations
+
+import random
+import re
+import subprocess
+import sys
+from itertools import product
+
+import numpy as np
+import pytest
+
+from speechllm.bin.compare import main
+from speechllm.compare import compare, p_value, ratio_bootstrap
+from speechllm.errors import UserError
+from speechllm.score import score_decode_dir
+
+WORDS = ["press", "one", "to", "enter", "your", "number", "then", "the", "pound", "key"]
+
+
+def noisy(sentence: str, share: float, generator: random.Random) -> str:
+    """Some of the words replaced by others."""
+    words = sentence.split()
+    return " ".join(
+        generator.choice(WORDS) if generator.random() < share else word
+        for word in words
+    )
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory):
+    """Forty sentences of three tasks; B has fewer errors than A."""
+    folder = tmp_path_factory.mktemp("compare")
+    generator = random.Random(0)
+    references, tasks, a, b = {}, {}, {}, {}
+    transcripts = {"a": {}, "b": {}}
+    for number in range(40):
+        text = " ".join(generator.choices(WORDS, k=generator.randint(5, 9)))
+        for task in ("asr-en", "st-de", "asr_st-de"):
+            name = f"u{number:02}-{task}"
+            kind, target = task.split("-")
+            tasks[name] = f"{kind} en {target}"
+            references[name] = f"{text}\t{text}" if kind == "asr_st" else text
+            a[name] = noisy(text, 0.4, generator)
+            b[name] = noisy(text, 0.1, generator)
+            if kind == "asr_st":
+                transcripts["a"][name] = noisy(text, 0.3, generator)
+                transcripts["b"][name] = noisy(text, 0.3, generator)
+    paths = {"examples": folder / "examples"}
+    for name, answers in (("a", a), ("b", b)):
+        paths[name] = folder / "exp" / f"system_{name}" / "greedy" / "test"
+        write(paths[name] / "text", answers)
+        write(paths[name] / "text.transcript", transcripts[name])
+    write(paths["examples"] / "text", references)
+    write(paths["examples"] / "utt2task", tasks)
+    return paths
+
+
+def write(path, table):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{key} {value}\n" for key, value in table.items()))
+
+
+def read(path) -> dict[str, str]:
+    return dict(line.split(" ", 1) for line in path.read_text().splitlines())
+
+
+@pytest.fixture(scope="module")
+def rows(case):
+    found = compare(case["examples"], case["a"], case["b"], samples=300)
+    return {(row.task, row.metric): row for row in found}
+
+
+def test_what_is_compared(rows):
+    assert set(rows) == {
+        *product(["asr", "asr_st"], ["wer", "cer"]),
+        *product(["st", "asr_st"], ["bleu", "chrf", "ter"]),
+    }
+
+
+def test_translations_are_compared_as_sacrebleu_does(case, rows, tmp_path):
+    """Against its command line with the same number of draws and its own seed."""
+    references = read(case["examples"] / "text")
+    names = sorted(name for name in references if "-st-" in name)
+    for label, table in (
+        ("ref", references),
+        ("a", read(case["a"] / "text")),
+        ("b", read(case["b"] / "text")),
+    ):
+        (tmp_path / label).write_text("".join(f"{table[n]}\n" for n in names))
+    done = subprocess.run(
+        [sys.executable, "-m", "sacrebleu", "ref", "-i", "a", "b", "-m", "bleu", "chrf",
+         "ter", "--paired-bs", "--paired-bs-n", "300", "-f", "text"],
+        cwd=tmp_path, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    # | Baseline: a | 65.3 (65.5 ± 11.1) | …, | b | …, | | (p = 0.0033)* | …
+    scores = re.findall(r"([0-9.]+) \([0-9.]+ ± ([0-9.]+)\)", done.stdout)
+    values = re.findall(r"p = ([0-9.]+)\)", done.stdout)
+    for index, metric in enumerate(("bleu", "chrf", "ter")):
+        row = rows["st", metric]
+        found = row.a, row.a_interval, row.b, row.b_interval, row.p
+        printed = *scores[index], *scores[index + 3], values[index]
+        for value, text in zip(found, printed, strict=True):
+            assert value == pytest.approx(float(text), abs=0.051)
+        assert row.p == pytest.approx(float(values[index]), abs=1e-4)
+    assert rows["st", "bleu"].p < 0.05
+
+
+def test_the_word_error_rate_by_another_computation(case, rows):
+    """Draws one by one, errors by the edit distance of numbers, rates in plain Python."""
+    references = read(case["examples"] / "text")
+    names = sorted(name for name in references if "-asr-" in name)
+
+    def distance(left, right):
+        table = list(range(len(right) + 1))
+        for i, x in enumerate(left, 1):
+            previous, table[0] = table[0], i
+            for j, y in enumerate(right, 1):
+                previous, table[j] = (
+                    table[j],
+                    min(table[j] + 1, table[j - 1] + 1, previous + (x != y)),
+                )
+        return table[-1]
+
+    words = [len(references[n].split()) for n in names]
+    errors = {}
+    for label in ("a", "b"):
+        answers = read(case[label] / "text")
+        errors[label] = [
+            distance(references[n].split(), answers[n].split()) for n in names
+        ]
+    row = rows["asr", "wer"]
+    assert row.a == pytest.approx(100 * sum(errors["a"]) / sum(words))
+    assert row.b == pytest.approx(100 * sum(errors["b"]) / sum(words))
+    observed = row.b - row.a
+    differences, better = [], 0
+    draws = np.random.default_rng(12345).choice(len(names), (300, len(names)))
+    for draw in draws.tolist():
+        total = sum(words[i] for i in draw)
+        rates = [100 * sum(errors[x][i] for i in draw) / total for x in ("a", "b")]
+        differences.append(rates[1] - rates[0])
+        better += rates[1] < rates[0]
+    mean = sum(differences) / len(differences)
+    beyond = sum(abs(d - mean) >= abs(observed) for d in differences)
+    assert row.p == pytest.approx((beyond + 1) / 301)
+    assert row.improvement == pytest.approx(better / 300)
+    assert row.p < 0.01 and row.improvement == 1.0
+
+
+def test_intervals_agree_with_the_normal_approximation():
+    """Errors of single words: the interval is that of a binomial share."""
+    generator = random.Random(1)
+    a = [generator.random() < 0.3 for _ in range(2000)]
+    value, _, interval, *_ = ratio_bootstrap(a, a, [1] * 2000, 1000)
+    share = value / 100
+    expected = 100 * 1.96 * (share * (1 - share) / 2000) ** 0.5
+    assert interval == pytest.approx(expected, rel=0.1)
+
+
+def test_equal_systems_do_not_differ(case):
+    for row in compare(case["examples"], case["a"], case["a"], samples=100):
+        assert row.a == row.b and row.p == 1.0
+        assert row.improvement in (None, 0.5)
+
+
+def test_p_value_counts_itself():
+    differences = np.array([1.0, 1.0, 1.0, 9.0])  # minus their mean: -2, -2, -2, 6
+    assert p_value(differences, 5.0) == 2 / 5
+    assert p_value(-differences, -7.0) == 1 / 5
+    assert p_value(differences, 2.0) == 5 / 5
+
+
+def test_a_system_of_more_tasks_is_compared_on_those_of_the_other(case, tmp_path):
+    for name in ("text", "utt2task"):
+        table = read(case["examples"] / name)
+        write(tmp_path / name, {k: v for k, v in table.items() if "-asr-" in k})
+    found = compare(tmp_path, case["a"], case["b"], samples=100)
+    assert {row.task for row in found} == {"asr"}
+
+
+def test_comet_is_compared_where_both_have_it(case, tmp_path):
+    """Scores of sentences that stand in scores.tsv; B is better by half a point each."""
+    folders = {}
+    for label, gain in (("a", 0.0), ("b", 0.5)):
+        folders[label] = tmp_path / label
+        for name in ("text", "text.transcript"):
+            write(folders[label] / name, read(case[label] / name))
+        score_decode_dir(case["examples"], folders[label])
+        path = folders[label] / "score_st_en_de" / "scores.tsv"
+        header, *lines = [line.split("\t") for line in path.read_text().splitlines()]
+        header.insert(3, "comet")
+        for number, line in enumerate(lines):
+            line.insert(3, f"{60 + number + gain:.2f}")
+        path.write_text("".join("\t".join(line) + "\n" for line in [header, *lines]))
+    found = compare(case["examples"], folders["a"], folders["b"], samples=200)
+    (row,) = [row for row in found if row.metric == "comet"]
+    assert (row.task, row.a, row.b) == ("st", pytest.approx(79.5), pytest.approx(80.0))
+    assert row.improvement == 1.0 and row.p < 0.01
+
+
+def test_the_command_prints_a_table(case, capsys):
+    folders = ["--a", str(case["a"]), "--b", str(case["b"])]
+    main(["--examples", str(case["examples"]), *folders, "--samples", "100"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == (
+        "| set | metric | system_a/greedy | system_b/greedy | difference | p "
+        "| system_b/greedy better |"
+    )
+    assert lines[2].startswith("| asr en | WER | ")
+    assert any(line.startswith("| asr_st en → de | chrF | ") for line in lines)
+    assert "100 draws (seed 12345)" in lines[-1]
+
+
+def test_a_missing_answer_is_named(case, tmp_path):
+    write(tmp_path / "text", {"u00-asr-en": "one"})
+    with pytest.raises(UserError, match="u00-asr_st-de is missing"):
+        compare(case["examples"], case["a"], tmp_path)
+    with pytest.raises(UserError, match="samples 10"):
+        compare(case["examples"], case["a"], case["b"], samples=10)
