@@ -33,7 +33,10 @@ def five_tokens() -> LanguageModel:
         bos_token_id=None,
         eos_token_id=EOS,
     )
-    tokenizer = SimpleNamespace(eos_token_id=EOS)
+    pieces = ["a", "b", "ca", ",", ""]  # as many characters as `spell` has labels
+    tokenizer = SimpleNamespace(
+        eos_token_id=EOS, decode=lambda tokens: "".join(pieces[t] for t in tokens)
+    )
     model = LlamaForCausalLM(config)
     return LanguageModel(model, tuning="frozen", tokenizer=tokenizer).eval()
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 
 from speechllm.model.ctc_prefix import NEVER, CTCPrefixScorer, PrefixStates
-from speechllm.model.hypotheses import END, Candidate, Search, SearchOptions, rank
+from speechllm.model.hypotheses import END, Candidate, Search, SearchOptions
 
 
 class CTCJudge:
@@ -17,10 +18,18 @@ class CTCJudge:
         ctc: scores of the utterances' audio.
         options: of the search.
         eos: the token that ends an answer.
+        characters: of a token; its text has no more CTC labels.
     """
 
-    def __init__(self, ctc: CTCPrefixScorer, options: SearchOptions, eos: int):
+    def __init__(
+        self,
+        ctc: CTCPrefixScorer,
+        options: SearchOptions,
+        eos: int,
+        characters: Callable[[int], int],
+    ):
         self.ctc, self.options, self.eos = ctc, options, eos
+        self.characters = characters
         self.frames: list[int] = ctc.lengths.tolist()
         self.reset(ctc.start(ctc.lengths[:0].long()))
 
@@ -41,55 +50,60 @@ class CTCJudge:
     def choose(self, choices: list[list[Candidate]], active: Sequence[Search]) -> None:
         """Keep the candidates that can enter the beam, with CTC in their scores.
 
-        The likeliest are judged first; of the others only those whose most possible
-        score is above the worst of a full beam, and only until it no longer is.
+        Hypotheses of as many tokens differ in how much of the text they have written,
+        and who has written less has paid less. So candidates are ranked with
+        ``label_bonus`` for each label. The likeliest are judged first; of the others
+        only those that may be above the worst of a full beam.
 
         Args:
-            choices: sorted candidates of each utterance; changed in place.
+            choices: candidates of each utterance; changed in place, the best first.
             active: the utterances.
         """
-        beam = self.options.beam_size
+        beam, bonus = self.options.beam_size, self.options.label_bonus
         told = [i for i, search in enumerate(active) if search.spell is not None]
-        first, second = [], []
+
+        def most(candidate: Candidate) -> float:
+            if candidate.token == self.eos:
+                return math.inf  # ends are always judged
+            labels = len(candidate.parent.labels) + self.characters(candidate.token)
+            return candidate.score + bonus * labels
+
+        def value(candidate: Candidate) -> float:
+            return candidate.score + bonus * len(candidate.labels)
+
+        first, second, rest = [], [], {}
         for i in told:
+            ends = sum(c.token == self.eos for c in choices[i])
+            ordered = sorted(choices[i], key=lambda c: (-most(c), c.token))
+            choices[i], rest[i] = ordered[: 2 * beam + ends], ordered[2 * beam + ends :]
             floor = active[i].floor
-            for place, candidate in enumerate(choices[i]):
-                if place < 2 * beam or candidate.token == self.eos:
-                    first.append((candidate, active[i].spell, floor))
+            first += [(c, active[i].spell, floor, NEVER) for c in choices[i]]
         self.hear(first)
         for i in told:
-            judged = [
-                c
-                for place, c in enumerate(choices[i])
-                if place < 2 * beam or c.token == self.eos
-            ]
-            scores = sorted(c.score for c in judged if c.token != self.eos)
-            worst = scores[-beam] if len(scores) >= beam else NEVER
-            worst = max(worst, active[i].floor)
-            rest = [
-                c
-                for c in choices[i][2 * beam :]
-                if c.token != self.eos and c.score > worst
-            ]
-            second += [(c, active[i].spell, worst) for c in rest]
-            choices[i] = judged + rest
+            values = sorted(value(c) for c in choices[i] if c.token != self.eos)
+            worst = values[-beam] if len(values) >= beam else NEVER
+            more = [c for c in rest[i] if most(c) > worst]
+            second += [(c, active[i].spell, active[i].floor, worst) for c in more]
+            choices[i] += more
         self.hear(second)
         for i in told:
-            choices[i] = sorted((c for c in choices[i] if c.score > NEVER), key=rank)
+            alive = (c for c in choices[i] if c.score > NEVER)
+            choices[i] = sorted(alive, key=lambda c: (-value(c), c.token))
 
-    def hear(self, asked: Sequence[tuple[Candidate, Callable, float]]) -> None:
+    def hear(self, asked: Sequence[tuple[Candidate, Callable, float, float]]) -> None:
         """Score candidates by the audio.
 
         A token that CTC does not hear costs no CTC score. So two in a row are not
         allowed, or commas would crowd out the words.
 
         Args:
-            asked: candidates, the spellers of their utterances, and the scores that
-                they must be above: one that falls behind gets ``NEVER``.
+            asked: candidates, the spellers of their utterances, the scores that they
+                must be above, and the same with the bonus for their labels: one that
+                falls behind gets ``NEVER``.
         """
         heard, suffixes, floors, likely = [], [], [], []
         weight = self.options.ctc_weight
-        for candidate, speller, floor in asked:
+        for candidate, speller, floor, worst in asked:
             parent = candidate.parent
             over = parent.labels[-1:] == [END]
             if candidate.token != self.eos and not over:
@@ -104,6 +118,8 @@ class CTCJudge:
                     continue
             heard.append(candidate)
             suffix = candidate.labels[len(parent.labels) :]
+            worst -= self.options.label_bonus * len(candidate.labels)
+            floor = max(floor, worst)
             suffixes.append((parent.row, [k for k in suffix if k != END]))
             floors.append(self.scores[parent.row] + (floor - candidate.score) / weight)
             likely.append(candidate.score)

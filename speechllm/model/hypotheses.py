@@ -22,6 +22,8 @@ class SearchOptions:
             the language that is spoken; 0 leaves CTC out.
         penalty: added to the score for each token.
         candidates: tokens that the LLM proposes for each hypothesis and CTC judges.
+        label_bonus: added for each CTC label of a text while hypotheses of different
+            lengths are compared in joint search; not part of their scores.
         tokens_per_second, extra_tokens: an answer has at most
             ``int(tokens_per_second · seconds + extra_tokens)`` tokens (Nue-ASR's
             released code has 4 and 20.5).
@@ -47,6 +49,7 @@ class SearchOptions:
     ctc_weight: float = 0.0
     penalty: float = 0.0
     candidates: int = 20
+    label_bonus: float = 1.0
     tokens_per_second: float = 4.0
     extra_tokens: float = 20.5
     min_tokens: int = 0

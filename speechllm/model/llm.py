@@ -78,6 +78,7 @@ class LanguageModel(nn.Module):
                 if parameter.requires_grad:  # adapters learn in float32
                     parameter.data = parameter.data.float()
         self.tuning = tuning
+        self._lengths: dict[int, int] = {}  # of tokens, in characters
         self.causal_lm = causal_lm
 
     @property
@@ -94,6 +95,12 @@ class LanguageModel(nn.Module):
     def eos_id(self) -> int:
         """The token that ends an answer."""
         return self.tokenizer.eos_token_id
+
+    def token_length(self, token: int) -> int:
+        """Characters of a token's text, the space in front of a word included."""
+        if token not in self._lengths:
+            self._lengths[token] = len(self.tokenizer.decode([token]))
+        return self._lengths[token]
 
     def _apply(self, fn, recurse: bool = True) -> LanguageModel:
         """Move the weights, but keep their precision: ESPnet's trainer casts all."""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from speechllm.batches import by_length
 from speechllm.model.ctc_judge import CTCJudge
 from speechllm.model.ctc_prefix import CTCPrefixScorer
 from speechllm.model.hypotheses import (
@@ -45,8 +46,7 @@ def beam_search(
 
     Args:
         llm: in evaluation mode.
-        prompts: embeddings (positions, hidden) of each utterance. Those of like
-            length should be neighbours.
+        prompts: embeddings (positions, hidden) of each utterance.
         max_tokens: most tokens of each answer.
         ctc: scores of the utterances' audio, for joint search.
         spell: for each utterance, a function from token ids to CTC labels, or None
@@ -63,13 +63,13 @@ def beam_search(
     """
     judge = None
     if ctc is not None and options.ctc_weight > 0:
-        judge = CTCJudge(ctc, options, llm.eos_id)
+        judge = CTCJudge(ctc, options, llm.eos_id, llm.token_length)
     spell = list(spell or [None] * len(prompts)) if judge else [None] * len(prompts)
     hints = hints or [()] * len(prompts)
     keys = keys or [0] * len(prompts)
     waiting = deque(
-        Search(index, *own)
-        for index, own in enumerate(zip(max_tokens, hints, spell, strict=True))
+        Search(index, max_tokens[index], hints[index], spell[index])
+        for index in by_length([len(prompt) for prompt in prompts])
     )
     batch_size = batch_size or len(prompts)
     results: list[list[Hypothesis]] = [[] for _ in prompts]

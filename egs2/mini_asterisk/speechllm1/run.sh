@@ -26,6 +26,7 @@ done
 
 warmup_config=conf/warmup.yaml
 inference_config=conf/decode.yaml
+extra_train_sets=
 local_data_opts="${asterisk_dir:+--asterisk_dir ${asterisk_dir}}"
 case ${config##*/} in
     train.yaml)
@@ -43,6 +44,7 @@ case ${config##*/} in
             train_tasks+="${task}:en:${language} ${task}:${language}:en "
         done
         folder_suffix=_${task}
+        extra_train_sets=train_messages
         local_data_opts+=" --message_languages en,es,fr,it,ru --datadir data_five"
         set -- --datadir data_five --dumpdir "dump_${task}" --expdir "exp_${task}" ;;
     *) echo "run.sh: error: --config takes conf/train.yaml, conf/train_asr_st.yaml or conf/train_st.yaml, not '${config}'" >&2; exit 1 ;;
@@ -61,7 +63,7 @@ esac
 
 ./speechllm.sh \
     --train_set train \
-    --extra_train_sets train_messages \
+    --extra_train_sets "${extra_train_sets}" \
     --valid_set dev \
     --test_sets test \
     --local_data_opts "${local_data_opts}" \

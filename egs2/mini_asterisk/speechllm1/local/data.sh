@@ -6,12 +6,12 @@ set -euo pipefail
 datadir=data
 asterisk_dir=
 max_prompts=
-message_languages=en,fr
+message_languages=
 help_message="Usage: local/data.sh [--asterisk_dir DIR] [--datadir ${datadir}] [--max_prompts N] [--message_languages L,L]
   --asterisk_dir DIR  unpacked sound and text packages [ASTERISK in db.sh]
   --datadir DIR       where train, dev and test are made [${datadir}]
-  --max_prompts N     train on N prompts only, dev and test with a quarter of that, and on N messages [all]
-  --message_languages L,L  languages of the messages [${message_languages}]"
+  --max_prompts N     train on N prompts only, dev and test with a quarter of that, and on N messages a language [all]
+  --message_languages L,L  languages of the messages [none]"
 . utils/parse_options.sh
 . ./db.sh
 
@@ -29,6 +29,7 @@ prepare() { # <folder>
     python3 -m speechllm.bin.prepare_data asterisk --output "$1" "${options[@]}"
 }
 messages() {
+    [ -n "${message_languages}" ] || return 0
     # shellcheck disable=SC2086 # the languages are words
     python3 -m speechllm.bin.prepare_data spoken_messages --output "${datadir}/train_messages" \
         --audio_dir "${datadir}/messages_audio" --languages ${message_languages//,/ } \
