@@ -12,8 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 import yaml
 from test_must_c import CORPUS, ENGLISH, GERMAN, write_language
+from test_task import examples, train  # noqa: F401  (fixtures)
+from tiny_models import write_tiny_hubert, write_tiny_llm
 
 ROOT = Path(__file__).parents[1]
 TRAINING = {
@@ -73,7 +76,11 @@ def copy_recipe(root: Path, name: str) -> Path:
 @pytest.mark.parametrize(
     ("name", "write", "groups"),
     [
-        ("must_c", write_must_c, {("asr", "en", "en"), ("st", "en", "de")}),
+        (
+            "must_c",
+            write_must_c,
+            {("asr", "en", "en"), ("st", "en", "de"), ("asr_st", "en", "de")},
+        ),
         (
             "covost2",
             write_covost2,
@@ -82,6 +89,8 @@ def copy_recipe(root: Path, name: str) -> Path:
                 ("asr", "fr", "fr"),
                 ("st", "en", "de"),
                 ("st", "fr", "en"),
+                ("asr_st", "en", "de"),
+                ("asr_st", "fr", "en"),
             },
         ),
     ],
@@ -151,7 +160,7 @@ def test_the_configs_have_only_options_that_exist(name):
 
     conf = ROOT / "egs2" / name / "speechllm1" / "conf"
     configs = sorted(conf.glob("train_*.yaml"))
-    assert len(configs) == 4
+    assert len(configs) == 6
     for path in configs:
         config = yaml.safe_load(path.read_text())
         options = {
@@ -167,3 +176,60 @@ def test_the_configs_have_only_options_that_exist(name):
     search_options({k: v for k, v in decoding.items() if k != "batch_size"})
     prompts = read_prompts(conf / "prompts.yaml")
     assert set(prompts.tasks) == {"asr", "st", "asr_st"}
+    for path in configs:  # the same models for both corpora
+        other = ROOT / "egs2" / "must_c" / "speechllm1" / "conf" / path.name
+        assert path.read_text() == other.read_text()
+
+
+@pytest.fixture(scope="module")
+def tiny_models_of(tmp_path_factory, tiny_whisper, smollm2) -> dict[str, Path]:
+    """A tiny random model of each architecture that the configs name."""
+    from transformers import AutoTokenizer, Gemma2Config, Gemma2ForCausalLM
+
+    root = tmp_path_factory.mktemp("sizes")
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
+    config = Gemma2Config(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=32,
+        vocab_size=len(tokenizer),
+    )
+    Gemma2ForCausalLM(config).save_pretrained(root / "gemma")
+    tokenizer.save_pretrained(root / "gemma")
+    llama = write_tiny_llm(root / "llama", smollm2, size=64)
+    return {
+        "openai/whisper-large-v3": tiny_whisper,
+        "facebook/hubert-large-ll60k": write_tiny_hubert(root / "hubert", "layer"),
+        "google/gemma-2-9b-it": root / "gemma",
+        "meta-llama/Meta-Llama-3-8B-Instruct": llama,
+        "HuggingFaceTB/SmolLM2-1.7B-Instruct": llama,
+    }
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted((ROOT / "egs2/must_c/speechllm1/conf").glob("train_*.yaml")),
+    ids=lambda path: path.stem,
+)
+def test_each_config_takes_a_step(path, tmp_path, train, tiny_models_of):  # noqa: F811
+    """As it stands, but for the models' names and the sizes of batches."""
+    config = yaml.safe_load(path.read_text())
+    for part in ("encoder_conf", "llm_conf"):
+        config[part]["model"] = str(tiny_models_of[config[part]["model"]])
+    small = {"max_epoch": 1, "num_workers": 0, "use_tensorboard": False}
+    prompts = path.with_name("prompts.yaml")
+    train(
+        tmp_path,
+        "--prompts",
+        str(prompts),
+        **{**config, **small, "batch_bins": 100000, "accum_grad": 1},
+    )
+    trained = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert trained["llm_conf"]["tuning"] == config["llm_conf"]["tuning"]
+    state = torch.load(tmp_path / "1epoch.pth", weights_only=True)
+    parts = {name.split(".")[0] for name in state}
+    assert parts == {"bridge", "llm", "ctc"}
+    assert any(value.any() for name, value in state.items() if "lora_B" in name)

@@ -35,8 +35,6 @@ for source in ${src_lang}; do
     done
 done
 
-# The joint task trains and can be decoded, but is not scored yet: to test it too, add
-# --test_tasks.
 ./speechllm.sh \
     --train_set train \
     --valid_set dev \
@@ -45,7 +43,6 @@ done
     --datadir "${datadir}" \
     --local_data_opts "--src_lang ${src_lang// /,} --tgt_lang ${tgt_lang// /,} --datadir ${datadir}${covost2_dir:+ --covost2_dir ${covost2_dir}}" \
     --train_tasks "${tasks}${joint}" \
-    --test_tasks "${tasks}" \
     --prompts conf/prompts.yaml \
     --train_config conf/train_whisper_gemma2_9b.yaml \
     --inference_config conf/decode.yaml \

@@ -27,8 +27,6 @@ for language in ${tgt_lang}; do
     joint+=" asr_st:en:${language}"
 done
 
-# The joint task trains and can be decoded, but is not scored yet: to test it too, add
-# --test_tasks.
 ./speechllm.sh \
     --train_set train \
     --valid_set dev \
@@ -37,7 +35,6 @@ done
     --datadir "${datadir}" \
     --local_data_opts "--tgt_lang ${tgt_lang// /,} --datadir ${datadir}${must_c_dir:+ --must_c_dir ${must_c_dir}}" \
     --train_tasks "${tasks}${joint}" \
-    --test_tasks "${tasks}" \
     --prompts conf/prompts.yaml \
     --train_config conf/train_whisper_gemma2_9b.yaml \
     --inference_config conf/decode.yaml \
