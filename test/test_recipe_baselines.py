@@ -1,0 +1,93 @@
+"""local/baselines.sh of the translation recipes, on a few words of real speech."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import soundfile
+import tiny_baselines
+from test_recipe_translation import copy_recipe
+
+from speechllm.audio import load_audio
+from speechllm.datadir import write_table
+from speechllm.examples import make_examples
+
+
+def write_stage_5(folder: Path, name: str, speech_file: Path) -> None:
+    """What stages 3 to 5 make of a set with two English utterances."""
+    raw = folder / "dump" / "raw" / name
+    raw.mkdir(parents=True)
+    speech = load_audio(speech_file)
+    tables = {"wav.scp": {}, "utt2num_samples": {}}
+    for number, wave in enumerate((speech[:20000], speech[20000:48000])):
+        path = raw / f"u{number}.wav"
+        soundfile.write(path, wave, 16000)
+        tables["wav.scp"][f"u{number}"] = str(path)
+        tables["utt2num_samples"][f"u{number}"] = str(len(wave))
+    both = ("u0", "u1")
+    tables["text"] = dict(zip(both, ("Please enter", "your password")))
+    tables["text.de"] = dict(zip(both, ("Bitte geben Sie", "Ihr Passwort ein")))
+    tables["utt2lang"] = dict.fromkeys(both, "en")
+    tables["utt2spk"] = dict.fromkeys(both, "s")
+    for table, content in tables.items():
+        write_table(raw / table, content)
+    tasks = ["asr:en", "st:en:de", "asr_st:en:de"]
+    make_examples([raw], folder / "dump" / "examples" / name, tasks)
+
+
+def run_script(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    environment = dict(os.environ, OMP_NUM_THREADS="1")
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    return subprocess.run(
+        ["local/baselines.sh", *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+def test_baselines_end_in_the_table_of_results(tmp_path, speech_file, whisper_base):
+    folder = copy_recipe(tmp_path / "clone", "covost2")
+    write_stage_5(folder, "test", speech_file)
+    models = tmp_path / "models"
+    tiny_baselines.write_tiny_whisper_decoder(models / "whisper-x.y", whisper_base)
+    tiny_baselines.write_tiny_nllb(models / "nllb")
+    tiny_baselines.write_tiny_seamless(models / "seamless")
+    arguments = ["--beam_size", "1", "--dtype", "float32", "--device", "cpu"]
+    arguments += ["--whisper", str(models / "whisper-x.y")]
+    arguments += ["--nllb", str(models / "nllb")]
+    done = run_script(folder, *arguments, "--seamless", str(models / "seamless"))
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    rows = json.loads((folder / "exp" / "RESULTS.json").read_text())
+    assert {row["decode"] for row in rows} == {"decode_beam1"}
+    found = {(row["system"], row["task"]) for row in rows}
+    everything = {"asr", "st", "asr_st"}
+    assert found == {
+        ("whisper-x_y", "asr"),
+        *(("whisper-x_y_nllb", task) for task in everything),
+        *(("seamless", task) for task in everything),
+    }
+    assert "| whisper-x_y_nllb/decode_beam1 | test | en → de | 2 |" in done.stdout
+
+
+@pytest.mark.parametrize("recipe", ["must_c", "covost2"])
+def test_stage_5_comes_first(tmp_path, recipe):
+    done = run_script(copy_recipe(tmp_path, recipe))
+    assert done.returncode == 1
+    assert "run stage 5 first" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_an_unknown_option_gets_one_line(tmp_path):
+    done = run_script(copy_recipe(tmp_path, "covost2"), "--wisper", "x")
+    assert done.returncode == 1
+    assert "unknown option '--wisper'" in done.stderr
