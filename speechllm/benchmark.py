@@ -164,15 +164,15 @@ def decode_set(
     model: SpeechToText, waves: list, asks: list, batch_size: int, generation: dict
 ) -> list[str]:
     """Texts of all utterances, decoded ``batch_size`` at a time as stage 12 does."""
-    from speechllm.inference import batches_by_length
+    from speechllm.inference import QUEUE, batches_by_length
 
     options = model.options(generation)
     texts = [""] * len(waves)
-    for batch in batches_by_length([len(wave) for wave in waves], batch_size):
+    for queue in batches_by_length([len(wave) for wave in waves], QUEUE * batch_size):
         results = model.decode(
-            [waves[i] for i in batch], [asks[i] for i in batch], options
+            [waves[i] for i in queue], [asks[i] for i in queue], options, batch_size
         )
-        for index, result in zip(batch, results):
+        for index, result in zip(queue, results):
             texts[index] = result.text
     return texts
 

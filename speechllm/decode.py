@@ -26,16 +26,17 @@ def decode_examples(
     shard: int = 1,
     device: str = "cpu",
     dtype: str = "float32",
+    engine: str = "auto",
 ) -> int:
     """Decode what is not decoded yet, and write ``text`` when all of it is.
 
     Of ``asr_st`` that is the translation; ``text.transcript`` beside it holds the
     transcripts, and ``flags`` what is odd about an answer, such as ``malformed``.
 
-    Each finished batch is appended to ``hypotheses.<shard>.jsonl`` and flushed to
-    disk, one line an utterance: ``{"id", "text", "score", "tokens", "ctc_text",
-    "nbest"}`` and what else ``Result.entry`` has. A second start reads it and goes
-    on. When the model, the options or the examples are others than those of the lines
+    Batches wait in a queue, and each queue that is finished is appended to
+    ``hypotheses.<shard>.jsonl`` and flushed to disk, one line an utterance: ``{"id",
+    "text", "score", "tokens", "ctc_text", "nbest"}`` and what else ``Result.entry``
+    has. A second start reads it and goes on. When the model, the options or the examples are others than those of the lines
     that are there, these lines are put aside as ``….previous`` and decoding starts
     anew. An utterance that cannot be read, or is longer than the model takes, gets an
     empty text and a line in ``failed.<shard>.tsv``; a second start tries it again.
@@ -47,7 +48,7 @@ def decode_examples(
         generation: fields of ``SearchOptions``.
         batch_size: utterances decoded at once.
         num_shards, shard: decode every ``num_shards``-th utterance, ``shard`` from 1.
-        device, dtype: where and in what precision.
+        device, dtype, engine: where, in what precision, and by what products.
 
     Returns:
         The number of utterances decoded now.
@@ -87,7 +88,7 @@ def decode_examples(
         (output_dir / "text").unlink(missing_ok=True)  # of other settings
         decode_todo(
             model_dir, path, key, not done, todo, wavs, tasks, samples,
-            generation, batch_size, device, dtype,
+            generation, batch_size, device, dtype, engine,
         )  # fmt: skip
     collect_text(output_dir, ids, key, num_shards)
     return len(todo)
@@ -95,14 +96,15 @@ def decode_examples(
 
 def decode_todo(
     model_dir, path, key, fresh, todo, wavs, tasks, samples,
-    generation, batch_size, device, dtype,
+    generation, batch_size, device, dtype, engine,
 ) -> None:  # fmt: skip
     """Decode the utterances ``todo`` and append their lines to ``path``."""
     from tqdm import tqdm
 
-    from speechllm.inference import SpeechToText, batches_by_length
+    from speechllm.batches import batches_by_length
+    from speechllm.inference import QUEUE, SpeechToText
 
-    model = SpeechToText.from_pretrained(model_dir, device, dtype)
+    model = SpeechToText.from_pretrained(model_dir, device, dtype, engine)
     options = model.options(generation)
     failed = path.with_name(path.name.replace("hypotheses", "failed")).with_suffix(
         ".tsv"
@@ -114,9 +116,9 @@ def decode_todo(
         if fresh:
             stream.write(json.dumps({"settings": key}) + "\n")
         lengths = [samples.get(i, 0) for i in todo]
-        for batch in batches_by_length(lengths, batch_size):
+        for queue in batches_by_length(lengths, QUEUE * batch_size):
             names, waves = [], []
-            for name in (todo[i] for i in batch):
+            for name in (todo[i] for i in queue):
                 try:
                     waves.append(load_utterance(wavs[name], longest))
                     names.append(name)
@@ -128,13 +130,12 @@ def decode_todo(
                         line["transcript"] = ""
                     write_line(stream, line)
             asks = [tuple(tasks[name].split()) for name in names]
-            for name, result in zip(
-                names, model.decode(waves, asks, options) if waves else []
-            ):
+            results = model.decode(waves, asks, options, batch_size) if waves else []
+            for name, result in zip(names, results):
                 write_line(stream, {"id": name, **result.entry()})
             stream.flush()
             os.fsync(stream.fileno())
-            bar.update(len(batch))
+            bar.update(len(queue))
             print(progress(bar), flush=True)
     bar.close()
     if failed.exists():

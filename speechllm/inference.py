@@ -44,6 +44,7 @@ from speechllm.guard import NOTHING_HEARD, Guard, Thresholds, Verdict, read_thre
 from speechllm.joint import read_answer, separator_of
 from speechllm.model.bridge import BLANK, label_runs
 from speechllm.model.ctc_prefix import CTCPrefixScorer
+from speechllm.model.engine import choose_engine
 from speechllm.model.llm import LanguageModel, resolve_dtype
 from speechllm.model.search import END, Hypothesis, SearchOptions, beam_search
 from speechllm.model.speech_llm import SpeechLLM, build_speech_llm
@@ -139,7 +140,11 @@ class SpeechToText:
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, device: str = "cpu", dtype: str = "float32"
+        cls,
+        path: str | Path,
+        device: str = "cpu",
+        dtype: str = "float32",
+        engine: str = "auto",
     ) -> SpeechToText:
         """Load a model.
 
@@ -149,6 +154,8 @@ class SpeechToText:
             device: ``cpu``, ``cuda``, …
             dtype: ``float32``, ``bfloat16``, ``float16``, or ``auto``. In float32
                 the text of an utterance does not depend on its batch.
+            engine: how products are computed: ``auto`` is the fastest that is known
+                for the device; all are in :data:`speechllm.model.engine.ENGINES`.
 
         Raises:
             UserError: no such model, or it stands on other pretrained weights than
@@ -161,6 +168,7 @@ class SpeechToText:
 
             loaded = load_nue_asr(folder, dtype)
             loaded.model.to(device=device)
+            choose_engine(loaded.model, engine)
             return loaded
         config = read_config(folder / "config.yaml")
         check_origin(folder, config)
@@ -178,8 +186,10 @@ class SpeechToText:
         if model.llm is not None:
             merge_adapters(model.llm)
         prompts = read_prompts(folder / "prompts.yaml")
+        model.to(device=device, dtype=resolve_dtype(dtype))
+        choose_engine(model, engine)
         return cls(
-            model.to(device=device, dtype=resolve_dtype(dtype)),
+            model,
             prompts,
             thresholds=read_thresholds(folder),
             calibration=read_calibration(folder),

@@ -72,7 +72,7 @@ def decode(args: argparse.Namespace) -> str:
     from speechllm.files import read_yaml
 
     generation = read_yaml(args.config) if args.config else {}
-    for name in ("batch_size", "dtype"):
+    for name in ("batch_size", "dtype", "engine"):
         generation.pop(name, None)
     costs = benchmark_decoding(
         args.model,

@@ -25,14 +25,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--shard", type=int, default=1, help="from 1")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", help="float32, bfloat16, float16, auto [float32]")
+    parser.add_argument("--engine", help="auto, eager, deepspeed [auto]")
     args = parser.parse_args(argv)
     options = read_yaml(args.config) if args.config else {}
-    named = ("batch_size beam_size nbest ctc_weight penalty candidates dtype").split()
-    for name in named:
+    named = "batch_size beam_size nbest ctc_weight penalty candidates dtype engine"
+    for name in named.split():
         if getattr(args, name) is not None:
             options[name] = getattr(args, name)
     batch_size = options.pop("batch_size", 16)
     dtype = options.pop("dtype", "float32")
+    engine = options.pop("engine", "auto")
     from speechllm.decode import decode_examples
 
     count = decode_examples(
@@ -45,6 +47,7 @@ def main(argv: list[str] | None = None) -> None:
         shard=args.shard,
         device=args.device,
         dtype=dtype,
+        engine=engine,
     )
     print(f"{args.output_dir}: {count} utterances decoded now (shard {args.shard})")
 

@@ -1,0 +1,99 @@
+"""Engines compute the same; what they cannot do they say."""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from speechllm.errors import UserError
+from speechllm.inference import SpeechToText
+from speechllm.model.engine import PackedLinear, choose_engine
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    rows=st.integers(1, 70),
+    inputs=st.integers(1, 65),
+    outputs=st.integers(1, 65),
+    bias=st.booleans(),
+    strided=st.booleans(),
+)
+def test_packed_products_are_the_products(rows, inputs, outputs, bias, strided):
+    torch.manual_seed(rows)
+    linear = nn.Linear(inputs, outputs, bias=bias)
+    packed = PackedLinear(linear)
+    values = torch.randn(2, rows, 2 * inputs)
+    values = values[..., ::2] if strided else values[..., :inputs].contiguous()
+    expected = values.double() @ linear.weight.double().T
+    if bias:
+        expected += linear.bias.double()
+    with torch.inference_mode():
+        assert torch.allclose(packed(values).double(), expected, atol=1e-4)
+    assert torch.equal(packed.weight, linear.weight)
+    saved, state = packed.state_dict(), linear.state_dict()
+    assert saved.keys() == state.keys()
+    assert all(torch.equal(saved[name], state[name]) for name in state)
+
+
+def test_auto_hears_what_eager_hears(tiny_model):
+    waves = [
+        (
+            0.1 * torch.randn(4000 * n, generator=torch.Generator().manual_seed(n))
+        ).numpy()
+        for n in range(1, 5)
+    ]
+    models = {
+        engine: SpeechToText.from_pretrained(tiny_model, engine=engine)
+        for engine in ("eager", "auto")
+    }
+    packed = [isinstance(m, PackedLinear) for m in models["auto"].model.modules()]
+    assert sum(packed) > 20
+    assert type(models["eager"].model.llm.causal_lm.lm_head) is nn.Linear
+    found = {name: m.transcribe(waves) for name, m in models.items()}
+    for auto, eager in zip(found["auto"], found["eager"]):
+        assert auto.tokens == eager.tokens
+        assert auto.score == pytest.approx(eager.score, abs=1e-3)
+
+
+def test_only_float32_is_packed():
+    model = nn.Sequential(nn.Linear(4, 4).bfloat16(), nn.Linear(4, 4))
+    choose_engine(model, "auto")
+    assert type(model[0]) is nn.Linear
+    assert type(model[1]) is PackedLinear
+
+
+def test_engines_that_are_not_here(tiny_model, monkeypatch):
+    with pytest.raises(UserError, match="engine 'fast': one of auto, eager, deepspeed"):
+        SpeechToText.from_pretrained(tiny_model, engine="fast")
+    with pytest.raises(UserError, match="engine deepspeed needs an NVIDIA GPU"):
+        SpeechToText.from_pretrained(tiny_model, engine="deepspeed")
+    on_gpu = SimpleNamespace(device=torch.device("cuda", 0))
+    model = SimpleNamespace(parameters=lambda: iter([on_gpu]))
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    with pytest.raises(UserError, match="pip install deepspeed"):
+        choose_engine(model, "deepspeed")
+
+
+def test_deepspeed_gets_the_llm(monkeypatch):
+    """A stand-in for the package: on a GPU the real one is called like this."""
+    asked = []
+
+    def init_inference(causal_lm, **options):
+        asked.append((causal_lm, options))
+        return SimpleNamespace(module="the same, in DeepSpeed")
+
+    stand_in = SimpleNamespace(init_inference=init_inference)
+    monkeypatch.setitem(sys.modules, "deepspeed", stand_in)
+    llm = SimpleNamespace(causal_lm="the LLM", dtype=torch.bfloat16)
+    on_gpu = SimpleNamespace(device=torch.device("cuda", 0))
+    model = SimpleNamespace(parameters=lambda: iter([on_gpu]), llm=llm)
+    choose_engine(model, "deepspeed")
+    options = {"dtype": torch.bfloat16, "replace_with_kernel_inject": False}
+    assert asked == [("the LLM", options)]
+    assert llm.causal_lm == "the same, in DeepSpeed"
