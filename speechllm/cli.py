@@ -87,8 +87,9 @@ def add_to_nue_asr(commands) -> None:
 def to_nue_asr(args: argparse.Namespace) -> int:
     """Write a model in Nue-ASR's format."""
     from speechllm.inference import SpeechToText
-    from speechllm.model.nue_asr import save_nue_asr
+    from speechllm.model.nue_asr import check_output, save_nue_asr
 
+    check_output(args.output)  # before the model is loaded
     save_nue_asr(SpeechToText.from_pretrained(args.model), args.output, args.license)
     print(f"{args.output}: written in Nue-ASR's format")
     return 0

@@ -348,6 +348,66 @@ def test_auto_classes(tmp_path, reference, waves, expected):
     check(SpeechToText.from_pretrained(folder), reference, waves, expected, 4)
 
 
+@pytest.fixture
+def hub(tmp_path, monkeypatch) -> Path:
+    """A folder that takes commits in place of the hub."""
+    from types import SimpleNamespace
+
+    import huggingface_hub
+
+    root = tmp_path / "hub"
+
+    def create_repo(api, repo_id, **options):
+        (root / repo_id).mkdir(parents=True, exist_ok=True)
+        return SimpleNamespace(repo_id=repo_id)
+
+    def create_commit(api, repo_id, operations, commit_message, **options):
+        for operation in operations:
+            with operation.as_file() as stream:
+                path = root / repo_id / operation.path_in_repo
+                path.write_bytes(stream.read())
+        return f"https://hub/{repo_id}: {commit_message}"
+
+    def upload_folder(api, repo_id, folder_path, commit_message, **options):
+        shutil.copytree(folder_path, root / repo_id, dirs_exist_ok=True)
+        return f"https://hub/{repo_id}: {commit_message}"
+
+    def file_exists(api, repo_id, filename, **options):
+        return (root / repo_id / filename).exists()
+
+    def load_card(repo_id, **options):
+        return huggingface_hub.ModelCard((root / repo_id / "README.md").read_text())
+
+    for function in (create_repo, create_commit, upload_folder, file_exists):
+        monkeypatch.setattr(huggingface_hub.HfApi, function.__name__, function)
+    monkeypatch.setattr(huggingface_hub.ModelCard, "load", load_card)
+    return root
+
+
+def test_push_to_hub_and_back(hub, reference, waves, expected):
+    from transformers import AutoModel, AutoProcessor
+
+    import speechllm.model.nue_asr  # noqa: F401
+
+    model = AutoModel.from_pretrained(reference.folder)
+    assert "Upload model" in model.push_to_hub("me/nue", max_shard_size="100KB")
+    AutoProcessor.from_pretrained(reference.folder).push_to_hub("me/nue")
+    uploaded = hub / "me" / "nue"
+    assert len(list(uploaded.glob("model-*.safetensors"))) > 1
+    card = (uploaded / "README.md").read_text("utf-8")
+    assert "# Speech recognition in the format of Nue-ASR" in card
+    assert card.startswith("---\nlibrary_name: transformers")
+    check(SpeechToText.from_pretrained(uploaded), reference, waves, expected, 4)
+    loaded, processor = (
+        AutoModel.from_pretrained(uploaded),
+        AutoProcessor.from_pretrained(uploaded),
+    )
+    assert loaded(**processor(waves[0]))[0].tolist() == expected[0]
+    (uploaded / "README.md").write_text("---\nlicense: mit\n---\nmine")
+    model.push_to_hub("me/nue")
+    assert "mine" in (uploaded / "README.md").read_text("utf-8")
+
+
 def test_a_trained_model_is_written_with_its_adapters_merged(
     tmp_path, reference, waves
 ):
@@ -632,6 +692,115 @@ def test_no_tokenizer(copy):
     (copy / "spiece.model").unlink()
     with pytest.raises(UserError, match="no tokenizer can be loaded"):
         SpeechToText.from_pretrained(copy)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"sampling_rate": 8000}', "sampling_rate 8000; such models hear 16000 Hz"),
+        ('{"sampling_rate": "fast"}', "sampling_rate 'fast'"),
+        ('{"sampling_rate": null}', "sampling_rate None"),
+        ("16000", "preprocessor_config.json: cannot be read"),
+        ("{", "preprocessor_config.json: cannot be read"),
+    ],
+)
+def test_a_sampling_rate_that_is_none(copy, content, message):
+    (copy / "preprocessor_config.json").write_text(content)
+    with pytest.raises(UserError, match=message):
+        SpeechToText.from_pretrained(copy)
+
+
+def test_an_encoder_of_another_sampling_rate(tmp_path, reference):
+    from speechllm.model.encoder import HubertEncoder
+
+    reference.hubert.save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text('{"sampling_rate": 8000}')
+    with pytest.raises(ValueError, match="8000, but speech comes here at 16000 Hz"):
+        HubertEncoder(str(tmp_path), normalize=False)
+
+
+def broken_rate(folder: Path) -> Path:
+    """A WAV file whose header says 0 Hz."""
+    import io
+
+    import soundfile
+
+    stream = io.BytesIO()
+    soundfile.write(stream, np.zeros(1600), RATE, format="WAV")
+    content = bytearray(stream.getvalue())
+    content[24:28] = bytes(4)
+    (folder / "zero.wav").write_bytes(content)
+    return folder / "zero.wav"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "arguments", "message"),
+    [
+        (lambda c: (c / "config.json").unlink(), ["{wav}"], "no model"),
+        (
+            lambda c: break_config(c, lambda config: config.pop("llm_config")),
+            ["{wav}"],
+            "the key 'llm_config' is missing",
+        ),
+        (
+            lambda c: break_state(
+                c, lambda state: state.update({"bridge_proj.bias": torch.zeros(3)})
+            ),
+            ["{wav}"],
+            r"1 weights are of another shape.*bridge_proj\.bias \(3,\)",
+        ),
+        (None, ["{folder}/none"], None),
+        (None, ["{zero}"], None),
+        (None, [], "nothing to transcribe"),
+        (None, ["{wav}", "--task", "tts"], "no prompt for task 'tts'"),
+        (None, ["{wav}", "--language", "en"], "'en' has no name"),
+        (None, ["{wav}", "--output", "{wav}/out"], "cannot be written"),
+    ],
+)
+def test_bad_input_on_the_command_line(
+    capsys, tmp_path, copy, waves, spoil, arguments, message
+):
+    """The same sentences as from the API; a recording alone does not stop it."""
+    import soundfile
+
+    from speechllm import cli
+
+    if spoil is not None:
+        spoil(copy)
+    soundfile.write(tmp_path / "a.wav", waves[0], RATE)
+    names = {
+        "wav": tmp_path / "a.wav",
+        "folder": tmp_path,
+        "zero": broken_rate(tmp_path),
+    }
+    words = [argument.format(**names) for argument in arguments]
+    command = ["transcribe", "--model", str(copy), *words]
+    if message is not None:
+        with pytest.raises(UserError, match=message):
+            cli.main(command)
+        return
+    assert cli.main(command) == 1
+    captured = capsys.readouterr()
+    assert captured.out == "" and f"error: {words[0]}: " in captured.err
+
+
+def test_nothing_else_is_replaced_by_a_model(tmp_path, copy):
+    from speechllm import cli
+
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "letter.txt").write_text("dear")
+    (tmp_path / "file").write_text("mine")
+    for name, message in (
+        ("home", "is not replaced"),
+        ("file", "is not replaced"),
+        ("file/below", "cannot be written"),
+    ):
+        command = ["to_nue_asr", "--model", str(copy)]
+        with pytest.raises(UserError, match=message):
+            cli.main([*command, "--output", str(tmp_path / name)])
+    assert (tmp_path / "home" / "letter.txt").read_text() == "dear"
+    assert (tmp_path / "file").read_text() == "mine"
+    cli.main([*command, "--output", str(copy)])  # a model may be
 
 
 def test_command_line_writes_the_format(capsys, tmp_path, copy, waves):

@@ -336,13 +336,19 @@ class HubertEncoder(SpeechEncoder):
                 if random_init
                 else AutoModel.from_pretrained(path, dtype=torch.float32)
             )
-        if self._normalize is None:
-            self.normalize = config.feat_extract_norm == "layer"
-            if preprocessor is not None and preprocessor.exists():
-                settings = json.loads(preprocessor.read_text("utf-8"))
-                self.normalize = settings.get("do_normalize", self.normalize)
-        else:
-            self.normalize = self._normalize
+        settings = {}
+        if preprocessor is not None and preprocessor.exists():
+            settings = json.loads(preprocessor.read_text("utf-8"))
+        rate = settings.get("sampling_rate", SAMPLING_RATE)
+        if rate != SAMPLING_RATE:
+            raise ValueError(
+                f"{preprocessor}: sampling_rate {rate!r}, but speech comes here at "
+                f"{SAMPLING_RATE} Hz"
+            )
+        self.normalize = self._normalize
+        if self.normalize is None:
+            trained_so = config.feat_extract_norm == "layer"
+            self.normalize = settings.get("do_normalize", trained_so)
         # time masks inside the model draw from numpy's global state: leave them off
         hubert.config.apply_spec_augment = False
         hubert.config.layerdrop = 0.0

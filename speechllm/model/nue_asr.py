@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import json
 import logging
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,6 +52,7 @@ from speechllm.model.bridge import ConvolutionBridge
 from speechllm.model.encoder import SAMPLING_RATE, HubertEncoder
 from speechllm.model.llm import LanguageModel, resolve_dtype
 from speechllm.model.speech_llm import SpeechLLM
+from speechllm.model_folder import is_nue_asr
 from speechllm.prompts import Prompts, read_prompts
 from speechllm.t5_tokenizer import load_tokenizer
 
@@ -187,6 +189,42 @@ class NueASRModel(PreTrainedModel):
         return self.llm.generate(
             inputs_embeds=embeddings, attention_mask=mask, **generation
         )
+
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str = "Upload model",
+        private: bool | None = None,
+        token: bool | str | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        max_shard_size: int | str = "50GB",
+    ) -> str:
+        """Upload to the hub as every model of transformers does.
+
+        A repository without a card gets :func:`model_card`. The processor has a
+        ``push_to_hub`` of its own.
+
+        Returns:
+            The address of the commit.
+        """
+        from huggingface_hub import HfApi
+
+        api = HfApi(token=token)
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, max_shard_size=max_shard_size)
+            if not api.file_exists(repo_id, "README.md", revision=revision):
+                Path(folder, "README.md").write_text(model_card(self), "utf-8")
+            return api.upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                commit_message=commit_message,
+                revision=revision,
+                create_pr=create_pr,
+            )
 
 
 class NueASRProcessor(ProcessorMixin):
@@ -356,14 +394,48 @@ def speech_llm_state(folder: str | Path) -> dict[str, Tensor]:
 
 
 def load_feature_extractor(folder: Path) -> Wav2Vec2FeatureExtractor:
-    """What the folder says of waveforms; the released model leaves them as they are."""
+    """What the folder says of waveforms; the released model leaves them as they are.
+
+    Raises:
+        UserError: the file is damaged, or wants another sampling rate than 16 kHz.
+    """
     for name in ("processor_config.json", "preprocessor_config.json"):
-        if (folder / name).exists():
-            return Wav2Vec2FeatureExtractor.from_pretrained(folder)
+        if not (folder / name).exists():
+            continue
+        try:
+            extractor = Wav2Vec2FeatureExtractor.from_pretrained(folder)
+        except (OSError, TypeError, ValueError, AttributeError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"{folder / name}: cannot be read: {reason}") from error
+        if extractor.sampling_rate != SAMPLING_RATE:
+            raise UserError(
+                f"{folder / name}: sampling_rate {extractor.sampling_rate!r}; such "
+                f"models hear {SAMPLING_RATE} Hz"
+            )
+        return extractor
     return Wav2Vec2FeatureExtractor(do_normalize=False, sampling_rate=SAMPLING_RATE)
 
 
 # --- writing ------------------------------------------------------------------------
+
+
+def check_output(folder: str | Path) -> None:
+    """Refuse to replace what is no model, and a place where nothing can be made.
+
+    Raises:
+        UserError: the folder cannot be written, or holds something else.
+    """
+    folder = Path(folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written: {error.strerror}") from error
+    if not empty and not is_nue_asr(folder):
+        raise UserError(
+            f"{folder}: is there and no model in Nue-ASR's format, so it is not "
+            "replaced; name a new folder"
+        )
 
 
 def save_nue_asr(model: SpeechToText, folder: str | Path, license: str = "") -> None:
@@ -373,15 +445,19 @@ def save_nue_asr(model: SpeechToText, folder: str | Path, license: str = "") -> 
 
     Args:
         model: HuBERT, convolution bridge and GPT-NeoX; adapters are merged already.
-        folder: to write; replaced as a whole.
+        folder: to write; a model in it is replaced as a whole.
         license: of the weights, for the card; as the hub names licenses.
 
     Raises:
-        UserError: another architecture, or a prompt that the format cannot tell.
+        UserError: another architecture, a prompt that the format cannot tell, or a
+            folder that cannot be written or holds something else.
     """
     import yaml
 
+    check_output(folder)
     speech_llm, prompts = model.model, model.prompts
+    if speech_llm.llm is None:
+        raise UserError("Nue-ASR's format has an LLM, and this model is CTC alone")
     encoder, bridge, llm = speech_llm.encoder, speech_llm.bridge, speech_llm.llm
     for part, kind in (
         (getattr(encoder, "encoder", encoder), HubertModel),
@@ -437,7 +513,7 @@ def check_prompt(prompts: Prompts, tokenizer) -> str:
     return language
 
 
-def model_card(model: NueASRModel, language: str, license: str = "") -> str:
+def model_card(model: NueASRModel, language: str = "", license: str = "") -> str:
     """The hub's README.md for a model of this format."""
     config = model.config
     millions = {
@@ -448,7 +524,8 @@ def model_card(model: NueASRModel, language: str, license: str = "") -> str:
             ("GPT-NeoX", model.llm),
         )
     }
-    head = ["---", f"language: {language}", "library_name: transformers"]
+    head = ["---", *([f"language: {language}"] if language else [])]
+    head += ["library_name: transformers"]
     head += [f"license: {license}"] if license else []
     head += ["pipeline_tag: automatic-speech-recognition"]
     head += [f"tags: [{MODEL_TYPE}]", "---"]
