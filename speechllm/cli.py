@@ -2,6 +2,7 @@
 
     speechllm transcribe --model exp/speechllm_train/model a.wav b.flac recordings/
     speechllm transcribe --model M --task st --language en --target_language fr a.mp3
+    speechllm transcribe --model M --format srt --output subtitles film.mkv talk.mp3
     ffmpeg -i film.mkv -f wav - | speechllm transcribe --model M --format json -
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import IO
 
@@ -18,12 +19,15 @@ from speechllm.errors import UserError, run_main
 from speechllm.files import atomic_open
 from speechllm.transcribe import (
     FORMATS,
+    SUBTITLES,
     Recording,
     find_recordings,
     format_transcription,
-    transcribe_recordings,
+    subtitle_paths,
 )
 
+BAR = "{percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s of audio [{elapsed}<{remaining}]"
+BAR_WITHOUT_END = "{n:.0f} s of audio [{elapsed}]"
 SEARCH_OPTIONS = ("beam_size", "nbest", "ctc_weight", "penalty")
 
 
@@ -43,8 +47,9 @@ def add_transcribe(commands) -> None:
     parser = commands.add_parser(
         "transcribe",
         help="transcribe or translate recordings",
-        description="Transcribe or translate recordings. A recording that cannot be "
-        "read is reported and left out, and the exit status is then 1.",
+        description="Transcribe or translate recordings of any length. A recording "
+        "that cannot be read is reported and left out; of one that is cut off there "
+        "is the text of what is there. The exit status is then 1.",
     )
     add = parser.add_argument
     add(
@@ -65,7 +70,30 @@ def add_transcribe(commands) -> None:
     add("--penalty", type=float, help="added to the score for each token [0]")
     add("--device", default="cpu", help="cpu, cuda, … [cpu]")
     add("--dtype", default="float32", help="float32, bfloat16, float16 or auto")
-    add("--output", metavar="FILE", help="write there [standard output]")
+    add(
+        "--max_seconds",
+        type=float,
+        default=15.0,
+        help="longer recordings are decoded in segments of at most this [15]",
+    )
+    add(
+        "--pause_seconds",
+        type=float,
+        default=0.1,
+        help="a silence so long ends a segment; more for a model that was trained on "
+        "long utterances [0.1]",
+    )
+    add(
+        "--words",
+        action="store_true",
+        help="times of words: in json, and for the cues of srt and vtt",
+    )
+    add(
+        "--output",
+        metavar="PATH",
+        help="write there; srt or vtt of several recordings: a folder "
+        "[standard output]",
+    )
     add("--format", default="table", choices=FORMATS, help="[table]")
     parser.set_defaults(run=transcribe)
 
@@ -105,40 +133,92 @@ def transcribe(args: argparse.Namespace) -> int:
         for name in SEARCH_OPTIONS
         if getattr(args, name) is not None
     }
-    with output_stream(args.output) as stream:
-        return write_texts(args, recordings, generation, stream)
+    with output_writer(recordings, args.output, args.format) as write:
+        return write_texts(args, recordings, generation, write)
 
 
 def write_texts(
     args: argparse.Namespace,
     recordings: list[Recording],
     generation: dict,
-    stream: IO[str],
+    write: Callable[[str | None], None],
 ) -> int:
     """Load the model and write what it makes of the recordings; the exit status."""
     from tqdm import tqdm
     from transformers.utils.logging import disable_progress_bar
 
     from speechllm.inference import SpeechToText
+    from speechllm.long_form import transcribe_long
 
     disable_progress_bar()  # of loading weights: one bar is enough
     model = SpeechToText.from_pretrained(args.model, args.device, args.dtype)
-    request = model.request(args.task, args.language, args.target_language)
-    options = model.options(generation)
+    *_, target = model.request(args.task, args.language, args.target_language)
+    if args.words:
+        generation["word_times"] = True
     failed = 0
-    with tqdm(total=len(recordings), unit="utt", file=sys.stderr) as bar:
-        for transcription in transcribe_recordings(
-            model, recordings, request, options, args.batch_size
-        ):
-            stream.write(format_transcription(transcription, args.format))
-            stream.flush()
+    expected = [recording.expected_seconds() for recording in recordings]
+    with tqdm(
+        total=None if None in expected else sum(expected),
+        file=sys.stderr,
+        bar_format=BAR_WITHOUT_END if None in expected else BAR,
+    ) as bar:
+        transcriptions = transcribe_long(
+            model,
+            (recording.stream() for recording in recordings),
+            task=args.task,
+            language=args.language,
+            target_language=args.target_language,
+            max_seconds=args.max_seconds,
+            pause_seconds=args.pause_seconds,
+            batch_size=args.batch_size,
+            progress=bar.update,
+            **generation,
+        )
+        for recording, transcription in zip(recordings, transcriptions, strict=True):
+            write(
+                format_transcription(recording.name, transcription, args.format, target)
+            )
             if transcription.error is not None:
                 failed += 1
                 bar.write(f"error: {transcription.error}", file=sys.stderr)
-            bar.update()
     if failed:
         print(f"{failed} of {len(recordings)} recordings failed", file=sys.stderr)
     return 1 if failed else 0
+
+
+@contextmanager
+def output_writer(
+    recordings: list[Recording], output: str | None, form: str
+) -> Iterator[Callable[[str | None], None]]:
+    """A function that takes what is to be written for each recording, in order.
+
+    Raises:
+        UserError: there is no place for it; said before any work is done.
+    """
+    paths = subtitle_paths(recordings, output, form) if form in SUBTITLES else None
+    if paths is None:
+        with output_stream(output) as stream:
+
+            def write(text: str | None) -> None:
+                stream.write(text or "")
+                stream.flush()
+
+            yield write
+        return
+    try:
+        paths[0].parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror
+        raise UserError(f"--output {output}: cannot be written: {reason}") from None
+    following = iter(paths)
+
+    def write_file(text: str | None) -> None:
+        path = next(following)
+        if text is not None:
+            with atomic_open(path) as stream:
+                stream.write(text)
+
+    yield write_file
 
 
 @contextmanager

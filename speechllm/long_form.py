@@ -30,7 +30,13 @@ import numpy as np
 from speechllm.audio import SAMPLING_RATE
 from speechllm.errors import UserError
 from speechllm.result import Passage, Result, Word
-from speechllm.segmentation import MAX_SECONDS, Cutting, Segment, speech_segments
+from speechllm.segmentation import (
+    MAX_SECONDS,
+    PAUSE_SECONDS,
+    Cutting,
+    Segment,
+    speech_segments,
+)
 from speechllm.text import LANGUAGES_WITHOUT_SPACES
 
 if TYPE_CHECKING:
@@ -63,6 +69,7 @@ def transcribe_long(
     language: str | None = None,
     target_language: str | None = None,
     max_seconds: float = MAX_SECONDS,
+    pause_seconds: float = PAUSE_SECONDS,
     batch_size: int = 8,
     progress: Callable[[float], object] | None = None,
     **options,
@@ -76,6 +83,7 @@ def transcribe_long(
         task, language, target_language: as in :meth:`SpeechToText.transcribe`.
         max_seconds: recordings up to this length are decoded whole, longer ones in
             segments of at most this; never more than the encoder takes.
+        pause_seconds: where nobody speaks for so long, a segment ends.
         batch_size: segments decoded at once; it does not change their text.
         progress: called with the seconds of audio done since the last call.
         **options: ``word_times`` and others of :meth:`SpeechToText.transcribe`.
@@ -99,7 +107,8 @@ def transcribe_long(
     limit = getattr(model.model.encoder, "max_samples", None)
     if limit is not None:
         max_seconds = min(max_seconds, limit / SAMPLING_RATE)
-    cutting = Cutting(longest=max_seconds)
+    cutting = Cutting(max_seconds, pause_seconds)
+    model.options(options)
     opened: deque[_Recording] = deque()
     waiting: list[_Piece] = []
 
@@ -140,10 +149,14 @@ class _Recording:
     """What is known of a recording so far."""
 
     pieces: list[_Piece] = field(default_factory=list)
-    seconds: float = 0.0
+    samples: int = 0
     reported: float = 0.0
     error: str | None = None
     ended: bool = False
+
+    @property
+    def seconds(self) -> float:
+        return self.samples / SAMPLING_RATE
 
     @property
     def done(self) -> bool:
@@ -159,7 +172,7 @@ class _Recording:
     def read(self, stream: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         try:
             for block in stream:
-                self.seconds += len(block) / SAMPLING_RATE
+                self.samples += len(block)
                 yield block
         except UserError as error:
             self.error = str(error)

@@ -29,6 +29,7 @@ SPEECH = 0.5  # from this probability on a window begins speech, as in Silero's 
 SILENCE = 0.35  # below it a window belongs to a pause, as in Silero's code
 HEARD = 0.1  # a short recording that never reaches it has no speech: digital silence
 MAX_SECONDS = 15.0
+PAUSE_SECONDS = 0.1  # as in Silero's code
 LEAST_MAX_SECONDS = 1.0  # shorter segments would cut words
 
 
@@ -177,10 +178,18 @@ class Cutting:
     """
 
     longest: float = MAX_SECONDS
-    pause: float = 0.5
+    pause: float = PAUSE_SECONDS
     margin: float = 0.2
     overlap: float = 3.0
     shortest_speech: float = 0.1
+
+    def __post_init__(self):
+        if not self.longest >= LEAST_MAX_SECONDS:  # also when it is NaN
+            raise UserError(
+                f"max_seconds {self.longest:g}: at least {LEAST_MAX_SECONDS:g}"
+            )
+        if not self.pause > 0:
+            raise UserError(f"pause_seconds {self.pause:g}: more than 0")
 
 
 class Cutter:
@@ -190,10 +199,6 @@ class Cutter:
     """
 
     def __init__(self, cutting: Cutting):
-        if not cutting.longest >= LEAST_MAX_SECONDS:  # also when it is NaN
-            raise UserError(
-                f"max_seconds {cutting.longest:g}: at least {LEAST_MAX_SECONDS:g}"
-            )
         self.longest, self.pause, self.margin, self.overlap, self.shortest_speech = (
             max(int(seconds / SECONDS_PER_WINDOW), 1)
             for seconds in (

@@ -1,13 +1,11 @@
-"""Recordings named on a command line → text, in the order they were named.
-
-Recordings are read and decoded a few batches at a time, so that any number of them
-fits in memory and the first texts come out soon.
-"""
+"""Recordings named on a command line, and the forms their texts are written in."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,35 +16,39 @@ from speechllm.errors import UserError
 if TYPE_CHECKING:
     import numpy as np
 
-    from speechllm.inference import SpeechToText
-    from speechllm.model.search import SearchOptions
-    from speechllm.result import Result
+    from speechllm.long_form import Transcription
 
 STANDARD_INPUT = "-"
-FORMATS = ("table", "json", "text")
+SUBTITLES = ("srt", "vtt")  # one file for each recording
+FORMATS = ("table", "json", "text", *SUBTITLES)
 AUDIO_SUFFIXES = frozenset(
     ".wav .flac .mp3 .m4a .ogg .oga .opus .aac .aif .aiff .au .sph .w64 .rf64 .caf "
     ".g722 .amr .wma .mp4 .m4v .mov .mkv .webm .avi".split()
 )
-_BATCHES_AT_ONCE = 8  # read ahead, to put utterances of like length together
 
 
 @dataclass(frozen=True)
 class Recording:
-    """A name for the output, and what :func:`speechllm.audio.load_audio` reads."""
+    """A name for the output, and what :func:`speechllm.audio.stream_audio` reads."""
 
     name: str
     source: str
 
+    def stream(self) -> Iterator[np.ndarray]:
+        """Blocks of samples (samples,) at 16 kHz."""
+        from speechllm.audio import stream_audio
 
-@dataclass(frozen=True)
-class Transcription:
-    """What became of a recording: a result, or the reason why there is none."""
+        if self.source == STANDARD_INPUT:
+            return stream_standard_input()
+        return stream_audio(self.source)
 
-    recording: Recording
-    seconds: float = 0.0
-    result: Result | None = None
-    error: str | None = None
+    def expected_seconds(self) -> float | None:
+        """Length in seconds if it can be told without reading all of it."""
+        from speechllm.audio import seconds_by_header
+
+        if self.source == STANDARD_INPUT:
+            return None
+        return seconds_by_header(self.source)
 
 
 def find_recordings(inputs: Sequence[str]) -> list[Recording]:
@@ -89,116 +91,90 @@ def find_recordings(inputs: Sequence[str]) -> list[Recording]:
     return recordings
 
 
-def transcribe_recordings(
-    model: SpeechToText,
-    recordings: Sequence[Recording],
-    request: tuple[str, str, str],
-    options: SearchOptions,
-    batch_size: int,
-) -> Iterator[Transcription]:
-    """Transcribe or translate recordings, and go on after those that fail.
-
-    Args:
-        model: as :meth:`SpeechToText.from_pretrained` gives it.
-        request: task, source and target language, of :meth:`SpeechToText.request`.
-        options: how to search.
-        batch_size: utterances decoded at once.
-
-    Yields:
-        One for each recording, in order.
-    """
-    from speechllm.inference import SAMPLING_RATE, batches_by_length
-
-    size = batch_size * _BATCHES_AT_ONCE
-    for begin in range(0, len(recordings), size):
-        chunk = recordings[begin : begin + size]
-        waves = [read_recording(recording) for recording in chunk]
-        readable = [i for i, wave in enumerate(waves) if not isinstance(wave, str)]
-        results: dict[int, Result | str] = {}
-        lengths = [len(waves[i]) for i in readable]
-        for batch in batches_by_length(lengths, batch_size):
-            indices = [readable[k] for k in batch]
-            found = decode_each(model, [waves[i] for i in indices], request, options)
-            results.update(zip(indices, found, strict=True))
-        for index, (recording, wave) in enumerate(zip(chunk, waves)):
-            if isinstance(wave, str):
-                yield Transcription(recording, error=wave)
-                continue
-            seconds, result = len(wave) / SAMPLING_RATE, results[index]
-            if isinstance(result, str):
-                yield Transcription(
-                    recording, seconds, error=f"{recording.name}: {result}"
-                )
-            else:
-                yield Transcription(recording, seconds, result)
-
-
-def decode_each(
-    model: SpeechToText,
-    waves: Sequence[np.ndarray],
-    request: tuple[str, str, str],
-    options: SearchOptions,
-) -> list[Result | str]:
-    """Decode a batch; for an utterance that the model refuses, say why."""
-    try:
-        return model.decode(waves, [request] * len(waves), options)
-    except UserError as error:
-        if len(waves) == 1:
-            return [str(error)]
-    return [decode_each(model, [wave], request, options)[0] for wave in waves]
-
-
-def read_recording(recording: Recording) -> np.ndarray | str:
-    """Samples (samples,) at 16 kHz, or the reason why there are none."""
-    from speechllm.audio import load_audio
-
-    try:
-        if recording.source == STANDARD_INPUT:
-            return read_standard_input()
-        return load_audio(recording.source)
-    except UserError as error:
-        return str(error)
-
-
-def read_standard_input() -> np.ndarray:
+def stream_standard_input() -> Iterator[np.ndarray]:
     """Read one recording, of any format, from standard input."""
-    import tempfile
-
-    from speechllm.audio import load_audio
+    from speechllm.audio import stream_audio
 
     # a file, since most formats cannot be read without going back and forth
     with tempfile.NamedTemporaryFile(prefix="standard-input-") as file:
-        while block := sys.stdin.buffer.read(1 << 20):
-            file.write(block)
+        shutil.copyfileobj(sys.stdin.buffer, file, 1 << 20)
         file.flush()
         try:
-            return load_audio(file.name)
+            yield from stream_audio(file.name)
         except UserError as error:
             reason = str(error).replace(file.name, "standard input")
             raise UserError(reason) from None
 
 
-def format_transcription(transcription: Transcription, form: str) -> str:
+def subtitle_paths(
+    recordings: Sequence[Recording], output: str | None, form: str
+) -> list[Path] | None:
+    """The files that subtitles go to; None if they are one, as ``output`` says.
+
+    Args:
+        output: a folder, which need not be there yet. Of a single recording also a
+            file, or None for standard output.
+        form: ``srt`` or ``vtt``.
+
+    Raises:
+        UserError: several recordings would go to one place.
+    """
+    if len(recordings) == 1 and not (output and Path(output).is_dir()):
+        return None
+    if output is None:
+        raise UserError(
+            f"{form} is one file for each recording: name a folder with --output"
+        )
+    paths: dict[Path, str] = {}
+    for recording in recordings:
+        path = Path(output) / f"{subtitle_stem(recording)}.{form}"
+        if path in paths:
+            raise UserError(
+                f"{path} would hold the subtitles of both {paths[path]} and "
+                f"{recording.name}: name them apart in a wav.scp"
+            )
+        paths[path] = recording.name
+    return list(paths)
+
+
+def subtitle_stem(recording: Recording) -> str:
+    """The name of a file of subtitles, without its suffix."""
+    if recording.source == STANDARD_INPUT:
+        return "standard_input"
+    if recording.name != recording.source:  # an utterance of a table
+        return recording.name.replace("/", "_")
+    return Path(recording.name).stem
+
+
+def format_transcription(
+    name: str, transcription: Transcription, form: str, language: str
+) -> str | None:
     """The lines, with line ends, that a transcription is written as.
 
     Args:
-        form: ``table``: name, tab, text, nothing for a recording that failed;
-            ``text``: a line each, empty for one that failed; ``json``: an object
-            each with ``name``, ``seconds`` and ``text``, ``score``, ``ctc_text`` and
-            ``nbest``, or ``error``.
+        name: of the recording.
+        form: ``table``: name, tab, text, nothing for a recording without a result;
+            ``text``: a line each, empty for one without; ``json``: an object each
+            with ``name``, ``seconds``, what ``Result.entry`` has, and ``error`` if
+            there is one; ``srt``, ``vtt``: a file of subtitles, None for a recording
+            without a result.
+        language: two-letter code of the text's language.
     """
-    name, result = transcription.recording.name, transcription.result
+    result = transcription.result
     if form == "json":
         entry: dict = {"name": name, "seconds": round(transcription.seconds, 3)}
-        if result is None:
+        if result is not None:
+            entry |= result.entry()
+        if transcription.error is not None:
             entry["error"] = transcription.error
-        else:
-            entry |= {"text": result.text, "score": round(result.score, 4)}
-            if result.ctc_text is not None:
-                entry["ctc_text"] = result.ctc_text
-            if len(result.nbest) > 1:
-                entry["nbest"] = [[text, round(s, 4)] for text, s in result.nbest]
         return json.dumps(entry, ensure_ascii=False) + "\n"
+    if form in SUBTITLES:
+        from speechllm.subtitles import format_srt, format_vtt, make_cues
+
+        if result is None:
+            return None
+        cues = make_cues(result, language)
+        return format_srt(cues) if form == "srt" else format_vtt(cues)
     text = "" if result is None else " ".join(result.text.split())
     if form == "text":
         return text + "\n"

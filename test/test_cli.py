@@ -74,7 +74,8 @@ def test_files_and_folders_as_a_table(capsys, model_dir, recordings, expected):
     names = ["c.mp3", "a.wav", "c.mp3", "deeper/b.flac"]
     assert out == "".join(f"{recordings / n}\t{expected[n]}\n" for n in names)
     assert status == 0
-    assert "4/4" in err  # progress
+    seconds = round(sum(len(load_audio(recordings / n)) for n in names) / RATE)
+    assert f"{seconds}/{seconds} s of audio" in err  # progress
 
 
 def test_json_lines_from_a_wav_scp_into_a_file(
@@ -93,8 +94,9 @@ def test_json_lines_from_a_wav_scp_into_a_file(
     assert (first["name"], second["name"]) == ("u1", "u2")
     assert first["seconds"] == 2.0
     assert len(first["nbest"]) == 2
-    assert first["nbest"][0][0] == first["text"]
+    assert " ".join(first["nbest"][0][0].split()) == first["text"]
     assert {"score", "ctc_text"} <= set(first)
+    assert first["passages"] == [[0.0, 2.0, first["text"]]]
 
 
 def test_standard_input(capsys, monkeypatch, model_dir, recordings, expected):
@@ -122,23 +124,69 @@ def test_others_go_on_after_one_that_fails(
 ):
     broken = tmp_path / "broken.wav"
     broken.write_bytes(b"RIFF")
-    long = tmp_path / "long.wav"  # longer than Whisper's 30 s
-    soundfile.write(long, np.zeros(31 * RATE), RATE)
-    inputs = [broken, recordings / "a.wav", long, tmp_path / "missing.wav"]
+    silent = tmp_path / "silent.wav"  # and longer than Whisper's 30 s
+    soundfile.write(silent, np.zeros(31 * RATE), RATE)
+    inputs = [broken, recordings / "a.wav", silent, tmp_path / "missing.wav"]
     status, out, err = run(capsys, "--model", model_dir, "--format", form, *inputs)
     assert status == 1
-    assert "3 of 4 recordings failed" in err
+    assert "2 of 4 recordings failed" in err
     assert f"error: {broken}: " in err
-    assert f"error: {long}: an utterance of 31.0 s" in err
     assert f"{tmp_path / 'missing.wav'}: the audio file does not exist" in err
     text = expected["a.wav"]
     if form == "table":
-        assert out == f"{recordings / 'a.wav'}\t{text}\n"
+        assert out == f"{recordings / 'a.wav'}\t{text}\n{silent}\t\n"
     elif form == "text":
         assert out == f"\n{text}\n\n\n"
     else:
         entries = [json.loads(line) for line in out.splitlines()]
-        assert ["error" in entry for entry in entries] == [True, False, True, True]
+        assert ["error" in entry for entry in entries] == [True, False, False, True]
+        assert entries[2]["flags"] == ["no speech"]
+        assert (entries[2]["text"], entries[2]["seconds"]) == ("", 31.0)
+
+
+def test_standard_input_that_stops_in_the_middle(
+    capsys, monkeypatch, model_dir, recordings
+):
+    content = (recordings / "a.wav").read_bytes()
+    half = io.BytesIO(content[: len(content) // 2])
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(half))
+    status, out, err = run(capsys, "--model", model_dir, "--format", "json", "-")
+    entry = json.loads(out)
+    assert status == 1
+    assert entry["seconds"] == pytest.approx(1.0, abs=0.01)
+    assert entry["text"]  # of what is there
+    assert entry["error"].startswith(
+        "standard input: cut off, the header promises 2.00"
+    )
+    assert f"error: {entry['error']}" in err
+
+
+@pytest.mark.parametrize("content", [b"", b"no audio at all" * 99])
+def test_standard_input_without_audio(capsys, monkeypatch, model_dir, content):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+    status, out, err = run(capsys, "--model", model_dir, "-")
+    assert (status, out) == (1, "")
+    assert "error: standard input: " in err
+
+
+@pytest.mark.parametrize("form", ["srt", "vtt"])
+def test_subtitles_of_several_recordings_go_into_a_folder(
+    capsys, tmp_path, model_dir, recordings, form
+):
+    broken = tmp_path / "broken.wav"
+    broken.write_bytes(b"RIFF")
+    subtitles = tmp_path / "new" / "subtitles"
+    status, out, _ = run(
+        capsys, "--model", model_dir, "--format", form, "--output", subtitles,
+        recordings / "a.wav", broken, recordings / "c.mp3",
+    )  # fmt: skip
+    assert (status, out) == (1, "")
+    assert sorted(p.name for p in subtitles.iterdir()) == [f"a.{form}", f"c.{form}"]
+    _, out, _ = run(
+        capsys, "--model", model_dir, "--format", form, recordings / "a.wav"
+    )
+    assert out == (subtitles / f"a.{form}").read_text("utf-8")
+    assert " --> 00:00:02" in out
 
 
 def test_a_full_or_forbidden_output_leaves_what_was_there(
@@ -150,9 +198,7 @@ def test_a_full_or_forbidden_output_leaves_what_was_there(
         SpeechToText, "decode", lambda *_: (_ for _ in ()).throw(OSError(28, "full"))
     )
     with pytest.raises(OSError):
-        run(
-            capsys, "--model", model_dir, "--output", output, recordings / "a.wav"
-        )
+        run(capsys, "--model", model_dir, "--output", output, recordings / "a.wav")
     assert output.read_text() == "old\n"
     assert [p.name for p in tmp_path.iterdir()] == ["out.tsv"]
 
@@ -174,6 +220,16 @@ def test_a_full_or_forbidden_output_leaves_what_was_there(
         (["{wav}", "--ctc_weight", "2"], "from 0 to 1"),
         (["{wav}", "--device", "abacus"], "device 'abacus' cannot be used"),
         (["{wav}", "--dtype", "int3"], "dtype 'int3'"),
+        (["{wav}", "--max_seconds", "0.2"], "max_seconds 0.2: at least 1"),
+        (["{wav}", "{wav}", "--format", "srt"], "name a folder with --output"),
+        (
+            ["{wav}", "{wav}", "--format", "vtt", "--output", "{empty}"],
+            "a.vtt would hold the subtitles of both",
+        ),
+        (
+            ["{wav}", "--format", "srt", "--output", "{wav}/out"],
+            "cannot be written",
+        ),
         (["{wav}", "--output", "{empty}"], "this is a folder"),
         (["{wav}", "--output", "{wav}/out"], "cannot be written"),
     ],

@@ -1,0 +1,155 @@
+"""Finding speech as Silero does, and cutting it where nobody speaks."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from speechllm.audio import load_audio
+from speechllm.errors import UserError
+from speechllm.segmentation import (
+    SECONDS_PER_WINDOW,
+    SILENCE,
+    SPEECH,
+    WINDOW,
+    Cutter,
+    Cutting,
+    speech_probabilities,
+    speech_segments,
+)
+
+RATE = 16000
+
+
+@pytest.fixture(scope="module")
+def speech(speech_file) -> np.ndarray:
+    return load_audio(speech_file)
+
+
+def blocks_of(samples: np.ndarray, size: int) -> list[np.ndarray]:
+    return [samples[i : i + size] for i in range(0, len(samples), size)]
+
+
+def probabilities(blocks) -> np.ndarray:
+    return np.concatenate([found for _, found in speech_probabilities(blocks)])
+
+
+def test_probabilities_are_those_of_silero(speech):
+    file = next(f for f in metadata.files("silero-vad") if f.name == "silero_vad.jit")
+    silero = torch.jit.load(str(file.locate()))
+    samples = np.concatenate([speech, np.zeros(RATE, np.float32), speech[::-1]])
+    padded = np.pad(samples, (0, -len(samples) % WINDOW))
+    with torch.inference_mode():
+        expected = [
+            silero(torch.from_numpy(window)[None], RATE).item()
+            for window in padded.reshape(-1, WINDOW)
+        ]
+    for size in (len(samples), 10_000, 700, 100):
+        found = probabilities(blocks_of(samples, size))
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_every_sample_comes_out_once(speech):
+    samples = np.concatenate(
+        [s for s, _ in speech_probabilities(blocks_of(speech, 999))]
+    )
+    np.testing.assert_array_equal(samples, speech)
+
+
+def test_prompts_between_pauses_are_found(speech):
+    silence = np.zeros(RATE, np.float32)
+    recording = np.concatenate([silence, *[speech, silence] * 6])
+    found = list(speech_segments(blocks_of(recording, 5000), Cutting()))
+    first, last = np.flatnonzero(probabilities([speech]) >= SPEECH)[[0, -1]]
+    for number in range(6):
+        begin = 1 + number * (1 + len(speech) / RATE)
+        speaks = (begin + first * 0.032, begin + (last + 1) * 0.032)
+        mine = [s for s, _ in found if s.start < speaks[1] and speaks[0] < s.end]
+        assert mine[0].start == pytest.approx(speaks[0], abs=0.4)
+        assert mine[-1].end == pytest.approx(speaks[1], abs=0.4)
+    for segment, samples in found:
+        begin = round(segment.start * RATE)
+        np.testing.assert_array_equal(samples, recording[begin : begin + len(samples)])
+        assert len(samples) == round((segment.end - segment.start) * RATE)
+
+
+def test_a_short_recording_stays_whole(speech):
+    [(segment, samples)] = speech_segments(blocks_of(speech, 3000), Cutting())
+    assert (segment.start, segment.end) == (0.0, len(speech) / RATE)
+    np.testing.assert_array_equal(samples, speech)
+
+
+@pytest.mark.parametrize("seconds", [0, 0.01, 3, 40])
+def test_digital_silence_has_no_segment(seconds):
+    silence = np.zeros(int(seconds * RATE), np.float32)
+    assert list(speech_segments(blocks_of(silence, 8000), Cutting())) == []
+
+
+def windows_of(found: list[float], cutting: Cutting) -> list[tuple[int, int]]:
+    cutter = Cutter(cutting)
+    segments = [s for p in found for s in cutter.push(p)]
+    return segments + list(cutter.close())
+
+
+def test_a_cut_goes_through_the_longest_pause_within_reach():
+    found = [1.0] * 1000
+    for begin, length in [(200, 3), (300, 8), (420, 2)]:
+        found[begin : begin + length] = [0.1] * length
+    (first, *_) = windows_of(found, Cutting(15.0, pause=0.5))  # 468 windows
+    assert first == (0, 304)  # the middle of the pause of 8 windows
+    found[300:308] = [1.0] * 8
+    found[420:422] = [1.0] * 2  # now the only pause is early
+    assert windows_of(found, Cutting(15.0, pause=0.5))[:2][0] == (0, 202)
+
+
+def test_speech_without_a_pause_gets_windows_that_overlap():
+    segments = windows_of([1.0] * 1500, Cutting(longest=15.0, overlap=3.0))
+    assert segments[0] == (0, 468)
+    assert segments[1] == (468 - 93, 468 - 93 + 468)
+    assert segments[-1][1] == 1500
+
+
+def test_margins_are_kept_and_never_overlap():
+    found = [0.0] * 40 + [1.0] * 20 + [0.0] * 40 + [1.0] * 20 + [0.0] * 40
+    cutting = Cutting(pause=0.32, margin=0.2)  # 10 and 6 windows
+    assert windows_of(found, cutting) == [(34, 66), (94, 126)]
+    assert windows_of([1.0, *[0.0] * 60], cutting) == []  # a click
+
+
+@settings(max_examples=200)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([0.0, 0.2, 0.4, 0.6, 1.0]), st.integers(1, 60)),
+        max_size=30,
+    ),
+    st.floats(1, 15),
+    st.floats(0.03, 1.0),
+)
+def test_whatever_is_heard(runs, longest, pause):
+    found = [p for p, length in runs for _ in range(length)]
+    cutting = Cutting(longest, pause, shortest_speech=0.0)
+    segments = windows_of(found, cutting)
+    covered = np.zeros(len(found), bool)
+    for begin, end in segments:
+        assert 0 <= begin < end <= len(found)
+        assert (end - begin) * SECONDS_PER_WINDOW <= longest + 1e-9
+        covered[begin:end] = True
+    assert [s for s, p in enumerate(found) if p >= SPEECH and not covered[s]] == []
+    for (_, end), (begin, _) in pairwise(segments):
+        if begin < end:  # only where no pause was within reach
+            assert min(found[begin:end]) >= SILENCE
+    assert segments == sorted(segments)
+
+
+def test_segments_that_are_too_short_to_hold_words_are_refused():
+    for seconds in (0.0, 0.5, float("nan")):
+        with pytest.raises(UserError, match="max_seconds .*: at least 1"):
+            Cutting(longest=seconds)
+    with pytest.raises(UserError, match="pause_seconds 0: more than 0"):
+        Cutting(pause=0)

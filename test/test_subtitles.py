@@ -1,0 +1,132 @@
+"""Subtitles, read back by parsers that are not ours."""
+
+from __future__ import annotations
+
+from html import unescape
+from itertools import pairwise
+
+import pytest
+import srt
+import webvtt
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from speechllm.result import Passage, Result, Word
+from speechllm.subtitles import Cue, format_srt, format_vtt, make_cues
+
+TALK = (
+    "Ladies & gentlemen, <this> talk --> is about speech; it goes on and on, for it "
+    "must fill more than one cue of two lines, each of which holds forty-two letters "
+    "at the very most. Thank you!"
+)
+
+
+def recording(*passages: tuple[float, float, str], words=None) -> Result:
+    text = " ".join(text for *_, text in passages)
+    listed = [Passage(*passage) for passage in passages]
+    return Result(text, [], 0.0, words=words, passages=listed)
+
+
+def read_vtt(content: str) -> list[tuple[float, float, list[str]]]:
+    def seconds(time) -> float:
+        hours = 60 * time.hours + time.minutes
+        return 60 * hours + time.seconds + time.milliseconds / 1000
+
+    return [
+        (seconds(c.start_time), seconds(c.end_time), unescape(c.raw_text).split("\n"))
+        for c in webvtt.from_string(content)
+    ]
+
+
+def read_srt(content: str) -> list[tuple[float, float, list[str]]]:
+    return [
+        (c.start.total_seconds(), c.end.total_seconds(), c.content.split("\n"))
+        for c in srt.parse(content)
+    ]
+
+
+def test_both_formats_say_the_same_in_lines_that_can_be_read():
+    cues = make_cues(recording((3723.5, 3735.25, TALK), (3740, 3742, "Bye.")), "en")
+    vtt, subrip = read_vtt(format_vtt(cues)), read_srt(format_srt(cues))
+    assert len(vtt) == len(subrip) == len(cues)
+    for found in (vtt, subrip):
+        for (start, end, lines), cue in zip(found, cues, strict=True):
+            assert start == pytest.approx(cue.start, abs=0.0011)
+            assert end == pytest.approx(cue.end, abs=0.0011)
+            assert 1 <= len(lines) <= 2
+            assert all(0 < len(line) <= 42 for line in lines)
+    texts = [" ".join(" ".join(lines) for *_, lines in f) for f in (vtt, subrip)]
+    assert texts[0] == TALK + " Bye."
+    assert texts[1] == texts[0].replace("-->", "->")
+    assert vtt[0][0] == 3723.5
+    assert vtt[-1][0] == 3740
+
+
+def test_the_files_look_as_players_want_them():
+    cues = [Cue(0, 1.0015, ("a < b", "& c")), Cue(359999.999, 360000.5, ("d",))]
+    assert format_vtt(cues) == (
+        "WEBVTT\n\n"
+        "00:00:00.000 --> 00:00:01.002\na &lt; b\n&amp; c\n\n"
+        "99:59:59.999 --> 100:00:00.500\nd\n"
+    )
+    assert format_srt(cues) == (
+        "1\n00:00:00,000 --> 00:00:01,002\na < b\n& c\n\n"
+        "2\n99:59:59,999 --> 100:00:00,500\nd\n"
+    )
+    assert format_vtt([]) == "WEBVTT\n"
+    assert format_srt([]) == ""
+
+
+def test_cues_follow_the_times_of_words():
+    words = [
+        Word("one", 1.0, 1.4, 1.0),
+        Word("two", 1.5, 1.9, 1.0),
+        Word("three", 4.0, 4.5, 1.0),  # after a pause
+        Word("four", 11.0, 11.3, 1.0),
+    ]
+    passages = [(0.8, 5.0, "one two three"), (10.0, 12.0, "four")]
+    cues = make_cues(recording(*passages, words=words), "en")
+    assert [(c.start, c.end, c.lines) for c in cues] == [
+        (1.0, 2.0, ("one two",)),  # shown for a second at least
+        (4.0, 5.0, ("three",)),
+        (11.0, 12.0, ("four",)),
+    ]
+
+
+def test_without_word_times_a_passage_is_shared_out_by_letters():
+    text = " ".join(["abcdefghi"] * 16)  # 8 words of 10 letters with the space a cue
+    cues = make_cues(recording((10.0, 20.0, text)), "en")
+    assert [(c.start, c.end) for c in cues] == [(10.0, 15.0), (15.0, 20.0)]
+
+
+def test_japanese_has_no_spaces_and_wide_letters():
+    text = "これはとても長い話ですから字幕は何枚にも分かれます。" * 4
+    cues = make_cues(recording((0.0, 20.0, text)), "ja")
+    assert "".join("".join(cue.lines) for cue in cues) == text
+    assert all(len(line) <= 21 for cue in cues for line in cue.lines)
+    assert all(len(cue.lines) <= 2 for cue in cues)
+
+
+def test_nothing_said_is_no_cue():
+    assert make_cues(Result("", [], 0.0, passages=[]), "en") == []
+
+
+@settings(max_examples=100)
+@given(
+    st.lists(st.text("ab.<&->é話", min_size=1, max_size=90), min_size=1, max_size=40),
+    st.lists(st.floats(0.0, 30.0), min_size=1, max_size=4),
+    st.sampled_from(["en", "ja"]),
+)
+def test_any_text_can_be_read_back(words, lengths, language):
+    passages, time = [], 0.0
+    for number, seconds in enumerate(lengths):
+        passages.append((time, time + seconds, " ".join(words[number :: len(lengths)])))
+        time += seconds
+    result = recording(*[p for p in passages if p[2]])
+    cues = make_cues(result, language)
+    for cue, following in pairwise(cues):
+        assert cue.start < cue.end <= following.start
+    expected = "".join("".join(p.text.split()) for p in result.passages)
+    for found in (read_vtt(format_vtt(cues)), read_srt(format_srt(cues))):
+        said = "".join("".join("".join(lines).split()) for *_, lines in found)
+        assert said.replace("-->", "->") == expected.replace("-->", "->")
