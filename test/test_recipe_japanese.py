@@ -204,26 +204,32 @@ def test_the_configs_have_only_options_that_exist(name):
     from speechllm.inference import search_options
     from speechllm.model.bridge import BRIDGES
     from speechllm.model.encoder import ENCODERS, SpeechEncoder
+    from speechllm.model.engine import ENGINES
     from speechllm.model.llm import LanguageModel
     from speechllm.model.speech_llm import SpeechLLM
     from speechllm.prompts import read_prompts
     from speechllm.task import SpeechLLMTask
 
     conf = ROOT / "egs2" / name / "speechllm1" / "conf"
-    config = yaml.safe_load((conf / "train_nue_asr.yaml").read_text("utf-8"))
-    encoder = ENCODERS[config["encoder"]]
-    for kind, options in (
-        ((encoder, SpeechEncoder), config["encoder_conf"]),
-        ((BRIDGES[config["bridge"]],), config["bridge_conf"]),
-        ((LanguageModel,), config["llm_conf"]),
-        ((SpeechLLM,), config["model_conf"]),
-    ):
-        known = {key for one in kind for key in inspect.signature(one).parameters}
-        assert set(options) <= known
-    known = {action.dest for action in SpeechLLMTask.get_parser()._actions}
-    assert set(config) <= known
-    decoding = yaml.safe_load((conf / "decode_greedy.yaml").read_text("utf-8"))
-    search_options({k: v for k, v in decoding.items() if k != "batch_size"})
+    arguments = {action.dest for action in SpeechLLMTask.get_parser()._actions}
+    for path in conf.glob("train_*.yaml"):
+        config = yaml.safe_load(path.read_text("utf-8"))
+        assert set(config) <= arguments
+        for part, kinds in (
+            ("encoder", (ENCODERS[config["encoder"]], SpeechEncoder)),
+            ("bridge", (BRIDGES.get(config["bridge"]),)),
+            ("llm", (LanguageModel,)),
+            ("model", (SpeechLLM,)),
+        ):
+            options = set(config.get(f"{part}_conf", {}))
+            for kind in filter(None, kinds):
+                options -= set(inspect.signature(kind).parameters)
+            assert not options, f"{path}: {options}"
+    for path in conf.glob("decode_*.yaml"):
+        options = yaml.safe_load(path.read_text("utf-8"))
+        assert options.pop("batch_size") >= 1
+        assert options.pop("engine", "auto") in ENGINES
+        search_options(options)
     assert read_prompts(conf / "prompts.yaml").text("asr", "ja", "ja") == (
         "<s>{speech}[SEP]"
     )
