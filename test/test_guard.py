@@ -1,0 +1,464 @@
+"""The guard: what it measures, what it flags, what it makes of it, and its files."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from tiny_models import LABELS
+
+from speechllm import SpeechToText
+from speechllm.audio import load_audio
+from speechllm.bin import guard_table as guard_table_command
+from speechllm.bin import guard_thresholds as guard_thresholds_command
+from speechllm.development import (
+    count_errors,
+    fewest_errors,
+    find_thresholds,
+    read_examples,
+)
+from speechllm.errors import UserError
+from speechllm.guard import (
+    NOTHING_HEARD,
+    REPETITION,
+    TOO_LONG,
+    TOO_SHORT,
+    UNLIKE_SOUND,
+    Guard,
+    Limits,
+    Statistics,
+    Thresholds,
+    clarity,
+    distances,
+    measure,
+    read_thresholds,
+    repeated,
+    write_thresholds,
+)
+from speechllm.guard_table import at_level, pieces_of, pink_noise, white_noise
+from speechllm.model.bridge import label_runs
+from speechllm.model.ctc_prefix import NEVER, CTCPrefixScorer
+from speechllm.model.search import Hypothesis, SearchOptions
+from speechllm.rescoring import ctc_log_probs, rescore
+from speechllm.text import ctc_text
+
+WIDE = Limits(rate=1e9, least_expansion=0.0, most_expansion=1e9, repetition=10**6)
+SHORT = {"tokens_per_second": 0.0, "extra_tokens": 8.0}  # eight tokens at most
+
+
+def thresholds(clear: float = 0.0, weight: float = 0.5, **limits) -> Thresholds:
+    wide = replace(WIDE, **limits)
+    return Thresholds(clear, weight, {"asr_en": wide, "st_en_fr": wide})
+
+
+# Rescoring
+
+
+def random_log_probs(frames: int, labels: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    logits = 2 * torch.randn(frames, labels, generator=generator)
+    return logits.log_softmax(1)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_ctc_sums_over_all_paths(seed):
+    log_probs = random_log_probs(5, 3, seed)
+    texts = [(), (1,), (2, 1), (1, 1), (1, 2, 1), (2, 2, 2)]
+    totals = dict.fromkeys(texts, 0.0)
+    for path in itertools.product(range(3), repeat=5):
+        spelt = tuple(k for k, _, _ in label_runs(path) if k)
+        if spelt in totals:
+            totals[spelt] += math.exp(sum(log_probs[t, k] for t, k in enumerate(path)))
+    found = ctc_log_probs(log_probs, texts)
+    assert found == pytest.approx([math.log(totals[t]) for t in texts], abs=1e-4)
+    assert ctc_log_probs(log_probs, [(1, 1, 1, 1)]) == [NEVER]
+
+
+def test_rescoring_ranks_by_llm_and_ctc():
+    log_probs = random_log_probs(30, 5, 1)
+    texts = [[1, 2], [], [3, 3, 1], [4, -1]]  # the last with its END
+    nbest = [Hypothesis([7] * n, llm_score=-1.5 * n) for n in range(4)]
+    ranked = rescore(nbest, log_probs, texts, 0.4, penalty=0.1)
+    scorer = CTCPrefixScorer(log_probs[None], torch.tensor([30]))
+    expected = {}
+    for hypothesis, text in zip(nbest, texts):
+        state = scorer.start(torch.tensor([0]))
+        for label in text:
+            if label > 0:
+                state = scorer.extend(state, torch.tensor([label]))
+        size = len(hypothesis.tokens)
+        heard = scorer.finish(state).item()
+        expected[size] = 0.4 * heard + 0.6 * hypothesis.llm_score + 0.1 * (size + 1)
+    assert {len(h.tokens): h.score for h in ranked} == pytest.approx(expected, abs=1e-3)
+    best_first = sorted(expected.values(), reverse=True)
+    assert [h.score for h in ranked] == pytest.approx(best_first, abs=1e-3)
+
+
+# What is measured
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("", 0),
+        ("okay", 0),
+        ("Okay, okay. Okay!", 2),
+        ("press one press one", 2),
+        ("press one press two press", 0),
+        ("a b c d a b c d a", 5),
+        ("the the cat cat cat", 2),
+    ],
+)
+def test_repetition(text, count):
+    assert repeated(text, "en") == count
+
+
+def test_repetition_without_spaces():
+    assert repeated("はいはいはい。", "ja") == 4
+    assert repeated("こんにちは", "ja") == 0
+
+
+def test_what_an_answer_is_measured_by():
+    found = measure("So so so, good.", "en", "so good", 2.0, 0.8, 1.5)
+    assert found.rate == 13 / 2  # "so so so good"
+    assert found.expansion == (13 + 5) / (7 + 5)
+    assert (found.repetition, found.clarity, found.distance) == (2, 0.8, 1.5)
+    # what the audio repeats is no fault of the answer
+    assert measure("no no no", "en", "no no no", 2.0, 1.0).repetition == 0
+    assert measure("", "en", "", 1.0, 0.0).expansion == 1.0
+
+
+def test_clarity_is_that_of_letters():
+    names = ["<blank>", "<unk>", "<space>", "a", "b", "<sos/eos>"]
+    probabilities = torch.tensor(
+        [
+            [0.9, 0.02, 0.02, 0.02, 0.02, 0.02],  # blank
+            [0.1, 0.1, 0.1, 0.5, 0.1, 0.1],  # a
+            [0.04, 0.02, 0.9, 0.02, 0.01, 0.01],  # space
+            [0.05, 0.05, 0.05, 0.05, 0.7, 0.1],  # b
+        ]
+    )
+    assert clarity(probabilities.log(), names) == pytest.approx(0.6)
+    assert clarity(probabilities[:1].log(), names) == 0.0
+
+
+def test_distance_is_for_each_label():
+    log_probs = random_log_probs(20, 4, 3)
+    heard, text = [1, 2], [3, 1, 2, 1]
+    best, other = ctc_log_probs(log_probs, [heard, text])
+    assert distances(log_probs, heard, [text, heard]) == [(best - other) / 4, 0.0]
+
+
+def test_what_is_flagged():
+    limits = Limits(20.0, 0.5, 2.0, 1, 3.0)
+    fine = Statistics(0.9, 10.0, 1.0, 0, 1.0)
+    assert limits.flags(fine) == []
+    for change, flag in (
+        ({"rate": 21.0}, TOO_LONG),
+        ({"expansion": 2.1}, TOO_LONG),
+        ({"expansion": 0.4}, TOO_SHORT),
+        ({"repetition": 2}, REPETITION),
+        ({"distance": 3.1}, UNLIKE_SOUND),
+    ):
+        assert limits.flags(replace(fine, **change)) == [flag]
+    assert limits.flags(replace(fine, distance=None)) == []
+    assert limits.longest("abcde", 100.0) == 15  # 2 · (5 + 5) − 5
+    assert limits.longest("abcde", 0.5) == 10
+
+
+def test_groups_that_the_development_set_lacks():
+    groups = {
+        "asr_en": Limits(20.0, 0.5, 2.0, 1, 3.0),
+        "st_en_fr": Limits(25.0, 0.7, 3.0, 0),
+    }
+    found = Thresholds(0.5, 0.5, groups)
+    assert found.limits(("asr", "en", "en")) == groups["asr_en"]
+    assert found.limits(("asr", "fr", "fr")) == Limits(25.0, 0.5, 3.0, 1, 3.0)
+
+
+# Its file
+
+
+def test_thresholds_are_read_as_written(tmp_path):
+    assert read_thresholds(tmp_path) is None
+    found = Thresholds(0.5, 0.7, {"asr_en": Limits(20.0, 0.5, 2.0, 1, 3.0)}, "dev")
+    write_thresholds(found, tmp_path)
+    assert read_thresholds(tmp_path) == found
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "clarity: 0.5",
+        "a: [",
+        "clarity: x\nctc_weight: 0.5\ngroups: {a: {rate: 1, least_expansion: 1}}",
+        "clarity: 0.5\nctc_weight: 0.5\ngroups: {}",
+        "clarity: 0.5\nctc_weight: 0.5\ngroups: {asr_en: {rate: 1}}",
+        "clarity: 0.5\nctc_weight: 0.5\ngroups: [1]",
+    ],
+)
+def test_thresholds_that_are_damaged(tmp_path, content):
+    (tmp_path / "guard.yaml").write_text(content)
+    with pytest.raises(UserError, match=r"guard\.yaml"):
+        read_thresholds(tmp_path)
+
+
+# Guarding a model
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model) -> SpeechToText:
+    return SpeechToText.from_pretrained(tiny_model)
+
+
+@pytest.fixture(scope="module")
+def waves(speech_file) -> list[np.ndarray]:
+    speech = load_audio(speech_file)
+    return [speech[500 * i : 500 * i + n] for i, n in enumerate((8000, 20000, 30000))]
+
+
+@pytest.fixture
+def guarded(model):
+    """Set the thresholds of the model for one test."""
+
+    def use(**limits) -> SpeechToText:
+        model.guard = Guard(model, thresholds(**limits))
+        return model
+
+    yield use
+    model.guard = None
+
+
+def test_answers_that_are_in_line_stay(model, guarded, waves):
+    before = model.transcribe(waves, **SHORT)
+    found = guarded().transcribe(waves, **SHORT)
+    assert [r.text for r in found] == [r.text for r in before]
+    assert [r.entry() for r in found] == [r.entry() for r in before]
+    assert all(r.flags == [] and r.unguarded is None for r in found)
+
+
+@pytest.mark.parametrize("task", ["asr", "st"])
+def test_where_nothing_is_heard_the_text_is_empty(guarded, waves, task):
+    ask = {"task": task, "language": "en", "target_language": "fr"}
+    model = guarded(clear=1.1)
+    before = model.transcribe(waves, **ask, **SHORT, guard=False)
+    found = model.transcribe(waves, **ask, **SHORT)
+    for old, new in zip(before, found, strict=True):
+        assert old.text and not old.flags
+        assert (new.text, new.tokens) == ("", [])
+        assert new.flags == [NOTHING_HEARD]
+        assert new.unguarded == old.text
+        assert new.ctc_text == old.ctc_text
+
+
+@pytest.mark.parametrize("task", ["asr", "st"])
+@pytest.mark.parametrize("most", [0.3, 1.0])
+def test_no_answer_is_over_its_bound(guarded, waves, task, most):
+    ask = {"task": task, "language": "en", "target_language": "fr"}
+    model = guarded(most_expansion=most)
+    limits = model.guard.thresholds.limits(("asr", "en", "en"))
+    flagged = 0
+    for wave, result in zip(waves, model.transcribe(waves, **ask, **SHORT)):
+        longest = max(limits.longest(result.ctc_text, len(wave) / 16000), 0)
+        assert len(ctc_text(result.text, "en")) <= longest
+        flagged += TOO_LONG in result.flags
+        assert (TOO_LONG in result.flags) == (result.unguarded is not None)
+    assert flagged
+
+
+def test_a_text_that_ctc_contradicts_gives_way(guarded, waves):
+    """A random LLM writes what it likes: CTC's transcript is the likelier text."""
+    model = guarded(distance=0.0, weight=0.9)
+    for result in model.transcribe(waves, **SHORT, nbest=3):
+        assert result.flags == [UNLIKE_SOUND]
+        assert result.text == result.ctc_text
+        assert result.unguarded
+        assert result.nbest[0][0] == result.text
+        scores = [score for _, score in result.nbest]
+        assert scores == sorted(scores, reverse=True)
+
+
+def test_a_loop_of_a_translation_is_searched_without_repetition(guarded, waves):
+    ask = {"task": "st", "language": "en", "target_language": "fr"}
+    model = guarded(repetition=-1)  # everything is a loop
+    long = {"tokens_per_second": 0.0, "extra_tokens": 40.0}
+    for result in model.transcribe(waves, **ask, **long):
+        assert REPETITION in result.flags
+        runs = list(zip(result.tokens, result.tokens[1:], result.tokens[2:]))
+        assert len(set(runs)) == len(runs)
+
+
+@pytest.mark.parametrize("limits", [{"most_expansion": 1.0}, {"distance": 0.5}])
+def test_the_batch_changes_nothing(guarded, waves, limits):
+    model = guarded(**limits)
+    alone = [model.transcribe([wave], **SHORT)[0] for wave in waves]
+    together = model.transcribe(waves, **SHORT)
+    assert [r.text for r in together] == [r.text for r in alone]
+    assert [r.flags for r in together] == [r.flags for r in alone]
+    assert any(r.flags for r in alone)
+
+
+def test_the_guard_is_on_where_the_model_has_thresholds(tiny_model, tmp_path, waves):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    free = SpeechToText.from_pretrained(folder)
+    assert free.transcribe(waves[:1], **SHORT)[0].flags == []
+    with pytest.raises(UserError, match="guard_thresholds"):
+        free.transcribe(waves[:1], guard=True)
+    write_thresholds(thresholds(clear=1.1), folder)
+    model = SpeechToText.from_pretrained(folder)
+    assert model.transcribe(waves[:1], **SHORT)[0].flags == [NOTHING_HEARD]
+    assert model.transcribe(waves[:1], guard=True, **SHORT)[0].text == ""
+    assert model.transcribe(waves[:1], guard=False, **SHORT)[0].text
+
+
+def test_rescoring_an_nbest_list(model, waves):
+    options = {**SHORT, "beam_size": 4, "nbest": 4}
+    plain = model.transcribe(waves, **options)
+    found = model.transcribe(waves, rescore_ctc_weight=0.8, **options)
+    assert [r.text for r in plain] != [r.text for r in found]
+    for old, new in zip(plain, found):
+        assert {t for t, _ in old.nbest} == {t for t, _ in new.nbest}
+    one = model.transcribe(waves, rescore_ctc_weight=0.8, **{**options, "nbest": 1})
+    assert [r.text for r in one] == [r.text for r in found]
+    assert all(len(r.nbest) == 1 for r in one)
+
+
+# Thresholds from a development set
+
+
+@pytest.mark.parametrize(
+    ("reference", "text", "errors"),
+    [
+        ("press 2", "Press two.", 0),
+        ("a b c", "a x c d", 2),
+        ("", "some words", 2),
+        ("some words", "", 2),
+    ],
+)
+def test_errors_are_counted_as_scored(reference, text, errors):
+    assert count_errors(reference, text, "en") == errors
+    assert count_errors("はい", "はーい", "ja") == 1
+
+
+def test_the_weight_with_the_fewest_errors():
+    either = [(-1.0, -9.0, 3), (-9.0, -2.0, 0)]  # the LLM's, CTC's
+    assert fewest_errors([either]) == 0.7
+    assert fewest_errors([[(-1.0, -9.0, 0), (-9.0, -2.0, 3)]]) == 0.5
+    assert fewest_errors([]) == 0.5
+
+
+@pytest.fixture
+def examples(tmp_path, speech_file):
+    """An example dir of real speech in two tasks."""
+    folder = tmp_path / "dev"
+    folder.mkdir()
+    speech = load_audio(speech_file)
+    tables: dict[str, list[str]] = {"wav.scp": [], "utt2task": [], "text": []}
+    for index, size in enumerate((16000, 30000, len(speech))):
+        path = tmp_path / f"{index}.wav"
+        soundfile.write(path, speech[:size], 16000)
+        for task, text in (("asr en en", "please enter"), ("st en fr", "Entrez cela.")):
+            name = f"{index}-{task[:2]}"
+            tables["wav.scp"].append(f"{name} {path}")
+            tables["utt2task"].append(f"{name} {task}")
+            tables["text"].append(f"{name} {text}")
+    for name, lines in tables.items():
+        (folder / name).write_text("\n".join(sorted(lines)) + "\n")
+    return folder
+
+
+def test_thresholds_lie_beyond_the_true_texts(model, examples):
+    found = read_examples(examples)
+    options = SearchOptions(**SHORT)
+    thresholds = find_thresholds(model, found, options, margin=2.0)
+    assert set(thresholds.groups) == {"asr_en", "st_en_fr"}
+    heard = {
+        e.name: r.ctc_text
+        for e, r in zip(
+            found,
+            model.decode([e.wave for e in found], [e.ask for e in found], options),
+        )
+    }
+    for example in found:
+        limits = thresholds.limits(example.ask)
+        characters = len(ctc_text(example.text, "en"))
+        expansion = (characters + 5) / (len(heard[example.name]) + 5)
+        assert limits.least_expansion <= expansion <= limits.most_expansion
+        assert characters / (len(example.wave) / 16000) <= limits.rate
+    assert thresholds.groups["st_en_fr"].distance is None
+    assert thresholds.groups["asr_en"].distance > 0
+
+
+def test_the_commands(tiny_model, examples, speech_file, tmp_path, capsys):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    config = tmp_path / "decode.yaml"
+    config.write_text("tokens_per_second: 0.0\nextra_tokens: 3.0\nbatch_size: 3\n")
+    common = ["--model", str(folder), "--config", str(config)]
+    guard_table = ["--examples", str(examples), "--limit", "2", *common]
+    with pytest.raises(UserError, match="guard_thresholds"):
+        guard_table_command.main(guard_table)
+    guard_thresholds_command.main(["--examples", str(examples), *common])
+    assert read_thresholds(folder).made_from == "6 examples"
+    output = tmp_path / "table.md"
+    capsys.readouterr()
+    guard_table_command.main(
+        [
+            *guard_table,
+            *("--music", str(speech_file), "--foreign", f"it={speech_file}"),
+            *("--words", f"password={speech_file}", "--output", str(output)),
+        ]
+    )
+    lines = output.read_text().splitlines()
+    assert all(line.count("|") == 11 for line in lines)
+    rows = {line.split(" | ")[0].strip("| "): line for line in lines}
+    assert {
+        "digital silence",
+        "white noise -40 dB",
+        "hold music",
+        "speech in it",
+        "one word 30 times",
+        "clipped audio",
+        "all noise and music",
+    } <= set(rows)
+    with pytest.raises(UserError, match="NAME=FILE"):
+        guard_table_command.main([*guard_table, "--words", "five"])
+    with pytest.raises(UserError, match="margin"):
+        guard_thresholds_command.main(
+            ["--examples", str(examples), *common, "--margin", "0.5"]
+        )
+
+
+def test_noise_is_what_it_says():
+    random = np.random.default_rng(1)
+    white, pink = white_noise(1 << 16, random), pink_noise(1 << 16, random)
+    for noise, slope in ((white, 0.0), (pink, -1.0)):
+        assert noise.std() == pytest.approx(1.0, abs=0.02)
+        power = np.abs(np.fft.rfft(noise)) ** 2
+        octaves = [power[1 << n : 2 << n].mean() for n in range(6, 15)]
+        measured = np.polyfit(range(len(octaves)), np.log2(octaves), 1)[0]
+        assert measured == pytest.approx(slope, abs=0.1)
+    quiet = at_level(white, -40)
+    assert 20 * np.log10(quiet.std()) == pytest.approx(-40, abs=0.3)
+    assert abs(at_level(white, 20)).max() == 1.0
+    pieces = pieces_of(np.arange(16000 * 60), 3)
+    assert [p[0] / 16000 for p in pieces] == [0, 25, 50]
+    assert [len(p) for p in pieces] == [160000] * 3
+
+
+def test_entries_keep_both_texts(guarded, waves):
+    (result,) = guarded(clear=1.1).transcribe(waves[:1], **SHORT)
+    entry = json.loads(json.dumps(result.entry()))
+    assert entry["text"] == "" and entry["unguarded"] == " ".join(
+        result.unguarded.split()
+    )
+    assert entry["flags"] == ["nothing heard"]
+    assert len(LABELS) == len(guarded().model.token_list)
