@@ -13,7 +13,7 @@ from torch import nn
 
 from speechllm.errors import UserError
 from speechllm.inference import SpeechToText
-from speechllm.model.engine import PackedLinear, choose_engine
+from speechllm.model.engine import PackedLinear, choose_engine, grouped_attention
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
@@ -54,11 +54,33 @@ def test_auto_hears_what_eager_hears(tiny_model):
     }
     packed = [isinstance(m, PackedLinear) for m in models["auto"].model.modules()]
     assert sum(packed) > 20
-    assert type(models["eager"].model.llm.causal_lm.lm_head) is nn.Linear
+    llms = {name: m.model.llm.causal_lm for name, m in models.items()}
+    assert type(llms["eager"].lm_head) is nn.Linear
+    assert llms["auto"].config._attn_implementation == "grouped"
     found = {name: m.transcribe(waves) for name, m in models.items()}
     for auto, eager in zip(found["auto"], found["eager"]):
         assert auto.tokens == eager.tokens
         assert auto.score == pytest.approx(eager.score, abs=1e-3)
+
+
+@pytest.mark.parametrize("new", [1, 5])
+@pytest.mark.parametrize(("heads", "groups"), [(4, 2), (6, 1), (3, 3)])
+def test_grouped_attention_is_attention(new, heads, groups):
+    """Against PyTorch's own, with the keys of a group copied for each head."""
+    generator = torch.Generator().manual_seed(heads)
+    query = torch.randn(2, new, heads, 8, generator=generator).transpose(1, 2)
+    key, value = torch.randn(2, 2, groups, 7, 8, generator=generator)
+    mask = torch.zeros(2, 1, new, 7)
+    mask[1, :, :, :3] = -torch.inf
+    found, _ = grouped_attention(None, query, key, value, mask, 0.3, dropout=0.0)
+    expected = nn.functional.scaled_dot_product_attention(
+        query,
+        key.repeat_interleave(heads // groups, 1),
+        value.repeat_interleave(heads // groups, 1),
+        attn_mask=mask,
+        scale=0.3,
+    )
+    assert torch.allclose(found, expected.transpose(1, 2), atol=1e-5)
 
 
 def test_only_float32_is_packed():
