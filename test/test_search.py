@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from speechllm.model.ctc_prefix import CTCPrefixScorer
 from speechllm.model.llm import LanguageModel
+from speechllm.model.reader import Reader, settle
+from speechllm.model.sampling import kept_probabilities
 from speechllm.model.search import SearchOptions, beam_search
 
 EOS = 4  # of the model with five tokens
@@ -302,3 +304,199 @@ def test_a_wider_beam_is_never_worse(five_tokens):
             for b in (1, 256)
         ]
         assert best[0].score <= best[1].score + 1e-5
+
+
+# The queue
+
+
+@settings(max_examples=10, deadline=None, derandomize=True)
+@given(
+    sizes=st.lists(st.integers(1, 40), min_size=3, max_size=12),
+    batch_size=st.integers(1, 5),
+    search=st.sampled_from(
+        [
+            {},
+            {"beam_size": 3, "nbest": 2},
+            {"beam_size": 2, "ctc_weight": 0.4, "candidates": 6},
+            {"no_repeat_ngram_size": 2},
+            {"sampling": True, "temperature": 1.3, "top_k": 9, "top_p": 0.9},
+        ]
+    ),
+    seed=st.integers(0, 1000),
+)
+def test_who_joins_later_notices_nothing(llm, sizes, batch_size, search, seed):
+    """A queue of prompts of very different lengths and limits, against one by one."""
+    prompts = [random_prompt(llm, n, seed + i) for i, n in enumerate(sizes)]
+    limits = [1 + 3 * n % 7 for n in sizes]
+    logits = 2 * torch.randn(
+        len(sizes), 50, 29, generator=torch.Generator().manual_seed(seed)
+    )
+    frames = torch.tensor([10 + n for n in sizes])
+    options = SearchOptions(**search)
+
+    def found(chosen: list[int], batch_size: int | None) -> list:
+        return beam_search(
+            llm,
+            [prompts[i] for i in chosen],
+            [limits[i] for i in chosen],
+            options,
+            CTCPrefixScorer(logits[chosen], frames[chosen]),
+            [lambda tokens: [1 + t % 28 for t in tokens]] * len(chosen),
+            batch_size=batch_size,
+            keys=[100 + i for i in chosen],
+        )
+
+    everyone = list(range(len(sizes)))
+    alone = [found([i], None)[0] for i in everyone]
+    for queue, expected in zip(found(everyone, batch_size), alone):
+        assert [h.tokens for h in queue] == [h.tokens for h in expected]
+        for one, other in zip(queue, expected):
+            assert one.score == pytest.approx(other.score, abs=1e-3)
+    backwards = found(everyone[::-1], batch_size)[::-1]
+    assert [[h.tokens for h in nbest] for nbest in backwards] == [
+        [h.tokens for h in nbest] for nbest in alone
+    ]
+
+
+def test_the_batch_stays_full(llm, monkeypatch):
+    """Rows that the LLM reads at each step: what leaves is replaced from the queue."""
+    rows = []
+    body = LanguageModel.body
+
+    def counted(self, embeddings, *others):
+        if embeddings.shape[1] == 1:
+            rows.append(len(embeddings))
+        return body(self, embeddings, *others)
+
+    monkeypatch.setattr(LanguageModel, "body", counted)
+    prompts = [random_prompt(llm, 5, seed) for seed in range(12)]
+    limits = [2, 6, 3, 5] * 3
+    options = SearchOptions(min_tokens=9)  # each answer is as long as it may be
+    found = beam_search(llm, prompts, limits, options, batch_size=4)
+    assert [len(nbest[0].tokens) for nbest in found] == limits
+    assert max(rows) == 4
+    assert sum(rows) == sum(limits)
+    in_turns = sum(max(limits[i : i + 4]) for i in (0, 4, 8))
+    assert len(rows) < in_turns
+
+
+# The LLM's rows
+
+
+def test_rows_come_and_go(llm):
+    """What the reader says next, against the LLM on the whole text each time."""
+    reader = Reader(llm)
+    texts: list[torch.Tensor] = []
+
+    def check(log_probs):
+        for row, text in enumerate(texts):
+            logits = llm.causal_lm(inputs_embeds=text[None]).logits[0, -1]
+            assert torch.allclose(log_probs[row], logits.log_softmax(0), atol=1e-4)
+
+    def join(*sizes):
+        new = [random_prompt(llm, n, n) for n in sizes]
+        order, log_probs = reader.join(new)
+        rows = len(texts)
+        texts.extend(new[i] for i in order)
+        full = torch.zeros(rows, log_probs.shape[1])
+        for row in range(rows):
+            logits = llm.causal_lm(inputs_embeds=texts[row][None]).logits[0, -1]
+            full[row] = logits.log_softmax(0)
+        check(torch.cat([full, log_probs]))
+
+    def step(parents, tokens):
+        log_probs = reader.step(parents, tokens)
+        embedded = llm.embed(torch.tensor(tokens))
+        texts[:] = [
+            torch.cat([texts[parent], own[None]])
+            for parent, own in zip(parents, embedded)
+        ]
+        check(log_probs)
+
+    with torch.inference_mode():
+        join(9, 3, 30)
+        step([0, 1, 2], [5, 6, 7])
+        step([1, 1, 0, 2], [8, 9, 10, 11])  # two go on from one
+        step([0, 2], [12, 13])  # the longest has left
+        width = reader.cache.get_seq_length()
+        assert width == max(len(text) for text in texts)
+        join(50, 2)  # one is longer than all that was there
+        for count in range(40):  # past what a buffer holds at first
+            step([3, 1, 2, 0], [count, 3, 2, 1])
+        step([2], [4])
+        assert reader.step([], []).shape[0] == 0
+        texts.clear()
+        join(4)
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(parents=st.lists(st.integers(0, 9), max_size=10))
+def test_most_rows_stay_where_they_are(parents):
+    order = settle(parents)
+    assert sorted(order) == list(range(len(parents)))
+    staying = sum(parents[new] == place for place, new in enumerate(order))
+    assert staying == len({p for p in parents if p < len(parents)})
+
+
+# Sampling
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (3, 1.0), (0, 0.6), (3, 0.7)])
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_what_is_drawn_from_is_transformers_distribution(top_k, top_p, temperature):
+    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+    logits = 3 * torch.randn(6, 11, generator=torch.Generator().manual_seed(top_k))
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=11, hidden_size=8,
+        intermediate_size=8, num_hidden_layers=1, num_attention_heads=1))  # fmt: skip
+    config = GenerationConfig(
+        do_sample=True, temperature=temperature, top_k=top_k, top_p=top_p
+    )
+    warpers = model._get_logits_processor(config)
+    ids = torch.zeros(6, 1, dtype=torch.long)
+    expected = warpers(ids, logits.log_softmax(1)).softmax(1)
+    options = SearchOptions(temperature=temperature, top_k=top_k, top_p=top_p)
+    found = kept_probabilities(logits.log_softmax(1), options)
+    assert torch.allclose(found, expected, atol=1e-6)
+
+
+def test_draws_follow_the_probabilities(five_tokens):
+    """Answers of one token, drawn by 4000 keys."""
+    prompt = random_prompt(five_tokens, 2, 3)
+    with torch.inference_mode():
+        logits = five_tokens.causal_lm(inputs_embeds=prompt[None]).logits[0, -1]
+    expected = (logits / 0.8).softmax(0)
+    options = SearchOptions(sampling=True, temperature=0.8)
+    found = beam_search(
+        five_tokens, [prompt] * 4000, [1] * 4000, options, keys=range(4000)
+    )
+    first = torch.tensor([[*nbest[0].tokens, EOS][0] for nbest in found])
+    shares = torch.bincount(first, minlength=5) / 4000
+    assert torch.allclose(shares, expected, atol=0.03)
+    for (hypothesis,) in found[:20]:
+        score = log_prob(five_tokens, prompt, hypothesis.tokens)
+        assert hypothesis.llm_score == pytest.approx(score, abs=1e-4)
+
+
+def test_draws_depend_on_seed_and_utterance_alone(five_tokens):
+    prompts = [random_prompt(five_tokens, 3, 1)] * 6
+
+    def drawn(seed: int, keys: list[int]) -> list:
+        options = SearchOptions(sampling=True, temperature=2.0, seed=seed)
+        found = beam_search(five_tokens, prompts, [8] * 6, options, keys=keys)
+        return [nbest[0].tokens for nbest in found]
+
+    first = drawn(1, [0, 1, 2, 3, 4, 5])
+    assert first == drawn(1, [0, 1, 2, 3, 4, 5])
+    assert first[::-1] == drawn(1, [5, 4, 3, 2, 1, 0])
+    assert len({tuple(tokens) for tokens in first}) > 2
+    assert first != drawn(2, [0, 1, 2, 3, 4, 5])
+
+
+def test_sampling_keeps_to_fewest_and_most_tokens(five_tokens):
+    prompts = [random_prompt(five_tokens, 2, seed) for seed in range(8)]
+    for least, most in ((0, 0), (3, 3), (2, 5), (4, 2)):
+        options = SearchOptions(sampling=True, min_tokens=least)
+        found = beam_search(five_tokens, prompts, [most] * 8, options, keys=range(8))
+        for nbest in found:
+            assert min(least, most) <= len(nbest[0].tokens) <= most
