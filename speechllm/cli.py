@@ -28,7 +28,7 @@ from speechllm.transcribe import (
 
 BAR = "{percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s of audio [{elapsed}<{remaining}]"
 BAR_WITHOUT_END = "{n:.0f} s of audio [{elapsed}]"
-SEARCH_OPTIONS = ("beam_size", "nbest", "ctc_weight", "penalty")
+SEARCH_OPTIONS = ("beam_size", "nbest", "ctc_weight", "penalty", "guard")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -68,6 +68,11 @@ def add_transcribe(commands) -> None:
     add("--nbest", type=int, help="hypotheses given, in json [1]")
     add("--ctc_weight", type=float, help="share of the CTC branch's score [0]")
     add("--penalty", type=float, help="added to the score for each token [0]")
+    add(
+        "--guard",
+        action=argparse.BooleanOptionalAction,
+        help="check answers against the audio [if the model has a guard.yaml]",
+    )
     add("--device", default="cpu", help="cpu, cuda, … [cpu]")
     add("--dtype", default="float32", help="float32, bfloat16, float16 or auto")
     add(

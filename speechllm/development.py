@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from speechllm.errors import UserError
+from speechllm.files import read_yaml
 from speechllm.guard import (
     Guard,
     Limits,
@@ -23,12 +24,12 @@ from speechllm.guard import (
     group_name,
     measure,
 )
+from speechllm.model.search import SearchOptions
 from speechllm.text import LANGUAGES_WITHOUT_SPACES, ctc_text, normalize
 
 if TYPE_CHECKING:
     from speechllm.confidence import Calibration
     from speechllm.inference import Batch, SpeechToText
-    from speechllm.model.search import SearchOptions
 
 WEIGHTS = (0.5, 0.7, 0.3, 0.9)  # of CTC in ranking candidates, tried on the set
 
@@ -68,6 +69,16 @@ def read_examples(folder: str | Path, limit: int | None = None) -> list[Example]
         Example(n, load_audio(wavs[n]), tuple(tasks[n].split()), texts[n])
         for n in names
     ]
+
+
+def read_generation(config: str | Path | None) -> dict:
+    """What a config of stage 12 says about the search; nothing without one."""
+    options = read_yaml(config) if config else {}
+    fields = SearchOptions.__dataclass_fields__
+    other = {"batch_size", "dtype", "engine"}  # how it is run
+    if unknown := set(options) - set(fields) - other:
+        raise UserError(f"{config}: unknown option {min(unknown)!r}")
+    return {name: value for name, value in options.items() if name in fields}
 
 
 def encoded_batches(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 
 from speechllm.errors import run_main
-from speechllm.files import read_yaml
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -21,9 +20,6 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.picture and not args.test_examples:
         parser.error("--picture needs --test_examples")
-    generation = read_yaml(args.config) if args.config else {}
-    for name in ("batch_size", "dtype"):
-        generation.pop(name, None)
 
     from speechllm.confidence import (
         CALIBRATION_FILE,
@@ -32,9 +28,15 @@ def main(argv: list[str] | None = None) -> None:
         uncalibrated,
         write_calibration,
     )
-    from speechllm.development import calibrate, judged_words, read_examples
+    from speechllm.development import (
+        calibrate,
+        judged_words,
+        read_examples,
+        read_generation,
+    )
     from speechllm.inference import SpeechToText, find_model
 
+    generation = read_generation(args.config)
     examples = read_examples(args.examples)
     model = SpeechToText.from_pretrained(args.model, args.device)
     options = model.options({**generation, "word_times": True})

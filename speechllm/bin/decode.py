@@ -21,6 +21,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--ctc_weight", type=float, help="share of CTC's score [0]")
     parser.add_argument("--penalty", type=float, help="added for each token [0]")
     parser.add_argument("--candidates", type=int, help="tokens CTC judges [20]")
+    parser.add_argument(
+        "--rescore_ctc_weight",
+        type=float,
+        help="share of CTC's score in ranking the n-best anew [0: not]",
+    )
+    parser.add_argument(
+        "--guard",
+        action=argparse.BooleanOptionalAction,
+        help="check answers against the audio [if the model has a guard.yaml]",
+    )
     parser.add_argument("--num_shards", type=int, default=1)
     parser.add_argument("--shard", type=int, default=1, help="from 1")
     parser.add_argument("--device", default="cpu")
@@ -28,7 +38,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--engine", help="auto, eager, deepspeed [auto]")
     args = parser.parse_args(argv)
     options = read_yaml(args.config) if args.config else {}
-    named = "batch_size beam_size nbest ctc_weight penalty candidates dtype engine"
+    named = "batch_size beam_size nbest ctc_weight penalty candidates "
+    named += "rescore_ctc_weight guard dtype engine"
     for name in named.split():
         if getattr(args, name) is not None:
             options[name] = getattr(args, name)

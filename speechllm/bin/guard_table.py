@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from speechllm.errors import UserError, run_main
-from speechllm.files import atomic_open, read_yaml
+from speechllm.files import atomic_open
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -35,14 +35,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--output", help="Markdown file to write")
     args = parser.parse_args(argv)
-    generation = read_yaml(args.config) if args.config else {}
-    for name in ("batch_size", "dtype"):
-        generation.pop(name, None)
 
-    from speechllm.development import read_examples
+    from speechllm.development import read_examples, read_generation
     from speechllm.guard_table import conditions, guard_rows, guard_table
     from speechllm.inference import SpeechToText
 
+    generation = read_generation(args.config)
     model = SpeechToText.from_pretrained(args.model, args.device)
     found = conditions(
         read_examples(args.examples, args.limit),

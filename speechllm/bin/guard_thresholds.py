@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 
 from speechllm.errors import UserError, run_main
-from speechllm.files import read_yaml
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -25,20 +24,18 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.margin < 1:
         raise UserError(f"--margin {args.margin}: at least 1")
-    generation = read_yaml(args.config) if args.config else {}
-    for name in ("batch_size", "dtype", "guard"):
-        generation.pop(name, None)
 
-    from speechllm.development import find_thresholds, read_examples
+    from speechllm.development import find_thresholds, read_examples, read_generation
     from speechllm.guard import THRESHOLDS_FILE, write_thresholds
     from speechllm.inference import SpeechToText, find_model
 
+    generation = read_generation(args.config)
     examples = read_examples(args.examples)
     model = SpeechToText.from_pretrained(args.model, args.device)
     thresholds = find_thresholds(
         model,
         examples,
-        model.options(generation),
+        model.options({**generation, "guard": False}),
         args.batch_size,
         args.margin,
         f"{len(examples)} examples",
