@@ -7,6 +7,12 @@ from pathlib import Path
 from speechllm.errors import UserError
 
 
+def is_hub_id(start: str) -> bool:
+    """Whether what training starts from lies on the hub: no file or folder here."""
+    path = Path(start)
+    return path.suffix not in (".pth", ".safetensors") and not path.exists()
+
+
 def load_tensors(path: str | Path, device: str = "cpu") -> dict:
     """Read named tensors from a safetensors or torch file.
 

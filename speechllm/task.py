@@ -26,7 +26,7 @@ from espnet2.utils.get_default_kwargs import get_default_kwargs
 from espnet2.utils.nested_dict_action import NestedDictAction
 from espnet2.utils.types import str_or_none
 
-from speechllm.checkpoint import load_tensors
+from speechllm.checkpoint import is_hub_id, load_tensors
 from speechllm.errors import UserError
 from speechllm.export import MODEL_KEYS
 from speechllm.files import atomic_open
@@ -358,9 +358,7 @@ def read_start(path: str, map_location: str) -> dict[str, torch.Tensor]:
     """The tensors of a checkpoint, a model's folder or a hub id, by our names."""
     from speechllm.pretrained import resolve_model
 
-    start = Path(path)
-    if start.suffix not in (".pth", ".safetensors") and not start.exists():
-        start = resolve_model(path)
+    start = resolve_model(path) if is_hub_id(path) else Path(path)
     if is_nue_asr(start):
         from speechllm.model.nue_asr import speech_llm_state
 

@@ -288,7 +288,10 @@ def test_adaptation_starts_from_the_released_model(recipes, released):
          "audio_encoder.encoder.layers.0.attention.k_proj.weight"),
         (f"llm.causal_lm.{layer}.base_layer.weight", f"llm.{layer}.weight"),
     ):  # fmt: skip
-        torch.testing.assert_close(adapted[ours], start[theirs], atol=4e-3, rtol=4e-3)
+        # where the machine multiplies bfloat16, frozen weights are kept in that
+        torch.testing.assert_close(
+            adapted[ours].float(), start[theirs], atol=0, rtol=2**-8
+        )
     assert any(".lora_B." in name and value.any() for name, value in adapted.items())
 
 

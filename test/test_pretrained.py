@@ -457,6 +457,14 @@ def test_fetch_models_of_a_configuration(cache, tmp_path, capsys):
     assert fetch_models.models_of_config(config) == []
 
 
+def test_fetch_models_takes_the_start_of_a_training_along(tmp_path):
+    (tmp_path / "model").mkdir()
+    starts = ["rinna/nue-asr:bridge", "exp/absent.pth", str(tmp_path / "model")]
+    config = tmp_path / "train.yaml"
+    config.write_text(f"llm: null\ninit_param: {starts}\n")
+    assert fetch_models.models_of_config(config) == ["rinna/nue-asr"]
+
+
 def test_fetch_models_names_a_bad_configuration(tmp_path):
     bad = tmp_path / "bad.yaml"
     for content in ("a: [", "- 1", "\udcff"):

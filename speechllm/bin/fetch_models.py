@@ -13,6 +13,7 @@ import argparse
 import logging
 from pathlib import Path
 
+from speechllm.checkpoint import is_hub_id
 from speechllm.errors import UserError, run_main
 
 
@@ -48,10 +49,10 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def models_of_config(path: str | Path) -> list[str]:
-    """The pretrained models of a training configuration: encoder, then LLM.
+    """The pretrained models of a training configuration: encoder, LLM, start.
 
     They stand in ``encoder_conf.model`` and ``llm_conf.model``; a part that is
-    absent, or has no such entry, needs none.
+    absent, or has no such entry, needs none. ``init_param`` may name models, too.
 
     Raises:
         UserError: no such file, or not a YAML mapping.
@@ -73,7 +74,8 @@ def models_of_config(path: str | Path) -> list[str]:
             continue
         if conf.get("model"):
             names.append(str(conf["model"]))
-    return names
+    starts = [str(start).partition(":")[0] for start in config.get("init_param") or []]
+    return names + [start for start in starts if is_hub_id(start)]
 
 
 if __name__ == "__main__":
