@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import LABELS, PROMPTS, write_tiny_hubert
 
-from speechllm.inference import SpeechToText, batches_by_length, search_options
+from speechllm.errors import UserError
+from speechllm.inference import SpeechToText, search_options
 from speechllm.model.speech_llm import build_speech_llm
 from speechllm.prompts import read_prompts
 
@@ -72,12 +73,31 @@ def test_text_is_the_same_in_every_batch(
     alone = [model.decode([w], [a], options)[0] for w, a in zip(waves, asks)]
     places = list(range(len(waves)))
     order.shuffle(places)
-    for batch in batches_by_length([len(waves[i]) for i in places], batch_size):
-        chosen = [places[i] for i in batch]
-        found = model.decode(
-            [waves[i] for i in chosen], [asks[i] for i in chosen], options
-        )
-        for index, result in zip(chosen, found):
-            assert result.tokens == alone[index].tokens
-            assert result.ctc_text == alone[index].ctc_text
-            assert result.score == pytest.approx(alone[index].score, abs=1e-3)
+    found = model.decode(
+        [waves[i] for i in places], [asks[i] for i in places], options, batch_size
+    )
+    for index, result in zip(places, found):
+        assert result.tokens == alone[index].tokens
+        assert result.ctc_text == alone[index].ctc_text
+        assert result.score == pytest.approx(alone[index].score, abs=1e-3)
+
+
+def test_draws_are_the_same_in_every_batch(models):
+    model = models["hubert-group", "convolution"]
+    waves = [
+        (0.1 * torch.randn(n, generator=torch.Generator().manual_seed(n))).numpy()
+        for n in (9000, 40000, 17000, 30000)
+    ]
+    asks = [("asr", "en", "en")] * 4
+    options = search_options({"sampling": True, "top_p": 0.9, "extra_tokens": 6})
+    alone = [model.decode([w], [a], options)[0].tokens for w, a in zip(waves, asks)]
+    for batch_size in (1, 2, 4):
+        found = model.decode(waves, asks, options, batch_size)
+        assert [result.tokens for result in found] == alone
+    other = search_options({"sampling": True, "top_p": 0.9, "seed": 1})
+    found = model.decode(waves, asks, other)
+    assert [result.tokens for result in found] != alone
+    with pytest.raises(UserError, match="sampling draws one answer"):
+        search_options({"sampling": True, "beam_size": 2})
+    with pytest.raises(UserError, match="top_p"):
+        search_options({"sampling": True, "top_p": 0})
