@@ -285,8 +285,6 @@ def load_nue_asr(folder: str | Path, dtype: str = "float32") -> SpeechToText:
     Raises:
         UserError: the folder is no such model; the message says what is wrong.
     """
-    from speechllm.inference import SpeechToText
-
     folder = Path(folder)
     nue = read_weights(folder, resolve_dtype(dtype))
     tokenizer = load_tokenizer(folder)
@@ -298,9 +296,30 @@ def load_nue_asr(folder: str | Path, dtype: str = "float32") -> SpeechToText:
             f"{folder}: {len(tokenizer)} tokens in the tokenizer, but the LLM has "
             f"{nue.config.llm_config.vocab_size}"
         )
-    encoder = HubertEncoder(
-        nue.audio_encoder, normalize=load_feature_extractor(folder).do_normalize
+    if (folder / "prompts.yaml").exists():
+        prompts = read_prompts(folder / "prompts.yaml")
+    else:
+        prompts = released_prompts(str(folder))
+    normalize = load_feature_extractor(folder).do_normalize
+    return as_speech_to_text(nue, tokenizer, prompts, normalize)
+
+
+def released_prompts(origin: str) -> Prompts:
+    """The one prompt of the released model, for Japanese."""
+    return Prompts(
+        tasks={"asr": PREFIX + "{speech}" + SUFFIX},
+        languages={"ja": "Japanese"},
+        origin=origin,
     )
+
+
+def as_speech_to_text(
+    nue: NueASRModel, tokenizer, prompts: Prompts, normalize: bool = False
+) -> SpeechToText:
+    """Put a model's parts behind the batched search; they are shared, not copied."""
+    from speechllm.inference import SpeechToText
+
+    encoder = HubertEncoder(nue.audio_encoder, normalize=normalize)
     bridge = ConvolutionBridge(
         encoder.output_size,
         nue.config.llm_config.hidden_size,
@@ -310,14 +329,6 @@ def load_nue_asr(folder: str | Path, dtype: str = "float32") -> SpeechToText:
     bridge.convolutions, bridge.projection = nue.bridge_convs, nue.bridge_proj
     llm = LanguageModel(nue.llm, tuning="frozen", tokenizer=tokenizer)
     model = SpeechLLM(encoder, None, bridge, llm, ctc_weight=0.0)
-    if (folder / "prompts.yaml").exists():
-        prompts = read_prompts(folder / "prompts.yaml")
-    else:
-        prompts = Prompts(
-            tasks={"asr": PREFIX + "{speech}" + SUFFIX},
-            languages={"ja": "Japanese"},
-            origin=str(folder),
-        )
     return SpeechToText(model, prompts, GENERATION)
 
 
