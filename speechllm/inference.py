@@ -38,7 +38,7 @@ from speechllm.confidence import (
     word_features,
 )
 from speechllm.errors import UserError
-from speechllm.export import pretrained_names
+from speechllm.export import MODEL_KEYS, pretrained_names
 from speechllm.files import read_yaml
 from speechllm.guard import NOTHING_HEARD, Guard, Thresholds, Verdict, read_thresholds
 from speechllm.joint import read_answer, separator_of
@@ -176,8 +176,7 @@ class SpeechToText:
             own = {"dtype": dtype, "dequantize": True}
             config["llm_conf"] = {**config["llm_conf"], **own}
         config["encoder_conf"] = {**config["encoder_conf"], "specaug": None}
-        tokens = folder / "tokens.txt"
-        labels = tokens.read_text("utf-8").splitlines() if tokens.exists() else None
+        labels = read_labels(folder / "tokens.txt")
         try:
             model = build_speech_llm({**config, "token_list": labels})
             model.load_state_dict(load_tensors(folder))
@@ -709,10 +708,22 @@ def is_model(folder: Path) -> bool:
 def read_config(path: Path) -> dict:
     """Read the configuration of a model that stage 11 wrote."""
     config = read_yaml(path)
+    for key in (*(key for key in MODEL_KEYS if key.endswith("_conf")), "stands_on"):
+        if not isinstance(config.get(key) or {}, dict):
+            raise UserError(f"{path}: {key} is no mapping of names to values")
     for part in ["encoder", "llm"] if config.get("llm") else ["encoder"]:
-        if not (config.get(f"{part}_conf") or {}).get("model"):
+        name = (config.get(f"{part}_conf") or {}).get("model")
+        if not name or not isinstance(name, str):
             raise UserError(f"{path}: {part}_conf names no model")
     return config
+
+
+def read_labels(path: Path) -> list[str] | None:
+    """The labels of the CTC branch, one a line; None where there is no file."""
+    try:
+        return path.read_text("utf-8").splitlines() if path.exists() else None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from error
 
 
 def check_origin(folder: Path, config: dict) -> None:

@@ -186,6 +186,10 @@ def cut_weights(folder: Path) -> None:
         (spoil_config(encoder=None), "encoder"),
         (spoil_config(encoder_conf=None), "encoder_conf"),
         (spoil_config(llm_conf={}), "llm_conf"),
+        (spoil_config(llm_conf=[1]), "config.yaml: llm_conf is no mapping"),
+        (spoil_config(encoder_conf={"model": 3}), "encoder_conf names no model"),
+        (spoil_config(stands_on="x"), "stands_on is no mapping"),
+        (lambda f: (f / "tokens.txt").write_bytes(b"\xff"), "tokens.txt: cannot be"),
         (spoil_config(bridge="none"), "bridge 'none': one of"),
         (spoil_config(llm=None), "without an LLM"),
         (spoil_weights, "another shape.*ctc.ctc_lo.bias"),
@@ -225,6 +229,38 @@ def test_ctc_alone_gives_its_best_path(copied, model, waves):
         ctc.transcribe(waves, task="st", target_language="fr")
     with pytest.raises(UserError, match="takes at most 30 s"):
         ctc.transcribe([np.zeros(480500)])
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [
+        ("speechllm.cli", ["transcribe", "--model", "{model}", "{wav}"]),
+        ("speechllm.cli", ["to_nue_asr", "--model", "{model}"]),
+        ("speechllm.bin.export_model", ["--exp_dir", "{exp}", "--checkpoint", "a.pth"]),
+        ("speechllm.bin.pack", ["--model", "{model}"]),
+    ],
+)
+def test_an_output_that_cannot_be_written(
+    capsys, tmp_path, tiny_model, speech_file, module, arguments
+):
+    """One sentence with the place, and no traceback."""
+    from importlib import import_module
+
+    from speechllm.errors import run_main
+
+    shutil.copy(tiny_model / "config.yaml", tmp_path)
+    torch.save({"ctc.ctc_lo.bias": torch.zeros(3)}, tmp_path / "a.pth")
+    (tmp_path / "file").write_text("mine")
+    output = tmp_path / "file" / "below"
+    names = {"model": tiny_model, "wav": speech_file, "exp": tmp_path}
+    words = [a.format(**names) for a in arguments] + ["--output", str(output)]
+    with pytest.raises(SystemExit) as end:
+        run_main(lambda: import_module(module).main(words))
+    assert end.value.code == 1
+    said = [s for s in capsys.readouterr().err.splitlines() if "error" in s.lower()]
+    assert len(said) == 1 and said[0].startswith("error: ")
+    assert str(tmp_path / "file") in said[0]
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_nothing_there_and_wrong_ways_to_load(tiny_model, tmp_path):
