@@ -3,8 +3,7 @@
 The likeliest CTC path that spells a text (Graves et al. 2006, "Connectionist Temporal
 Classification", with a maximum in place of the sum; torchaudio's tutorial "Forced
 alignment with Wav2Vec2" is the same). A label is heard where CTC peaks, in a frame or
-two; a word begins a little before its first peak and ends a little behind its last
-(:data:`LEAD`, :data:`TAIL`).
+two; the word reaches beyond its first and last peak (:func:`word_times`).
 
 What CTC has no label for - a foreign letter, a digit in a language whose numbers cannot
 be spelt - is aligned as a wildcard that may be anything: it takes what was heard between
@@ -19,6 +18,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,9 +28,13 @@ from speechllm.result import Word
 from speechllm.text import LANGUAGES_WITHOUT_SPACES, ctc_text, spell_numbers
 
 #: Seconds that a word begins before the first frame of its first label, and that it
-#: ends behind the last frame of its last one. Chosen where speech begins and ends in
-#: development prompts (``local/word_times.sh`` of the mini recipe).
-LEAD, TAIL = 0.06, 0.12
+#: ends behind the last frame of its last one, where the sound goes on: the medians
+#: over the mini recipe's development prompts of how far speech begins and ends from
+#: CTC's first and last peak.
+LEAD, TAIL = 0.08, 0.06
+REACH = 0.4  # seconds in which the sound has to fall silent to be the word's
+PAUSE = 0.1  # seconds; a shorter silence, as before a "t", is inside a word
+DROP = 35.0  # dB below the loudest 10 ms of the utterance, where sound is silence
 
 NEVER = -1e30
 
@@ -299,33 +303,69 @@ def word_times(
     spans: Sequence[Span],
     frames: int,
     seconds_per_frame: float,
-    lead: float = LEAD,
-    tail: float = TAIL,
+    loud: Sequence[bool] | None = None,
 ) -> list[tuple[float, float]]:
     """Start and end of each word in seconds, in order and without overlap.
+
+    A word reaches from its first and last peak as far as the sound does, if that
+    falls silent within ``REACH``; else by ``LEAD`` and ``TAIL``. Where two words leave
+    less between them, they share it in that proportion.
 
     Args:
         spans: of each word.
         frames: of the utterance.
         seconds_per_frame: of the encoder.
-        lead, tail: seconds that a word reaches beyond its first and last frame; where
-            two words leave less between them, they share it in this proportion.
+        loud: which frames are loud, of :func:`loud_frames`; None if that is not known.
     """
-    starts = [span.begin * seconds_per_frame for span in spans]
-    ends = [span.end * seconds_per_frame for span in spans]
-    share = tail / (lead + tail)
-    edges = [(0.0, starts[0])] if spans else []
-    edges += list(zip(ends, starts[1:])) + ([(ends[-1], None)] if spans else [])
-    times = []
+    loud = [True] * frames if loud is None else bridged(loud, seconds_per_frame)
+    reach = round(REACH / seconds_per_frame)
+    times: list[tuple[float, float]] = []
     for place, span in enumerate(spans):
-        start, end = starts[place], ends[place]
+        start, end = span.begin * seconds_per_frame, span.end * seconds_per_frame
         if span.heard and span.end > span.begin:
-            left, right = edges[place][0], edges[place + 1][1]
-            room = start - left
-            start -= min(lead, room if place == 0 else room * (1 - share))
-            if right is None:
-                end = min(end + tail, frames * seconds_per_frame)
-            else:
-                end += min(tail, (right - end) * share)
+            left = spans[place - 1].end if place else 0
+            right = spans[place + 1].begin if place + 1 < len(spans) else frames
+            before = loud[max(left, span.begin - reach) : span.begin][::-1]
+            behind = loud[span.end : min(right, span.end + reach)]
+            room = (span.begin - left) * seconds_per_frame
+            if place:
+                room *= LEAD / (LEAD + TAIL)
+            start -= stretch(before, seconds_per_frame, min(LEAD, room))
+            room = (right - span.end) * seconds_per_frame
+            if place + 1 < len(spans):
+                room *= TAIL / (LEAD + TAIL)
+            end += stretch(behind, seconds_per_frame, min(TAIL, room))
         times.append((start, end))
     return times
+
+
+def stretch(loud: Sequence[bool], seconds_per_frame: float, otherwise: float) -> float:
+    """Seconds until the first frame that is not loud, or ``otherwise`` if all are."""
+    if all(loud):
+        return otherwise
+    return list(loud).index(False) * seconds_per_frame
+
+
+def bridged(loud: Sequence[bool], seconds_per_frame: float) -> list[bool]:
+    """The frames, with silences of less than ``PAUSE`` as loud as what is around."""
+    found: list[bool] = []
+    for value, begin, end in label_runs(list(loud)):
+        short = (end - begin) * seconds_per_frame < PAUSE
+        inside = begin > 0 and end < len(loud)
+        found += [value or (short and inside)] * (end - begin)
+    return found
+
+
+def loud_frames(wave: np.ndarray, frames: int, samples_per_frame: float) -> list[bool]:
+    """Which of the encoder's frames are at most ``DROP`` below the loudest 10 ms.
+
+    Args:
+        wave: (samples,) at 16 kHz.
+        frames: how many the encoder makes of it.
+    """
+    size = len(wave) // 160
+    power = np.square(wave[: size * 160].reshape(size, 160)).mean(1)
+    floor = power.max(initial=0.0) * 10 ** (-DROP / 10)
+    edges = (np.arange(frames + 1) * samples_per_frame / 160).round().astype(int)
+    loud = power > floor
+    return [bool(loud[a:b].any()) for a, b in itertools.pairwise(edges)]

@@ -24,6 +24,7 @@ from speechllm.alignment import (
     Span,
     align_texts,
     align_words,
+    loud_frames,
     split_words,
     word_times,
 )
@@ -65,7 +66,7 @@ class Batch:
 
     Attributes:
         asks: (task, source language, target language) of each.
-        seconds: of audio.
+        waves: (samples,) at 16 kHz.
         prompts: embeddings (positions, hidden) of each.
         logits: of CTC (batch, frames, labels), or None.
         frames: (batch,)
@@ -75,13 +76,18 @@ class Batch:
     """
 
     asks: Sequence[tuple[str, str, str]]
-    seconds: Sequence[float]
+    waves: Sequence[np.ndarray]
     prompts: Sequence[Tensor]
     logits: Tensor | None
     frames: Tensor
     heard: Sequence[str | None]
     keys: Sequence[int]
     at_once: int | None = None
+
+    @property
+    def seconds(self) -> list[float]:
+        """Of audio."""
+        return [len(wave) / SAMPLING_RATE for wave in self.waves]
 
     def log_probs(self, row: int) -> Tensor:
         """CTC's log probabilities (frames, labels) of one utterance."""
@@ -92,7 +98,7 @@ class Batch:
         index = torch.tensor(rows, device=self.frames.device)
         return Batch(
             [self.asks[row] for row in rows],
-            [self.seconds[row] for row in rows],
+            [self.waves[row] for row in rows],
             [self.prompts[row] for row in rows],
             None if self.logits is None else self.logits[index],
             self.frames[index],
@@ -355,7 +361,7 @@ class SpeechToText:
         prompts, parts, frames, heard = zip(*encoded)
         return Batch(
             asks,
-            [length / SAMPLING_RATE for length in lengths],
+            waves,
             prompts,
             None if parts[0] is None else pad_sequence(parts, batch_first=True),
             torch.stack(frames),
@@ -574,7 +580,9 @@ class SpeechToText:
         if words is None:
             return
         rate = self.model.encoder.num_frames_per_second
-        times = word_times(spans, int(batch.frames[row]), 1 / rate)
+        frames = int(batch.frames[row])
+        loud = loud_frames(batch.waves[row], frames, SAMPLING_RATE / rate)
+        times = word_times(spans, frames, 1 / rate, loud)
         probability = uncalibrated
         if self.calibration is not None:
             probability = self.calibration.probability

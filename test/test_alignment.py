@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -17,12 +18,15 @@ from speechllm.alignment import (
     align_spans,
     forced_align,
     frames_needed,
+    loud_frames,
     split_words,
     torchaudio_forced_align,
     viterbi,
     word_labels,
     word_times,
 )
+from speechllm.audio import load_audio
+from speechllm.model.bridge import label_runs
 from speechllm.preprocessor import CTCTokenizer
 
 UNKNOWN, SPACE = LABELS.index("<unk>"), LABELS.index("<space>")
@@ -173,28 +177,69 @@ def test_unknown_letters_in_a_row_are_one(tokenizer):
     assert word_labels("12", "en", tokenizer) == tokenizer("twelve")
 
 
+def flat_times(spans, frames, loud=None) -> list[float]:
+    return list(itertools.chain(*word_times(spans, frames, 0.02, loud)))
+
+
 def test_words_reach_beyond_their_peaks():
     spans = [Span(10, 20), Span(20, 20), Span(24, 30), Span(100, 110)]
-    times = word_times(spans, 112, 0.02, lead=0.06, tail=0.12)
-    flat = list(itertools.chain(*times))
-    narrow = 0.48 - 0.08 / 3  # 0.08 s between two words are shared one to two
-    assert flat == pytest.approx([0.14, 0.4, 0.4, 0.4, narrow, 0.72, 1.94, 2.24])
+    narrow = 0.48 - 0.08 * LEAD / (LEAD + TAIL)  # 0.08 s are shared by two words
+    expected = [0.2 - LEAD, 0.4, 0.4, 0.4, narrow, 0.6 + TAIL, 2 - LEAD, 2.2 + TAIL]
+    assert flat_times(spans, 120) == pytest.approx(expected)
+    assert flat_times(spans, 111)[-1] == pytest.approx(2.22)
     assert word_times([], 10, 0.02) == []
+
+
+def test_words_reach_as_far_as_the_sound():
+    spans = [Span(10, 12), Span(40, 42)]
+    loud = [4 <= t < 20 or 34 <= t < 60 for t in range(70)]
+    assert flat_times(spans, 70, loud) == pytest.approx([0.08, 0.4, 0.68, 1.2])
+    # a closed "t" is in a word, a pause is not
+    loud = [t not in (14, 15, 16, 22, 23, 24, 25, 26) for t in range(70)]
+    expected = [0.2 - LEAD, 0.44, 0.54, 0.84 + TAIL]
+    assert flat_times(spans, 70, loud) == pytest.approx(expected)
+
+
+def test_which_frames_are_loud():
+    wave = np.zeros(16000)
+    wave[4000:8000] = np.sin(np.arange(4000))
+    wave[8000:12000] = 0.03 * np.sin(np.arange(4000))  # 30 dB below
+    wave[12000:] = 0.01 * np.sin(np.arange(4000))  # 40 dB below
+    loud = loud_frames(wave, 50, 320)
+    assert label_runs(loud) == [(False, 0, 12), (True, 12, 38), (False, 38, 50)]
+    assert loud_frames(np.zeros(1000), 4, 320) == [False] * 4
+    assert loud_frames(np.zeros(100), 1, 320) == [False]
+
+
+def test_a_prompt_ends_where_its_sound_does(speech_file):
+    """Padded with silence, the words lie where the speech is."""
+    speech = load_audio(speech_file)
+    wave = np.concatenate([np.zeros(8000), speech, np.zeros(16000)])
+    frames = len(wave) // 320
+    active = np.flatnonzero(abs(wave) > 0.02 * abs(wave).max()) / 16000
+    middle = int(50 * active.mean())
+    spans = [
+        Span(int(50 * active[0]) + 10, middle),
+        Span(middle + 1, int(50 * active[-1]) - 10),
+    ]
+    found = flat_times(spans, frames, loud_frames(wave, frames, 320))
+    assert found[0] == pytest.approx(active[0], abs=0.1)
+    assert found[-1] == pytest.approx(active[-1], abs=0.1)
 
 
 @given(
     sizes=st.lists(st.tuples(st.integers(0, 30), st.integers(0, 9)), max_size=9),
+    noise=st.lists(st.booleans(), min_size=400, max_size=400),
 )
-def test_times_never_go_back(sizes):
+def test_times_never_go_back(sizes, noise):
     spans, place = [], 0
     for gap, size in sizes:
         spans.append(Span(place + gap, place + gap + size))
         place += gap + size
-    times = word_times(spans, place, 0.02)
-    flat = list(itertools.chain(*times))
-    assert flat == sorted(flat)
-    assert all(0 <= t <= place * 0.02 + 1e-9 for t in flat)
-    for span, (start, end) in zip(spans, times):
-        assert start <= span.begin * 0.02 + 1e-9 and end >= span.end * 0.02 - 1e-9
-        assert span.begin * 0.02 - start <= LEAD + 1e-9
-        assert end - span.end * 0.02 <= TAIL + 1e-9
+    for loud in (None, noise[:place], [False] * place):
+        flat = flat_times(spans, place, loud)
+        assert all(b - a > -1e-9 for a, b in itertools.pairwise(flat))
+        assert all(-1e-9 <= t <= place * 0.02 + 1e-9 for t in flat)
+        for span, start, end in zip(spans, flat[::2], flat[1::2]):
+            assert start <= span.begin * 0.02 + 1e-9
+            assert end >= span.end * 0.02 - 1e-9

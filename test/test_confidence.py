@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from matplotlib.image import imread
 from sklearn.calibration import calibration_curve
 
 from speechllm import SpeechToText
-from speechllm.alignment import align_words
+from speechllm.alignment import REACH, align_words
 from speechllm.audio import load_audio
 from speechllm.bin import calibrate as calibrate_command
 from speechllm.confidence import (
@@ -147,7 +148,7 @@ def test_words_of_an_answer(model, waves):
         assert result.text == before.text
         assert [w.text for w in result.words] == result.text.split()
         times = [t for w in result.words for t in (w.start, w.end)]
-        assert times == sorted(times)
+        assert all(b - a > -1e-9 for a, b in pairwise(times))
         assert 0 <= times[0] and times[-1] <= len(wave) / 16000 + 0.02
         assert all(0 <= w.confidence <= 1 for w in result.words)
         mean = sum(w.confidence for w in result.words) / len(result.words)
@@ -170,8 +171,11 @@ def test_times_are_those_of_the_alignment(model, waves):
     expected = align_words(
         result.text, "en", logits[0].log_softmax(1), model.ctc_tokenizer, 0.02
     )
-    found = [(w.text, w.start, w.end) for w in result.words]
-    assert found == [(w.text, w.start, w.end) for w in expected]
+    # but for the edges, which the sound decides
+    for one, other in zip(result.words, expected, strict=True):
+        assert one.text == other.text
+        assert one.start == pytest.approx(other.start, abs=REACH)
+        assert one.end == pytest.approx(other.end, abs=REACH)
 
 
 def test_llm_probabilities_are_those_of_its_tokens(model, waves):
