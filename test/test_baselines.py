@@ -236,6 +236,12 @@ def test_an_unreadable_file_is_reported_and_tried_again(
     assert read_table(output / "text")["u1-st-de"] == ""
     assert (output / "failed.1.tsv").read_text().startswith("u1-st-de\t")
     assert run_baseline(Seamless(tiny_seamless), examples, output) == 1
+    soundfile.write(damaged, np.zeros(8000, dtype=np.float32), 16000)
+    assert run_baseline(Seamless(tiny_seamless), examples, output) == 1
+    assert not (output / "failed.1.tsv").exists()
+    write_table(examples / "wav.scp", dict.fromkeys(REQUESTS, "/nowhere.wav"))
+    with pytest.raises(UserError, match="none of 8 audio files can be read: /nowhere"):
+        run_baseline(Seamless(tiny_seamless), examples, output)
 
 
 def test_a_cascade_of_a_recogniser_and_nllb(

@@ -65,6 +65,7 @@ class TextTranslator:
         epochs, learning_rate: of the training; warm-up over a tenth, cosine decay.
         beam_size: hypotheses kept; 1 is greedy.
         device: ``cpu``, ``cuda``, …
+        dtype: that it decodes in; it trains in that of the speech model's config.
     """
 
     hears = False
@@ -78,6 +79,7 @@ class TextTranslator:
         learning_rate: float = 5e-4,
         beam_size: int = 1,
         device: str = "cpu",
+        dtype: str = "float32",
     ):
         from speechllm.inference import check_device, find_model
         from speechllm.prompts import read_prompts
@@ -92,7 +94,7 @@ class TextTranslator:
         self.pairs = text_pairs(train_examples)
         self.trained = Path(work_dir) / "translator.safetensors"
         self.epochs, self.learning_rate = epochs, learning_rate
-        self.beam_size, self.device = beam_size, device
+        self.beam_size, self.device, self.dtype = beam_size, device, dtype
 
     def check(self, task: str, source: str, target: str) -> None:
         """Refuse a direction that no training pair has."""
@@ -105,7 +107,11 @@ class TextTranslator:
 
     def settings(self) -> dict:
         """All that an answer depends on, besides its input."""
-        return {"training": self.training_key(), "beam_size": self.beam_size}
+        return {
+            "training": self.training_key(),
+            "beam_size": self.beam_size,
+            "dtype": self.dtype,
+        }
 
     def training_key(self) -> str:
         """A digest of what is trained, on what, and how."""
@@ -116,44 +122,32 @@ class TextTranslator:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def load(self) -> None:
-        """Build the LLM and train it, or take the LoRA of an earlier start."""
+        """Train the LLM unless an earlier start has, then build it to decode with."""
         import torch
-        from safetensors import safe_open
-        from safetensors.torch import save_file
+        from safetensors.torch import load_file
 
         from speechllm.inference import merge_adapters
-        from speechllm.model.llm import LanguageModel, resolve_dtype
+        from speechllm.model.llm import LanguageModel
 
-        torch.manual_seed(1)
-        self.llm = LanguageModel(**self.llm_conf).to(self.device)
-        self.autocast = resolve_dtype("auto")
-        parameters = {n: p for n, p in self.llm.named_parameters() if p.requires_grad}
-        metadata = {"training": self.training_key()}
-        kept = {}
-        if self.trained.exists():
-            with safe_open(self.trained, "pt", device=self.device) as file:
-                if file.metadata() == metadata:
-                    names = file.keys()  # a reader, not a mapping
-                    kept = {name: file.get_tensor(name) for name in names}
-        if kept.keys() == parameters.keys():
-            with torch.no_grad():
-                for name, value in kept.items():
-                    parameters[name].copy_(value)
-        else:
-            self.train(list(parameters.values()))
-            self.trained.parent.mkdir(parents=True, exist_ok=True)
-            partial = self.trained.with_suffix(".partial")
-            save_file(
-                {n: p.detach().cpu().contiguous() for n, p in parameters.items()},
-                partial,
-                metadata,
-            )
-            partial.replace(self.trained)
+        if self.training_of_file() != self.training_key():
+            self.train()
+        own = {"dtype": self.dtype, "gradient_checkpointing": False, "dequantize": True}
+        self.llm = LanguageModel(**{**self.llm_conf, **own})
+        parameters = dict(self.llm.named_parameters())
+        with torch.no_grad():
+            for name, value in load_file(self.trained).items():
+                parameters[name].copy_(value)
         merge_adapters(self.llm)
-        self.llm.eval()
-        if self.device == "cpu":
-            self.llm.float()
-            self.llm.dtype = torch.float32
+        self.llm.to(self.device).eval()
+
+    def training_of_file(self) -> str | None:
+        """The :meth:`training_key` of what was trained and kept, if anything was."""
+        from safetensors import safe_open
+
+        if not self.trained.exists():
+            return None
+        with safe_open(self.trained, "pt") as file:
+            return (file.metadata() or {}).get("training")
 
     def embed(self, text: str, direction: str):
         """Prompt embeddings (positions, hidden) of one sentence."""
@@ -165,14 +159,24 @@ class TextTranslator:
             prefix + encode(tokenizer, " " + text.strip()) + suffix
         )
 
-    def train(self, parameters: list, batch_size: int = 16) -> None:
-        """Train the LoRA on the sentence pairs."""
+    def train(self, batch_size: int = 16) -> None:
+        """Train the LLM as its config says on the sentence pairs, and keep the result."""
         import torch
+        from safetensors.torch import save_file
         from transformers import get_cosine_schedule_with_warmup
 
+        from speechllm.model.llm import LanguageModel, resolve_dtype
         from speechllm.prompts import answer_tokens
 
         random.seed(1)
+        torch.manual_seed(1)
+        self.llm = LanguageModel(**self.llm_conf).to(self.device)
+        trained = {n: p for n, p in self.llm.named_parameters() if p.requires_grad}
+        if not trained:
+            raise UserError(
+                "the speech model's LLM is frozen; there is nothing to train"
+            )
+        parameters, autocast = list(trained.values()), resolve_dtype("auto")
         optimizer = torch.optim.AdamW(
             parameters, lr=self.learning_rate, weight_decay=0.01
         )
@@ -194,8 +198,8 @@ class TextTranslator:
                 answers = [answer_tokens(self.llm.tokenizer, t) for _, t, _ in batch]
                 with torch.autocast(
                     torch.device(self.device).type,
-                    dtype=self.autocast,
-                    enabled=self.autocast is not torch.float32,
+                    dtype=autocast,
+                    enabled=autocast is not torch.float32,
                 ):
                     loss, _ = self.llm.answer_loss(prompts, answers)
                 optimizer.zero_grad()
@@ -212,6 +216,14 @@ class TextTranslator:
                 file=sys.stderr,
                 flush=True,
             )
+        self.trained.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.trained.with_suffix(".partial")
+        save_file(
+            {name: p.detach().cpu().contiguous() for name, p in trained.items()},
+            partial,
+            {"training": self.training_key()},
+        )
+        partial.replace(self.trained)
 
     def answer(
         self, inputs: Sequence[str], task: str, source: str, target: str

@@ -52,8 +52,8 @@ def run_baseline(
     """
     examples, output = Path(examples), Path(output)
     requests = read_requests(examples)
-    for name, request in requests.items():
-        try:
+    for request, name in {r: n for n, r in reversed(requests.items())}.items():
+        try:  # each request once, with the first that asks it
             system.check(*request)
         except UserError as error:
             raise UserError(f"{examples}/utt2task, {name}: {error}") from None
@@ -119,7 +119,11 @@ def answer_todo(system, stream, todo, requests, inputs, lengths, batch_size) -> 
             print(progress(bar), flush=True)
     bar.close()
     if failed.exists():
-        count = len(failed.read_text("utf-8").splitlines())
+        lines = failed.read_text("utf-8").splitlines()
+        count = len(lines)
+        if count == len(requests):
+            reason = lines[0].partition("\t")[2]
+            raise UserError(f"none of {count} audio files can be read: {reason}")
         print(f"{count} of {len(todo)} utterances failed: {failed}")
 
 

@@ -35,11 +35,6 @@ def get_parser() -> argparse.ArgumentParser:
             one.add_argument(
                 "--model", default=model, help=f"hub id or folder [{model}]"
             )
-            one.add_argument(
-                "--dtype",
-                default="float32",
-                help="float32, bfloat16, float16 or auto [float32]",
-            )
         else:
             one.add_argument("--model", required=True, help="folder of stage 11")
             one.add_argument(
@@ -58,7 +53,13 @@ def get_parser() -> argparse.ArgumentParser:
             )
         one.add_argument("--batch_size", type=int, default=8)
         one.add_argument("--beam_size", type=int, default=1, help="[1: greedy]")
-        one.add_argument("--device", default="cpu", help="cpu, cuda, …")
+        one.add_argument("--device", default="cpu", help="cpu, cuda, … [cpu]")
+        one.add_argument(
+            "--dtype",
+            default="float32",
+            choices=("float32", "bfloat16", "float16", "auto"),
+            help="in float32 no answer depends on its batch [float32]",
+        )
     return parser
 
 
@@ -69,7 +70,7 @@ def build(args: argparse.Namespace):
 
         return TextTranslator(
             args.model, args.train_examples, args.output, args.epochs,
-            args.learning_rate, args.beam_size, args.device,
+            args.learning_rate, args.beam_size, args.device, args.dtype,
         )  # fmt: skip
     from speechllm.baselines.nllb import Nllb
     from speechllm.baselines.seamless import Seamless
