@@ -28,6 +28,7 @@ SECONDS_PER_WINDOW = WINDOW / SAMPLING_RATE
 SPEECH = 0.5  # from this probability on a window begins speech, as in Silero's code
 SILENCE = 0.35  # below it a window belongs to a pause, as in Silero's code
 HEARD = 0.1  # a short recording that never reaches it has no speech: digital silence
+RECENT = 16  # windows that the detector's second opinion rests on, about half a second
 MAX_SECONDS = 15.0
 PAUSE_SECONDS = 0.1  # as in Silero's code
 LEAST_MAX_SECONDS = 1.0  # shorter segments would cut words
@@ -64,17 +65,19 @@ class SpeechDetector(nn.Module):
         self.output = nn.Linear(128, 1)
 
     @torch.inference_mode()
-    def forward(
-        self, windows: Tensor, state: tuple[Tensor, Tensor] | None = None
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def forward(self, windows: Tensor, state: tuple | None = None):
         """Probability of speech in consecutive windows.
+
+        The LSTM hears a window twice: after all that came before it, as in Silero's
+        code, and after the last half second alone. Behind music the first takes its
+        time to believe in speech, and cuts off its beginning.
 
         Args:
             windows: (windows, 64 + 512): the end of the window before, the window.
-            state: of the LSTM after the window before the first.
+            state: what the call for the windows before the first returned.
 
         Returns:
-            Probabilities (windows,) and the state after the last.
+            Both probabilities (2, windows), and the state after the last window.
         """
         padded = F.pad(windows, (0, CONTEXT), mode="reflect")[:, None]
         spectrum = F.conv1d(padded, self.fourier, stride=128)  # (windows, 258, 4)
@@ -82,9 +85,15 @@ class SpeechDetector(nn.Module):
         hidden = (real**2 + imaginary**2).sqrt()
         for convolution in self.convolutions:
             hidden = F.relu(convolution(hidden))
-        hidden = hidden.squeeze(2)[:, None]  # (windows, 1, 128)
-        hidden, state = self.lstm(hidden, state)
-        return torch.sigmoid(self.output(F.relu(hidden)))[:, 0, 0], state
+        hidden = hidden.squeeze(2)  # (windows, 128)
+        memory, before = state or (None, hidden.new_zeros(RECENT - 1, hidden.shape[1]))
+        known = torch.cat([before, hidden])
+        after_all, memory = self.lstm(hidden[:, None], memory)
+        recent = known.unfold(0, RECENT, 1).permute(2, 0, 1)  # (16, windows, 128)
+        after_recent, _ = self.lstm(recent)
+        both = torch.stack([after_all[:, 0], after_recent[-1]])
+        probabilities = torch.sigmoid(self.output(F.relu(both)))[..., 0]
+        return probabilities, (memory, known[len(hidden) :])
 
 
 @cache
@@ -136,8 +145,9 @@ def speech_probabilities(
         blocks: float32 samples (samples,) at 16 kHz, of any lengths.
 
     Yields:
-        Samples (512 × windows,) and probabilities (windows,). The last window is
-        filled up with zeros for the detector, and its samples come unfilled.
+        Samples (512 × windows,) and the two probabilities (2, windows) of
+        :class:`SpeechDetector`. The last window is filled up with zeros for the
+        detector, and its samples come unfilled.
     """
     detector, state = load_detector(), None
     context = np.zeros(CONTEXT, np.float32)
@@ -215,22 +225,34 @@ class Cutter:
         self.first = 0  # its first window of speech
         self.held: list[float] = []  # probabilities from there on
         self.quiet = 0  # how many of the last ones belong to a pause
+        self.onset = 0  # how many before speech may belong to it
 
     @property
     def needed(self) -> int:
         if self.start is not None:
             return self.start
-        return max(self.free, self.count - self.margin)
+        return max(self.free, self.count - RECENT - self.margin)
 
-    def push(self, probability: float) -> Iterator[tuple[int, int]]:
-        """Take one more window; yield the segment (first, last + 1) that it ends."""
+    def push(
+        self, probability: float, recent: float = 0.0
+    ) -> Iterator[tuple[int, int]]:
+        """Take one more window; yield the segment (first, last + 1) that it ends.
+
+        A segment begins where the first probability is high; from there back it takes
+        in the windows right before that have a high second one.
+
+        Args:
+            probability, recent: the two of :class:`SpeechDetector`.
+        """
         self.count += 1
         if self.start is None:
             if probability < SPEECH:
+                self.onset = self.onset + 1 if recent >= SPEECH else 0
                 return
-            self.first = self.count - 1
+            before = min(self.onset, RECENT, self.count - 1 - self.free)
+            self.first = self.count - 1 - before
             self.start = max(self.first - self.margin, self.free)
-            self.held, self.quiet = [], 0
+            self.held, self.quiet, self.onset = [SILENCE] * before, 0, 0
         self.held.append(probability)
         self.quiet = self.quiet + 1 if probability < SILENCE else 0
         if self.quiet >= self.pause:
@@ -306,9 +328,9 @@ def speech_segments(
 
     for samples, probabilities in speech_probabilities(blocks):
         held = np.concatenate([held, samples])
-        heard = max(heard, float(probabilities.max()))
-        for probability in probabilities.tolist():
-            waiting.extend(cutter.push(probability))
+        heard = max(heard, float(probabilities[0].max()))
+        for probability, recent in probabilities.T.tolist():
+            waiting.extend(cutter.push(probability, recent))
         if whole and len(held) <= cutting.longest * SAMPLING_RATE:
             continue
         whole = False

@@ -37,7 +37,8 @@ def blocks_of(samples: np.ndarray, size: int) -> list[np.ndarray]:
 
 
 def probabilities(blocks) -> np.ndarray:
-    return np.concatenate([found for _, found in speech_probabilities(blocks)])
+    """After all that came before, and after the last half second: (2, windows)."""
+    return np.concatenate([found for _, found in speech_probabilities(blocks)], axis=1)
 
 
 def test_probabilities_are_those_of_silero(speech):
@@ -52,7 +53,23 @@ def test_probabilities_are_those_of_silero(speech):
         ]
     for size in (len(samples), 10_000, 700, 100):
         found = probabilities(blocks_of(samples, size))
-        np.testing.assert_allclose(found, expected, atol=1e-5)
+        np.testing.assert_allclose(found[0], expected, atol=1e-5)
+
+
+def test_the_second_opinion_forgets_all_but_the_last_half_second(speech):
+    noise = np.random.default_rng(0).normal(0, 0.1, 40 * WINDOW).astype(np.float32)
+    found = probabilities([speech])
+    assert found[1, 15] == pytest.approx(found[0, 15], abs=1e-6)  # has heard the same
+    before = probabilities(blocks_of(np.concatenate([noise, speech]), 7000))[:, 40:]
+    np.testing.assert_allclose(before[1, 16:], found[1, 16:], atol=1e-5)
+    assert np.abs(before[0, 16:] - found[0, 16:]).max() > 1e-3
+
+
+def test_a_segment_begins_where_the_second_opinion_hears_speech():
+    cutter = Cutter(Cutting(margin=0.1))  # 3 windows
+    for probability, recent in [(0.0, 0.0)] * 30 + [(0.2, 0.9)] * 5 + [(0.9, 0.9)] * 20:
+        assert list(cutter.push(probability, recent)) == []
+    assert list(cutter.close()) == [(27, 55)]
 
 
 def test_every_sample_comes_out_once(speech):
@@ -66,7 +83,7 @@ def test_prompts_between_pauses_are_found(speech):
     silence = np.zeros(RATE, np.float32)
     recording = np.concatenate([silence, *[speech, silence] * 6])
     found = list(speech_segments(blocks_of(recording, 5000), Cutting()))
-    first, last = np.flatnonzero(probabilities([speech]) >= SPEECH)[[0, -1]]
+    first, last = np.flatnonzero(probabilities([speech])[0] >= SPEECH)[[0, -1]]
     for number in range(6):
         begin = 1 + number * (1 + len(speech) / RATE)
         speaks = (begin + first * 0.032, begin + (last + 1) * 0.032)
