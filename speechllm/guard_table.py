@@ -163,7 +163,7 @@ def guard_rows(
     generation: dict,
     batch_size: int = 8,
 ) -> list[Row]:
-    """Decode each condition without and with the guard.
+    """Decode each condition with the guard, which keeps the texts that it changed.
 
     Raises:
         UserError: the model has no thresholds.
@@ -174,12 +174,16 @@ def guard_rows(
         )
     rows = []
     for condition in found:
-        results = [
-            decode_all(
-                model, condition.examples, {**generation, "guard": on}, batch_size
-            )
-            for on in (False, True)
+        guarded = decode_all(
+            model, condition.examples, {**generation, "guard": True}, batch_size
+        )
+        free = [
+            result
+            if result.unguarded is None
+            else replace(result, text=result.unguarded)
+            for result in guarded
         ]
+        results = (free, guarded)
         rows.append(figures(condition, results, model.guard.thresholds))
         print(table_line(rows[-1]), flush=True)
     return rows

@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# After ./run.sh: the guard's thresholds and the calibration of confidence, from dev
+# into the model's folder; then what they are worth, in exp/GUARD.md and
+# exp/reliability.png: silence, noise, hold music, the three languages that are not
+# learnt, clips, clipped audio, one word thirty times, and the clean test set.
+# Options of speechllm.bin.guard_table may follow (--limit 60, --config conf/decode.yaml).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. ./path.sh
+
+model=exp/speechllm_train/model
+music=downloads/asterisk-moh-opsound-2.03
+
+# Hold music (CC-BY-SA-3.0), as Debian packs it.
+if [ ! -d "${music}" ]; then
+    package=asterisk-moh-opsound-g722_2.03-1.1_all.deb
+    scratch=$(mktemp -d downloads/.music.XXXXXX)
+    trap 'rm -rf "${scratch}"' EXIT
+    (
+        cd "${scratch}"
+        apt-get -q -o APT::Sandbox::User=root download asterisk-moh-opsound-g722=2.03-1.1
+        echo "8d6b39d6f2e8feff54a042c4a25e1b72f3e2478d05ee372c92f77446fa0b1671  ${package}" \
+            | sha256sum --check --quiet
+        dpkg-deb -x "${package}" unpacked
+    )
+    mv "${scratch}/unpacked/usr/share/asterisk/moh" "${music}"
+fi
+
+python3 -m speechllm.bin.guard_thresholds --model "${model}" --examples dump/examples/dev
+python3 -m speechllm.bin.calibrate --model "${model}" --examples dump/examples/dev \
+    --test_examples dump/examples/test --picture exp/reliability.png
+
+# Eight test prompts of each language that the model has not learnt.
+foreign=()
+for language in es it ru; do
+    while read -r path; do
+        foreign+=("${language}=${path}")
+    done < <(awk -v id="^${language}-" '$1 ~ id && ++n % 6 == 1 {print $2}' data/test/wav.scp | head -n 8)
+done
+
+# Single words of the English voice, wherever the prompts lie.
+words=()
+prompts=$(dirname "$(awk '$1 == "en-agent-user" {print $2}' data/test/wav.scp)")
+for pair in five=digits/5 nine=digits/9 extension=extension goodbye=vm-goodbye hours=hours; do
+    if [ -f "${prompts}/${pair#*=}.g722" ]; then
+        words+=("${pair%%=*}=${prompts}/${pair#*=}.g722")
+    fi
+done
+
+python3 -m speechllm.bin.guard_table --model "${model}" --examples dump/examples/test \
+    --music "${music}"/*.g722 --foreign "${foreign[@]}" --words "${words[@]}" \
+    --output exp/GUARD.md "$@"
