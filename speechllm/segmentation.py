@@ -225,7 +225,7 @@ class Cutter:
         self.first = 0  # its first window of speech
         self.held: list[float] = []  # probabilities from there on
         self.quiet = 0  # how many of the last ones belong to a pause
-        self.onset = 0  # how many before speech may belong to it
+        self.onset = 0  # how many of the last ones have a high second probability
 
     @property
     def needed(self) -> int:
@@ -245,14 +245,15 @@ class Cutter:
             probability, recent: the two of :class:`SpeechDetector`.
         """
         self.count += 1
+        before = self.onset
+        self.onset = before + 1 if recent >= SPEECH else 0
         if self.start is None:
             if probability < SPEECH:
-                self.onset = self.onset + 1 if recent >= SPEECH else 0
                 return
-            before = min(self.onset, RECENT, self.count - 1 - self.free)
+            before = min(before, RECENT, self.count - 1 - self.free)
             self.first = self.count - 1 - before
             self.start = max(self.first - self.margin, self.free)
-            self.held, self.quiet, self.onset = [SILENCE] * before, 0, 0
+            self.held, self.quiet = [SILENCE] * before, 0
         self.held.append(probability)
         self.quiet = self.quiet + 1 if probability < SILENCE else 0
         if self.quiet >= self.pause:
@@ -299,7 +300,7 @@ class Cutter:
         spoken = sum(p >= SPEECH for p in self.held[: end - self.first])
         if spoken >= self.shortest_speech:
             yield self.start, end
-        self.free = end
+            self.free = end
 
     def reopen(self, start: int) -> None:
         del self.held[: start - self.first]
