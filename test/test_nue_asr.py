@@ -629,6 +629,14 @@ def test_weights_of_another_shape_are_named(copy):
         SpeechToText.from_pretrained(copy)
 
 
+def test_a_config_of_a_far_larger_model_takes_no_memory(copy):
+    """GPT-NeoX's defaults are those of the model with 20 billion weights."""
+    break_config(copy, lambda config: config.update(llm_config={}))
+    message = r"30 weights are of another shape.*bridge_proj\.bias \(48,\) instead"
+    with pytest.raises(UserError, match=message):
+        SpeechToText.from_pretrained(copy)
+
+
 def test_missing_and_unknown_weights_are_named(copy):
     break_state(copy, lambda state: state.pop("bridge_proj.bias"))
     with pytest.raises(UserError, match=r"1 weights are missing: bridge_proj\.bias"):
@@ -649,7 +657,9 @@ def test_missing_and_unknown_weights_are_named(copy):
         (lambda c: c.pop("llm_config"), "the key 'llm_config' is missing"),
         (lambda c: c.update(audio_encoder_config=3), "'audio_encoder_config'"),
         (lambda c: c["llm_config"].update(num_attention_heads=5), "not a valid config"),
-        (lambda c: c.update(bridge_conv_stride=[2]), "cannot be read"),
+        (lambda c: c.update(bridge_conv_stride=[2]), "no model can be built from it"),
+        (lambda c: c["llm_config"].update(vocab_size=-1), "no model can be built"),
+        (lambda c: c["llm_config"].update(hidden_size="x"), "not a valid config"),
         (lambda c: c.update(model_type="hubert"), "no model"),
     ],
 )

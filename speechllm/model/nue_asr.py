@@ -52,7 +52,7 @@ from speechllm.model.bridge import ConvolutionBridge
 from speechllm.model.encoder import SAMPLING_RATE, HubertEncoder
 from speechllm.model.llm import LanguageModel, resolve_dtype
 from speechllm.model.speech_llm import SpeechLLM
-from speechllm.model_folder import is_nue_asr
+from speechllm.model_folder import is_nue_asr, missing_parts, weight_files
 from speechllm.prompts import Prompts, read_prompts
 from speechllm.t5_tokenizer import load_tokenizer
 
@@ -189,7 +189,6 @@ class NueASRModel(PreTrainedModel):
         return self.llm.generate(
             inputs_embeds=embeddings, attention_mask=mask, **generation
         )
-
 
     def push_to_hub(
         self,
@@ -351,19 +350,28 @@ def read_config(folder: Path) -> NueASRConfig:
 
 def read_weights(folder: Path, dtype: torch.dtype) -> NueASRModel:
     """Read config and weights, and check that they fit each other."""
-    from speechllm.model_folder import missing_parts
-
     if missing := missing_parts(folder):
         raise UserError(f"{folder}: no model: it lacks {' and '.join(missing)}")
     config = read_config(folder)
+    options = {"weights_only": True, "output_loading_info": True}
+    try:
+        with torch.device("meta"):
+            size = sum(p.numel() for p in NueASRModel(config).parameters())
+    except Exception as error:  # whatever a layer says of a size that is none
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"{folder / 'config.json'}: no model can be built from it: {reason}"
+        ) from error
+    held = sum(file.stat().st_size for file in weight_files(folder))
+    if size > held:  # far larger than its files: find out why without its memory
+        options["device_map"] = "meta"
     try:
         model, info = NueASRModel.from_pretrained(
             folder,
             config=config,
             dtype=dtype,
-            weights_only=True,
             ignore_mismatched_sizes=True,  # said below, with names
-            output_loading_info=True,
+            **options,
         )
     except Exception as error:  # of json, safetensors, pickle or torch
         reason = " ".join(str(error).split())[:300]
@@ -381,6 +389,8 @@ def read_weights(folder: Path, dtype: torch.dtype) -> NueASRModel:
             raise UserError(
                 f"{folder}: {len(names)} weights {what}: {', '.join(names[:3])}"
             )
+    if size > held:
+        raise UserError(f"{folder}: {held} bytes cannot hold {size} weights")
     return model
 
 
