@@ -223,8 +223,16 @@ class SpeechToText:
             language: what is spoken; the first one of the model's prompts if None.
             target_language: what to translate into; needed unless ``"asr"``.
             batch_size: utterances decoded at once; it does not change their text.
-            **generation: fields of ``SearchOptions``: beam_size, ctc_weight, guard,
-                word_times, …
+            **generation: fields of ``SearchOptions``: beam_size, ctc_weight, …
+
+                ``guard`` checks answers against the audio (:mod:`speechllm.guard`);
+                it is on where the model's folder has a ``guard.yaml``, unless False.
+                What it found stands in ``flags`` of a result, the first text in
+                ``unguarded``.
+
+                ``word_times`` gives ``words`` of a transcript, with start, end and
+                confidence, which is calibrated where the folder has a
+                ``confidence.json``.
 
         Returns:
             One result for each, in order.
@@ -642,8 +650,15 @@ def search_options(generation: dict) -> SearchOptions:
         raise UserError("sampling draws one answer: beam_size 1, nbest 1, ctc_weight 0")
     if options.temperature <= 0 or options.top_k < 0 or not 0 < options.top_p <= 1:
         raise UserError("temperature is above 0, top_k at least 0, top_p in (0, 1]")
-    if not 0 <= options.ctc_weight <= 1:
-        raise UserError(f"ctc_weight {options.ctc_weight}: from 0 to 1")
+    for name in ("ctc_weight", "rescore_ctc_weight"):
+        weight = getattr(options, name)
+        if not 0 <= weight <= 1:
+            raise UserError(f"{name} {weight}: from 0 to 1")
+    if options.no_repeat_ngram_size < 0:
+        raise UserError("no_repeat_ngram_size is at least 0")
+    for name, known in (("guard", (None, True, False)), ("word_times", (True, False))):
+        if getattr(options, name) not in known:
+            raise UserError(f"{name} {getattr(options, name)!r}: true or false")
     return options
 
 

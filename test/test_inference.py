@@ -102,6 +102,11 @@ def test_a_translation_reads_another_prompt(model, waves):
         ([np.zeros(800)], {"beam_size": 0}, "at least 1"),
         ([np.zeros(800)], {"batch_size": 0}, "batch_size 0"),
         ([np.zeros(800)], {"ctc_weight": -1}, "ctc_weight -1: from 0 to 1"),
+        ([np.zeros(800)], {"rescore_ctc_weight": 2}, "rescore_ctc_weight 2: from 0"),
+        ([np.zeros(800)], {"no_repeat_ngram_size": -1}, "at least 0"),
+        ([np.zeros(800)], {"guard": "on"}, "guard 'on': true or false"),
+        ([np.zeros(800)], {"guard": True}, "has no thresholds"),
+        ([np.zeros(800)], {"word_times": 3}, "word_times 3: true or false"),
         ([np.zeros(480500)], {}, "takes at most 30 s"),
     ],
 )
