@@ -30,7 +30,6 @@ from typing import TYPE_CHECKING
 
 from speechllm.errors import UserError, run_main
 from speechllm.files import read_yaml
-from speechllm.segmentation import PAUSE_SECONDS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -78,7 +77,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--output_dir", required=True, help="for the recordings and their texts")
     add("--config", help="YAML with batch_size and options of the search")
     add("--max_seconds", type=float, default=15.0, help="of a segment [15]")
-    add("--pause_seconds", type=float, default=PAUSE_SECONDS, help="[0.1]")
+    add("--pause_seconds", type=float, default=0.1, help="[0.1]")
     add("--seed", type=int, default=0, help="[0]")
     args = parser.parse_args(argv)
     if "music" in args.joins and not args.music:

@@ -9,22 +9,7 @@ cd "$(dirname "$0")/.."
 . ./path.sh
 
 model=exp/speechllm_train/model
-music=downloads/asterisk-moh-opsound-2.03
-
-# Hold music (CC-BY-SA-3.0), as Debian packs it.
-if [ ! -d "${music}" ]; then
-    package=asterisk-moh-opsound-g722_2.03-1.1_all.deb
-    scratch=$(mktemp -d downloads/.music.XXXXXX)
-    trap 'rm -rf "${scratch}"' EXIT
-    (
-        cd "${scratch}"
-        apt-get -q -o APT::Sandbox::User=root download asterisk-moh-opsound-g722=2.03-1.1
-        echo "8d6b39d6f2e8feff54a042c4a25e1b72f3e2478d05ee372c92f77446fa0b1671  ${package}" \
-            | sha256sum --check --quiet
-        dpkg-deb -x "${package}" unpacked
-    )
-    mv "${scratch}/unpacked/usr/share/asterisk/moh" "${music}"
-fi
+music=$(local/hold_music.sh)
 
 python3 -m speechllm.bin.guard_thresholds --model "${model}" --examples dump/examples/dev
 python3 -m speechllm.bin.calibrate --model "${model}" --examples dump/examples/dev \
