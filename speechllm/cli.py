@@ -38,6 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     add_transcribe(commands)
     add_to_nue_asr(commands)
+    add_estimate(commands)
     args = parser.parse_args(argv)
     return args.run(args)
 
@@ -115,6 +116,40 @@ def add_to_nue_asr(commands) -> None:
     parser.add_argument("--output", required=True, help="folder to write")
     parser.add_argument("--license", default="", help="of the weights, for the card")
     parser.set_defaults(run=to_nue_asr)
+
+
+def add_estimate(commands) -> None:
+    """Add the command ``estimate``."""
+    parser = commands.add_parser(
+        "estimate",
+        help="memory and time that a training needs",
+        description="Count parameters, memory and time of a training from its config, "
+        "without loading a weight. The exit status is 1 if it does not fit.",
+    )
+    parser.add_argument("--config", required=True, help="training config, YAML")
+    parser.add_argument(
+        "--gpu", type=float, help="memory of a GPU in GiB: does it fit?"
+    )
+    parser.add_argument(
+        "--tflops",
+        type=float,
+        default=125.0,
+        help="10^12 operations a second that are reached [125, 40 %% of an A100's "
+        "bfloat16]",
+    )
+    parser.set_defaults(run=estimate)
+
+
+def estimate(args: argparse.Namespace) -> int:
+    """Print what a training needs; 1 if it does not fit, else 0."""
+    from speechllm.estimate import report
+    from speechllm.files import read_yaml
+
+    if args.tflops <= 0 or (args.gpu is not None and args.gpu <= 0):
+        raise UserError("--gpu and --tflops are above 0")
+    text, fitting = report(read_yaml(args.config), args.gpu, args.tflops)
+    print(text)
+    return 0 if fitting else 1
 
 
 def to_nue_asr(args: argparse.Namespace) -> int:

@@ -1,0 +1,154 @@
+"""Estimates: against published sizes, arithmetic by hand, and a measured run."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from transformers import AutoConfig
+
+from speechllm import estimate as e
+from speechllm.cli import main
+from speechllm.errors import UserError, run_main
+
+CONF = Path(__file__).parents[1] / "egs2" / "must_c" / "speechllm1" / "conf"
+SHAPE = {
+    "hidden_size": 256,
+    "intermediate_size": 1024,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "vocab_size": 8192,
+}
+BATCH, TOLERANCE = 8, 0.3
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [  # as the hub counts the tensors of these models
+        ("google/gemma-2-9b-it", 9241.7),
+        ("meta-llama/Meta-Llama-3-8B-Instruct", 8030.3),
+        ("HuggingFaceTB/SmolLM2-1.7B-Instruct", 1711.4),
+    ],
+)
+def test_parameters_are_those_published(name, millions):
+    llm = e.build_llm({"tuning": "frozen"}, e.shape_of(name))
+    assert e.count(llm) == (pytest.approx(millions * 1e6, rel=1e-4), 0)
+
+
+def test_four_bits_and_whole_weights():
+    conf = {"tuning": "qlora", "lora": {"r": 2}}
+    llm = e.build_llm(conf, AutoConfig.for_model("llama", **SHAPE))
+    linear = 4 * (4 * 256 * 256 + 3 * 256 * 1024)
+    rest = 2 * 8192 * 256 + 9 * 256  # embedding, head, norms
+    adapters = 4 * 2 * (4 * (256 + 256) + 3 * (256 + 1024))
+    assert e.count(llm) == (linear + rest + adapters, adapters)
+    expected = linear * (4 + 8 / 64 + 32 / 16384) / 8 + 4 * (rest + adapters)
+    assert e.llm_bytes(llm, conf) == pytest.approx(expected)
+    halves = e.llm_bytes(llm, {"tuning": "lora", "dtype": "bfloat16"})
+    assert halves == 2 * (linear + rest) + 4 * adapters
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_measured_run(checkpointing):
+    """The peak of resident memory, within 30 %."""
+    conf = {
+        "tuning": "lora",
+        "lora": {"r": 8},
+        "dtype": "float32",
+        "gradient_checkpointing": checkpointing,
+    }
+    config = AutoConfig.for_model("llama", **SHAPE)
+    heard = 125
+    encoder = AutoConfig.for_model("whisper", d_model=32, encoder_ffn_dim=64)
+    whole = {"llm_conf": conf, "model_conf": {"autocast": "float32"}}
+    activations = BATCH * e.utterance_bytes(whole, config, encoder, 0, heard)
+    llm = e.build_llm(conf, config)
+    expected = e.llm_bytes(llm, conf) + 12 * e.count(llm)[1] + activations
+    answer = int(e.TOKENS_PER_SECOND * e.UTTERANCE_SECONDS)
+    asked = {"shape": SHAPE, "batch": BATCH, "answer": answer}
+    asked |= {"read": heard + e.PROMPT_TOKENS + answer}
+    asked["llm_conf"] = {k: v for k, v in conf.items() if k != "dtype"}
+    # memory goes back to the system as soon as it is free
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    done = subprocess.run(
+        [
+            sys.executable,
+            Path(__file__).with_name("measure_step.py"),
+            json.dumps(asked),
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment,
+    )
+    assert expected == pytest.approx(int(done.stdout), rel=TOLERANCE)
+
+
+def config_of(name: str = "train_whisper_llama3_8b.yaml", **changes) -> dict:
+    config = yaml.safe_load((CONF / name).read_text())
+    config["llm_conf"] |= changes
+    return config
+
+
+def test_what_makes_it_smaller():
+    qlora = e.estimate(config_of())
+    lora = e.estimate(config_of(tuning="lora"))
+    kept = e.estimate(config_of(gradient_checkpointing=False))
+    assert qlora.weights < 0.7 * lora.weights
+    assert qlora.trainable == lora.trainable < 0.02 * qlora.parameters
+    assert qlora.optimizer == 2 * qlora.gradients == 8 * qlora.trainable
+    assert kept.activations > 2 * qlora.activations
+    assert kept.operations < qlora.operations
+
+
+def test_the_command(capsys):
+    config = str(CONF / "train_whisper_llama3_8b.yaml")
+    assert main(["estimate", "--config", config, "--gpu", "80"]) == 0
+    assert "fits into 80 GiB" in capsys.readouterr().out
+    assert main(["estimate", "--config", config, "--gpu", "16"]) == 1
+    text = capsys.readouterr().out
+    assert "does not fit into 16 GiB" in text
+    assert "this fits" in text and "of the batch and" in text
+    assert main(["estimate", "--config", config, "--gpu", "8"]) == 1
+    assert "take a smaller LLM" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"llm": None}, "no LLM"),
+        ({"llm_conf": {}}, "cannot be built: 'model'"),
+        ({"bridge": "rope"}, "bridge 'rope': one of stack"),
+    ],
+)
+def test_configs_that_cannot_be(changes, message):
+    with pytest.raises(UserError, match=message):
+        e.estimate({**config_of(), **changes})
+
+
+def test_a_model_whose_size_is_not_known(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="none/such: its config.json.*hf auth login"):
+        e.shape_of("none/such")
+
+
+def test_a_full_gpu_is_one_sentence(capsys):
+    import torch
+
+    def fill():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    with pytest.raises(SystemExit, match="1"):
+        run_main(fill)
+    text = capsys.readouterr().err
+    assert text.startswith("error: the memory is full") and "Tried to allocate" in text
+    assert "batch_bins" in text and "speechllm estimate" in text
+    with pytest.raises(RuntimeError, match="a defect"):
+        run_main(lambda: (_ for _ in ()).throw(RuntimeError("a defect")))
