@@ -490,7 +490,7 @@ class SpeechToText:
         if options.word_times:
             rate = self.model.encoder.num_frames_per_second
             for row, (result, (_, source, _)) in enumerate(zip(results, asks)):
-                heard = log_probs[row, : frames[row]]
+                heard = log_probs[row, : frames[row]].cpu()
                 result.words = align_words(
                     result.text, source, heard, self.ctc_tokenizer, 1 / rate
                 )
@@ -622,7 +622,8 @@ class SpeechToText:
         if task == "asr_st":
             text = text.partition(separator_of(llm.tokenizer).text)[0]
         words = split_words(text, source)
-        spans = align_texts(words, source, batch.log_probs(row), self.ctc_tokenizer)
+        log_probs = batch.log_probs(row).cpu()  # many small steps
+        spans = align_texts(words, source, log_probs, self.ctc_tokenizer)
         (scores,) = llm.answer_log_probs(
             [batch.prompts[row]], [[*answer.tokens, llm.eos_id]]
         )
