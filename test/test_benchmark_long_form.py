@@ -1,0 +1,123 @@
+"""Joining prompts to long recordings, and judging what comes out."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from speechllm.audio import load_audio
+from speechllm.bin import benchmark_long_form as benchmark
+from speechllm.datadir import write_table
+from speechllm.errors import UserError
+from speechllm.result import Word
+
+RATE = 16000
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory, speech_file) -> Path:
+    """An example dir of three prompts, and one that is not to be transcribed."""
+    folder = tmp_path_factory.mktemp("examples")
+    samples, wavs = load_audio(speech_file), {}
+    for number, name in enumerate(["u1", "u2", "u3", "u4"]):
+        path = folder / f"{name}.wav"
+        soundfile.write(path, samples[4000 * number :], RATE)
+        wavs[name] = str(path)
+    write_table(folder / "wav.scp", wavs)
+    texts = {"u1": "Press 1.", "u2": "Good bye", "u3": "No, thank you!", "u4": "Oui"}
+    write_table(folder / "text", texts)
+    tasks = dict.fromkeys(texts, "asr en en") | {"u4": "st en fr"}
+    write_table(folder / "utt2task", tasks)
+    return folder
+
+
+def test_prompts_are_the_transcribed_ones_and_their_words_those_that_are_scored(
+    examples,
+):
+    prompts = benchmark.read_prompts(examples, "en")
+    assert [p.words for p in prompts] == [
+        ["press", "one"],
+        ["good", "bye"],
+        ["no", "thank", "you"],
+    ]
+    with pytest.raises(UserError, match="nothing to transcribe in de"):
+        benchmark.read_prompts(examples, "de")
+
+
+def test_limits_are_where_it_is_loud():
+    samples = np.zeros(RATE, np.float32)
+    samples[4000:9600] = 0.5
+    samples[12000:13000] = 0.5 * 10 ** (-36 / 20)  # too soft to count
+    assert benchmark.speech_limits(samples) == (4000, 9600)
+
+
+@pytest.mark.parametrize("join", benchmark.JOINS)
+def test_prompts_lie_where_they_are_said_to(examples, tmp_path, join):
+    prompts = benchmark.read_prompts(examples, "en")
+    args = argparse.Namespace(minutes=0.5, seed=1, music=str(examples))
+    path = tmp_path / "joined.wav"
+    placed = benchmark.write_recording(path, prompts, join, args)
+    recording = load_audio(path)
+    assert 30 <= len(recording) / RATE < 45
+    assert {p.prompt for p in placed[:3]} == {0, 1, 2}  # a round holds each once
+    for before, place in zip([None, *placed], placed):
+        first, last = prompts[place.prompt].limits
+        begin, end = round(place.start * RATE), round(place.end * RATE)
+        expected = prompts[place.prompt].samples[first:last]
+        np.testing.assert_allclose(recording[begin:end], expected, atol=1e-4)
+        if join == "trimmed":
+            assert place.start == (before.end if before else 0.0)
+        elif before and join != "none":
+            assert place.start - before.end >= 0.3
+
+
+def test_words_count_where_their_prompts_lie():
+    prompts = [
+        benchmark.Prompt(["press", "one"], np.zeros(0), (0, 0)),
+        benchmark.Prompt(["good", "bye"], np.zeros(0), (0, 0)),
+    ]
+    placed = [benchmark.Placed(0, 1.0, 2.0), benchmark.Placed(1, 3.0, 4.0)]
+
+    def shares(*words: tuple[str, float, float]):
+        heard = [Word(*word, 1.0) for word in words]
+        return benchmark.time_shares(prompts, placed, heard, "en")
+
+    exact = [("Press", 1.0, 1.4), ("1.", 1.5, 2.0), ("Good", 3, 3.5), ("bye", 3.5, 4)]
+    assert shares(*exact) == (1, 1, 1)
+    early = [("Press", 0.8, 1.4), *exact[1:]]
+    assert shares(*early) == (3 / 4, 1 / 2, 1)
+    late = [*exact[:3], ("bye", 3.5, 4.2)]
+    assert shares(*late) == (3 / 4, 1, 1 / 2)
+    short = [("Press", 1.3, 1.4), *exact[1:3], ("die", 9, 10)]  # inside; not counted
+    assert shares(*short) == (1, 1 / 2, 1)
+
+
+def test_a_table_of_all_joins(examples, tmp_path, tiny_model, capsys):
+    config = tmp_path / "short.yaml"
+    config.write_text("tokens_per_second: 0.5\nextra_tokens: 2\n")
+    benchmark.main(
+        ["--model", str(tiny_model), "--examples", str(examples), "--minutes", "0.1"]
+        + ["--music", str(examples), "--output_dir", str(tmp_path / "out")]
+        + ["--config", str(config)]
+    )
+    rows = [line for line in capsys.readouterr().out.splitlines() if line[:1] == "|"]
+    assert [row.split(" | ")[0] for row in rows[2:]] == [
+        f"| {join}" for join in benchmark.JOINS
+    ]
+    assert all(row.count("|") == 12 for row in rows)
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == sorted(
+        f"{join}_0.1.{suffix}" for join in benchmark.JOINS for suffix in ("wav", "srt")
+    )
+
+
+def test_music_must_be_named(tiny_model, examples, tmp_path):
+    with pytest.raises(UserError, match="needs a folder of hold music"):
+        benchmark.main(
+            ["--model", str(tiny_model), "--examples", str(examples)]
+            + ["--joins", "music", "--output_dir", str(tmp_path)]
+        )
