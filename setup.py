@@ -62,6 +62,7 @@ setup(
         "rich",
         "sacrebleu>=2.4",
         "safetensors",
+        "scikit-learn",
         "scipy",
         "sentencepiece",
         "silero-vad>=6.2",
