@@ -153,3 +153,32 @@ def test_no_suffix_leaves_the_prefixes():
     kept, found = scorer.extend_many(states, [(0, []), (0, ())])
     assert kept == [0, 1]
     assert found.score.tolist() == [0.0, 0.0]
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(
+    suffixes=st.lists(
+        st.tuples(st.integers(0, 2), st.lists(st.integers(1, 3), max_size=4)),
+        min_size=1,
+        max_size=12,
+    ),
+    seed=st.integers(0, 1000),
+    floor=st.floats(-30, 0),
+)
+def test_floors_leave_out_what_is_not_above_them(suffixes, seed, floor):
+    scorer = CTCPrefixScorer(random_logits(3, 14, seed), torch.tensor([14, 9, 11]))
+    states = scorer.start(torch.tensor([0, 1, 2]))
+    states = scorer.extend(states, torch.tensor([2, 1, 3]))
+    floors = [floor + index for index in range(len(suffixes))]
+    everything, expected = scorer.extend_many(states, suffixes)
+    kept, found = scorer.extend_many(states, suffixes, floors)
+    scores = dict(zip(everything, expected.score.tolist()))
+    for index, (_, labels) in enumerate(suffixes):
+        if labels:  # what has no labels is not judged anew
+            assert (index in kept) == (scores[index] > floors[index])
+    for place, index in enumerate(kept):
+        other = everything.index(index)
+        for name in ("utterance", "last", "label", "blank", "score"):
+            assert torch.equal(
+                getattr(found, name)[place], getattr(expected, name)[other]
+            )

@@ -91,23 +91,37 @@ class CTCPrefixScorer:
 
     def extend(self, states: PrefixStates, labels: Tensor) -> PrefixStates:
         """Append one label (prefixes,) to each prefix."""
+        return self.grow(states, labels, *self.reach(states, labels))
+
+    def reach(self, states: PrefixStates, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The score that one label (prefixes,) more gives each prefix.
+
+        Returns:
+            Log probability that the old prefix is complete before each frame and the
+            new label may come (prefixes, frames), and the score (prefixes,).
+        """
         rows, size = states.utterance, states.label.shape[1]
-        log_probs = self.log_probs[rows, :size, labels]  # (prefixes, frames)
-        sums = self.sums[rows, :size, labels]
-        blank_sums = self.sums[rows, :size, BLANK]
-        # before[t]: the old prefix complete at frame t - 1, ready for the new label
         either = torch.logaddexp(states.label, states.blank)
         repeated = (states.last == labels)[:, None]
         ready = torch.where(repeated, states.blank, either)
         first = torch.where(states.last < 0, 0.0, NEVER).to(ready.dtype)
         before = torch.cat([first[:, None], ready[:, :-1]], dim=1)
+        frames = torch.arange(size, device=rows.device)
+        beyond = frames >= self.lengths[rows, None]
+        each = before + self.log_probs[rows, :size, labels]
+        return before, each.masked_fill(beyond, NEVER).logsumexp(1)
+
+    def grow(
+        self, states: PrefixStates, labels: Tensor, before: Tensor, score: Tensor
+    ) -> PrefixStates:
+        """The prefixes with one label more, of what ``reach`` found."""
+        rows, size = states.utterance, states.label.shape[1]
+        sums = self.sums[rows, :size, labels]  # (prefixes, frames)
+        blank_sums = self.sums[rows, :size, BLANK]
         label = sums + torch.logcumsumexp(before - shift(sums), dim=1)
         blank = blank_sums + torch.logcumsumexp(
             shift(label, NEVER) - shift(blank_sums), dim=1
         )
-        frames = torch.arange(size, device=rows.device)
-        beyond = frames >= self.lengths[rows, None]
-        score = (before + log_probs).masked_fill(beyond, NEVER).logsumexp(1)
         return PrefixStates(rows, labels, label, blank, score)
 
     def finish(self, states: PrefixStates) -> Tensor:
@@ -151,10 +165,19 @@ class CTCPrefixScorer:
                 key = (nodes[i], suffixes[i][1][size])
                 nodes[i] = place.setdefault(key, len(place))
             parents, labels = torch.tensor(list(place)).T.to(device)
-            level, size = self.extend(level[parents], labels), size + 1
+            level, size = level[parents], size + 1
+            before, score = self.reach(level, labels)
             if floors is not None:
-                scores = level.score.tolist()
+                scores = score.tolist()
                 going = [i for i in going if scores[nodes[i]] > floors[i]]
+                alive = sorted({nodes[i] for i in going})
+                where = {node: place for place, node in enumerate(alive)}
+                for i in going:
+                    nodes[i] = where[nodes[i]]
+                chosen = torch.tensor(alive, dtype=torch.long, device=device)
+                level, labels = level[chosen], labels[chosen]
+                before, score = before[chosen], score[chosen]
+            level = self.grow(level, labels, before, score)
         if not parts:
             return [], states[torch.zeros(0, dtype=torch.long, device=device)]
         return kept, PrefixStates.join(parts)
