@@ -103,6 +103,8 @@ def parse_task(specification: str) -> Task:
             f"task {specification!r}: expected asr:<lang>, st:<source>:<target> or "
             "asr_st:<source>:<target>"
         )
+    if expected == 2 and languages[0] == languages[1]:
+        raise UserError(f"task {specification!r}: the two languages are the same")
     return Task(name, languages[0], languages[-1])
 
 

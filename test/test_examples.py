@@ -169,3 +169,8 @@ def test_weights_repeat_and_thin_out(tmp_path):
 def test_weights_that_are_none(data, tmp_path, weight):
     with pytest.raises(UserError, match="a weight is a number above 0"):
         make_examples([data], tmp_path / "examples", [f"asr:en*{weight}"])
+
+
+def test_a_translation_into_the_same_language_is_refused():
+    with pytest.raises(UserError, match="asr_st:en:en.*the same"):
+        parse_task("asr_st:en:en")
