@@ -183,7 +183,10 @@ def five_tokens() -> LanguageModel:
         bos_token_id=None,
         eos_token_id=EOS,
     )
-    model, tokenizer = LlamaForCausalLM(config), SimpleNamespace(eos_token_id=EOS)
+    model, tokenizer = (
+        LlamaForCausalLM(config),
+        SimpleNamespace(eos_token_id=EOS, decode=lambda tokens: "a" * len(tokens)),
+    )
     return LanguageModel(model, tuning="frozen", tokenizer=tokenizer).eval()
 
 
