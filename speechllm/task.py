@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -219,7 +220,11 @@ class SpeechLLMTask(AbsTask):
         if args.collect_stats:  # lengths only: nothing to normalise
             args.model_conf = {"extract_feats_in_collect_stats": False}
         else:
-            mend_checkpoint(Path(args.output_dir), args.best_model_criterion)
+            output_dir = Path(args.output_dir)
+            if (output_dir / "checkpoint.pth").exists() and args.ctc_token_list:
+                labels = read_token_list(args.ctc_token_list)
+                require_same_labels(output_dir, labels)
+            mend_checkpoint(output_dir, args.best_model_criterion)
         try:
             with whole_checkpoints():
                 super().main_worker(args)
@@ -325,12 +330,21 @@ def load_init_param(
 
     Raises:
         UserError: no such model, or tensors that this model has not, or of another
-            shape; names the first ones.
+            shape, names the first ones; or a CTC head of other labels.
     """
     path, _, prefix = init_param.partition(":")
     state = read_start(path, map_location)
     if prefix:
         state = {k: v for k, v in state.items() if k.startswith(prefix)}
+    if any(k.startswith("ctc.") for k in state) and getattr(model, "token_list", None):
+        folder = Path(path) if Path(path).is_dir() else Path(path).parent
+        try:
+            require_same_labels(folder, model.token_list)
+        except UserError as error:
+            if not ignore_init_mismatch:
+                raise
+            logging.warning(f"not loaded from {path}: the CTC head; {error}")
+            state = {k: v for k, v in state.items() if not k.startswith("ctc.")}
     if not state:
         raise UserError(f"--init_param {init_param}: no such tensors in the file")
     own = {k: v.shape for k, v in torch.nn.Module.state_dict(model).items()}
@@ -352,6 +366,30 @@ def load_init_param(
         logging.warning(f"not loaded from {path}: {name}")
         del state[name]
     model.load_state_dict(state, strict=False)
+
+
+def require_same_labels(folder: Path, labels: Sequence[str]) -> None:
+    """Refuse a training's or a model's folder whose CTC labels are others.
+
+    A head of as many labels in another order fits, and would spell other letters.
+    """
+    from speechllm.files import read_yaml
+
+    if (folder / "tokens.txt").exists():
+        known = read_token_list(str(folder / "tokens.txt"))
+    elif (folder / "config.yaml").exists():
+        known = read_yaml(folder / "config.yaml").get("ctc_token_list") or []
+    else:
+        return
+    if not isinstance(known, list) or known == list(labels) or not known:
+        return
+    pairs = enumerate(zip_longest(known, labels, fillvalue="no label"))
+    number, (there, here) = next((n, pair) for n, pair in pairs if pair[0] != pair[1])
+    raise UserError(
+        f"{folder}: trained with other CTC labels, number {number} is {there!r} there "
+        f"and {here!r} here; train the warm-up anew, or give it the token list that it "
+        "had"
+    )
 
 
 def read_start(path: str, map_location: str) -> dict[str, torch.Tensor]:

@@ -287,6 +287,26 @@ def test_a_checkpoint_that_does_not_fit(tmp_path):
     assert torch.equal(model.other.weight, state["other.weight"])
 
 
+def test_a_checkpoint_of_other_labels(tmp_path):
+    """As many labels in another order would fit, and spell other letters."""
+    torch.save(Holder().state_dict(), tmp_path / "a.pth")
+    labels = "ctc_token_list: ['<blank>', e, t]\n"
+    (tmp_path / "config.yaml").write_text(labels)
+    model = Holder()
+    model.token_list = ["<blank>", "e", "t"]
+    load_init_param(str(tmp_path / "a.pth"), model, False, "cpu")
+    model.token_list = ["<blank>", "t", "e"]
+    before = model.ctc.weight.clone()
+    with pytest.raises(UserError, match="number 1 is 'e' there and 't' here"):
+        load_init_param(f"{tmp_path / 'a.pth'}:ctc", model, False, "cpu")
+    assert torch.equal(model.ctc.weight, before)
+    start = Holder()
+    torch.save(start.state_dict(), tmp_path / "a.pth")
+    load_init_param(str(tmp_path / "a.pth"), model, True, "cpu")
+    assert torch.equal(model.ctc.weight, before)
+    assert torch.equal(model.other.weight, start.other.weight)
+
+
 def test_a_checkpoint_that_is_none(tmp_path):
     class Evil:
         def __reduce__(self):
@@ -316,7 +336,7 @@ def test_an_unknown_key_in_the_config(train, tmp_path, capsys):
     ("changes", "message"),
     [
         ({"encoder": "ear"}, "encoder 'ear': one of whisper, hubert"),
-        ({"bridge": "london"}, "bridge 'london': one of convolution"),
+        ({"bridge": "london"}, "bridge 'london': one of stack, convolution"),
         ({"optim": "best"}, "optim 'best': one of .*adamw"),
         ({"scheduler": "late"}, "scheduler 'late': one of .*warmuplr"),
         ({"encoder_conf": {"modle": "x"}}, "cannot be built.*modle"),

@@ -31,6 +31,6 @@ score "${whisper}"
 python3 -m speechllm.bin.report --exp_root exp_asr_st --output exp_asr_st/RESULTS
 cat exp_asr_st/RESULTS.md
 
-# The model of translations alone, from the same warm-up.
-./run.sh --config conf/train_st.yaml --stage 2 --warmup_config "" \
+# The model of translations alone, from the same warm-up (and its CTC vocabulary).
+./run.sh --config conf/train_st.yaml --stage 2 --skip_stages 8 \
     --init_param exp_asr_st/speechllm_warmup_five/valid.cer_ctc.ave.pth
