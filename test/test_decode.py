@@ -113,6 +113,7 @@ def test_killed_between_batches(decode, expected, monkeypatch, tmp_path):
         return whole(*arguments)
 
     monkeypatch.setattr(SpeechToText, "decode", killed)
+    monkeypatch.setattr("speechllm.inference.QUEUE", 1)  # a batch at a time
     with pytest.raises(KeyboardInterrupt):
         decode(batch_size=2)
     assert not (tmp_path / "out" / "text").exists()
