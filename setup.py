@@ -79,6 +79,8 @@ setup(
         "dev": pins("dev"),
         "demo": pins("demo"),
         "qlora": pins("qlora"),
+        # what `speechllm.bin.benchmark decode --against faster-whisper` asks for
+        "benchmark": ["faster-whisper==1.2.1"],
     },
     entry_points={"console_scripts": ["speechllm = speechllm.cli:console_main"]},
     classifiers=[

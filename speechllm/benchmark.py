@@ -9,7 +9,6 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +18,6 @@ from speechllm.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from speechllm.inference import SpeechToText
     from speechllm.model.llm import LanguageModel
 
 MEBIBYTE = 1 << 20
@@ -72,129 +70,26 @@ def process_memory(name: str) -> int:
     raise UserError(f"/proc/self/status has no {name}")
 
 
-# Decoding
-
-
-@dataclass
-class DecodingCost:
-    """Decoding of a set at one batch size.
-
-    Attributes:
-        batch_size: utterances at once.
-        seconds: for the whole set; the median of all rounds.
-        utterances: in the set.
-        speech_seconds: in the set.
-        peak_bytes: above the loaded model.
-        differing: utterances whose text is not that of the first batch size.
-    """
-
-    batch_size: int
-    seconds: float
-    utterances: int
-    speech_seconds: float
-    peak_bytes: int
-    differing: list[str]
-
-
-def benchmark_decoding(
-    model_dir: str | Path,
-    examples: str | Path,
-    batch_sizes: Sequence[int],
-    generation: dict,
-    rounds: int = 1,
-    limit: int | None = None,
-    device: str = "cpu",
-    dtype: str = "float32",
-) -> list[DecodingCost]:
-    """Decode the same utterances at several batch sizes, in this one process.
-
-    Audio is read before the clock starts, and one utterance is decoded to warm up.
-    The rounds go through all batch sizes in turn, so that a disturbance of the
-    machine meets each of them.
+def measured_apart(command: str, system: str, content, kind: type):
+    """Measure one system in a process of its own.
 
     Args:
-        model_dir: folder that stage 11 wrote.
-        examples: example dir.
-        batch_sizes: the first one is what the others are compared with.
-        generation: fields of ``SearchOptions``.
-        rounds: how often everything is decoded.
-        limit: take only so many utterances, evenly from the sorted ids.
-        device, dtype: where and in what precision.
+        command: of :mod:`speechllm.bin.benchmark`.
+        system: one of those it compares.
+        content: a dataclass that tells what is measured.
+        kind: the dataclass of the result.
     """
-    from speechllm.audio import load_audio
-    from speechllm.datadir import read_table
-    from speechllm.inference import SAMPLING_RATE, SpeechToText
-
-    wavs = read_table(Path(examples) / "wav.scp")
-    tasks = read_table(Path(examples) / "utt2task")
-    ids = sorted(wavs)
-    if limit is not None and limit < len(ids):
-        ids = [ids[i * len(ids) // limit] for i in range(limit)]
-    if not ids or not batch_sizes:
-        raise UserError(f"{examples}: nothing to decode")
-    waves = [load_audio(wavs[name]) for name in ids]
-    asks = [tuple(tasks[name].split()) for name in ids]
-    model = SpeechToText.from_pretrained(model_dir, device, dtype)
-    decode_set(model, waves[:1], asks[:1], 1, generation)
-    times: dict[int, list[float]] = {size: [] for size in batch_sizes}
-    peaks = dict.fromkeys(batch_sizes, 0)
-    texts: dict[int, list[str]] = {}
-    for _ in range(rounds):
-        for size in batch_sizes:
-            memory = PeakMemory(device)
-            begin = time.perf_counter()
-            texts[size] = decode_set(model, waves, asks, size, generation)
-            times[size].append(time.perf_counter() - begin)
-            peaks[size] = max(peaks[size], memory.peak())
-    first = texts[batch_sizes[0]]
-    return [
-        DecodingCost(
-            batch_size=size,
-            seconds=statistics.median(times[size]),
-            utterances=len(ids),
-            speech_seconds=sum(map(len, waves)) / SAMPLING_RATE,
-            peak_bytes=peaks[size],
-            differing=[n for n, a, b in zip(ids, first, texts[size]) if a != b],
-        )
-        for size in batch_sizes
-    ]
-
-
-def decode_set(
-    model: SpeechToText, waves: list, asks: list, batch_size: int, generation: dict
-) -> list[str]:
-    """Texts of all utterances, decoded ``batch_size`` at a time as stage 12 does."""
-    from speechllm.inference import QUEUE, batches_by_length
-
-    options = model.options(generation)
-    texts = [""] * len(waves)
-    for queue in batches_by_length([len(wave) for wave in waves], QUEUE * batch_size):
-        results = model.decode(
-            [waves[i] for i in queue], [asks[i] for i in queue], options, batch_size
-        )
-        for index, result in zip(queue, results):
-            texts[index] = result.text
-    return texts
-
-
-def decoding_table(costs: Sequence[DecodingCost]) -> str:
-    """The costs as a Markdown table; speed is told against the first row."""
-    rows = [
-        "| batch size | utterances/s | real-time factor | peak memory, MiB | speed "
-        "| same texts |",
-        "| ---: | ---: | ---: | ---: | ---: | --- |",
-    ]
-    for cost in costs:
-        same = "yes"
-        if cost.differing:
-            same = f"no: {len(cost.differing)}, the first is {cost.differing[0]}"
-        rows.append(
-            f"| {cost.batch_size} | {cost.utterances / cost.seconds:.2f} "
-            f"| {cost.seconds / cost.speech_seconds:.3f} "
-            f"| {cost.peak_bytes / MEBIBYTE:.0f} "
-            f"| {costs[0].seconds / cost.seconds:.2f} × | {same} |"
-        )
-    return "\n".join(rows)
+    call = [sys.executable, "-m", "speechllm.bin.benchmark", "one", command, system]
+    done = subprocess.run(
+        [*call, json.dumps(asdict(content))],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        reason = (done.stderr.strip() or f"status {done.returncode}").splitlines()
+        raise UserError(f"{system}: {reason[-1].removeprefix('error: ')}")
+    return kind(**json.loads(done.stdout.splitlines()[-1]))
 
 
 # Loss
@@ -205,20 +100,27 @@ class LossBatch:
     """A batch of prompts (speech and what is around it) and answers of equal length.
 
     Attributes:
+        model: the LLM.
+        tuning: ``lora`` on all linear layers, ``full`` or ``frozen``.
         batch_size: utterances.
         prompt_positions: embeddings before each answer.
         answer_tokens: tokens of each answer, end of text included.
         steps: timed steps, after one that warms up.
         backward: 1 for training steps, 0 for the loss alone, as in validation.
         gradient_checkpointing: 1 recomputes activations in the backward pass.
+        device, dtype: where and in what precision.
     """
 
+    model: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    tuning: str = "lora"
     batch_size: int = 16
     prompt_positions: int = 128
     answer_tokens: int = 32
     steps: int = 3
     backward: int = 1
     gradient_checkpointing: int = 0
+    device: str = "cpu"
+    dtype: str = "float32"
 
 
 @dataclass
@@ -236,33 +138,18 @@ METHODS = {
 }
 
 
-def benchmark_loss(
-    model: str, batch: LossBatch, device: str = "cpu", dtype: str = "float32"
-) -> dict[str, LossCost]:
-    """Measure each way to the loss in a process of its own, on the same batch."""
-    costs = {}
-    for method in METHODS:
-        command = [sys.executable, "-m", "speechllm.bin.benchmark", "loss"]
-        command += ["--model", model, "--device", device, "--dtype", dtype]
-        for name, value in asdict(batch).items():
-            command += [f"--{name}", str(value)]
-        done = subprocess.run(
-            [*command, "--only", method], capture_output=True, text=True
-        )
-        if done.returncode:
-            reason = (done.stderr.strip() or f"status {done.returncode}").splitlines()
-            raise UserError(f"{method}: {reason[-1].removeprefix('error: ')}")
-        costs[method] = LossCost(**json.loads(done.stdout.splitlines()[-1]))
-    return costs
+def benchmark_loss(batch: LossBatch) -> dict[str, LossCost]:
+    """Measure each way to the loss on the same batch."""
+    return {
+        method: measured_apart("loss", method, batch, LossCost) for method in METHODS
+    }
 
 
-def measure_loss(
-    method: str, model: str, batch: LossBatch, device: str, dtype: str
-) -> LossCost:
+def measure_loss(method: str, batch: LossBatch) -> LossCost:
     """Steps of one method, in this process.
 
-    The LLM has LoRA on all linear layers, and the prompts ask for gradients as those
-    that come from a bridge do. Products are in the precision of the weights.
+    The prompts ask for gradients as those that come from a bridge do. Products are
+    in the precision of the weights.
     """
     import torch
 
@@ -270,29 +157,31 @@ def measure_loss(
 
     torch.manual_seed(1)
     llm = LanguageModel(
-        model,
-        tuning="lora",
-        dtype=dtype,
+        batch.model,
+        tuning=batch.tuning,
+        dtype=batch.dtype,
         gradient_checkpointing=bool(batch.gradient_checkpointing),
     )
-    llm = llm.to(device).train()
+    llm = llm.to(batch.device).train()
     prompts = torch.randn(
-        batch.batch_size, batch.prompt_positions, llm.hidden_size, device=device
+        batch.batch_size, batch.prompt_positions, llm.hidden_size, device=batch.device
     )
     prompts = (prompts * 0.1).to(llm.dtype).requires_grad_()
     answers = torch.randint(
-        llm.config.vocab_size, (batch.batch_size, batch.answer_tokens), device=device
+        llm.config.vocab_size,
+        (batch.batch_size, batch.answer_tokens),
+        device=batch.device,
     )
     step = {"targets": loss_at_targets, "sequence": loss_over_sequence}[method]
     for parameter in llm.parameters():
         parameter.sum()  # weights that are mapped from the file come in now
-    memory = PeakMemory(device)
+    memory = PeakMemory(batch.device)
     seconds = []
     for _ in range(batch.steps + 1):
         begin = time.perf_counter()
         with (
             torch.set_grad_enabled(bool(batch.backward)),
-            torch.autocast(device, llm.dtype, enabled=llm.dtype != torch.float32),
+            torch.autocast(batch.device, llm.dtype, llm.dtype != torch.float32),
         ):
             loss = step(llm, prompts, answers)
         if batch.backward:

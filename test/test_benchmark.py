@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
-import json
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+import torch
+import yaml
+from tiny_models import LABELS, PROMPTS
 
 from speechllm.benchmark import (
-    DecodingCost,
+    METHODS,
+    LossBatch,
     LossCost,
     PeakMemory,
-    decoding_table,
     loss_table,
+    measure_loss,
+)
+from speechllm.benchmark_decoding import (
+    DecodingCost,
+    DecodingSet,
+    cut_speech,
+    decoding_table,
+    measure_decoding,
+    random_model,
+)
+from speechllm.benchmark_training import (
+    TrainingSteps,
+    matmul_flops,
+    measure_training,
+    padding_share,
+    training_options,
+    training_table,
 )
 from speechllm.bin.benchmark import main
 from speechllm.errors import UserError
@@ -36,30 +57,82 @@ def examples(tmp_path):
     return folder
 
 
+def rows_of(table: str) -> list[list[str]]:
+    lines = [line for line in table.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:]]
+
+
 def test_decoding(tiny_model, examples, tmp_path, capsys):
+    """The plain loop, ESPnet's decoder and ours hear the same."""
     config = tmp_path / "decode.yaml"
-    config.write_text("batch_size: 9\nbeam_size: 2\nextra_tokens: 3\n")
+    config.write_text("batch_size: 9\nextra_tokens: 3\n")
     arguments = ["--model", str(tiny_model), "--examples", str(examples)]
-    arguments += ["--batch_sizes", "1", "2", "--rounds", "2"]
-    main(["decode", *arguments, "--config", str(config)])
+    arguments += ["--batch_sizes", "1", "2", "--rounds", "2", "--config", str(config)]
+    main(["decode", *arguments, "--against", "plain", "espnet", "--task", "asr"])
     out = capsys.readouterr().out
-    assert out.startswith("3 utterances, 2 s of speech")
-    rows = [line.split(" | ") for line in out.strip().splitlines()[-2:]]
-    assert [row[0] for row in rows] == ["| 1", "| 2"]
+    assert "3 utterances, 2 s of speech" in out
+    rows = rows_of(out)
+    assert [row[0] for row in rows] == [
+        "plain loop, transformers' generate",
+        "ESPnet's decoder of causal LMs",
+        "speechllm, batch size 1",
+        "speechllm, batch size 2",
+    ]
     assert rows[0][4] == "1.00 ×"
-    assert [row[-1] for row in rows] == ["yes |", "yes |"]
-    main(["decode", *arguments, "--utterances", "2"])
-    assert capsys.readouterr().out.startswith("2 utterances, 1 s of speech")
+    assert [row[-1] for row in rows] == ["the same"] * 4
+
+
+def test_decoding_of_random_weights(examples, capsys):
+    main(["decode", "--random", "tiny", "--examples", str(examples), "--utterances",
+        "3", "--batch_sizes", "2", "--against", "plain"])  # fmt: skip
+    out = capsys.readouterr().out
+    assert out.startswith("tiny, float32, cpu: 3 utterances")
+    assert [row[-1] for row in rows_of(out)] == ["the same"] * 2
+
+
+def test_pieces_of_speech():
+    waves = [np.arange(30000.0), -np.arange(1000.0)]
+    pieces = cut_speech(waves, 40)
+    assert len(pieces) == 40
+    assert all(16000 <= len(piece) < 160000 for piece in pieces)
+    joined = np.concatenate(waves)
+    for piece in pieces:
+        begin = np.flatnonzero(joined == piece[0])[0]
+        assert np.array_equal(piece[:500], np.roll(joined, -begin)[:500])
+    assert all(
+        np.array_equal(one, other) for one, other in zip(pieces, cut_speech(waves, 40))
+    )
+
+
+def test_random_weights_answer_as_long_as_they_may():
+    """The authors' number of tokens, and the same in each process."""
+    content = DecodingSet("tiny", "", {})
+    wave = np.random.default_rng(0).normal(size=40000).astype(np.float32) / 20
+    (result,) = random_model(content).transcribe([wave])
+    assert len(result.tokens) == int(4 * 2.5 + 20.5)
+    (again,) = random_model(content).transcribe([wave])
+    assert again.tokens == result.tokens
+
+
+def test_faster_whisper_is_named_where_it_is_missing(tiny_model, examples, monkeypatch):
+    monkeypatch.setitem(sys.modules, "faster_whisper", None)
+    content = DecodingSet(str(tiny_model), str(examples), {})
+    cost = measure_decoding("faster-whisper", content)
+    assert cost.problem == "not installed: pip install faster-whisper"
 
 
 def test_the_tables_tell_ratios_and_other_texts():
     costs = [
-        DecodingCost(1, 8.0, 4, 16.0, 100 << 20, []),
-        DecodingCost(16, 2.0, 4, 16.0, 300 << 20, ["b", "d"]),
+        DecodingCost("plain", 8.0, 4, 16.0, 100 << 20, list("abcd")),
+        DecodingCost("faster-whisper", 4.0, 4, 16.0, 100 << 20, list("wxyz")),
+        DecodingCost("espnet", problem="it is not there"),
+        DecodingCost("16", 2.0, 4, 16.0, 300 << 20, list("aXcX")),
     ]
-    rows = decoding_table(costs).splitlines()
-    assert rows[2] == "| 1 | 0.50 | 0.500 | 100 | 1.00 × | yes |"
-    assert rows[3] == "| 16 | 2.00 | 0.125 | 300 | 4.00 × | no: 2, the first is b |"
+    rows = rows_of(decoding_table(costs))
+    assert rows[0][1:] == ["0.50", "0.500", "100", "1.00 ×", "the same"]
+    assert rows[1][1:] == ["1.00", "0.250", "100", "2.00 ×", "of another model"]
+    assert rows[2][1] == "cannot: it is not there"
+    assert rows[3][1:] == ["2.00", "0.125", "300", "4.00 ×", "2 differ"]
     last = loss_table(
         {
             "targets": LossCost(1.0, 100 << 20, 7.0),
@@ -80,13 +153,11 @@ def test_loss(tiny_llm, capsys):
     assert "× the speed" in lines[-1]
 
 
-def test_one_way_alone_prints_json(tiny_llm, capsys):
-    main(
-        ["loss", "--model", str(tiny_llm), "--only", "targets", "--steps", "1"]
-        + ["--batch_size", "1", "--prompt_positions", "2"]
-    )
-    cost = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert set(cost) == {"seconds", "peak_bytes", "loss"}
+@pytest.mark.parametrize("tuning", ["frozen", "full"])
+def test_loss_of_other_tunings(tiny_llm, tuning):
+    batch = LossBatch(str(tiny_llm), tuning, 2, 5, 3, steps=1)
+    costs = [measure_loss(method, batch) for method in METHODS]
+    assert costs[0].loss == pytest.approx(costs[1].loss, abs=2e-3)
 
 
 def test_peak_memory_sees_what_was_freed():
@@ -106,8 +177,88 @@ def test_wrong_arguments(tiny_model, examples, tmp_path, capsys):
         main(["loss", "--steps", "0"])
     with pytest.raises(UserError, match="no/such/model"):
         main(["loss", "--model", "no/such/model"])
-    with pytest.raises(SystemExit):
-        main(["train"])
+    with pytest.raises(UserError, match="either a --model or a --random one"):
+        main(["decode", "--examples", str(examples)])
     (examples / "wav.scp").write_text("")
     with pytest.raises(UserError, match="examples"):
         main(["decode", *model])
+
+
+@pytest.fixture
+def training(tmp_path, examples, tiny_whisper, tiny_llm) -> Path:
+    """The config of a training on the examples, as ESPnet writes it."""
+    tables = {
+        "text": "u0 one\nu1 two three\nu2 four\n",
+        "text_ctc": "u0 one\nu1 two three\nu2 four\n",
+        "speech_shape": "u0 6000\nu1 8000\nu2 10000\n",
+        "text_shape": "u0 2\nu1 3\nu2 2\n",
+    }
+    for name, lines in tables.items():
+        (examples / name).write_text(lines)
+    (tmp_path / "prompts.yaml").write_text(PROMPTS)
+    (tmp_path / "tokens.txt").write_text("\n".join(LABELS) + "\n")
+    content = {
+        "encoder": "whisper",
+        "encoder_conf": {"model": str(tiny_whisper)},
+        "bridge": "convolution",
+        "llm": "causal_lm",
+        "llm_conf": {"model": str(tiny_llm), "dtype": "float32"},
+        "model_conf": {"ctc_weight": 0.3, "autocast": "float32"},
+        "prompts": str(tmp_path / "prompts.yaml"),
+        "ctc_token_list": str(tmp_path / "tokens.txt"),
+        "ngpu": 0,
+        "optim": "adamw",
+        "optim_conf": {"lr": 1.0e-3},
+        "batch_type": "numel",
+        "batch_bins": 20000,
+        "train_shape_file": [str(examples / n) for n in ("speech_shape", "text_shape")],
+        "train_data_path_and_name_and_type": [
+            [str(examples / file), name, kind]
+            for file, name, kind in (
+                ("wav.scp", "speech", "sound"),
+                ("text", "text", "text"),
+                ("text_ctc", "text_ctc", "text"),
+                ("utt2task", "task", "text"),
+            )
+        ],
+    }
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_training(training):
+    """Both ways to the loss train alike, on what is there."""
+    steps = TrainingSteps(str(training), steps=2)
+    costs = {method: measure_training(method, steps) for method in METHODS}
+    ours, theirs = costs["targets"], costs["sequence"]
+    assert ours.loss == pytest.approx(theirs.loss, rel=1e-3)
+    assert ours.target_tokens == theirs.target_tokens > 0
+    assert ours.speech_seconds == pytest.approx(24000 / 16000)
+    assert 0 < ours.flops < theirs.flops  # no head at the prompts
+    assert ours.machine_flops > 0
+    table = training_table(costs, 0.054)
+    assert table.startswith("padding: 5.4% of the samples")
+    assert "× the speed" in table.splitlines()[-1]
+
+
+def test_training_in_processes_of_their_own(training, capsys):
+    main(["train", "--config", str(training), "--steps", "1"])
+    head, _, table = capsys.readouterr().out.strip().partition("\n\n")
+    assert head == f"{training}, cpu: 1 steps"
+    assert table.startswith("padding: ")
+    rows = rows_of(table)
+    assert [row[0] for row in rows] == [*METHODS.values(), "ratio"]
+    assert float(rows[0][-1]) == pytest.approx(float(rows[1][-1]), abs=2e-3)
+
+
+@pytest.mark.parametrize(("bins", "share"), [(10**9, 1 - 24000 / 30000), (1, 0.0)])
+def test_padding_of_an_epochs_batches(training, bins, share):
+    """All in one batch of the longest's length, or each alone."""
+    args = training_options(str(training))
+    args.batch_bins = bins
+    assert padding_share(args) == pytest.approx(share)
+
+
+def test_a_matrix_product_is_timed():
+    assert matmul_flops("cpu", torch.float32, size=64, rounds=2) > 1e6
