@@ -141,7 +141,11 @@ def test_progress_is_shown_and_the_log_holds_all(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
 def test_the_job_ends_with_the_runner(tmp_path, number):
     log = tmp_path / "a.log"
-    runner = subprocess.Popen([*RUN, str(log), "bash", "-c", "echo pid=$$; sleep 60"])
+    runner = subprocess.Popen(
+        [*RUN, str(log), "bash", "-c", "echo pid=$$; sleep 60"],
+        # a suite in the background hands on an ignored SIGINT
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     wait_until(lambda: log.exists() and "\npid=" in log.read_text())
     pid = int(log.read_text().split("\npid=")[1].split()[0])
     assert alive(pid)
