@@ -188,7 +188,8 @@ def cut_speech(
 
 def ours(content: DecodingSet, system: str) -> Decode:
     """This package at batch size ``system``."""
-    from speechllm.inference import QUEUE, batches_by_length
+    from speechllm.batches import batches_by_length
+    from speechllm.inference import QUEUE
     from speechllm.model.engine import choose_engine
 
     if content.random:

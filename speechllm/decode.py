@@ -75,9 +75,7 @@ def decode_examples(
                 f"{examples}/utt2task, {name}: expected '<task> <source> <target>', "
                 f"found {task!r}"
             )
-    samples = {
-        k: int(v) for k, v in read_table(examples / "utt2num_samples").items()
-    }
+    samples = {k: int(v) for k, v in read_table(examples / "utt2num_samples").items()}
     ids = sorted(wavs)
     mine = ids[shard - 1 :: num_shards]
     key = settings_key(model_dir, generation, dtype, wavs, tasks)
@@ -123,12 +121,7 @@ def decode_todo(
                     waves.append(load_utterance(wavs[name], longest))
                     names.append(name)
                 except UserError as error:
-                    with open(failed, "a", encoding="utf-8") as report:
-                        report.write(f"{name}\t{error}\n")
-                    line = {"id": name, "text": "", "failed": True}
-                    if tasks[name].startswith("asr_st "):
-                        line["transcript"] = ""
-                    write_line(stream, line)
+                    write_failure(stream, failed, name, tasks[name].split()[0], error)
             asks = [tuple(tasks[name].split()) for name in names]
             results = model.decode(waves, asks, options, batch_size) if waves else []
             for name, result in zip(names, results):
@@ -164,6 +157,16 @@ def progress(bar) -> str:
 def write_line(stream, line: dict) -> None:
     """Append one JSON line."""
     stream.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def write_failure(stream, failed: Path, name: str, task: str, error: UserError) -> None:
+    """An empty answer to an utterance that cannot be read, and a line why in a list."""
+    with open(failed, "a", encoding="utf-8") as report:
+        report.write(f"{name}\t{error}\n")
+    line = {"id": name, "text": "", "failed": True}
+    if task == "asr_st":
+        line["transcript"] = ""
+    write_line(stream, line)
 
 
 def settings_key(

@@ -87,7 +87,7 @@ def encoded_batches(
     """Batches of utterances of like lengths, encoded, with progress on stderr."""
     from tqdm import tqdm
 
-    from speechllm.inference import batches_by_length
+    from speechllm.batches import batches_by_length
 
     lengths = [len(example.wave) for example in examples]
     with tqdm(total=len(examples), unit="utt", mininterval=5) as bar:

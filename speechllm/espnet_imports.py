@@ -25,8 +25,10 @@ def calculate_all_attentions(*args, **options) -> None:
     raise UserError("--num_att_plot: only 0; attention weights are not collected here")
 
 
-for _function in (create_adapter, calculate_all_attentions):
-    _package = "layers" if _function is create_adapter else "main_funcs"
+for _package, _function in (
+    ("layers", create_adapter),
+    ("main_funcs", calculate_all_attentions),
+):
     _name = f"espnet2.{_package}.{_function.__name__}"
     if _name not in sys.modules:
         sys.modules[_name] = types.ModuleType(_name)

@@ -13,6 +13,7 @@ import soundfile
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_models import five_token_llm
 
 from speechllm import SpeechToText
 from speechllm.audio import load_audio
@@ -168,26 +169,7 @@ EOS, SEPARATOR = 4, 3  # of a model with five tokens
 
 @pytest.fixture(scope="module")
 def five_tokens() -> LanguageModel:
-    from types import SimpleNamespace
-
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(5)
-    config = LlamaConfig(
-        vocab_size=5,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        initializer_range=0.5,
-        bos_token_id=None,
-        eos_token_id=EOS,
-    )
-    model, tokenizer = (
-        LlamaForCausalLM(config),
-        SimpleNamespace(eos_token_id=EOS, decode=lambda tokens: "a" * len(tokens)),
-    )
-    return LanguageModel(model, tuning="frozen", tokenizer=tokenizer).eval()
+    return five_token_llm(5, ["a", "a", "a", "a", "a"])
 
 
 def transcript_of(answer: list[int]) -> list[int]:

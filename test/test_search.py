@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_models import five_token_llm
 
 from speechllm.model.ctc_prefix import CTCPrefixScorer
 from speechllm.model.llm import LanguageModel
@@ -21,26 +21,8 @@ EOS = 4  # of the model with five tokens
 
 @pytest.fixture(scope="module")
 def five_tokens() -> LanguageModel:
-    """A random Llama with a vocabulary of five, small enough to try all answers."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(11)
-    config = LlamaConfig(
-        vocab_size=5,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        initializer_range=0.5,
-        bos_token_id=None,
-        eos_token_id=EOS,
-    )
-    pieces = ["a", "b", "ca", ",", ""]  # as many characters as `spell` has labels
-    tokenizer = SimpleNamespace(
-        eos_token_id=EOS, decode=lambda tokens: "".join(pieces[t] for t in tokens)
-    )
-    model = LlamaForCausalLM(config)
-    return LanguageModel(model, tuning="frozen", tokenizer=tokenizer).eval()
+    # as many characters as `spell` has labels
+    return five_token_llm(11, ["a", "b", "ca", ",", ""])
 
 
 @pytest.fixture(scope="module")

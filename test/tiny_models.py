@@ -70,6 +70,37 @@ def write_tiny_hubert(folder: Path, norm: str, kind: str = "hubert") -> Path:
     return folder
 
 
+def five_token_llm(seed: int, pieces: list[str]):
+    """A random Llama with a vocabulary of five, small enough to try all answers.
+
+    Args:
+        seed: of its weights.
+        pieces: text of each token; the last one ends an answer.
+    """
+    from types import SimpleNamespace
+
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from speechllm.model.llm import LanguageModel
+
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=5,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        initializer_range=0.5,
+        bos_token_id=None,
+        eos_token_id=4,
+    )
+    tokenizer = SimpleNamespace(
+        eos_token_id=4, decode=lambda tokens: "".join(pieces[t] for t in tokens)
+    )
+    model = LlamaForCausalLM(config)
+    return LanguageModel(model, tuning="frozen", tokenizer=tokenizer).eval()
+
+
 def write_tiny_llm(folder: Path, smollm2: Path, size: int = 32) -> Path:
     """A Llama of two layers with SmolLM2's tokenizer."""
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM

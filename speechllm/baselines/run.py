@@ -8,17 +8,18 @@ import os
 from pathlib import Path
 
 from speechllm.baselines.system import gib
+from speechllm.batches import batches_by_length
 from speechllm.datadir import read_table
 from speechllm.decode import (
     collect_text,
     load_utterance,
     progress,
     read_hypotheses,
+    write_failure,
     write_line,
 )
 from speechllm.errors import UserError
 from speechllm.examples import utterance_of
-from speechllm.inference import batches_by_length
 
 
 def run_baseline(
@@ -104,12 +105,7 @@ def answer_todo(system, stream, todo, requests, inputs, lengths, batch_size) -> 
                     )
                     chosen.append(name)
                 except UserError as error:
-                    with open(failed, "a", encoding="utf-8") as report:
-                        report.write(f"{name}\t{error}\n")
-                    line = {"id": name, "text": "", "failed": True}
-                    if request[0] == "asr_st":
-                        line["transcript"] = ""
-                    write_line(stream, line)
+                    write_failure(stream, failed, name, request[0], error)
             answers = answer_batch(system, given, request) if given else []
             for name, answer in zip(chosen, answers):
                 write_line(stream, {"id": name, **answer})

@@ -164,11 +164,15 @@ def prepare_spoken_messages(
         {lang: spell_numbers(text, lang) for lang, text in message.items()}
         for message in messages
     ]
+    kept = {}
+    for number, message in enumerate(spelt):
+        normal = {ctc_text(text, lang) for lang, text in message.items()}
+        if not normal & taboo and "" not in normal:
+            kept[number] = message
     for language in languages:
         folder = _spoken(spelt, language, Path(audio))
-        for number, message in enumerate(spelt):
-            normal = {ctc_text(text, lang) for lang, text in message.items()}
-            if language not in message or normal & taboo or "" in normal:
+        for number, message in kept.items():
+            if language not in message:
                 continue
             utterance = f"{language}-message{number:05d}"
             tables["wav.scp"][utterance] = str(folder.absolute() / f"{number:05d}.flac")
