@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from speechllm.datadir import read_table
+from speechllm.decode_dir import (
+    answer_examples,
+    collect_text,
+    read_hypotheses,
+    read_requests,
+)
 from speechllm.errors import UserError
-from speechllm.files import atomic_open
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,10 +40,11 @@ def decode_examples(
     Batches wait in a queue, and each queue that is finished is appended to
     ``hypotheses.<shard>.jsonl`` and flushed to disk, one line an utterance: ``{"id",
     "text", "score", "tokens", "ctc_text", "nbest"}`` and what else ``Result.entry``
-    has. A second start reads it and goes on. When the model, the options or the examples are others than those of the lines
-    that are there, these lines are put aside as ``….previous`` and decoding starts
-    anew. An utterance that cannot be read, or is longer than the model takes, gets an
-    empty text and a line in ``failed.<shard>.tsv``; a second start tries it again.
+    has. A second start reads it and goes on. When the model, the options or the
+    examples are others than those of the lines that are there, these lines are put
+    aside as ``….previous`` and decoding starts anew. An utterance that cannot be read,
+    or is longer than the model takes, gets an empty text and a line in
+    ``failed.<shard>.tsv``; a second start tries it again.
 
     Args:
         model_dir: folder that stage 11 wrote.
@@ -56,8 +61,8 @@ def decode_examples(
     Raises:
         UserError: no model, no examples, unknown options, a shard out of range.
     """
-    from speechllm.datadir import read_table
-    from speechllm.inference import search_options
+    from speechllm.batches import batches_by_length
+    from speechllm.inference import QUEUE, SpeechToText, search_options
 
     if not 1 <= shard <= num_shards:
         raise UserError(f"shard {shard}: from 1 to {num_shards}")
@@ -65,75 +70,41 @@ def decode_examples(
     examples, output_dir = Path(examples), Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     wavs = read_table(examples / "wav.scp")
-    tasks = read_table(examples / "utt2task")
-    if set(wavs) != set(tasks):
-        first = min(set(wavs) ^ set(tasks))
+    requests = read_requests(examples)
+    if set(wavs) != set(requests):
+        first = min(set(wavs) ^ set(requests))
         raise UserError(f"{examples}: {first} is not in both wav.scp and utt2task")
-    for name, task in tasks.items():
-        if len(task.split()) != 3:
-            raise UserError(
-                f"{examples}/utt2task, {name}: expected '<task> <source> <target>', "
-                f"found {task!r}"
-            )
     samples = {k: int(v) for k, v in read_table(examples / "utt2num_samples").items()}
     ids = sorted(wavs)
-    mine = ids[shard - 1 :: num_shards]
-    key = settings_key(model_dir, generation, dtype, wavs, tasks)
+    mine = {name: requests[name] for name in ids[shard - 1 :: num_shards]}
+    key = settings_key(model_dir, generation, dtype, wavs, requests)
     path = output_dir / f"hypotheses.{shard}.jsonl"
     done = read_hypotheses(path, key)
     todo = [i for i in mine if i not in done or done[i].get("failed")]
     if todo:
         (output_dir / "text").unlink(missing_ok=True)  # of other settings
-        decode_todo(
-            model_dir, path, key, not done, todo, wavs, tasks, samples,
-            generation, batch_size, device, dtype, engine,
-        )  # fmt: skip
+        model = SpeechToText.from_pretrained(model_dir, device, dtype, engine)
+        options = model.options(generation)
+        longest = getattr(model.model.encoder, "max_samples", None)
+        lengths = [samples.get(name, 0) for name in todo]
+        queues = batches_by_length(lengths, QUEUE * batch_size)
+
+        def answer(names: list[str], waves: list[np.ndarray]) -> list[dict]:
+            asks = [requests[name] for name in names]
+            results = model.decode(waves, asks, options, batch_size)
+            return [result.entry() for result in results]
+
+        answer_examples(
+            path,
+            key,
+            bool(done),
+            [[todo[i] for i in queue] for queue in queues],
+            mine,
+            lambda name: load_utterance(wavs[name], longest),
+            answer,
+        )
     collect_text(output_dir, ids, key, num_shards)
     return len(todo)
-
-
-def decode_todo(
-    model_dir, path, key, fresh, todo, wavs, tasks, samples,
-    generation, batch_size, device, dtype, engine,
-) -> None:  # fmt: skip
-    """Decode the utterances ``todo`` and append their lines to ``path``."""
-    from tqdm import tqdm
-
-    from speechllm.batches import batches_by_length
-    from speechllm.inference import QUEUE, SpeechToText
-
-    model = SpeechToText.from_pretrained(model_dir, device, dtype, engine)
-    options = model.options(generation)
-    failed = path.with_name(path.name.replace("hypotheses", "failed")).with_suffix(
-        ".tsv"
-    )
-    failed.unlink(missing_ok=True)
-    longest = getattr(model.model.encoder, "max_samples", None)
-    bar = tqdm(total=len(todo), unit="utt", desc=str(path), mininterval=5)
-    with open(path, "w" if fresh else "a", encoding="utf-8") as stream:
-        if fresh:
-            stream.write(json.dumps({"settings": key}) + "\n")
-        lengths = [samples.get(i, 0) for i in todo]
-        for queue in batches_by_length(lengths, QUEUE * batch_size):
-            names, waves = [], []
-            for name in (todo[i] for i in queue):
-                try:
-                    waves.append(load_utterance(wavs[name], longest))
-                    names.append(name)
-                except UserError as error:
-                    write_failure(stream, failed, name, tasks[name].split()[0], error)
-            asks = [tuple(tasks[name].split()) for name in names]
-            results = model.decode(waves, asks, options, batch_size) if waves else []
-            for name, result in zip(names, results):
-                write_line(stream, {"id": name, **result.entry()})
-            stream.flush()
-            os.fsync(stream.fileno())
-            bar.update(len(queue))
-            print(progress(bar), flush=True)
-    bar.close()
-    if failed.exists():
-        count = len(failed.read_text("utf-8").splitlines())
-        print(f"{count} of {len(todo)} utterances failed: {failed}")
 
 
 def load_utterance(path: str, longest: int | None) -> np.ndarray:
@@ -145,28 +116,6 @@ def load_utterance(path: str, longest: int | None) -> np.ndarray:
         seconds, most = len(wave) / 16000, longest / 16000
         raise UserError(f"{path}: {seconds:.1f} s, the model takes {most:.0f} s")
     return wave
-
-
-def progress(bar) -> str:
-    """E.g. ``progress: 32/152 utterances, about 1 min left``."""
-    rate = bar.format_dict["rate"] or bar.n / max(bar.format_dict["elapsed"], 1e-3)
-    left = (bar.total - bar.n) / max(rate, 1e-9) / 60
-    return f"progress: {bar.n}/{bar.total} utterances, about {left:.0f} min left"
-
-
-def write_line(stream, line: dict) -> None:
-    """Append one JSON line."""
-    stream.write(json.dumps(line, ensure_ascii=False) + "\n")
-
-
-def write_failure(stream, failed: Path, name: str, task: str, error: UserError) -> None:
-    """An empty answer to an utterance that cannot be read, and a line why in a list."""
-    with open(failed, "a", encoding="utf-8") as report:
-        report.write(f"{name}\t{error}\n")
-    line = {"id": name, "text": "", "failed": True}
-    if task == "asr_st":
-        line["transcript"] = ""
-    write_line(stream, line)
 
 
 def settings_key(
@@ -187,65 +136,3 @@ def settings_key(
     rest = [sorted(table.items()) for table in (generation, wavs, tasks)] + [dtype]
     digest.update(json.dumps(rest).encode())
     return digest.hexdigest()
-
-
-def read_hypotheses(path: Path, key: str) -> dict[str, dict]:
-    """Read the lines of an earlier start; none if they are of other settings.
-
-    A last line that a kill cut off is removed from the file.
-    """
-    if not path.exists():
-        return {}
-    whole, lines = 0, []
-    with open(path, "rb") as stream:
-        for raw in stream:
-            try:
-                lines.append(json.loads(raw))
-            except ValueError:
-                break
-            if not raw.endswith(b"\n"):
-                lines.pop()
-                break
-            whole += len(raw)
-    if not lines or lines[0].get("settings") != key:
-        path.replace(path.with_name(path.name + ".previous"))
-        return {}
-    if whole < path.stat().st_size:
-        os.truncate(path, whole)
-    return {line["id"]: line for line in lines[1:]}
-
-
-def collect_text(
-    output_dir: Path, ids: Sequence[str], key: str, num_shards: int
-) -> None:
-    """Write ``text`` and its siblings (Kaldi tables) when all shards are complete."""
-    found: dict[str, dict] = {}
-    for shard in range(1, min(num_shards, len(ids)) + 1):  # the rest has nothing
-        path = output_dir / f"hypotheses.{shard}.jsonl"
-        if not path.exists():
-            return
-        with open(path, encoding="utf-8") as stream:
-            if json.loads(stream.readline() or "{}").get("settings") != key:
-                return
-            for line in stream:
-                if not line.endswith("\n"):
-                    return  # another shard is writing it
-                entry = json.loads(line)
-                found[entry["id"]] = entry
-    if not set(ids) <= set(found):
-        return
-    tables: dict[str, dict[str, str]] = {"text.transcript": {}, "flags": {}, "text": {}}
-    for name in sorted(ids):
-        entry = found[name]
-        tables["text"][name] = entry["text"]
-        if "transcript" in entry:
-            tables["text.transcript"][name] = entry["transcript"]
-        if entry.get("flags"):
-            tables["flags"][name] = " ".join(entry["flags"])
-    for table, lines in tables.items():  # text last: it says that all is there
-        if not lines:
-            (output_dir / table).unlink(missing_ok=True)
-            continue
-        with atomic_open(output_dir / table) as stream:
-            for name, value in lines.items():
-                stream.write(f"{name} {value}".rstrip() + "\n")

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
+from speechllm.audio import load_audio
 from speechllm.baselines.system import gib
 from speechllm.batches import batches_by_length
 from speechllm.datadir import read_table
-from speechllm.decode import (
+from speechllm.decode_dir import (
+    answer_examples,
     collect_text,
-    load_utterance,
-    progress,
     read_hypotheses,
-    write_failure,
-    write_line,
+    read_requests,
 )
 from speechllm.errors import UserError
 from speechllm.examples import utterance_of
@@ -74,53 +72,35 @@ def run_baseline(
     todo = [n for n in sorted(requests) if n not in done or done[n].get("failed")]
     if todo:
         (output / "text").unlink(missing_ok=True)
-        (output / "failed.1.tsv").unlink(missing_ok=True)
         system.load()
-        with open(path, "a" if done else "w", encoding="utf-8") as stream:
-            if not done:
-                write_line(stream, {"settings": key})
-            answer_todo(system, stream, todo, requests, inputs, lengths, batch_size)
+        answer_examples(
+            path,
+            key,
+            bool(done),
+            batches_of_pairs(todo, requests, lengths, batch_size),
+            requests,
+            lambda name: load_audio(inputs[name]) if system.hears else inputs[name],
+            lambda names, given: answer_batch(system, given, requests[names[0]]),
+        )
     collect_text(output, sorted(requests), key, 1)
     return len(todo)
 
 
-def answer_todo(system, stream, todo, requests, inputs, lengths, batch_size) -> None:
-    """Answer the examples ``todo``, language pair by language pair."""
-    from tqdm import tqdm
-
+def batches_of_pairs(
+    names: list[str],
+    requests: dict[str, tuple[str, str, str]],
+    lengths: dict[str, int],
+    batch_size: int,
+) -> list[list[str]]:
+    """Examples of like length and the same task and languages."""
     groups: dict[tuple, list[str]] = {}
-    for name in todo:
+    for name in names:
         groups.setdefault(requests[name], []).append(name)
-    failed = Path(stream.name).with_name("failed.1.tsv")
-    bar = tqdm(total=len(todo), unit="utt", desc=stream.name, mininterval=5)
-    for request, names in groups.items():
-        for batch in batches_by_length([lengths[n] for n in names], batch_size):
-            given, chosen = [], []
-            for name in (names[i] for i in batch):
-                try:
-                    given.append(
-                        load_utterance(inputs[name], None)
-                        if system.hears
-                        else inputs[name]
-                    )
-                    chosen.append(name)
-                except UserError as error:
-                    write_failure(stream, failed, name, request[0], error)
-            answers = answer_batch(system, given, request) if given else []
-            for name, answer in zip(chosen, answers):
-                write_line(stream, {"id": name, **answer})
-            stream.flush()
-            os.fsync(stream.fileno())
-            bar.update(len(batch))
-            print(progress(bar), flush=True)
-    bar.close()
-    if failed.exists():
-        lines = failed.read_text("utf-8").splitlines()
-        count = len(lines)
-        if count == len(requests):
-            reason = lines[0].partition("\t")[2]
-            raise UserError(f"none of {count} audio files can be read: {reason}")
-        print(f"{count} of {len(todo)} utterances failed: {failed}")
+    return [
+        [group[i] for i in batch]
+        for group in groups.values()
+        for batch in batches_by_length([lengths[n] for n in group], batch_size)
+    ]
 
 
 def answer_batch(system, given: list, request: tuple[str, str, str]) -> list[dict]:
@@ -140,25 +120,6 @@ def answer_batch(system, given: list, request: tuple[str, str, str]) -> list[dic
             f"{system.device} ({gib(total)}, {gib(free)} free) has not the memory for "
             f"{len(given)} at once; take {remedy}; what is decoded stays"
         ) from None
-
-
-def read_requests(examples: Path) -> dict[str, tuple[str, str, str]]:
-    """Task, source and target language of every example.
-
-    Raises:
-        UserError: a line has not three of them, or there is no line.
-    """
-    requests = {}
-    for name, value in read_table(examples / "utt2task").items():
-        requests[name] = tuple(value.split())
-        if len(requests[name]) != 3:
-            raise UserError(
-                f"{examples}/utt2task, {name}: expected '<task> <source> <target>', "
-                f"found {value!r}"
-            )
-    if not requests:
-        raise UserError(f"{examples}/utt2task: no example")
-    return requests
 
 
 def read_transcripts(
