@@ -130,6 +130,12 @@ def test_the_xml_edition_is_found(tmp_path):
     assert len(prepare_csj(corpus, tmp_path / "data")) == 8  # five sets, three warnings
 
 
+@pytest.mark.parametrize("kinds", ["", "Z", "AZ"])
+def test_unknown_kinds(corpus, tmp_path, kinds):
+    with pytest.raises(UserError, match=f"kinds '{kinds}': letters of ASMRD"):
+        prepare_csj(corpus, tmp_path / "data", kinds=kinds)
+
+
 def test_kinds(corpus, tmp_path):
     prepare_csj(corpus, tmp_path / "data", kinds="A")
     assert {key[0] for key in datadir.read_table(tmp_path / "data/train/text")} == {"A"}
@@ -154,6 +160,12 @@ def test_kinds(corpus, tmp_path):
         (["合(K か(?)く;格)"], "合格", "合格"),
         (["(F (W エド;エト))", "何"], "エト何", "何"),
         (["(W (? ティーワイド);ティーエフ)"], "ティーエフ", "ティーエフ"),
+        (["(W ギーツ；技術)"], "技術", "技術"),
+        (["(W ギーツ;)", "(A シーディー;)"], "ギーツシーディー", "ギーツシーディー"),
+        (["(W エド;(F エト))", "何"], "エト何", "何"),
+        (["(A (F えー)二千;２０００)", "年"], "えー二千年", "二千年"),
+        (["(R 国語)", "さん"], "××さん", "××さん"),
+        (["ｆ（ｘ）", "＜"], "ｆ（ｘ）＜", "ｆ（ｘ）＜"),
         (["(B カズ;スー)"], "カズ", "スー"),
         (
             ["(笑 何が)", "(泣 どんな)", "(咳 に)", "(あくび ね)"],
@@ -251,6 +263,8 @@ def test_the_sets_are_those_of_lhotse():
     [
         ("(Z 何)", r"A02F0001.sdb:1: unknown tag \(Z 何\) in '\(Z 何\)'"),
         ("(Fえー)(FX a)", r":1: unknown tag \(FX a\)"),
+        ("（Ｆ　えー）はい", r":1: unknown tag （Ｆ　えー） in "),
+        ("はい＜雑音＞", ":1: unknown tag ＜雑音＞ in "),
         ("本<鼻息>", ":1: unknown tag <鼻息>"),
         ("(F えー", r":1: the tag \(F is never closed"),
         ("本)", ":1: a bracket is closed that was not opened: 本"),
@@ -300,7 +314,7 @@ def test_wrong_root(corpus, tmp_path):
         prepare_csj(tmp_path / "nowhere", tmp_path / "data")
     with pytest.raises(UserError) as error:
         prepare_csj(corpus / "WAV", tmp_path / "data")
-    assert "WAV/MORPH/SDB/{core,noncore}/*.sdb nor" in str(error.value)
+    assert "WAV/MORPH/SDB/**/{core,noncore}/*.sdb nor" in str(error.value)
     assert "it holds: core, noncore" in str(error.value)
 
 
@@ -310,10 +324,16 @@ def test_half_copied(corpus, tmp_path):
     damaged.write_bytes(damaged.read_bytes()[:30])
     prepare_csj(corpus, tmp_path / "data")
     dropped = datadir.read_dropped(tmp_path / "data/train")
-    assert [(entry.id, entry.reason) for entry in dropped][:1] == [
-        ("A02F0001", "no audio file")
+    # every utterance counts, so that the share of what is left out is right
+    ids = {"0000500_0003000", "0003501_0014200", "0014300_0015500"}
+    ids |= {"0017000_0017400", "0018000_0018500"}
+    assert {entry.id for entry in dropped if entry.reason == "no audio file"} == {
+        f"A02F0001_{times}" for times in ids
+    }
+    assert [entry.id for entry in dropped if entry.reason == "unreadable audio"] == [
+        "S00F0003_0000000_0000500",
+        "S00F0003_0002000_0002500",
     ]
-    assert ("S00F0003", "unreadable audio") in [(d.id, d.reason) for d in dropped]
     assert dropped[0].detail == f"{corpus}/WAV/noncore/A02F0001.wav"
     (corpus / "WAV/core/A01M0110.wav").unlink()
     with pytest.raises(UserError, match=r"nothing is left of eval1 .*A01M0110.wav"):

@@ -26,7 +26,9 @@ tag            what it marks                           disfluent  fluent
 =============  ======================================  =========  ========
 
 ``<笑>``, ``<雑音>``, ``<FV>``, ``<H>``, ``<Q>``, … stand for sounds and go. As in
-Kaldi's recipe, ``んー`` is ``ん`` and a middle dot at the end of a word goes.
+Kaldi's recipe, ``んー`` is ``ん`` and a middle dot at the end of a word goes. Where the
+alternative that counts is empty, the first is taken. Tags are ASCII but for their
+spaces and semicolons; one in full width, ``（Ｆ　えー）``, is refused as unknown.
 
 A tag may begin in one segment and end in a later one, so a talk is read as one
 stream of characters that know their segment.
@@ -35,6 +37,7 @@ stream of characters that know their segment.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -47,7 +50,7 @@ _SOUND = re.compile(
     r"<(?:FV|VN|H|Q|笑|泣|咳|息|あくび|フロア発話|フロア笑|拍手|デモ|ベル|朗読間違い"
     r"|雑音|P[LR]?:?[0-9:. -]*)>"
 )
-_ALTERNATIVES = {"A": ";", "K": ";", "W": ";", "B": ";", "?": ",，、"}
+_ALTERNATIVES = {**dict.fromkeys("AKWB", ";；"), "?": ",，、"}
 _LEFT_OUT = frozenset({"F", "D", "D2", "X"})  # of fluent text
 # What a number begins with: such (A …) keep their reading, which is in kanji.
 _NUMBERS = ("ゼロ", *"０零〇一二三四五六七八九十百千万億兆．")
@@ -144,12 +147,15 @@ def parse(words: Iterable[Word]) -> tuple[Tag, list[tuple[int, int]]]:
                 if not match:
                     _refuse(word, text[position - 1 :])
                 position = match.end()
+            elif character in "（＜" and _is_wide_tag(text[position - 1 :]):
+                _refuse(word, text[position - 1 :])
             elif character in _ALTERNATIVES.get(tag.name, ""):
                 tag.alternatives.append([])
             elif not character.isspace() and (
                 character.isalnum() or not character.isascii()
             ):
-                tag.alternatives[-1].append((word.segment, character))
+                heard = MASK if tag.name == "R" else character
+                tag.alternatives[-1].append((word.segment, heard))
     if len(open_tags) > 1:
         raise UserError(
             f"{open_tags[-1].place}: the tag ({open_tags[-1].name} is never closed"
@@ -169,17 +175,22 @@ def _choose(tag: Tag, fluent: bool) -> list[tuple[int, str]]:
     """Return the characters of the alternative that counts."""
     said, meant = tag.alternatives[0], tag.alternatives[-1]
     if tag.name == "A":
-        reading = list(_render(said, fluent))
-        if "".join(character for _, character in reading).startswith(_NUMBERS):
-            return reading
-        return list(_render(meant, fluent))
-    if tag.name in ("K", "W") or (tag.name == "B" and fluent):
-        return list(_render(meant, fluent))
-    return list(_render(said, fluent))
+        reading = "".join(character for _, character in _render(said, True))
+        by_meaning = not reading.startswith(_NUMBERS)
+    else:
+        by_meaning = tag.name in ("K", "W") or (tag.name == "B" and fluent)
+    empty = not any(True for _ in _render(meant, False))
+    return list(_render(meant if by_meaning and not empty else said, fluent))
+
+
+def _is_wide_tag(text: str) -> bool:
+    """Whether a text begins with a tag that someone put into full width."""
+    ascii_text = unicodedata.normalize("NFKC", text)
+    return bool(_OPEN.match(ascii_text) or _SOUND.match(ascii_text))
 
 
 def _refuse(word: Word, rest: str) -> None:
-    end = min((rest.find(mark) + 1 or len(rest) for mark in ">)"), default=len(rest))
+    end = min(rest.find(mark) + 1 or len(rest) for mark in ">)＞）")
     raise UserError(
         f"{word.place}: unknown tag {rest[: max(end, 2)]} in {word.text!r}; the tags "
         "that are known are listed in speechllm/corpora/_csj_tags.py"

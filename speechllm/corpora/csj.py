@@ -70,13 +70,14 @@ DEV = (
 )
 SETS = ("train", "dev", *EVALUATION)
 STYLES = ("fluent", "disfluent")
+KINDS = "ASMRD"  # first letters of the talks
 _SET_OF = {
     talk: name
     for name, talks in {**EVALUATION, "dev": DEV, "excluded": EXCLUDED}.items()
     for talk in talks.split()
 }
 _PARTS = ("core", "noncore")
-_TALK = re.compile(r"[ASMRD]\d\d[FM]\d{4}$")
+_TALK = re.compile(rf"[{KINDS}]\d\d[FM]\d{{4}}$")
 _TIME = re.compile(r"(\d+) (\d+(?:\.\d+)?)-(\d+(?:\.\d+)?) ([LR]):")
 _DECLARATION = re.compile(rb"^\s*<\?xml[^>]*?encoding=[\"']([\w-]+)[\"'][^>]*\?>")
 _HALF_WIDTH_KANA = re.compile("[\uff61-\uff9f]")
@@ -102,9 +103,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--edition", choices=tuple(EDITIONS), help="default: sdb where there is one"
     )
-    parser.add_argument(
-        "--kinds", default="ASMRD", help="of talks, their first letters"
-    )
+    parser.add_argument("--kinds", default=KINDS, help="of talks, their first letters")
     parser.add_argument(
         "--gap", type=float, default=0.5, help="longest pause joined, s"
     )
@@ -136,7 +135,7 @@ def prepare_csj(
     output_dir: str | Path,
     style: str = "disfluent",
     edition: str | None = None,
-    kinds: str = "ASMRD",
+    kinds: str = KINDS,
     gap: float = 0.5,
     max_seconds: float = 10.0,
     max_same_text: int = 300,
@@ -162,6 +161,8 @@ def prepare_csj(
     """
     if style not in STYLES:
         raise UserError(f"style {style!r}: one of {', '.join(STYLES)}")
+    if not set(kinds) & set(KINDS) or set(kinds) - set(KINDS):
+        raise UserError(f"kinds {kinds!r}: letters of {KINDS}, such as AM")
     root = Path(csj_dir)
     transcripts, edition = find_transcripts(root, edition)
     sets: dict[str, _Set] = {name: _Set() for name in SETS}
@@ -214,7 +215,7 @@ def find_transcripts(
         found = {talk: path for talk, path in found.items() if _TALK.match(talk)}
         if found:
             return found, name
-    places = " nor ".join(f"{folders[n]}/{{core,noncore}}/*.{n}" for n in wanted)
+    places = " nor ".join(f"{folders[n]}/**/{{core,noncore}}/*.{n}" for n in wanted)
     there = ", ".join(sorted(path.name for path in root.iterdir())[:5]) or "nothing"
     raise UserError(
         f"{root}: no {places}; this should be the folder of CSJ that holds WAV, and "
@@ -393,14 +394,13 @@ class _Set:
     ) -> None:
         """Add the utterances of one recording, or list why they are left out."""
         seconds, problem = _length(wav)
-        if problem:
-            self.dropped.append(Dropped(recording, STAGE, *problem))
-            return
         for one in utterances:
             text = getattr(one.text, style)
             start, end = round(1000 * one.start), round(1000 * one.end)
             utterance = f"{recording}_{start:07d}_{end:07d}"
-            if MASK in one.text.disfluent:
+            if problem:
+                self.drop(utterance, *problem)
+            elif MASK in one.text.disfluent:
                 self.drop(utterance, "masked speech", text)
             elif not text:
                 self.drop(utterance, "empty text", one.text.disfluent)
