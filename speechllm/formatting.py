@@ -87,6 +87,7 @@ def format_audio(
     if source.resolve() == target.resolve():
         raise UserError(f"{source}: the formatted data needs a folder of its own")
     datadir.check_data_dir(source, check_files=False, allow_pipes=allow_pipes)
+    _remove_tables(target)
     shards = list_shards(source, target / "audio", audio_format, allow_pipes)
     records = _run_shards(shards, jobs, _count_utterances(source))
     _remove_others(target / "audio", records)
@@ -299,6 +300,14 @@ def _collect(running: dict, records: list[Path], progress) -> None:
     for future in done:
         records.append(future.result())
         progress.update(running.pop(future))
+
+
+def _remove_tables(target: Path) -> None:
+    """Remove an earlier run's tables: what is stopped from here on is no data dir."""
+    if target.is_dir():
+        tables = datadir.table_paths(target).values()
+        for path in (target / "wav.scp", target / "spk2utt", *tables):
+            path.unlink(missing_ok=True)
 
 
 def _remove_others(audio_folder: Path, records: list[Path]) -> None:

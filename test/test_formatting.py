@@ -165,6 +165,28 @@ def test_a_killed_shard_is_redone_and_the_others_are_not(tmp_path, speech, monke
     assert written == ["c.flac", "d.flac"]
 
 
+def test_tables_of_an_earlier_run_do_not_stay(tmp_path, speech, monkeypatch):
+    soundfile.write(tmp_path / "a.wav", speech, RATE)
+    files, target = {"a": tmp_path / "a.wav"}, tmp_path / "out"
+    source = make_data(tmp_path / "data", files, **{"text.de": {"a": "Text"}})
+    format_audio(source, target)
+    assert datadir.translation_languages(target) == ["de"]
+    make_data(source, files, **{"text.fr": {"a": "texte"}})
+    format_audio(source, target)
+    assert datadir.translation_languages(target) == ["fr"]
+    soundfile.write(tmp_path / "a.wav", speech[:RATE], RATE)
+
+    def die(path, content):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(formatting, "_write_file", die)
+    with pytest.raises(KeyboardInterrupt):
+        format_audio(source, target)
+    # the old tables would tell of audio that is gone
+    with pytest.raises(UserError, match="out/text: the table does not exist"):
+        datadir.filter_data_dir(target, tmp_path / "filtered")
+
+
 def test_processes_give_the_same(tmp_path, speech, monkeypatch):
     monkeypatch.setattr(formatting, "SHARD_SIZE", 1)
     files = {name: tmp_path / f"{name}.wav" for name in "abcdefg"}

@@ -161,7 +161,7 @@ def prepare_csj(
     """
     if style not in STYLES:
         raise UserError(f"style {style!r}: one of {', '.join(STYLES)}")
-    if not set(kinds) & set(KINDS) or set(kinds) - set(KINDS):
+    if not kinds or set(kinds) - set(KINDS):
         raise UserError(f"kinds {kinds!r}: letters of {KINDS}, such as AM")
     root = Path(csj_dir)
     transcripts, edition = find_transcripts(root, edition)
