@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas
 import pytest
 import soundfile
 
@@ -17,10 +18,13 @@ from speechllm.corpora.covost2 import (
     choose_directions,
     prepare_covost2,
     read_translations,
+    two_letters,
 )
 from speechllm.errors import UserError
 from speechllm.formatting import format_audio
+from speechllm.prompts import read_prompts
 
+RECIPE = Path(__file__).parents[1] / "egs2/covost2/speechllm1"
 ANNA, BEN, CEM = "a" * 128, "b" * 128, "c" * 128
 HEADER = "client_id\tpath\tsentence\tup_votes\tdown_votes\tage\tgender\taccent\n"
 
@@ -122,9 +126,8 @@ common_voice_en_10.mp3 is in test too; covost_v2.en_de.tsv
 }
 
 
-@pytest.fixture
-def corpus(tmp_path) -> Path:
-    root = tmp_path / "covost2"
+def write_corpus(root: Path) -> Path:
+    """Write the translations, and Common Voice's release with a clip missing."""
     noise = np.random.default_rng(0).normal(0, 0.1, 48000).astype(np.float32)
     for language, rows in VALIDATED.items():
         clips = root / language / "clips"
@@ -142,6 +145,11 @@ def corpus(tmp_path) -> Path:
         path = root / f"covost_v2.{direction}.tsv"
         path.write_text("".join(lines), "utf-8")
     return root
+
+
+@pytest.fixture
+def corpus(tmp_path) -> Path:
+    return write_corpus(tmp_path / "covost2")
 
 
 def prepare(root: Path, tmp_path: Path, *directions: tuple[str, str]) -> Path:
@@ -226,7 +234,6 @@ def test_clips_that_do_not_decode_are_listed(corpus, tmp_path):
 
 
 def test_rows_are_read_as_covosts_own_script_reads_them(corpus):
-    pandas = pytest.importorskip("pandas")
     for path in corpus.glob("covost_v2.*.tsv"):
         table = pandas.read_csv(
             path,
@@ -251,6 +258,53 @@ def test_a_row_that_lacks_fields_is_listed(corpus, tmp_path):
     row = dropped["covost_v2.en_de.tsv:18"]
     assert row.reason == "bad row" and "2 fields, the header has 3" in row.detail
     assert dropped["en/validated.tsv:17"].reason == "bad row"
+
+
+def test_a_stray_backslash_or_line_end_spoils_no_other_row(tmp_path):
+    path = tmp_path / "covost_v2.en_de.tsv"
+    rows = ["path\ttranslation\tsplit", "a\tEin\rs.\ttrain", "b\tZwei.\\\ttrain"]
+    rows += ["c\tDrei.\ttrain\\", "d\tV\\\\ier.\ttrain"]
+    path.write_bytes("".join(f"{row}\n" for row in rows).encode())
+    problems = []
+    assert list(read_translations(path, problems)) == [
+        ("a", "Ein\rs.", "train"),
+        ("c", "Drei.", "train"),
+        ("d", "V\\ier.", "train"),
+    ]
+    assert problems == ["3: 2 fields, the header has 3"]
+
+
+def test_each_direction_is_prepared_and_has_its_prompts(tmp_path):
+    directions = choose_directions(["en", *INTO_ENGLISH], ["en", *FROM_ENGLISH])
+    for number, source in enumerate(["en", *INTO_ENGLISH]):
+        clips = tmp_path / source / "clips"
+        clips.mkdir(parents=True)
+        listed = ["client_id\tpath\tsentence\n"]
+        for split in ("train", "dev", "test"):
+            (clips / f"{source}_{split}.mp3").touch()
+            client = f"{number:016x}" * 8
+            listed.append(f"{client}\t{source}_{split}.mp3\tOne, in {source}.\n")
+        (clips.parent / "validated.tsv").write_text("".join(listed))
+    for source, target in directions:
+        rows = [
+            f"{source}_{split}.mp3\tInto {target}.\t{split}\n"
+            for split in ("train", "dev", "test")
+        ]
+        path = tmp_path / f"covost_v2.{source}_{target}.tsv"
+        path.write_text("path\ttranslation\tsplit\n" + "".join(rows))
+    data = prepare(tmp_path, tmp_path, *directions)
+    prompts = read_prompts(RECIPE / "conf" / "prompts.yaml")
+    for name in ("train", "dev", "test"):
+        assert datadir.validate_data_dir(data / name) == []
+        languages = datadir.read_table(data / name / "utt2lang")
+        found = set()
+        for target in datadir.translation_languages(data / name):
+            for key, text in datadir.iterate_table(data / name / f"text.{target}"):
+                found.add((languages[key], target))
+                assert two_letters(text.removeprefix("Into ").rstrip(".")) == target
+        assert found == {(two_letters(s), two_letters(t)) for s, t in directions}
+        for task in ("st", "asr_st"):
+            assert all("speech" in prompts.text(task, *pair) for pair in found)
 
 
 def test_every_direction(tmp_path):

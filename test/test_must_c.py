@@ -271,6 +271,14 @@ def test_lists_in_any_yaml_read_alike(tmp_path):
             "- {duration: 1, offset: x, speaker_id: s, wav: a.wav}\n",
             ":1: offset 'x' and duration '1' are not both numbers",
         ),
+        (
+            "- {duration: 1, offset: 2, speaker_id: s, wav: ''}\n",
+            ":1: the segment's wav is empty",
+        ),
+        (
+            "- {duration: 1, offset: 2, speaker_id: , wav: a.wav}\n",
+            ":1: the segment's speaker_id is empty",
+        ),
         ("- {duration: 1,\n- {duration", "not YAML"),
         ("- a\n", ":1: expected a list of segments"),
         ("- {duration: {a: 1}}\n", ":1: expected a list of segments"),

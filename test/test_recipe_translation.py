@@ -9,11 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-import soundfile
 import torch
 import yaml
+from test_covost2 import write_corpus
 from test_must_c import CORPUS, ENGLISH, GERMAN, write_language
 from test_task import examples, train  # noqa: F401  (fixtures)
 from tiny_models import write_tiny_hubert, write_tiny_llm
@@ -41,24 +40,8 @@ def write_must_c(root: Path) -> list[str]:
 
 
 def write_covost2(root: Path) -> list[str]:
-    """A dozen clips of noise, English into German and French into English."""
-    noise = np.random.default_rng(0).normal(0, 0.1, 40000).astype(np.float32)
-    for source, target in (("en", "de"), ("fr", "en")):
-        clips = root / source / "clips"
-        clips.mkdir(parents=True)
-        validated, translated = (
-            ["client_id\tpath\tsentence\n"],
-            ["path\ttranslation\tsplit\n"],
-        )
-        for number, split in enumerate(["train"] * 4 + ["dev", "test"]):
-            clip = f"common_voice_{source}_{number}.mp3"
-            soundfile.write(clips / clip, noise, 32000, format="MP3")
-            validated.append(f"{number:0128x}\t{clip}\tSentence {number}.\n")
-            translated.append(f"{clip}\tSatz {number}.\t{split}\n")
-        (root / source / "validated.tsv").write_text("".join(validated))
-        (root / f"covost_v2.{source}_{target}.tsv").write_text("".join(translated))
-    languages = ["--src_lang", "en fr", "--tgt_lang", "de en"]
-    return ["--covost2_dir", str(root), *languages]
+    write_corpus(root)
+    return ["--covost2_dir", str(root), "--src_lang", "en fr", "--tgt_lang", "de en"]
 
 
 def copy_recipe(root: Path, name: str) -> Path:

@@ -170,6 +170,9 @@ def _segments(
                 f"{path}:{number}: offset {offset!r} and duration {duration!r} are "
                 "not both numbers"
             ) from None
+        if not wav or not speaker:
+            missing = "wav" if speaker else "speaker_id"
+            raise UserError(f"{path}:{number}: the segment's {missing} is empty")
         wav, speaker = names.setdefault(wav, wav), names.setdefault(speaker, speaker)
         yield Segment(wav, speaker, start, start + length)
 
