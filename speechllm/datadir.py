@@ -187,10 +187,19 @@ def write_data_dir(
 ) -> None:
     """Write a whole data dir at once from dicts, one per table; adds ``spk2utt``."""
     with atomic_directory(directory) as new:
-        for name, table in tables.items():
-            write_table(new / name, table)
-        write_spk2utt(new)
-        write_dropped(new, dropped)
+        fill_data_dir(new, tables, dropped)
+
+
+def fill_data_dir(
+    folder: Path,
+    tables: Mapping[str, Mapping[str, str]],
+    dropped: Iterable[Dropped] = (),
+) -> None:
+    """Write a data dir's tables into an empty folder; adds ``spk2utt``."""
+    for name, table in tables.items():
+        write_table(folder / name, table)
+    write_spk2utt(folder)
+    write_dropped(folder, dropped)
 
 
 def write_spk2utt(directory: Path) -> None:

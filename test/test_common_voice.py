@@ -138,8 +138,15 @@ def test_wrong_root(release, tmp_path):
 
 
 def test_a_clip_in_two_splits(release, tmp_path):
-    text = HEADER + row("c3" * 64, "common_voice_ja_5.mp3", "train")
+    text = HEADER + row("d4" * 64, "common_voice_ja_5.mp3", "train")
     (release / "ja" / "dev.tsv").write_text(text, "utf-8")
     with pytest.raises(UserError, match="common_voice_ja_5.mp3 is also in train.tsv"):
         prepare_common_voice(release, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_no_split_is_written_where_one_is_empty(release, tmp_path):
+    (release / "ja" / "test.tsv").write_text(HEADER, "utf-8")
+    with pytest.raises(UserError, match="out/test: no utterance is left"):
+        prepare_common_voice(release, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []

@@ -138,6 +138,14 @@ def test_half_a_shard(release, tmp_path):
     assert not (tmp_path / "data").exists()
 
 
+def test_a_shard_that_is_a_web_page_is_one_line(release, tmp_path):
+    (release / "data" / "001.tar").write_bytes(b"<html>Access denied</html>" * 30)
+    with pytest.raises(UserError) as caught:
+        prepare(release, tmp_path)
+    assert "001.tar: cannot be unpacked (" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_shard_that_writes_elsewhere(release, tmp_path):
     write_shard(release / "data" / "002.tar", ["../../outside.flac"])
     with pytest.raises(UserError, match="002.tar: cannot be unpacked"):
@@ -172,5 +180,6 @@ def test_bad_tables(release, tmp_path):
     table.write_text("000/a.flac\ta\n000/a.flac\tb\n000/c.flac\tc\n", "utf-8")
     with pytest.raises(UserError, match="rs-000_a is there twice"):
         prepare(release, tmp_path, dev_utterances=2, test_utterances=0)
+    assert list((tmp_path / "data").iterdir()) == []
     with pytest.raises(UserError, match="3 utterances are too few for 1000 dev"):
         prepare(release, tmp_path, dev_utterances=1000)

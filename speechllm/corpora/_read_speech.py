@@ -7,7 +7,7 @@ tables are written in step, from utterances that come in the order of their ids.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,47 +30,55 @@ class Utterance:
     text: str
 
 
-def write_utterances(
-    directory: str | Path,
-    utterances: Iterable[Utterance],
-    language: str,
-    dropped: Iterable[Dropped] = (),
-) -> int:
-    """Write the data dir of whole-file utterances at once; return their number.
+def write_sets(
+    sets: Mapping[Path, tuple[Iterable[Utterance], list[Dropped]]], language: str
+) -> dict[str, tuple[int, list[Dropped]]]:
+    """Write data dirs of whole-file utterances, all of them or none.
 
     Args:
-        directory: the data dir.
-        utterances: in the order of their ids (``sorted`` gives it).
+        sets: data dir → its utterances in the order of their ids (``sorted`` gives
+            it), and what was left out of it.
         language: two-letter code of the language spoken.
-        dropped: what was left out; read when the utterances have been.
+
+    Returns:
+        For each data dir's name, the number of utterances and what was left out.
 
     Raises:
-        UserError: an id comes twice, or there is no utterance.
+        UserError: an id comes twice, or a set has no utterance.
     """
+    results = {}
+    with ExitStack() as stack:
+        for directory, (utterances, dropped) in sets.items():
+            new = stack.enter_context(atomic_directory(directory))
+            count = _write_utterances(new, utterances, language)
+            if count == 0:
+                raise UserError(f"{directory}: no utterance is left{_first(dropped)}")
+            write_spk2utt(new)
+            write_dropped(new, dropped)
+            results[directory.name] = count, dropped
+    return results
+
+
+def _write_utterances(
+    folder: Path, utterances: Iterable[Utterance], language: str
+) -> int:
+    """Write the tables of utterances in step; return how many there were."""
     count, previous = 0, ""
-    with atomic_directory(directory) as new:
-        with ExitStack() as stack:
-            files = [
-                stack.enter_context(
-                    open(new / name, "w", encoding="utf-8", newline="\n")
-                )
-                for name in _TABLES
-            ]
-            for one in utterances:
-                if one.id == previous:
-                    raise UserError(
-                        f"{one.path}: the utterance {one.id} is there twice"
-                    )
-                previous = one.id
-                values = (one.path, one.speaker, language, one.text)
-                for stream, value in zip(files, values, strict=True):
-                    stream.write(table_line(one.id, value))
-                count += 1
-        dropped = list(dropped)
-        if count == 0:
-            raise UserError(f"{directory}: no utterance is left{_first(dropped)}")
-        write_spk2utt(new)
-        write_dropped(new, dropped)
+    with ExitStack() as stack:
+        files = [
+            stack.enter_context(
+                open(folder / name, "w", encoding="utf-8", newline="\n")
+            )
+            for name in _TABLES
+        ]
+        for one in utterances:
+            if one.id == previous:
+                raise UserError(f"{one.path}: the utterance {one.id} is there twice")
+            previous = one.id
+            values = (one.path, one.speaker, language, one.text)
+            for stream, value in zip(files, values, strict=True):
+                stream.write(table_line(one.id, value))
+            count += 1
     return count
 
 

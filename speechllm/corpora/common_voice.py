@@ -28,7 +28,7 @@ from speechllm.corpora._read_speech import (
     Utterance,
     check_root,
     summary,
-    write_utterances,
+    write_sets,
 )
 from speechllm.corpora._texts import clean_text
 from speechllm.datadir import Dropped
@@ -68,7 +68,7 @@ def prepare_common_voice(
     splits: tuple[str, ...] | list[str] = SPLITS,
     prefix: str = "",
 ) -> dict[str, tuple[int, list[Dropped]]]:
-    """Write ``<prefix><split>`` below ``output_dir`` for each split.
+    """Write ``<prefix><split>`` below ``output_dir`` for each split, all or none.
 
     Returns:
         For each data dir, the number of utterances and what was left out.
@@ -82,22 +82,18 @@ def prepare_common_voice(
     clips = {entry.name for entry in os.scandir(root / "clips")}
     language = lang.split("-")[0]  # zh-CN, sv-SE: folders name the country too
     seen: dict[str, str] = {}
-    read = {}
-    for split in splits:  # all are read before one is written
+    sets = {}
+    for split in splits:
         dropped: list[Dropped] = []
-        read[split] = sorted(_read_split(root, split, clips, dropped)), dropped
-        for one in read[split][0]:
-            if seen.setdefault(one.id, split) != split:
+        utterances = sorted(_read_split(root, split, clips, dropped))
+        for one in utterances:
+            if seen.setdefault(one.path, split) != split:
                 raise UserError(
                     f"{root / split}.tsv: the clip {Path(one.path).name} is also in "
-                    f"{seen[one.id]}.tsv; the splits must have no clip in common"
+                    f"{seen[one.path]}.tsv; the splits must have no clip in common"
                 )
-    results = {}
-    for split, (utterances, dropped) in read.items():
-        target = Path(output_dir) / f"{prefix}{split}"
-        count = write_utterances(target, utterances, language, dropped)
-        results[target.name] = count, dropped
-    return results
+        sets[Path(output_dir) / f"{prefix}{split}"] = utterances, dropped
+    return write_sets(sets, language)
 
 
 def _read_split(

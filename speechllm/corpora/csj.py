@@ -42,14 +42,16 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from speechllm.audio import MAX_OVERSHOOT_SECONDS
 from speechllm.corpora._csj_tags import MASK, Text, Word, read_words
 from speechllm.corpora._read_speech import STAGE
-from speechllm.datadir import Dropped, write_data_dir
+from speechllm.datadir import Dropped, fill_data_dir
 from speechllm.errors import UserError
+from speechllm.files import atomic_directory
 
 EVALUATION = {
     "eval1": "A01M0097 A01M0110 A01M0137 A03M0106 A03M0112 A03M0156 A04M0051 "
@@ -140,7 +142,7 @@ def prepare_csj(
     max_seconds: float = 10.0,
     max_same_text: int = 300,
 ) -> list[str]:
-    """Write the data dirs of :data:`SETS` below ``output_dir``.
+    """Write the data dirs of :data:`SETS` below ``output_dir``, all or none.
 
     Args:
         csj_dir: the corpus.
@@ -181,8 +183,11 @@ def prepare_csj(
             raise UserError(_why_empty(root, name, one))
     sets["train"].limit_same_texts(max_same_text)
     lines = []
+    with ExitStack() as stack:
+        for name, one in sets.items():
+            new = stack.enter_context(atomic_directory(Path(output_dir) / name))
+            fill_data_dir(new, one.tables, one.dropped)
     for name, one in sets.items():
-        write_data_dir(Path(output_dir) / name, one.tables, one.dropped)
         lines.append(one.describe(Path(output_dir) / name))
         if missing := set(EVALUATION.get(name, "").split()) - one.talks:
             lines.append(

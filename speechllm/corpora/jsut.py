@@ -19,7 +19,7 @@ sentences that cover the readings of the daily-use kanji) is a test set of Nue-A
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from speechllm.corpora._read_speech import (
@@ -27,7 +27,7 @@ from speechllm.corpora._read_speech import (
     Utterance,
     check_root,
     summary,
-    write_utterances,
+    write_sets,
 )
 from speechllm.corpora._texts import clean_text, read_lines
 from speechllm.datadir import Dropped
@@ -58,28 +58,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    for part in args.parts:
-        target = args.output / f"jsut_{part}"
-        print(summary(target, *prepare_jsut(args.jsut_dir, target, part)))
+    results = prepare_jsut(args.jsut_dir, args.output, args.parts)
+    for name, (count, dropped) in results.items():
+        print(summary(args.output / name, count, dropped))
 
 
 def prepare_jsut(
-    jsut_dir: str | Path, target: str | Path, part: str = "basic5000"
-) -> tuple[int, list[Dropped]]:
-    """Write the data dir of one part.
+    jsut_dir: str | Path,
+    output_dir: str | Path,
+    parts: Iterable[str] = ("basic5000",),
+) -> dict[str, tuple[int, list[Dropped]]]:
+    """Write ``jsut_<part>`` below ``output_dir`` for each part, all or none.
 
     Returns:
-        The number of utterances, and what was left out: lines without a text, and
-        utterances whose file is missing.
+        For each data dir, the number of utterances and what was left out: lines
+        without a text, and utterances whose file is missing.
 
     Raises:
-        UserError: the part is not there, or its transcript is not UTF-8, has a line
+        UserError: a part is not there, or its transcript is not UTF-8, has a line
             without a colon, or has an utterance twice.
     """
-    root = check_root(jsut_dir, "JSUT (jsut_ver1.1)", f"{part}/{TRANSCRIPT}")
-    dropped: list[Dropped] = []
-    utterances = sorted(_read_part(root / part, dropped))
-    return write_utterances(target, utterances, "ja", dropped), dropped
+    sets = {}
+    for part in parts:
+        root = check_root(jsut_dir, "JSUT (jsut_ver1.1)", f"{part}/{TRANSCRIPT}")
+        dropped: list[Dropped] = []
+        utterances = sorted(_read_part(root / part, dropped))
+        sets[Path(output_dir) / f"jsut_{part}"] = utterances, dropped
+    return write_sets(sets, "ja")
 
 
 def _read_part(folder: Path, dropped: list[Dropped]) -> Iterator[Utterance]:

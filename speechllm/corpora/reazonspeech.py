@@ -33,7 +33,7 @@ from speechllm.corpora._read_speech import (
     STAGE,
     Utterance,
     summary,
-    write_utterances,
+    write_sets,
 )
 from speechllm.corpora._texts import clean_text, read_lines
 from speechllm.datadir import Dropped
@@ -83,7 +83,7 @@ def prepare_reazonspeech(
     dev_utterances: int = DEV_UTTERANCES,
     test_utterances: int = TEST_UTTERANCES,
 ) -> dict[str, tuple[int, list[Dropped]]]:
-    """Write ``train``, ``dev`` and ``test`` below ``output_dir``.
+    """Write ``train``, ``dev`` and ``test`` below ``output_dir``, all or none.
 
     Returns:
         For each data dir, the number of utterances and what was left out (all of it
@@ -105,17 +105,13 @@ def prepare_reazonspeech(
             f"dev, {test_utterances} test and some train utterances "
             f"({len(dropped)} were left out{first})"
         )
-    stream = iter(utterances)
-    results = {}
-    for name, number, lost in (
-        ("dev", dev_utterances, []),
-        ("test", test_utterances, []),
-        ("train", None, dropped),
-    ):
-        target = Path(output_dir) / name
-        part = islice(stream, number)
-        results[name] = write_utterances(target, part, "ja", lost), lost
-    return results
+    output_dir, stream = Path(output_dir), iter(utterances)
+    sets = {
+        output_dir / "dev": (islice(stream, dev_utterances), []),
+        output_dir / "test": (islice(stream, test_utterances), []),
+        output_dir / "train": (stream, dropped),
+    }
+    return write_sets(sets, "ja")
 
 
 def unpack_shard(shard: Path, folder: Path) -> None:
@@ -130,7 +126,7 @@ def unpack_shard(shard: Path, folder: Path) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with tarfile.open(shard) as archive:
+        with tarfile.open(shard, "r:") as archive:
             archive.extractall(folder, filter="data")
     except (tarfile.TarError, EOFError) as error:
         raise UserError(
