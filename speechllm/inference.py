@@ -57,7 +57,9 @@ from speechllm.result import Result, Word
 from speechllm.text import ctc_text
 
 QUEUE = 8  # batches that are encoded at once and wait for the LLM
-ENCODER_SECONDS = {True: 30, False: 320}  # in a padded batch: on a CPU, or elsewhere
+# Of a padded batch for the encoder, on a CPU or elsewhere: seconds, and the share that
+# may be padding. A CPU is busy with the frames of two seconds already.
+ENCODER_BATCH = {True: (30, 0.02), False: (320, 0.1)}
 
 
 @dataclass
@@ -349,9 +351,10 @@ class SpeechToText:
         tokenizer = self.model.llm.tokenizer
         pairs = [self.prompts.tokens(*ask, tokenizer) for ask in asks]
         lengths = [len(wave) for wave in waves]
-        most = ENCODER_SECONDS[self.device.type == "cpu"] * SAMPLING_RATE
+        seconds, padding = ENCODER_BATCH[self.device.type == "cpu"]
+        groups = groups_of_like_length(lengths, seconds * SAMPLING_RATE, padding)
         encoded: list = [None] * len(waves)  # (prompt, logits, what CTC heard)
-        for group in groups_of_like_length(lengths, most):
+        for group in groups:
             try:
                 prompts, logits, frames = self.model.prompt(
                     *self.padded([waves[i] for i in group]),

@@ -13,7 +13,12 @@ from torch import nn
 
 from speechllm.errors import UserError
 from speechllm.inference import SpeechToText
-from speechllm.model.engine import PackedLinear, choose_engine, grouped_attention
+from speechllm.model.engine import (
+    PackedLinear,
+    choose_engine,
+    grouped_attention,
+    pack_layers,
+)
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
@@ -39,6 +44,51 @@ def test_packed_products_are_the_products(rows, inputs, outputs, bias, strided):
     saved, state = packed.state_dict(), linear.state_dict()
     assert saved.keys() == state.keys()
     assert all(torch.equal(saved[name], state[name]) for name in state)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    frames=st.integers(16, 90),
+    kernel=st.integers(1, 16),
+    stride=st.integers(1, 4),
+    padding=st.integers(0, 8),
+    groups=st.sampled_from([1, 2, 4]),
+    normalised=st.booleans(),
+)
+def test_packed_convolutions_are_the_convolutions(
+    frames, kernel, stride, padding, groups, normalised
+):
+    torch.manual_seed(frames)
+    convolution = nn.Conv1d(8, 12, kernel, stride, padding, groups=groups)
+    if normalised:
+        nn.utils.parametrizations.weight_norm(convolution, dim=2)
+    model = nn.Sequential(convolution)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    values = torch.randn(2, 8, frames)
+    expected = nn.functional.conv1d(
+        values.double(),
+        convolution.weight.double(),
+        convolution.bias.double(),
+        stride,
+        padding,
+        groups=groups,
+    )
+    pack_layers(model)
+    with torch.inference_mode():
+        found = model(values)
+        assert torch.allclose(found.double(), expected, atol=1e-4)
+        channels_together = values.transpose(1, 2).contiguous().transpose(1, 2)
+        assert torch.allclose(model(channels_together), found, atol=1e-5)
+    assert found.transpose(1, 2).is_contiguous()
+    assert all(torch.equal(model.state_dict()[name], state[name]) for name in state)
+
+
+def test_convolutions_that_are_not_packed():
+    layers = [nn.Conv1d(4, 4, 3, padding="same"), nn.Conv1d(4, 4, 3).bfloat16()]
+    layers.append(nn.Conv1d(4, 4, 3, padding=1, padding_mode="circular"))
+    model = nn.Sequential(*layers)
+    pack_layers(model)
+    assert not any("forward" in vars(layer) for layer in layers)
 
 
 def test_auto_hears_what_eager_hears(tiny_model):

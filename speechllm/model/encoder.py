@@ -15,6 +15,8 @@ from torch.nn import functional as F
 
 from speechllm.audio import SAMPLING_RATE
 
+FRAMES_AT_ONCE = {True: 128, False: 1 << 14}  # of HuBERT's waveform: a CPU, or others
+
 
 def length_mask(lengths: Tensor, size: int) -> Tensor:
     """Tell which places of a padded batch are filled.
@@ -260,27 +262,90 @@ class WhisperEncoder(SpeechEncoder):
         return self.mix(states) * mask[..., None], lengths
 
 
-class MaskedGroupNorm(nn.GroupNorm):
-    """GroupNorm over time that leaves padding out of its statistics.
+class WaveformConvolutions(nn.Module):
+    """HuBERT's convolutions of the waveform, some frames at a time.
 
-    Takes the place of the one in HuBERT base's first convolution, where each
-    channel is a group. ``lengths`` (batch,) is set before each forward.
+    A frame hears its own stretch of samples and nothing else, so that what the many
+    channels of the lower layers hold need not leave the processor's cache. What is
+    over the whole utterance, GroupNorm in the base models, is known beforehand.
+    ``lengths`` (batch,), in samples, is set before each forward.
+
+    Args:
+        extractor: the module of transformers; its layers are taken over.
     """
 
     lengths: Tensor | None = None
 
-    def forward(self, inputs: Tensor) -> Tensor:  # (batch, channels, frames)
-        if self.num_groups != inputs.shape[1]:
-            raise ValueError("MaskedGroupNorm takes one channel a group")
-        mask = length_mask(self.lengths, inputs.shape[2])[:, None]
-        # in float32: sums over seconds of samples overflow float16
-        values = inputs.float() * mask
-        count = self.lengths[:, None, None].float()
-        mean = values.sum(2, keepdim=True) / count
-        centred = values - mean
-        variance = ((centred * mask) ** 2).sum(2, keepdim=True) / count
-        normal = (centred * torch.rsqrt(variance + self.eps)).to(inputs.dtype)
-        return normal * self.weight[None, :, None] + self.bias[None, :, None]
+    def __init__(self, extractor: nn.Module):
+        super().__init__()
+        self.conv_layers = extractor.conv_layers
+        if isinstance(getattr(self.conv_layers[0], "layer_norm", None), nn.GroupNorm):
+            self.conv_layers[0] = NormalizedConvolution(self.conv_layers[0])
+
+    def forward(self, speech: Tensor) -> Tensor:
+        """(batch, samples) to (batch, channels, frames)."""
+        first = self.conv_layers[0]
+        if isinstance(first, NormalizedConvolution):
+            first.hear(speech, self.lengths)
+        width, hop = 1, 1  # samples that a frame hears, and to the next frame
+        for layer in self.conv_layers:
+            width += (layer.conv.kernel_size[0] - 1) * hop
+            hop *= layer.conv.stride[0]
+        frames = (speech.shape[1] - width) // hop + 1
+        at_once = max(1, FRAMES_AT_ONCE[speech.device.type == "cpu"] // len(speech))
+        pieces = []
+        for begin in range(0, frames, at_once):
+            last = min(begin + at_once, frames) - 1
+            hidden = speech[:, None, begin * hop : last * hop + width]
+            for layer in self.conv_layers:
+                hidden = layer(hidden)
+            pieces.append(hidden)
+        return torch.cat(pieces, dim=2)
+
+
+class NormalizedConvolution(nn.Module):
+    """HuBERT base's first layer: convolution, GroupNorm over time, GELU.
+
+    Each channel is a group there, so its mean and variance follow from those of the
+    samples under the kernel: they are put into weights of each utterance.
+
+    Args:
+        layer: that layer of transformers; its parameters are taken over.
+    """
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.conv, self.layer_norm = layer.conv, layer.layer_norm
+        self.activation = layer.activation
+        if self.layer_norm.num_groups != self.conv.out_channels:
+            raise ValueError("GroupNorm over time takes one channel a group")
+
+    def windows(self, speech: Tensor) -> Tensor:
+        """(batch, samples) to (batch, frames, samples under the kernel)."""
+        return speech.unfold(1, self.conv.kernel_size[0], self.conv.stride[0])
+
+    def hear(self, speech: Tensor, lengths: Tensor) -> None:
+        """Make the weights of utterances (batch, samples) of these lengths."""
+        kernel = self.conv.weight[:, 0].double()  # (channels, width)
+        scale, shift = self.layer_norm.weight.double(), self.layer_norm.bias.double()
+        weights, biases = [], []
+        for wave, length in zip(speech, lengths.tolist()):
+            (heard,) = self.windows(wave[None, :length])
+            heard = heard.double()
+            centre = heard.mean(0)
+            heard = heard - centre
+            products = heard.T @ heard / len(heard)  # (width, width)
+            variance = ((kernel @ products) * kernel).sum(1).clamp(min=0)
+            gain = scale * torch.rsqrt(variance + self.layer_norm.eps)
+            weights.append(gain * kernel.T)  # (width, channels)
+            biases.append(shift - gain * (kernel @ centre))
+        self.weight = torch.stack(weights).to(speech.dtype)
+        self.bias = torch.stack(biases).to(speech.dtype)[:, None]
+
+    def forward(self, speech: Tensor) -> Tensor:
+        """A piece (batch, 1, samples) to (batch, channels, frames)."""
+        hidden = torch.baddbmm(self.bias, self.windows(speech[:, 0]), self.weight)
+        return self.activation(hidden).transpose(1, 2)
 
 
 class HubertEncoder(SpeechEncoder):
@@ -303,13 +368,9 @@ class HubertEncoder(SpeechEncoder):
     ):
         self._normalize = normalize
         super().__init__(model, **options)
-        convolutions = self.encoder.feature_extractor.conv_layers
-        norm = getattr(convolutions[0], "layer_norm", None)
-        if isinstance(norm, nn.GroupNorm):
-            masked = MaskedGroupNorm(norm.num_groups, norm.num_channels, norm.eps)
-            masked.to(norm.weight).load_state_dict(norm.state_dict())
-            masked.requires_grad_(norm.weight.requires_grad)
-            convolutions[0].layer_norm = masked
+        self.encoder.feature_extractor = WaveformConvolutions(
+            self.encoder.feature_extractor
+        )
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -357,11 +418,11 @@ class HubertEncoder(SpeechEncoder):
     def untrained_modules(self) -> list[nn.Module]:
         return [self.encoder.feature_extractor]
 
-    def frames(self, samples: Tensor, convolutions: int | None = None) -> Tensor:
-        """Frames that the first ``convolutions`` layers leave of so many samples."""
-        kernels = self.config.conv_kernel[:convolutions]
-        strides = self.config.conv_stride[:convolutions]
-        for kernel, stride in zip(kernels, strides, strict=True):
+    def frames(self, samples: Tensor) -> Tensor:
+        """Frames that the convolutions leave of so many samples."""
+        for kernel, stride in zip(
+            self.config.conv_kernel, self.config.conv_stride, strict=True
+        ):
             samples = torch.div(samples - kernel, stride, rounding_mode="floor") + 1
         return samples
 
@@ -387,10 +448,8 @@ class HubertEncoder(SpeechEncoder):
         if speech.shape[1] < self.min_samples:
             speech = F.pad(speech, (0, self.min_samples - speech.shape[1]))
         speech_lengths = speech_lengths.clamp(min=self.min_samples)
-        first = self.encoder.feature_extractor.conv_layers[0]
-        if isinstance(getattr(first, "layer_norm", None), MaskedGroupNorm):
-            first.layer_norm.lengths = self.frames(speech_lengths, 1)
-        dtype = next(first.parameters()).dtype
+        self.encoder.feature_extractor.lengths = speech_lengths
+        dtype = self.encoder.feature_projection.projection.weight.dtype
         output = self.encoder(
             speech.to(dtype),
             attention_mask=length_mask(speech_lengths, speech.shape[1]).long(),

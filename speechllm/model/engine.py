@@ -4,11 +4,15 @@ On a CPU PyTorch multiplies float32 matrices by MKL, which keeps its wide vector
 Intel's processors; oneDNN, which comes with PyTorch too, uses them on all, and with
 weights that lie as its kernels read them a few rows cost little more than one. So
 linear layers are packed for oneDNN: on an AMD Zen 5 core twice as fast with 128 rows,
-2.4 times with 16 and 1.5 times with one. And where several query heads share their
+2.4 times with 16 and 1.5 times with one. Convolutions are packed too, and read and
+write frames as they lie, channels together: twice as fast over positions, in HuBERT,
+and a quarter faster over the waveform. And where several query heads share their
 keys, attention leaves these where they are, instead of copying them for each head.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -70,7 +74,7 @@ def choose_engine(model: SpeechLLM, engine: str = "auto") -> None:
         and parameter.device.type == "cpu"
         and torch.backends.mkldnn.is_available()
     ):
-        pack_linear_layers(model)
+        pack_layers(model)
         if getattr(model, "llm", None) is not None:
             group_attention(model.llm.causal_lm)
 
@@ -116,14 +120,41 @@ def grouped_attention(
     return heard.view(batch, heads, new, dim).transpose(1, 2), None
 
 
-def pack_linear_layers(module: nn.Module) -> None:
-    """Put :class:`PackedLinear` in the place of each linear layer in float32."""
+def pack_layers(module: nn.Module) -> None:
+    """Pack each linear layer and convolution over time that is in float32."""
     for name, child in module.named_children():
         # subclasses (quantised, adapted) compute something else
         if type(child) is nn.Linear and child.weight.dtype == torch.float32:
             setattr(module, name, PackedLinear(child))
+        elif isinstance(child, nn.Conv1d) and (
+            (child.weight.dtype, child.padding_mode) == (torch.float32, "zeros")
+            and isinstance(child.padding, tuple)
+        ):
+            child.forward = packed_convolution(child)
         else:
-            pack_linear_layers(child)
+            pack_layers(child)
+
+
+def packed_convolution(convolution: nn.Conv1d) -> Callable[[Tensor], Tensor]:
+    """A convolution's forward pass, with a copy of its weight packed for oneDNN.
+
+    It maps (batch, channels, frames) to the same, where the channels of a frame lie
+    together in memory.
+    """
+    (padding,), (stride,) = convolution.padding, convolution.stride
+    (dilation,), groups = convolution.dilation, convolution.groups
+    shape = (0, padding), (1, stride), (1, dilation), groups
+    weight = convolution.weight.detach()[:, :, None].to_mkldnn()
+    packed = torch.ops.aten.mkldnn_reorder_conv2d_weight(weight, *shape)
+
+    def forward(inputs: Tensor) -> Tensor:
+        inputs = inputs[:, :, None].contiguous(memory_format=torch.channels_last)
+        outputs = torch.ops.mkldnn._convolution_pointwise(
+            inputs, packed, convolution.bias, *shape, "none", [], ""
+        )
+        return outputs[:, :, 0]
+
+    return forward
 
 
 def use_deepspeed(model: SpeechLLM) -> None:
