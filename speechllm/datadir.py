@@ -30,7 +30,7 @@ import random
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -463,7 +463,8 @@ def perturb_speed(
     """Write a data dir that holds each utterance once per speed factor.
 
     Factor 1 keeps ids; factor 0.9 makes utterance ``sp0.9-<utt>`` of speaker
-    ``sp0.9-<spk>``, as Kaldi does. ``utt2speed`` tells the formatting stage.
+    ``sp0.9-<spk>``, as Kaldi does, also of those that were left out so far.
+    ``utt2speed`` tells the formatting stage.
     """
     factors = list(factors)
     if len(set(factors)) != len(factors) or any(factor <= 0 for factor in factors):
@@ -489,7 +490,15 @@ def perturb_speed(
         ]
         _write_stream(new / "utt2speed", heapq.merge(*speeds))
         write_spk2utt(new)
-        write_dropped(new, read_dropped(source))
+        gone = read_dropped(source)
+        write_dropped(
+            new,
+            (
+                replace(entry, id=_speed_prefix(factor) + entry.id)
+                for factor in factors
+                for entry in gone
+            ),
+        )
 
 
 def combine_data_dirs(sources: Iterable[str | Path], target: str | Path) -> int:

@@ -168,8 +168,12 @@ def test_filter_in_place_keeps_the_earlier_list(data):
 
 def test_speed_perturbation(data):
     target = data.parent / "speeds"
+    datadir.write_dropped(data, [datadir.Dropped("s3-d", "filter", "too long")])
     datadir.perturb_speed(data, target, [0.9, 1.0, 1.1])
     assert datadir.validate_data_dir(target) == []
+    # the share of what was left out stays what it was
+    gone = [entry.id for entry in datadir.read_dropped(target)]
+    assert gone == ["s3-d", "sp0.9-s3-d", "sp1.1-s3-d"]
     text = datadir.read_table(target / "text")
     assert len(text) == 9
     assert text["sp0.9-s1-a"] == text["s1-a"] == "Hello you."
