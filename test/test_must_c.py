@@ -354,7 +354,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(corpus, tmp_path):
     command += f" --must_c_dir {corpus} --tgt_lang de --output {tmp_path / 'data'}"
     done = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, check=False)
     assert done.returncode == 1
-    assert done.stderr.decode().startswith("error: File too large")
+    assert done.stderr.decode().startswith(f"error: File too large: {tmp_path}/data/")
     assert done.stderr.count(b"\n") == 1
     assert list((tmp_path / "data").iterdir()) == []
 
