@@ -130,6 +130,28 @@ def test_a_missing_line_in_db_sh(tmp_path, name, line):
     assert f"write {line}=<folder" in done.stderr
 
 
+def test_options_of_stage_1_are_added_to_the_languages(tmp_path):
+    folder = copy_recipe(tmp_path / "clone", "covost2")
+    corpus = write_corpus(tmp_path / "corpus")
+    voices = tmp_path / "voices"
+    voices.mkdir()
+    for language in ("en", "fr"):
+        (corpus / language).rename(voices / language)
+    done = subprocess.run(
+        ["./run.sh", "--stop_stage", "1", "--covost2_dir", str(corpus)]
+        + ["--src_lang", "fr", "--tgt_lang", "en"]
+        + ["--local_data_opts", f"--common_voice_dir {voices}"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    clips = (folder / "data" / "train" / "wav.scp").read_text()
+    assert clips.endswith(f"{voices}/fr/clips/common_voice_fr_1.mp3\n")
+    assert (folder / "data" / "train" / "text.en").read_text().endswith(" Hello.\n")
+
+
 @pytest.mark.parametrize("name", ["must_c", "covost2"])
 def test_the_configs_have_only_options_that_exist(name):
     import inspect

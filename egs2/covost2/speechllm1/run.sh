@@ -9,10 +9,11 @@ src_lang=en
 tgt_lang=de
 datadir=data
 covost2_dir=
+local_data_opts=
 arguments=()
 while [ $# -gt 0 ]; do
     case $1 in
-        --src_lang | --tgt_lang | --datadir | --covost2_dir)
+        --src_lang | --tgt_lang | --datadir | --covost2_dir | --local_data_opts)
             [ $# -ge 2 ] || { echo "run.sh: error: $1 needs a value" >&2; exit 1; }
             printf -v "${1#--}" '%s' "$2"
             shift 2 ;;
@@ -41,7 +42,7 @@ done
     --test_sets test \
     --lang "${src_lang// /_}_${tgt_lang// /_}" \
     --datadir "${datadir}" \
-    --local_data_opts "--src_lang ${src_lang// /,} --tgt_lang ${tgt_lang// /,} --datadir ${datadir}${covost2_dir:+ --covost2_dir ${covost2_dir}}" \
+    --local_data_opts "--src_lang ${src_lang// /,} --tgt_lang ${tgt_lang// /,} --datadir ${datadir}${covost2_dir:+ --covost2_dir ${covost2_dir}} ${local_data_opts}" \
     --train_tasks "${tasks}${joint}" \
     --prompts conf/prompts.yaml \
     --train_config conf/train_whisper_gemma2_9b.yaml \

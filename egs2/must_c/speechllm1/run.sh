@@ -7,10 +7,11 @@ cd "$(dirname "$0")"
 tgt_lang=de
 datadir=data
 must_c_dir=
+local_data_opts=
 arguments=()
 while [ $# -gt 0 ]; do
     case $1 in
-        --tgt_lang | --datadir | --must_c_dir)
+        --tgt_lang | --datadir | --must_c_dir | --local_data_opts)
             [ $# -ge 2 ] || { echo "run.sh: error: $1 needs a value" >&2; exit 1; }
             printf -v "${1#--}" '%s' "$2"
             shift 2 ;;
@@ -33,7 +34,7 @@ done
     --test_sets "tst-COMMON tst-HE" \
     --lang "en_${tgt_lang// /_}" \
     --datadir "${datadir}" \
-    --local_data_opts "--tgt_lang ${tgt_lang// /,} --datadir ${datadir}${must_c_dir:+ --must_c_dir ${must_c_dir}}" \
+    --local_data_opts "--tgt_lang ${tgt_lang// /,} --datadir ${datadir}${must_c_dir:+ --must_c_dir ${must_c_dir}} ${local_data_opts}" \
     --train_tasks "${tasks}${joint}" \
     --prompts conf/prompts.yaml \
     --train_config conf/train_whisper_gemma2_9b.yaml \
