@@ -3,7 +3,8 @@
 A task specification is ``asr:en`` (transcribe English), ``st:en:fr`` (translate
 English speech into French) or ``asr_st:en:fr`` (both, in one answer). With a weight
 behind it, ``st:en:fr*2.5``, every utterance comes twice and half of them (always the
-same) a third time; ``*0.5`` takes half of them. An example dir has, keyed by
+same) a third time; ``*0.5`` takes half of them. A data dir's weight is a factor of
+its tasks' weights. An example dir has, keyed by
 ``<utterance>-<task>-<target language>`` (and ``-2``, ``-3`` for the repetitions):
 
 ===================  ========================================================
@@ -63,7 +64,17 @@ class Task:
 
 def parse_weighted(specification: str) -> tuple[Task, float]:
     """Read a task and its weight in the mix, 1 when none is given: ``st:en:fr*2``."""
-    task, star, number = specification.partition("*")
+    task, weight = split_weight(specification)
+    return parse_task(task), weight
+
+
+def split_weight(specification: str) -> tuple[str, float]:
+    """Take a weight off a task or a data dir, 1 when there is none: ``train*0.5``.
+
+    Raises:
+        UserError: no number, or none from above 0 to 1000.
+    """
+    name, star, number = specification.partition("*")
     weight = 1.0
     if star:
         try:
@@ -72,10 +83,10 @@ def parse_weighted(specification: str) -> tuple[Task, float]:
             weight = 0.0
         if not 0 < weight <= 1000:
             raise UserError(
-                f"task {specification!r}: a weight is a number above 0, at most 1000, "
+                f"{specification!r}: a weight is a number above 0, at most 1000, "
                 f"not {number!r}"
             )
-    return parse_task(task), weight
+    return name, weight
 
 
 def repetitions(utterance: str, task: Task, weight: float) -> int:
@@ -118,7 +129,7 @@ def make_examples(
 
     Args:
         sources: formatted data dirs (one audio file per utterance), with no
-            utterance in common.
+            utterance in common, with weights or without.
         target: the example dir to write.
         tasks: task specifications, with weights or without.
         plain_transcripts: the transcript that ``asr`` and ``asr_st`` answer with is
@@ -134,17 +145,18 @@ def make_examples(
         UserError: a task is unknown or given twice, its source language is spoken in
             no utterance, its target language has no table, or an id comes twice.
     """
-    sources = [Path(source) for source in sources]
+    sources = [split_weight(str(source)) for source in sources]
+    sources = [(Path(source), weight) for source, weight in sources]
     weighted = [parse_weighted(task) for task in tasks]
     parsed = [task for task, _ in weighted]
     if repeated := [task for task, count in Counter(parsed).items() if count > 1]:
         raise UserError(f"task '{repeated[0]}' is given twice")
-    _check_languages(sources, parsed)
+    _check_languages([source for source, _ in sources], parsed)
     counts, dropped = Counter(), []
-    streams = [
-        _list_examples(source, weighted, plain_transcripts, counts, dropped)
-        for source in sources
-    ]
+    streams = []
+    for source, factor in sources:
+        mix = [(task, weight * factor) for task, weight in weighted]
+        streams.append(_list_examples(source, mix, plain_transcripts, counts, dropped))
     with atomic_directory(target) as new:
         with ExitStack() as stack:
             files = [

@@ -165,6 +165,19 @@ def test_weights_repeat_and_thin_out(tmp_path):
     assert again == (tmp_path / "half" / "text").read_bytes()
 
 
+def test_the_weight_of_a_data_dir_is_a_factor(data, tmp_path):
+    def examples(source, task):
+        make_examples([source], tmp_path / "examples", [task])
+        return (tmp_path / "examples/text").read_text("utf-8")
+
+    for factor in (0.5, 1.5, 2):
+        assert examples(f"{data}*{factor}", "asr:en*3") == examples(
+            data, f"asr:en*{3 * factor}"
+        )
+    with pytest.raises(UserError, match=r"more\*x': a weight is a number above 0"):
+        make_examples([data, "more*x"], tmp_path / "examples", ["asr:en"])
+
+
 @pytest.mark.parametrize("weight", ["0", "-1", "x", "", "nan", "inf"])
 def test_weights_that_are_none(data, tmp_path, weight):
     with pytest.raises(UserError, match="a weight is a number above 0"):

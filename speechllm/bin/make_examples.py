@@ -12,7 +12,10 @@ from speechllm.errors import run_main
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--input", required=True, nargs="+", type=Path, help="formatted data dirs"
+        "--input",
+        required=True,
+        nargs="+",
+        help='formatted data dirs; with a weight: "dump/raw/more*0.5"',
     )
     parser.add_argument(
         "--tasks",

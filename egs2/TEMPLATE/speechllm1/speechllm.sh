@@ -92,7 +92,7 @@ Options [default]:
   --gpu_inference BOOL    decode on a GPU [true when ngpu > 0]
  Data
   --train_set NAME        data dir that trains
-  --extra_train_sets \"NAME …\"  data dirs that train beside it in stages 9 and 10, at their own speed [none]
+  --extra_train_sets \"NAME …\"  data dirs that train beside it in stages 9 and 10, at their own speed; NAME*0.5 is half of one [none]
   --valid_set NAME        data dir that chooses the checkpoint
   --test_sets \"NAME …\"    data dirs to decode and score
   --lang NAME             only marks the folders in expdir [none]
@@ -196,8 +196,13 @@ phases=train
 training_sets=$(printf '%s\n' "${base_train_set}" \
     ${warmup_config:+"${warmup_set}"} ${second_config:+"${second_set}"} | sort -u)
 perturbed_sets=$(for name in ${training_sets}; do with_speeds "${name}"; done)
-# shellcheck disable=SC2086 # the sets are words
-prepared_sets=$(printf '%s\n' "${valid_set}" ${extra_train_sets} ${test_sets} | sort -u)
+without_weights() { # <tasks or sets>
+    local words
+    read -ra words <<< "$1"
+    echo "${words[@]%%\**}"
+}
+# shellcheck disable=SC2046,SC2086 # the sets are words
+prepared_sets=$(printf '%s\n' "${valid_set}" $(without_weights "${extra_train_sets}") ${test_sets} | sort -u)
 
 if [ -z "${warmup_tasks}" ]; then
     for task in ${train_tasks}; do
@@ -205,11 +210,6 @@ if [ -z "${warmup_tasks}" ]; then
     done
 fi
 second_tasks=${second_tasks:-${train_tasks}}
-without_weights() { # <tasks>
-    local words
-    read -ra words <<< "$1"
-    echo "${words[@]%%\**}"
-}
 test_tasks=$(without_weights "${test_tasks:-${train_tasks}}")
 # shellcheck disable=SC2034 # read as ${phase}_train_set
 second_train_set=$(with_speeds "${second_set}")
@@ -429,8 +429,7 @@ if running 5; then
     make_examples() { # <phase> <set> <tasks> [<more sets>]
         local output inputs plain=()
         output=$(examples "$1" "$2")
-        # shellcheck disable=SC2206 # the sets are words
-        inputs=("$2" ${4:-})
+        read -ra inputs <<< "$2 ${4:-}"
         # A test set keeps its transcripts as they are written.
         if "${plain_transcripts}" && [ "$1" != test ]; then plain=(--plain_transcripts); fi
         prepare "${prep_log}/examples_$(basename "${output}").log" \
