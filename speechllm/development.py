@@ -21,6 +21,7 @@ from speechllm.guard import (
     Thresholds,
     clarity,
     distances,
+    doubt_of_ctc,
     group_name,
     measure,
 )
@@ -126,7 +127,10 @@ def find_thresholds(
     Length, repetition and distance may go so far beyond what the true texts of the set
     show as ``margin`` says; clarity no lower than the least clear utterance in which
     CTC heard anything. What is flagged so is decoded again, and CTC's share in ranking
-    the candidates is the one with the fewest errors.
+    the candidates is the one with the fewest errors. The likeliest candidate for each
+    utterance is doubtful to some degree, and what is more so than any of the set is
+    withheld: of the set nothing, and thus of n more such utterances seldom more than
+    3 n / (size of the set).
 
     Args:
         model: with a CTC branch over characters.
@@ -152,7 +156,11 @@ def find_thresholds(
     clear = math.floor(1000 * clear) / 1000
     thresholds = Thresholds(clear, WEIGHTS[0], groups, made_from)
     spoken = [example for example in examples if example.ask[0] == "asr"]
-    weight = fewest_errors(try_again(model, spoken, options, thresholds, batch_size))
+    trials = try_again(model, spoken, options, thresholds, batch_size)
+    weight = fewest_errors([t.candidates for t in trials if t.flagged])
+    for name in {trial.group for trial in trials}:
+        doubt = max(t.doubt(weight) for t in trials if t.group == name)
+        groups[name] = replace(groups[name], doubt=rounded_up(doubt))
     return replace(thresholds, ctc_weight=weight)
 
 
@@ -161,6 +169,7 @@ def measure_truth(model: SpeechToText, batch: Batch, row: int, text: str) -> Sta
     task, source, target = batch.asks[row]
     log_probs, heard = batch.log_probs(row), batch.heard[row]
     distance = None
+    doubt = None if task == "asr" else doubt_of_ctc(model, batch, row)
     if task == "asr_st" or source == target:
         labels = model.ctc_tokenizer(ctc_text(text.split("\t")[0], source))
         (distance,) = distances(log_probs, model.ctc_tokenizer(heard), [labels])
@@ -172,23 +181,50 @@ def measure_truth(model: SpeechToText, batch: Batch, row: int, text: str) -> Sta
         clarity(log_probs, model.model.token_list),
         distance,
         source,
+        doubt,
     )
 
 
 def widest(found: Sequence[Statistics], margin: float) -> Limits:
-    """The range of the statistics, wider by a margin."""
+    """The range of the statistics, wider by a margin; of doubt the range as it is."""
     told = [s.distance for s in found if s.distance is not None]
+    doubts = [s.doubt for s in found if s.doubt is not None]
     return Limits(
         rate=round(max(s.rate for s in found) * margin, 2),
         least_expansion=round(min(s.expansion for s in found) / margin, 3),
         most_expansion=round(max(s.expansion for s in found) * margin, 3),
         repetition=int(max(s.repetition for s in found) * margin),
         distance=round(max(told) * margin, 3) if told else None,
+        doubt=rounded_up(max(doubts)) if doubts else None,
     )
 
 
+def rounded_up(value: float) -> float:
+    """To three digits behind the point."""
+    return math.ceil(1000 * value) / 1000
+
+
 #: (LLM's score, CTC's score, errors) of each candidate for one utterance.
-Trial = list[tuple[float, float, int]]
+Candidates = list[tuple[float, float, int]]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What could be written for one utterance, CTC's own text among it.
+
+    Attributes:
+        flagged: whether it was decoded again.
+    """
+
+    group: str
+    seconds: float
+    flagged: bool
+    candidates: Candidates
+
+    def doubt(self, weight: float) -> float:
+        """Of the likeliest candidate, in nats for each second."""
+        likely = max((1 - weight) * c[0] + weight * c[1] for c in self.candidates)
+        return -likely / self.seconds
 
 
 def try_again(
@@ -198,34 +234,37 @@ def try_again(
     thresholds: Thresholds,
     batch_size: int,
 ) -> list[Trial]:
-    """Decode as ever, and again what is flagged; the candidates of each of these."""
+    """Decode as ever, and again what is flagged; not where CTC hears nothing."""
     guard, trials = Guard(model, thresholds), []
     for part, batch in encoded_batches(model, examples, batch_size):
         nbests = model.search(batch, options)
-        rows = []
+        heard, flagged = [], []
         for row, nbest in enumerate(nbests):
             measured = guard.measure(batch, row, nbest[0])
             limits = thresholds.limits(batch.asks[row])
-            if measured.clarity >= thresholds.clarity and limits.flags(measured):
-                rows.append(row)
-        again = guard.search_again(batch, rows, options, loops=False)
-        for row, found in zip(rows, again):
-            ranked = guard.rank(batch, row, [*nbests[row], *found])
-            language = part[row].ask[1]
-            trials.append(
-                [
-                    (
-                        c.llm_score,
-                        c.ctc_score or 0.0,
-                        count_errors(part[row].text, model.decoded(c.tokens), language),
-                    )
-                    for c in ranked
-                ]
-            )
+            if measured.clarity >= thresholds.clarity:
+                heard.append(row)
+                if limits.flags(measured):
+                    flagged.append(row)
+        again = guard.search_again(batch, flagged, options, loops=False)
+        found = dict(zip(flagged, again))
+        for row in heard:
+            ranked = guard.rank(batch, row, [*nbests[row], *found.get(row, [])])
+            text, ask = part[row].text, part[row].ask
+            candidates = [
+                (
+                    c.llm_score,
+                    c.ctc_score or 0.0,
+                    count_errors(text, model.decoded(c.tokens), ask[1]),
+                )
+                for c in ranked
+            ]
+            seconds = batch.seconds[row]
+            trials.append(Trial(group_name(ask), seconds, row in found, candidates))
     return trials
 
 
-def fewest_errors(trials: Sequence[Trial]) -> float:
+def fewest_errors(trials: Sequence[Candidates]) -> float:
     """CTC's weight of ``WEIGHTS`` that leaves the fewest errors; the first of equals."""
 
     def errors(weight: float) -> int:

@@ -6,7 +6,9 @@ CTC reads the audio independently of the LLM. An answer is measured by what CTC 
 speechllm.bin.guard_thresholds``) is flagged and the utterance decoded again: jointly
 with CTC, no longer than CTC's text allows, and without repetition where there was one.
 The first answers, the new ones and CTC's own transcript are then ranked by LLM and CTC
-together. Where CTC heard nothing the text is empty.
+together. If even the likeliest of them is unlikelier than any that the development set
+showed, as in a language that the model has not learnt, the text is withheld. Where CTC
+heard nothing it is empty, unless the LLM read the same as CTC.
 """
 
 from __future__ import annotations
@@ -35,6 +37,8 @@ TOO_LONG = "too long"
 TOO_SHORT = "too short"
 REPETITION = "repetition"
 UNLIKE_SOUND = "unlike the sound"
+UNLIKELY = "unlikely"
+WITHHELD = "withheld"
 
 #: How a flagged utterance is searched again; runs of tokens are forbidden to stand
 #: twice where there was repetition only, since true speech repeats itself too.
@@ -57,6 +61,9 @@ class Statistics:
             stands before them, beyond those in CTC's text.
         distance: how much likelier CTC finds its own text, for each label, in nats;
             None where it cannot judge the answer (a translation).
+        doubt: how unlikely the answer is by LLM and CTC together, in nats for each
+            second; of an answer that is not the transcript alone, how unlikely CTC
+            finds its own text.
     """
 
     clarity: float
@@ -64,6 +71,12 @@ class Statistics:
     expansion: float
     repetition: int
     distance: float | None = None
+    doubt: float | None = None
+
+    @property
+    def agreed(self) -> bool:
+        """Whether the LLM wrote what CTC heard."""
+        return self.clarity > 0 and self.distance == 0
 
 
 @dataclass(frozen=True)
@@ -75,6 +88,7 @@ class Limits:
     most_expansion: float
     repetition: int
     distance: float | None = None
+    doubt: float | None = None
 
     def flags(self, measured: Statistics) -> list[str]:
         """The reasons why an answer is out of line."""
@@ -88,7 +102,13 @@ class Limits:
         judged = None not in (measured.distance, self.distance)
         if judged and measured.distance > self.distance:
             found.append(UNLIKE_SOUND)
+        if self.doubts(measured.doubt):
+            found.append(UNLIKELY)
         return found
+
+    def doubts(self, doubt: float | None) -> bool:
+        """Whether an answer of this doubt is beyond the range."""
+        return None not in (doubt, self.doubt) and doubt > self.doubt
 
     def longest(self, heard: str, seconds: float) -> int:
         """Most characters of an answer that is not too long."""
@@ -122,12 +142,14 @@ class Thresholds:
             return self.groups[group_name(ask)]
         every = list(self.groups.values())
         distances = [limits.distance for limits in every if limits.distance is not None]
+        doubts = [limits.doubt for limits in every if limits.doubt is not None]
         return Limits(
             max(limits.rate for limits in every),
             min(limits.least_expansion for limits in every),
             max(limits.most_expansion for limits in every),
             max(limits.repetition for limits in every),
             max(distances, default=None),
+            max(doubts, default=None),
         )
 
 
@@ -216,6 +238,7 @@ def measure(
     clear: float,
     distance: float | None = None,
     source: str | None = None,
+    doubt: float | None = None,
 ) -> Statistics:
     """Measure an answer.
 
@@ -223,7 +246,7 @@ def measure(
         text: the answer, in ``language``.
         heard: CTC's transcript, in the language ``source`` (the same if None).
         seconds: of audio.
-        clear, distance: as in :class:`Statistics`.
+        clear, distance, doubt: as in :class:`Statistics`.
     """
     characters = len(ctc_text(text, language))
     return Statistics(
@@ -234,6 +257,7 @@ def measure(
             0, repeated(text, language) - repeated(heard, source or language)
         ),
         distance=distance,
+        doubt=doubt,
     )
 
 
@@ -262,11 +286,25 @@ class Verdict:
 
     Attributes:
         nbest: best first; the first ones as they were unless something was found.
+            Where the text is withheld, behind an empty one.
         flags: what was found.
     """
 
     nbest: list[Hypothesis]
     flags: list[str] = field(default_factory=list)
+
+
+def withhold(verdict: Verdict) -> None:
+    """Put an empty text before the others."""
+    verdict.flags.append(WITHHELD)
+    verdict.nbest.insert(0, Hypothesis(score=verdict.nbest[0].score))
+
+
+def doubt_of_ctc(model: SpeechToText, batch: Batch, row: int) -> float:
+    """How unlikely CTC finds its own text, in nats for each second."""
+    heard = model.ctc_tokenizer(batch.heard[row])
+    (score,) = ctc_log_probs(batch.log_probs(row), [heard])
+    return -score / batch.seconds[row]
 
 
 class Guard:
@@ -297,14 +335,16 @@ class Guard:
         for row, verdict in enumerate(verdicts):
             best = verdict.nbest[0]
             measured = self.measure(batch, row, best)
-            if measured.clarity < self.thresholds.clarity:
+            if measured.clarity < self.thresholds.clarity and not measured.agreed:
                 if best.tokens:
                     verdict.flags = [NOTHING_HEARD]
                     verdict.nbest = [Hypothesis(score=best.score)]
                 continue
             limits = self.thresholds.limits(batch.asks[row])
             verdict.flags = limits.flags(measured)
-            if verdict.flags:
+            if UNLIKELY in verdict.flags and batch.asks[row][0] != "asr":
+                withhold(verdict)  # another answer would be no likelier
+            elif verdict.flags:
                 suspects.append(row)
         for loops in (True, False):
             rows = [
@@ -314,6 +354,9 @@ class Guard:
                 candidates = [*verdicts[row].nbest, *found]
                 ranked = self.rank(batch, row, candidates)
                 verdicts[row].nbest = ranked[: options.nbest]
+                doubt = self.doubt(batch, row, ranked[0])
+                if self.thresholds.limits(batch.asks[row]).doubts(doubt):
+                    withhold(verdicts[row])
         return verdicts
 
     def measure(self, batch: Batch, row: int, answer: Hypothesis) -> Statistics:
@@ -332,7 +375,19 @@ class Guard:
             clarity(log_probs, model.model.token_list),
             distance,
             source,
+            self.doubt(batch, row, answer),
         )
+
+    def doubt(self, batch: Batch, row: int, answer: Hypothesis) -> float:
+        """How unlikely an answer is, as in :class:`Statistics`."""
+        ask, log_probs = batch.asks[row], batch.log_probs(row)
+        if ask[0] != "asr":
+            return doubt_of_ctc(self.model, batch, row)
+        labels = self.model.spoken_labels(answer.tokens, ask)
+        (score,) = ctc_log_probs(log_probs, [labels])
+        weight = self.thresholds.ctc_weight
+        likely = weight * score + (1 - weight) * answer.llm_score
+        return -likely / batch.seconds[row]
 
     def search_again(
         self, batch: Batch, rows: Sequence[int], options: SearchOptions, loops: bool

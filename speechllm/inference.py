@@ -41,7 +41,7 @@ from speechllm.confidence import (
 from speechllm.errors import UserError
 from speechllm.export import MODEL_KEYS, pretrained_names
 from speechllm.files import read_yaml
-from speechllm.guard import NOTHING_HEARD, Guard, Thresholds, Verdict, read_thresholds
+from speechllm.guard import Guard, Thresholds, Verdict, read_thresholds
 from speechllm.joint import read_answer, separator_of
 from speechllm.model.bridge import BLANK, label_runs
 from speechllm.model.ctc_prefix import CTCPrefixScorer
@@ -328,7 +328,7 @@ class SpeechToText:
                 before = self.result(batch, row, nbests[row], options)
                 if before.text != result.text:
                     result.unguarded = before.text
-                if NOTHING_HEARD in verdict.flags:
+                if not verdict.nbest[0].tokens:
                     result.flags.clear()  # what is empty is not malformed
                 result.flags += verdict.flags
             results.append(result)

@@ -19,6 +19,7 @@ from speechllm.audio import load_audio
 from speechllm.bin import guard_table as guard_table_command
 from speechllm.bin import guard_thresholds as guard_thresholds_command
 from speechllm.development import (
+    Trial,
     count_errors,
     fewest_errors,
     find_thresholds,
@@ -31,6 +32,8 @@ from speechllm.guard import (
     TOO_LONG,
     TOO_SHORT,
     UNLIKE_SOUND,
+    UNLIKELY,
+    WITHHELD,
     Guard,
     Limits,
     Statistics,
@@ -157,8 +160,8 @@ def test_distance_is_for_each_label():
 
 
 def test_what_is_flagged():
-    limits = Limits(20.0, 0.5, 2.0, 1, 3.0)
-    fine = Statistics(0.9, 10.0, 1.0, 0, 1.0)
+    limits = Limits(20.0, 0.5, 2.0, 1, 3.0, 12.0)
+    fine = Statistics(0.9, 10.0, 1.0, 0, 1.0, 12.0)
     assert limits.flags(fine) == []
     for change, flag in (
         ({"rate": 21.0}, TOO_LONG),
@@ -166,21 +169,23 @@ def test_what_is_flagged():
         ({"expansion": 0.4}, TOO_SHORT),
         ({"repetition": 2}, REPETITION),
         ({"distance": 3.1}, UNLIKE_SOUND),
+        ({"doubt": 12.1}, UNLIKELY),
     ):
         assert limits.flags(replace(fine, **change)) == [flag]
-    assert limits.flags(replace(fine, distance=None)) == []
+    assert limits.flags(replace(fine, distance=None, doubt=None)) == []
+    assert replace(limits, doubt=None).flags(replace(fine, doubt=99.0)) == []
     assert limits.longest("abcde", 100.0) == 15  # 2 · (5 + 5) − 5
     assert limits.longest("abcde", 0.5) == 10
 
 
 def test_groups_that_the_development_set_lacks():
     groups = {
-        "asr_en": Limits(20.0, 0.5, 2.0, 1, 3.0),
-        "st_en_fr": Limits(25.0, 0.7, 3.0, 0),
+        "asr_en": Limits(20.0, 0.5, 2.0, 1, 3.0, 12.0),
+        "st_en_fr": Limits(25.0, 0.7, 3.0, 0, None, 4.0),
     }
     found = Thresholds(0.5, 0.5, groups)
     assert found.limits(("asr", "en", "en")) == groups["asr_en"]
-    assert found.limits(("asr", "fr", "fr")) == Limits(25.0, 0.5, 3.0, 1, 3.0)
+    assert found.limits(("asr", "fr", "fr")) == Limits(25.0, 0.5, 3.0, 1, 3.0, 12.0)
 
 
 # Its file
@@ -285,6 +290,55 @@ def test_a_text_that_ctc_contradicts_gives_way(guarded, waves):
         assert scores == sorted(scores, reverse=True)
 
 
+@pytest.mark.parametrize("task", ["asr", "st"])
+def test_what_stays_unlikely_is_withheld(guarded, waves, task):
+    ask = {"task": task, "language": "en", "target_language": "fr"}
+    model = guarded(doubt=0.0)  # nothing is certain
+    before = model.transcribe(waves, **ask, **SHORT, guard=False)
+    for old, new in zip(before, model.transcribe(waves, **ask, **SHORT), strict=True):
+        assert (new.text, new.tokens) == ("", [])
+        assert new.flags == [UNLIKELY, WITHHELD]
+        assert new.unguarded == old.text
+        (empty, _), (second, _) = new.nbest
+        assert empty == "" and second
+        assert second == old.text or task == "asr"
+    believing = guarded(doubt=1e99).transcribe(waves, **ask, **SHORT)
+    assert [r.entry() for r in believing] == [r.entry() for r in before]
+
+
+def test_doubt_is_of_llm_and_ctc_for_each_second(guarded, waves):
+    model = guarded(weight=0.3)
+    batch = model.encode(waves[:2], [("asr", "en", "en"), ("st", "en", "fr")])
+    answer = Hypothesis(model.encoded("a cab"), llm_score=-7.0)
+    scorer = CTCPrefixScorer(batch.logits, batch.frames)
+
+    def by_ctc(row: int, text: str) -> float:
+        state = scorer.start(torch.tensor([row]))
+        for label in model.ctc_tokenizer(text):
+            state = scorer.extend(state, torch.tensor([label]))
+        return scorer.finish(state).item()
+
+    expected = -(0.3 * by_ctc(0, "a cab") - 0.7 * 7.0) / (len(waves[0]) / 16000)
+    assert model.guard.doubt(batch, 0, answer) == pytest.approx(expected, abs=1e-3)
+    expected = -by_ctc(1, batch.heard[1]) / (len(waves[1]) / 16000)
+    assert model.guard.doubt(batch, 1, answer) == pytest.approx(expected, abs=1e-3)
+
+
+def test_an_unclear_text_that_both_read_stays(guarded, waves):
+    model = guarded(clear=1.1)
+    batch = model.encode(waves, [("asr", "en", "en")] * len(waves))
+    assert all(batch.heard)
+    same = [[Hypothesis(model.encoded(text))] for text in batch.heard]
+    found = model.guard.check(batch, same, SearchOptions())
+    assert [v.nbest for v in found] == same and not any(v.flags for v in found)
+    batch.heard = [""] * len(waves)
+    blanks = 1e3 * torch.eye(len(LABELS))[0]
+    batch.logits = batch.logits + blanks  # to agree about nothing is no agreement
+    nothing = [[Hypothesis(model.encoded("."))] for _ in waves]
+    found = model.guard.check(batch, nothing, SearchOptions())
+    assert all(v.flags == [NOTHING_HEARD] for v in found)
+
+
 def test_a_loop_of_a_translation_is_searched_without_repetition(guarded, waves):
     ask = {"task": "st", "language": "en", "target_language": "fr"}
     model = guarded(repetition=-1)  # everything is a loop
@@ -353,6 +407,9 @@ def test_the_weight_with_the_fewest_errors():
     assert fewest_errors([either]) == 0.7
     assert fewest_errors([[(-1.0, -9.0, 0), (-9.0, -2.0, 3)]]) == 0.5
     assert fewest_errors([]) == 0.5
+    trial = Trial("asr_en", 2.0, True, either)
+    assert trial.doubt(0.5) == 2.5  # of the first: 5 nats in 2 seconds
+    assert trial.doubt(0.75) == 1.875  # of the second: 3.75
 
 
 @pytest.fixture
@@ -395,6 +452,12 @@ def test_thresholds_lie_beyond_the_true_texts(model, examples):
         assert characters / (len(example.wave) / 16000) <= limits.rate
     assert thresholds.groups["st_en_fr"].distance is None
     assert thresholds.groups["asr_en"].distance > 0
+    model.guard = Guard(model, thresholds)
+    for batch in (found[:2], found[2:]):
+        asks = [example.ask for example in batch]
+        for result in model.decode([e.wave for e in batch], asks, options):
+            assert WITHHELD not in result.flags
+    model.guard = None
 
 
 def test_the_commands(tiny_model, examples, speech_file, tmp_path, capsys):
