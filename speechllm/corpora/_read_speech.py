@@ -73,7 +73,10 @@ def _write_utterances(
         ]
         for one in utterances:
             if one.id == previous:
-                raise UserError(f"{one.path}: the utterance {one.id} is there twice")
+                raise UserError(
+                    f"{one.path}: the utterance {one.id} is there twice; keep one of "
+                    "its lines in the corpus's list"
+                )
             previous = one.id
             values = (one.path, one.speaker, language, one.text)
             for stream, value in zip(files, values, strict=True):
