@@ -127,6 +127,34 @@ def test_a_second_run_gives_the_same_table(recipe, asterisk_dir):
 
 
 @pytest.mark.slow
+def test_five_languages_and_a_quarter_of_the_read_messages(recipe, asterisk_dir):
+    config = ("--config", "conf/train_asr_st.yaml")
+    done = run(recipe, asterisk_dir, *config, "--stop_stage", "5")
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
+    texts = (recipe / "dump_tiny_asr_st/examples/train_sp/text").read_text("utf-8")
+    examples = dict(line.split(" ", 1) for line in texts.splitlines())
+    assert all("\t" in answer for answer in examples.values())
+    tasks = (recipe / "dump_tiny_asr_st/examples/train_sp/utt2task").read_text()
+    directions = {tuple(line.split()[1:]) for line in tasks.splitlines()}
+    others = ("es", "fr", "it", "ru")
+    assert directions == {
+        *(("asr_st", "en", other) for other in others),
+        *(("asr_st", other, "en") for other in others),
+    }
+    read = [name for name in examples if "-message" in name]
+    raw = recipe / "dump_tiny_asr_st/raw/train_messages"
+    pairs = 0  # out of English and into English
+    for other in others:
+        table = (raw / f"text.{other}").read_text("utf-8").splitlines()
+        pairs += sum(line.startswith("en-") for line in table)
+    table = (raw / "text.en").read_text("utf-8").splitlines()
+    pairs += sum(not line.startswith("en-") for line in table)
+    assert 0.1 * pairs < len(read) < 0.4 * pairs
+    vocabulary = recipe / "data_tiny_asr_st/token_list/char/tokens.txt"
+    assert {"é", "я"} <= set(vocabulary.read_text("utf-8").split())
+
+
+@pytest.mark.slow
 def test_a_stage_without_what_it_needs_says_which_stage_makes_it(recipe, asterisk_dir):
     arguments = ("--stage", "12", "--stop_stage", "12", "--expdir", "elsewhere")
     done = run(recipe, asterisk_dir, *arguments)
