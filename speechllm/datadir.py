@@ -562,6 +562,8 @@ def subset_data_dir(
 
 def split_table(path: str | Path, outputs: list[str | Path]) -> list[int]:
     """Split a table into consecutive parts of nearly equal size; return the sizes."""
+    if not outputs:
+        raise UserError(f"{path}: cannot split into no parts")
     with open(path, "rb") as stream:
         total = sum(1 for _ in stream)
     if total < len(outputs):

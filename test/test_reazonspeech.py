@@ -177,9 +177,12 @@ def test_bad_tables(release, tmp_path):
     table.write_bytes(TSV.encode("cp932"))
     with pytest.raises(UserError, match="tiny.tsv:1: not UTF-8"):
         prepare(release, tmp_path)
-    table.write_text("000/a.flac\ta\n000/a.flac\tb\n000/c.flac\tc\n", "utf-8")
+    lines = ["000/c.flac\tc", "000/a.flac\ta", "000/e.flac\td", "000/a.flac\tb"]
+    table.write_text("\n".join(lines), "utf-8")
     with pytest.raises(UserError, match="rs-000_a is there twice"):
-        prepare(release, tmp_path, dev_utterances=2, test_utterances=0)
+        prepare(release, tmp_path, dev_utterances=2)
     assert list((tmp_path / "data").iterdir()) == []
-    with pytest.raises(UserError, match="3 utterances are too few for 1000 dev"):
+    with pytest.raises(UserError, match="4 utterances are too few for 1000 dev"):
         prepare(release, tmp_path, dev_utterances=1000)
+    with pytest.raises(UserError, match="-1 dev and 1 test .* at least 1"):
+        prepare(release, tmp_path, dev_utterances=-1)

@@ -93,6 +93,11 @@ def prepare_reazonspeech(
         UserError: the TSV or the audio is not there, a shard cannot be unpacked, a
             name is there twice, or too few utterances are left for three sets.
     """
+    if min(dev_utterances, test_utterances) < 1:
+        raise UserError(
+            f"{dev_utterances} dev and {test_utterances} test utterances: each needs "
+            "at least 1"
+        )
     root = Path(reazonspeech_dir)
     table = _find_table(root, size)
     folder = _find_clips(root, Path(unpack_dir))
