@@ -278,6 +278,8 @@ def validate_data_dir(
         lambda: _check_speakers(directory),
         lambda: _check_languages(directory / "utt2lang"),
     ]
+    if "utt2dur" in paths:
+        checks.append(lambda: _check_durations(directory / "utt2dur"))
     if "segments" in paths:
         checks.append(lambda: _check_segments(directory))
     else:
@@ -364,6 +366,12 @@ def _check_languages(path: Path) -> Iterator[str]:
     for number, (key, language) in enumerate(iterate_table(path), 1):
         if not re.fullmatch("[a-z]{2,3}", language):
             yield f"{path}:{number}: {language!r} is no language code (utterance {key})"
+
+
+def _check_durations(path: Path) -> Iterator[str]:
+    for number, (key, seconds) in enumerate(iterate_table(path), 1):
+        if not re.fullmatch(r"[0-9]+(\.[0-9]*)?(e[+-]?[0-9]+)?", seconds):
+            yield f"{path}:{number}: {seconds!r} are no seconds (utterance {key})"
 
 
 def _check_segments(directory: Path) -> Iterator[str]:

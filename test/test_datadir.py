@@ -70,6 +70,8 @@ def test_a_valid_data_dir_has_no_problems(data):
         ("utt2spk", "s2-c s2", "s2-c", r"utt2spk:3: .*needs exactly one speaker"),
         ("spk2utt", "s1-a ", "", r"spk2utt:1: speaker s1 has 1 utterances here and 2"),
         ("utt2lang", "s2-c fr", "s2-c French", r"utt2lang:3: 'French' is no language"),
+        ("utt2dur", "s1-b 20", "s1-b -2", r"utt2dur:2: '-2' are no seconds .*s1-b"),
+        ("utt2dur", "s2-c 3", "s2-c 3 s", r"utt2dur:3: '3 s' are no seconds"),
     ],
 )
 def test_a_defect_is_named_with_file_and_line(data, table, old, new, problem):
