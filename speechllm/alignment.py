@@ -309,7 +309,9 @@ def word_times(
 
     A word reaches from its first and last peak as far as the sound does, if that
     falls silent within ``REACH``; else by ``LEAD`` and ``TAIL``. Where two words leave
-    less between them, they share it in that proportion.
+    less between them, they share it in that proportion. Where the sound goes on before
+    the first word or behind the last, as music does, a silence of less than ``PAUSE``
+    is their limit too.
 
     Args:
         spans: of each word.
@@ -317,7 +319,8 @@ def word_times(
         seconds_per_frame: of the encoder.
         loud: which frames are loud, of :func:`loud_frames`; None if that is not known.
     """
-    loud = [True] * frames if loud is None else bridged(loud, seconds_per_frame)
+    known = [True] * frames if loud is None else list(loud)
+    loud = bridged(known, seconds_per_frame)
     reach = round(REACH / seconds_per_frame)
     times: list[tuple[float, float]] = []
     for place, span in enumerate(spans):
@@ -330,11 +333,19 @@ def word_times(
             room = (span.begin - left) * seconds_per_frame
             if place:
                 room *= LEAD / (LEAD + TAIL)
-            start -= stretch(before, seconds_per_frame, min(LEAD, room))
+            otherwise = min(LEAD, room)
+            if place == 0:
+                near = known[max(0, span.begin - reach) : span.begin][::-1]
+                otherwise = stretch(near, seconds_per_frame, otherwise)
+            start -= stretch(before, seconds_per_frame, otherwise)
             room = (right - span.end) * seconds_per_frame
             if place + 1 < len(spans):
                 room *= TAIL / (LEAD + TAIL)
-            end += stretch(behind, seconds_per_frame, min(TAIL, room))
+            otherwise = min(TAIL, room)
+            if place + 1 == len(spans):
+                near = known[span.end : span.end + reach]
+                otherwise = stretch(near, seconds_per_frame, otherwise)
+            end += stretch(behind, seconds_per_frame, otherwise)
         times.append((start, end))
     return times
 

@@ -144,11 +144,15 @@ def find_thresholds(
     if model.ctc_tokenizer is None or model.model.llm is None:
         raise UserError("the guard needs an LLM and a CTC branch over characters")
     truth: dict[str, list[Statistics]] = {}
+    doubts: dict[str, list[float]] = {}
     for part, batch in encoded_batches(model, examples, batch_size):
         for row, example in enumerate(part):
             found = measure_truth(model, batch, row, example.text)
             if found.clarity > 0:
                 truth.setdefault(group_name(example.ask), []).append(found)
+                if example.ask[0] != "asr":
+                    doubt = doubt_of_ctc(model, batch, row)
+                    doubts.setdefault(group_name(example.ask), []).append(doubt)
     if not truth:
         raise UserError("CTC heard nothing in any of the examples")
     groups = {name: widest(found, margin) for name, found in sorted(truth.items())}
@@ -158,9 +162,11 @@ def find_thresholds(
     spoken = [example for example in examples if example.ask[0] == "asr"]
     trials = try_again(model, spoken, options, thresholds, batch_size)
     weight = fewest_errors([t.candidates for t in trials if t.flagged])
-    for name in {trial.group for trial in trials}:
-        doubt = max(t.doubt(weight) for t in trials if t.group == name)
-        groups[name] = replace(groups[name], doubt=rounded_up(doubt))
+    for trial in trials:
+        doubts.setdefault(trial.group, []).append(trial.doubt(weight))
+    for name, found in doubts.items():
+        most = math.ceil(1000 * max(found)) / 1000
+        groups[name] = replace(groups[name], doubt=most)
     return replace(thresholds, ctc_weight=weight)
 
 
@@ -169,7 +175,6 @@ def measure_truth(model: SpeechToText, batch: Batch, row: int, text: str) -> Sta
     task, source, target = batch.asks[row]
     log_probs, heard = batch.log_probs(row), batch.heard[row]
     distance = None
-    doubt = None if task == "asr" else doubt_of_ctc(model, batch, row)
     if task == "asr_st" or source == target:
         labels = model.ctc_tokenizer(ctc_text(text.split("\t")[0], source))
         (distance,) = distances(log_probs, model.ctc_tokenizer(heard), [labels])
@@ -181,27 +186,19 @@ def measure_truth(model: SpeechToText, batch: Batch, row: int, text: str) -> Sta
         clarity(log_probs, model.model.token_list),
         distance,
         source,
-        doubt,
     )
 
 
 def widest(found: Sequence[Statistics], margin: float) -> Limits:
-    """The range of the statistics, wider by a margin; of doubt the range as it is."""
+    """The range of the statistics, wider by a margin."""
     told = [s.distance for s in found if s.distance is not None]
-    doubts = [s.doubt for s in found if s.doubt is not None]
     return Limits(
         rate=round(max(s.rate for s in found) * margin, 2),
         least_expansion=round(min(s.expansion for s in found) / margin, 3),
         most_expansion=round(max(s.expansion for s in found) * margin, 3),
         repetition=int(max(s.repetition for s in found) * margin),
         distance=round(max(told) * margin, 3) if told else None,
-        doubt=rounded_up(max(doubts)) if doubts else None,
     )
-
-
-def rounded_up(value: float) -> float:
-    """To three digits behind the point."""
-    return math.ceil(1000 * value) / 1000
 
 
 #: (LLM's score, CTC's score, errors) of each candidate for one utterance.

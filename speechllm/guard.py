@@ -8,7 +8,7 @@ with CTC, no longer than CTC's text allows, and without repetition where there w
 The first answers, the new ones and CTC's own transcript are then ranked by LLM and CTC
 together. If even the likeliest of them is unlikelier than any that the development set
 showed, as in a language that the model has not learnt, the text is withheld. Where CTC
-heard nothing it is empty, unless the LLM read the same as CTC.
+heard nothing it is empty, unless the LLM wrote what CTC is more than half sure of.
 """
 
 from __future__ import annotations
@@ -37,7 +37,6 @@ TOO_LONG = "too long"
 TOO_SHORT = "too short"
 REPETITION = "repetition"
 UNLIKE_SOUND = "unlike the sound"
-UNLIKELY = "unlikely"
 WITHHELD = "withheld"
 
 #: How a flagged utterance is searched again; runs of tokens are forbidden to stand
@@ -61,9 +60,6 @@ class Statistics:
             stands before them, beyond those in CTC's text.
         distance: how much likelier CTC finds its own text, for each label, in nats;
             None where it cannot judge the answer (a translation).
-        doubt: how unlikely the answer is by LLM and CTC together, in nats for each
-            second; of an answer that is not the transcript alone, how unlikely CTC
-            finds its own text.
     """
 
     clarity: float
@@ -71,17 +67,20 @@ class Statistics:
     expansion: float
     repetition: int
     distance: float | None = None
-    doubt: float | None = None
 
     @property
     def agreed(self) -> bool:
-        """Whether the LLM wrote what CTC heard."""
-        return self.clarity > 0 and self.distance == 0
+        """Whether the LLM wrote what CTC, by more than half, heard."""
+        return self.clarity > 0.5 and self.distance == 0
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The range of one task and language; what is beyond is flagged."""
+    """The range of one task and language.
+
+    What is beyond is flagged; what is beyond ``doubt``, of :meth:`Guard.doubt`, is
+    withheld.
+    """
 
     rate: float
     least_expansion: float
@@ -102,13 +101,7 @@ class Limits:
         judged = None not in (measured.distance, self.distance)
         if judged and measured.distance > self.distance:
             found.append(UNLIKE_SOUND)
-        if self.doubts(measured.doubt):
-            found.append(UNLIKELY)
         return found
-
-    def doubts(self, doubt: float | None) -> bool:
-        """Whether an answer of this doubt is beyond the range."""
-        return None not in (doubt, self.doubt) and doubt > self.doubt
 
     def longest(self, heard: str, seconds: float) -> int:
         """Most characters of an answer that is not too long."""
@@ -238,7 +231,6 @@ def measure(
     clear: float,
     distance: float | None = None,
     source: str | None = None,
-    doubt: float | None = None,
 ) -> Statistics:
     """Measure an answer.
 
@@ -246,7 +238,7 @@ def measure(
         text: the answer, in ``language``.
         heard: CTC's transcript, in the language ``source`` (the same if None).
         seconds: of audio.
-        clear, distance, doubt: as in :class:`Statistics`.
+        clear, distance: as in :class:`Statistics`.
     """
     characters = len(ctc_text(text, language))
     return Statistics(
@@ -257,7 +249,6 @@ def measure(
             0, repeated(text, language) - repeated(heard, source or language)
         ),
         distance=distance,
-        doubt=doubt,
     )
 
 
@@ -294,12 +285,6 @@ class Verdict:
     flags: list[str] = field(default_factory=list)
 
 
-def withhold(verdict: Verdict) -> None:
-    """Put an empty text before the others."""
-    verdict.flags.append(WITHHELD)
-    verdict.nbest.insert(0, Hypothesis(score=verdict.nbest[0].score))
-
-
 def doubt_of_ctc(model: SpeechToText, batch: Batch, row: int) -> float:
     """How unlikely CTC finds its own text, in nats for each second."""
     heard = model.ctc_tokenizer(batch.heard[row])
@@ -331,7 +316,7 @@ class Guard:
             options: what they were searched with.
         """
         verdicts = [Verdict(list(nbest)) for nbest in nbests]
-        suspects = []
+        heard, suspects = [], []
         for row, verdict in enumerate(verdicts):
             best = verdict.nbest[0]
             measured = self.measure(batch, row, best)
@@ -342,9 +327,8 @@ class Guard:
                 continue
             limits = self.thresholds.limits(batch.asks[row])
             verdict.flags = limits.flags(measured)
-            if UNLIKELY in verdict.flags and batch.asks[row][0] != "asr":
-                withhold(verdict)  # another answer would be no likelier
-            elif verdict.flags:
+            heard.append(row)
+            if verdict.flags:
                 suspects.append(row)
         for loops in (True, False):
             rows = [
@@ -354,9 +338,11 @@ class Guard:
                 candidates = [*verdicts[row].nbest, *found]
                 ranked = self.rank(batch, row, candidates)
                 verdicts[row].nbest = ranked[: options.nbest]
-                doubt = self.doubt(batch, row, ranked[0])
-                if self.thresholds.limits(batch.asks[row]).doubts(doubt):
-                    withhold(verdicts[row])
+        for row in heard:
+            nbest = verdicts[row].nbest
+            if nbest[0].tokens and self.doubts(batch, row, nbest):
+                verdicts[row].flags.append(WITHHELD)
+                nbest.insert(0, Hypothesis())
         return verdicts
 
     def measure(self, batch: Batch, row: int, answer: Hypothesis) -> Statistics:
@@ -375,11 +361,20 @@ class Guard:
             clarity(log_probs, model.model.token_list),
             distance,
             source,
-            self.doubt(batch, row, answer),
         )
 
+    def doubts(self, batch: Batch, row: int, answers: Sequence[Hypothesis]) -> bool:
+        """Whether the answers, and what CTC heard, are all too unlikely."""
+        most = self.thresholds.limits(batch.asks[row]).doubt
+        if most is None or self.doubt(batch, row, answers[0]) <= most:
+            return False
+        return self.doubt(batch, row, self.rank(batch, row, answers)[0]) > most
+
     def doubt(self, batch: Batch, row: int, answer: Hypothesis) -> float:
-        """How unlikely an answer is, as in :class:`Statistics`."""
+        """How unlikely an answer is by LLM and CTC together, in nats for each second.
+
+        Of an answer that is not the transcript alone, how unlikely CTC finds its own.
+        """
         ask, log_probs = batch.asks[row], batch.log_probs(row)
         if ask[0] != "asr":
             return doubt_of_ctc(self.model, batch, row)

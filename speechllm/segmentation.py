@@ -27,6 +27,7 @@ CONTEXT = 64  # samples of the window before, which the model sees again
 SECONDS_PER_WINDOW = WINDOW / SAMPLING_RATE
 SPEECH = 0.5  # from this probability on a window begins speech, as in Silero's code
 SILENCE = 0.35  # below it a window belongs to a pause, as in Silero's code
+SURE = 0.9  # speech reaches it, even in noise as loud; music that passes 0.5 seldom
 HEARD = 0.1  # a short recording that never reaches it has no speech: digital silence
 RECENT = 16  # windows that the detector's second opinion rests on, about half a second
 MAX_SECONDS = 15.0
@@ -297,9 +298,16 @@ class Cutter:
         return sum(SILENCE - p for p in self.held[begin:end])
 
     def emit(self, end: int) -> Iterator[tuple[int, int]]:
-        spoken = sum(p >= SPEECH for p in self.held[: end - self.first])
-        if spoken >= self.shortest_speech:
-            yield self.start, end
+        """Give what the detector is sure of, and as much around as speech may have.
+
+        It is slow to believe in speech, and stops at its end.
+        """
+        held = self.held[: end - self.first]
+        spoken = sum(p >= SPEECH for p in held)
+        sure = [self.first + n for n, p in enumerate(held) if p >= SURE]
+        if sure and spoken >= self.shortest_speech:
+            end = min(end, sure[-1] + 1 + self.margin)
+            yield max(self.start, sure[0] - RECENT - self.margin), end
             self.free = end
 
     def reopen(self, start: int) -> None:

@@ -200,6 +200,17 @@ def test_words_reach_as_far_as_the_sound():
     assert flat_times(spans, 70, loud) == pytest.approx(expected)
 
 
+def test_the_edges_end_at_a_short_silence_where_music_goes_on():
+    spans = [Span(20, 22), Span(40, 42)]
+    loud = [t not in (14, 15, 28, 29, 36, 37, 50, 51) for t in range(80)]
+    expected = [0.32, 0.44 + TAIL, 0.8 - LEAD, 1.0]  # only outside the text
+    assert flat_times(spans, 80, loud) == pytest.approx(expected)
+    loud[70:] = [False] * 10  # the sound falls silent, but out of reach
+    assert flat_times(spans, 80, loud) == pytest.approx(expected)
+    loud[58:] = [False] * 22  # within reach: what stood before was a closed "t"
+    assert flat_times(spans, 80, loud)[-1] == pytest.approx(1.16)
+
+
 def test_which_frames_are_loud():
     wave = np.zeros(16000)
     wave[4000:8000] = np.sin(np.arange(4000))
