@@ -27,7 +27,7 @@ CONTEXT = 64  # samples of the window before, which the model sees again
 SECONDS_PER_WINDOW = WINDOW / SAMPLING_RATE
 SPEECH = 0.5  # from this probability on a window begins speech, as in Silero's code
 SILENCE = 0.35  # below it a window belongs to a pause, as in Silero's code
-SURE = 0.9  # speech reaches it, even in noise as loud; music that passes 0.5 seldom
+SURE = 0.9  # nearly all speech reaches it, in noise as loud too; music seldom
 HEARD = 0.1  # a short recording that never reaches it has no speech: digital silence
 RECENT = 16  # windows that the detector's second opinion rests on, about half a second
 MAX_SECONDS = 15.0
@@ -298,16 +298,20 @@ class Cutter:
         return sum(SILENCE - p for p in self.held[begin:end])
 
     def emit(self, end: int) -> Iterator[tuple[int, int]]:
-        """Give what the detector is sure of, and as much around as speech may have.
+        """Give the segment, with music before and behind the speech left out.
 
-        It is slow to believe in speech, and stops at its end.
+        Of what the detector is sure of, it is slow to believe in the beginning, but
+        not in the end. Where it is sure of nothing, such as a letter, all is kept.
         """
         held = self.held[: end - self.first]
         spoken = sum(p >= SPEECH for p in held)
         sure = [self.first + n for n, p in enumerate(held) if p >= SURE]
-        if sure and spoken >= self.shortest_speech:
-            end = min(end, sure[-1] + 1 + self.margin)
-            yield max(self.start, sure[0] - RECENT - self.margin), end
+        if spoken >= self.shortest_speech:
+            start = self.start
+            if sure:
+                start = max(start, sure[0] - RECENT - self.margin)
+                end = min(end, sure[-1] + 1 + self.margin)
+            yield start, end
             self.free = end
 
     def reopen(self, start: int) -> None:
