@@ -86,6 +86,8 @@ class DecodingCost:
     Attributes:
         system: of ``AGAINST``, or a batch size of ours.
         seconds: for the whole set; the median of all rounds.
+        cpu_seconds: of the processor for the set, all threads; the median too. On a
+            machine that others use it is what can be compared.
         utterances: in the set.
         speech_seconds: in the set.
         peak_bytes: above the loaded model.
@@ -95,6 +97,7 @@ class DecodingCost:
 
     system: str
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
     utterances: int = 0
     speech_seconds: float = 0.0
     peak_bytes: int = 0
@@ -125,16 +128,18 @@ def measure_decoding(system: str, content: DecodingSet) -> DecodingCost:
         decode(waves[:1], asks[:1])
     except NotHere as reason:
         return DecodingCost(system, problem=str(reason))
-    seconds, peak, texts = [], 0, []
+    seconds, cpu_seconds, peak, texts = [], [], 0, []
     for _ in range(content.rounds):
         memory = PeakMemory(content.device)
-        begin = time.perf_counter()
+        begin, cpu_begin = time.perf_counter(), time.process_time()
         texts = decode(waves, asks)
         seconds.append(time.perf_counter() - begin)
+        cpu_seconds.append(time.process_time() - cpu_begin)
         peak = max(peak, memory.peak())
     return DecodingCost(
         system,
         statistics.median(seconds),
+        statistics.median(cpu_seconds),
         len(waves),
         sum(map(len, waves)) / SAMPLING_RATE,
         peak,
@@ -437,14 +442,17 @@ def answer_text(model: SpeechToText, batch, tokens: list[int]) -> str:
 def decoding_table(costs: Sequence[DecodingCost]) -> str:
     """The costs as a Markdown table; speed and texts are told against the first row."""
     rows = [
-        "| system | utterances/s | real-time factor | peak memory, MiB | speed | texts |",
-        "| --- | ---: | ---: | ---: | ---: | --- |",
+        (
+            "| system | utterances/s | real-time factor | CPU seconds "
+            "| peak memory, MiB | speed | speed in CPU time | texts |"
+        ),
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
     ]
     first = next((cost for cost in costs if not cost.problem), None)
     for cost in costs:
         name = AGAINST.get(cost.system, f"speechllm, batch size {cost.system}")
         if cost.problem:
-            rows.append(f"| {name} | cannot: {cost.problem} | | | | |")
+            rows.append(f"| {name} | cannot: {cost.problem} | | | | | | |")
             continue
         differing = sum(a != b for a, b in zip(first.texts, cost.texts, strict=True))
         same = f"{differing} differ" if differing else "the same"
@@ -452,8 +460,9 @@ def decoding_table(costs: Sequence[DecodingCost]) -> str:
             same = "of another model"
         rows.append(
             f"| {name} | {cost.utterances / cost.seconds:.2f} "
-            f"| {cost.seconds / cost.speech_seconds:.3f} "
+            f"| {cost.seconds / cost.speech_seconds:.3f} | {cost.cpu_seconds:.1f} "
             f"| {cost.peak_bytes / MEBIBYTE:.0f} "
-            f"| {first.seconds / cost.seconds:.2f} × | {same} |"
+            f"| {first.seconds / cost.seconds:.2f} × "
+            f"| {first.cpu_seconds / cost.cpu_seconds:.2f} × | {same} |"
         )
     return "\n".join(rows)
