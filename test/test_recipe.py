@@ -129,7 +129,8 @@ def test_a_second_run_gives_the_same_table(recipe, asterisk_dir):
 @pytest.mark.slow
 def test_five_languages_and_a_quarter_of_the_read_messages(recipe, asterisk_dir):
     config = ("--config", "conf/train_asr_st.yaml")
-    done = run(recipe, asterisk_dir, *config, "--stop_stage", "5")
+    quarter = ("--extra_train_sets", "train_messages*0.25")
+    done = run(recipe, asterisk_dir, *config, *quarter, "--stop_stage", "5")
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
     texts = (recipe / "dump_tiny_asr_st/examples/train_sp/text").read_text("utf-8")
     examples = dict(line.split(" ", 1) for line in texts.splitlines())

@@ -44,7 +44,7 @@ case ${config##*/} in
             train_tasks+="${task}:en:${language} ${task}:${language}:en "
         done
         folder_suffix=_${task}
-        extra_train_sets="train_messages*0.25"
+        extra_train_sets=train_messages
         local_data_opts+=" --message_languages en,es,fr,it,ru --datadir data_five"
         set -- --datadir data_five --dumpdir "dump_${task}" --expdir "exp_${task}" ;;
     *) echo "run.sh: error: --config takes conf/train.yaml, conf/train_asr_st.yaml or conf/train_st.yaml, not '${config}'" >&2; exit 1 ;;
