@@ -183,7 +183,8 @@ class TextTranslator:
         steps = self.epochs * math.ceil(len(self.pairs) / batch_size)
         schedule = get_cosine_schedule_with_warmup(optimizer, steps // 10, steps)
         self.llm.train()
-        begin, step = time.monotonic(), 0
+        begin = said = time.monotonic()
+        step = 0
         for epoch in range(1, self.epochs + 1):
             order = sorted(
                 self.pairs, key=lambda p: len(p[0]) * random.uniform(0.8, 1.25)
@@ -193,7 +194,7 @@ class TextTranslator:
             ]
             random.shuffle(batches)
             total = 0.0
-            for batch in batches:
+            for number, batch in enumerate(batches, 1):
                 prompts = [self.embed(s, direction) for s, _, direction in batch]
                 answers = [answer_tokens(self.llm.tokenizer, t) for _, t, _ in batch]
                 with torch.autocast(
@@ -209,13 +210,17 @@ class TextTranslator:
                 schedule.step()
                 step += 1
                 total += loss.item()
-            left = (time.monotonic() - begin) / step * (steps - step) / 60
-            print(
-                f"progress: epoch {epoch}/{self.epochs}, loss "
-                f"{total / len(batches):.3f}, about {left:.0f} min left",
-                file=sys.stderr,
-                flush=True,
-            )
+                now = time.monotonic()
+                if now - said < 15 and number < len(batches):
+                    continue
+                said, left = now, (now - begin) / step * (steps - step) / 60
+                print(
+                    f"progress: epoch {epoch}/{self.epochs}, batch {number}/"
+                    f"{len(batches)}, loss {total / number:.3f}, "
+                    f"about {left:.0f} min left",
+                    file=sys.stderr,
+                    flush=True,
+                )
         self.trained.parent.mkdir(parents=True, exist_ok=True)
         partial = self.trained.with_suffix(".partial")
         save_file(
