@@ -11,9 +11,10 @@
             print(passage.start, passage.end, passage.text)
 
 Audio is read as a stream, cut at pauses (:mod:`speechllm.segmentation`), and the
-segments of all recordings are decoded together in batches of like lengths. What is
-held at a time does not grow with the length or the number of recordings, but for
-their texts.
+segments of all recordings are decoded together in batches of like lengths. A pause
+within a sentence may have cut it: neighbours that are close are decoded as one segment
+too, and the likelier reading is taken. What is held at a time does not grow with the
+length or the number of recordings, but for their texts.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from speechllm.inference import SpeechToText
 
 NO_SPEECH = "no speech"  # flag of a recording
+CLOSE = 0.1  # seconds between two segments that may be one; their margins lie outside
 _BATCHES_AT_ONCE = 8  # read ahead, to put segments of like length together
 
 
@@ -136,12 +138,20 @@ def transcribe_long(
 
 @dataclass
 class _Piece:
-    """A segment, its samples until it is decoded, and then its result."""
+    """A segment, its samples until it is decoded, and then its result.
+
+    ``both`` is the same of this segment and the one before as one.
+    """
 
     segment: Segment
     samples: np.ndarray | None
     result: Result | None = None
     error: str | None = None
+    both: _Piece | None = None
+
+    @property
+    def waits(self) -> bool:
+        return self.samples is not None or (self.both is not None and self.both.waits)
 
 
 @dataclass
@@ -160,14 +170,20 @@ class _Recording:
 
     @property
     def done(self) -> bool:
-        return self.ended and all(piece.samples is None for piece in self.pieces)
+        return self.ended and not any(piece.waits for piece in self.pieces)
 
     def cut(self, stream: Iterable[np.ndarray], cutting: Cutting) -> Iterator[_Piece]:
         """Cut the stream; what is wrong with it comes to stand in ``error``."""
+        before: tuple[Segment, np.ndarray] | None = None
         for segment, samples in speech_segments(self.read(stream), cutting):
             piece = _Piece(segment, samples)
             self.pieces.append(piece)
             yield piece
+            if before is not None:
+                piece.both = as_one(*before, segment, samples, cutting.longest)
+            if piece.both is not None:
+                yield piece.both
+            before = segment, samples
 
     def read(self, stream: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         try:
@@ -184,10 +200,58 @@ class _Recording:
 
     def transcription(self, source: str, target: str) -> Transcription:
         problem = self.error or next((p.error for p in self.pieces if p.error), None)
-        good = [(p.segment, p.result) for p in self.pieces if p.result is not None]
+        good = [
+            (p.segment, p.result)
+            for p in likeliest(self.pieces)
+            if p.result is not None
+        ]
         if problem is not None and not good:
             return Transcription(self.seconds, None, problem)
         return Transcription(self.seconds, join(good, source, target), problem)
+
+
+def as_one(
+    left: Segment,
+    left_samples: np.ndarray,
+    right: Segment,
+    right_samples: np.ndarray,
+    longest: float,
+) -> _Piece | None:
+    """Neighbours as one segment, with silence between them, if they are close."""
+    gap = right.start - left.end
+    if not 0 <= gap <= CLOSE or right.end - left.start > longest:
+        return None
+    silence = np.zeros(round(gap * SAMPLING_RATE), np.float32)
+    samples = np.concatenate([left_samples, silence, right_samples])
+    return _Piece(Segment(left.start, right.end), samples)
+
+
+def likeliest(pieces: Sequence[_Piece]) -> list[_Piece]:
+    """Take neighbours as one where the score of that is higher than theirs together.
+
+    What the guard found fault with is left as it is: its scores are of another kind.
+    """
+
+    def score(piece: _Piece | None) -> float | None:
+        if piece is None or piece.result is None or piece.result.flags:
+            return None
+        return piece.result.score
+
+    best, as_ones = [0.0], []  # scores of the first n pieces; how the nth was taken
+    for number, piece in enumerate(pieces):
+        alone = best[-1] + (score(piece) or 0.0)
+        parts = [score(pieces[number - 1]) if number else None, score(piece)]
+        whole = score(piece.both)
+        together = None
+        if whole is not None and None not in parts:
+            together = best[-2] + whole
+        as_ones.append(together is not None and together > alone)
+        best.append(together if as_ones[-1] else alone)
+    chosen, number = [], len(pieces) - 1
+    while number >= 0:
+        chosen.append(pieces[number].both if as_ones[number] else pieces[number])
+        number -= 2 if as_ones[number] else 1
+    return chosen[::-1]
 
 
 def decode_pieces(model: SpeechToText, pieces: Sequence[_Piece], request: dict) -> None:

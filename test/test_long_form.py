@@ -13,7 +13,15 @@ from test_audio import encode_with_ffmpeg
 from speechllm import SpeechToText
 from speechllm.audio import load_audio, stream_audio
 from speechllm.errors import UserError
-from speechllm.long_form import Transcription, join, merge_texts, transcribe_long
+from speechllm.long_form import (
+    Transcription,
+    _Piece,
+    as_one,
+    join,
+    likeliest,
+    merge_texts,
+    transcribe_long,
+)
 from speechllm.result import Passage, Result, Word
 from speechllm.segmentation import Cutting, Segment, speech_segments
 
@@ -43,7 +51,15 @@ def plain(text: str) -> str:
 
 def test_segments_are_decoded_as_if_each_were_alone(model, speech, lecture):
     segments = list(speech_segments([lecture], Cutting()))
-    alone = [model.transcribe([samples], **SHORT)[0] for _, samples in segments]
+    pieces: list[_Piece] = []
+    for number, (segment, samples) in enumerate(segments):
+        pieces.append(_Piece(segment, samples))
+        if number:
+            pieces[-1].both = as_one(*segments[number - 1], segment, samples, 15.0)
+    for one in [*pieces, *(p.both for p in pieces if p.both)]:
+        one.result = model.transcribe([one.samples], **SHORT)[0]
+    chosen = likeliest(pieces)
+    alone = [one.result for one in chosen]
     short = model.transcribe([speech], **SHORT)[0]
     seconds: list[float] = []
     found = list(
@@ -63,11 +79,61 @@ def test_segments_are_decoded_as_if_each_were_alone(model, speech, lecture):
         assert result.text == " ".join(plain(r.text) for r in alone)
         assert result.tokens == [token for r in alone for token in r.tokens]
         assert result.passages == [
-            Passage(s.start, s.end, r.text) for (s, _), r in zip(segments, alone)
+            Passage(p.segment.start, p.segment.end, p.result.text) for p in chosen
         ]
     assert found[1].result.text == short.text
     assert found[1].result.passages == [Passage(0.0, len(speech) / RATE, short.text)]
     assert sum(seconds) == pytest.approx((2 * len(lecture) + len(speech)) / RATE)
+
+
+def piece(score: float, both: float | None = None, flags: tuple = ()) -> _Piece:
+    result = Result("a", [], score, flags=list(flags))
+    other = None if both is None else piece(both)
+    return _Piece(Segment(0, 1), None, result, both=other)
+
+
+def taken(pieces: list[_Piece]) -> list[str]:
+    """The numbers of the pieces, and e.g. 12 where 1 and 2 are taken as one."""
+    names = {id(p): str(n) for n, p in enumerate(pieces)}
+    names |= {id(p.both): f"{n - 1}{n}" for n, p in enumerate(pieces) if p.both}
+    return [names[id(p)] for p in likeliest(pieces)]
+
+
+def test_neighbours_are_one_where_that_is_likelier():
+    assert taken([]) == []
+    assert taken([piece(-1.0)]) == ["0"]
+    assert taken([piece(-1.0), piece(-2.0, both=-3.5)]) == ["0", "1"]
+    assert taken([piece(-1.0), piece(-2.0, both=-2.5)]) == ["01"]
+    # 0 and 1 as one gain 1, 1 and 2 gain 3, 2 and 3 gain 1.5
+    chain = [piece(-1.0), piece(-3.0, -3.0), piece(-3.0, -3.0), piece(-2.0, -3.5)]
+    assert taken(chain) == ["0", "12", "3"]
+    # but the first two and the last two gain more
+    chain = [piece(-1.0), piece(-3.0, -1.0), piece(-3.0, -3.0), piece(-2.0, -3.0)]
+    assert taken(chain) == ["01", "23"]
+    # scores of what the guard changed are of another kind
+    flagged = piece(-9.0, flags=("too long",))
+    assert taken([flagged, piece(-2.0, both=-1.0)]) == ["0", "1"]
+    failed = piece(-2.0, both=-1.0)
+    failed.both.result, failed.both.error = None, "too long"
+    assert taken([piece(-1.0), failed]) == ["0", "1"]
+
+
+def test_close_neighbours_as_one_lie_where_they_lay():
+    rng = np.random.default_rng(0)
+    whole = rng.normal(size=3 * RATE).astype(np.float32)
+    left, right = Segment(5.0, 6.0), Segment(6.05, 8.0)
+    samples = whole[:RATE], whole[RATE + 800 :]
+    both = as_one(left, samples[0], right, samples[1], longest=15.0)
+    assert both.segment == Segment(5.0, 8.0)
+    assert len(both.samples) == len(whole)
+    different = both.samples != whole
+    assert not different[:RATE].any() and not different[RATE + 800 :].any()
+    assert not both.samples[RATE : RATE + 800].any()
+    assert as_one(left, samples[0], right, samples[1], longest=2.9) is None
+    far = Segment(6.2, 8.15)
+    assert as_one(left, samples[0], far, samples[1], longest=15.0) is None
+    overlap = Segment(5.5, 7.45)
+    assert as_one(left, samples[0], overlap, samples[1], longest=15.0) is None
 
 
 def test_no_segment_is_longer_than_the_encoder_takes(model, speech):
@@ -134,7 +200,7 @@ def test_a_video_a_telephone_call_and_a_studio_recording(model, lecture, tmp_pat
         assert found.error is None
         assert found.seconds == pytest.approx(len(lecture) / RATE, abs=0.1)
         starts = [passage.start for passage in found.result.passages]
-        assert len(starts) == pytest.approx(len(expected), abs=2)
+        assert 9 <= len(starts) <= len(expected) + 2  # neighbours may be one
         for prompt in range(9):  # each is found where it begins
             begin = 1 + prompt * len(lecture) / RATE / 9
             assert min(abs(start - begin) for start in starts) < 0.4
