@@ -12,10 +12,10 @@ score() { # <decode dir>
 }
 
 # The cascade: the joint model's transcripts, then the same LLM translating text. It
-# reads every pair of texts twice.
+# reads every pair of texts once.
 cascade=exp_asr_st/cascade/decode_beam4/test
 python3 -m speechllm.bin.baseline llm --model "${exp}/model" --beam_size 4 --batch_size 16 \
-    --epochs 2 --train_examples dump_asr_st/examples/train_sp \
+    --epochs 1 --train_examples dump_asr_st/examples/train_sp \
     --transcripts "${exp}/decode_decode_asr_st/test" --examples "${test}" --output "${cascade}"
 score "${cascade}"
 
