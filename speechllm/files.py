@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import tarfile
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -81,6 +82,37 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def unpack_tar(path: str | Path, folder: str | Path, mode: str = "r:") -> None:
+    """Unpack the folders and regular files of a tar; nothing else, nowhere else.
+
+    Python's own filter for that is not in all releases of Python 3.11.
+
+    Args:
+        mode: of ``tarfile.open``: ``"r:"`` as it is, ``"r:gz"`` compressed.
+
+    Raises:
+        tarfile.TarError: the tar is damaged, or a member is a link, a device or would
+            land outside of the folder.
+        EOFError: the compressed tar is cut off.
+    """
+    root = Path(folder).resolve()
+    with tarfile.open(path, mode) as archive:
+        for member in archive:
+            target = (root / member.name).resolve()
+            if not target.is_relative_to(root) or not (
+                member.isfile() or member.isdir()
+            ):
+                raise tarfile.ExtractError(
+                    f"{member.name}: a link, a device or outside of the folder"
+                )
+            if member.isdir():
+                target.mkdir(parents=True, exist_ok=True)
+                continue
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with archive.extractfile(member) as source, open(target, "wb") as stream:
+                shutil.copyfileobj(source, stream)
 
 
 @contextmanager

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from speechllm import datadir
+from speechllm import datadir, files
 from speechllm.bin.prepare_data import main
 from speechllm.corpora.reazonspeech import prepare_reazonspeech
 from speechllm.errors import UserError
+from speechllm.files import unpack_tar
 
 
 def flac() -> bytes:
@@ -110,8 +111,7 @@ def test_shards_are_unpacked_once(release, tmp_path):
 
 def test_shards_unpacked_already(release, tmp_path):
     for name in ("000", "001"):
-        with tarfile.open(release / "data" / f"{name}.tar") as archive:
-            archive.extractall(release / "data", filter="data")
+        unpack_tar(release / "data" / f"{name}.tar", release / "data")
         (release / "data" / f"{name}.tar").unlink()
     prepare(release, tmp_path)
     (path,) = datadir.read_table(tmp_path / "data" / "dev" / "wav.scp").values()
@@ -153,17 +153,27 @@ def test_a_shard_that_writes_elsewhere(release, tmp_path):
     assert not list(tmp_path.glob("**/outside.flac"))
 
 
+def test_a_shard_with_a_link(release, tmp_path):
+    link = tarfile.TarInfo("000/link.flac")
+    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    with tarfile.open(release / "data" / "002.tar", "w") as archive:
+        archive.addfile(link)
+    with pytest.raises(UserError, match=r"002.tar: .*link.flac: a link, a device or"):
+        prepare(release, tmp_path)
+    assert not list(tmp_path.glob("**/link.flac"))
+
+
 def test_a_full_disk(release, tmp_path, monkeypatch):
     prepare(release, tmp_path)
     before = (tmp_path / "data" / "train" / "text").read_bytes()
 
-    def full(self, path, **options):
-        (path / "000" / "a.flac").write_bytes(b"half")
-        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+    def full(source, target):
+        target.write(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device", target.name)
 
     (tmp_path / "un" / ".000.done").unlink()
     with monkeypatch.context() as patch:
-        patch.setattr(tarfile.TarFile, "extractall", full)
+        patch.setattr(files.shutil, "copyfileobj", full)
         with pytest.raises(OSError, match="No space left"):
             prepare(release, tmp_path)
     assert not (tmp_path / "un" / ".000.done").exists()

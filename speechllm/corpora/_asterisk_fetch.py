@@ -9,13 +9,12 @@ from __future__ import annotations
 import hashlib
 import shutil
 import subprocess
-import tarfile
 import urllib.error
 import urllib.request
 from pathlib import Path
 
 from speechllm.errors import UserError
-from speechllm.files import atomic_directory
+from speechllm.files import atomic_directory, unpack_tar
 
 LANGUAGES = ("en", "es", "fr", "it", "ru")
 VERSION = "1.6.1"
@@ -161,8 +160,7 @@ def _from_tarballs(folder: Path) -> None:
         tarball = folder / f"{language}.tar.gz"
         _download(language, tarball)
         check_sha256(tarball, _TARBALL_SHA256[language])
-        with tarfile.open(tarball) as archive:
-            archive.extractall(folder / language, filter="data")
+        unpack_tar(tarball, folder / language, "r:gz")
         tarball.unlink()
 
 

@@ -38,7 +38,7 @@ from speechllm.corpora._read_speech import (
 from speechllm.corpora._texts import clean_text, read_lines
 from speechllm.datadir import Dropped
 from speechllm.errors import UserError
-from speechllm.files import atomic_open
+from speechllm.files import atomic_open, unpack_tar
 
 SIZES = ("tiny", "small", "medium", "large", "all")
 DEV_UTTERANCES, TEST_UTTERANCES = 1000, 100
@@ -131,8 +131,7 @@ def unpack_shard(shard: Path, folder: Path) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with tarfile.open(shard, "r:") as archive:
-            archive.extractall(folder, filter="data")
+        unpack_tar(shard, folder)
     except (tarfile.TarError, EOFError) as error:
         raise UserError(
             f"{shard}: cannot be unpacked ({error}); download it again"
