@@ -47,7 +47,9 @@ def ctc_text(text: str, lang: str) -> str:
     text = unicodedata.normalize("NFKC", text.translate(_TO_PLAIN_APOSTROPHE))
     text = unicodedata.normalize("NFKC", text.lower()).translate(_HEARD)
     words = _LONE_APOSTROPHE.sub(" ", text).split()
-    return ("" if lang in LANGUAGES_WITHOUT_SPACES else " ").join(words)
+    gap = "" if lang in LANGUAGES_WITHOUT_SPACES else " "
+    # a mark may now stand behind a letter that a space or a sign kept it from
+    return unicodedata.normalize("NFC", gap.join(words))
 
 
 def normalize(text: str, lang: str, metric: str = "wer") -> str:
