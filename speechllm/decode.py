@@ -59,7 +59,8 @@ def decode_examples(
         The number of utterances decoded now.
 
     Raises:
-        UserError: no model, no examples, unknown options, a shard out of range.
+        UserError: no model, no examples, unknown options, a shard out of range, or no
+            example of the whole dir can be read.
     """
     from speechllm.batches import batches_by_length
     from speechllm.inference import QUEUE, SpeechToText, search_options
@@ -76,7 +77,7 @@ def decode_examples(
         raise UserError(f"{examples}: {first} is not in both wav.scp and utt2task")
     samples = {k: int(v) for k, v in read_table(examples / "utt2num_samples").items()}
     ids = sorted(wavs)
-    mine = {name: requests[name] for name in ids[shard - 1 :: num_shards]}
+    mine = ids[shard - 1 :: num_shards]
     key = settings_key(model_dir, generation, dtype, wavs, requests)
     path = output_dir / f"hypotheses.{shard}.jsonl"
     done = read_hypotheses(path, key)
@@ -99,7 +100,7 @@ def decode_examples(
             key,
             bool(done),
             [[todo[i] for i in queue] for queue in queues],
-            mine,
+            requests,
             lambda name: load_utterance(wavs[name], longest),
             answer,
         )

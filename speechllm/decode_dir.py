@@ -82,12 +82,13 @@ def answer_examples(
         key: what the answers depend on, for the first line of a new file.
         done: whether the file has answers to go on from.
         queues: names of examples, so many as are answered at once.
-        requests: task, source and target language of each.
+        requests: task, source and target language of each of the whole set's
+            examples, of which a shard answers some.
         load: gives the input of an example.
         answer: gives the answers to examples with such inputs.
 
     Raises:
-        UserError: no example at all could be read.
+        UserError: no example of the whole set could be read.
     """
     from tqdm import tqdm
 

@@ -199,6 +199,22 @@ def test_what_cannot_be_read_is_listed(decode, examples, expected, tmp_path, cap
     assert not failed.exists()
 
 
+def test_a_shard_of_which_nothing_can_be_read(decode, examples, tmp_path):
+    """It is a part of the set, whose other shards may be sound."""
+    wavs = read_table(examples / "wav.scp")
+    sound = sorted(wavs)[:-1]
+    wavs["en-6"] = str(tmp_path / "gone.wav")
+    write_table(examples / "wav.scp", wavs)
+    for shard in range(1, COUNT + 1):
+        decode(num_shards=COUNT, shard=shard)
+    text = (tmp_path / "out" / "text").read_text("utf-8").splitlines()
+    assert text[-1] == "en-6"
+    assert [line.split()[0] for line in text[:-1]] == sound
+    write_table(examples / "wav.scp", dict.fromkeys(wavs, wavs["en-6"]))
+    with pytest.raises(UserError, match=f"none of {COUNT} audio files can be read"):
+        decode()
+
+
 def test_shards_join(decode, expected, tmp_path):
     for shard in (3, 1, 2):
         assert not (tmp_path / "out" / "text").exists()
