@@ -9,6 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -200,17 +201,43 @@ def loss_at_targets(llm: LanguageModel, prompts: Tensor, answers: Tensor) -> Ten
 
 def loss_over_sequence(llm: LanguageModel, prompts: Tensor, answers: Tensor) -> Tensor:
     """The same by transformers' own ``labels=``."""
-    import torch
+    output, _ = output_with_labels(llm, list(prompts), answers.tolist())
+    return output.loss * answers.shape[1]
 
-    inputs = torch.cat([prompts, llm.embed(answers)], dim=1)
-    ignored = torch.full(prompts.shape[:2], -100, device=answers.device)
+
+def output_with_labels(
+    llm: LanguageModel, prompts: Sequence[Tensor], answers: Sequence[Sequence[int]]
+):
+    """What transformers' model says of prompts and answers with ``labels=``.
+
+    Args:
+        prompts: (positions, hidden) of what stands before each answer.
+        answers: token ids of each, end of text included.
+
+    Returns:
+        The model's output, whose loss is the mean over all answers' tokens, and the
+        labels (batch, positions), -100 where no answer stands.
+    """
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    sequences = [
+        torch.cat([prompt, llm.embed_list(answer)])
+        for prompt, answer in zip(prompts, answers)
+    ]
+    labels = [
+        torch.tensor([-100] * len(prompt) + list(answer), device=prompt.device)
+        for prompt, answer in zip(prompts, answers)
+    ]
+    labels = pad_sequence(labels, batch_first=True, padding_value=-100)
+    filled = [torch.ones(len(s), dtype=torch.long, device=s.device) for s in sequences]
     output = llm.causal_lm(
-        inputs_embeds=inputs,
-        attention_mask=torch.ones(inputs.shape[:2], device=answers.device).long(),
-        labels=torch.cat([ignored, answers], dim=1),
+        inputs_embeds=pad_sequence(sequences, batch_first=True).to(llm.dtype),
+        attention_mask=pad_sequence(filled, batch_first=True),
+        labels=labels,
         use_cache=False,
     )
-    return output.loss * answers.shape[1]
+    return output, labels
 
 
 def loss_table(costs: dict[str, LossCost]) -> str:

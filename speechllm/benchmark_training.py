@@ -15,7 +15,13 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from speechllm.benchmark import MEBIBYTE, METHODS, PeakMemory, measured_apart
+from speechllm.benchmark import (
+    MEBIBYTE,
+    METHODS,
+    PeakMemory,
+    measured_apart,
+    output_with_labels,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -177,25 +183,7 @@ def answer_loss_over_sequence(
 
     Label smoothing has no place there and is left out.
     """
-    import torch
-    from torch.nn.utils.rnn import pad_sequence
-
-    sequences = [
-        torch.cat([prompt, llm.embed_list(answer)])
-        for prompt, answer in zip(prompts, answers)
-    ]
-    labels = [
-        torch.tensor([-100] * len(prompt) + list(answer), device=prompt.device)
-        for prompt, answer in zip(prompts, answers)
-    ]
-    labels = pad_sequence(labels, batch_first=True, padding_value=-100)
-    filled = [torch.ones(len(s), dtype=torch.long, device=s.device) for s in sequences]
-    output = llm.causal_lm(
-        inputs_embeds=pad_sequence(sequences, batch_first=True).to(llm.dtype),
-        attention_mask=pad_sequence(filled, batch_first=True),
-        labels=labels,
-        use_cache=False,
-    )
+    output, labels = output_with_labels(llm, prompts, answers)
     told = labels[:, 1:] != -100
     best = output.logits[:, :-1].argmax(2)[told]
     return output.loss * told.sum() / len(prompts), best
