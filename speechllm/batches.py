@@ -42,3 +42,10 @@ def groups_of_like_length(
 def by_length(lengths: Sequence[int]) -> list[int]:
     """Indices, longest first; equal ones in order."""
     return sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+
+
+def evenly(names: Sequence[str], limit: int | None) -> list[str]:
+    """At most ``limit`` of the names, all over the list; all of them if None."""
+    if limit is None or limit >= len(names):
+        return list(names)
+    return [names[i * len(names) // limit] for i in range(limit)]

@@ -20,11 +20,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from speechllm.audio import SAMPLING_RATE, load_audio
+from speechllm.batches import evenly
 from speechllm.benchmark import MEBIBYTE, PeakMemory, measured_apart
+from speechllm.datadir import read_table
+from speechllm.decode_dir import read_requests
 from speechllm.errors import UserError
 
 if TYPE_CHECKING:
     from speechllm.inference import SpeechToText
+    from speechllm.model.hypotheses import SearchOptions
     from speechllm.model.nue_asr import NueASRModel
 
 #: Systems to compare with: what they are, in the table.
@@ -116,8 +121,6 @@ def benchmark_decoding(
 
 def measure_decoding(system: str, content: DecodingSet) -> DecodingCost:
     """Decode by one system, in this process."""
-    from speechllm.audio import SAMPLING_RATE
-
     waves, asks = load_utterances(content)
     try:
         decode = {
@@ -156,33 +159,25 @@ Decode = Callable[[Sequence[np.ndarray], Sequence[Ask]], list[str]]
 
 def load_utterances(content: DecodingSet) -> tuple[list[np.ndarray], list[Ask]]:
     """Waveforms (samples,) at 16 kHz, and what is asked of them."""
-    from speechllm.audio import load_audio
-    from speechllm.datadir import read_table
-
     examples = Path(content.examples)
-    wavs, tasks = read_table(examples / "wav.scp"), read_table(examples / "utt2task")
-    ids = [i for i in sorted(wavs) if content.task in (None, tasks[i].split()[0])]
+    wavs, asks = read_table(examples / "wav.scp"), read_requests(examples)
+    ids = [name for name in sorted(wavs) if content.task in (None, asks[name][0])]
     if not ids:
         raise UserError(f"{examples}: nothing to decode")
     if content.random:
         speech = [load_audio(path) for path in dict.fromkeys(wavs[i] for i in ids)]
-        return cut_speech(speech, content.limit or 32), [("asr", "ja", "ja")] * (
-            content.limit or 32
-        )
-    if content.limit is not None and content.limit < len(ids):
-        ids = [ids[i * len(ids) // content.limit] for i in range(content.limit)]
-    waves = [load_audio(wavs[name]) for name in ids]
-    return waves, [tuple(tasks[name].split()) for name in ids]
+        pieces = cut_speech(speech, content.limit or 32)
+        return pieces, [("asr", "ja", "ja")] * len(pieces)
+    ids = evenly(ids, content.limit)
+    return [load_audio(wavs[name]) for name in ids], [asks[name] for name in ids]
 
 
-def cut_speech(
-    waves: Sequence[np.ndarray], count: int, rate: int = 16000
-) -> list[np.ndarray]:
+def cut_speech(waves: Sequence[np.ndarray], count: int) -> list[np.ndarray]:
     """Cut pieces of 1 to 10 s, equally likely, from speech joined end to end."""
     speech = np.concatenate(waves)
     generator = np.random.default_rng(0)
     pieces = []
-    for size in (generator.uniform(1, 10, count) * rate).astype(int):
+    for size in (generator.uniform(1, 10, count) * SAMPLING_RATE).astype(int):
         begin = generator.integers(len(speech))
         pieces.append(np.take(speech, range(begin, begin + size), mode="wrap"))
     return pieces
@@ -193,8 +188,6 @@ def cut_speech(
 
 def ours(content: DecodingSet, system: str) -> Decode:
     """This package at batch size ``system``."""
-    from speechllm.batches import batches_by_length
-    from speechllm.inference import QUEUE
     from speechllm.model.engine import choose_engine
 
     if content.random:
@@ -206,15 +199,8 @@ def ours(content: DecodingSet, system: str) -> Decode:
     batch_size = int(system)
 
     def decode(waves: Sequence[np.ndarray], asks: Sequence[Ask]) -> list[str]:
-        texts = [""] * len(waves)
-        lengths = [len(wave) for wave in waves]
-        for queue in batches_by_length(lengths, QUEUE * batch_size):
-            results = model.decode(
-                [waves[i] for i in queue], [asks[i] for i in queue], options, batch_size
-            )
-            for index, result in zip(queue, results):
-                texts[index] = result.text
-        return texts
+        results = model.decode_all(waves, asks, options, batch_size)
+        return [result.text for result in results]
 
     return decode
 
@@ -227,24 +213,17 @@ def plain_loop(content: DecodingSet, system: str) -> Decode:
         return plain_nue_asr(content)
     model = load_model(content, "eager")
     options = model.options(content.generation)
-    llm, tokenizer = model.model.llm.causal_lm, model.model.llm.tokenizer
+    llm = model.model.llm.causal_lm
 
     def decode(waves: Sequence[np.ndarray], asks: Sequence[Ask]) -> list[str]:
         texts = []
         for wave, ask in zip(waves, asks):
             batch = model.encode([wave], [ask])
             prompt = batch.prompts[0][None]  # (1, positions, hidden)
-            (most,) = model.limits(batch, options)
             tokens = llm.generate(
                 inputs_embeds=prompt,
                 attention_mask=torch.ones_like(prompt[..., 0]).long(),
-                max_new_tokens=most,
-                min_new_tokens=min(options.min_tokens, most),
-                num_beams=options.beam_size,
-                do_sample=False,
-                use_cache=True,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.eos_token_id,
+                **generate_options(model, batch, options),
             )
             texts.append(answer_text(model, batch, tokens[0].tolist()))
         return texts
@@ -256,7 +235,6 @@ def plain_nue_asr(content: DecodingSet) -> Decode:
     """The loop over a model of transformers alone, HuBERT and GPT-NeoX."""
     import torch
 
-    from speechllm.audio import SAMPLING_RATE
     from speechllm.model.hypotheses import SearchOptions
 
     nue, tokenizer = random_nue_asr(content), number_tokenizer()
@@ -304,7 +282,6 @@ def espnet_loop(content: DecodingSet, system: str) -> Decode:
         texts = []
         for wave, ask in zip(waves, asks):
             batch = model.encode([wave], [ask])
-            (most,) = model.limits(batch, options)
             before, behind = model.prompts.tokens(*ask, tokenizer)
             prompt = batch.prompts[0][None]
             end = prompt.shape[1] - len(behind)
@@ -318,13 +295,7 @@ def espnet_loop(content: DecodingSet, system: str) -> Decode:
                 ids,
                 inputs_embeds=given["inputs_embeds"],
                 attention_mask=ids,
-                max_new_tokens=most,
-                min_new_tokens=min(options.min_tokens, most),
-                num_beams=options.beam_size,
-                do_sample=False,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.eos_token_id,
-                use_cache=True,
+                **generate_options(model, batch, options),
             )
             tokens = tokens[0, ids.shape[1] :].tolist()
             texts.append(answer_text(model, batch, tokens))
@@ -428,6 +399,21 @@ def number_tokenizer():
         unk_token="[UNK]",
         pad_token="[PAD]",
     )
+
+
+def generate_options(model: SpeechToText, batch, options: SearchOptions) -> dict:
+    """Our search's options for one utterance as transformers' ``generate`` has them."""
+    (most,) = model.limits(batch, options)
+    end = model.model.llm.eos_id
+    return {
+        "max_new_tokens": most,
+        "min_new_tokens": min(options.min_tokens, most),
+        "num_beams": options.beam_size,
+        "do_sample": False,
+        "use_cache": True,
+        "eos_token_id": end,
+        "pad_token_id": end,
+    }
 
 
 def answer_text(model: SpeechToText, batch, tokens: list[int]) -> str:

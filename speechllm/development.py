@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from speechllm.batches import batches_by_length, evenly
 from speechllm.errors import UserError
 from speechllm.files import read_yaml
 from speechllm.guard import (
@@ -59,9 +60,7 @@ def read_examples(folder: str | Path, limit: int | None = None) -> list[Example]
 
     tables = [read_table(Path(folder) / n) for n in ("wav.scp", "utt2task", "text")]
     wavs, tasks, texts = tables
-    names = sorted(wavs)
-    if limit is not None and limit < len(names):
-        names = [names[i * len(names) // limit] for i in range(limit)]
+    names = evenly(sorted(wavs), limit)
     if not names:
         raise UserError(f"{folder}: no utterance")
     if missing := [n for n in names if n not in tasks or n not in texts]:
@@ -87,8 +86,6 @@ def encoded_batches(
 ) -> Iterator[tuple[list[Example], Batch]]:
     """Batches of utterances of like lengths, encoded, with progress on stderr."""
     from tqdm import tqdm
-
-    from speechllm.batches import batches_by_length
 
     lengths = [len(example.wave) for example in examples]
     with tqdm(total=len(examples), unit="utt", mininterval=5) as bar:

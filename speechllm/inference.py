@@ -248,6 +248,20 @@ class SpeechToText:
         asks = [self.request(task, language, target_language)] * len(audio)
         options = self.options(generation)
         waves = [check_waveform(a) for a in audio]
+        return self.decode_all(waves, asks, options, batch_size)
+
+    def decode_all(
+        self,
+        waves: Sequence[np.ndarray],
+        asks: Sequence[tuple[str, str, str]],
+        options: SearchOptions,
+        batch_size: int,
+    ) -> list[Result]:
+        """:meth:`decode` any number of utterances, some batches of like length at once.
+
+        Returns:
+            One result for each, in order.
+        """
         results: list[Result | None] = [None] * len(waves)
         for queue in batches_by_length([len(w) for w in waves], batch_size * QUEUE):
             found = self.decode(
