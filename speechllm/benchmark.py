@@ -222,8 +222,8 @@ def output_with_labels(
     from torch.nn.utils.rnn import pad_sequence
 
     sequences = [
-        torch.cat([prompt, llm.embed_list(answer)])
-        for prompt, answer in zip(prompts, answers)
+        torch.cat([prompt, said])
+        for prompt, said in zip(prompts, llm.embed_lists(answers))
     ]
     labels = [
         torch.tensor([-100] * len(prompt) + list(answer), device=prompt.device)

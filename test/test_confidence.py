@@ -184,7 +184,7 @@ def test_llm_probabilities_are_those_of_its_tokens(model, waves):
     words, spans, features = model.evidence(batch, 0, answer)
     assert len(words) == len(spans) == len(features)
     llm = model.model.llm
-    inputs = torch.cat([batch.prompts[0], llm.embed_list(answer.tokens)])
+    inputs = torch.cat([batch.prompts[0], *llm.embed_lists([answer.tokens])])
     with torch.inference_mode():
         logits = llm.causal_lm(inputs_embeds=inputs[None]).logits[0]
     places = torch.arange(len(batch.prompts[0]) - 1, len(inputs) - 1)

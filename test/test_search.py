@@ -186,7 +186,7 @@ def check_greedy(folder, count: int) -> None:
     llm = LanguageModel(str(folder), tuning="frozen", dtype="float32").eval()
     ids = [llm.tokenizer(text)["input_ids"] for text in TEXTS]
     with torch.inference_mode():
-        prompts = [llm.embed_list(tokens) for tokens in ids]
+        prompts = llm.embed_lists(ids)
     found = beam_search(llm, prompts, [count] * len(ids), SearchOptions())
     assert [nbest[0].tokens for nbest in found] == greedy_of_transformers(
         folder, TEXTS, count

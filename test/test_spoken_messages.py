@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -40,7 +42,9 @@ FRENCH = {
     "menu\x04Add a new user": "Ajouter un utilisateur",
     "%(count)s files have gone": "%(count)s fichiers ont disparu",
     "Cancel": "Annuler",
-    "Enter 2 names": "Saisissez 2 noms",
+    "Enter 2 names": "Saisissez les 2 noms",
+    "Select all files": "Select all files",
+    "Select all": "Tout sélectionner ici",
 }
 SPANISH = {"Your password has been changed.": "Su contraseña ha cambiado."}
 
@@ -58,7 +62,7 @@ def wheel(tmp_path_factory):
 def test_messages_that_can_be_spoken(wheel):
     assert read_messages([wheel]) == [
         {"en": "Add a new user", "fr": "Ajouter un utilisateur"},
-        {"en": "Enter 2 names", "fr": "Saisissez 2 noms"},
+        {"en": "Enter 2 names", "fr": "Saisissez les 2 noms"},
         {
             "en": "Your password has been changed.",
             "es": "Su contraseña ha cambiado.",
@@ -97,26 +101,41 @@ def test_data_dir(wheel, tmp_path):
         exclude=[tmp_path / "test"],
     )
     assert count == 4
+    names, password = (
+        "message-" + hashlib.sha256(text.encode()).hexdigest()[:12]
+        for text in ("Enter 2 names", "Your password has been changed.")
+    )
     assert read_table(tmp_path / "train" / "text") == {
-        "en-message00001": "Enter two names",
-        "en-message00002": "Your password has been changed.",
-        "fr-message00001": "Saisissez deux noms",
-        "fr-message00002": "Votre mot de passe a été modifié.",
+        f"en-{names}": "Enter two names",
+        f"en-{password}": "Your password has been changed.",
+        f"fr-{names}": "Saisissez les deux noms",
+        f"fr-{password}": "Votre mot de passe a été modifié.",
     }
     assert read_table(tmp_path / "train" / "text.es") == {
-        "en-message00002": "Su contraseña ha cambiado.",
-        "fr-message00002": "Su contraseña ha cambiado.",
+        f"en-{password}": "Su contraseña ha cambiado.",
+        f"fr-{password}": "Su contraseña ha cambiado.",
     }
     assert validate_data_dir(tmp_path / "train") == []
     wavs = read_table(tmp_path / "train" / "wav.scp")
-    first, rate = soundfile.read(wavs["en-message00002"])
-    assert rate == 16000 and 1.0 < len(first) / rate < 5.0
-    before = (tmp_path / "audio").rglob("*.flac")
-    stamps = {path: path.stat().st_mtime_ns for path in before}
-    prepare_spoken_messages(
-        read_messages([wheel]), tmp_path / "again", tmp_path / "audio", ("en", "fr")
-    )
-    assert stamps == {path: path.stat().st_mtime_ns for path in stamps}
+    speech, rate = soundfile.read(wavs[f"en-{password}"])
+    assert rate == 16000 and 1.0 < len(speech) / rate < 5.0
+
+
+def test_a_file_belongs_to_its_text(wheel, tmp_path):
+    def prepare(messages):  # French text → its file, and when that was written
+        folder = tmp_path / "train"
+        prepare_spoken_messages(messages, folder, tmp_path / "audio", ("fr",))
+        texts, wavs = read_table(folder / "text"), read_table(folder / "wav.scp")
+        stamps = {name: Path(path).stat().st_mtime_ns for name, path in wavs.items()}
+        return {texts[name]: (wavs[name], stamps[name]) for name in texts}
+
+    messages = read_messages([wheel])
+    first = prepare(messages)
+    assert len(first) == 3
+    second = prepare([{**messages[0], "fr": "Ajouter une personne"}, *messages[1:]])
+    ((text, (path, _)),) = second.items() - first.items()
+    assert text == "Ajouter une personne"
+    assert path not in {path for path, _ in first.values()}
 
 
 def test_speech():

@@ -149,15 +149,16 @@ class TextTranslator:
         with safe_open(self.trained, "pt") as file:
             return (file.metadata() or {}).get("training")
 
-    def embed(self, text: str, direction: str):
-        """Prompt embeddings (positions, hidden) of one sentence."""
+    def embed(self, texts: Sequence[str], directions: Sequence[str]) -> list:
+        """Prompt embeddings (positions, hidden) of sentences."""
         from speechllm.prompts import encode
 
         tokenizer = self.llm.tokenizer
-        prefix, suffix = self.prompts.tokens("st", *direction.split(), tokenizer)
-        return self.llm.embed_list(
-            prefix + encode(tokenizer, " " + text.strip()) + suffix
-        )
+        prompts = []
+        for text, direction in zip(texts, directions):
+            prefix, suffix = self.prompts.tokens("st", *direction.split(), tokenizer)
+            prompts.append(prefix + encode(tokenizer, " " + text.strip()) + suffix)
+        return self.llm.embed_lists(prompts)
 
     def train(self, batch_size: int = 16) -> None:
         """Train the LLM as its config says on the sentence pairs, and keep the result."""
@@ -195,8 +196,9 @@ class TextTranslator:
             random.shuffle(batches)
             total = 0.0
             for number, batch in enumerate(batches, 1):
-                prompts = [self.embed(s, direction) for s, _, direction in batch]
-                answers = [answer_tokens(self.llm.tokenizer, t) for _, t, _ in batch]
+                sources, targets, directions = zip(*batch)
+                prompts = self.embed(sources, directions)
+                answers = [answer_tokens(self.llm.tokenizer, t) for t in targets]
                 with torch.autocast(
                     torch.device(self.device).type,
                     dtype=autocast,
@@ -242,7 +244,7 @@ class TextTranslator:
             return [{"text": text, "tokens": text.split()} for text in inputs]
         tokenizer = self.llm.tokenizer
         with torch.inference_mode():
-            prompts = [self.embed(text, f"{source} {target}") for text in inputs]
+            prompts = self.embed(inputs, [f"{source} {target}"] * len(inputs))
             limits = [3 * len(p) + 20 for p in prompts]
             options = SearchOptions(beam_size=self.beam_size)
             nbests = beam_search(self.llm, prompts, limits, options)

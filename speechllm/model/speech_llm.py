@@ -141,19 +141,14 @@ class SpeechLLM(AbsESPnetModel):
         """
         features, frames, logits = self.encode(speech, speech_lengths)
         embeddings, lengths = self.bridge(features, frames, logits)
-        prompts = []
-        for before, heard, length, behind in zip(
-            prefixes, embeddings, lengths.tolist(), suffixes, strict=True
-        ):
-            prompts.append(
-                torch.cat(
-                    [
-                        self.llm.embed_list(before),
-                        heard[:length].to(self.llm.dtype),
-                        self.llm.embed_list(behind),
-                    ]
-                )
+        around = self.llm.embed_lists([*prefixes, *suffixes])
+        before, behind = around[: len(prefixes)], around[len(prefixes) :]
+        prompts = [
+            torch.cat([prefix, heard[:length].to(self.llm.dtype), suffix])
+            for prefix, heard, length, suffix in zip(
+                before, embeddings, lengths.tolist(), behind, strict=True
             )
+        ]
         return prompts, logits, frames
 
     def forward(

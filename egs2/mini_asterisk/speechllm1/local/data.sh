@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # data/{train,dev,test} of Asterisk's voice prompts, fetched when they are not here, and
-# data/train_messages, programs' messages that eSpeak NG reads aloud.
+# data/train_messages_<lang>, programs' messages that eSpeak NG reads aloud.
 set -euo pipefail
 
 datadir=data
@@ -29,11 +29,13 @@ prepare() { # <folder>
     python3 -m speechllm.bin.prepare_data asterisk --output "$1" "${options[@]}"
 }
 messages() {
-    [ -n "${message_languages}" ] || return 0
-    # shellcheck disable=SC2086 # the languages are words
-    python3 -m speechllm.bin.prepare_data spoken_messages --output "${datadir}/train_messages" \
-        --audio_dir "${datadir}/messages_audio" --languages ${message_languages//,/ } \
-        --exclude "${datadir}/dev" "${datadir}/test" "$@"
+    local language
+    for language in ${message_languages//,/ }; do
+        python3 -m speechllm.bin.prepare_data spoken_messages --languages "${language}" \
+            --output "${datadir}/train_messages_${language}" \
+            --audio_dir "${datadir}/messages_audio" \
+            --exclude "${datadir}/dev" "${datadir}/test" "$@"
+    done
 }
 if [ -z "${max_prompts}" ]; then
     prepare "${datadir}"
