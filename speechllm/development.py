@@ -27,6 +27,7 @@ from speechllm.guard import (
     measure,
 )
 from speechllm.model.search import SearchOptions
+from speechllm.rescoring import joint_score
 from speechllm.text import LANGUAGES_WITHOUT_SPACES, ctc_text, normalize
 
 if TYPE_CHECKING:
@@ -217,7 +218,7 @@ class Trial:
 
     def doubt(self, weight: float) -> float:
         """Of the likeliest candidate, in nats for each second."""
-        likely = max((1 - weight) * c[0] + weight * c[1] for c in self.candidates)
+        likely = max(joint_score(*c[:2], weight) for c in self.candidates)
         return -likely / self.seconds
 
 
@@ -263,8 +264,7 @@ def fewest_errors(trials: Sequence[Candidates]) -> float:
 
     def errors(weight: float) -> int:
         best = [
-            max(trial, key=lambda c: (1 - weight) * c[0] + weight * c[1])
-            for trial in trials
+            max(trial, key=lambda c: joint_score(*c[:2], weight)) for trial in trials
         ]
         return sum(wrong for *_, wrong in best)
 

@@ -24,7 +24,7 @@ from speechllm.errors import UserError
 from speechllm.files import atomic_open, read_yaml
 from speechllm.model.bridge import label_text
 from speechllm.model.search import Hypothesis, SearchOptions
-from speechllm.rescoring import ctc_log_probs, rescore
+from speechllm.rescoring import ctc_log_probs, joint_score, rescore
 from speechllm.text import LANGUAGES_WITHOUT_SPACES, ctc_text
 
 if TYPE_CHECKING:
@@ -368,6 +368,8 @@ class Guard:
         most = self.thresholds.limits(batch.asks[row]).doubt
         if most is None or self.doubt(batch, row, answers[0]) <= most:
             return False
+        if batch.asks[row][0] != "asr":
+            return True  # whatever the answer
         return self.doubt(batch, row, self.rank(batch, row, answers)[0]) > most
 
     def doubt(self, batch: Batch, row: int, answer: Hypothesis) -> float:
@@ -380,8 +382,7 @@ class Guard:
             return doubt_of_ctc(self.model, batch, row)
         labels = self.model.spoken_labels(answer.tokens, ask)
         (score,) = ctc_log_probs(log_probs, [labels])
-        weight = self.thresholds.ctc_weight
-        likely = weight * score + (1 - weight) * answer.llm_score
+        likely = joint_score(answer.llm_score, score, self.thresholds.ctc_weight)
         return -likely / batch.seconds[row]
 
     def search_again(

@@ -47,6 +47,11 @@ def ctc_log_probs(log_probs: Tensor, texts: Sequence[Sequence[int]]) -> list[flo
     return scores
 
 
+def joint_score(llm_score: float, ctc_score: float, weight: float) -> float:
+    """The log probability of a text by LLM and CTC, with CTC's share ``weight``."""
+    return weight * ctc_score + (1 - weight) * llm_score
+
+
 def rescore(
     nbest: Sequence[Hypothesis],
     log_probs: Tensor,
@@ -68,8 +73,7 @@ def rescore(
     ranked = [
         replace(
             hypothesis,
-            score=weight * score
-            + (1 - weight) * hypothesis.llm_score
+            score=joint_score(hypothesis.llm_score, score, weight)
             + penalty * (len(hypothesis.tokens) + 1),
             ctc_score=score,
             labels=labels,

@@ -179,7 +179,7 @@ class TextTranslator:
             )
         parameters, autocast = list(trained.values()), resolve_dtype("auto")
         optimizer = torch.optim.AdamW(
-            parameters, lr=self.learning_rate, weight_decay=0.01
+            parameters, lr=self.learning_rate, weight_decay=0.01, fused=True
         )
         steps = self.epochs * math.ceil(len(self.pairs) / batch_size)
         schedule = get_cosine_schedule_with_warmup(optimizer, steps // 10, steps)

@@ -272,6 +272,9 @@ class WaveformConvolutions(nn.Module):
 
     Args:
         extractor: the module of transformers; its layers are taken over.
+
+    Attributes:
+        width, hop: samples that a frame hears, and from one frame to the next.
     """
 
     lengths: Tensor | None = None
@@ -281,22 +284,26 @@ class WaveformConvolutions(nn.Module):
         self.conv_layers = extractor.conv_layers
         if isinstance(getattr(self.conv_layers[0], "layer_norm", None), nn.GroupNorm):
             self.conv_layers[0] = NormalizedConvolution(self.conv_layers[0])
+        self.width, self.hop = 1, 1
+        for layer in self.conv_layers:
+            self.width += (layer.conv.kernel_size[0] - 1) * self.hop
+            self.hop *= layer.conv.stride[0]
+
+    def frames(self, samples: int | Tensor) -> int | Tensor:
+        """Frames of so many samples."""
+        return (samples - self.width) // self.hop + 1
 
     def forward(self, speech: Tensor) -> Tensor:
         """(batch, samples) to (batch, channels, frames)."""
         first = self.conv_layers[0]
         if isinstance(first, NormalizedConvolution):
             first.hear(speech, self.lengths)
-        width, hop = 1, 1  # samples that a frame hears, and to the next frame
-        for layer in self.conv_layers:
-            width += (layer.conv.kernel_size[0] - 1) * hop
-            hop *= layer.conv.stride[0]
-        frames = (speech.shape[1] - width) // hop + 1
+        frames = self.frames(speech.shape[1])
         at_once = max(1, FRAMES_AT_ONCE[speech.device.type == "cpu"] // len(speech))
         pieces = []
         for begin in range(0, frames, at_once):
             last = min(begin + at_once, frames) - 1
-            hidden = speech[:, None, begin * hop : last * hop + width]
+            hidden = speech[:, None, begin * self.hop : last * self.hop + self.width]
             for layer in self.conv_layers:
                 hidden = layer(hidden)
             pieces.append(hidden)
@@ -418,24 +425,6 @@ class HubertEncoder(SpeechEncoder):
     def untrained_modules(self) -> list[nn.Module]:
         return [self.encoder.feature_extractor]
 
-    def frames(self, samples: Tensor) -> Tensor:
-        """Frames that the convolutions leave of so many samples."""
-        for kernel, stride in zip(
-            self.config.conv_kernel, self.config.conv_stride, strict=True
-        ):
-            samples = torch.div(samples - kernel, stride, rounding_mode="floor") + 1
-        return samples
-
-    @property
-    def min_samples(self) -> int:
-        """Fewest samples that give one frame."""
-        need = 1
-        for kernel, stride in zip(
-            reversed(self.config.conv_kernel), reversed(self.config.conv_stride)
-        ):
-            need = (need - 1) * stride + kernel
-        return need
-
     def forward(self, speech: Tensor, speech_lengths: Tensor) -> tuple[Tensor, Tensor]:
         mask = length_mask(speech_lengths, speech.shape[1])
         if self.normalize:
@@ -445,17 +434,18 @@ class HubertEncoder(SpeechEncoder):
             variance = (centred**2).sum(1, keepdim=True) / count
             speech = centred * torch.rsqrt(variance + 1e-7)
         speech = speech * mask
-        if speech.shape[1] < self.min_samples:
-            speech = F.pad(speech, (0, self.min_samples - speech.shape[1]))
-        speech_lengths = speech_lengths.clamp(min=self.min_samples)
-        self.encoder.feature_extractor.lengths = speech_lengths
+        convolutions = self.encoder.feature_extractor
+        if speech.shape[1] < convolutions.width:
+            speech = F.pad(speech, (0, convolutions.width - speech.shape[1]))
+        speech_lengths = speech_lengths.clamp(min=convolutions.width)
+        convolutions.lengths = speech_lengths
         dtype = self.encoder.feature_projection.projection.weight.dtype
         output = self.encoder(
             speech.to(dtype),
             attention_mask=length_mask(speech_lengths, speech.shape[1]).long(),
             output_hidden_states=self.layer == "weighted",
         )
-        lengths = self.frames(speech_lengths)
+        lengths = convolutions.frames(speech_lengths)
         states = (
             list(output.hidden_states)
             if self.layer == "weighted"

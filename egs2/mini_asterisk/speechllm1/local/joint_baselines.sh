@@ -15,7 +15,7 @@ score() { # <decode dir>
 # reads every pair of texts once.
 cascade=exp_asr_st/cascade/decode_beam4/test
 python3 -m speechllm.bin.baseline llm --model "${exp}/model" --beam_size 4 --batch_size 16 \
-    --epochs 1 --train_examples dump_asr_st/examples/train_sp \
+    --epochs 1 --learning_rate 1e-4 --train_examples dump_asr_st/examples/train_sp \
     --transcripts "${exp}/decode_decode_asr_st/test" --examples "${test}" --output "${cascade}"
 score "${cascade}"
 
