@@ -260,7 +260,7 @@ def try_again(
 
 
 def fewest_errors(trials: Sequence[Candidates]) -> float:
-    """CTC's weight of ``WEIGHTS`` that leaves the fewest errors; the first of equals."""
+    """CTC's weight of ``WEIGHTS`` with the fewest errors; the first of equals."""
 
     def errors(weight: float) -> int:
         best = [

@@ -335,7 +335,8 @@ def test_the_llm_learns_pairs_and_is_trained_once(
     def loss(system) -> float:
         from speechllm.prompts import answer_tokens
 
-        prompts = [system.embed(s, d) for s, _, d in system.pairs]
+        sources, _, directions = zip(*system.pairs)
+        prompts = system.embed(sources, directions)
         answers = [answer_tokens(system.llm.tokenizer, t) for _, t, _ in system.pairs]
         with torch.no_grad():
             return system.llm.answer_loss(prompts, answers)[0].item()

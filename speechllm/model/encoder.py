@@ -104,7 +104,9 @@ class SpeechEncoder(nn.Module):
 
     def set_dropout(self, dropout: float) -> None:
         """Give the trained layers dropout."""
-        raise ValueError("option dropout is for Whisper; this encoder's config has its own")
+        raise ValueError(
+            "option dropout is for Whisper; this encoder's config has its own"
+        )
 
     def untrained_modules(self) -> list[nn.Module]:
         """What stays as it is even when all layers are trained."""
