@@ -1,9 +1,9 @@
 """The command ``speechllm``: speech to text from the shell.
 
-    speechllm transcribe --model exp/speechllm_train/model a.wav b.flac recordings/
-    speechllm transcribe --model M --task st --language en --target_language fr a.mp3
-    speechllm transcribe --model M --format srt --output subtitles film.mkv talk.mp3
-    ffmpeg -i film.mkv -f wav - | speechllm transcribe --model M --format json -
+speechllm transcribe --model exp/speechllm_train/model a.wav b.flac recordings/
+speechllm transcribe --model M --task st --language en --target_language fr a.mp3
+speechllm transcribe --model M --format srt --output subtitles film.mkv talk.mp3
+ffmpeg -i film.mkv -f wav - | speechllm transcribe --model M --format json -
 """
 
 from __future__ import annotations
@@ -15,9 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import IO
 
-from speechllm.errors import UserError, run_main
-from speechllm.files import atomic_open
-from speechllm.transcribe import (
+from speechllm.inference.recordings import (
     FORMATS,
     SUBTITLES,
     Recording,
@@ -25,6 +23,8 @@ from speechllm.transcribe import (
     format_transcription,
     subtitle_paths,
 )
+from speechllm.utils.errors import UserError, run_main
+from speechllm.utils.io import atomic_open
 
 BAR = "{percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s of audio [{elapsed}<{remaining}]"
 BAR_WITHOUT_END = "{n:.0f} s of audio [{elapsed}]"
@@ -142,8 +142,8 @@ def add_estimate(commands) -> None:
 
 def estimate(args: argparse.Namespace) -> int:
     """Print what a training needs; 1 if it does not fit, else 0."""
-    from speechllm.estimate import report
-    from speechllm.files import read_yaml
+    from speechllm.training.resource_estimate import report
+    from speechllm.utils.io import read_yaml
 
     if args.tflops <= 0 or (args.gpu is not None and args.gpu <= 0):
         raise UserError("--gpu and --tflops are above 0")
@@ -154,8 +154,8 @@ def estimate(args: argparse.Namespace) -> int:
 
 def to_nue_asr(args: argparse.Namespace) -> int:
     """Write a model in Nue-ASR's format."""
-    from speechllm.inference import SpeechToText
-    from speechllm.model.nue_asr import check_output, save_nue_asr
+    from speechllm.inference.speech_to_text import SpeechToText
+    from speechllm.models.nue_asr import check_output, save_nue_asr
 
     check_output(args.output)  # before the model is loaded
     save_nue_asr(SpeechToText.from_pretrained(args.model), args.output, args.license)
@@ -187,8 +187,8 @@ def write_texts(
     from tqdm import tqdm
     from transformers.utils.logging import disable_progress_bar
 
-    from speechllm.inference import SpeechToText
-    from speechllm.long_form import transcribe_long
+    from speechllm.inference.long_form import transcribe_long
+    from speechllm.inference.speech_to_text import SpeechToText
 
     disable_progress_bar()  # of loading weights: one bar is enough
     model = SpeechToText.from_pretrained(args.model, args.device, args.dtype)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
 import tiny_models
-from speechllm.pretrained import resolve_model
+
+from speechllm.pretrained.resolve import resolve_model
 
 
 @pytest.fixture(scope="session")

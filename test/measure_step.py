@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from speechllm.model.llm import LanguageModel
+from speechllm.models.llm import LanguageModel
 
 
 def resident(key: str) -> int:

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import LABELS
 
-from speechllm.alignment import (
+from speechllm.audio.io import load_audio
+from speechllm.decoding.forced_alignment import (
     LEAD,
     TAIL,
     Span,
@@ -25,9 +26,8 @@ from speechllm.alignment import (
     word_labels,
     word_times,
 )
-from speechllm.audio import load_audio
-from speechllm.model.bridge import label_runs
-from speechllm.preprocessor import CTCTokenizer
+from speechllm.models.bridge import label_runs
+from speechllm.training.preprocessor import CTCTokenizer
 
 UNKNOWN, SPACE = LABELS.index("<unk>"), LABELS.index("<space>")
 

@@ -9,7 +9,6 @@ import tarfile
 
 import pytest
 
-from speechllm import datadir
 from speechllm.bin.prepare_data import main
 from speechllm.corpora import _asterisk_fetch as fetch
 from speechllm.corpora import asterisk, corpus_names
@@ -20,8 +19,9 @@ from speechllm.corpora.asterisk import (
     clean_text,
     prepare_asterisk,
 )
-from speechllm.errors import UserError
-from speechllm.text import ctc_text
+from speechllm.data import data_dir as datadir
+from speechllm.text.normalization import ctc_text
+from speechllm.utils.errors import UserError
 
 LANGUAGES = ("en", "es", "fr", "it", "ru")
 

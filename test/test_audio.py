@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from speechllm.audio import (
+from speechllm.audio.io import (
     audio_info,
     change_speed,
     encode_audio,
@@ -18,7 +18,7 @@ from speechllm.audio import (
     seconds_by_header,
     stream_audio,
 )
-from speechllm.errors import UserError
+from speechllm.utils.errors import UserError
 
 RATE = 16000
 

@@ -11,17 +11,21 @@ import soundfile
 import tiny_baselines
 import torch
 
-from speechllm.audio import load_audio
-from speechllm.baselines import languages, llm, nllb, run, seamless, system
+from speechllm.audio.io import load_audio
+from speechllm.baselines import base as system
+from speechllm.baselines import language_codes as languages
+from speechllm.baselines import llm_translator as llm
+from speechllm.baselines import nllb, seamless
+from speechllm.baselines import runner as run
 from speechllm.baselines.nllb import Nllb
-from speechllm.baselines.run import run_baseline
+from speechllm.baselines.runner import run_baseline
 from speechllm.baselines.seamless import Seamless
 from speechllm.baselines.whisper import Whisper
 from speechllm.bin.baseline import main
-from speechllm.datadir import read_table, write_table
-from speechllm.errors import UserError
-from speechllm.prompts import read_prompts
-from speechllm.score import score_decode_dir
+from speechllm.data.data_dir import read_table, write_table
+from speechllm.evaluation.score import score_decode_dir
+from speechllm.text.prompts import read_prompts
+from speechllm.utils.errors import UserError
 
 SENTENCES = ["a bad cab", "hello", "abc def gab bead feed", "", "z"]
 SHORT = 12  # most tokens of a tiny model's answer
@@ -333,7 +337,7 @@ def test_the_llm_learns_pairs_and_is_trained_once(
     before.load()
 
     def loss(system) -> float:
-        from speechllm.prompts import answer_tokens
+        from speechllm.text.prompts import answer_tokens
 
         sources, _, directions = zip(*system.pairs)
         prompts = system.embed(sources, directions)

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import LABELS, PROMPTS, write_tiny_hubert
 
-from speechllm.errors import UserError
-from speechllm.inference import SpeechToText, search_options
-from speechllm.model.speech_llm import build_speech_llm
-from speechllm.prompts import read_prompts
+from speechllm.inference.speech_to_text import SpeechToText, search_options
+from speechllm.models.speech_llm import build_speech_llm
+from speechllm.text.prompts import read_prompts
+from speechllm.utils.errors import UserError
 
 ENCODERS = ("whisper", "hubert-group", "hubert-layer")
 BRIDGES = ("convolution", "ctc_compression", "transcript")

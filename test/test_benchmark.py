@@ -12,15 +12,7 @@ import torch
 import yaml
 from tiny_models import LABELS, PROMPTS
 
-from speechllm.benchmark import (
-    METHODS,
-    LossBatch,
-    LossCost,
-    PeakMemory,
-    loss_table,
-    measure_loss,
-)
-from speechllm.benchmark_decoding import (
+from speechllm.benchmarks.decoding import (
     DecodingCost,
     DecodingSet,
     cut_speech,
@@ -28,7 +20,15 @@ from speechllm.benchmark_decoding import (
     measure_decoding,
     random_model,
 )
-from speechllm.benchmark_training import (
+from speechllm.benchmarks.resources import (
+    METHODS,
+    LossBatch,
+    LossCost,
+    PeakMemory,
+    loss_table,
+    measure_loss,
+)
+from speechllm.benchmarks.training import (
     TrainingSteps,
     matmul_flops,
     measure_training,
@@ -37,7 +37,7 @@ from speechllm.benchmark_training import (
     training_table,
 )
 from speechllm.bin.benchmark import main
-from speechllm.errors import UserError
+from speechllm.utils.errors import UserError
 
 
 @pytest.fixture

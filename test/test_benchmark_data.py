@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from speechllm.bin.benchmark_data import main, measure
-from speechllm.errors import UserError
+from speechllm.utils.errors import UserError
 
 # An "ffmpeg" that writes nothing, in place of one that the machine may not have.
 IDLE = "true"

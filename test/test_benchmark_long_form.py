@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from speechllm.audio import load_audio
+from speechllm.audio.io import load_audio
 from speechllm.bin import benchmark_long_form as benchmark
-from speechllm.datadir import write_table
-from speechllm.errors import UserError
-from speechllm.result import Word
+from speechllm.data.data_dir import write_table
+from speechllm.decoding.result import Word
+from speechllm.utils.errors import UserError
 
 RATE = 16000
 

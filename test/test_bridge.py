@@ -8,11 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import LABELS
 
-from speechllm.model.bridge import (
+from speechllm.models.bridge import (
     BRIDGES,
     ConvolutionBridge,
     CTCCompressionBridge,
-    QFormerBridge,
     StackBridge,
     TranscriptBridge,
     align_tokens,
@@ -20,6 +19,7 @@ from speechllm.model.bridge import (
     label_text,
     mean_over_spans,
 )
+from speechllm.models.qformer import QFormerBridge
 
 DIM, OUT = 6, 5
 A, B, SPACE = LABELS.index("a"), LABELS.index("b"), LABELS.index("<space>")

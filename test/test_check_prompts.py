@@ -4,7 +4,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from speechllm.bin.check_prompts import check_prompts
-from speechllm.errors import UserError
+from speechllm.utils.errors import UserError
 
 PROMPTS = 'languages: {en: English, fr: French}\ntasks: {asr: "{speech} {target}:"}\n'
 

@@ -16,9 +16,9 @@ import soundfile
 from tiny_models import write_tiny_model
 
 from speechllm import SpeechToText, cli
-from speechllm.audio import load_audio
-from speechllm.errors import UserError
-from speechllm.transcribe import find_recordings
+from speechllm.audio.io import load_audio
+from speechllm.inference.recordings import find_recordings
+from speechllm.utils.errors import UserError
 
 RATE = 16000
 

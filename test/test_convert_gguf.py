@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from speechllm.convert_gguf import convert_llama
-from speechllm.errors import UserError
+from speechllm.pretrained.convert_gguf import convert_llama
+from speechllm.utils.errors import UserError
 
 TEXT = "Hello wörld 2024 日本 it's\n\n  x"
 
@@ -71,7 +71,7 @@ def interleave(weight: np.ndarray, heads: int) -> np.ndarray:
 def write_gguf(path, small_llama, architecture="llama", pre="smollm", kind=None):
     import gguf
 
-    from speechllm.convert_gguf import _LAYER_NAMES
+    from speechllm.pretrained.convert_gguf import _LAYER_NAMES
 
     model, tokens = small_llama
     config = model.config

@@ -10,7 +10,6 @@ import pandas
 import pytest
 import soundfile
 
-from speechllm import datadir
 from speechllm.bin.prepare_data import main
 from speechllm.corpora.covost2 import (
     FROM_ENGLISH,
@@ -20,9 +19,10 @@ from speechllm.corpora.covost2 import (
     read_translations,
     two_letters,
 )
-from speechllm.errors import UserError
-from speechllm.formatting import format_audio
-from speechllm.prompts import read_prompts
+from speechllm.data import data_dir as datadir
+from speechllm.data.format_wav_scp import format_audio
+from speechllm.text.prompts import read_prompts
+from speechllm.utils.errors import UserError
 
 RECIPE = Path(__file__).parents[1] / "egs2/covost2/speechllm1"
 ANNA, BEN, CEM = "a" * 128, "b" * 128, "c" * 128

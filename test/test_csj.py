@@ -7,12 +7,12 @@ import errno
 import pytest
 from csj_corpus import sdb, write_talk
 
-from speechllm import datadir
 from speechllm.bin.prepare_data import main
 from speechllm.corpora import csj
 from speechllm.corpora._csj_tags import Word, read_words
 from speechllm.corpora.csj import prepare_csj
-from speechllm.errors import UserError
+from speechllm.data import data_dir as datadir
+from speechllm.utils.errors import UserError
 
 LONG = [
     (0.5, 1.5, "L", ["(F えー)", "それ", "では"]),

@@ -12,8 +12,8 @@ from espnet.nets.ctc_prefix_score import CTCPrefixScore
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speechllm.model.bridge import label_runs
-from speechllm.model.ctc_prefix import CTCPrefixScorer
+from speechllm.decoding.ctc_prefix_scorer import CTCPrefixScorer
+from speechllm.models.bridge import label_runs
 
 LABELS = 5  # blank, three labels, and ESPnet's end of sentence
 EOS = 4

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speechllm import datadir
 from speechllm.bin.data_dir import main
-from speechllm.errors import UserError
+from speechllm.data import data_dir as datadir
+from speechllm.utils.errors import UserError
 
 
 @pytest.fixture

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from speechllm.audio import load_audio
+from speechllm.audio.io import load_audio
 from speechllm.bin.decode import main
-from speechllm.datadir import read_table, write_table
-from speechllm.decode import decode_examples
-from speechllm.errors import UserError
-from speechllm.inference import SpeechToText
+from speechllm.data.data_dir import read_table, write_table
+from speechllm.inference.decode_examples import decode_examples
+from speechllm.inference.speech_to_text import SpeechToText
+from speechllm.utils.errors import UserError
 
 OPTIONS = {"tokens_per_second": 0.0, "extra_tokens": 6.0}  # six tokens at most
 COUNT = 7
@@ -113,7 +113,9 @@ def test_killed_between_batches(decode, expected, monkeypatch, tmp_path):
         return whole(*arguments)
 
     monkeypatch.setattr(SpeechToText, "decode", killed)
-    monkeypatch.setattr("speechllm.inference.QUEUE", 1)  # a batch at a time
+    monkeypatch.setattr(
+        "speechllm.inference.speech_to_text.QUEUE", 1
+    )  # a batch at a time
     with pytest.raises(KeyboardInterrupt):
         decode(batch_size=2)
     assert not (tmp_path / "out" / "text").exists()

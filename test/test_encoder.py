@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import write_tiny_hubert
 
-from speechllm.audio import load_audio
-from speechllm.model.encoder import (
+from speechllm.audio.io import load_audio
+from speechllm.models.encoder import (
     AutoEncoder,
     HubertEncoder,
     WhisperEncoder,

@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from speechllm.errors import UserError
-from speechllm.inference import SpeechToText
-from speechllm.model.engine import (
+from speechllm.inference.backends import (
     PackedLinear,
     choose_engine,
     grouped_attention,
     pack_layers,
 )
+from speechllm.inference.speech_to_text import SpeechToText
+from speechllm.utils.errors import UserError
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)

@@ -12,9 +12,9 @@ import pytest
 import yaml
 from transformers import AutoConfig
 
-from speechllm import estimate as e
 from speechllm.cli import main
-from speechllm.errors import UserError, run_main
+from speechllm.training import resource_estimate as e
+from speechllm.utils.errors import UserError, run_main
 
 CONF = Path(__file__).parents[1] / "egs2" / "must_c" / "speechllm1" / "conf"
 SHAPE = {

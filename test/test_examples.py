@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speechllm import datadir
 from speechllm.bin.make_examples import main
-from speechllm.errors import UserError
-from speechllm.examples import Task, make_examples, parse_task
+from speechllm.data import data_dir as datadir
+from speechllm.data.examples import Task, make_examples, parse_task
+from speechllm.utils.errors import UserError
 
 
 def make_data(folder, utterances: dict, **tables):

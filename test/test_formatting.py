@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from speechllm import datadir, formatting
-from speechllm.audio import load_audio
-from speechllm.errors import UserError
-from speechllm.formatting import format_audio
+from speechllm.audio.io import load_audio
+from speechllm.data import data_dir as datadir
+from speechllm.data import format_wav_scp as formatting
+from speechllm.data.format_wav_scp import format_audio
+from speechllm.utils.errors import UserError
 
 RATE = 16000
 

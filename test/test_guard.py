@@ -15,18 +15,14 @@ import torch
 from tiny_models import LABELS
 
 from speechllm import SpeechToText
-from speechllm.audio import load_audio
+from speechllm.audio.io import load_audio
+from speechllm.benchmarks.guard import at_level, pieces_of, pink_noise, white_noise
 from speechllm.bin import guard_table as guard_table_command
 from speechllm.bin import guard_thresholds as guard_thresholds_command
-from speechllm.development import (
-    Trial,
-    count_errors,
-    fewest_errors,
-    find_thresholds,
-    read_examples,
-)
-from speechllm.errors import UserError
-from speechllm.guard import (
+from speechllm.decoding.ctc_prefix_scorer import NEVER, CTCPrefixScorer
+from speechllm.decoding.hypothesis import Hypothesis, SearchOptions
+from speechllm.decoding.rescoring import ctc_log_probs, rescore
+from speechllm.inference.guard import (
     NOTHING_HEARD,
     REPETITION,
     TOO_LONG,
@@ -44,12 +40,16 @@ from speechllm.guard import (
     repeated,
     write_thresholds,
 )
-from speechllm.guard_table import at_level, pieces_of, pink_noise, white_noise
-from speechllm.model.bridge import label_runs
-from speechllm.model.ctc_prefix import NEVER, CTCPrefixScorer
-from speechllm.model.search import Hypothesis, SearchOptions
-from speechllm.rescoring import ctc_log_probs, rescore
-from speechllm.text import ctc_text
+from speechllm.inference.tuning import (
+    Trial,
+    count_errors,
+    fewest_errors,
+    find_thresholds,
+    read_examples,
+)
+from speechllm.models.bridge import label_runs
+from speechllm.text.normalization import ctc_text
+from speechllm.utils.errors import UserError
 
 WIDE = Limits(rate=1e9, least_expansion=0.0, most_expansion=1e9, repetition=10**6)
 SHORT = {"tokens_per_second": 0.0, "extra_tokens": 8.0}  # eight tokens at most

@@ -13,11 +13,12 @@ from safetensors.torch import load_file, save_file
 from tiny_models import LABELS, write_tiny_whisper
 
 from speechllm import SpeechToText
-from speechllm.audio import load_audio
-from speechllm.errors import UserError
-from speechllm.export import export_model
-from speechllm.inference import batches_by_length, merge_adapters
-from speechllm.model.speech_llm import build_speech_llm
+from speechllm.audio.io import load_audio
+from speechllm.export.exported_model import export_model
+from speechllm.inference.speech_to_text import merge_adapters
+from speechllm.models.speech_llm import build_speech_llm
+from speechllm.utils.batching import batches_by_length
+from speechllm.utils.errors import UserError
 
 SHORT = {"tokens_per_second": 0.0, "extra_tokens": 6.0}  # six tokens at most
 
@@ -251,7 +252,7 @@ def test_an_output_that_cannot_be_written(
     """One sentence with the place, and no traceback."""
     from importlib import import_module
 
-    from speechllm.errors import run_main
+    from speechllm.utils.errors import run_main
 
     shutil.copy(tiny_model / "config.yaml", tmp_path)
     torch.save({"ctc.ctc_lo.bias": torch.zeros(3)}, tmp_path / "a.pth")

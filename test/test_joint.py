@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 from tiny_models import five_token_llm
 
 from speechllm import SpeechToText
-from speechllm.audio import load_audio
-from speechllm.datadir import read_table, write_table
-from speechllm.decode import decode_examples
-from speechllm.errors import UserError
-from speechllm.joint import (
+from speechllm.audio.io import load_audio
+from speechllm.data.data_dir import read_table, write_table
+from speechllm.evaluation.score import score_decode_dir
+from speechllm.inference.decode_examples import decode_examples
+from speechllm.models.llm import LanguageModel
+from speechllm.text.joint_target import (
     JointAnswer,
     Separator,
     join_texts,
@@ -28,11 +29,10 @@ from speechllm.joint import (
     separator_of,
     texts_of,
 )
-from speechllm.model.llm import LanguageModel
-from speechllm.preprocessor import ExamplePreprocessor
-from speechllm.prompts import Prompts, answer_tokens
-from speechllm.score import score_decode_dir
-from speechllm.t5_tokenizer import load_tokenizer
+from speechllm.text.prompts import Prompts, answer_tokens
+from speechllm.text.t5_tokenizer import load_tokenizer
+from speechllm.training.preprocessor import ExamplePreprocessor
+from speechllm.utils.errors import UserError
 
 TEXT = st.text("ab é\t\n|\\p\u3000", max_size=14)
 TAB = Separator("\t", (0,))
@@ -182,8 +182,9 @@ def transcript_of(answer: list[int]) -> list[int]:
 @pytest.mark.parametrize("weight", [0.3, 0.8])
 def test_ctc_judges_the_transcript_alone(five_tokens, seed, weight):
     """Against the scores of all answers: CTC's loss of the text before the separator."""
-    from speechllm.model.ctc_prefix import CTCPrefixScorer
-    from speechllm.model.search import END, SearchOptions, beam_search
+    from speechllm.decoding.beam_search import beam_search
+    from speechllm.decoding.ctc_prefix_scorer import CTCPrefixScorer
+    from speechllm.decoding.hypothesis import END, SearchOptions
 
     generator = torch.Generator().manual_seed(seed)
     prompt = torch.randn(3, five_tokens.hidden_size, generator=generator)
@@ -289,7 +290,7 @@ def test_from_decoding_to_scores(joint_model, speech_file, tmp_path, monkeypatch
     write_table(examples / "text", references)
 
     spoken = iter([" press one\t Appuyez sur un.", " wait now"])
-    search = "speechllm.inference.read_answer"
+    search = "speechllm.text.joint_target.read_answer"
     monkeypatch.setattr(search, lambda text, mark: read_answer(next(spoken), mark))
     decode = tmp_path / "decode"
     decode_examples(joint_model, examples, decode, {**SHORT, "extra_tokens": 40.0})

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from speechllm import datadir
 from speechllm.bin.prepare_data import main
 from speechllm.corpora.jsut import prepare_jsut
-from speechllm.errors import UserError
+from speechllm.data import data_dir as datadir
+from speechllm.utils.errors import UserError
 
 TRANSCRIPT = """\
 BASIC5000_0002:木曜日、停戦会談は、何の進展もないまま終了しました。

@@ -11,9 +11,10 @@ import soundfile
 from test_audio import encode_with_ffmpeg
 
 from speechllm import SpeechToText
-from speechllm.audio import load_audio, stream_audio
-from speechllm.errors import UserError
-from speechllm.long_form import (
+from speechllm.audio.io import load_audio, stream_audio
+from speechllm.audio.segmentation import Cutting, Segment, speech_segments
+from speechllm.decoding.result import Passage, Result, Word
+from speechllm.inference.long_form import (
     Transcription,
     _Piece,
     as_one,
@@ -22,8 +23,7 @@ from speechllm.long_form import (
     merge_texts,
     transcribe_long,
 )
-from speechllm.result import Passage, Result, Word
-from speechllm.segmentation import Cutting, Segment, speech_segments
+from speechllm.utils.errors import UserError
 
 RATE = 16000
 SHORT = {"tokens_per_second": 0.5, "extra_tokens": 2}  # a random model goes on and on

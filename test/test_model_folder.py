@@ -9,9 +9,9 @@ import shutil
 import numpy as np
 import pytest
 
-from speechllm import model_folder
-from speechllm.errors import UserError
-from speechllm.model_folder import model_fingerprint, write_safetensors
+from speechllm.pretrained import model_folder
+from speechllm.pretrained.model_folder import model_fingerprint, write_safetensors
+from speechllm.utils.errors import UserError
 
 
 @pytest.fixture

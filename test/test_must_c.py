@@ -12,11 +12,11 @@ import pytest
 import soundfile
 import yaml
 
-from speechllm import datadir
 from speechllm.bin.prepare_data import main
 from speechllm.corpora.must_c import prepare_must_c, read_segments
-from speechllm.errors import UserError
-from speechllm.formatting import format_audio
+from speechllm.data import data_dir as datadir
+from speechllm.data.format_wav_scp import format_audio
+from speechllm.utils.errors import UserError
 
 SECONDS = {"ted_1": 10.0, "ted_12": 6.0, "ted_767": 5.0, "ted_5": 4.0, "ted_9": 4.0}
 

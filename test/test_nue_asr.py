@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, HubertConfig, HubertModel
 
 from speechllm import SpeechToText
-from speechllm.errors import UserError
+from speechllm.utils.errors import UserError
 
 RATE = 16000
 BOS, EOS, SEP = 2, 3, 5  # of the tokenizer below
@@ -52,9 +52,7 @@ def write_tokenizer(folder: Path) -> sentencepiece.SentencePieceProcessor:
     (folder / "special_tokens_map.json").write_text(json.dumps(special))
     config = {**special, "extra_ids": 0, "tokenizer_class": "T5Tokenizer"}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    return sentencepiece.SentencePieceProcessor(
-        model_file=str(folder / "spiece.model")
-    )
+    return sentencepiece.SentencePieceProcessor(model_file=str(folder / "spiece.model"))
 
 
 class Reference:
@@ -100,9 +98,7 @@ class Reference:
         config["llm_config"].pop("rope_parameters")
         config["llm_config"] |= {"rotary_pct": 0.5, "rotary_emb_base": 5000}
         (folder / "config.json").write_text(json.dumps(config))
-        save_file(
-            self.state(), folder / "model.safetensors", metadata={"format": "pt"}
-        )
+        save_file(self.state(), folder / "model.safetensors", metadata={"format": "pt"})
 
     def state(self, old_names: bool = True) -> dict[str, torch.Tensor]:
         """The weights by their names, those of weight norm old or new."""
@@ -303,7 +299,7 @@ def test_rare_characters_come_out_whole(reference):
 
 
 def test_round_trip(tmp_path, reference, waves, expected):
-    from speechllm.model.nue_asr import save_nue_asr
+    from speechllm.models.nue_asr import save_nue_asr
 
     folder = tmp_path / "saved"
     model = SpeechToText.from_pretrained(reference.folder)
@@ -327,7 +323,7 @@ def test_round_trip(tmp_path, reference, waves, expected):
 def test_auto_classes(tmp_path, reference, waves, expected):
     from transformers import AutoConfig, AutoModel, AutoProcessor
 
-    import speechllm.model.nue_asr  # noqa: F401
+    import speechllm.models.nue_asr  # noqa: F401
 
     config = AutoConfig.from_pretrained(reference.folder)
     assert config.llm_config.rope_parameters["partial_rotary_factor"] == 0.5
@@ -387,7 +383,7 @@ def hub(tmp_path, monkeypatch) -> Path:
 def test_push_to_hub_and_back(hub, reference, waves, expected):
     from transformers import AutoModel, AutoProcessor
 
-    import speechllm.model.nue_asr  # noqa: F401
+    import speechllm.models.nue_asr  # noqa: F401
 
     model = AutoModel.from_pretrained(reference.folder)
     assert "Upload model" in model.push_to_hub("me/nue", max_shard_size="100KB")
@@ -414,8 +410,8 @@ def test_a_trained_model_is_written_with_its_adapters_merged(
     """HuBERT and GPT-NeoX from folders, LoRA, our training's form, exported."""
     import yaml
 
-    from speechllm.model.nue_asr import save_nue_asr
-    from speechllm.model.speech_llm import build_speech_llm
+    from speechllm.models.nue_asr import save_nue_asr
+    from speechllm.models.speech_llm import build_speech_llm
 
     reference.hubert.save_pretrained(tmp_path / "hubert")
     reference.llm.save_pretrained(tmp_path / "llm")
@@ -458,7 +454,7 @@ def test_a_trained_model_is_written_with_its_adapters_merged(
 def test_what_the_format_cannot_hold_is_refused(tmp_path, reference):
     from dataclasses import replace
 
-    from speechllm.model.nue_asr import save_nue_asr
+    from speechllm.models.nue_asr import save_nue_asr
 
     model = SpeechToText.from_pretrained(reference.folder)
     prompts = model.prompts
@@ -477,7 +473,7 @@ def test_what_the_format_cannot_hold_is_refused(tmp_path, reference):
 
 def nue_like(tmp_path, reference, tuning: str):
     """A SpeechLLM of our training with other weights than the reference."""
-    from speechllm.model.speech_llm import build_speech_llm
+    from speechllm.models.speech_llm import build_speech_llm
 
     reference.hubert.save_pretrained(tmp_path / "hubert")
     reference.llm.save_pretrained(tmp_path / "llm")
@@ -510,8 +506,8 @@ def test_training_starts_from_a_released_model(
     tmp_path, reference, waves, expected, tuning
 ):
     """What is loaded answers as the released model; adapters start as nothing."""
-    from speechllm.prompts import Prompts
-    from speechllm.task import load_init_param
+    from speechllm.text.prompts import Prompts
+    from speechllm.training.task import load_init_param
 
     model = nue_like(tmp_path, reference, tuning)
     load_init_param(str(reference.folder), model, False, "cpu")
@@ -529,7 +525,7 @@ def test_training_starts_from_a_released_model(
 
 
 def test_adaptation_starts_from_a_training_of_the_whole(tmp_path, reference):
-    from speechllm.task import load_init_param
+    from speechllm.training.task import load_init_param
 
     whole = nue_like(tmp_path, reference, "full")
     torch.save(whole.state_dict(), tmp_path / "1epoch.pth")
@@ -546,7 +542,7 @@ def test_adaptation_starts_from_a_training_of_the_whole(tmp_path, reference):
 
 
 def test_a_start_that_does_not_fit_is_named(tmp_path, reference):
-    from speechllm.task import load_init_param
+    from speechllm.training.task import load_init_param
 
     model = nue_like(tmp_path, reference, "lora")
     model.bridge.projection = torch.nn.Linear(32, 40)
@@ -560,7 +556,7 @@ def test_a_start_that_does_not_fit_is_named(tmp_path, reference):
 
 def test_hypotheses_are_of_the_model_that_is_there(tmp_path, reference):
     """What decoding goes on with depends on every file of the folder."""
-    from speechllm.decode import settings_key
+    from speechllm.inference.decode_examples import settings_key
 
     folder = Path(shutil.copytree(reference.folder, tmp_path / "model"))
     keys = [settings_key(folder, {}, "float32", {}, {})]
@@ -721,7 +717,7 @@ def test_a_sampling_rate_that_is_none(copy, content, message):
 
 
 def test_an_encoder_of_another_sampling_rate(tmp_path, reference):
-    from speechllm.model.encoder import HubertEncoder
+    from speechllm.models.encoder import HubertEncoder
 
     reference.hubert.save_pretrained(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text('{"sampling_rate": 8000}')
@@ -830,7 +826,7 @@ def test_command_line(capsys, tmp_path, reference, speech_file):
     import soundfile
 
     from speechllm import cli
-    from speechllm.audio import load_audio
+    from speechllm.audio.io import load_audio
 
     path, speech = tmp_path / "a.wav", load_audio(speech_file)[: 3 * RATE]
     soundfile.write(path, speech, RATE, subtype="FLOAT")

@@ -9,8 +9,7 @@ import pytest
 import yaml
 
 from speechllm.bin.pack import main
-from speechllm.errors import UserError
-from speechllm.pack import (
+from speechllm.export.pack import (
     CARD_MARK,
     model_card,
     pack,
@@ -20,6 +19,7 @@ from speechllm.pack import (
     upload,
     write_model_card,
 )
+from speechllm.utils.errors import UserError
 
 ROWS = [
     {"set": "test", "task": "asr", "language": "en", "target_language": "en",

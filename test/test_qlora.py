@@ -15,11 +15,11 @@ from test_task import examples, train  # noqa: F401  (fixtures)
 from tiny_models import write_tiny_llm
 from transformers import AutoModelForCausalLM
 
-import speechllm.task
+import speechllm.training.task
 from speechllm import SpeechToText
-from speechllm.errors import UserError
-from speechllm.export import export_model
-from speechllm.model.llm import LanguageModel, quantization_obstacle
+from speechllm.export.exported_model import export_model
+from speechllm.models.llm import LanguageModel, quantization_obstacle
+from speechllm.utils.errors import UserError
 
 # Dettmers et al. 2023, appendix E
 NF4 = (
@@ -110,7 +110,9 @@ def test_training_exporting_and_decoding(train, tmp_path, tiny_llm):  # noqa: F8
 
 def test_where_it_cannot_be_it_is_lora(train, tmp_path, monkeypatch, caplog, tiny_llm):  # noqa: F811
     reason = "qlora: bitsandbytes has no 4-bit weights on this cpu: none"
-    monkeypatch.setattr(speechllm.task, "quantization_obstacle", lambda: reason)
+    monkeypatch.setattr(
+        speechllm.training.task, "quantization_obstacle", lambda: reason
+    )
     exp = tmp_path / "exp"
     with caplog.at_level(logging.WARNING):
         train(exp, llm_conf={"model": str(tiny_llm), **QLORA}, max_epoch=1)
@@ -127,7 +129,7 @@ def test_without_bitsandbytes(monkeypatch, tiny_llm):
     with pytest.raises(ValueError, match="needs bitsandbytes"):
         LanguageModel(str(tiny_llm), tuning="qlora")
     with pytest.raises(UserError, match="adamw is the same without paging"):
-        speechllm.task.paged_adamw([torch.nn.Parameter(torch.ones(1))])
+        speechllm.training.task.paged_adamw([torch.nn.Parameter(torch.ones(1))])
 
 
 def test_a_gpu_that_it_does_not_know(monkeypatch):
@@ -164,7 +166,7 @@ def test_a_gated_model(monkeypatch):
     """What the user must do is said."""
     from huggingface_hub.errors import GatedRepoError
 
-    from speechllm import hub
+    from speechllm.pretrained import hub
 
     def refuse(*_, **__):
         raise GatedRepoError.__new__(GatedRepoError)

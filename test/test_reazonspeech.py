@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from speechllm import datadir, files
 from speechllm.bin.prepare_data import main
 from speechllm.corpora.reazonspeech import prepare_reazonspeech
-from speechllm.errors import UserError
-from speechllm.files import unpack_tar
+from speechllm.data import data_dir as datadir
+from speechllm.utils import io as files
+from speechllm.utils.errors import UserError
+from speechllm.utils.io import unpack_tar
 
 
 def flac() -> bytes:

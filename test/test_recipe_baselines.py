@@ -13,9 +13,9 @@ import soundfile
 import tiny_baselines
 from test_recipe_translation import copy_recipe
 
-from speechllm.audio import load_audio
-from speechllm.datadir import write_table
-from speechllm.examples import make_examples
+from speechllm.audio.io import load_audio
+from speechllm.data.data_dir import write_table
+from speechllm.data.examples import make_examples
 
 
 def write_stage_5(folder: Path, name: str, speech_file: Path) -> None:

@@ -201,14 +201,14 @@ def test_a_missing_line_in_db_sh(tmp_path, name, line):
 def test_the_configs_have_only_options_that_exist(name):
     import inspect
 
-    from speechllm.inference import search_options
-    from speechllm.model.bridge import BRIDGES
-    from speechllm.model.encoder import ENCODERS, SpeechEncoder
-    from speechllm.model.engine import ENGINES
-    from speechllm.model.llm import LanguageModel
-    from speechllm.model.speech_llm import SpeechLLM
-    from speechllm.prompts import read_prompts
-    from speechllm.task import SpeechLLMTask
+    from speechllm.inference.backends import ENGINES
+    from speechllm.inference.speech_to_text import search_options
+    from speechllm.models.bridge import BRIDGES
+    from speechllm.models.encoder import ENCODERS, SpeechEncoder
+    from speechllm.models.llm import LanguageModel
+    from speechllm.models.speech_llm import SpeechLLM
+    from speechllm.text.prompts import read_prompts
+    from speechllm.training.task import SpeechLLMTask
 
     conf = ROOT / "egs2" / name / "speechllm1" / "conf"
     arguments = {action.dest for action in SpeechLLMTask.get_parser()._actions}

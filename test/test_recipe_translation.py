@@ -156,12 +156,12 @@ def test_options_of_stage_1_are_added_to_the_languages(tmp_path):
 def test_the_configs_have_only_options_that_exist(name):
     import inspect
 
-    from speechllm.inference import search_options
-    from speechllm.model.bridge import BRIDGES
-    from speechllm.model.encoder import ENCODERS, SpeechEncoder
-    from speechllm.model.llm import LanguageModel
-    from speechllm.model.speech_llm import SpeechLLM
-    from speechllm.prompts import read_prompts
+    from speechllm.inference.speech_to_text import search_options
+    from speechllm.models.bridge import BRIDGES
+    from speechllm.models.encoder import ENCODERS, SpeechEncoder
+    from speechllm.models.llm import LanguageModel
+    from speechllm.models.speech_llm import SpeechLLM
+    from speechllm.text.prompts import read_prompts
 
     conf = ROOT / "egs2" / name / "speechllm1" / "conf"
     configs = sorted(conf.glob("train_*.yaml"))

@@ -8,13 +8,13 @@ import struct
 import pytest
 
 from speechllm.bin.report import main
-from speechllm.errors import UserError
-from speechllm.report import (
+from speechllm.evaluation.report import (
     collect_results,
     draw_training_curves,
     epoch_curves,
     results_table,
 )
+from speechllm.utils.errors import UserError
 
 ASR = [
     {"metric": "wer", "value": 12.5, "reference_words": 40, "substitutions": 3,

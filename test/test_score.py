@@ -9,8 +9,7 @@ import sys
 import pytest
 
 from speechllm.bin.score import main
-from speechllm.errors import UserError
-from speechllm.score import (
+from speechllm.evaluation.score import (
     Group,
     align_lines,
     read_groups,
@@ -20,6 +19,7 @@ from speechllm.score import (
     score_translation,
     word_errors,
 )
+from speechllm.utils.errors import UserError
 
 
 def write_case(folder, references, tasks, hypotheses):

@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import five_token_llm
 
-from speechllm.model.ctc_prefix import CTCPrefixScorer
-from speechllm.model.llm import LanguageModel
-from speechllm.model.reader import Reader, settle
-from speechllm.model.sampling import kept_probabilities
-from speechllm.model.search import SearchOptions, beam_search
+from speechllm.decoding.beam_search import beam_search
+from speechllm.decoding.ctc_prefix_scorer import CTCPrefixScorer
+from speechllm.decoding.hypothesis import SearchOptions
+from speechllm.decoding.llm_scorer import Reader, settle
+from speechllm.decoding.sampling import kept_probabilities
+from speechllm.models.llm import LanguageModel
 
 EOS = 4  # of the model with five tokens
 

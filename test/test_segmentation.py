@@ -11,9 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speechllm.audio import load_audio
-from speechllm.errors import UserError
-from speechllm.segmentation import (
+from speechllm.audio.io import load_audio
+from speechllm.audio.segmentation import (
     SECONDS_PER_WINDOW,
     SILENCE,
     SPEECH,
@@ -24,6 +23,7 @@ from speechllm.segmentation import (
     speech_probabilities,
     speech_segments,
 )
+from speechllm.utils.errors import UserError
 
 RATE = 16000
 

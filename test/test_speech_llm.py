@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_models import LABELS
 
-from speechllm.model.speech_llm import SpeechLLM, build_speech_llm, unpad
+from speechllm.models.speech_llm import SpeechLLM, build_speech_llm, unpad
 
 SENTENCES = ("hello you", "a", "please wait for the tone")
 
@@ -46,9 +46,7 @@ def pad(rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
 def make_batch(model: SpeechLLM, rows=(0, 1, 2)) -> dict[str, torch.Tensor]:
     """Examples of different lengths in all respects."""
     generator = torch.Generator().manual_seed(5)
-    waves = [
-        0.1 * torch.randn(n, generator=generator) for n in (16000, 6000, 30000)
-    ]
+    waves = [0.1 * torch.randn(n, generator=generator) for n in (16000, 6000, 30000)]
     columns = {
         "text_ctc": [
             [LABELS.index("<space>" if c == " " else c) for c in sentence]
@@ -86,9 +84,7 @@ def spliced(model: SpeechLLM, batch: dict) -> tuple[list, list]:
             for name in ("prompt_prefix", "prompt_suffix", "text")
         )
         speech = heard[row, : sizes[row]]
-        inputs.append(
-            torch.cat([embed(before), speech, embed(behind), embed(answer)])
-        )
+        inputs.append(torch.cat([embed(before), speech, embed(behind), embed(answer)]))
         told = len(before) + len(speech) + len(behind)
         labels.append(torch.cat([torch.full((told,), -100), answer]))
     return inputs, labels
@@ -150,9 +146,7 @@ def test_the_ctc_loss_is_espnets_own(make):
     batch = make_batch(model)
     loss, stats, _ = model(**batch)
     features, frames = model.encoder(batch["speech"], batch["speech_lengths"])
-    expected = model.ctc(
-        features, frames, batch["text_ctc"], batch["text_ctc_lengths"]
-    )
+    expected = model.ctc(features, frames, batch["text_ctc"], batch["text_ctc_lengths"])
     torch.testing.assert_close(loss[0], expected)
     assert stats["loss_att"] is None
     assert 0 < stats["cer_ctc"]

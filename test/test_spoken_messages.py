@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import soundfile
 
+from speechllm.corpora._espeak import Voice, speak
 from speechllm.corpora.spoken_messages import (
     prepare_spoken_messages,
     read_messages,
     speakable,
 )
-from speechllm.datadir import read_table, validate_data_dir, write_data_dir
-from speechllm.errors import UserError
-from speechllm.espeak import Voice, speak
+from speechllm.data.data_dir import read_table, validate_data_dir, write_data_dir
+from speechllm.utils.errors import UserError
 
 
 def mo_file(messages: dict[str, str]) -> bytes:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from speechllm import datadir
 from speechllm.bin.data_dir import main
-from speechllm.datadir import Dropped
-from speechllm.statistics import describe_sets, statistics_markdown
+from speechllm.data import data_dir as datadir
+from speechllm.data.data_dir import Dropped
+from speechllm.data.statistics import describe_sets, statistics_markdown
 
 TABLES = {
     "wav.scp": {"s1-a": "/a.wav", "s1-b": "/b.wav", "s2-c": "/c.wav"},

@@ -11,8 +11,8 @@ import webvtt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speechllm.result import Passage, Result, Word
-from speechllm.subtitles import Cue, format_srt, format_vtt, make_cues
+from speechllm.decoding.result import Passage, Result, Word
+from speechllm.inference.subtitles import Cue, format_srt, format_vtt, make_cues
 
 TALK = (
     "Ladies & gentlemen, <this> talk --> is about speech; it goes on and on, for it "

@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 from tiny_models import LABELS, PROMPTS
 
 from speechllm.bin.speechllm_train import main
-from speechllm.errors import UserError
-from speechllm.preprocessor import CTCTokenizer, ExamplePreprocessor, collate
-from speechllm.prompts import read_prompts
-from speechllm.task import load_init_param, mend_checkpoint, whole_checkpoints
+from speechllm.text.prompts import read_prompts
+from speechllm.training.preprocessor import CTCTokenizer, ExamplePreprocessor, collate
+from speechllm.training.task import load_init_param, mend_checkpoint, whole_checkpoints
+from speechllm.utils.errors import UserError
 
 UTTERANCES = 8
 

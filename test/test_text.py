@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from speechllm.text import ctc_text, normalize, spell_numbers
+from speechllm.text.normalization import ctc_text, normalize, spell_numbers
 
 
 @pytest.mark.parametrize(

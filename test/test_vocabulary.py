@@ -6,8 +6,11 @@ import pytest
 import sentencepiece
 
 from speechllm.bin.build_vocabulary import main
-from speechllm.errors import UserError
-from speechllm.vocabulary import build_bpe_vocabulary, build_character_vocabulary
+from speechllm.data.ctc_vocabulary import (
+    build_bpe_vocabulary,
+    build_character_vocabulary,
+)
+from speechllm.utils.errors import UserError
 
 
 @pytest.fixture

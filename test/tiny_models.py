@@ -81,7 +81,7 @@ def five_token_llm(seed: int, pieces: list[str]):
 
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from speechllm.model.llm import LanguageModel
+    from speechllm.models.llm import LanguageModel
 
     torch.manual_seed(seed)
     config = LlamaConfig(
@@ -131,7 +131,7 @@ def write_tiny_model(folder: Path, smollm2: Path) -> Path:
     import yaml
     from safetensors.torch import save_file
 
-    from speechllm.model.speech_llm import build_speech_llm
+    from speechllm.models.speech_llm import build_speech_llm
 
     folder.mkdir(parents=True)
     encoder = write_tiny_whisper(folder / "encoder")

@@ -24,7 +24,7 @@ from pathlib import Path
 
 IMPORTS = """
     espnet2.bin.aggregate_stats_dirs espnet2.bin.launch jiwer matplotlib.figure peft
-    soundfile soxr speechllm.inference speechllm.model.nue_asr speechllm.task
+    soundfile soxr speechllm.inference.speech_to_text speechllm.models.nue_asr speechllm.training.task
     transformers.models.gpt_neox.modeling_gpt_neox
     transformers.models.hubert.modeling_hubert
 """.split()

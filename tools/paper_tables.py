@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 
-from speechllm.errors import run_main
+from speechllm.utils.errors import run_main
 
 
 def main() -> None:
@@ -13,7 +13,7 @@ def main() -> None:
     parser.add_argument("recipe", help="folder below egs2: csj, must_c, reazonspeech")
     parser.add_argument("--results", help="[the recipe's exp/RESULTS.json, if any]")
     args = parser.parse_args()
-    from speechllm.paper_tables import recipe_markdown
+    from speechllm.evaluation.paper_tables import recipe_markdown
 
     print(recipe_markdown(args.recipe, args.results), end="")
 

@@ -8,8 +8,8 @@
                   our own parts
 ================= ============================================================
 
-:func:`speechllm.baselines.run.run_baseline` writes a decode dir as
-``speechllm.decode`` does, so that scoring and reports know no difference. An
+:func:`speechllm.baselines.runner.run_baseline` writes a decode dir as
+``speechllm.inference.decode_examples`` does, so that scoring and reports know no difference. An
 ``asr_st`` example gets both texts: ``text`` is the translation and
 ``text.transcript`` the transcript.
 """

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from speechllm.baselines.languages import flores_code
-from speechllm.baselines.system import MAX_NEW_TOKENS, PretrainedSystem
-from speechllm.errors import UserError
+from speechllm.baselines.base import MAX_NEW_TOKENS, PretrainedSystem
+from speechllm.baselines.language_codes import flores_code
+from speechllm.utils.errors import UserError
 
 
 class Nllb(PretrainedSystem):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from speechllm.audio import SAMPLING_RATE
-from speechllm.baselines.languages import seamless_code
+from speechllm.audio.io import SAMPLING_RATE
+from speechllm.baselines.base import MAX_NEW_TOKENS, PretrainedSystem
+from speechllm.baselines.language_codes import seamless_code
 from speechllm.baselines.nllb import spelt
-from speechllm.baselines.system import MAX_NEW_TOKENS, PretrainedSystem
-from speechllm.errors import UserError
+from speechllm.utils.errors import UserError
 
 
 class Seamless(PretrainedSystem):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from speechllm.audio import SAMPLING_RATE
-from speechllm.baselines.system import PretrainedSystem
-from speechllm.errors import UserError
+from speechllm.audio.io import SAMPLING_RATE
+from speechllm.baselines.base import PretrainedSystem
+from speechllm.utils.errors import UserError
 
 WINDOW = 30 * SAMPLING_RATE  # samples that Whisper hears at once
 

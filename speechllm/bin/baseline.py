@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from speechllm.errors import run_main
+from speechllm.utils.errors import run_main
 
 SYSTEMS = {
     "whisper": (
@@ -66,7 +66,7 @@ def get_parser() -> argparse.ArgumentParser:
 def build(args: argparse.Namespace):
     """The system that the command line names, not loaded yet."""
     if args.system == "llm":
-        from speechllm.baselines.llm import TextTranslator
+        from speechllm.baselines.llm_translator import TextTranslator
 
         return TextTranslator(
             args.model, args.train_examples, args.output, args.epochs,
@@ -82,7 +82,7 @@ def build(args: argparse.Namespace):
 
 def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
-    from speechllm.baselines.run import run_baseline
+    from speechllm.baselines.runner import run_baseline
 
     count = run_baseline(
         build(args),

@@ -6,10 +6,10 @@ import argparse
 import json
 from dataclasses import asdict, fields
 
-from speechllm.benchmark import LossBatch
-from speechllm.benchmark_decoding import AGAINST, RANDOM, DecodingSet
-from speechllm.benchmark_training import TrainingSteps
-from speechllm.errors import UserError, run_main
+from speechllm.benchmarks.decoding import AGAINST, RANDOM, DecodingSet
+from speechllm.benchmarks.resources import LossBatch
+from speechllm.benchmarks.training import TrainingSteps
+from speechllm.utils.errors import UserError, run_main
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -85,8 +85,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def decode(args: argparse.Namespace) -> str:
     """Measure decoding."""
-    from speechllm.benchmark_decoding import benchmark_decoding, decoding_table
-    from speechllm.files import read_yaml
+    from speechllm.benchmarks.decoding import benchmark_decoding, decoding_table
+    from speechllm.utils.io import read_yaml
 
     if (args.model is None) == (args.random is None):
         raise UserError("name either a --model or a --random one")
@@ -114,7 +114,7 @@ def decode(args: argparse.Namespace) -> str:
 
 def train(args: argparse.Namespace) -> str:
     """Measure training."""
-    from speechllm.benchmark_training import (
+    from speechllm.benchmarks.training import (
         benchmark_training,
         padding_share,
         training_options,
@@ -129,7 +129,7 @@ def train(args: argparse.Namespace) -> str:
 
 def loss(args: argparse.Namespace) -> str:
     """Measure the loss."""
-    from speechllm.benchmark import benchmark_loss, loss_table
+    from speechllm.benchmarks.resources import benchmark_loss, loss_table
 
     batch = LossBatch(**{f.name: getattr(args, f.name) for f in fields(LossBatch)})
     head = (
@@ -142,9 +142,9 @@ def loss(args: argparse.Namespace) -> str:
 
 def one(args: argparse.Namespace) -> str:
     """Measure one system in this process; the result as JSON."""
-    from speechllm.benchmark import measure_loss
-    from speechllm.benchmark_decoding import measure_decoding
-    from speechllm.benchmark_training import measure_training
+    from speechllm.benchmarks.decoding import measure_decoding
+    from speechllm.benchmarks.resources import measure_loss
+    from speechllm.benchmarks.training import measure_training
 
     kind, measure = {
         "decode": (DecodingSet, measure_decoding),

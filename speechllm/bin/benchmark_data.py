@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from speechllm.errors import UserError, run_main
+from speechllm.utils.errors import UserError, run_main
 
 CORPORA = ("must_c", "covost2")
 _SMALL_SET = 10  # utterances of each set but train
@@ -243,7 +243,7 @@ def write_clips(folder: Path, count: int) -> list[Path]:
     import numpy as np
     import soundfile
 
-    from speechllm.datadir import write_data_dir
+    from speechllm.data.data_dir import write_data_dir
 
     draw = np.random.default_rng(0)
     times = np.arange(_CLIP_SECONDS * _CLIP_RATE) / _CLIP_RATE

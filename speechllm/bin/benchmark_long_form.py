@@ -28,13 +28,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from speechllm.errors import UserError, run_main
-from speechllm.files import read_yaml
+from speechllm.utils.errors import UserError, run_main
+from speechllm.utils.io import read_yaml
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from speechllm.result import Word
+    from speechllm.decoding.result import Word
 
 JOINS = ("pauses", "music", "none", "trimmed")
 TOLERANCE = 0.1  # seconds
@@ -88,8 +88,8 @@ def main(argv: list[str] | None = None) -> None:
 
 def benchmark(args: argparse.Namespace, options: dict) -> None:
     """Transcribe the prompts one by one, and then each recording."""
-    from speechllm.inference import SpeechToText
-    from speechllm.text import normalize
+    from speechllm.inference.speech_to_text import SpeechToText
+    from speechllm.text.normalization import normalize
 
     model = SpeechToText.from_pretrained(args.model)
     options.setdefault("batch_size", 8)
@@ -118,11 +118,11 @@ def benchmark(args: argparse.Namespace, options: dict) -> None:
 
 def benchmark_join(model, prompts, texts, join, args, options) -> list[str]:
     """The cells of a recording's row."""
-    from speechllm.audio import stream_audio
-    from speechllm.files import atomic_open
-    from speechllm.long_form import transcribe_long
-    from speechllm.subtitles import format_srt, make_cues
-    from speechllm.text import normalize
+    from speechllm.audio.io import stream_audio
+    from speechllm.inference.long_form import transcribe_long
+    from speechllm.inference.subtitles import format_srt, make_cues
+    from speechllm.text.normalization import normalize
+    from speechllm.utils.io import atomic_open
 
     path = Path(args.output_dir) / f"{join}_{args.minutes:g}.wav"
     placed = write_recording(path, prompts, join, args)
@@ -161,9 +161,9 @@ def benchmark_join(model, prompts, texts, join, args, options) -> list[str]:
 
 def read_prompts(examples: Path, language: str) -> list[Prompt]:
     """The transcribed prompts of one language."""
-    from speechllm.audio import load_audio
-    from speechllm.datadir import read_table
-    from speechllm.text import normalize
+    from speechllm.audio.io import load_audio
+    from speechllm.data.data_dir import read_table
+    from speechllm.text.normalization import normalize
 
     tasks = read_table(examples / "utt2task")
     wavs, texts = read_table(examples / "wav.scp"), read_table(examples / "text")
@@ -226,8 +226,8 @@ def gaps(
     """What stands between one prompt and the next, without end."""
     import numpy as np
 
-    from speechllm.audio import load_audio
-    from speechllm.transcribe import find_recordings
+    from speechllm.audio.io import load_audio
+    from speechllm.inference.recordings import find_recordings
 
     if join in ("none", "trimmed"):
         yield from itertools.repeat(np.zeros(0, np.float32))
@@ -266,7 +266,7 @@ def time_shares(
     """
     import jiwer
 
-    from speechllm.text import normalize
+    from speechllm.text.normalization import normalize
 
     expected = [  # (word, its prompt's place, first, last)
         (word, place, number == 0, number == len(prompts[place.prompt].words) - 1)

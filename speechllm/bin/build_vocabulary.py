@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from speechllm.errors import UserError, run_main
+from speechllm.utils.errors import UserError, run_main
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -20,7 +20,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", required=True, type=Path, help="folder")
     args = parser.parse_args(argv)
 
-    from speechllm.vocabulary import build_bpe_vocabulary, build_character_vocabulary
+    from speechllm.data.ctc_vocabulary import (
+        build_bpe_vocabulary,
+        build_character_vocabulary,
+    )
 
     if args.type == "char":
         tokens = build_character_vocabulary(args.text, args.output, args.size)

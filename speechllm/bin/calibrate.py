@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from speechllm.errors import run_main
+from speechllm.utils.errors import run_main
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -21,20 +21,20 @@ def main(argv: list[str] | None = None) -> None:
     if args.picture and not args.test_examples:
         parser.error("--picture needs --test_examples")
 
-    from speechllm.confidence import (
+    from speechllm.decoding.confidence import (
         CALIBRATION_FILE,
         expected_calibration_error,
         reliability_picture,
         uncalibrated,
         write_calibration,
     )
-    from speechllm.development import (
+    from speechllm.inference.speech_to_text import SpeechToText, find_model
+    from speechllm.inference.tuning import (
         calibrate,
         judged_words,
         read_examples,
         read_generation,
     )
-    from speechllm.inference import SpeechToText, find_model
 
     generation = read_generation(args.config)
     examples = read_examples(args.examples)

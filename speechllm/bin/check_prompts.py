@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from speechllm.errors import UserError, run_main
-from speechllm.files import read_yaml
+from speechllm.utils.errors import UserError, run_main
+from speechllm.utils.io import read_yaml
 
 MOST_EXAMPLES = 20000  # of each dir; enough to know a tokenizer by
 
@@ -19,7 +19,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--examples", required=True, nargs="+", type=Path)
     args = parser.parse_args(argv)
 
-    from speechllm.task import load_tokenizer
+    from speechllm.training.task import load_tokenizer
 
     config = read_yaml(args.config)
     if not config.get("llm", "causal_lm"):
@@ -45,9 +45,9 @@ def check_prompts(tokenizer, prompts_file: str, examples: list[Path]) -> list[st
     """
     from itertools import islice
 
-    from speechllm.datadir import read_table
-    from speechllm.joint import read_answer, separator_of, texts_of
-    from speechllm.prompts import answer_tokens, read_prompts
+    from speechllm.data.data_dir import read_table
+    from speechllm.text.joint_target import read_answer, separator_of, texts_of
+    from speechllm.text.prompts import answer_tokens, read_prompts
 
     prompts = read_prompts(prompts_file)
     longest: dict[str, int] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from speechllm.errors import run_main
+from speechllm.utils.errors import run_main
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -21,7 +21,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
-    from speechllm.compare import compare, comparison_table
+    from speechllm.evaluation.significance import compare, comparison_table
 
     rows = compare(args.examples, args.a, args.b, args.samples)
     names = [

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from speechllm import datadir
-from speechllm.errors import UserError, run_main
+from speechllm.data import data_dir as datadir
+from speechllm.utils.errors import UserError, run_main
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -104,7 +104,7 @@ def _split(args: argparse.Namespace) -> None:
 
 def _statistics(args: argparse.Namespace) -> None:
     """count utterances, hours, speakers and texts, and what was dropped"""
-    from speechllm.statistics import describe_sets, write_statistics
+    from speechllm.data.statistics import describe_sets, write_statistics
 
     sets = describe_sets(args.input)
     print(write_statistics(sets, args.output), end="")

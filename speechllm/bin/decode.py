@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from speechllm.errors import run_main
-from speechllm.files import read_yaml
+from speechllm.utils.errors import run_main
+from speechllm.utils.io import read_yaml
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     batch_size = options.pop("batch_size", 16)
     dtype = options.pop("dtype", "float32")
     engine = options.pop("engine", "auto")
-    from speechllm.decode import decode_examples
+    from speechllm.inference.decode_examples import decode_examples
 
     count = decode_examples(
         args.model,

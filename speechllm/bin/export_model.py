@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from speechllm.errors import run_main
+from speechllm.utils.errors import run_main
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -14,7 +14,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--checkpoint", default="valid.acc.ave.pth")
     parser.add_argument("--output", required=True, help="folder to write")
     args = parser.parse_args(argv)
-    from speechllm.export import export_model
+    from speechllm.export.exported_model import export_model
 
     size = export_model(args.exp_dir, args.checkpoint, args.output)
     print(f"{args.output}: {args.checkpoint}, {size / 1e6:.1f} MB of trained weights")

@@ -13,8 +13,8 @@ import argparse
 import logging
 from pathlib import Path
 
-from speechllm.checkpoint import is_hub_id
-from speechllm.errors import UserError, run_main
+from speechllm.pretrained.checkpoint import is_hub_id
+from speechllm.utils.errors import UserError, run_main
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("speechllm").setLevel(logging.INFO)
 
-    from speechllm.pretrained import resolve_model
+    from speechllm.pretrained.resolve import resolve_model
 
     names = list(args.models)
     for config in args.config:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from speechllm.errors import run_main
+from speechllm.utils.errors import run_main
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
 
-    from speechllm.formatting import format_audio
+    from speechllm.data.format_wav_scp import format_audio
 
     kept, failed = format_audio(
         args.input, args.output, args.nj, args.audio_format, args.allow_pipes

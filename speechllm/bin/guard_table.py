@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from speechllm.errors import UserError, run_main
-from speechllm.files import atomic_open
+from speechllm.utils.errors import UserError, run_main
+from speechllm.utils.io import atomic_open
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -36,9 +36,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", help="Markdown file to write")
     args = parser.parse_args(argv)
 
-    from speechllm.development import read_examples, read_generation
-    from speechllm.guard_table import conditions, guard_rows, guard_table
-    from speechllm.inference import SpeechToText
+    from speechllm.benchmarks.guard import conditions, guard_rows, guard_table
+    from speechllm.inference.speech_to_text import SpeechToText
+    from speechllm.inference.tuning import read_examples, read_generation
 
     generation = read_generation(args.config)
     model = SpeechToText.from_pretrained(args.model, args.device)

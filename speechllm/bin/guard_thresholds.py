@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from speechllm.errors import UserError, run_main
+from speechllm.utils.errors import UserError, run_main
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -25,9 +25,13 @@ def main(argv: list[str] | None = None) -> None:
     if args.margin < 1:
         raise UserError(f"--margin {args.margin}: at least 1")
 
-    from speechllm.development import find_thresholds, read_examples, read_generation
-    from speechllm.guard import THRESHOLDS_FILE, write_thresholds
-    from speechllm.inference import SpeechToText, find_model
+    from speechllm.inference.guard import THRESHOLDS_FILE, write_thresholds
+    from speechllm.inference.speech_to_text import SpeechToText, find_model
+    from speechllm.inference.tuning import (
+        find_thresholds,
+        read_examples,
+        read_generation,
+    )
 
     generation = read_generation(args.config)
     examples = read_examples(args.examples)

@@ -6,7 +6,7 @@ import argparse
 from collections import Counter
 from pathlib import Path
 
-from speechllm.errors import run_main
+from speechllm.utils.errors import run_main
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
 
-    from speechllm.examples import make_examples
+    from speechllm.data.examples import make_examples
 
     tasks = [task for argument in args.tasks for task in argument.split()]
     counts, dropped = make_examples(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from speechllm.errors import UserError, run_main
+from speechllm.utils.errors import UserError, run_main
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -30,7 +30,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
-    from speechllm.pack import pack, unpack
+    from speechllm.export.pack import pack, unpack
 
     if args.unpack:
         if args.include:

@@ -7,7 +7,7 @@ import importlib
 import sys
 
 from speechllm.corpora import corpus_names
-from speechllm.errors import run_main
+from speechllm.utils.errors import run_main
 
 
 def main(argv: list[str] | None = None) -> None:

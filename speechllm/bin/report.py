@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from speechllm.errors import run_main
+from speechllm.utils.errors import run_main
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -26,7 +26,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
-    from speechllm.report import write_report
+    from speechllm.evaluation.report import write_report
 
     rows = write_report(args.exp_root, args.output, args.command)
     print(f"{args.output}.md and {args.output}.json: {len(rows)} scores")

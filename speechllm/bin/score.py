@@ -7,7 +7,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from speechllm.errors import UserError, run_main
+from speechllm.utils.errors import UserError, run_main
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -25,7 +25,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
-    from speechllm.score import score_decode_dir
+    from speechllm.evaluation.score import score_decode_dir
 
     rows, left_out = score_decode_dir(args.examples, args.decode_dir)
     for row in rows:

@@ -5,12 +5,12 @@ Takes ESPnet's options; ``--config conf/train.yaml`` holds most of them.
 
 from __future__ import annotations
 
-from speechllm.errors import run_main
+from speechllm.utils.errors import run_main
 
 
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line and train."""
-    from speechllm.task import SpeechLLMTask
+    from speechllm.training.task import SpeechLLMTask
 
     SpeechLLMTask.main(cmd=argv)
 

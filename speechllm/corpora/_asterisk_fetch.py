@@ -13,8 +13,8 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from speechllm.errors import UserError
-from speechllm.files import atomic_directory, unpack_tar
+from speechllm.utils.errors import UserError
+from speechllm.utils.io import atomic_directory, unpack_tar
 
 LANGUAGES = ("en", "es", "fr", "it", "ru")
 VERSION = "1.6.1"

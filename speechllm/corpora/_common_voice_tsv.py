@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from speechllm.errors import UserError
+from speechllm.utils.errors import UserError
 
 
 def read_clips(

@@ -42,7 +42,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from speechllm.errors import UserError
+from speechllm.utils.errors import UserError
 
 MASK = "×"  # stands for what was made unhearable
 _OPEN = re.compile(r"\((D2|[FDXMORAKWBL?]|笑|泣|咳|あくび)(?![A-Za-z0-9])[ _\u3000]*")

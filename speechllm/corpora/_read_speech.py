@@ -12,9 +12,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from speechllm.datadir import Dropped, table_line, write_dropped, write_spk2utt
-from speechllm.errors import UserError
-from speechllm.files import atomic_directory
+from speechllm.data.data_dir import Dropped, table_line, write_dropped, write_spk2utt
+from speechllm.utils.errors import UserError
+from speechllm.utils.io import atomic_directory
 
 STAGE = "prepare_data"
 _TABLES = ("wav.scp", "utt2spk", "utt2lang", "text")

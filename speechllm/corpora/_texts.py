@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from speechllm.errors import UserError
+from speechllm.utils.errors import UserError
 
 # Marks that nobody sees or hears: soft hyphen, zero-width space and joiner of words,
 # byte-order mark, directions of writing. The zero-width (non-)joiner stays: it is

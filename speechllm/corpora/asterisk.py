@@ -42,9 +42,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from speechllm.corpora._asterisk_fetch import LANGUAGES, fetch_asterisk
-from speechllm.datadir import Dropped, statistics, write_data_dir
-from speechllm.errors import UserError
-from speechllm.text import ctc_text, spell_numbers
+from speechllm.data.data_dir import Dropped, statistics, write_data_dir
+from speechllm.text.normalization import ctc_text, spell_numbers
+from speechllm.utils.errors import UserError
 
 SETS = ("train", "dev", "test")
 TEST_PART, DEV_UNTIL = 0.10, 0.15  # of the keys
@@ -247,7 +247,7 @@ def _check_audio(
     entry: Entry, max_seconds: float
 ) -> tuple[tuple[str, str] | None, float]:
     """Return ((reason, detail) or None, seconds) for a usable entry's file."""
-    from speechllm.audio import audio_info
+    from speechllm.audio.io import audio_info
 
     if entry.path is None:
         return ("no audio file", ""), 0.0

@@ -31,8 +31,8 @@ from speechllm.corpora._read_speech import (
     write_sets,
 )
 from speechllm.corpora._texts import clean_text
-from speechllm.datadir import Dropped
-from speechllm.errors import UserError
+from speechllm.data.data_dir import Dropped
+from speechllm.utils.errors import UserError
 
 SPLITS = ("train", "dev", "test")
 _SPEAKER_LENGTH = 16  # of 128 hexadecimal digits: 64 bits, enough to tell people apart

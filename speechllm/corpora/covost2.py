@@ -37,12 +37,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-from speechllm import datadir
 from speechllm.corpora._common_voice_tsv import read_clips
 from speechllm.corpora._texts import clean_text, is_damaged, read_lines
-from speechllm.datadir import Dropped
-from speechllm.errors import UserError
-from speechllm.files import atomic_directory
+from speechllm.data import data_dir as datadir
+from speechllm.data.data_dir import Dropped
+from speechllm.utils.errors import UserError
+from speechllm.utils.io import atomic_directory
 
 SETS = ("train", "dev", "test")
 # fmt: off

@@ -46,12 +46,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from speechllm.audio import MAX_OVERSHOOT_SECONDS
+from speechllm.audio.io import MAX_OVERSHOOT_SECONDS
 from speechllm.corpora._csj_tags import MASK, Text, Word, read_words
 from speechllm.corpora._read_speech import STAGE
-from speechllm.datadir import Dropped, fill_data_dir
-from speechllm.errors import UserError
-from speechllm.files import atomic_directory
+from speechllm.data.data_dir import Dropped, fill_data_dir
+from speechllm.utils.errors import UserError
+from speechllm.utils.io import atomic_directory
 
 EVALUATION = {
     "eval1": "A01M0097 A01M0110 A01M0137 A03M0106 A03M0112 A03M0156 A04M0051 "
@@ -453,7 +453,7 @@ class _Set:
 
 
 def _length(wav: Path) -> tuple[float, tuple[str, str] | None]:
-    from speechllm.audio import audio_info
+    from speechllm.audio.io import audio_info
 
     if not wav.is_file():
         return 0.0, ("no audio file", str(wav))

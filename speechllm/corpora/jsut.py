@@ -30,8 +30,8 @@ from speechllm.corpora._read_speech import (
     write_sets,
 )
 from speechllm.corpora._texts import clean_text, read_lines
-from speechllm.datadir import Dropped
-from speechllm.errors import UserError
+from speechllm.data.data_dir import Dropped
+from speechllm.utils.errors import UserError
 
 PARTS = (
     "basic5000",

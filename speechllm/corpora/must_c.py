@@ -39,12 +39,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from speechllm import datadir
-from speechllm.audio import MAX_OVERSHOOT_SECONDS
+from speechllm.audio.io import MAX_OVERSHOOT_SECONDS
 from speechllm.corpora._texts import clean_text, count_lines, read_lines
-from speechllm.datadir import Dropped
-from speechllm.errors import UserError
-from speechllm.files import atomic_directory
+from speechllm.data import data_dir as datadir
+from speechllm.data.data_dir import Dropped
+from speechllm.utils.errors import UserError
+from speechllm.utils.io import atomic_directory
 
 SOURCE = "en"
 SETS = ("train", "dev", "tst-COMMON", "tst-HE")
@@ -362,7 +362,7 @@ class _Talks:
         return None
 
     def _length(self, wav: str) -> float | tuple[str, str]:
-        from speechllm.audio import audio_info
+        from speechllm.audio.io import audio_info
 
         path = self.folder / wav
         if not path.is_file():

@@ -29,16 +29,11 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from speechllm.corpora._read_speech import (
-    STAGE,
-    Utterance,
-    summary,
-    write_sets,
-)
+from speechllm.corpora._read_speech import STAGE, Utterance, summary, write_sets
 from speechllm.corpora._texts import clean_text, read_lines
-from speechllm.datadir import Dropped
-from speechllm.errors import UserError
-from speechllm.files import atomic_open, unpack_tar
+from speechllm.data.data_dir import Dropped
+from speechllm.utils.errors import UserError
+from speechllm.utils.io import atomic_open, unpack_tar
 
 SIZES = ("tiny", "small", "medium", "large", "all")
 DEV_UTTERANCES, TEST_UTTERANCES = 1000, 100

@@ -35,14 +35,14 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from speechllm.batches import evenly
-from speechllm.datadir import iterate_table, write_data_dir
-from speechllm.errors import UserError
-from speechllm.espeak import Voice, speak
-from speechllm.files import atomic_open
-from speechllm.pretrained import cache_root
-from speechllm.text import ctc_text, spell_numbers
-from speechllm.wheels import Wheel, fetch_wheel
+from speechllm.corpora._espeak import Voice, speak
+from speechllm.data.data_dir import iterate_table, write_data_dir
+from speechllm.pretrained.resolve import cache_root
+from speechllm.pretrained.wheels import Wheel, fetch_wheel
+from speechllm.text.normalization import ctc_text, spell_numbers
+from speechllm.utils.batching import evenly
+from speechllm.utils.errors import UserError
+from speechllm.utils.io import atomic_open
 
 LANGUAGES = ("en", "es", "fr", "it", "ru")
 WHEELS = (

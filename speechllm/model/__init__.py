@@ -1,1 +1,1 @@
-"""The model: speech encoder, bridge, decoder-only LLM, and what joins them."""
+"""Import path of release 0.1; the modules are in speechllm.models."""

@@ -1,0 +1,110 @@
+"""The vocabulary of the CTC branch: characters, or sentencepiece's byte pairs.
+
+``tokens.txt`` has one token a line in ESPnet's order: ``<blank>``, ``<unk>``, the
+tokens, ``<sos/eos>``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from speechllm.data import data_dir as datadir
+from speechllm.utils.errors import UserError
+from speechllm.utils.io import atomic_directory
+
+BLANK, UNKNOWN, SPACE, END = "<blank>", "<unk>", "<space>", "<sos/eos>"
+
+
+def build_character_vocabulary(
+    texts: Iterable[str | Path], output: str | Path, size: int | None = None
+) -> list[str]:
+    """Write ``tokens.txt`` of the characters of some text tables, frequent ones first.
+
+    Args:
+        texts: tables such as ``text_ctc``.
+        output: folder to write.
+        size: at most so many tokens, special ones included; rarer characters become
+            ``<unk>``.
+    """
+    counts = Counter()
+    for line in _read_texts(texts):
+        counts.update(line)
+    counts.pop("\t", None)
+    characters = sorted(counts, key=lambda character: (-counts[character], character))
+    if size is not None:
+        if size < 4:
+            raise UserError(f"a vocabulary of {size} tokens has no room for characters")
+        characters = characters[: size - 3]
+    tokens = [SPACE if character == " " else character for character in characters]
+    tokens = [BLANK, UNKNOWN, *tokens, END]
+    with atomic_directory(output) as new:
+        _write_tokens(new, tokens)
+    return tokens
+
+
+def build_bpe_vocabulary(
+    texts: Iterable[str | Path], output: str | Path, size: int
+) -> list[str]:
+    """Train ``bpe.model`` (sentencepiece) of ``size`` pieces; write ``tokens.txt``.
+
+    Raises:
+        UserError: the texts are too small or have too many characters for the size.
+    """
+    import sentencepiece
+
+    with atomic_directory(output) as new:
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=_read_texts(texts),
+                model_prefix=str(new / "bpe"),
+                model_type="bpe",
+                vocab_size=size,
+                character_coverage=1.0,
+                normalization_rule_name="identity",  # ctc_text has done that
+                num_threads=1,
+                minloglevel=2,
+            )
+        except RuntimeError as error:
+            raise UserError(_explain(str(error), size)) from None
+        (new / "bpe.vocab").unlink()
+        model = sentencepiece.SentencePieceProcessor(model_file=str(new / "bpe.model"))
+        pieces = [
+            model.id_to_piece(index)
+            for index in range(model.get_piece_size())
+            if not (model.is_control(index) or model.is_unknown(index))
+        ]
+        tokens = [BLANK, UNKNOWN, *pieces, END]
+        _write_tokens(new, tokens)
+    return tokens
+
+
+def _explain(error: str, size: int) -> str:
+    if limit := re.search(r"value <= (\d+)", error):
+        return f"the texts give no {size} pieces, at most {limit[1]}; ask for fewer"
+    if "smaller than required_chars" in error:
+        least = re.search(r"required_chars\.\s*\d+ vs (\d+)", error)
+        least = f" ({least[1]})" if least else ""
+        return f"{size} pieces are fewer than the texts have characters{least}"
+    return f"sentencepiece cannot train {size} pieces: {error.strip()}"
+
+
+def _read_texts(texts: Iterable[str | Path]) -> Iterator[str]:
+    empty = True
+    for path in texts:
+        for _, text in datadir.iterate_table(path):
+            if text:
+                empty = False
+                yield text
+    if empty:
+        raise UserError(f"{', '.join(map(str, texts))}: no text to build tokens from")
+
+
+def _write_tokens(folder: Path, tokens: list[str]) -> None:
+    if len(set(tokens)) != len(tokens):
+        twice = next(token for token in tokens if tokens.count(token) > 1)
+        raise UserError(f"the texts contain the reserved token {twice}")
+    content = "".join(f"{token}\n" for token in tokens)
+    (folder / "tokens.txt").write_text(content, encoding="utf-8")

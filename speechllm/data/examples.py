@@ -1,0 +1,280 @@
+"""From a formatted data dir to examples: utterance × task × target language.
+
+A task specification is ``asr:en`` (transcribe English), ``st:en:fr`` (translate
+English speech into French) or ``asr_st:en:fr`` (both, in one answer). With a weight
+behind it, ``st:en:fr*2.5``, every utterance comes twice and half of them (always the
+same) a third time; ``*0.5`` takes half of them. A data dir's weight is a factor of
+its tasks' weights. An example dir has, keyed by
+``<utterance>-<task>-<target language>`` (and ``-2``, ``-3`` for the repetitions):
+
+===================  ========================================================
+``wav.scp``          the utterance's audio file
+``text``             the target of the task, as written (case, punctuation)
+``text_ctc``         the transcript, normalised for CTC, whatever the task
+``utt2task``         task, source language, target language
+``utt2num_samples``  samples of the audio file
+``utt2spk``          speaker, and its inverse ``spk2utt``
+``utt2lang``         language of the speech
+===================  ========================================================
+
+The target of ``asr_st`` is transcript, tab, translation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from speechllm.data import data_dir as datadir
+from speechllm.data.data_dir import Dropped
+from speechllm.text.joint_target import join_texts
+from speechllm.text.normalization import ctc_text
+from speechllm.utils.errors import UserError
+from speechllm.utils.io import atomic_directory
+
+TASKS = ("asr", "st", "asr_st")
+_FILES = (
+    "text",
+    "text_ctc",
+    "utt2lang",
+    "utt2num_samples",
+    "utt2spk",
+    "utt2task",
+    "wav.scp",
+)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to do with speech of ``source`` language: a text in ``target`` language."""
+
+    name: str
+    source: str
+    target: str
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.source} {self.target}"
+
+
+def parse_weighted(specification: str) -> tuple[Task, float]:
+    """Read a task and its weight in the mix, 1 when none is given: ``st:en:fr*2``."""
+    task, weight = split_weight(specification)
+    return parse_task(task), weight
+
+
+def split_weight(specification: str) -> tuple[str, float]:
+    """Take a weight off a task or a data dir, 1 when there is none: ``train*0.5``.
+
+    Raises:
+        UserError: no number, or none from above 0 to 1000.
+    """
+    name, star, number = specification.partition("*")
+    weight = 1.0
+    if star:
+        try:
+            weight = float(number)
+        except ValueError:
+            weight = 0.0
+        if not 0 < weight <= 1000:
+            raise UserError(
+                f"{specification!r}: a weight is a number above 0, at most 1000, "
+                f"not {number!r}"
+            )
+    return name, weight
+
+
+def repetitions(utterance: str, task: Task, weight: float) -> int:
+    """How often an utterance comes in the mix; always the same, for the same names."""
+    digest = hashlib.sha256(f"{utterance} {task}".encode()).digest()
+    chance = int.from_bytes(digest[:8], "big") / 2**64  # from 0 to 1, even
+    return int(weight + 1 - chance)
+
+
+def utterance_of(example: str, task: str, target: str) -> str:
+    """The utterance that an example's id begins with.
+
+    Args:
+        example: ``<utterance>-<task>-<target>``, perhaps with ``-2`` behind it.
+    """
+    return re.sub(rf"-{re.escape(f'{task}-{target}')}(-[0-9]+)?$", "", example)
+
+
+def parse_task(specification: str) -> Task:
+    """Read ``asr:en``, ``st:en:fr`` or ``asr_st:en:fr``."""
+    name, *languages = specification.split(":")
+    expected = 1 if name == "asr" else 2
+    if name not in TASKS or len(languages) != expected or not all(languages):
+        raise UserError(
+            f"task {specification!r}: expected asr:<lang>, st:<source>:<target> or "
+            "asr_st:<source>:<target>"
+        )
+    if expected == 2 and languages[0] == languages[1]:
+        raise UserError(f"task {specification!r}: the two languages are the same")
+    return Task(name, languages[0], languages[-1])
+
+
+def make_examples(
+    sources: Iterable[str | Path],
+    target: str | Path,
+    tasks: Iterable[str],
+    plain_transcripts: bool = False,
+) -> tuple[Counter, list[Dropped]]:
+    """Write the example dir of all tasks over all data dirs.
+
+    Args:
+        sources: formatted data dirs (one audio file per utterance), with no
+            utterance in common, with weights or without.
+        target: the example dir to write.
+        tasks: task specifications, with weights or without.
+        plain_transcripts: the transcript that ``asr`` and ``asr_st`` answer with is
+            the normalised one, without case and punctuation, which minutes of speech
+            cannot teach.
+
+    Returns:
+        The number of examples per task (``"asr en en"``), and what was left out:
+        utterances without a translation that a task needs, and utterances whose
+        transcript vanishes under normalisation. Also in ``dropped.tsv``.
+
+    Raises:
+        UserError: a task is unknown or given twice, its source language is spoken in
+            no utterance, its target language has no table, or an id comes twice.
+    """
+    sources = [split_weight(str(source)) for source in sources]
+    sources = [(Path(source), weight) for source, weight in sources]
+    weighted = [parse_weighted(task) for task in tasks]
+    parsed = [task for task, _ in weighted]
+    if repeated := [task for task, count in Counter(parsed).items() if count > 1]:
+        raise UserError(f"task '{repeated[0]}' is given twice")
+    _check_languages([source for source, _ in sources], parsed)
+    counts, dropped = Counter(), []
+    streams = []
+    for source, factor in sources:
+        mix = [(task, weight * factor) for task, weight in weighted]
+        streams.append(_list_examples(source, mix, plain_transcripts, counts, dropped))
+    with atomic_directory(target) as new:
+        with ExitStack() as stack:
+            files = [
+                stack.enter_context(
+                    open(new / name, "w", encoding="utf-8", newline="\n")
+                )
+                for name in _FILES
+            ]
+            previous = ""
+            for example, values in heapq.merge(*streams):
+                if example == previous:
+                    raise UserError(
+                        f"{target}: example {example} comes from two data dirs"
+                    )
+                previous = example
+                for stream, value in zip(files, values, strict=True):
+                    stream.write(datadir.table_line(example, value))
+        datadir.write_spk2utt(new)
+        datadir.write_dropped(new, dropped)
+    return counts, dropped
+
+
+def _check_languages(sources: list[Path], tasks: list[Task]) -> None:
+    spoken, written = set(), set()
+    for source in sources:
+        _check_tables(source)
+        spoken.update(value for _, value in datadir.iterate_table(source / "utt2lang"))
+        written.update(datadir.translation_languages(source))
+    places = ", ".join(map(str, sources))
+    for task in tasks:
+        if task.source not in spoken:
+            raise UserError(
+                f"task '{task}': no utterance of {places} is in {task.source!r}; "
+                f"spoken there: {', '.join(sorted(spoken))}"
+            )
+        if task.name != "asr" and task.target not in written:
+            raise UserError(
+                f"task '{task}': {places} has no translations into {task.target!r} "
+                f"(text.{task.target}); there are: {', '.join(sorted(written))}"
+            )
+
+
+def _check_tables(source: Path) -> None:
+    paths = datadir.table_paths(source)
+    for name in ("text", "utt2lang", "utt2spk", "utt2num_samples"):
+        if name not in paths:
+            raise UserError(f"{source / name}: missing; format the audio first")
+    if "segments" in paths:
+        raise UserError(f"{source}: has segments; format the audio first")
+
+
+def _list_examples(
+    source: Path,
+    tasks: list[tuple[Task, float]],
+    plain: bool,
+    counts: Counter,
+    dropped: list[Dropped],
+) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield (example, values in the order of _FILES), sorted by example.
+
+    Utterance order is not example order ("a-b" is after "a", but "a-asr-en" is before
+    "a-b-asr-en" only by chance), so examples wait until no later one can precede
+    them: every later id begins with a later utterance.
+    """
+    waiting: list[tuple[str, tuple[str, ...]]] = []
+    paths = datadir.table_paths(source)
+    paths["wav.scp"] = source / "wav.scp"
+    for utterance, row in datadir.join_tables(paths, "utt2spk"):
+        while waiting and waiting[0][0] <= utterance:
+            yield heapq.heappop(waiting)
+        for example in _examples_of(utterance, row, tasks, plain, dropped):
+            counts[example[1][_FILES.index("utt2task")]] += 1
+            heapq.heappush(waiting, example)
+    while waiting:
+        yield heapq.heappop(waiting)
+
+
+def _examples_of(
+    utterance: str,
+    row: dict[str, str],
+    tasks: list[tuple[Task, float]],
+    plain: bool,
+    dropped: list[Dropped],
+) -> Iterator[tuple[str, tuple[str, ...]]]:
+    language = row.get("utt2lang")
+    wanted = [(task, weight) for task, weight in tasks if task.source == language]
+    if not wanted:
+        return
+    for name in ("wav.scp", "utt2num_samples", "text"):
+        if name not in row:
+            dropped.append(Dropped(utterance, "make_examples", f"not in {name}"))
+            return
+    transcript = " ".join(row["text"].split())
+    heard = ctc_text(transcript, language)
+    if not heard:
+        reason = "transcript empty after normalisation"
+        dropped.append(Dropped(utterance, "make_examples", reason, transcript))
+        return
+    for task, weight in wanted:
+        text = heard if plain else transcript
+        if task.name != "asr":
+            translation = " ".join(row.get(f"text.{task.target}", "").split())
+            if not translation:
+                reason = f"no translation into {task.target}"
+                dropped.append(Dropped(utterance, "make_examples", reason, str(task)))
+                continue
+            text = translation
+            if task.name == "asr_st":
+                text = join_texts(heard if plain else transcript, translation)
+        example = f"{utterance}-{task.name}-{task.target}"
+        values = (
+            text,
+            heard,
+            language,
+            row["utt2num_samples"],
+            row["utt2spk"],
+            str(task),
+            row["wav.scp"],
+        )
+        for number in range(1, repetitions(utterance, task, weight) + 1):
+            yield example if number == 1 else f"{example}-{number}", values

@@ -1,0 +1,345 @@
+"""Cut, resample and write the audio of a data dir: one file per utterance.
+
+The utterances are split into shards of a thousand in their order. A shard's files
+lie in ``<output>/audio/<shard>/``; when it is complete, ``<shard>.tsv`` beside it
+says what came of each utterance and begins with a fingerprint of all that went in.
+A second start skips shards whose fingerprint still holds, so that a stage that was
+killed goes on where it was, and one whose input changed redoes what changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from speechllm.audio import io as audio
+from speechllm.data import data_dir as datadir
+from speechllm.data.data_dir import Dropped
+from speechllm.utils.errors import UserError
+from speechllm.utils.io import atomic_open
+
+SHARD_SIZE = 1000
+AUDIO_FORMATS = ("flac", "wav")
+_FORMAT_VERSION = "1"  # raise it when the written samples change
+_WARN_ABOVE = 0.1  # share of failed utterances that deserves a louder word
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One utterance to write: where it lies in which recording, and its speed."""
+
+    utterance: str
+    source: str
+    start: float | None
+    end: float | None
+    speed: float
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A shard's cuts and where its results go."""
+
+    cuts: list[Cut]
+    folder: Path
+    audio_format: str
+    allow_pipes: bool
+
+    @property
+    def record(self) -> Path:
+        return self.folder.with_suffix(".tsv")
+
+
+def format_audio(
+    source: str | Path,
+    target: str | Path,
+    jobs: int = 1,
+    audio_format: str = "flac",
+    allow_pipes: bool = False,
+) -> tuple[int, list[Dropped]]:
+    """Write every utterance of a data dir as a 16 kHz mono file of its own.
+
+    Segments are cut and ``utt2speed`` is applied. Utterances whose audio cannot be
+    read are left out of every table of ``target`` and listed in its ``dropped.tsv``.
+
+    Args:
+        source: a valid data dir.
+        target: the data dir to write; the audio goes to ``target/audio``.
+        jobs: processes.
+        audio_format: ``flac`` or ``wav``, 16 bit.
+        allow_pipes: run commands in ``wav.scp``.
+
+    Returns:
+        The number of utterances written, and what was left out.
+
+    Raises:
+        UserError: the data dir is not valid, or no utterance could be read.
+        OSError: the disk is full or cannot be written.
+    """
+    source, target = Path(source), Path(target)
+    if source.resolve() == target.resolve():
+        raise UserError(f"{source}: the formatted data needs a folder of its own")
+    datadir.check_data_dir(source, check_files=False, allow_pipes=allow_pipes)
+    _remove_tables(target)
+    shards = list_shards(source, target / "audio", audio_format, allow_pipes)
+    records = _run_shards(shards, jobs, _count_utterances(source))
+    _remove_others(target / "audio", records)
+    failed = [entry for record in records for entry in read_record(record)[1]]
+    gone = {entry.id for entry in failed}
+    kept = _write_tables(source, target, records, gone)
+    datadir.write_dropped(target, [*datadir.read_dropped(source), *failed])
+    if kept == 0:
+        raise UserError(
+            f"{source}: no audio could be read; {target / datadir.DROPPED} lists why, "
+            f"first: {failed[0].detail or failed[0].reason}"
+        )
+    if len(gone) > _WARN_ABOVE * (kept + len(gone)):
+        share = len(gone) / (kept + len(gone))
+        print(f"warning: {share:.0%} of {source} could not be read")
+    return kept, failed
+
+
+def list_shards(
+    source: Path, audio_folder: Path, audio_format: str, allow_pipes: bool
+) -> Iterator[Shard]:
+    """Yield the shards of a data dir in the order of its utterances."""
+    cuts, number = [], 0
+    for cut in _list_cuts(source):
+        cuts.append(cut)
+        if len(cuts) == SHARD_SIZE:
+            folder = audio_folder / f"{number:05d}"
+            yield Shard(cuts, folder, audio_format, allow_pipes)
+            cuts, number = [], number + 1
+    if cuts:
+        yield Shard(cuts, audio_folder / f"{number:05d}", audio_format, allow_pipes)
+
+
+def write_shard(shard: Shard) -> Path:
+    """Write the audio of one shard unless that is done; return its record's path.
+
+    The record has the fingerprint in its first line, then tab-separated
+    ``ok <utterance> <path> <samples>`` or ``dropped <utterance> <reason> <detail>``.
+    """
+    fingerprint = _fingerprint(shard)
+    if _first_line(shard.record) == fingerprint:
+        return shard.record
+    shard.record.unlink(missing_ok=True)
+    shutil.rmtree(shard.folder, ignore_errors=True)
+    shard.folder.mkdir(parents=True)
+    lines = [fingerprint]
+    recordings = _Recordings(shard)
+    for cut in shard.cuts:
+        name = cut.utterance.replace("%", "%25").replace("/", "%2F")
+        path = shard.folder / f"{name}.{shard.audio_format}"
+        try:
+            samples = audio.change_speed(recordings.read(cut), cut.speed)
+            if len(samples) == 0:
+                raise UserError(f"{cut.source}: the segment holds no samples")
+        except UserError as error:
+            detail = " ".join(str(error).split())
+            lines.append(f"dropped\t{cut.utterance}\tunreadable audio\t{detail}")
+            continue
+        _write_file(path, audio.encode_audio(samples, shard.audio_format, 16000))
+        lines.append(f"ok\t{cut.utterance}\t{path}\t{len(samples)}")
+    with atomic_open(shard.record) as stream:
+        stream.write("\n".join(lines) + "\n")
+    return shard.record
+
+
+def read_record(path: Path) -> tuple[list[tuple[str, str, int]], list[Dropped]]:
+    """Read a shard's record: [(utterance, path, samples)] and what failed."""
+    written, failed = [], []
+    with open(path, encoding="utf-8") as stream:
+        next(stream)
+        for line in stream:
+            kind, utterance, *rest = line.rstrip("\n").split("\t")
+            if kind == "ok":
+                written.append((utterance, rest[0], int(rest[1])))
+            else:
+                failed.append(Dropped(utterance, "format_audio", *rest))
+    return written, failed
+
+
+class _Recordings:
+    """Reads cuts; keeps the last recording that can only be decoded from its start."""
+
+    def __init__(self, shard: Shard) -> None:
+        self.allow_pipes = shard.allow_pipes
+        self.name: str | None = None
+        self.samples = np.zeros(0, np.float32)
+        self.error: UserError | None = None
+
+    def read(self, cut: Cut) -> np.ndarray:
+        if cut.end is None or audio.can_seek(cut.source):
+            return audio.load_audio(
+                cut.source, cut.start, cut.end, allow_pipes=self.allow_pipes
+            )
+        if self.name != cut.source:
+            self.name, self.error = cut.source, None
+            try:
+                self.samples = audio.load_audio(
+                    cut.source, allow_pipes=self.allow_pipes
+                )
+            except UserError as error:
+                self.error = error
+        if self.error is not None:
+            raise self.error
+        return audio.cut_seconds(
+            self.samples[:, None], audio.SAMPLING_RATE, cut.start, cut.end, cut.source
+        )[:, 0]
+
+
+def _list_cuts(source: Path) -> Iterator[Cut]:
+    paths = datadir.table_paths(source)
+    wanted = {"utt2speed": paths["utt2speed"]} if "utt2speed" in paths else {}
+    if "segments" not in paths:
+        wanted["wav.scp"] = source / "wav.scp"
+        for utterance, row in datadir.join_tables(wanted, "wav.scp"):
+            speed = _speed(source, utterance, row)
+            yield Cut(utterance, row["wav.scp"], None, None, speed)
+        return
+    recordings = datadir.read_table(source / "wav.scp")
+    wanted["segments"] = paths["segments"]
+    for utterance, row in datadir.join_tables(wanted, "segments"):
+        recording, start, end = datadir.parse_segment(row["segments"])
+        speed = _speed(source, utterance, row)
+        yield Cut(utterance, recordings[recording], start, end, speed)
+
+
+def _speed(source: Path, utterance: str, row: dict[str, str]) -> float:
+    value = row.get("utt2speed", "1")
+    try:
+        if 0.1 <= float(value) <= 10:
+            return float(value)
+    except ValueError:
+        pass
+    raise UserError(
+        f"{source / 'utt2speed'}: the speed of {utterance} is {value!r}, not a factor "
+        "between 0.1 and 10"
+    )
+
+
+def _count_utterances(source: Path) -> int:
+    return sum(1 for _ in datadir.iterate_table(source / "utt2spk"))
+
+
+def _fingerprint(shard: Shard) -> str:
+    """Hash everything that decides the shard's files, the sources' sizes included."""
+    digest = hashlib.sha256(f"{_FORMAT_VERSION} {shard.audio_format}".encode())
+    states = {}
+    for cut in shard.cuts:
+        if cut.source not in states:
+            states[cut.source] = _file_state(cut.source)
+        digest.update(f"{cut} {states[cut.source]}\n".encode())
+    return digest.hexdigest()
+
+
+def _file_state(path: str) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)
+    except OSError:  # a pipe, an archive position, or a missing file
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
+def _first_line(path: Path) -> str | None:
+    try:
+        with open(path, encoding="utf-8") as stream:
+            return stream.readline().rstrip("\n")
+    except FileNotFoundError:
+        return None
+
+
+def _write_file(path: Path, content: bytes) -> None:
+    try:
+        path.write_bytes(content)
+    except OSError as error:  # a full disk does not tell which file it refused
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def _run_shards(shards: Iterable[Shard], jobs: int, total: int) -> list[Path]:
+    """Write all shards in ``jobs`` processes; return their records in order."""
+    from tqdm import tqdm
+
+    records = []
+    with tqdm(total=total, unit="utt", desc="format audio", mininterval=1) as progress:
+        if jobs <= 1:
+            for shard in shards:
+                records.append(write_shard(shard))
+                progress.update(len(shard.cuts))
+            return records
+        # Spawned, not forked: tqdm and the caller may have threads.
+        pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"))
+        try:
+            running = {}
+            for shard in shards:
+                running[pool.submit(write_shard, shard)] = len(shard.cuts)
+                if len(running) >= 2 * jobs:
+                    _collect(running, records, progress)
+            while running:
+                _collect(running, records, progress)
+        except BrokenProcessPool:
+            raise UserError(
+                "a process that formats audio was killed, perhaps for want of memory; "
+                "start again with fewer jobs, what is done stays done"
+            ) from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return sorted(records)
+
+
+def _collect(running: dict, records: list[Path], progress) -> None:
+    done, _ = wait(running, return_when=FIRST_COMPLETED)
+    for future in done:
+        records.append(future.result())
+        progress.update(running.pop(future))
+
+
+def _remove_tables(target: Path) -> None:
+    """Remove an earlier run's tables: what is stopped from here on is no data dir."""
+    if target.is_dir():
+        tables = datadir.table_paths(target).values()
+        for path in (target / "wav.scp", target / "spk2utt", *tables):
+            path.unlink(missing_ok=True)
+
+
+def _remove_others(audio_folder: Path, records: list[Path]) -> None:
+    """Remove shards that an earlier, longer version of the data left behind."""
+    ours = {path for record in records for path in (record, record.with_suffix(""))}
+    for path in audio_folder.iterdir():
+        if path not in ours:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _write_tables(
+    source: Path, target: Path, records: list[Path], gone: set[str]
+) -> int:
+    """Write the tables of the formatted data dir, ``wav.scp`` last."""
+    skip = {"segments", "utt2speed", "utt2dur", "utt2num_samples"}
+    for name, path in datadir.table_paths(source).items():
+        if name in skip:
+            continue
+        with atomic_open(target / name) as stream:
+            for key, value in datadir.iterate_table(path):
+                if key not in gone:
+                    stream.write(datadir.table_line(key, value))
+    datadir.write_spk2utt(target)
+    count = 0
+    with (
+        atomic_open(target / "utt2num_samples") as lengths,
+        atomic_open(target / "wav.scp") as scp,
+    ):
+        for record in records:
+            for utterance, path, samples in read_record(record)[0]:
+                scp.write(datadir.table_line(utterance, path))
+                lengths.write(datadir.table_line(utterance, str(samples)))
+                count += 1
+    return count

@@ -1,0 +1,1 @@
+"""Search, scorers and alignment on a batch of encoded utterances."""

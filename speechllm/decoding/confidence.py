@@ -1,0 +1,237 @@
+"""How sure a word is: probabilities of CTC and LLM, calibrated on a development set.
+
+A word's CTC probability is that of its labels along the alignment, its LLM probability
+that of its tokens. Both are too sure of themselves, each in its own way; a logistic
+regression on them, fitted to which words of the development set were right (Platt 1999,
+"Probabilistic Outputs for Support Vector Machines"), gives a probability that can be
+taken as one. How far it can is its expected calibration error (Guo et al. 2017, "On
+Calibration of Modern Neural Networks").
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from speechllm.pretrained.model_folder import write_json
+from speechllm.text.normalization import LANGUAGES_WITHOUT_SPACES, normalize
+from speechllm.utils.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+CALIBRATION_FILE = "confidence.json"
+FEATURES = ("mean_ctc", "least_ctc", "mean_llm", "least_llm")
+BINS = 10
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A logistic regression from ``FEATURES`` to the probability of being right.
+
+    Attributes:
+        weights: of the features, bias last.
+        made_from: which words, for the reader.
+    """
+
+    weights: tuple[float, ...]
+    made_from: str = ""
+
+    def probability(self, features: Sequence[float]) -> float:
+        """That a word with these features is right."""
+        *slopes, bias = self.weights
+        total = sum(w * x for w, x in zip(slopes, features, strict=True)) + bias
+        return 1 / (1 + math.exp(-max(-30.0, min(30.0, total))))
+
+
+def word_features(
+    labels: Sequence[float], tokens: Sequence[float]
+) -> tuple[float, float, float, float]:
+    """``FEATURES`` of one word, each from 0 to 1.
+
+    Args:
+        labels, tokens: log probabilities of its CTC labels and its LLM tokens. Where
+            one is empty (a word in signs that CTC does not know, a model without an
+            LLM) the other stands for it.
+    """
+    labels, tokens = labels or tokens or [0.0], tokens or labels or [0.0]
+    return (
+        math.exp(sum(labels) / len(labels)),
+        math.exp(min(labels)),
+        math.exp(sum(tokens) / len(tokens)),
+        math.exp(min(tokens)),
+    )
+
+
+def uncalibrated(features: Sequence[float]) -> float:
+    """What stands for a probability where nothing was calibrated: CTC's."""
+    return features[0]
+
+
+def tokens_of_words(pieces: Sequence[str], words: Sequence[str]) -> list[list[int]]:
+    """Which tokens each word is written with.
+
+    Args:
+        pieces: the text that each token adds.
+        words: of the text, in order; white space does not count.
+
+    Returns:
+        Indices of tokens, for each word. A token may be of two words.
+    """
+    owners = iter([i for i, word in enumerate(words) for c in word if not c.isspace()])
+    found: list[list[int]] = [[] for _ in words]
+    for index, piece in enumerate(pieces):
+        for character in piece:
+            if character.isspace():
+                continue
+            owner = next(owners, None)
+            if owner is not None and index not in found[owner]:
+                found[owner].append(index)
+    return found
+
+
+def right_words(words: Sequence[str], reference: str, language: str) -> list[bool]:
+    """Which words stand in the reference, by the alignment with fewest errors.
+
+    Args:
+        words: as they stand in the answer.
+        reference: the true text.
+        language: of both; words are compared as they are scored.
+    """
+    import jiwer
+
+    spelt = [normalize(word, language).split() for word in words]
+    flat = [part for parts in spelt for part in parts]
+    truth = normalize(reference, language)
+    expected = list(truth) if language in LANGUAGES_WITHOUT_SPACES else truth.split()
+    if not flat or not expected:
+        return [not parts and not expected for parts in spelt]
+    output = jiwer.process_words(" ".join(expected), " ".join(flat))
+    right = [False] * len(flat)
+    for chunk in output.alignments[0]:
+        if chunk.type == "equal":
+            right[chunk.hyp_start_idx : chunk.hyp_end_idx] = [True] * (
+                chunk.hyp_end_idx - chunk.hyp_start_idx
+            )
+    edges = list(accumulate((len(parts) for parts in spelt), initial=0))
+    return [all(right[begin:end]) for begin, end in pairwise(edges)]
+
+
+# Calibration
+
+
+def fit(features: np.ndarray, right: np.ndarray, made_from: str = "") -> Calibration:
+    """Fit the logistic regression, with scikit-learn's mild L2 penalty.
+
+    Args:
+        features: (words, features)
+        right: (words,) of bool.
+
+    Raises:
+        UserError: all words are right, or all wrong.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    if len(set(right.tolist())) < 2:
+        raise UserError(
+            f"{len(right)} words to calibrate on, all of them "
+            f"{'right' if len(right) and right[0] else 'wrong'}: name more examples"
+        )
+    model = LogisticRegression().fit(features, right)
+    weights = [*model.coef_[0].tolist(), float(model.intercept_[0])]
+    return Calibration(tuple(round(w, 4) for w in weights), made_from)
+
+
+def bins(
+    probabilities: Sequence[float], right: Sequence[bool]
+) -> list[tuple[int, float, float]]:
+    """Words, mean confidence and accuracy in each tenth of confidence that has any."""
+    members: list[list[int]] = [[] for _ in range(BINS)]
+    for index, probability in enumerate(probabilities):
+        members[min(int(probability * BINS), BINS - 1)].append(index)
+    return [
+        (
+            len(chosen),
+            sum(probabilities[i] for i in chosen) / len(chosen),
+            sum(right[i] for i in chosen) / len(chosen),
+        )
+        for chosen in members
+        if chosen
+    ]
+
+
+def expected_calibration_error(
+    probabilities: Sequence[float], right: Sequence[bool]
+) -> float:
+    """Mean distance of confidence from accuracy over bins of confidence, by words."""
+    rows = bins(probabilities, right)
+    return sum(n * abs(p - a) for n, p, a in rows) / max(len(probabilities), 1)
+
+
+def reliability_picture(
+    path: str | Path,
+    curves: dict[str, tuple[Sequence[float], Sequence[bool]]],
+) -> None:
+    """Draw accuracy over confidence, with the number of words below.
+
+    Args:
+        path: an image that matplotlib writes, such as ``.png``.
+        curves: a name and (probabilities, right) of each curve.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (above, below) = pyplot.subplots(
+        2, 1, figsize=(5, 6), sharex=True, height_ratios=(3, 1), layout="constrained"
+    )
+    above.plot([0, 1], [0, 1], color="grey", linestyle=":", label="as it should be")
+    for name, (probabilities, right) in curves.items():
+        rows = bins(probabilities, right)
+        error = expected_calibration_error(probabilities, right)
+        label = f"{name}: ECE {error:.3f}"
+        above.plot([p for _, p, _ in rows], [a for *_, a in rows], "o-", label=label)
+        below.hist(probabilities, bins=BINS, range=(0, 1), histtype="step")
+    above.set(ylabel="share of words that are right", ylim=(0, 1))
+    below.set(xlabel="confidence", ylabel="words", xlim=(0, 1))
+    above.legend()
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def read_calibration(folder: str | Path) -> Calibration | None:
+    """The calibration in a model's folder, or None if it has none.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = Path(folder) / CALIBRATION_FILE
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text("utf-8"))
+        weights = tuple(float(w) for w in content["weights"])
+        if len(weights) != len(FEATURES) + 1:
+            raise ValueError(f"{len(weights)} weights")
+        return Calibration(weights, str(content.get("made_from", "")))
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: damaged ({error}); make it again with python -m "
+            "speechllm.bin.calibrate"
+        ) from None
+
+
+def write_calibration(calibration: Calibration, folder: str | Path) -> None:
+    """Write ``confidence.json`` into a model's folder."""
+    write_json(
+        Path(folder) / CALIBRATION_FILE,
+        {"features": [*FEATURES, "bias"], **asdict(calibration)},
+    )

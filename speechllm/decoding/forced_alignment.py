@@ -1,0 +1,386 @@
+"""Where each word of a text was heard: forced alignment by the CTC branch.
+
+The likeliest CTC path that spells a text (Graves et al. 2006, "Connectionist Temporal
+Classification", with a maximum in place of the sum; torchaudio's tutorial "Forced
+alignment with Wav2Vec2" is the same). A label is heard where CTC peaks, in a frame or
+two; the word reaches beyond its first and last peak (:func:`word_times`).
+
+What CTC has no label for - a foreign letter, a digit in a language whose numbers cannot
+be spelt - is aligned as a wildcard that may be anything: it takes what was heard between
+the labels beside it.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from speechllm.decoding.result import Word
+from speechllm.models.bridge import label_runs
+from speechllm.text.normalization import (
+    LANGUAGES_WITHOUT_SPACES,
+    ctc_text,
+    spell_numbers,
+)
+from speechllm.training.preprocessor import CTCTokenizer
+
+#: Seconds that a word begins before the first frame of its first label, and that it
+#: ends behind the last frame of its last one, where the sound goes on: the medians
+#: over the mini recipe's development prompts of how far speech begins and ends from
+#: CTC's first and last peak.
+LEAD, TAIL = 0.08, 0.06
+REACH = 0.4  # seconds in which the sound has to fall silent to be the word's
+PAUSE = 0.1  # seconds; a shorter silence, as before a "t", is inside a word
+DROP = 35.0  # dB below the loudest 10 ms of the utterance, where sound is silence
+
+NEVER = -1e30
+
+
+@dataclass(frozen=True)
+class Span:
+    """The frames of one word.
+
+    Attributes:
+        begin, end: first frame and frame behind the last.
+        log_probs: log probability of each of its labels, at its likeliest frame;
+            empty for a word that has no label of its own.
+        heard: whether its place was found in the audio; else it was shared out.
+    """
+
+    begin: int
+    end: int
+    log_probs: tuple[float, ...] = ()
+    heard: bool = True
+
+    @property
+    def probability(self) -> float:
+        """Geometric mean of its labels' probabilities; 0 without any."""
+        if not self.log_probs:
+            return 0.0
+        return math.exp(sum(self.log_probs) / len(self.log_probs))
+
+
+def forced_align(
+    log_probs: Tensor, labels: Sequence[int] | Tensor, blank: int = 0
+) -> tuple[Tensor, Tensor]:
+    """The likeliest path of CTC labels that spells a text.
+
+    By torchaudio where it loads, else by :func:`viterbi`: the same path.
+
+    Args:
+        log_probs: (frames, labels), any floating type.
+        labels: (n,) the text, without blanks; it may be empty.
+        blank: index of the blank.
+
+    Returns:
+        The label of each frame (frames,), blanks included, and its log probability
+        (frames,).
+
+    Raises:
+        ValueError: the text needs more frames than there are (two equal labels need
+            a blank between them), or it holds a blank.
+    """
+    labels = torch.as_tensor(labels, dtype=torch.long, device=log_probs.device)
+    if (labels == blank).any():
+        raise ValueError("a text has no blanks")
+    needed = frames_needed(labels.tolist())
+    if needed > len(log_probs):
+        raise ValueError(f"{needed} frames are needed, there are {len(log_probs)}")
+    if not len(labels):
+        return torch.full_like(log_probs[:, 0], blank, dtype=torch.long), log_probs[
+            :, blank
+        ]
+    by_torchaudio = torchaudio_forced_align()
+    if by_torchaudio is None:
+        path = viterbi(log_probs, labels, blank)
+    else:
+        aligned, _ = by_torchaudio(log_probs[None], labels[None], blank=blank)
+        path = aligned[0].long()
+    return path, log_probs.gather(1, path[:, None])[:, 0]
+
+
+def frames_needed(labels: Sequence[int]) -> int:
+    """Fewest frames in which CTC can spell the labels."""
+    return len(labels) + sum(a == b for a, b in itertools.pairwise(labels))
+
+
+@functools.cache
+def torchaudio_forced_align():
+    """torchaudio's function, or None where torchaudio is missing or does not load."""
+    try:
+        from torchaudio.functional import forced_align as function
+    except (ImportError, OSError):  # its wheel wants CUDA's libraries
+        return None
+    return function
+
+
+def viterbi(log_probs: Tensor, labels: Tensor, blank: int = 0) -> Tensor:
+    """The likeliest path (frames,) of labels (n,), n > 0, in plain torch.
+
+    A state is a label or a blank between two: blank, label 1, blank, label 2, …, blank.
+    From each, a path stays, goes to the next, or leaves out the blank between two
+    labels that differ.
+    """
+    frames, states = len(log_probs), 2 * len(labels) + 1
+    spelt = torch.full((states,), blank, device=labels.device)
+    spelt[1::2] = labels
+    emitted = log_probs[:, spelt].double()  # (frames, states)
+    closed = torch.zeros(states, dtype=torch.double, device=labels.device)
+    closed[::2] = NEVER  # no way round to a blank, nor between equal labels
+    closed[3::2][labels[1:] == labels[:-1]] = NEVER
+    score = torch.full_like(closed, NEVER)
+    score[:2] = emitted[0, :2]
+    steps = torch.zeros(frames, states, dtype=torch.long, device=labels.device)
+    ways = torch.full((3, states), NEVER, dtype=torch.double, device=labels.device)
+    for frame in range(1, frames):
+        ways[0] = score
+        ways[1, 1:] = score[:-1]
+        ways[2, 2:] = score[:-2] + closed[2:]
+        best, steps[frame] = ways.max(0)
+        score = best + emitted[frame]
+    state = states - 1 if score[-1] > score[-2] else states - 2
+    path, steps = [state], steps.tolist()
+    for frame in range(frames - 1, 0, -1):
+        state -= steps[frame][state]
+        path.append(state)
+    return spelt[torch.tensor(path[::-1], device=labels.device)]
+
+
+# Words
+
+
+def split_words(text: str, language: str) -> list[str]:
+    """Words as they stand in the text; in Japanese and its like, characters.
+
+    A sign without a letter stays with what it stands behind.
+    """
+    words = text.split()
+    if language not in LANGUAGES_WITHOUT_SPACES:
+        return words
+    pieces: list[str] = []
+    for character in "".join(words):
+        if pieces and not ctc_text(character, language):
+            pieces[-1] += character
+        else:
+            pieces.append(character)
+    return pieces
+
+
+def word_labels(word: str, language: str, tokenizer: CTCTokenizer) -> list[int]:
+    """CTC labels of a word; ``<unk>`` for what has none, alone where it can be.
+
+    A digit is spelt where the labels are letters only.
+    """
+    unknown = tokenizer.converter.unk_id
+    labels = tokenizer(ctc_text(word, language))
+    if unknown in labels:
+        labels = tokenizer(ctc_text(spell_numbers(word, language), language))
+    return [
+        label
+        for place, label in enumerate(labels)
+        if label != unknown or place == 0 or labels[place - 1] != unknown
+    ]
+
+
+def align_spans(
+    words: Sequence[Sequence[int]],
+    log_probs: Tensor,
+    unknown: int,
+    space: int | None,
+) -> list[Span]:
+    """The frames of each word.
+
+    Args:
+        words: CTC labels of each; they may be empty.
+        log_probs: (frames, labels) of the CTC branch, blank first.
+        unknown: the label that may be anything.
+        space: the label between two words, or None.
+
+    Returns:
+        One span for each word, in order and without overlap. A word without labels
+        has no length and stands where the one before it ends. When the text does not
+        fit into the frames they are shared out by the number of labels.
+    """
+    labels: list[int] = []
+    owners: list[int | None] = []
+    for index, word in enumerate(words):
+        if word and labels and space is not None:
+            labels.append(space)
+            owners.append(None)
+        labels += word
+        owners += [index] * len(word)
+    frames = len(log_probs)
+    if frames_needed(labels) > frames:
+        return share_out([len(word) for word in words], frames)
+    # the wildcard is nearly as likely as the likeliest label of each frame
+    best, likeliest = log_probs.max(1)
+    log_probs = log_probs.clone()
+    log_probs[:, unknown] = best - 0.01
+    path, scores = forced_align(log_probs, labels)
+    silent = likeliest == 0
+    if space is not None:
+        silent |= likeliest == space
+    silent, scores = silent.tolist(), scores.tolist()
+    spans: list[Span | None] = [None] * len(words)
+    runs = [run for run in label_runs(path.tolist()) if run[0] != 0]
+    for owner, (label, begin, end) in zip(owners, runs, strict=True):
+        if owner is None:
+            continue
+        found: tuple[float, ...] = ()
+        if label != unknown:
+            found = (max(scores[begin:end]),)
+        else:
+            heard = [t for t in range(begin, end) if not silent[t]]
+            if heard:
+                begin, end = heard[0], heard[-1] + 1
+        before = spans[owner]
+        if before is not None:
+            begin, found = before.begin, before.log_probs + found
+        spans[owner] = Span(begin, end, found)
+    place, filled = 0, []
+    for span in spans:
+        filled.append(span or Span(place, place))
+        place = filled[-1].end
+    return filled
+
+
+def align_words(
+    text: str,
+    language: str,
+    log_probs: Tensor,
+    tokenizer: CTCTokenizer,
+    seconds_per_frame: float,
+) -> list[Word]:
+    """When each word of a text was heard.
+
+    Args:
+        text: what was said, as it is written; numbers and punctuation may be in it.
+        language: two-letter code of it.
+        log_probs: (frames, labels) of the CTC branch.
+        tokenizer: text to CTC labels.
+        seconds_per_frame: of the encoder.
+
+    Returns:
+        The words in order and without overlap. The confidence of each is the
+        geometric mean of its labels' probabilities, 0 where nothing says where it is.
+    """
+    words = split_words(text, language)
+    spans = align_texts(words, language, log_probs, tokenizer)
+    times = word_times(spans, len(log_probs), seconds_per_frame)
+    return [
+        Word(word, start, end, span.probability)
+        for word, span, (start, end) in zip(words, spans, times)
+    ]
+
+
+def align_texts(
+    words: Sequence[str], language: str, log_probs: Tensor, tokenizer: CTCTokenizer
+) -> list[Span]:
+    """The frames of each word of a text; the arguments are those of align_words."""
+    (space,) = tokenizer(" ")
+    unknown = tokenizer.converter.unk_id
+    return align_spans(
+        [word_labels(word, language, tokenizer) for word in words],
+        log_probs,
+        unknown,
+        None if space == unknown else space,
+    )
+
+
+def share_out(sizes: Sequence[int], frames: int) -> list[Span]:
+    """Cut the frames in proportion, for a text that does not fit into them."""
+    total, done, spans = max(sum(sizes), 1), 0, []
+    for size in sizes:
+        begin, done = round(frames * done / total), done + size
+        spans.append(Span(begin, round(frames * done / total), heard=False))
+    return spans
+
+
+def word_times(
+    spans: Sequence[Span],
+    frames: int,
+    seconds_per_frame: float,
+    loud: Sequence[bool] | None = None,
+) -> list[tuple[float, float]]:
+    """Start and end of each word in seconds, in order and without overlap.
+
+    A word reaches from its first and last peak as far as the sound does, if that
+    falls silent within ``REACH``; else by ``LEAD`` and ``TAIL``. Where two words leave
+    less between them, they share it in that proportion. Where the sound goes on before
+    the first word or behind the last, as music does, a silence of less than ``PAUSE``
+    is their limit too.
+
+    Args:
+        spans: of each word.
+        frames: of the utterance.
+        seconds_per_frame: of the encoder.
+        loud: which frames are loud, of :func:`loud_frames`; None if that is not known.
+    """
+    known = [True] * frames if loud is None else list(loud)
+    loud = bridged(known, seconds_per_frame)
+    reach = round(REACH / seconds_per_frame)
+    times: list[tuple[float, float]] = []
+    for place, span in enumerate(spans):
+        start, end = span.begin * seconds_per_frame, span.end * seconds_per_frame
+        if span.heard and span.end > span.begin:
+            left = spans[place - 1].end if place else 0
+            right = spans[place + 1].begin if place + 1 < len(spans) else frames
+            before = loud[max(left, span.begin - reach) : span.begin][::-1]
+            behind = loud[span.end : min(right, span.end + reach)]
+            room = (span.begin - left) * seconds_per_frame
+            if place:
+                room *= LEAD / (LEAD + TAIL)
+            otherwise = min(LEAD, room)
+            if place == 0:
+                near = known[max(0, span.begin - reach) : span.begin][::-1]
+                otherwise = stretch(near, seconds_per_frame, otherwise)
+            start -= stretch(before, seconds_per_frame, otherwise)
+            room = (right - span.end) * seconds_per_frame
+            if place + 1 < len(spans):
+                room *= TAIL / (LEAD + TAIL)
+            otherwise = min(TAIL, room)
+            if place + 1 == len(spans):
+                near = known[span.end : span.end + reach]
+                otherwise = stretch(near, seconds_per_frame, otherwise)
+            end += stretch(behind, seconds_per_frame, otherwise)
+        times.append((start, end))
+    return times
+
+
+def stretch(loud: Sequence[bool], seconds_per_frame: float, otherwise: float) -> float:
+    """Seconds until the first frame that is not loud, or ``otherwise`` if all are."""
+    if all(loud):
+        return otherwise
+    return list(loud).index(False) * seconds_per_frame
+
+
+def bridged(loud: Sequence[bool], seconds_per_frame: float) -> list[bool]:
+    """The frames, with silences of less than ``PAUSE`` as loud as what is around."""
+    found: list[bool] = []
+    for value, begin, end in label_runs(list(loud)):
+        short = (end - begin) * seconds_per_frame < PAUSE
+        inside = begin > 0 and end < len(loud)
+        found += [value or (short and inside)] * (end - begin)
+    return found
+
+
+def loud_frames(wave: np.ndarray, frames: int, samples_per_frame: float) -> list[bool]:
+    """Which of the encoder's frames are at most ``DROP`` below the loudest 10 ms.
+
+    Args:
+        wave: (samples,) at 16 kHz.
+        frames: how many the encoder makes of it.
+    """
+    size = len(wave) // 160
+    power = np.square(wave[: size * 160].reshape(size, 160)).mean(1)
+    floor = power.max(initial=0.0) * 10 ** (-DROP / 10)
+    edges = (np.arange(frames + 1) * samples_per_frame / 160).round().astype(int)
+    loud = power > floor
+    return [bool(loud[a:b].any()) for a, b in itertools.pairwise(edges)]

@@ -1,0 +1,1 @@
+"""Scores of decode dirs (stage 13)."""

@@ -1,0 +1,400 @@
+"""All scores below an experiment folder as ``RESULTS.md`` and ``RESULTS.json``.
+
+A scored set lies at ``<exp>/<system>/<decode>/<set>/score_*/scores.json``, where
+``speechllm.evaluation.score`` wrote it; the three names are taken from the path. Training curves
+are drawn from the TensorBoard files that ESPnet's trainer writes below
+``<exp>/<system>/tensorboard/{train,valid}``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import subprocess
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+
+from speechllm.utils.errors import UserError
+from speechllm.utils.io import atomic_open
+
+#: Metric → heading, in the order of the columns.
+METRICS = {
+    "wer": "WER",
+    "cer": "CER",
+    "wer_raw": "WER raw",
+    "cer_raw": "CER raw",
+    "bleu": "BLEU",
+    "chrf": "chrF",
+    "ter": "TER",
+    "comet": "COMET",
+    "bleu_normalized": "BLEU norm.",
+    "chrf_normalized": "chrF norm.",
+    "malformed": "malformed %",
+}
+
+#: Task → title of its table.
+TASKS = {
+    "asr": "Speech recognition (asr)",
+    "st": "Speech translation (st)",
+    "asr_st": "Transcript and translation in one (asr_st)",
+}
+
+#: What the picture shows, one panel each, where the trainer reported it.
+CURVES = ("loss", "loss_att", "loss_ctc", "acc", "cer_ctc", "wer")
+
+
+# ---------------------------------------------------------------- results
+
+
+def collect_results(exp_root: str | Path) -> list[dict]:
+    """Read every ``scores.json`` below ``exp_root``.
+
+    Returns:
+        rows ``{set, task, language, target_language, metric, value, utterances,
+        hypotheses_file, system, decode, …}``, sorted by task, set, languages and
+        system; error rates bring their counts, sacrebleu's scores their signature.
+
+    Raises:
+        UserError: nothing is scored below ``exp_root``, or a file is no list of rows.
+    """
+    exp_root = Path(exp_root)
+    rows = []
+    for path in sorted(exp_root.glob("*/*/*/score_*/scores.json")):
+        system, decode, set_name = path.relative_to(exp_root).parts[:3]
+        try:
+            scored = json.loads(path.read_text(encoding="utf-8"))
+            for row in scored:
+                place = {
+                    "set": set_name,
+                    "task": row["task"],
+                    "language": row["language"],
+                    "target_language": row["target_language"],
+                    "metric": row["metric"],
+                    "value": row["value"],
+                    "utterances": row["utterances"],
+                    "hypotheses_file": str(path.parent.parent / "text"),
+                    "system": system,
+                    "decode": decode,
+                }
+                rows.append(place | row)
+        except (ValueError, KeyError, TypeError):
+            raise UserError(
+                f"{path}: not a list of scores; score this set again"
+            ) from None
+    if not rows:
+        raise UserError(
+            f"{exp_root}: nothing is scored below it "
+            "(<system>/<decode>/<set>/score_*/scores.json)"
+        )
+    metrics = list(METRICS)
+    rows.sort(
+        key=lambda row: (
+            *result_key(row),
+            metrics.index(row["metric"]) if row["metric"] in METRICS else len(METRICS),
+            row["metric"],
+        )
+    )
+    return rows
+
+
+def result_key(row: dict) -> tuple[str, ...]:
+    """What one line of a table stands for."""
+    names = ("task", "set", "language", "target_language", "system", "decode")
+    return tuple(row[name] for name in names)
+
+
+def markdown_table(header: list[str], lines: list[list]) -> str:
+    """A Markdown table; all columns but the first are aligned to the right."""
+    escaped = [[str(cell).replace("|", "\\|") for cell in line] for line in lines]
+    rule = ["---"] + ["---:"] * (len(header) - 1)
+    return "".join(f"| {' | '.join(line)} |\n" for line in [header, rule, *escaped])
+
+
+def results_table(rows: list[dict], task: str) -> str:
+    """The table of one task: a line per system, set and language pair.
+
+    Substitutions, deletions and insertions are those of the normalised WER (of the
+    CER where the language has no word error rate).
+    """
+    rows = [row for row in rows if row["task"] == task]
+    metrics = [name for name in METRICS if any(row["metric"] == name for row in rows)]
+    metrics += sorted({row["metric"] for row in rows} - METRICS.keys())
+    counted = any("substitutions" in row for row in rows)
+    lines: dict[tuple, dict[str, dict]] = {}
+    for row in rows:
+        lines.setdefault(result_key(row), {})[row["metric"]] = row
+    header = ["system", "set", "language", "utterances"]
+    if counted:
+        header += ["reference", "sub", "del", "ins"]
+    header += [METRICS.get(name, name) for name in metrics]
+    table = []
+    for key, scores in lines.items():
+        _, set_name, source, target, system, decode = key
+        language = source if task == "asr" else f"{source} → {target}"
+        utterances = next(iter(scores.values()))["utterances"]
+        line = [f"{system}/{decode}", set_name, language, utterances]
+        if counted:
+            errors = scores.get("wer") or scores.get("cer") or {}
+            if "reference_words" in errors:
+                line.append(f"{errors['reference_words']} words")
+            else:
+                line.append(f"{errors.get('reference_characters', 0)} characters")
+            for kind in ("substitutions", "deletions", "insertions"):
+                line.append(errors.get(kind, ""))
+        for name in metrics:
+            line.append(f"{scores[name]['value']:.2f}" if name in scores else "")
+        table.append(line)
+    return markdown_table(header, table)
+
+
+def signature_lines(rows: list[dict]) -> str:
+    """One list item per sacrebleu signature: which metric, into which languages."""
+    found: dict[tuple[str, str], set[str]] = {}
+    for row in rows:
+        if row.get("signature"):
+            key = row["metric"], row["signature"]
+            found.setdefault(key, set()).add(row["target_language"])
+    return "".join(
+        f"- {METRICS.get(metric, metric)} ({', '.join(sorted(languages))}): "
+        f"`{signature}`\n"
+        for (metric, signature), languages in found.items()
+    )
+
+
+# ---------------------------------------------------------------- environment
+
+
+def package_version(name: str) -> str:
+    """The installed version, without importing the package."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def git_hash() -> str:
+    """The commit of this project's checkout, marked when it was changed since."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        commit = subprocess.run(
+            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "--untracked-files=no"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return f"no git checkout (speechllm {package_version('speechllm')})"
+    return commit + (" with local changes" if changed else "")
+
+
+def machine() -> str:
+    """CPU, cores that this process may use, memory, and the GPUs if there are any."""
+    model, memory = platform.processor() or platform.machine(), ""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                model = line.split(":", 1)[1].strip()
+                break
+        kilobytes = int(Path("/proc/meminfo").read_text().split()[1])
+        memory = f", {kilobytes / 2**20:.0f} GiB memory"
+    except (OSError, ValueError, IndexError):
+        pass
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count()
+    gpus = ""
+    try:
+        listed = subprocess.run(
+            ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+        if listed.returncode == 0:
+            gpus = "".join(f", {name}" for name in listed.stdout.splitlines() if name)
+    except (OSError, subprocess.TimeoutExpired):
+        pass
+    return f"{model}, {cores} cores{memory}{gpus}"
+
+
+def environment() -> dict[str, str]:
+    """What the numbers were made with, in the order it is shown."""
+    return {
+        "date": datetime.now().astimezone().strftime("%a %b %d %H:%M:%S %Z %Y"),
+        "python version": platform.python_version(),
+        "pytorch version": package_version("torch"),
+        "espnet version": package_version("espnet"),
+        "transformers version": package_version("transformers"),
+        "speechllm git hash": git_hash(),
+        "machine": machine(),
+    }
+
+
+# ---------------------------------------------------------------- training curves
+
+
+def epoch_curves(log_dir: str | Path) -> dict[str, dict[str, dict[int, float]]]:
+    """Read the value of each statistic at the end of each epoch.
+
+    ESPnet writes ``iter_epoch`` (the epoch's number) and then the epoch's means at the
+    same step; values between those steps are of single iterations and left out. A
+    training that was resumed repeats steps: the last value counts.
+
+    Args:
+        log_dir: ``tensorboard`` of an experiment, with ``train`` and ``valid``.
+
+    Returns:
+        ``{"train" | "valid": {statistic: {epoch: value}}}``; empty when no epoch is
+        complete.
+    """
+    from tensorboard.backend.event_processing.event_accumulator import (
+        SCALARS,
+        EventAccumulator,
+    )
+
+    scalars: dict[str, dict[str, list]] = {}
+    for split in ("train", "valid"):
+        folder = Path(log_dir) / split
+        scalars[split] = {}
+        if folder.is_dir():
+            events = EventAccumulator(
+                str(folder), size_guidance={SCALARS: 0}, purge_orphaned_data=False
+            ).Reload()
+            for name in events.Tags()[SCALARS]:
+                scalars[split][name] = events.Scalars(name)
+    steps: dict[int, int] = {}
+    for event in scalars["train"].get("iter_epoch", []):
+        epoch = int(event.value)
+        steps = {old: step for old, step in steps.items() if old < epoch}
+        steps[epoch] = event.step
+    curves: dict[str, dict[str, dict[int, float]]] = {}
+    for split, statistics in scalars.items():
+        for name, events in statistics.items():
+            if name == "iter_epoch":
+                continue
+            # ESPnet writes NaN for what a training does not have
+            last = {e.step: e.value for e in events if not math.isnan(e.value)}
+            points = {
+                epoch: last[step] for epoch, step in steps.items() if step in last
+            }
+            if points:
+                curves.setdefault(split, {})[name] = points
+    return curves
+
+
+def draw_training_curves(exp_dir: str | Path) -> Path | None:
+    """Draw ``training_curves.png``: a panel per statistic, train and valid in each.
+
+    Returns:
+        the picture's path; None when there is nothing to draw.
+    """
+    exp_dir = Path(exp_dir)
+    curves = epoch_curves(exp_dir / "tensorboard")
+    names = [name for name in CURVES if any(name in curves[split] for split in curves)]
+    if not names:
+        return None
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    columns = min(3, len(names))
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(4.2 * columns, 3.2 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(exp_dir.name)
+    for position, name in enumerate(names, 1):
+        axes = figure.add_subplot(rows, columns, position)
+        for split, style in (("train", "o-C0"), ("valid", "s-C1")):
+            points = curves.get(split, {}).get(name, {})
+            if points:
+                axes.plot(*zip(*points.items()), style, ms=3, label=split)
+        axes.set_title(name)
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        axes.legend()
+    picture = exp_dir / "training_curves.png"
+    with atomic_open(picture, "wb") as stream:
+        figure.savefig(stream, format="png", dpi=100)
+    return picture
+
+
+# ---------------------------------------------------------------- the report
+
+
+def results_markdown(
+    rows: list[dict],
+    facts: dict[str, str],
+    commands: list[str],
+    pictures: dict[str, str],
+) -> str:
+    """The text of ``RESULTS.md``.
+
+    Args:
+        rows: from :func:`collect_results`.
+        facts: from :func:`environment`.
+        commands: what was typed to get the numbers.
+        pictures: system → link to its training curves.
+    """
+    parts = ["# RESULTS\n", "## Environment\n"]
+    parts.append("".join(f"- {name}: `{value}`\n" for name, value in facts.items()))
+    if commands:
+        parts.append("Commands:\n\n" + "".join(f"    {line}\n" for line in commands))
+    tasks = {row["task"]: None for row in rows}
+    for task in sorted(tasks, key=lambda name: (list(TASKS) + [name]).index(name)):
+        parts.append(f"## {TASKS.get(task, task)}\n")
+        parts.append(results_table(rows, task))
+    parts.append(
+        "Error rates are in percent over the whole set (all errors over all reference "
+        'words or characters). WER, CER and "norm." are on normalised text (lower '
+        "case, no punctuation, numbers spelt out), all others on the text as it is. "
+        "Sub, del and ins are counts.\n"
+    )
+    measured = {row["metric"] for row in rows}
+    if "comet" in measured:
+        parts.append("COMET is shown times 100.\n")
+    elif "bleu" in measured:
+        parts.append("COMET: not scored; `tools/install_comet.sh` installs it.\n")
+    if signatures := signature_lines(rows):
+        parts.append("Signatures of sacrebleu:\n\n" + signatures)
+    if pictures:
+        parts.append("## Training\n")
+        parts += [f"![{name}]({link})\n" for name, link in pictures.items()]
+    return "\n".join(parts)
+
+
+def write_report(
+    exp_root: str | Path, output: str | Path, commands: list[str] = ()
+) -> list[dict]:
+    """Write ``<output>.md`` and ``<output>.json`` and draw the training curves.
+
+    Args:
+        exp_root: folder of the experiments.
+        output: path without suffix, as ``RESULTS``.
+        commands: the commands to name in the report.
+
+    Returns:
+        the rows.
+    """
+    exp_root = Path(exp_root)
+    output = Path(output)
+    rows = collect_results(exp_root)
+    pictures = {}
+    for log_dir in sorted(exp_root.glob("*/tensorboard")):
+        if picture := draw_training_curves(log_dir.parent):
+            link = os.path.relpath(picture, output.parent)
+            pictures[log_dir.parent.name] = link.replace(" ", "%20")
+    text = results_markdown(rows, environment(), list(commands), pictures)
+    with atomic_open(output.parent / f"{output.name}.json", "w") as stream:
+        json.dump(rows, stream, ensure_ascii=False, indent=1)
+        stream.write("\n")
+    with atomic_open(output.parent / f"{output.name}.md", "w") as stream:
+        stream.write(text)
+    return rows

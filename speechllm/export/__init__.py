@@ -1,0 +1,1 @@
+"""Exported models, packs and uploads (stages 11, 14, 15)."""

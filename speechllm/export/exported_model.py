@@ -1,0 +1,82 @@
+"""A trained model as one small folder: what was trained, and what it stands on."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from speechllm.utils.errors import UserError
+from speechllm.utils.io import atomic_directory
+
+MODEL_KEYS = (
+    "encoder",
+    "encoder_conf",
+    "bridge",
+    "bridge_conf",
+    "llm",
+    "llm_conf",
+    "ctc_conf",
+    "model_conf",
+)
+
+
+def export_model(exp_dir: str | Path, checkpoint: str, output: str | Path) -> int:
+    """Write an inference folder from a training.
+
+    The folder holds ``config.yaml`` (the model's parts, and the pretrained models
+    with their fingerprints), ``model.safetensors`` (only what was trained),
+    ``tokens.txt`` and ``bpe.model`` (CTC labels) and ``prompts.yaml``.
+
+    Args:
+        exp_dir: ESPnet's output folder, with ``config.yaml``.
+        checkpoint: name of the checkpoint in it.
+        output: the folder to write; replaced as a whole.
+
+    Returns:
+        Bytes of ``model.safetensors``.
+
+    Raises:
+        UserError: no training, no such checkpoint.
+    """
+    import yaml
+    from safetensors.torch import save_file
+
+    from speechllm.pretrained.checkpoint import load_tensors
+    from speechllm.pretrained.model_folder import model_fingerprint
+    from speechllm.pretrained.resolve import resolve_model
+
+    exp_dir = Path(exp_dir)
+    try:
+        trained = yaml.safe_load((exp_dir / "config.yaml").read_text("utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"{exp_dir}: no config.yaml, so no training; run stage 9"
+        ) from None
+    state = load_tensors(exp_dir / checkpoint)
+    config = {key: trained.get(key) for key in MODEL_KEYS}
+    config["stands_on"] = {
+        name: model_fingerprint(resolve_model(name))
+        for name in pretrained_names(config)
+    }
+    with atomic_directory(output) as folder:
+        save_file(
+            {k: v.contiguous() for k, v in state.items()}, folder / "model.safetensors"
+        )
+        (folder / "config.yaml").write_text(
+            yaml.safe_dump(config, sort_keys=False, allow_unicode=True), "utf-8"
+        )
+        if trained.get("ctc_token_list"):
+            labels = "\n".join(trained["ctc_token_list"]) + "\n"
+            (folder / "tokens.txt").write_text(labels, "utf-8")
+        if trained.get("ctc_bpemodel"):
+            shutil.copyfile(trained["ctc_bpemodel"], folder / "bpe.model")
+        if trained.get("prompts"):
+            shutil.copyfile(trained["prompts"], folder / "prompts.yaml")
+        return (folder / "model.safetensors").stat().st_size
+
+
+def pretrained_names(config: dict) -> list[str]:
+    """Names of the pretrained models that a configuration builds on."""
+    parts = ["encoder_conf"] + (["llm_conf"] if config.get("llm") else [])
+    names = [config[part]["model"] for part in parts]
+    return sorted(set(names))

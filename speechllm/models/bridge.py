@@ -1,0 +1,268 @@
+"""Bridges: from frames of speech features to embeddings that the LLM reads.
+
+Each takes features ``(batch, frames, input_size)``, their lengths and, where
+``needs_ctc``, the CTC logits ``(batch, frames, vocabulary)`` of the same frames. Each
+returns embeddings ``(batch, positions, output_size)`` and their lengths, and none
+lets padding reach an embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import groupby
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from speechllm.models.encoder import length_mask
+from speechllm.models.qformer import QFormerBridge
+
+BLANK = 0
+
+
+class StackBridge(nn.Module):
+    """Stacked frames and two linear layers with ReLU between (SLAM-ASR).
+
+    Ma et al. 2024, "An Embarrassingly Simple Approach for LLM with Strong ASR
+    Capacity", section 2.2: five frames are put behind each other, so that 10 positions
+    a second are left after HuBERT or Whisper, and projected through 2048 dimensions.
+    The last position of an utterance is filled up with zeros.
+    """
+
+    needs_ctc = False
+
+    def __init__(
+        self,
+        input_size: int,
+        output_size: int,
+        factor: int = 5,
+        hidden_size: int = 2048,
+    ):
+        super().__init__()
+        if factor < 1:
+            raise ValueError(f"bridge factor {factor}: at least 1 frame")
+        self.factor = factor
+        self.projection = nn.Sequential(
+            nn.Linear(factor * input_size, hidden_size),
+            nn.ReLU(),
+            nn.Linear(hidden_size, output_size),
+        )
+
+    def forward(
+        self, features: Tensor, lengths: Tensor, ctc_logits: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        batch, frames, size = features.shape
+        hidden = features * length_mask(lengths, frames)[:, :, None]
+        hidden = F.pad(hidden, (0, 0, 0, -frames % self.factor))
+        hidden = hidden.reshape(batch, -1, self.factor * size)
+        positions = torch.div(
+            lengths + self.factor - 1, self.factor, rounding_mode="floor"
+        )
+        return self.projection(hidden), positions
+
+
+class ConvolutionBridge(nn.Module):
+    """Strided convolutions, each with GELU, and a projection (Nue-ASR, section 3).
+
+    With the defaults a quarter of the encoder's frames is left: 12.5 a second after
+    HuBERT or Whisper. No padding: a position sees only frames of its utterance.
+    """
+
+    needs_ctc = False
+
+    def __init__(
+        self,
+        input_size: int,
+        output_size: int,
+        kernel_sizes: Sequence[int] = (4, 4),
+        strides: Sequence[int] = (2, 2),
+    ):
+        super().__init__()
+        self.convolutions = nn.ModuleList(
+            nn.Conv1d(input_size, input_size, kernel, stride)
+            for kernel, stride in zip(kernel_sizes, strides, strict=True)
+        )
+        self.projection = nn.Linear(input_size, output_size)
+
+    def forward(
+        self, features: Tensor, lengths: Tensor, ctc_logits: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        hidden = features.transpose(1, 2)  # (batch, input_size, frames)
+        for convolution in self.convolutions:
+            kernel, stride = convolution.kernel_size[0], convolution.stride[0]
+            # an utterance shorter than the kernel leaves one position, of its frames
+            # and zeros, in a batch of longer ones too
+            hidden = hidden * length_mask(lengths, hidden.shape[2])[:, None]
+            hidden = F.pad(hidden, (0, max(0, kernel - hidden.shape[2])))
+            hidden = F.gelu(convolution(hidden))
+            lengths = torch.div(lengths - kernel, stride, rounding_mode="floor") + 1
+            lengths = lengths.clamp(min=1)
+        return self.projection(hidden.transpose(1, 2)), lengths
+
+
+class CTCCompressionBridge(nn.Module):
+    """Keep what the CTC branch heard, and project it.
+
+    ``remove`` drops the frames whose best label is blank; ``average`` averages each
+    run of frames with the same best label, blanks too (Gaido et al. 2021, "CTC-based
+    Compression for Direct Speech Translation"; both are compared in Nue-ASR). About
+    as many positions as CTC labels are left (some 15 characters a second), or twice
+    that with ``average``.
+    """
+
+    needs_ctc = True
+
+    def __init__(self, input_size: int, output_size: int, mode: str = "average"):
+        super().__init__()
+        if mode not in ("average", "remove"):
+            raise ValueError(f"bridge mode {mode!r}: average or remove")
+        self.mode = mode
+        self.projection = nn.Linear(input_size, output_size)
+
+    def forward(
+        self, features: Tensor, lengths: Tensor, ctc_logits: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        best = ctc_logits.argmax(2).tolist()  # (batch, frames)
+        compressed = []
+        for frames, labels, length in zip(features, best, lengths.tolist()):
+            runs = label_runs(labels[:length])
+            if self.mode == "remove":
+                spans = [
+                    (t, t + 1)
+                    for label, begin, end in runs
+                    if label != BLANK
+                    for t in range(begin, end)
+                ]
+            else:
+                spans = [(begin, end) for _, begin, end in runs]
+            compressed.append(mean_over_spans(frames, spans or [(0, length)]))
+        sizes = torch.tensor([len(c) for c in compressed], device=features.device)
+        hidden = nn.utils.rnn.pad_sequence(compressed, batch_first=True)
+        return self.projection(hidden), sizes
+
+
+class TranscriptBridge(nn.Module):
+    """Let the LLM read what CTC heard in its own tokens, with the sound beside them.
+
+    The CTC branch's best path is spelt out, cut into the LLM's tokens, and each
+    token stands as its LLM embedding plus a projection of the mean feature of the
+    frames that it was heard in. The projection starts at zero: at the first step
+    the LLM reads a misspelt transcript, which it nearly can already, and learns from
+    there to listen. This is the project's own answer to corpora of minutes, where a
+    bridge that starts from noise leaves the LLM ignoring the audio. Two to five
+    positions a second are left.
+
+    Args:
+        noise: standard deviation of Gaussian noise on the CTC logits in training,
+            so that the transcript read in training errs as on unseen speech.
+    """
+
+    needs_ctc = True
+
+    def __init__(self, input_size: int, output_size: int, noise: float = 0.0):
+        super().__init__()
+        self.noise = noise
+        self.normalization = nn.LayerNorm(input_size)
+        self.projection = nn.Linear(input_size, output_size, bias=False)
+        nn.init.zeros_(self.projection.weight)
+        self._llm: Callable | None = None
+
+    def connect(
+        self, token_list: Sequence[str], tokenizer, embed: Callable[[Tensor], Tensor]
+    ) -> None:
+        """Make known the CTC labels, the LLM's tokenizer and its embedding."""
+        self._llm = (token_list, tokenizer, embed)  # a tuple: no submodule of ours
+
+    def forward(
+        self, features: Tensor, lengths: Tensor, ctc_logits: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        token_list, tokenizer, embed = self._llm
+        if self.training and self.noise:
+            ctc_logits = ctc_logits + self.noise * torch.randn_like(ctc_logits)
+        best = ctc_logits.argmax(2).tolist()
+        ids, means = [], []
+        for frames, labels, length in zip(features, best, lengths.tolist()):
+            runs = [r for r in label_runs(labels[:length]) if r[0] != BLANK]
+            pieces = [(label_text(token_list[k]), begin, end) for k, begin, end in runs]
+            tokens, spans = align_tokens(pieces, tokenizer, length)
+            ids.append(torch.tensor(tokens, device=features.device))
+            means.append(mean_over_spans(frames, spans))
+        sizes = torch.tensor([len(t) for t in ids], device=features.device)
+        tokens = nn.utils.rnn.pad_sequence(ids, batch_first=True)
+        heard = nn.utils.rnn.pad_sequence(means, batch_first=True)
+        return embed(tokens) + self.projection(self.normalization(heard)), sizes
+
+
+def label_runs(labels: Sequence[int]) -> list[tuple[int, int, int]]:
+    """Group equal neighbours: ``[(label, first frame, frame behind the last)]``."""
+    runs, begin = [], 0
+    for label, group in groupby(labels):
+        end = begin + sum(1 for _ in group)
+        runs.append((label, begin, end))
+        begin = end
+    return runs
+
+
+def mean_over_spans(frames: Tensor, spans: Sequence[tuple[int, int]]) -> Tensor:
+    """Average frames (frames, dim) over each span [begin, end): (spans, dim)."""
+    bounds = torch.tensor(spans, device=frames.device)  # (spans, 2)
+    times = torch.arange(len(frames), device=frames.device)
+    inside = (times >= bounds[:, :1]) & (times < bounds[:, 1:])  # (spans, frames)
+    weights = inside.to(frames.dtype)
+    return (weights @ frames) / weights.sum(1, keepdim=True)
+
+
+def label_text(label: str) -> str:
+    """The text that a label of the CTC vocabulary stands for.
+
+    ``<space>`` and sentencepiece's ``▁`` are a space; ``<unk>`` and its kin nothing.
+    """
+    if label == "<space>":
+        return " "
+    if label.startswith("<") and label.endswith(">"):
+        return ""
+    return label.replace("▁", " ")
+
+
+def align_tokens(
+    pieces: Sequence[tuple[str, int, int]], tokenizer, length: int
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """Cut a spelt transcript into the LLM's tokens and say where each was heard.
+
+    Args:
+        pieces: (text, first frame, frame behind the last) of each CTC label.
+        tokenizer: a fast tokenizer of transformers.
+        length: frames of the utterance, which an empty transcript stands for.
+
+    Returns:
+        Token ids and their spans of frames; at least one of each.
+    """
+    text, owners = " ", [0]
+    for index, (piece, _, _) in enumerate(pieces):
+        for character in piece:
+            if character == " " and text.endswith(" "):
+                continue
+            text += character
+            owners.append(index)
+    text = text.rstrip(" ") or " "
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    tokens, spans = [], []
+    for token, (begin, end) in zip(encoded["input_ids"], encoded["offset_mapping"]):
+        if pieces:
+            first, last = owners[begin], owners[max(begin, end - 1)]
+            span = (pieces[first][1], max(pieces[last][2], pieces[first][1] + 1))
+        else:
+            span = (0, length)
+        tokens.append(token)
+        spans.append(span)
+    return tokens, spans
+
+
+BRIDGES = {
+    "stack": StackBridge,
+    "convolution": ConvolutionBridge,
+    "ctc_compression": CTCCompressionBridge,
+    "qformer": QFormerBridge,
+    "transcript": TranscriptBridge,
+}

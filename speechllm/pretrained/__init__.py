@@ -1,0 +1,1 @@
+"""Pretrained weights: from a name to a local folder."""

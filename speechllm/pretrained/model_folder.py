@@ -1,0 +1,126 @@
+"""A model as a folder of files, the way transformers and the hub keep it.
+
+``config.json`` beside ``model.safetensors`` (or shards with an index, or the older
+``pytorch_model.bin``), and what turns text or sound into input: ``tokenizer.json``,
+``preprocessor_config.json`` and their like. Nothing here loads a model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from speechllm.utils.errors import UserError
+from speechllm.utils.io import atomic_open
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+_CONTENTS_BELOW = 2 << 30  # bytes; a larger file enters a fingerprint by size alone
+_FINGERPRINT_FILE = ".speechllm_fingerprint.json"
+
+
+def weight_files(folder: str | Path) -> list[Path]:
+    """The weight files transformers would load, or ``[]`` unless all are there.
+
+    Order of preference as in transformers: safetensors whole, safetensors in shards,
+    PyTorch whole, PyTorch in shards.
+    """
+    folder = Path(folder)
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / name).is_file():
+            return [folder / name]
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            names = sorted(set(_read_json(index)["weight_map"].values()))
+            if all((folder / shard).is_file() for shard in names):
+                return [folder / shard for shard in names]
+    return []
+
+
+def missing_parts(folder: str | Path) -> list[str]:
+    """What a folder lacks to be loaded as a model, in words; empty for a whole one."""
+    folder = Path(folder)
+    missing = [] if (folder / "config.json").is_file() else ["config.json"]
+    if not weight_files(folder):
+        missing.append("model.safetensors (or all its shards)")
+    return missing
+
+
+def is_nue_asr(folder: str | Path) -> bool:
+    """Whether a folder's ``config.json`` is one of Nue-ASR's released format."""
+    try:
+        content = _read_json(Path(folder) / "config.json")
+    except (OSError, UserError):
+        return False
+    return isinstance(content, dict) and content.get("model_type") == "nue_asr"
+
+
+def model_fingerprint(folder: str | Path) -> str:
+    """A checksum that names a model: 64 hexadecimal digits.
+
+    SHA-256 over the names, sizes and contents of ``config.json`` and the weight
+    files; of a file of 2 GiB or more the content is left out. It is kept in the
+    folder (where that can be written) and taken from there as long as no file has
+    changed its size or time, so that only the first call reads the weights.
+
+    Raises:
+        UserError: the folder holds no whole model.
+    """
+    folder = Path(folder)
+    if missing := missing_parts(folder):
+        raise UserError(f"{folder} is not a model: it lacks {' and '.join(missing)}")
+    files = [folder / "config.json", *weight_files(folder)]
+    stats = [file.stat() for file in files]
+    state = [[f.name, s.st_size, s.st_mtime_ns] for f, s in zip(files, stats)]
+    kept = folder / _FINGERPRINT_FILE
+    try:
+        record = _read_json(kept)
+        if record["files"] == state:
+            return record["fingerprint"]
+    except (OSError, UserError, KeyError, TypeError):
+        pass  # not there yet, or of another time
+
+    whole = hashlib.sha256()
+    for file, stat in zip(files, stats):
+        content = file_sha256(file) if stat.st_size < _CONTENTS_BELOW else "-"
+        whole.update(f"{file.name}\0{stat.st_size}\0{content}\n".encode())
+    fingerprint = whole.hexdigest()
+    try:
+        write_json(kept, {"fingerprint": fingerprint, "files": state})
+    except OSError:
+        pass  # a folder that others own
+    return fingerprint
+
+
+def file_sha256(path: str | Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal digits."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def write_json(path: str | Path, value: dict) -> None:
+    """Write a JSON file, whole or not at all."""
+    with atomic_open(path, "w") as stream:
+        json.dump(value, stream, indent=2, ensure_ascii=False)
+        stream.write("\n")
+
+
+def write_safetensors(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Write weights as transformers expects them (metadata ``format: pt``)."""
+    from safetensors.numpy import save
+
+    # not save_file, which hides a full disk in an error of its own
+    with atomic_open(path, "wb") as stream:
+        stream.write(save(dict(tensors), metadata={"format": "pt"}))
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error})") from error

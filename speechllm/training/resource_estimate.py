@@ -1,0 +1,475 @@
+"""What a training needs: parameters, memory and time, without a weight loaded.
+
+Parameters are counted on models of the right shapes without storage. Activations are
+those that PyTorch itself keeps for the backward pass: a forward pass of one and of two
+layers is run on tensors without storage, and what it saves is added up. All else is
+arithmetic, and said here:
+
+* whole weights and adapters are in float32, as are gradients; AdamW keeps two numbers
+  for each trained one (Kingma and Ba 2015); frozen LLM weights are in ``dtype``, or in
+  4.127 bits with double quantisation (Dettmers et al. 2023, section 3);
+* a recomputed layer (gradient checkpointing) keeps its input alone;
+* a trained encoder layer keeps 34 bytes for each frame and dimension (Korthikanti et
+  al. 2023, "Reducing Activation Recomputation in Large Transformer Models", section 4,
+  without the attention that a fused kernel recomputes);
+* a weight costs 2 operations a position forwards, 2 for the gradient of its input, 2
+  more where it is trained itself, and 2 where its layer is recomputed.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from speechllm.utils.errors import UserError
+
+GIB = 2**30
+SAMPLES_PER_SECOND = 16000
+FRAMES_PER_SECOND = 50  # of every encoder here
+UTTERANCE_SECONDS = 10.0  # assumed of the utterances of a batch
+TOKENS_PER_SECOND = 8.0  # assumed of transcript and translation together
+PROMPT_TOKENS = 20  # assumed
+RESERVE = 1.5 * GIB  # assumed of the driver, the kernels and the allocator's gaps
+FOUR_BITS = (4 + 8 / 64 + 32 / (64 * 256)) / 8  # bytes of a weight, with its scales
+
+# The shapes in config.json on the hub, for models whose files are gated or large.
+# Gemma's stand in transformers' convert_gemma2_weights_to_hf.py too.
+KNOWN = {
+    "google/gemma-2-9b": {
+        "model_type": "gemma2",
+        "hidden_size": 3584,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 42,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 256,
+        "vocab_size": 256000,
+    },
+    "meta-llama/Meta-Llama-3-8B": {
+        "model_type": "llama",
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+    },
+    "HuggingFaceTB/SmolLM2-1.7B": {
+        "model_type": "llama",
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "vocab_size": 49152,
+        "tie_word_embeddings": True,
+    },
+    "openai/whisper-large-v3": {
+        "model_type": "whisper",
+        "d_model": 1280,
+        "encoder_layers": 32,
+        "encoder_attention_heads": 20,
+        "encoder_ffn_dim": 5120,
+        "num_mel_bins": 128,
+        "vocab_size": 51866,
+    },
+    "facebook/hubert-large-ll60k": {
+        "model_type": "hubert",
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "conv_bias": True,
+        "feat_extract_norm": "layer",
+        "do_stable_layer_norm": True,
+    },
+}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What one GPU holds in training, in bytes, and the work of it.
+
+    Attributes:
+        parameters, trainable: numbers.
+        weights, gradients, optimizer: bytes, whatever the batch.
+        activations: bytes of a batch, at the worst moment.
+        operations: floating-point operations of an hour of speech.
+    """
+
+    parameters: int
+    trainable: int
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    operations: float
+
+    @property
+    def total(self) -> float:
+        """Bytes in all, without what the driver takes."""
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+
+def estimate(config: dict) -> Estimate:
+    """Memory and work of a training.
+
+    Args:
+        config: a training configuration, with encoder, bridge and LLM.
+
+    Raises:
+        UserError: a model's ``config.json`` cannot be had, or a part does not exist.
+    """
+    config = {"encoder": "whisper", "bridge": "convolution", **config}
+    if not config.get("llm", "causal_lm"):
+        raise UserError("a CTC warm-up has no LLM: estimate the training behind it")
+    try:
+        encoder_config = shape_of(config["encoder_conf"]["model"])
+        llm_config = shape_of(config["llm_conf"]["model"])
+        encoder, layers = build_encoder(config["encoder_conf"], encoder_config)
+        llm = build_llm(config["llm_conf"], llm_config)
+        bridge = build_bridge(config, encoder_config.hidden_size, llm.hidden_size)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"the model cannot be built: {error}") from error
+    parts = {"encoder": encoder, "bridge": bridge, "llm": llm}
+    counts = {name: count(part) for name, part in parts.items()}
+    parameters = sum(whole for whole, _ in counts.values())
+    trainable = sum(trained for _, trained in counts.values())
+    weights = 4.0 * (counts["encoder"][0] + counts["bridge"][0])
+    weights += llm_bytes(llm, config["llm_conf"])
+    seconds = batch_seconds(config)
+    heard = positions(config, UTTERANCE_SECONDS)
+    activations = (seconds / UTTERANCE_SECONDS) * utterance_bytes(
+        config, llm_config, encoder_config, len(layers), heard
+    )
+    hour = 3600 / UTTERANCE_SECONDS
+    read = heard + PROMPT_TOKENS + TOKENS_PER_SECOND * UTTERANCE_SECONDS
+    again = 2 if config["llm_conf"].get("gradient_checkpointing") else 0
+    embeddings = llm.causal_lm.get_input_embeddings().weight
+    tied = llm.causal_lm.get_output_embeddings().weight is embeddings
+    unread = 0 if tied else embeddings.numel()
+    operations = hour * read * work(counts["llm"], 4 + again, unread)
+    frames = FRAMES_PER_SECOND * UTTERANCE_SECONDS
+    operations += hour * frames * work(counts["encoder"], 2)
+    operations += hour * heard * work(counts["bridge"], 4)
+    return Estimate(
+        parameters,
+        trainable,
+        weights,
+        4.0 * trainable,
+        8.0 * trainable,
+        activations,
+        operations,
+    )
+
+
+def shape_of(name: str):
+    """The config of transformers of a model, wherever it can be had.
+
+    Raises:
+        UserError: nowhere; says what to do.
+    """
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+    from transformers import AutoConfig
+
+    from speechllm.pretrained.resolve import cache_root
+
+    places = [Path(name), cache_root() / "models" / name.replace("/", "--")]
+    try:
+        cached = try_to_load_from_cache(name, "config.json")
+    except HFValidationError:
+        cached = None
+    if isinstance(cached, str):
+        places.append(Path(cached).parent)
+    for folder in places:
+        if (folder / "config.json").is_file():
+            return AutoConfig.from_pretrained(folder)
+    for known, values in KNOWN.items():
+        if name in (known, f"{known}-it", f"{known}-Instruct"):
+            values = dict(values)
+            return AutoConfig.for_model(values.pop("model_type"), **values)
+    try:
+        path = hf_hub_download(name, "config.json", etag_timeout=5)
+    except Exception as error:  # whatever the HTTP library of the day raises
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"{name}: its config.json, which tells its size, cannot be had ({reason}); "
+            "name a folder that holds it, or run `hf auth login` for a gated model"
+        ) from error
+    return AutoConfig.from_pretrained(Path(path).parent)
+
+
+def build_encoder(conf: dict, config):
+    """The encoder without storage, frozen as in training, and its trained layers."""
+    import torch
+    from transformers import AutoModel
+    from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+    with torch.device("meta"):
+        if config.model_type == "whisper":
+            encoder = WhisperEncoder(config)
+        else:
+            encoder = AutoModel.from_config(config)
+    layers = encoder.layers if hasattr(encoder, "layers") else encoder.encoder.layers
+    if isinstance(conf.get("layer"), int):
+        del layers[conf["layer"] :]
+    trained = conf.get("trainable_layers", 0)
+    if trained == "all":
+        return encoder, list(layers)
+    encoder.requires_grad_(False)
+    chosen = list(layers[-trained:]) if trained else []
+    for layer in chosen:
+        layer.requires_grad_(True)
+    return encoder, chosen
+
+
+def build_llm(conf: dict, config, layers: int | None = None, dtype=None):
+    """The LLM with its adapters, without storage.
+
+    Args:
+        layers: how many transformer layers; all when None.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from speechllm.models.llm import LanguageModel, attention
+
+    config = copy.deepcopy(config)
+    if layers is not None:
+        config.num_hidden_layers = layers
+        if getattr(config, "layer_types", None):
+            config.layer_types = config.layer_types[:layers]
+    with torch.device("meta"):
+        causal_lm = AutoModelForCausalLM.from_config(
+            config, dtype=dtype or torch.float32, attn_implementation=attention()
+        )
+        tuning = conf.get("tuning", "lora")
+        return LanguageModel(causal_lm, tuning=tuning, lora=conf.get("lora"))
+
+
+def build_bridge(config: dict, input_size: int, output_size: int):
+    """The bridge without storage."""
+    import torch
+
+    from speechllm.models.bridge import BRIDGES
+
+    if config["bridge"] not in BRIDGES:
+        raise UserError(f"bridge {config['bridge']!r}: one of {', '.join(BRIDGES)}")
+    with torch.device("meta"):
+        return BRIDGES[config["bridge"]](
+            input_size, output_size, **config.get("bridge_conf") or {}
+        )
+
+
+def count(module) -> tuple[int, int]:
+    """Parameters of a module, and those of them that are trained."""
+    sizes = [(p.numel(), p.requires_grad) for p in module.parameters()]
+    return sum(n for n, _ in sizes), sum(n for n, trained in sizes if trained)
+
+
+def llm_bytes(llm, conf: dict) -> float:
+    """Bytes of an LLM's weights: trained ones in float32, frozen ones as it says."""
+    from torch import nn
+
+    tuning, dtype = conf.get("tuning", "lora"), conf.get("dtype", "auto")
+    frozen = 4 if tuning in ("full", "qlora") or dtype == "float32" else 2
+    packed = set()
+    if tuning == "qlora":
+        head = llm.causal_lm.get_output_embeddings()
+        packed = {
+            id(m.weight)
+            for m in llm.modules()
+            if isinstance(m, nn.Linear) and m is not head
+        }
+    total = 0.0
+    for parameter in llm.parameters():
+        size = 4 if parameter.requires_grad else frozen
+        if id(parameter) in packed and not parameter.requires_grad:
+            size = FOUR_BITS
+        total += size * parameter.numel()
+    return total
+
+
+def batch_seconds(config: dict) -> float:
+    """Seconds of speech that one batch holds, padding included."""
+    if config.get("batch_type", "folded") in ("numel", "length"):
+        bins = config.get("batch_bins", 1000000)
+        return max(bins / SAMPLES_PER_SECOND, UTTERANCE_SECONDS)
+    return config.get("batch_size", 20) * UTTERANCE_SECONDS
+
+
+def positions(config: dict, seconds: float) -> int:
+    """LLM positions that an utterance leaves, by a bridge of few dimensions."""
+    import torch
+
+    from speechllm.models.bridge import BRIDGES, CTCCompressionBridge
+
+    bridge = BRIDGES[config["bridge"]](8, 8, **config.get("bridge_conf") or {})
+    if bridge.needs_ctc:  # as many as are heard: letters, or the LLM's tokens
+        return int(seconds * (15 if isinstance(bridge, CTCCompressionBridge) else 5))
+    frames = int(FRAMES_PER_SECOND * seconds)
+    return bridge(torch.zeros(1, frames, 8), torch.tensor([frames]))[1].item()
+
+
+def work(counts: tuple[int, int], frozen: int, unread: int = 0) -> float:
+    """Operations of one position: ``frozen`` for a weight, 2 more for a trained one.
+
+    Args:
+        counts: parameters, and those that are trained.
+        unread: parameters of embeddings, which are looked up.
+    """
+    whole, trained = counts
+    return frozen * (whole - unread) + 2 * trained
+
+
+def utterance_bytes(
+    config: dict, llm_config, encoder_config, trained_layers: int, heard: int
+) -> float:
+    """Bytes of activations of one utterance at the worst moment."""
+    conf = config["llm_conf"]
+    answer = int(TOKENS_PER_SECOND * UTTERANCE_SECONDS)
+    read = heard + PROMPT_TOKENS + answer
+    precision = (config.get("model_conf") or {}).get("autocast", "auto")
+    one, two = (
+        saved_bytes(conf, llm_config, layers, read, answer, precision)
+        for layers in (1, 2)
+    )
+    layer = two - one
+    inputs = read * llm_config.hidden_size * stream_bytes(conf)
+    kept = inputs if conf.get("gradient_checkpointing") else layer
+    llm = (one - layer) + llm_config.num_hidden_layers * kept
+    llm += layer if conf.get("gradient_checkpointing") else 0
+    llm += 4 * answer * llm_config.vocab_size  # the gradient of the logits
+    frames = FRAMES_PER_SECOND * UTTERANCE_SECONDS
+    size = encoder_config.hidden_size
+    encoder = trained_layers * 34 * frames * size
+    if encoder_config.model_type == "whisper":
+        passing = 4 * frames * (encoder_config.encoder_ffn_dim + 6 * size)
+    else:  # the first of HuBERT's convolutions leaves a fifth of the samples
+        first = SAMPLES_PER_SECOND * UTTERANCE_SECONDS / 5
+        passing = 4 * 3 * first * encoder_config.conv_dim[0]
+    return max(passing, encoder + llm) + 4 * frames * size
+
+
+def stream_bytes(conf: dict) -> int:
+    """Bytes of a number between the LLM's layers."""
+    whole = conf.get("tuning") in ("full", "qlora") or conf.get("dtype") == "float32"
+    return 4 if whole else 2
+
+
+def saved_bytes(
+    conf: dict, config, layers: int, read: int, answer: int, precision: str
+) -> int:
+    """What PyTorch keeps for the backward pass of an LLM of so many layers.
+
+    Args:
+        read: positions in all; the last ``answer`` of them are predicted.
+        precision: of matrix products.
+    """
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    sizes = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        sizes[storage._cdata] = storage.nbytes()
+        return tensor
+
+    dtype = torch.float32 if stream_bytes(conf) == 4 else torch.bfloat16
+    llm = build_llm(conf, config, layers, dtype).train()
+    with FakeTensorMode():
+        for module in llm.modules():  # as if on a CPU, where autocast is at work
+            for held in (module._parameters, module._buffers):
+                for name, old in held.items():
+                    if old is not None:
+                        new = torch.empty(old.shape, dtype=old.dtype)
+                        if held is module._parameters:
+                            new = torch.nn.Parameter(new, old.requires_grad)
+                        held[name] = new
+        inputs = torch.zeros(1, read, llm.hidden_size, dtype=dtype, requires_grad=True)
+        targets = torch.zeros(answer, dtype=torch.long)
+        enabled = precision != "float32"
+        with (
+            torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+            torch.autocast("cpu", torch.bfloat16, enabled=enabled),
+        ):
+            output = llm.causal_lm.base_model(
+                inputs_embeds=inputs,
+                position_ids=torch.arange(read)[None],
+                use_cache=False,
+            )
+            logits = llm.head(output.last_hidden_state[0, -answer:])
+            torch.nn.functional.cross_entropy(logits, targets)
+        weights = {p.untyped_storage()._cdata for p in llm.parameters()}
+    return sum(size for key, size in sizes.items() if key not in weights)
+
+
+@dataclass(frozen=True)
+class Advice:
+    """A change of a configuration that makes it fit."""
+
+    change: str
+    estimate: Estimate
+
+
+def what_fits(config: dict, gpu: float) -> Advice | None:
+    """The mildest change that fits into ``gpu`` bytes, or None if there is none."""
+    tried = []
+    changed = copy.deepcopy(config)
+    for change in ({}, {"gradient_checkpointing": True}, {"tuning": "qlora"}):
+        changed["llm_conf"] = {**changed["llm_conf"], **change}
+        tried += [f"{name}: {str(value).lower()}" for name, value in change.items()]
+        found = estimate(changed)
+        for part in (1, 2, 4, 8, 16):
+            if fits(shrunk := smaller_batch(found, part), gpu):
+                names = list(tried)
+                if part > 1:
+                    names.append(f"a {part}th of the batch and {part} times accum_grad")
+                return Advice("; ".join(names), shrunk)
+    return None
+
+
+def smaller_batch(found: Estimate, part: int) -> Estimate:
+    """The estimate with a ``part``-th of the batch."""
+    return replace(found, activations=found.activations / part)
+
+
+def fits(found: Estimate, gpu: float) -> bool:
+    """Whether a training fits into ``gpu`` bytes."""
+    return found.total + RESERVE <= gpu
+
+
+def report(config: dict, gpu_gib: float | None, teraflops: float) -> tuple[str, bool]:
+    """The estimate as text, and whether it fits (true when no GPU is named)."""
+    found = estimate(config)
+    hours = 1000 * found.operations / (teraflops * 1e12) / 3600
+    rows = [
+        ("parameters", f"{found.parameters / 1e6:,.1f} million"),
+        ("trained", f"{found.trainable / 1e6:,.1f} million"),
+        ("weights", f"{found.weights / GIB:.1f} GiB"),
+        ("gradients", f"{found.gradients / GIB:.1f} GiB"),
+        ("optimizer", f"{found.optimizer / GIB:.1f} GiB"),
+        ("activations", f"{found.activations / GIB:.1f} GiB"),
+        ("in all", f"{found.total / GIB:.1f} GiB and {RESERVE / GIB:.1f} in reserve"),
+        ("1000 h of speech", f"{hours:,.0f} h at {teraflops:.0f} TFLOP/s"),
+    ]
+    lines = [f"{name:<18}{value}" for name, value in rows]
+    lines.append(
+        f"for batches of {batch_seconds(config):.0f} s of speech in utterances of "
+        f"{UTTERANCE_SECONDS:.0f} s"
+    )
+    if gpu_gib is None:
+        return "\n".join(lines), True
+    if fits(found, gpu_gib * GIB):
+        return "\n".join([*lines, f"fits into {gpu_gib:g} GiB"]), True
+    lines.append(f"does not fit into {gpu_gib:g} GiB")
+    advice = what_fits(config, gpu_gib * GIB)
+    if advice is None:
+        lines.append("nor with qlora and a 16th of the batch: take a smaller LLM")
+    else:
+        size = advice.estimate.total / GIB
+        lines.append(f"this fits, {size:.1f} GiB: {advice.change}")
+    return "\n".join(lines), False

@@ -1,0 +1,1 @@
+"""Errors, atomic file I/O and length-based batching."""
