@@ -154,8 +154,8 @@ def estimate(args: argparse.Namespace) -> int:
 
 def to_nue_asr(args: argparse.Namespace) -> int:
     """Write a model in Nue-ASR's format."""
+    from speechllm.export.nue_asr_format import check_output, save_nue_asr
     from speechllm.inference.speech_to_text import SpeechToText
-    from speechllm.models.nue_asr import check_output, save_nue_asr
 
     check_output(args.output)  # before the model is loaded
     save_nue_asr(SpeechToText.from_pretrained(args.model), args.output, args.license)

@@ -26,8 +26,7 @@ from speechllm.decoding.forced_alignment import (
     word_labels,
     word_times,
 )
-from speechllm.models.bridge import label_runs
-from speechllm.training.preprocessor import CTCTokenizer
+from speechllm.text.ctc_labels import CTCTokenizer, label_runs
 
 UNKNOWN, SPACE = LABELS.index("<unk>"), LABELS.index("<space>")
 

@@ -19,7 +19,9 @@ from speechllm.corpora.asterisk import (
     clean_text,
     prepare_asterisk,
 )
-from speechllm.data import data_dir as datadir
+from speechllm.data.kaldi_table import read_dropped, read_table
+from speechllm.data.statistics import statistics
+from speechllm.data.validation import validate_data_dir
 from speechllm.text.normalization import ctc_text
 from speechllm.utils.errors import UserError
 
@@ -35,19 +37,19 @@ def prepared(asterisk_dir, tmp_path_factory):
 
 def read(folder, table: str) -> dict[str, str]:
     """One table over all sets."""
-    tables = [datadir.read_table(folder / name / table) for name in SETS]
+    tables = [read_table(folder / name / table) for name in SETS]
     return {key: value for entries in tables for key, value in entries.items()}
 
 
 def test_every_set_is_valid_and_has_every_language(prepared):
     for name in SETS:
-        assert datadir.validate_data_dir(prepared / name) == []
-        rows = datadir.statistics(prepared / name)
+        assert validate_data_dir(prepared / name) == []
+        rows = statistics(prepared / name)
         assert [row["language"] for row in rows] == [*LANGUAGES, "*"]
 
 
 def test_sizes(prepared):
-    counts = {name: len(datadir.read_table(prepared / name / "text")) for name in SETS}
+    counts = {name: len(read_table(prepared / name / "text")) for name in SETS}
     total = sum(counts.values())
     assert total == 2548
     assert counts["test"] / total == pytest.approx(0.10, abs=0.01)
@@ -57,8 +59,8 @@ def test_sizes(prepared):
 def test_no_key_and_no_sentence_is_in_two_sets(prepared):
     places = {}
     for name in SETS:
-        languages = datadir.read_table(prepared / name / "utt2lang")
-        for utt, text in datadir.read_table(prepared / name / "text").items():
+        languages = read_table(prepared / name / "utt2lang")
+        for utt, text in read_table(prepared / name / "text").items():
             language = languages[utt]
             for item in (("key", utt[3:]), (language, ctc_text(text, language))):
                 assert places.setdefault(item, name) == name, item
@@ -77,7 +79,7 @@ def test_texts_and_translations(prepared):
 
 
 def test_what_was_left_out(prepared):
-    dropped = {e.id: e for name in SETS for e in datadir.read_dropped(prepared / name)}
+    dropped = {e.id: e for name in SETS for e in read_dropped(prepared / name)}
     expected = {
         "en-beep": "no speech",
         "en-silence_1": "no speech",

@@ -22,7 +22,7 @@ from speechllm.baselines.runner import run_baseline
 from speechllm.baselines.seamless import Seamless
 from speechllm.baselines.whisper import Whisper
 from speechllm.bin.baseline import main
-from speechllm.data.data_dir import read_table, write_table
+from speechllm.data.kaldi_table import read_table, write_table
 from speechllm.evaluation.score import score_decode_dir
 from speechllm.text.prompts import read_prompts
 from speechllm.utils.errors import UserError

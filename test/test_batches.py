@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import LABELS, PROMPTS, write_tiny_hubert
 
-from speechllm.inference.speech_to_text import SpeechToText, search_options
+from speechllm.decoding.options import search_options
+from speechllm.inference.speech_to_text import SpeechToText
 from speechllm.models.speech_llm import build_speech_llm
 from speechllm.text.prompts import read_prompts
 from speechllm.utils.errors import UserError

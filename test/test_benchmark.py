@@ -20,14 +20,14 @@ from speechllm.benchmarks.decoding import (
     measure_decoding,
     random_model,
 )
-from speechllm.benchmarks.resources import (
+from speechllm.benchmarks.loss import (
     METHODS,
     LossBatch,
     LossCost,
-    PeakMemory,
     loss_table,
     measure_loss,
 )
+from speechllm.benchmarks.resources import PeakMemory
 from speechllm.benchmarks.training import (
     TrainingSteps,
     matmul_flops,

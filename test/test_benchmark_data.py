@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from speechllm.bin.benchmark_data import main, measure
+from speechllm.benchmarks.data import measure
+from speechllm.bin.benchmark_data import main
 from speechllm.utils.errors import UserError
 
 # An "ffmpeg" that writes nothing, in place of one that the machine may not have.

@@ -10,8 +10,17 @@ import pytest
 import soundfile
 
 from speechllm.audio.io import load_audio
-from speechllm.bin import benchmark_long_form as benchmark
-from speechllm.data.data_dir import write_table
+from speechllm.benchmarks.long_form import (
+    JOINS,
+    Placed,
+    Prompt,
+    read_prompts,
+    speech_limits,
+    time_shares,
+    write_recording,
+)
+from speechllm.bin.benchmark_long_form import main
+from speechllm.data.kaldi_table import write_table
 from speechllm.decoding.result import Word
 from speechllm.utils.errors import UserError
 
@@ -38,29 +47,29 @@ def examples(tmp_path_factory, speech_file) -> Path:
 def test_prompts_are_the_transcribed_ones_and_their_words_those_that_are_scored(
     examples,
 ):
-    prompts = benchmark.read_prompts(examples, "en")
+    prompts = read_prompts(examples, "en")
     assert [p.words for p in prompts] == [
         ["press", "one"],
         ["good", "bye"],
         ["no", "thank", "you"],
     ]
     with pytest.raises(UserError, match="nothing to transcribe in de"):
-        benchmark.read_prompts(examples, "de")
+        read_prompts(examples, "de")
 
 
 def test_limits_are_where_it_is_loud():
     samples = np.zeros(RATE, np.float32)
     samples[4000:9600] = 0.5
     samples[12000:13000] = 0.5 * 10 ** (-36 / 20)  # too soft to count
-    assert benchmark.speech_limits(samples) == (4000, 9600)
+    assert speech_limits(samples) == (4000, 9600)
 
 
-@pytest.mark.parametrize("join", benchmark.JOINS)
+@pytest.mark.parametrize("join", JOINS)
 def test_prompts_lie_where_they_are_said_to(examples, tmp_path, join):
-    prompts = benchmark.read_prompts(examples, "en")
+    prompts = read_prompts(examples, "en")
     args = argparse.Namespace(minutes=0.5, seed=1, music=str(examples))
     path = tmp_path / "joined.wav"
-    placed = benchmark.write_recording(path, prompts, join, args)
+    placed = write_recording(path, prompts, join, args)
     recording = load_audio(path)
     assert 30 <= len(recording) / RATE < 45
     assert {p.prompt for p in placed[:3]} == {0, 1, 2}  # a round holds each once
@@ -77,14 +86,14 @@ def test_prompts_lie_where_they_are_said_to(examples, tmp_path, join):
 
 def test_words_count_where_their_prompts_lie():
     prompts = [
-        benchmark.Prompt(["press", "one"], np.zeros(0), (0, 0)),
-        benchmark.Prompt(["good", "bye"], np.zeros(0), (0, 0)),
+        Prompt(["press", "one"], np.zeros(0), (0, 0)),
+        Prompt(["good", "bye"], np.zeros(0), (0, 0)),
     ]
-    placed = [benchmark.Placed(0, 1.0, 2.0), benchmark.Placed(1, 3.0, 4.0)]
+    placed = [Placed(0, 1.0, 2.0), Placed(1, 3.0, 4.0)]
 
     def shares(*words: tuple[str, float, float]):
         heard = [Word(*word, 1.0) for word in words]
-        return benchmark.time_shares(prompts, placed, heard, "en")
+        return time_shares(prompts, placed, heard, "en")
 
     exact = [("Press", 1.0, 1.4), ("1.", 1.5, 2.0), ("Good", 3, 3.5), ("bye", 3.5, 4)]
     assert shares(*exact) == (1, 1, 1)
@@ -99,25 +108,23 @@ def test_words_count_where_their_prompts_lie():
 def test_a_table_of_all_joins(examples, tmp_path, tiny_model, capsys):
     config = tmp_path / "short.yaml"
     config.write_text("tokens_per_second: 0.5\nextra_tokens: 2\n")
-    benchmark.main(
+    main(
         ["--model", str(tiny_model), "--examples", str(examples), "--minutes", "0.1"]
         + ["--music", str(examples), "--output_dir", str(tmp_path / "out")]
         + ["--config", str(config)]
     )
     rows = [line for line in capsys.readouterr().out.splitlines() if line[:1] == "|"]
-    assert [row.split(" | ")[0] for row in rows[2:]] == [
-        f"| {join}" for join in benchmark.JOINS
-    ]
+    assert [row.split(" | ")[0] for row in rows[2:]] == [f"| {join}" for join in JOINS]
     assert all(row.count("|") == 12 for row in rows)
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == sorted(
-        f"{join}_0.1.{suffix}" for join in benchmark.JOINS for suffix in ("wav", "srt")
+        f"{join}_0.1.{suffix}" for join in JOINS for suffix in ("wav", "srt")
     )
 
 
 def test_music_must_be_named(tiny_model, examples, tmp_path):
     with pytest.raises(UserError, match="needs a folder of hold music"):
-        benchmark.main(
+        main(
             ["--model", str(tiny_model), "--examples", str(examples)]
             + ["--joins", "music", "--output_dir", str(tmp_path)]
         )

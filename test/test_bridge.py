@@ -15,11 +15,10 @@ from speechllm.models.bridge import (
     StackBridge,
     TranscriptBridge,
     align_tokens,
-    label_runs,
-    label_text,
     mean_over_spans,
 )
 from speechllm.models.qformer import QFormerBridge
+from speechllm.text.ctc_labels import label_runs, label_text
 
 DIM, OUT = 6, 5
 A, B, SPACE = LABELS.index("a"), LABELS.index("b"), LABELS.index("<space>")

@@ -3,7 +3,7 @@
 import pytest
 from transformers import AutoTokenizer
 
-from speechllm.bin.check_prompts import check_prompts
+from speechllm.data.check_prompts import check_prompts
 from speechllm.utils.errors import UserError
 
 PROMPTS = 'languages: {en: English, fr: French}\ntasks: {asr: "{speech} {target}:"}\n'

@@ -7,7 +7,8 @@ import pytest
 from speechllm.bin.prepare_data import main
 from speechllm.corpora._common_voice_tsv import read_clips, unquote
 from speechllm.corpora.common_voice import prepare_common_voice
-from speechllm.data import data_dir as datadir
+from speechllm.data.kaldi_table import read_table
+from speechllm.data.validation import validate_data_dir
 from speechllm.utils.errors import UserError
 
 ALICE, BERTA = "a1" * 64, "b2" * 64
@@ -73,14 +74,14 @@ def test_tables(release, tmp_path, capsys):
         "test.tsv:7\tprepare_data\tbad row\t10 fields where the header has 8\n"
     )
     for name in ("cv8_train", "cv8_dev", "cv8_test"):
-        assert datadir.validate_data_dir(data / name) == []
+        assert validate_data_dir(data / name) == []
 
 
 def test_oldest_releases_leave_the_ending_out(release, tmp_path):
     text = HEADER + row(ALICE, "common_voice_ja_9", "はい")
     (release / "ja" / "test.tsv").write_text(text, "utf-8")
     prepare_common_voice(release, tmp_path / "data", splits=["test"])
-    (path,) = datadir.read_table(tmp_path / "data" / "test" / "wav.scp").values()
+    (path,) = read_table(tmp_path / "data" / "test" / "wav.scp").values()
     assert path.endswith("/clips/common_voice_ja_9.mp3")
 
 

@@ -16,6 +16,7 @@ from sklearn.calibration import calibration_curve
 
 from speechllm import SpeechToText
 from speechllm.audio.io import load_audio
+from speechllm.benchmarks.reliability import reliability_picture
 from speechllm.bin import calibrate as calibrate_command
 from speechllm.decoding.confidence import (
     Calibration,
@@ -23,7 +24,6 @@ from speechllm.decoding.confidence import (
     expected_calibration_error,
     fit,
     read_calibration,
-    reliability_picture,
     right_words,
     tokens_of_words,
     word_features,

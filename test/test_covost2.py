@@ -19,8 +19,14 @@ from speechllm.corpora.covost2 import (
     read_translations,
     two_letters,
 )
-from speechllm.data import data_dir as datadir
 from speechllm.data.format_wav_scp import format_audio
+from speechllm.data.kaldi_table import (
+    iterate_table,
+    read_dropped,
+    read_table,
+    translation_languages,
+)
+from speechllm.data.validation import validate_data_dir
 from speechllm.text.prompts import read_prompts
 from speechllm.utils.errors import UserError
 
@@ -170,24 +176,24 @@ def test_the_tables_are_those_written_by_hand(corpus, tmp_path):
     data = prepare(corpus, tmp_path)
     for name, expected in EXPECTED_TRAIN.items():
         assert (data / "train" / name).read_text("utf-8") == expected, name
-    files = datadir.read_table(data / "train/wav.scp")
+    files = read_table(data / "train/wav.scp")
     clip = corpus / "en/clips/common_voice_en_1.mp3"
     assert files[f"{B}-common_voice_en_1"] == str(clip)
     for name in ("train", "dev", "test"):
-        assert datadir.validate_data_dir(data / name) == []
+        assert validate_data_dir(data / name) == []
 
 
 def test_dev_and_test_stay_comparable(corpus, tmp_path):
     data = prepare(corpus, tmp_path)
-    assert datadir.read_table(data / "test/text.de") == {
+    assert read_table(data / "test/text.de") == {
         f"{B}-common_voice_en_10": "Er steht in zwei Mengen.",
         f"{C}-common_voice_en_30": "Er prüft.",
         f"{C}-common_voice_en_31": "REMOVE",
     }
-    assert datadir.read_table(data / "dev/text.de") == {
+    assert read_table(data / "dev/text.de") == {
         f"{C}-common_voice_en_20": 'Ein " allein, und noch etwas.'
     }
-    dropped = datadir.read_dropped(data / "dev")
+    dropped = read_dropped(data / "dev")
     assert [(e.id, e.reason) for e in dropped] == [
         ("common_voice_en_13.mp3", "not in validated.tsv")
     ]
@@ -195,18 +201,16 @@ def test_dev_and_test_stay_comparable(corpus, tmp_path):
 
 def test_several_directions_in_one_data_dir(corpus, tmp_path):
     data = prepare(corpus, tmp_path, ("en", "de"), ("en", "zh-CN"), ("fr", "en"))
-    assert datadir.translation_languages(data / "train") == ["de", "en", "zh"]
-    languages = datadir.read_table(data / "train/utt2lang")
+    assert translation_languages(data / "train") == ["de", "en", "zh"]
+    languages = read_table(data / "train/utt2lang")
     assert languages[f"{C}-common_voice_fr_1"] == "fr"
     assert languages[f"{B}-common_voice_en_1"] == "en"
-    assert datadir.read_table(data / "train/text.en") == {
-        f"{C}-common_voice_fr_1": "Hello."
-    }
-    assert datadir.read_table(data / "train/text.zh") == {
+    assert read_table(data / "train/text.en") == {f"{C}-common_voice_fr_1": "Hello."}
+    assert read_table(data / "train/text.zh") == {
         f"{B}-common_voice_en_1": "缺水时，避免浪费。",
         f"{B}-common_voice_en_12": "根本没有翻译。",
     }
-    text = datadir.read_table(data / "test/text")
+    text = read_table(data / "test/text")
     assert list(text.values()) == [
         "It stands in two sets.",
         "It tests.",
@@ -214,7 +218,7 @@ def test_several_directions_in_one_data_dir(corpus, tmp_path):
         "Au revoir.",
     ]
     for name in ("train", "dev", "test"):
-        assert datadir.validate_data_dir(data / name) == []
+        assert validate_data_dir(data / name) == []
 
 
 def test_clips_that_do_not_decode_are_listed(corpus, tmp_path):
@@ -229,7 +233,7 @@ def test_clips_that_do_not_decode_are_listed(corpus, tmp_path):
         (f"{B}-common_voice_en_1", "unreadable audio"),
     ]
     assert "empty (0 bytes)" in failed[1].detail
-    samples = datadir.read_table(tmp_path / "audio/utt2num_samples")
+    samples = read_table(tmp_path / "audio/utt2num_samples")
     assert int(samples[f"{A}-common_voice_en_3"]) == pytest.approx(16000, abs=1600)
 
 
@@ -252,9 +256,7 @@ def test_a_row_that_lacks_fields_is_listed(corpus, tmp_path):
         stream.write("common_voice_en_12.mp3\tKein Split.\n")
     with open(corpus / "en/validated.tsv", "a", encoding="utf-8") as stream:
         stream.write("nothing\n")
-    dropped = {
-        e.id: e for e in datadir.read_dropped(prepare(corpus, tmp_path) / "train")
-    }
+    dropped = {e.id: e for e in read_dropped(prepare(corpus, tmp_path) / "train")}
     row = dropped["covost_v2.en_de.tsv:18"]
     assert row.reason == "bad row" and "2 fields, the header has 3" in row.detail
     assert dropped["en/validated.tsv:17"].reason == "bad row"
@@ -295,11 +297,11 @@ def test_each_direction_is_prepared_and_has_its_prompts(tmp_path):
     data = prepare(tmp_path, tmp_path, *directions)
     prompts = read_prompts(RECIPE / "conf" / "prompts.yaml")
     for name in ("train", "dev", "test"):
-        assert datadir.validate_data_dir(data / name) == []
-        languages = datadir.read_table(data / name / "utt2lang")
+        assert validate_data_dir(data / name) == []
+        languages = read_table(data / name / "utt2lang")
         found = set()
-        for target in datadir.translation_languages(data / name):
-            for key, text in datadir.iterate_table(data / name / f"text.{target}"):
+        for target in translation_languages(data / name):
+            for key, text in iterate_table(data / name / f"text.{target}"):
                 found.add((languages[key], target))
                 assert two_letters(text.removeprefix("Into ").rstrip(".")) == target
         assert found == {(two_letters(s), two_letters(t)) for s, t in directions}

@@ -12,6 +12,9 @@ from speechllm.corpora import csj
 from speechllm.corpora._csj_tags import Word, read_words
 from speechllm.corpora.csj import prepare_csj
 from speechllm.data import data_dir as datadir
+from speechllm.data.data_dir import write_spk2utt
+from speechllm.data.kaldi_table import read_dropped, read_table
+from speechllm.data.validation import validate_data_dir
 from speechllm.utils.errors import UserError
 
 LONG = [
@@ -62,7 +65,7 @@ def test_tables(corpus, tmp_path, capsys):
     assert printed[1] == f"{data}/dev: 1 utterances, 0.00 hours, 1 talks"
     assert printed[3].startswith("warning: eval1 lacks 9 of its 10 talks (A01M0097, ")
     train = data / "train"
-    text = datadir.read_table(train / "text")
+    text = read_table(train / "text")
     some = {key: value for key, value in text.items() if key[0] in "AD"}
     assert some == {
         "A02F0001_0000500_0003000": "えーそれではは発表します",
@@ -75,12 +78,12 @@ def test_tables(corpus, tmp_path, capsys):
     assert sorted(value for key, value in text.items() if key[0] == "S") == (
         ["はい", "はい", "話一", "話三", "話二", "話四"]
     )
-    segments = datadir.read_table(train / "segments")
+    segments = read_table(train / "segments")
     assert segments["A02F0001_0000500_0003000"] == "A02F0001 0.500 3.000"
     assert segments["D01F0002-R_0000800_0003000"] == "D01F0002-R 0.800 3.000"
-    speakers = datadir.read_table(train / "utt2spk")
+    speakers = read_table(train / "utt2spk")
     assert speakers["D01F0002-L_0000000_0002000"] == "D01F0002-L"
-    recordings = datadir.read_table(train / "wav.scp")
+    recordings = read_table(train / "wav.scp")
     assert recordings["A02F0001"] == f"{corpus}/WAV/noncore/A02F0001.wav"
     assert recordings["D01F0002-R"] == f"{corpus}/WAV/core/D01F0002-R.wav"
     dropped = (train / "dropped.tsv").read_text("utf-8").splitlines()
@@ -92,7 +95,7 @@ def test_tables(corpus, tmp_path, capsys):
         f"ends at 61.00 s of 5.00 s in {corpus}/WAV/core/D01F0002-R.wav"
     )
     for name in csj.SETS:
-        assert datadir.validate_data_dir(data / name) == []
+        assert validate_data_dir(data / name) == []
     everywhere = "".join((data / n / "text").read_text("utf-8") for n in csj.SETS)
     assert "R00M0187" not in everywhere  # the speaker of A01M0056
     assert (data / "eval2" / "text").read_text("utf-8") == (
@@ -103,13 +106,13 @@ def test_tables(corpus, tmp_path, capsys):
 def test_fluent_text_of_the_same_utterances(corpus, tmp_path):
     prepare_csj(corpus, tmp_path / "said")
     prepare_csj(corpus, tmp_path / "meant", style="fluent")
-    said = datadir.read_table(tmp_path / "said/train/segments")
-    meant = datadir.read_table(tmp_path / "meant/train/segments")
+    said = read_table(tmp_path / "said/train/segments")
+    meant = read_table(tmp_path / "meant/train/segments")
     assert said.keys() - meant.keys() == {"A02F0001_0017000_0017400"}
     assert meant.items() <= said.items()
-    text = datadir.read_table(tmp_path / "meant/train/text")
+    text = read_table(tmp_path / "meant/train/text")
     assert text["A02F0001_0000500_0003000"] == "それでは発表します"
-    dropped = datadir.read_dropped(tmp_path / "meant/train")
+    dropped = read_dropped(tmp_path / "meant/train")
     assert ("A02F0001_0017000_0017400", "empty text") in [
         (entry.id, entry.reason) for entry in dropped
     ]
@@ -138,8 +141,8 @@ def test_unknown_kinds(corpus, tmp_path, kinds):
 
 def test_kinds(corpus, tmp_path):
     prepare_csj(corpus, tmp_path / "data", kinds="A")
-    assert {key[0] for key in datadir.read_table(tmp_path / "data/train/text")} == {"A"}
-    assert datadir.read_table(tmp_path / "data/eval3/text")
+    assert {key[0] for key in read_table(tmp_path / "data/train/text")} == {"A"}
+    assert read_table(tmp_path / "data/eval3/text")
 
 
 @pytest.mark.parametrize(
@@ -323,7 +326,7 @@ def test_half_copied(corpus, tmp_path):
     damaged = corpus / "WAV/noncore/S00F0003.wav"
     damaged.write_bytes(damaged.read_bytes()[:30])
     prepare_csj(corpus, tmp_path / "data")
-    dropped = datadir.read_dropped(tmp_path / "data/train")
+    dropped = read_dropped(tmp_path / "data/train")
     # every utterance counts, so that the share of what is left out is right
     ids = {"0000500_0003000", "0003501_0014200", "0014300_0015500"}
     ids |= {"0017000_0017400", "0018000_0018500"}
@@ -353,7 +356,7 @@ def test_a_talk_that_is_there_twice(corpus, tmp_path):
 def test_a_full_disk_leaves_the_old_sets(corpus, tmp_path, monkeypatch):
     prepare_csj(corpus, tmp_path / "data")
     before = (tmp_path / "data/train/text").read_bytes()
-    write = datadir.write_spk2utt
+    write = write_spk2utt
 
     def full_at_the_last_set(folder):
         if "eval3" in folder.name:

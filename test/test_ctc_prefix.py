@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speechllm.decoding.ctc_prefix_scorer import CTCPrefixScorer
-from speechllm.models.bridge import label_runs
+from speechllm.text.ctc_labels import label_runs
 
 LABELS = 5  # blank, three labels, and ESPnet's end of sentence
 EOS = 4

@@ -7,7 +7,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speechllm.bin.data_dir import main
-from speechllm.data import data_dir as datadir
+from speechllm.data.data_dir import (
+    combine_data_dirs,
+    filter_data_dir,
+    perturb_speed,
+    split_table,
+    subset_data_dir,
+    write_data_dir,
+)
+from speechllm.data.kaldi_table import (
+    Dropped,
+    read_dropped,
+    read_table,
+    write_dropped,
+    write_table,
+)
+from speechllm.data.statistics import statistics
+from speechllm.data.validation import check_data_dir, validate_data_dir
 from speechllm.utils.errors import UserError
 
 
@@ -26,7 +42,7 @@ def data(tmp_path):
         "text": {"s1-a": "Hello you.", "s1-b": "Good bye.", "s2-c": "Bonjour, ça va ?"},
         "text.fr": {"s1-a": "Salut toi."},
     }
-    datadir.write_data_dir(tmp_path / "data", tables)
+    write_data_dir(tmp_path / "data", tables)
     return tmp_path / "data"
 
 
@@ -39,8 +55,8 @@ def lines(path) -> list[str]:
 
 
 def test_a_valid_data_dir_has_no_problems(data):
-    assert datadir.validate_data_dir(data) == []
-    datadir.check_data_dir(data)
+    assert validate_data_dir(data) == []
+    check_data_dir(data)
     assert lines(data / "spk2utt") == ["s1 s1-a s1-b", "s2 s2-c"]
 
 
@@ -76,7 +92,7 @@ def test_a_valid_data_dir_has_no_problems(data):
 )
 def test_a_defect_is_named_with_file_and_line(data, table, old, new, problem):
     replace(data / table, old, new)
-    problems = datadir.validate_data_dir(data)
+    problems = validate_data_dir(data)
     assert len(problems) >= 1
     with pytest.raises(UserError, match=problem):
         raise UserError("\n".join(problems))
@@ -84,7 +100,7 @@ def test_a_defect_is_named_with_file_and_line(data, table, old, new, problem):
 
 def test_audio_without_text(data):
     replace(data / "wav.scp", "s2-c", "s2-cc")
-    problems = "\n".join(datadir.validate_data_dir(data, check_files=False))
+    problems = "\n".join(validate_data_dir(data, check_files=False))
     assert "utt2spk:3: utterance s2-c has no line in wav.scp" in problems
     assert "wav.scp:3: utterance s2-cc is not in utt2spk" in problems
 
@@ -93,15 +109,15 @@ def test_text_that_is_not_utf8(data):
     content = (data / "text").read_bytes()
     (data / "text").write_bytes(content.replace("ç".encode(), "ç".encode("latin-1")))
     with pytest.raises(UserError, match=r"text:3: not UTF-8 \(byte 0xe7\).*iconv"):
-        datadir.check_data_dir(data)
+        check_data_dir(data)
 
 
 def test_missing_tables_and_folders(data, tmp_path):
     (data / "utt2lang").unlink()
     with pytest.raises(UserError, match="utt2lang: the table is missing"):
-        datadir.check_data_dir(data)
+        check_data_dir(data)
     with pytest.raises(UserError, match="the data dir does not exist"):
-        datadir.check_data_dir(tmp_path / "nowhere")
+        check_data_dir(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(
@@ -116,28 +132,28 @@ def test_missing_tables_and_folders(data, tmp_path):
 def test_segments_are_checked(data, tmp_path, segments, problem):
     (data / "wav.scp").write_text(f"rec {tmp_path}/a.wav\n")
     table = {"s1-a": "rec 0 1", "s1-b": "rec 1 2.5", "s2-c": "rec 0.5 3"}
-    datadir.write_table(data / "segments", table)
-    assert datadir.validate_data_dir(data) == []
-    datadir.write_table(data / "segments", table | {"s1-a": segments})
-    assert any(problem in found for found in datadir.validate_data_dir(data))
+    write_table(data / "segments", table)
+    assert validate_data_dir(data) == []
+    write_table(data / "segments", table | {"s1-a": segments})
+    assert any(problem in found for found in validate_data_dir(data))
 
 
 def test_many_problems_are_not_all_listed(data):
-    datadir.write_table(data / "text", {f"x{number:03}": "a" for number in range(100)})
-    assert len(datadir.validate_data_dir(data)) < 30
+    write_table(data / "text", {f"x{number:03}": "a" for number in range(100)})
+    assert len(validate_data_dir(data)) < 30
 
 
 def test_filter_lists_what_went_and_why(data):
     replace(data / "text", "s2-c Bonjour, ça va ?", "s2-c")
     target = data.parent / "filtered"
-    kept, dropped = datadir.filter_data_dir(data, target, 1, 15)
+    kept, dropped = filter_data_dir(data, target, 1, 15)
     assert kept == 1
     assert lines(target / "dropped.tsv") == [
         "s1-b\tfilter\ttoo long\t20.00 s > 15 s",
         "s2-c\tfilter\tempty text\t",
     ]
-    assert datadir.read_dropped(target) == dropped
-    assert datadir.validate_data_dir(target) == []
+    assert read_dropped(target) == dropped
+    assert validate_data_dir(target) == []
     for name in ("wav.scp", "text", "text.fr", "utt2dur", "utt2lang", "utt2spk"):
         assert [line.split()[0] for line in lines(target / name)] == ["s1-a"]
     assert lines(target / "spk2utt") == ["s1 s1-a"]
@@ -145,99 +161,97 @@ def test_filter_lists_what_went_and_why(data):
 
 def test_filter_by_length_of_text_and_of_short_audio(data):
     target = data.parent / "filtered"
-    _, dropped = datadir.filter_data_dir(
-        data, target, min_seconds=2, min_text_length=10
-    )
+    _, dropped = filter_data_dir(data, target, min_seconds=2, min_text_length=10)
     assert {entry.id: entry.reason for entry in dropped} == {
         "s1-a": "too short",
         "s1-b": "text too short",
     }
-    _, dropped = datadir.filter_data_dir(data, target, max_text_length=15)
+    _, dropped = filter_data_dir(data, target, max_text_length=15)
     assert [(entry.id, entry.detail) for entry in dropped] == [("s2-c", "16 > 15")]
 
 
 def test_filter_that_leaves_nothing_is_an_error(data):
     with pytest.raises(UserError, match="nothing passes the filter"):
-        datadir.filter_data_dir(data, data.parent / "filtered", min_seconds=100)
+        filter_data_dir(data, data.parent / "filtered", min_seconds=100)
 
 
 def test_filter_in_place_keeps_the_earlier_list(data):
-    datadir.filter_data_dir(data, data, max_seconds=15)
-    datadir.filter_data_dir(data, data, min_seconds=2)
-    assert [entry.id for entry in datadir.read_dropped(data)] == ["s1-a", "s1-b"]
-    assert datadir.validate_data_dir(data) == []
+    filter_data_dir(data, data, max_seconds=15)
+    filter_data_dir(data, data, min_seconds=2)
+    assert [entry.id for entry in read_dropped(data)] == ["s1-a", "s1-b"]
+    assert validate_data_dir(data) == []
 
 
 def test_speed_perturbation(data):
     target = data.parent / "speeds"
-    datadir.write_dropped(data, [datadir.Dropped("s3-d", "filter", "too long")])
-    datadir.perturb_speed(data, target, [0.9, 1.0, 1.1])
-    assert datadir.validate_data_dir(target) == []
+    write_dropped(data, [Dropped("s3-d", "filter", "too long")])
+    perturb_speed(data, target, [0.9, 1.0, 1.1])
+    assert validate_data_dir(target) == []
     # the share of what was left out stays what it was
-    gone = [entry.id for entry in datadir.read_dropped(target)]
+    gone = [entry.id for entry in read_dropped(target)]
     assert gone == ["s3-d", "sp0.9-s3-d", "sp1.1-s3-d"]
-    text = datadir.read_table(target / "text")
+    text = read_table(target / "text")
     assert len(text) == 9
     assert text["sp0.9-s1-a"] == text["s1-a"] == "Hello you."
-    assert datadir.read_table(target / "utt2spk")["sp1.1-s2-c"] == "sp1.1-s2"
-    assert datadir.read_table(target / "utt2dur")["sp0.9-s1-a"] == "1.667"
-    speeds = datadir.read_table(target / "utt2speed")
+    assert read_table(target / "utt2spk")["sp1.1-s2-c"] == "sp1.1-s2"
+    assert read_table(target / "utt2dur")["sp0.9-s1-a"] == "1.667"
+    speeds = read_table(target / "utt2speed")
     assert (speeds["s1-b"], speeds["sp0.9-s1-b"]) == ("1", "0.9")
-    assert datadir.read_table(target / "text.fr").keys() == {
+    assert read_table(target / "text.fr").keys() == {
         "s1-a",
         "sp0.9-s1-a",
         "sp1.1-s1-a",
     }
     with pytest.raises(UserError, match="perturbed already"):
-        datadir.perturb_speed(target, data.parent / "again", [0.9])
+        perturb_speed(target, data.parent / "again", [0.9])
 
 
 def test_combine(data):
     other, both = data.parent / "other", data.parent / "both"
-    datadir.perturb_speed(data, other, [0.9])
+    perturb_speed(data, other, [0.9])
     (other / "utt2speed").unlink()
-    assert datadir.combine_data_dirs([other, data], both) == 6
-    assert datadir.validate_data_dir(both) == []
+    assert combine_data_dirs([other, data], both) == 6
+    assert validate_data_dir(both) == []
     with pytest.raises(UserError, match="s1-a is in two of the data dirs"):
-        datadir.combine_data_dirs([data, data], data.parent / "twice")
+        combine_data_dirs([data, data], data.parent / "twice")
     assert not (data.parent / "twice").exists()
     (other / "utt2dur").unlink()
     with pytest.raises(UserError, match="other: has no utt2dur"):
-        datadir.combine_data_dirs([data, other], both)
+        combine_data_dirs([data, other], both)
 
 
 def test_subset(data):
     target = data.parent / "subset"
-    assert datadir.subset_data_dir(data, target, count=2, seed=1) == 2
-    assert datadir.validate_data_dir(target) == []
+    assert subset_data_dir(data, target, count=2, seed=1) == 2
+    assert validate_data_dir(target) == []
     first = lines(target / "text")
-    datadir.subset_data_dir(data, target, count=2, seed=1)
+    subset_data_dir(data, target, count=2, seed=1)
     assert lines(target / "text") == first
-    assert datadir.subset_data_dir(data, target, ids=["s2-c"]) == 1
+    assert subset_data_dir(data, target, ids=["s2-c"]) == 1
     with pytest.raises(UserError, match="cannot take 4 of 3"):
-        datadir.subset_data_dir(data, target, count=4)
+        subset_data_dir(data, target, count=4)
     with pytest.raises(UserError, match="has no utterance s9"):
-        datadir.subset_data_dir(data, target, ids=["s9"])
+        subset_data_dir(data, target, ids=["s9"])
 
 
 @given(st.integers(1, 60), st.integers(0, 9))
 @settings(max_examples=20)
 def test_parts_of_a_table_make_the_table(tmp_path_factory, entries, parts):
     folder = tmp_path_factory.mktemp("split")
-    datadir.write_table(folder / "t", {f"{n:03}": str(n) for n in range(entries)})
+    write_table(folder / "t", {f"{n:03}": str(n) for n in range(entries)})
     outputs = [folder / f"t.{part}" for part in range(parts)]
     if not 0 < parts <= entries:
         with pytest.raises(UserError, match="cannot split"):
-            datadir.split_table(folder / "t", outputs)
+            split_table(folder / "t", outputs)
         return
-    sizes = datadir.split_table(folder / "t", outputs)
+    sizes = split_table(folder / "t", outputs)
     assert max(sizes) - min(sizes) <= 1
     joined = "".join(output.read_text() for output in outputs)
     assert joined == (folder / "t").read_text()
 
 
 def test_statistics(data):
-    rows = {row["language"]: row for row in datadir.statistics(data)}
+    rows = {row["language"]: row for row in statistics(data)}
     assert rows["en"]["utterances"] == 2
     assert rows["en"]["minutes"] == pytest.approx(21.5 / 60)
     assert (rows["*"]["utterances"], rows["*"]["speakers"]) == (3, 2)
@@ -250,15 +264,15 @@ values = st.text(st.characters(exclude_categories=["Zl", "Zp", "C"])).map(str.st
 @given(st.dictionaries(ids, values))
 def test_what_is_written_is_read_again(tmp_path_factory, table):
     path = tmp_path_factory.mktemp("table") / "t"
-    datadir.write_table(path, table)
-    assert datadir.read_table(path) == table
-    assert list(datadir.read_table(path)) == sorted(table, key=str.encode)
+    write_table(path, table)
+    assert read_table(path) == table
+    assert list(read_table(path)) == sorted(table, key=str.encode)
 
 
 @pytest.mark.parametrize(("key", "value"), [("a b", "x"), ("", "x"), ("a", "x\ny")])
 def test_entries_that_would_break_a_table_are_refused(tmp_path, key, value):
     with pytest.raises(UserError):
-        datadir.write_table(tmp_path / "t", {key: value})
+        write_table(tmp_path / "t", {key: value})
     assert list(tmp_path.iterdir()) == []
 
 

@@ -12,7 +12,7 @@ import soundfile
 
 from speechllm.audio.io import load_audio
 from speechllm.bin.decode import main
-from speechllm.data.data_dir import read_table, write_table
+from speechllm.data.kaldi_table import read_table, write_table
 from speechllm.inference.decode_examples import decode_examples
 from speechllm.inference.speech_to_text import SpeechToText
 from speechllm.utils.errors import UserError

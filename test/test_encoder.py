@@ -10,12 +10,10 @@ from hypothesis import strategies as st
 from tiny_models import write_tiny_hubert
 
 from speechllm.audio.io import load_audio
-from speechllm.models.encoder import (
-    AutoEncoder,
-    HubertEncoder,
-    WhisperEncoder,
-    length_mask,
-)
+from speechllm.models.encoder import length_mask
+from speechllm.models.encoders import AutoEncoder
+from speechllm.models.hubert_encoder import HubertEncoder
+from speechllm.models.whisper_encoder import WhisperEncoder
 
 KINDS = ("hubert-group", "hubert-layer", "wav2vec2-layer", "wavlm-group", "whisper")
 # Of features in float32 against the utterance on its own; where features are greater

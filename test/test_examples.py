@@ -7,14 +7,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speechllm.bin.make_examples import main
-from speechllm.data import data_dir as datadir
-from speechllm.data.examples import Task, make_examples, parse_task
+from speechllm.data.data_dir import write_data_dir
+from speechllm.data.examples import make_examples
+from speechllm.data.kaldi_table import read_dropped, read_table
+from speechllm.data.validation import validate_data_dir
+from speechllm.text.tasks import Task, parse_task
 from speechllm.utils.errors import UserError
 
 
 def make_data(folder, utterances: dict, **tables):
     """A formatted data dir of (language, transcript) per utterance."""
-    datadir.write_data_dir(
+    write_data_dir(
         folder,
         {
             "wav.scp": {utt: f"audio/{utt}.flac" for utt in utterances},
@@ -48,25 +51,25 @@ def test_tasks_targets_and_order(data, tmp_path):
         [data], target, ["asr:en", "asr:fr", "st:en:fr", "asr_st:en:fr"]
     )
     assert counts == {"asr en en": 2, "asr fr fr": 1, "st en fr": 1, "asr_st en fr": 1}
-    assert datadir.read_table(target / "text") == {
+    assert read_table(target / "text") == {
         "en-a-asr-en": "Hello, you!",
         "en-a-asr_st-fr": "Hello, you!\tSalut, toi !",
         "en-a-b-asr-en": "Good-bye.",
         "en-a-st-fr": "Salut, toi !",
         "fr-a-asr-fr": "Salut toi",
     }
-    heard = datadir.read_table(target / "text_ctc")
+    heard = read_table(target / "text_ctc")
     assert heard["en-a-st-fr"] == "hello you"
     assert heard["en-a-b-asr-en"] == "good bye"
-    assert datadir.read_table(target / "utt2task")["en-a-st-fr"] == "st en fr"
-    assert datadir.read_table(target / "utt2lang")["en-a-st-fr"] == "en"
-    assert datadir.read_table(target / "wav.scp")["en-a-st-fr"] == "audio/en-a.flac"
-    assert datadir.validate_data_dir(target, check_files=False) == []
+    assert read_table(target / "utt2task")["en-a-st-fr"] == "st en fr"
+    assert read_table(target / "utt2lang")["en-a-st-fr"] == "en"
+    assert read_table(target / "wav.scp")["en-a-st-fr"] == "audio/en-a.flac"
+    assert validate_data_dir(target, check_files=False) == []
     assert {(entry.id, entry.reason) for entry in dropped} == {
         ("en-a-b", "no translation into fr"),
         ("en-c", "transcript empty after normalisation"),
     }
-    assert datadir.read_dropped(target) == sorted(dropped, key=lambda entry: entry.id)
+    assert read_dropped(target) == sorted(dropped, key=lambda entry: entry.id)
 
 
 def test_plain_transcripts_and_written_translations(data, tmp_path):
@@ -74,7 +77,7 @@ def test_plain_transcripts_and_written_translations(data, tmp_path):
         ["--input", str(data), "--tasks", "asr:en st:en:fr", "--plain_transcripts"]
         + ["--output", str(tmp_path / "examples")]
     )
-    assert datadir.read_table(tmp_path / "examples" / "text") == {
+    assert read_table(tmp_path / "examples" / "text") == {
         "en-a-asr-en": "hello you",
         "en-a-b-asr-en": "good bye",
         "en-a-st-fr": "Salut, toi !",
@@ -84,7 +87,7 @@ def test_plain_transcripts_and_written_translations(data, tmp_path):
 def test_several_data_dirs(data, tmp_path):
     other = make_data(tmp_path / "other", {"en-b": ("en", "More.")})
     make_examples([data, other], tmp_path / "examples", ["asr:en"])
-    examples = list(datadir.read_table(tmp_path / "examples" / "text"))
+    examples = list(read_table(tmp_path / "examples" / "text"))
     assert examples == ["en-a-asr-en", "en-a-b-asr-en", "en-b-asr-en"]
     with pytest.raises(UserError, match="en-a-asr-en comes from two data dirs"):
         make_examples([data, data], tmp_path / "twice", ["asr:en"])
@@ -129,7 +132,7 @@ def test_any_utterance_ids_give_sorted_examples(tmp_path_factory, utterances):
     folder = tmp_path_factory.mktemp("ids")
     source = make_data(folder / "data", dict.fromkeys(utterances, ("en", "a")))
     counts, _ = make_examples([source], folder / "examples", ["asr:en"])
-    examples = datadir.read_table(folder / "examples" / "text")  # refuses disorder
+    examples = read_table(folder / "examples" / "text")  # refuses disorder
     assert len(examples) == len(utterances) == counts["asr en en"]
 
 
@@ -151,13 +154,13 @@ def test_weights_repeat_and_thin_out(tmp_path):
     data = make_data(tmp_path / "data", texts)
     counts, _ = make_examples([data], tmp_path / "twice", ["asr:en*2"])
     assert counts == {"asr en en": 400}
-    names = list(datadir.read_table(tmp_path / "twice" / "text"))
+    names = list(read_table(tmp_path / "twice" / "text"))
     assert names[:3] == ["u000-asr-en", "u000-asr-en-2", "u001-asr-en"]
     make_examples([data], tmp_path / "half", ["asr:en*0.5"])
-    half = datadir.read_table(tmp_path / "half" / "text")
+    half = read_table(tmp_path / "half" / "text")
     assert 70 < len(half) < 130
     make_examples([data], tmp_path / "more", ["asr:en*1.5"])
-    more = datadir.read_table(tmp_path / "more" / "text")
+    more = read_table(tmp_path / "more" / "text")
     # of those that come twice by weight 1.5, every one comes by weight 0.5
     assert {name for name in more if name.endswith("-2")} == {n + "-2" for n in half}
     make_examples([data], tmp_path / "again", ["asr:en*0.5"])

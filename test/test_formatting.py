@@ -12,9 +12,16 @@ import pytest
 import soundfile
 
 from speechllm.audio.io import load_audio
-from speechllm.data import data_dir as datadir
 from speechllm.data import format_wav_scp as formatting
+from speechllm.data.data_dir import filter_data_dir, subset_data_dir, write_data_dir
 from speechllm.data.format_wav_scp import format_audio
+from speechllm.data.kaldi_table import (
+    read_dropped,
+    read_table,
+    translation_languages,
+    write_table,
+)
+from speechllm.data.validation import validate_data_dir
 from speechllm.utils.errors import UserError
 
 RATE = 16000
@@ -27,7 +34,7 @@ def speech(speech_file) -> np.ndarray:
 
 def make_data(folder, files: dict, **tables):
     """A data dir over audio files (utterance → path), one speaker, English."""
-    datadir.write_data_dir(
+    write_data_dir(
         folder,
         {
             "wav.scp": {utt: str(path) for utt, path in files.items()},
@@ -75,12 +82,12 @@ def test_every_defect_is_listed_and_left_out(tmp_path, speech):
         "h": "does not exist",
     }.items():
         assert words in details[utterance]
-    assert datadir.read_dropped(tmp_path / "out") == failed
-    assert datadir.validate_data_dir(tmp_path / "out") == []
+    assert read_dropped(tmp_path / "out") == failed
+    assert validate_data_dir(tmp_path / "out") == []
     for name in ("wav.scp", "text", "utt2spk", "utt2num_samples"):
-        assert list(datadir.read_table(tmp_path / "out" / name)) == ["a", "b"]
-    scp = datadir.read_table(tmp_path / "out" / "wav.scp")
-    lengths = datadir.read_table(tmp_path / "out" / "utt2num_samples")
+        assert list(read_table(tmp_path / "out" / name)) == ["a", "b"]
+    scp = read_table(tmp_path / "out" / "wav.scp")
+    lengths = read_table(tmp_path / "out" / "utt2num_samples")
     for utterance, path in scp.items():
         info = soundfile.info(path)
         assert (info.samplerate, info.channels, info.format) == (RATE, 1, "FLAC")
@@ -108,9 +115,9 @@ def test_segments_and_speeds(tmp_path, speech, speech_file, suffix):
     kept, failed = format_audio(source, tmp_path / "out", audio_format="wav")
     assert (kept, failed[0].id) == (2, "c")
     assert "begins at 7 s but the recording is 3.29 s long" in failed[0].detail
-    lengths = datadir.read_table(tmp_path / "out" / "utt2num_samples")
+    lengths = read_table(tmp_path / "out" / "utt2num_samples")
     assert lengths == {"a": "16000", "b": "20000"}
-    scp = datadir.read_table(tmp_path / "out" / "wav.scp")
+    scp = read_table(tmp_path / "out" / "wav.scp")
     np.testing.assert_allclose(load_audio(scp["a"]), speech[8000:24000], atol=1e-4)
     assert not (tmp_path / "out" / "segments").exists()
     assert not (tmp_path / "out" / "utt2speed").exists()
@@ -131,8 +138,8 @@ def test_a_second_start_does_nothing_twice(tmp_path, speech, monkeypatch):
     soundfile.write(files["c"], speech[: RATE // 2], RATE)  # one source changes
     format_audio(source, target)
     assert written == ["c.flac", "d.flac"]
-    assert datadir.read_table(target / "utt2num_samples")["c"] == "8000"
-    datadir.subset_data_dir(source, source, ids=["a", "b"])  # and some go
+    assert read_table(target / "utt2num_samples")["c"] == "8000"
+    subset_data_dir(source, source, ids=["a", "b"])  # and some go
     written.clear()
     assert format_audio(source, target)[0] == 2
     assert written == []
@@ -171,10 +178,10 @@ def test_tables_of_an_earlier_run_do_not_stay(tmp_path, speech, monkeypatch):
     files, target = {"a": tmp_path / "a.wav"}, tmp_path / "out"
     source = make_data(tmp_path / "data", files, **{"text.de": {"a": "Text"}})
     format_audio(source, target)
-    assert datadir.translation_languages(target) == ["de"]
+    assert translation_languages(target) == ["de"]
     make_data(source, files, **{"text.fr": {"a": "texte"}})
     format_audio(source, target)
-    assert datadir.translation_languages(target) == ["fr"]
+    assert translation_languages(target) == ["fr"]
     soundfile.write(tmp_path / "a.wav", speech[:RATE], RATE)
 
     def die(path, content):
@@ -185,7 +192,7 @@ def test_tables_of_an_earlier_run_do_not_stay(tmp_path, speech, monkeypatch):
         format_audio(source, target)
     # the old tables would tell of audio that is gone
     with pytest.raises(UserError, match="out/text: the table does not exist"):
-        datadir.filter_data_dir(target, tmp_path / "filtered")
+        filter_data_dir(target, tmp_path / "filtered")
 
 
 def test_processes_give_the_same(tmp_path, speech, monkeypatch):
@@ -196,8 +203,8 @@ def test_processes_give_the_same(tmp_path, speech, monkeypatch):
     source = make_data(tmp_path / "data", files)
     format_audio(source, tmp_path / "one", jobs=1)
     format_audio(source, tmp_path / "three", jobs=3)
-    one = datadir.read_table(tmp_path / "one" / "utt2num_samples")
-    assert one == datadir.read_table(tmp_path / "three" / "utt2num_samples")
+    one = read_table(tmp_path / "one" / "utt2num_samples")
+    assert one == read_table(tmp_path / "three" / "utt2num_samples")
     assert list(one) == list("abcdefg")
 
 
@@ -220,7 +227,7 @@ def test_an_invalid_data_dir_stops_before_any_work(tmp_path, speech):
 def test_a_speed_that_is_none(tmp_path, speech, speed):
     soundfile.write(tmp_path / "a.wav", speech, RATE)
     source = make_data(tmp_path / "data", {"a": tmp_path / "a.wav"})
-    datadir.write_table(source / "utt2speed", {"a": speed})
+    write_table(source / "utt2speed", {"a": speed})
     with pytest.raises(UserError, match=f"the speed of a is '{speed}', not a factor"):
         format_audio(source, tmp_path / "out")
 
@@ -241,7 +248,7 @@ def test_utterance_ids_with_slashes_stay_inside(tmp_path, speech):
     soundfile.write(tmp_path / "a.wav", speech, RATE)
     source = make_data(tmp_path / "data", {"../../a": tmp_path / "a.wav"})
     format_audio(source, tmp_path / "out")
-    path = datadir.read_table(tmp_path / "out" / "wav.scp")["../../a"]
+    path = read_table(tmp_path / "out" / "wav.scp")["../../a"]
     assert path == str(tmp_path / "out/audio/00000/..%2F..%2Fa.flac")
 
 

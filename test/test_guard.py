@@ -19,17 +19,19 @@ from speechllm.audio.io import load_audio
 from speechllm.benchmarks.guard import at_level, pieces_of, pink_noise, white_noise
 from speechllm.bin import guard_table as guard_table_command
 from speechllm.bin import guard_thresholds as guard_thresholds_command
+from speechllm.data.examples import read_examples
 from speechllm.decoding.ctc_prefix_scorer import NEVER, CTCPrefixScorer
-from speechllm.decoding.hypothesis import Hypothesis, SearchOptions
+from speechllm.decoding.hypothesis import Hypothesis
+from speechllm.decoding.options import SearchOptions
 from speechllm.decoding.rescoring import ctc_log_probs, rescore
-from speechllm.inference.guard import (
+from speechllm.inference.guard import Guard
+from speechllm.inference.guard_thresholds import (
     NOTHING_HEARD,
     REPETITION,
     TOO_LONG,
     TOO_SHORT,
     UNLIKE_SOUND,
     WITHHELD,
-    Guard,
     Limits,
     Statistics,
     Thresholds,
@@ -45,9 +47,8 @@ from speechllm.inference.tuning import (
     count_errors,
     fewest_errors,
     find_thresholds,
-    read_examples,
 )
-from speechllm.models.bridge import label_runs
+from speechllm.text.ctc_labels import label_runs
 from speechllm.text.normalization import ctc_text
 from speechllm.utils.errors import UserError
 

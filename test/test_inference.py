@@ -15,7 +15,7 @@ from tiny_models import LABELS, write_tiny_whisper
 from speechllm import SpeechToText
 from speechllm.audio.io import load_audio
 from speechllm.export.exported_model import export_model
-from speechllm.inference.speech_to_text import merge_adapters
+from speechllm.inference.loading import merge_adapters
 from speechllm.models.speech_llm import build_speech_llm
 from speechllm.utils.batching import batches_by_length
 from speechllm.utils.errors import UserError

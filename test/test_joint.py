@@ -17,17 +17,17 @@ from tiny_models import five_token_llm
 
 from speechllm import SpeechToText
 from speechllm.audio.io import load_audio
-from speechllm.data.data_dir import read_table, write_table
+from speechllm.data.kaldi_table import read_table, write_table
 from speechllm.evaluation.score import score_decode_dir
 from speechllm.inference.decode_examples import decode_examples
 from speechllm.models.llm import LanguageModel
 from speechllm.text.joint_target import (
     JointAnswer,
     Separator,
+    find_separator,
     join_texts,
-    read_answer,
-    separator_of,
-    texts_of,
+    parse_answer,
+    split_target,
 )
 from speechllm.text.prompts import Prompts, answer_tokens
 from speechllm.text.t5_tokenizer import load_tokenizer
@@ -76,7 +76,7 @@ def tokenizers(smollm2, tmp_path_factory):
 
 
 def test_each_tokenizer_has_a_separator_that_it_keeps(tokenizers):
-    found = {name: separator_of(t) for name, t in tokenizers.items()}
+    found = {name: find_separator(t) for name, t in tokenizers.items()}
     assert {name: s.text for name, s in found.items()} == {
         "smollm2": "\t",
         "t5": "|",
@@ -94,7 +94,7 @@ def test_answers_come_back_as_they_went_in(tokenizers, name, transcript, transla
     assert tokens[-1] == tokenizer.eos_token_id
     text = tokenizer.decode(tokens, skip_special_tokens=True)
     expected = [" ".join(part.split()) for part in (transcript, translation)]
-    answer = read_answer(text, separator_of(tokenizer))
+    answer = parse_answer(text, find_separator(tokenizer))
     assert [answer.transcript, answer.translation] == expected
     assert answer.whole
 
@@ -105,10 +105,10 @@ def test_tables_keep_them_apart(transcript, translation):
     target = join_texts(transcript, translation)
     assert target.count("\t") == 1
     if all(expected):
-        assert texts_of("asr_st", target, "text, u1") == expected
+        assert split_target("asr_st", target, "text, u1") == expected
     else:
         with pytest.raises(UserError, match="text, u1: expected transcript, tab"):
-            texts_of("asr_st", target, "text, u1")
+            split_target("asr_st", target, "text, u1")
 
 
 @given(texts=st.lists(TEXT, min_size=2, max_size=2), cut=st.integers(0, 30))
@@ -117,7 +117,7 @@ def test_a_cut_off_answer_yields_what_is_there(separator, texts, cut):
     """Any beginning of an answer is read as beginnings of the two texts."""
     whole = [separator.escape(text) for text in texts]
     begun = f"{whole[0]}{separator.text}{whole[1]}"[:cut]
-    answer = read_answer(begun, separator)
+    answer = parse_answer(begun, separator)
     if cut <= len(whole[0]):
         assert not answer.whole and answer.translation == ""
     expected = [" ".join(text.split()) for text in texts]
@@ -137,7 +137,7 @@ def test_malformed_answers():
         "hello\tbonjour": JointAnswer("hello", "bonjour", True),
     }
     for text, expected in read.items():
-        assert read_answer(text, TAB) == expected
+        assert parse_answer(text, TAB) == expected
 
 
 def test_a_tokenizer_that_keeps_no_separator():
@@ -149,7 +149,7 @@ def test_a_tokenizer_that_keeps_no_separator():
             return "".join(map(chr, tokens))
 
     with pytest.raises(UserError, match="cannot be told apart"):
-        separator_of(Letters())
+        find_separator(Letters())
 
 
 def test_the_preprocessor_writes_both(tokenizers):
@@ -184,7 +184,8 @@ def test_ctc_judges_the_transcript_alone(five_tokens, seed, weight):
     """Against the scores of all answers: CTC's loss of the text before the separator."""
     from speechllm.decoding.beam_search import beam_search
     from speechllm.decoding.ctc_prefix_scorer import CTCPrefixScorer
-    from speechllm.decoding.hypothesis import END, SearchOptions
+    from speechllm.decoding.options import SearchOptions
+    from speechllm.text.ctc_labels import END
 
     generator = torch.Generator().manual_seed(seed)
     prompt = torch.randn(3, five_tokens.hidden_size, generator=generator)
@@ -290,8 +291,8 @@ def test_from_decoding_to_scores(joint_model, speech_file, tmp_path, monkeypatch
     write_table(examples / "text", references)
 
     spoken = iter([" press one\t Appuyez sur un.", " wait now"])
-    search = "speechllm.text.joint_target.read_answer"
-    monkeypatch.setattr(search, lambda text, mark: read_answer(next(spoken), mark))
+    search = "speechllm.text.joint_target.parse_answer"
+    monkeypatch.setattr(search, lambda text, mark: parse_answer(next(spoken), mark))
     decode = tmp_path / "decode"
     decode_examples(joint_model, examples, decode, {**SHORT, "extra_tokens": 40.0})
     assert read_table(decode / "text")["a-asr_st-fr"] == "Appuyez sur un."

@@ -8,7 +8,8 @@ import soundfile
 
 from speechllm.bin.prepare_data import main
 from speechllm.corpora.jsut import prepare_jsut
-from speechllm.data import data_dir as datadir
+from speechllm.data.kaldi_table import read_table
+from speechllm.data.validation import validate_data_dir
 from speechllm.utils.errors import UserError
 
 TRANSCRIPT = """\
@@ -51,12 +52,12 @@ def test_tables(jsut, tmp_path, capsys):
     assert (out / "spk2utt").read_text() == (
         "jsut BASIC5000_0001 BASIC5000_0002 BASIC5000_0003\n"
     )
-    assert set(datadir.read_table(out / "utt2lang").values()) == {"ja"}
+    assert set(read_table(out / "utt2lang").values()) == {"ja"}
     assert (out / "dropped.tsv").read_text() == (
         "BASIC5000_0004\tprepare_data\tempty text\tline 4\n"
         f"BASIC5000_0005\tprepare_data\tno audio file\t{wav}/BASIC5000_0005.wav\n"
     )
-    assert datadir.validate_data_dir(out) == []
+    assert validate_data_dir(out) == []
 
 
 def test_wrong_root(jsut, tmp_path):

@@ -14,8 +14,9 @@ import yaml
 
 from speechllm.bin.prepare_data import main
 from speechllm.corpora.must_c import prepare_must_c, read_segments
-from speechllm.data import data_dir as datadir
 from speechllm.data.format_wav_scp import format_audio
+from speechllm.data.kaldi_table import parse_segment, read_dropped, read_table
+from speechllm.data.validation import validate_data_dir
 from speechllm.utils.errors import UserError
 
 SECONDS = {"ted_1": 10.0, "ted_12": 6.0, "ted_767": 5.0, "ted_5": 4.0, "ted_9": 4.0}
@@ -173,27 +174,25 @@ def test_the_tables_are_those_written_by_hand(corpus, tmp_path):
     for name, expected in EXPECTED_TRAIN.items():
         found = (tmp_path / "data" / "train" / name).read_text("utf-8")
         assert found == expected.format(root=corpus), name
-    languages = datadir.read_table(tmp_path / "data/train/utt2lang")
+    languages = read_table(tmp_path / "data/train/utt2lang")
     assert set(languages.values()) == {"en"} and len(languages) == 6
     for name in CORPUS:
-        assert datadir.validate_data_dir(tmp_path / "data" / name) == []
+        assert validate_data_dir(tmp_path / "data" / name) == []
 
 
 def test_test_sets_stay_whole(corpus, tmp_path):
     prepare_must_c(corpus, tmp_path / "data", ["de"])
     common, he = tmp_path / "data/tst-COMMON", tmp_path / "data/tst-HE"
-    assert datadir.read_table(common / "text") == {
-        "spk.5-ted_5-0000000-0004000": "(Applause)"
-    }
-    assert datadir.read_table(he / "text.de") == {}
-    assert datadir.read_dropped(common) == datadir.read_dropped(he) == []
+    assert read_table(common / "text") == {"spk.5-ted_5-0000000-0004000": "(Applause)"}
+    assert read_table(he / "text.de") == {}
+    assert read_dropped(common) == read_dropped(he) == []
 
 
 def test_formatted_audio_has_the_lengths_of_the_list(corpus, tmp_path):
     prepare_must_c(corpus, tmp_path / "data", ["de"])
     kept, failed = format_audio(tmp_path / "data/train", tmp_path / "audio")
     assert (kept, failed) == (6, [])
-    samples = datadir.read_table(tmp_path / "audio/utt2num_samples")
+    samples = read_table(tmp_path / "audio/utt2num_samples")
     assert samples["spk.12-ted_12-0001080-0004580"] == "56000"
     assert samples["spk.1-ted_1-0009000-0010300"] == "16000"  # 0.3 s are not there
 
@@ -217,22 +216,20 @@ def test_languages_share_the_segments_they_cut_alike(corpus, tmp_path):
     write_language(corpus, "fr", lists, english, french)
     sets = ("train", "dev", "tst-COMMON")
     prepare_must_c(corpus, tmp_path / "data", ["de", "fr"], sets)
-    assert datadir.read_table(tmp_path / "data/train/text.fr") == {
+    assert read_table(tmp_path / "data/train/text.fr") == {
         "spk.1-ted_1-0000000-0002000": "Un honneur.",
         "spk.1-ted_1-0002000-0003500": "Voilà.",
     }
-    text = datadir.read_table(tmp_path / "data/train/text")
+    text = read_table(tmp_path / "data/train/text")
     assert text["spk.1-ted_1-0000000-0002000"].startswith("And it's")
     assert text["spk.1-ted_1-0002000-0003500"] == "So."
-    dropped = {e.id: e.reason for e in datadir.read_dropped(tmp_path / "data/train")}
+    dropped = {e.id: e.reason for e in read_dropped(tmp_path / "data/train")}
     assert dropped["spk.767-ted_767-0000000-0005000"] == "talk also in dev"
     # German's talk 12 trains no more, since French validates with it
     assert dropped["spk.12-ted_12-0001080-0004580"] == "talk also in dev"
-    assert list(datadir.read_table(tmp_path / "data/tst-COMMON/text.fr").values()) == [
-        "B"
-    ]
+    assert list(read_table(tmp_path / "data/tst-COMMON/text.fr").values()) == ["B"]
     for name in sets:
-        assert datadir.validate_data_dir(tmp_path / "data" / name) == []
+        assert validate_data_dir(tmp_path / "data" / name) == []
 
 
 def test_a_talk_that_differs_between_languages_is_another_recording(corpus, tmp_path):
@@ -240,7 +237,7 @@ def test_a_talk_that_differs_between_languages_is_another_recording(corpus, tmp_
     path = corpus / "en-fr/data/dev/wav/ted_767.wav"
     soundfile.write(path, np.zeros(16000 * 7, np.float32), 16000)
     prepare_must_c(corpus, tmp_path / "data", ["de", "fr"])
-    assert datadir.read_table(tmp_path / "data/dev/wav.scp") == {
+    assert read_table(tmp_path / "data/dev/wav.scp") == {
         "ted_767": str(corpus / "en-de/data/dev/wav/ted_767.wav"),
         "ted_767.fr": str(path),
     }
@@ -328,7 +325,7 @@ def test_a_set_whose_talks_are_missing(corpus, tmp_path):
 def test_a_talk_that_is_no_audio_is_listed(corpus, tmp_path):
     (corpus / "en-de/data/train/wav/ted_12.wav").write_bytes(b"RIFF, but no more")
     prepare_must_c(corpus, tmp_path / "data", ["de"])
-    dropped = {e.id: e.reason for e in datadir.read_dropped(tmp_path / "data/train")}
+    dropped = {e.id: e.reason for e in read_dropped(tmp_path / "data/train")}
     assert dropped["spk.12-ted_12-0001080-0004580"] == "unreadable audio"
 
 
@@ -367,10 +364,10 @@ def test_an_independent_reader_finds_the_same_translations(corpus, tmp_path):
     lines = (texts / "dev.de").read_text("utf-8").splitlines()
     group = (segments, lines)
     _, found = lhotse.parse_utterance(corpus / "en-de/data/dev/wav", group, "de")
-    ours = datadir.read_table(tmp_path / "data/dev/segments")
-    times = [datadir.parse_segment(value) for value in ours.values()]
+    ours = read_table(tmp_path / "data/dev/segments")
+    times = [parse_segment(value) for value in ours.values()]
     assert times == [(s.recording_id, s.start, s.end) for s in found]
-    assert list(datadir.read_table(tmp_path / "data/dev/text.de").values()) == [
+    assert list(read_table(tmp_path / "data/dev/text.de").values()) == [
         s.text for s in found
     ]
 

@@ -299,7 +299,7 @@ def test_rare_characters_come_out_whole(reference):
 
 
 def test_round_trip(tmp_path, reference, waves, expected):
-    from speechllm.models.nue_asr import save_nue_asr
+    from speechllm.export.nue_asr_format import save_nue_asr
 
     folder = tmp_path / "saved"
     model = SpeechToText.from_pretrained(reference.folder)
@@ -410,7 +410,7 @@ def test_a_trained_model_is_written_with_its_adapters_merged(
     """HuBERT and GPT-NeoX from folders, LoRA, our training's form, exported."""
     import yaml
 
-    from speechllm.models.nue_asr import save_nue_asr
+    from speechllm.export.nue_asr_format import save_nue_asr
     from speechllm.models.speech_llm import build_speech_llm
 
     reference.hubert.save_pretrained(tmp_path / "hubert")
@@ -454,7 +454,7 @@ def test_a_trained_model_is_written_with_its_adapters_merged(
 def test_what_the_format_cannot_hold_is_refused(tmp_path, reference):
     from dataclasses import replace
 
-    from speechllm.models.nue_asr import save_nue_asr
+    from speechllm.export.nue_asr_format import save_nue_asr
 
     model = SpeechToText.from_pretrained(reference.folder)
     prompts = model.prompts
@@ -507,7 +507,7 @@ def test_training_starts_from_a_released_model(
 ):
     """What is loaded answers as the released model; adapters start as nothing."""
     from speechllm.text.prompts import Prompts
-    from speechllm.training.task import load_init_param
+    from speechllm.training.initialization import load_init_param
 
     model = nue_like(tmp_path, reference, tuning)
     load_init_param(str(reference.folder), model, False, "cpu")
@@ -525,7 +525,7 @@ def test_training_starts_from_a_released_model(
 
 
 def test_adaptation_starts_from_a_training_of_the_whole(tmp_path, reference):
-    from speechllm.training.task import load_init_param
+    from speechllm.training.initialization import load_init_param
 
     whole = nue_like(tmp_path, reference, "full")
     torch.save(whole.state_dict(), tmp_path / "1epoch.pth")
@@ -542,7 +542,7 @@ def test_adaptation_starts_from_a_training_of_the_whole(tmp_path, reference):
 
 
 def test_a_start_that_does_not_fit_is_named(tmp_path, reference):
-    from speechllm.training.task import load_init_param
+    from speechllm.training.initialization import load_init_param
 
     model = nue_like(tmp_path, reference, "lora")
     model.bridge.projection = torch.nn.Linear(32, 40)
@@ -717,7 +717,7 @@ def test_a_sampling_rate_that_is_none(copy, content, message):
 
 
 def test_an_encoder_of_another_sampling_rate(tmp_path, reference):
-    from speechllm.models.encoder import HubertEncoder
+    from speechllm.models.hubert_encoder import HubertEncoder
 
     reference.hubert.save_pretrained(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text('{"sampling_rate": 8000}')

@@ -9,16 +9,14 @@ import pytest
 import yaml
 
 from speechllm.bin.pack import main
-from speechllm.export.pack import (
+from speechllm.export.hub import (
     CARD_MARK,
     model_card,
-    pack,
     read_results,
-    sha256,
-    unpack,
     upload,
     write_model_card,
 )
+from speechllm.export.pack import pack, sha256, unpack
 from speechllm.utils.errors import UserError
 
 ROWS = [

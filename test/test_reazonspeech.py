@@ -12,7 +12,8 @@ import soundfile
 
 from speechllm.bin.prepare_data import main
 from speechllm.corpora.reazonspeech import prepare_reazonspeech
-from speechllm.data import data_dir as datadir
+from speechllm.data.kaldi_table import read_table
+from speechllm.data.validation import validate_data_dir
 from speechllm.utils import io as files
 from speechllm.utils.errors import UserError
 from speechllm.utils.io import unpack_tar
@@ -95,7 +96,7 @@ def test_tables(release, tmp_path, capsys):
         "tiny.tsv:6\tprepare_data\tbad row\texpected <name><TAB><text>\n"
     )
     for name in ("train", "dev", "test"):
-        assert datadir.validate_data_dir(data / name) == []
+        assert validate_data_dir(data / name) == []
 
 
 def test_shards_are_unpacked_once(release, tmp_path):
@@ -115,7 +116,7 @@ def test_shards_unpacked_already(release, tmp_path):
         unpack_tar(release / "data" / f"{name}.tar", release / "data")
         (release / "data" / f"{name}.tar").unlink()
     prepare(release, tmp_path)
-    (path,) = datadir.read_table(tmp_path / "data" / "dev" / "wav.scp").values()
+    (path,) = read_table(tmp_path / "data" / "dev" / "wav.scp").values()
     assert path == f"{release.resolve()}/data/000/a.flac"
     assert not (tmp_path / "un").exists()
 

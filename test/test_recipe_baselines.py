@@ -14,8 +14,8 @@ import tiny_baselines
 from test_recipe_translation import copy_recipe
 
 from speechllm.audio.io import load_audio
-from speechllm.data.data_dir import write_table
 from speechllm.data.examples import make_examples
+from speechllm.data.kaldi_table import write_table
 
 
 def write_stage_5(folder: Path, name: str, speech_file: Path) -> None:

@@ -201,10 +201,11 @@ def test_a_missing_line_in_db_sh(tmp_path, name, line):
 def test_the_configs_have_only_options_that_exist(name):
     import inspect
 
+    from speechllm.decoding.options import search_options
     from speechllm.inference.backends import ENGINES
-    from speechllm.inference.speech_to_text import search_options
     from speechllm.models.bridge import BRIDGES
-    from speechllm.models.encoder import ENCODERS, SpeechEncoder
+    from speechllm.models.encoder import SpeechEncoder
+    from speechllm.models.encoders import ENCODERS
     from speechllm.models.llm import LanguageModel
     from speechllm.models.speech_llm import SpeechLLM
     from speechllm.text.prompts import read_prompts

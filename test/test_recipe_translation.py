@@ -156,9 +156,10 @@ def test_options_of_stage_1_are_added_to_the_languages(tmp_path):
 def test_the_configs_have_only_options_that_exist(name):
     import inspect
 
-    from speechllm.inference.speech_to_text import search_options
+    from speechllm.decoding.options import search_options
     from speechllm.models.bridge import BRIDGES
-    from speechllm.models.encoder import ENCODERS, SpeechEncoder
+    from speechllm.models.encoder import SpeechEncoder
+    from speechllm.models.encoders import ENCODERS
     from speechllm.models.llm import LanguageModel
     from speechllm.models.speech_llm import SpeechLLM
     from speechllm.text.prompts import read_prompts

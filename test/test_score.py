@@ -9,16 +9,10 @@ import sys
 import pytest
 
 from speechllm.bin.score import main
-from speechllm.evaluation.score import (
-    Group,
-    align_lines,
-    read_groups,
-    read_texts,
-    score_decode_dir,
-    score_recognition,
-    score_translation,
-    word_errors,
-)
+from speechllm.evaluation.groups import Group, read_groups, read_texts
+from speechllm.evaluation.recognition import align_lines, score_recognition, word_errors
+from speechllm.evaluation.score import score_decode_dir
+from speechllm.evaluation.translation import score_translation
 from speechllm.utils.errors import UserError
 
 

@@ -12,8 +12,8 @@ from tiny_models import five_token_llm
 
 from speechllm.decoding.beam_search import beam_search
 from speechllm.decoding.ctc_prefix_scorer import CTCPrefixScorer
-from speechllm.decoding.hypothesis import SearchOptions
 from speechllm.decoding.llm_scorer import Reader, settle
+from speechllm.decoding.options import SearchOptions
 from speechllm.decoding.sampling import kept_probabilities
 from speechllm.models.llm import LanguageModel
 

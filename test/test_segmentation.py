@@ -13,16 +13,14 @@ from hypothesis import strategies as st
 
 from speechllm.audio.io import load_audio
 from speechllm.audio.segmentation import (
-    SECONDS_PER_WINDOW,
     SILENCE,
     SPEECH,
     SURE,
-    WINDOW,
     Cutter,
     Cutting,
-    speech_probabilities,
     speech_segments,
 )
+from speechllm.audio.vad import SECONDS_PER_WINDOW, WINDOW, speech_probabilities
 from speechllm.utils.errors import UserError
 
 RATE = 16000

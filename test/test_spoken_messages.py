@@ -16,7 +16,9 @@ from speechllm.corpora.spoken_messages import (
     read_messages,
     speakable,
 )
-from speechllm.data.data_dir import read_table, validate_data_dir, write_data_dir
+from speechllm.data.data_dir import write_data_dir
+from speechllm.data.kaldi_table import read_table
+from speechllm.data.validation import validate_data_dir
 from speechllm.utils.errors import UserError
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from speechllm.bin.data_dir import main
-from speechllm.data import data_dir as datadir
-from speechllm.data.data_dir import Dropped
-from speechllm.data.statistics import describe_sets, statistics_markdown
+from speechllm.data.data_dir import subset_data_dir, write_data_dir
+from speechllm.data.kaldi_table import Dropped
+from speechllm.data.statistics import describe_sets, statistics, statistics_markdown
 
 TABLES = {
     "wav.scp": {"s1-a": "/a.wav", "s1-b": "/b.wav", "s2-c": "/c.wav"},
@@ -42,7 +42,7 @@ Left out, and why:
 
 @pytest.fixture
 def train(tmp_path):
-    datadir.write_data_dir(tmp_path / "train", TABLES, DROPPED)
+    write_data_dir(tmp_path / "train", TABLES, DROPPED)
     return tmp_path / "train"
 
 
@@ -52,18 +52,18 @@ def test_the_table_is_the_one_counted_by_hand(train):
 
 
 def test_lengths_are_counted_in_whole_seconds(train):
-    assert datadir.statistics(train)[-1]["lengths"] == {1: 1, 3: 1, 2: 1}
+    assert statistics(train)[-1]["lengths"] == {1: 1, 3: 1, 2: 1}
 
 
 def test_a_set_of_one_language_has_one_line(train, tmp_path):
-    datadir.subset_data_dir(train, tmp_path / "en", ids=["s1-a", "s1-b"])
+    subset_data_dir(train, tmp_path / "en", ids=["s1-a", "s1-b"])
     lines = statistics_markdown(describe_sets([tmp_path / "en"])).splitlines()
     assert lines[2].startswith("| en | en | 2 |") and lines[2].endswith("(50.00%) |")
     assert lines[3].startswith("| en | → de |")
 
 
 def test_command_line_writes_table_and_picture(train, tmp_path, capsys):
-    datadir.write_data_dir(tmp_path / "dev", TABLES)  # nothing left out
+    write_data_dir(tmp_path / "dev", TABLES)  # nothing left out
     inputs = ["--input", str(train), str(tmp_path / "dev")]
     main(["statistics", *inputs, "--output", str(tmp_path / "out/STATISTICS")])
     printed = capsys.readouterr().out

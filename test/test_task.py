@@ -14,9 +14,14 @@ from safetensors.torch import save_file
 from tiny_models import LABELS, PROMPTS
 
 from speechllm.bin.speechllm_train import main
+from speechllm.text.ctc_labels import CTCTokenizer
 from speechllm.text.prompts import read_prompts
-from speechllm.training.preprocessor import CTCTokenizer, ExamplePreprocessor, collate
-from speechllm.training.task import load_init_param, mend_checkpoint, whole_checkpoints
+from speechllm.training.initialization import (
+    load_init_param,
+    mend_checkpoint,
+    whole_checkpoints,
+)
+from speechllm.training.preprocessor import ExamplePreprocessor, collate
 from speechllm.utils.errors import UserError
 
 UTTERANCES = 8

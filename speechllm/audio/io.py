@@ -15,11 +15,11 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
+from speechllm.audio.ffmpeg import cut_off_error, ffmpeg_blocks, read_with_ffmpeg
 from speechllm.utils.errors import UserError
 
 SAMPLING_RATE = 16000
@@ -176,7 +176,7 @@ def audio_info(source: str | Path) -> AudioInfo:
         info = soundfile.info(name)
         return AudioInfo(info.frames / info.samplerate, info.samplerate, info.channels)
     except soundfile.LibsndfileError:
-        samples, rate = _read_with_ffmpeg(name)
+        samples, rate = read_with_ffmpeg(name)
         return AudioInfo(len(samples) / rate, rate, samples.shape[1])
 
 
@@ -237,13 +237,13 @@ def _read(
         return *_read_archive(name), 0.0
     _check_file(name)
     if name.endswith(".g722"):
-        return *_read_with_ffmpeg(name, "g722"), 0.0
+        return *read_with_ffmpeg(name, "g722"), 0.0
     import soundfile
 
     try:
         return _read_with_soundfile(name, name, start, end)
     except soundfile.LibsndfileError:
-        return *_read_with_ffmpeg(name), 0.0
+        return *read_with_ffmpeg(name), 0.0
 
 
 def _read_with_soundfile(
@@ -266,7 +266,9 @@ def _read_with_soundfile(
         except soundfile.LibsndfileError as error:
             raise UserError(f"{name}: the recording is damaged: {error}") from None
         if len(samples) < last - first and sound.format in _EXACT_LENGTH_FORMATS:
-            raise _cut_off(name, sound.frames / rate, (first + len(samples)) / rate)
+            raise cut_off_error(
+                name, sound.frames / rate, (first + len(samples)) / rate
+            )
     return samples, rate, first / rate
 
 
@@ -286,11 +288,11 @@ def _read_blocks(name: str) -> Iterator[tuple[np.ndarray, int]]:
 
     try:
         if name.endswith(".g722"):
-            yield from _ffmpeg_blocks(name, "g722")
+            yield from ffmpeg_blocks(name, "g722")
             return
         sound = soundfile.SoundFile(name)
     except soundfile.LibsndfileError:
-        yield from _ffmpeg_blocks(name)
+        yield from ffmpeg_blocks(name)
         return
     with sound:
         rate, there = sound.samplerate, 0
@@ -305,7 +307,7 @@ def _read_blocks(name: str) -> Iterator[tuple[np.ndarray, int]]:
                 f"{name}: cut off or damaged after {there / rate:.2f} s ({error})"
             )
         if there < sound.frames and sound.format in _EXACT_LENGTH_FORMATS:
-            problem = problem or _cut_off(name, sound.frames / rate, there / rate)
+            problem = problem or cut_off_error(name, sound.frames / rate, there / rate)
     if problem is not None:
         raise problem
     if there == 0:
@@ -339,53 +341,6 @@ def cut_seconds(
             f"but the recording is {seconds:.2f} s long"
         )
     return samples[first : round((end - offset) * rate)]
-
-
-def _read_with_ffmpeg(name: str, file_format: str | None = None):
-    """Decode the first audio stream of a file: ((frames, channels), rate)."""
-    blocks = list(_ffmpeg_blocks(name, file_format))
-    return np.concatenate([block for block, _ in blocks]), blocks[0][1]
-
-
-def _ffmpeg_blocks(
-    name: str, file_format: str | None = None
-) -> Iterator[tuple[np.ndarray, int]]:
-    """Decode the first audio stream of a file, as :func:`_read_blocks` does."""
-    import av
-
-    problem, promised, there = None, None, 0
-    try:
-        with av.open(name, format=file_format, metadata_errors="ignore") as container:
-            if not container.streams.audio:
-                raise UserError(f"{name}: there is no audio stream in this file")
-            stream = container.streams.audio[0]
-            rate = stream.rate
-            if stream.duration and "mov" in container.format.name:
-                promised = float(stream.duration * stream.time_base)
-            resampler = av.AudioResampler(format="fltp")  # keeps rate and layout
-            try:
-                for frame in chain(container.decode(stream), [None]):
-                    for part in resampler.resample(frame):
-                        there += part.samples
-                        yield part.to_ndarray().T, rate
-            except av.FFmpegError as error:
-                problem = error
-    except (av.FFmpegError, IndexError) as error:
-        raise UserError(f"{name}: not a readable audio file ({error})") from None
-    seconds = there / rate if rate else 0.0
-    if problem is not None:
-        raise UserError(f"{name}: cut off or damaged after {seconds:.2f} s ({problem})")
-    if promised and seconds < 0.95 * promised - 0.5:
-        raise _cut_off(name, promised, seconds)
-    if there == 0:
-        raise UserError(f"{name}: the recording holds no samples")
-
-
-def _cut_off(name: str, promised: float, there: float) -> UserError:
-    return UserError(
-        f"{name}: cut off, the header promises {promised:.2f} s "
-        f"but only {there:.2f} s are there"
-    )
 
 
 def _read_archive(name: str) -> tuple[np.ndarray, int]:
@@ -459,7 +414,7 @@ def _missing_wav(path: str, name: str) -> UserError | None:
             if kind == b"data":
                 there = size - stream.tell()
                 if there < length < _UNKNOWN_WAV_LENGTH:
-                    return _cut_off(
+                    return cut_off_error(
                         name, length / bytes_per_second, there / bytes_per_second
                     )
                 return None
@@ -469,3 +424,16 @@ def _missing_wav(path: str, name: str) -> UserError | None:
             else:
                 stream.seek(length + length % 2, os.SEEK_CUR)
     return None
+
+
+def check_waveform(audio: str | Path | np.ndarray) -> np.ndarray:
+    """Read a file, or check an array: (samples,), finite, not empty."""
+    if isinstance(audio, (str, Path)):
+        return load_audio(audio, sampling_rate=SAMPLING_RATE)
+    wave = np.asarray(audio, dtype=np.float32)
+    if wave.ndim != 1 or wave.size == 0 or not np.isfinite(wave).all():
+        raise UserError(
+            f"an array of shape {wave.shape}: expected finite samples (samples,) at "
+            "16 kHz, not empty"
+        )
+    return wave

@@ -40,7 +40,7 @@ class PretrainedSystem:
     ):
         from transformers import AutoConfig
 
-        from speechllm.inference.speech_to_text import check_device
+        from speechllm.inference.loading import check_device
         from speechllm.models.llm import resolve_dtype
         from speechllm.pretrained.resolve import resolve_model
 

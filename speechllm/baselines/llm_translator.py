@@ -30,8 +30,8 @@ def text_pairs(examples: str | Path) -> list[tuple[str, str, str]]:
     Raises:
         UserError: there is no pair.
     """
-    from speechllm.evaluation.score import read_texts
-    from speechllm.text.joint_target import texts_of
+    from speechllm.evaluation.groups import read_texts
+    from speechllm.text.joint_target import split_target
 
     examples = Path(examples)
     texts = read_texts(examples / "text", collapse=False)
@@ -40,7 +40,9 @@ def text_pairs(examples: str | Path) -> list[tuple[str, str, str]]:
         task, source, target = request.split()
         spoken = f"{utterance_of(name, task, target)}-asr-{source}"
         if task == "asr_st":
-            pair = tuple(texts_of(task, texts[name], f"{examples / 'text'}, {name}"))
+            pair = tuple(
+                split_target(task, texts[name], f"{examples / 'text'}, {name}")
+            )
         elif task == "st" and spoken in texts:
             pair = texts[spoken], texts[name]
         else:
@@ -81,7 +83,7 @@ class TextTranslator:
         device: str = "cpu",
         dtype: str = "float32",
     ):
-        from speechllm.inference.speech_to_text import check_device, find_model
+        from speechllm.inference.loading import check_device, find_model
         from speechllm.text.prompts import read_prompts
 
         check_device(device)
@@ -126,7 +128,7 @@ class TextTranslator:
         import torch
         from safetensors.torch import load_file
 
-        from speechllm.inference.speech_to_text import merge_adapters
+        from speechllm.inference.loading import merge_adapters
         from speechllm.models.llm import LanguageModel
 
         if self.training_of_file() != self.training_key():
@@ -239,7 +241,7 @@ class TextTranslator:
         import torch
 
         from speechllm.decoding.beam_search import beam_search
-        from speechllm.decoding.hypothesis import SearchOptions
+        from speechllm.decoding.options import SearchOptions
 
         if task == "asr":
             return [{"text": text, "tokens": text.split()} for text in inputs]

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from speechllm.audio.io import load_audio
 from speechllm.baselines.base import gib
-from speechllm.data.data_dir import read_table
 from speechllm.data.examples import utterance_of
+from speechllm.data.kaldi_table import read_table
 from speechllm.inference.decode_dir import (
     answer_examples,
     collect_text,
@@ -133,7 +133,7 @@ def read_transcripts(
     Raises:
         UserError: no folder is given, or an utterance has no transcript in it.
     """
-    from speechllm.evaluation.score import read_texts
+    from speechllm.evaluation.groups import read_texts
 
     if folder is None:
         raise UserError("this system hears nothing: --transcripts names what it reads")

@@ -22,13 +22,13 @@ import numpy as np
 
 from speechllm.audio.io import SAMPLING_RATE, load_audio
 from speechllm.benchmarks.resources import MEBIBYTE, PeakMemory, measured_apart
-from speechllm.data.data_dir import read_table
+from speechllm.data.kaldi_table import read_table
 from speechllm.inference.decode_dir import read_requests
 from speechllm.utils.batching import evenly
 from speechllm.utils.errors import UserError
 
 if TYPE_CHECKING:
-    from speechllm.decoding.hypothesis import SearchOptions
+    from speechllm.decoding.options import SearchOptions
     from speechllm.inference.speech_to_text import SpeechToText
     from speechllm.models.nue_asr import NueASRModel
 
@@ -236,7 +236,7 @@ def plain_nue_asr(content: DecodingSet) -> Decode:
     """The loop over a model of transformers alone, HuBERT and GPT-NeoX."""
     import torch
 
-    from speechllm.decoding.hypothesis import SearchOptions
+    from speechllm.decoding.options import SearchOptions
 
     nue, tokenizer = random_nue_asr(content), number_tokenizer()
     prefix, suffix = torch.tensor([[[2]], [[5]]], device=content.device)
@@ -362,7 +362,7 @@ def random_model(content: DecodingSet) -> SpeechToText:
     The numbers of seconds decide, as in Nue-ASR's authors' code: ``int(4 · seconds +
     20.5)`` tokens, none of which is the end. So the work is the same for all systems.
     """
-    from speechllm.models.nue_asr import as_speech_to_text, released_prompts
+    from speechllm.inference.loading import as_speech_to_text, released_prompts
 
     prompts = released_prompts(content.model)
     model = as_speech_to_text(random_nue_asr(content), number_tokenizer(), prompts)
@@ -419,7 +419,8 @@ def generate_options(model: SpeechToText, batch, options: SearchOptions) -> dict
 
 def answer_text(model: SpeechToText, batch, tokens: list[int]) -> str:
     """Text of an utterance's tokens as our search's answers are spelt."""
-    from speechllm.decoding.hypothesis import Hypothesis, SearchOptions
+    from speechllm.decoding.hypothesis import Hypothesis
+    from speechllm.decoding.options import SearchOptions
 
     eos = model.model.llm.eos_id
     tokens = tokens[: tokens.index(eos)] if eos in tokens else tokens

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from speechllm.audio.io import SAMPLING_RATE, load_audio
-from speechllm.inference.guard import Thresholds, group_name
-from speechllm.inference.tuning import Example, count_errors
+from speechllm.data.examples import Example
+from speechllm.inference.guard_thresholds import Thresholds
+from speechllm.inference.tuning import count_errors
 from speechllm.text.normalization import LANGUAGES_WITHOUT_SPACES, ctc_text, normalize
+from speechllm.text.tasks import group_name
 from speechllm.utils.errors import UserError
 
 if TYPE_CHECKING:

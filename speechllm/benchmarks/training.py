@@ -15,13 +15,8 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from speechllm.benchmarks.resources import (
-    MEBIBYTE,
-    METHODS,
-    PeakMemory,
-    measured_apart,
-    output_with_labels,
-)
+from speechllm.benchmarks.loss import METHODS, output_with_labels
+from speechllm.benchmarks.resources import MEBIBYTE, PeakMemory, measured_apart
 
 if TYPE_CHECKING:
     from torch import Tensor

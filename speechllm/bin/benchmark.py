@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict, fields
 
 from speechllm.benchmarks.decoding import AGAINST, RANDOM, DecodingSet
-from speechllm.benchmarks.resources import LossBatch
+from speechllm.benchmarks.loss import LossBatch
 from speechllm.benchmarks.training import TrainingSteps
 from speechllm.utils.errors import UserError, run_main
 
@@ -129,7 +129,7 @@ def train(args: argparse.Namespace) -> str:
 
 def loss(args: argparse.Namespace) -> str:
     """Measure the loss."""
-    from speechllm.benchmarks.resources import benchmark_loss, loss_table
+    from speechllm.benchmarks.loss import benchmark_loss, loss_table
 
     batch = LossBatch(**{f.name: getattr(args, f.name) for f in fields(LossBatch)})
     head = (
@@ -143,7 +143,7 @@ def loss(args: argparse.Namespace) -> str:
 def one(args: argparse.Namespace) -> str:
     """Measure one system in this process; the result as JSON."""
     from speechllm.benchmarks.decoding import measure_decoding
-    from speechllm.benchmarks.resources import measure_loss
+    from speechllm.benchmarks.loss import measure_loss
     from speechllm.benchmarks.training import measure_training
 
     kind, measure = {

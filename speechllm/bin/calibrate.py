@@ -21,20 +21,17 @@ def main(argv: list[str] | None = None) -> None:
     if args.picture and not args.test_examples:
         parser.error("--picture needs --test_examples")
 
+    from speechllm.benchmarks.reliability import reliability_picture
+    from speechllm.data.examples import read_examples
     from speechllm.decoding.confidence import (
         CALIBRATION_FILE,
         expected_calibration_error,
-        reliability_picture,
         uncalibrated,
         write_calibration,
     )
-    from speechllm.inference.speech_to_text import SpeechToText, find_model
-    from speechllm.inference.tuning import (
-        calibrate,
-        judged_words,
-        read_examples,
-        read_generation,
-    )
+    from speechllm.inference.loading import find_model
+    from speechllm.inference.speech_to_text import SpeechToText
+    from speechllm.inference.tuning import calibrate, judged_words, read_generation
 
     generation = read_generation(args.config)
     examples = read_examples(args.examples)

@@ -5,7 +5,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from speechllm.data import data_dir as datadir
+from speechllm.data.data_dir import (
+    combine_data_dirs,
+    filter_data_dir,
+    perturb_speed,
+    split_table,
+    subset_data_dir,
+)
+from speechllm.data.kaldi_table import DROPPED, read_table
+from speechllm.data.validation import validate_data_dir
 from speechllm.utils.errors import UserError, run_main
 
 
@@ -55,7 +63,7 @@ def _validate(args: argparse.Namespace) -> None:
     """check by Kaldi's rules, naming file and line"""
     total = 0
     for directory in args.input:
-        problems = datadir.validate_data_dir(directory, allow_pipes=args.allow_pipes)
+        problems = validate_data_dir(directory, allow_pipes=args.allow_pipes)
         print("\n".join(problems or [f"{directory}: valid"]))
         total += len(problems)
     if total:
@@ -64,7 +72,7 @@ def _validate(args: argparse.Namespace) -> None:
 
 def _filter(args: argparse.Namespace) -> None:
     """leave out utterances that are too short, too long or without text"""
-    kept, dropped = datadir.filter_data_dir(
+    kept, dropped = filter_data_dir(
         args.input,
         args.output,
         args.min_seconds,
@@ -72,25 +80,25 @@ def _filter(args: argparse.Namespace) -> None:
         args.min_text_length,
         args.max_text_length,
     )
-    place = args.output / datadir.DROPPED
+    place = args.output / DROPPED
     print(f"{args.output}: {kept} utterances kept, {len(dropped)} dropped ({place})")
 
 
 def _perturb_speed(args: argparse.Namespace) -> None:
     """repeat each utterance at other speeds (applied by format_audio)"""
-    datadir.perturb_speed(args.input, args.output, args.factors)
+    perturb_speed(args.input, args.output, args.factors)
 
 
 def _combine(args: argparse.Namespace) -> None:
     """merge data dirs"""
-    count = datadir.combine_data_dirs(args.input, args.output)
+    count = combine_data_dirs(args.input, args.output)
     print(f"{args.output}: {count} utterances")
 
 
 def _subset(args: argparse.Namespace) -> None:
     """keep some utterances, drawn at random or named"""
-    ids = None if args.ids is None else datadir.read_table(args.ids)
-    count = datadir.subset_data_dir(args.input, args.output, args.count, ids, args.seed)
+    ids = None if args.ids is None else read_table(args.ids)
+    count = subset_data_dir(args.input, args.output, args.count, ids, args.seed)
     print(f"{args.output}: {count} utterances")
 
 
@@ -99,7 +107,7 @@ def _split(args: argparse.Namespace) -> None:
     outputs = [
         args.output / f"{args.input.name}.{part}" for part in range(1, args.parts + 1)
     ]
-    datadir.split_table(args.input, outputs)
+    split_table(args.input, outputs)
 
 
 def _statistics(args: argparse.Namespace) -> None:

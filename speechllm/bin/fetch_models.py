@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import argparse
 import logging
-from pathlib import Path
 
-from speechllm.pretrained.checkpoint import is_hub_id
-from speechllm.utils.errors import UserError, run_main
+from speechllm.models.config import models_of_config
+from speechllm.utils.errors import run_main
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -46,36 +45,6 @@ def main(argv: list[str] | None = None) -> None:
         names += models_of_config(config)
     for name in dict.fromkeys(names):
         print(f"{name}\t{resolve_model(name, args.cache_dir)}", flush=True)
-
-
-def models_of_config(path: str | Path) -> list[str]:
-    """The pretrained models of a training configuration: encoder, LLM, start.
-
-    They stand in ``encoder_conf.model`` and ``llm_conf.model``; a part that is
-    absent, or has no such entry, needs none. ``init_param`` may name models, too.
-
-    Raises:
-        UserError: no such file, or not a YAML mapping.
-    """
-    import yaml
-
-    try:
-        config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"no such configuration: {path}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not YAML ({error})") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{path}: not a mapping of options")
-    names = []
-    for part in ("encoder", "llm"):
-        conf = config.get(f"{part}_conf") or {}
-        if config.get(part, True) is None or not isinstance(conf, dict):
-            continue
-        if conf.get("model"):
-            names.append(str(conf["model"]))
-    starts = [str(start).partition(":")[0] for start in config.get("init_param") or []]
-    return names + [start for start in starts if is_hub_id(start)]
 
 
 if __name__ == "__main__":

@@ -37,8 +37,9 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     from speechllm.benchmarks.guard import conditions, guard_rows, guard_table
+    from speechllm.data.examples import read_examples
     from speechllm.inference.speech_to_text import SpeechToText
-    from speechllm.inference.tuning import read_examples, read_generation
+    from speechllm.inference.tuning import read_generation
 
     generation = read_generation(args.config)
     model = SpeechToText.from_pretrained(args.model, args.device)

@@ -25,13 +25,11 @@ def main(argv: list[str] | None = None) -> None:
     if args.margin < 1:
         raise UserError(f"--margin {args.margin}: at least 1")
 
-    from speechllm.inference.guard import THRESHOLDS_FILE, write_thresholds
-    from speechllm.inference.speech_to_text import SpeechToText, find_model
-    from speechllm.inference.tuning import (
-        find_thresholds,
-        read_examples,
-        read_generation,
-    )
+    from speechllm.data.examples import read_examples
+    from speechllm.inference.guard_thresholds import THRESHOLDS_FILE, write_thresholds
+    from speechllm.inference.loading import find_model
+    from speechllm.inference.speech_to_text import SpeechToText
+    from speechllm.inference.tuning import find_thresholds, read_generation
 
     generation = read_generation(args.config)
     examples = read_examples(args.examples)

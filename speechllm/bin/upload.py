@@ -26,7 +26,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
-    from speechllm.export.pack import read_results, upload
+    from speechllm.export.hub import read_results, upload
 
     if args.system and not args.results:
         raise UserError("--system names a system of --results; give that too")

@@ -12,7 +12,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from speechllm.data.data_dir import Dropped, table_line, write_dropped, write_spk2utt
+from speechllm.data.data_dir import write_spk2utt
+from speechllm.data.kaldi_table import Dropped, table_line, write_dropped
 from speechllm.utils.errors import UserError
 from speechllm.utils.io import atomic_directory
 

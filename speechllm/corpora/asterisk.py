@@ -42,7 +42,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from speechllm.corpora._asterisk_fetch import LANGUAGES, fetch_asterisk
-from speechllm.data.data_dir import Dropped, statistics, write_data_dir
+from speechllm.data.data_dir import write_data_dir
+from speechllm.data.kaldi_table import Dropped
+from speechllm.data.statistics import statistics
 from speechllm.text.normalization import ctc_text, spell_numbers
 from speechllm.utils.errors import UserError
 

@@ -31,7 +31,7 @@ from speechllm.corpora._read_speech import (
     write_sets,
 )
 from speechllm.corpora._texts import clean_text
-from speechllm.data.data_dir import Dropped
+from speechllm.data.kaldi_table import Dropped
 from speechllm.utils.errors import UserError
 
 SPLITS = ("train", "dev", "test")

@@ -39,8 +39,14 @@ from pathlib import Path
 
 from speechllm.corpora._common_voice_tsv import read_clips
 from speechllm.corpora._texts import clean_text, is_damaged, read_lines
-from speechllm.data import data_dir as datadir
-from speechllm.data.data_dir import Dropped
+from speechllm.data.data_dir import write_spk2utt
+from speechllm.data.kaldi_table import (
+    Dropped,
+    iterate_table,
+    read_dropped,
+    write_dropped,
+    write_table,
+)
 from speechllm.utils.errors import UserError
 from speechllm.utils.io import atomic_directory
 
@@ -91,8 +97,8 @@ def run(args: argparse.Namespace) -> None:
     )
     print("| set | utterances | left out |\n| --- | ---: | ---: |")
     for name in SETS:
-        utterances = sum(1 for _ in datadir.iterate_table(args.output / name / "text"))
-        dropped = len(datadir.read_dropped(args.output / name))
+        utterances = sum(1 for _ in iterate_table(args.output / name / "text"))
+        dropped = len(read_dropped(args.output / name))
         print(f"| {name} | {utterances} | {dropped} |")
 
 
@@ -159,7 +165,7 @@ def prepare_covost2(
             paths = [path for d, path in translations.items() if d[1] == target]
             _write_translations(folders, target, paths, utterances, dropped)
         for folder, name, entries in zip(folders, SETS, dropped, strict=True):
-            datadir.write_dropped(folder, entries)
+            write_dropped(folder, entries)
             if os.path.getsize(folder / "text") == 0:
                 first = f"; first {entries[0].reason}: {entries[0].detail}"
                 raise UserError(
@@ -310,7 +316,7 @@ def _write_speech(
         dropped[place].append(_drop(clip, "not in validated.tsv"))
     set_of.clear()
     for folder, table in zip(folders, texts, strict=True):
-        datadir.write_table(folder / "text", table)
+        write_table(folder / "text", table)
         table.clear()
     for place, folder in enumerate(folders):
         _write_origin(folder, utterances[place], spoken[place], common_voice_dir)
@@ -333,15 +339,15 @@ def _write_origin(
         utterance: f"{clips[spoken[utterance]]}/{clip}"
         for clip, utterance in utterances.items()
     }
-    datadir.write_table(folder / "wav.scp", files)
+    write_table(folder / "wav.scp", files)
     del files
     codes = {utterance: two_letters(source) for utterance, source in spoken.items()}
-    datadir.write_table(folder / "utt2lang", codes)
+    write_table(folder / "utt2lang", codes)
     del codes
     speakers = {utterance: utterance.split("-", 1)[0] for utterance in spoken}
-    datadir.write_table(folder / "utt2spk", speakers)
+    write_table(folder / "utt2spk", speakers)
     del speakers
-    datadir.write_spk2utt(folder)
+    write_spk2utt(folder)
 
 
 def _clips_folder(common_voice_dir: Path, source: str) -> str:
@@ -371,7 +377,7 @@ def _write_translations(
             else:
                 tables[place].setdefault(utterance, text)
     for folder, table in zip(folders, tables, strict=True):
-        datadir.write_table(folder / f"text.{code}", table)
+        write_table(folder / f"text.{code}", table)
 
 
 def _unusable(translation: str, name: str) -> str | None:

@@ -49,7 +49,8 @@ from pathlib import Path
 from speechllm.audio.io import MAX_OVERSHOOT_SECONDS
 from speechllm.corpora._csj_tags import MASK, Text, Word, read_words
 from speechllm.corpora._read_speech import STAGE
-from speechllm.data.data_dir import Dropped, fill_data_dir
+from speechllm.data.data_dir import fill_data_dir
+from speechllm.data.kaldi_table import Dropped
 from speechllm.utils.errors import UserError
 from speechllm.utils.io import atomic_directory
 

@@ -41,8 +41,9 @@ from typing import NamedTuple
 
 from speechllm.audio.io import MAX_OVERSHOOT_SECONDS
 from speechllm.corpora._texts import clean_text, count_lines, read_lines
-from speechllm.data import data_dir as datadir
-from speechllm.data.data_dir import Dropped
+from speechllm.data.data_dir import write_spk2utt
+from speechllm.data.kaldi_table import Dropped, read_dropped, write_dropped, write_table
+from speechllm.data.statistics import statistics
 from speechllm.utils.errors import UserError
 from speechllm.utils.io import atomic_directory
 
@@ -98,8 +99,8 @@ def run(args: argparse.Namespace) -> None:
     prepare_must_c(args.must_c_dir, args.output, args.tgt_lang, args.sets)
     print("| set | utterances | hours | left out |\n| --- | ---: | ---: | ---: |")
     for name in args.sets:
-        total = datadir.statistics(args.output / name)[-1]
-        dropped = len(datadir.read_dropped(args.output / name))
+        total = statistics(args.output / name)[-1]
+        dropped = len(read_dropped(args.output / name))
         print(
             f"| {name} | {total['utterances']} | {total['minutes'] / 60:.1f} "
             f"| {dropped} |"
@@ -388,7 +389,7 @@ def _write(new: Path, gathered: _Set, must_c_dir: Path) -> None:
                     gathered.drop(utterance, "no speech", text)
             elif utterance in segments:
                 transcripts[utterance] = text
-    datadir.write_table(new / "text", transcripts)
+    write_table(new / "text", transcripts)
     del transcripts
     for language, kept in gathered.lines.items():
         path = _files(must_c_dir, name, language)[3]
@@ -398,15 +399,15 @@ def _write(new: Path, gathered: _Set, must_c_dir: Path) -> None:
             if utterance in segments
         )
         translations = {utterance: text for utterance, text in texts if text}
-        datadir.write_table(new / f"text.{language}", translations)
+        write_table(new / f"text.{language}", translations)
         del translations
-    datadir.write_table(new / "segments", segments)
+    write_table(new / "segments", segments)
     used = {value.split(" ", 1)[0] for value in segments.values()}
     scp = {key: path for key, path in gathered.recordings.items() if key in used}
-    datadir.write_table(new / "wav.scp", scp)
-    datadir.write_table(new / "utt2lang", dict.fromkeys(segments, SOURCE))
+    write_table(new / "wav.scp", scp)
+    write_table(new / "utt2lang", dict.fromkeys(segments, SOURCE))
     speakers = {utterance: utterance.split("-", 1)[0] for utterance in segments}
-    datadir.write_table(new / "utt2spk", speakers)
+    write_table(new / "utt2spk", speakers)
     del speakers
-    datadir.write_spk2utt(new)
-    datadir.write_dropped(new, gathered.dropped)
+    write_spk2utt(new)
+    write_dropped(new, gathered.dropped)

@@ -31,7 +31,7 @@ from pathlib import Path
 
 from speechllm.corpora._read_speech import STAGE, Utterance, summary, write_sets
 from speechllm.corpora._texts import clean_text, read_lines
-from speechllm.data.data_dir import Dropped
+from speechllm.data.kaldi_table import Dropped
 from speechllm.utils.errors import UserError
 from speechllm.utils.io import atomic_open, unpack_tar
 

@@ -36,7 +36,8 @@ from functools import partial
 from pathlib import Path
 
 from speechllm.corpora._espeak import Voice, speak
-from speechllm.data.data_dir import iterate_table, write_data_dir
+from speechllm.data.data_dir import write_data_dir
+from speechllm.data.kaldi_table import iterate_table
 from speechllm.pretrained.resolve import cache_root
 from speechllm.pretrained.wheels import Wheel, fetch_wheel
 from speechllm.text.normalization import ctc_text, spell_numbers

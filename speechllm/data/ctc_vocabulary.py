@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from speechllm.data import data_dir as datadir
+from speechllm.data.kaldi_table import iterate_table
 from speechllm.utils.errors import UserError
 from speechllm.utils.io import atomic_directory
 
@@ -94,7 +94,7 @@ def _explain(error: str, size: int) -> str:
 def _read_texts(texts: Iterable[str | Path]) -> Iterator[str]:
     empty = True
     for path in texts:
-        for _, text in datadir.iterate_table(path):
+        for _, text in iterate_table(path):
             if text:
                 empty = False
                 yield text

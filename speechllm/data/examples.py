@@ -31,14 +31,25 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from speechllm.data import data_dir as datadir
-from speechllm.data.data_dir import Dropped
+import numpy as np
+
+from speechllm.data.data_dir import write_spk2utt
+from speechllm.data.kaldi_table import (
+    Dropped,
+    iterate_table,
+    join_tables,
+    table_line,
+    table_paths,
+    translation_languages,
+    write_dropped,
+)
 from speechllm.text.joint_target import join_texts
 from speechllm.text.normalization import ctc_text
+from speechllm.text.tasks import Task, parse_weighted, split_weight
+from speechllm.utils.batching import evenly
 from speechllm.utils.errors import UserError
 from speechllm.utils.io import atomic_directory
 
-TASKS = ("asr", "st", "asr_st")
 _FILES = (
     "text",
     "text_ctc",
@@ -48,45 +59,6 @@ _FILES = (
     "utt2task",
     "wav.scp",
 )
-
-
-@dataclass(frozen=True)
-class Task:
-    """What to do with speech of ``source`` language: a text in ``target`` language."""
-
-    name: str
-    source: str
-    target: str
-
-    def __str__(self) -> str:
-        return f"{self.name} {self.source} {self.target}"
-
-
-def parse_weighted(specification: str) -> tuple[Task, float]:
-    """Read a task and its weight in the mix, 1 when none is given: ``st:en:fr*2``."""
-    task, weight = split_weight(specification)
-    return parse_task(task), weight
-
-
-def split_weight(specification: str) -> tuple[str, float]:
-    """Take a weight off a task or a data dir, 1 when there is none: ``train*0.5``.
-
-    Raises:
-        UserError: no number, or none from above 0 to 1000.
-    """
-    name, star, number = specification.partition("*")
-    weight = 1.0
-    if star:
-        try:
-            weight = float(number)
-        except ValueError:
-            weight = 0.0
-        if not 0 < weight <= 1000:
-            raise UserError(
-                f"{specification!r}: a weight is a number above 0, at most 1000, "
-                f"not {number!r}"
-            )
-    return name, weight
 
 
 def repetitions(utterance: str, task: Task, weight: float) -> int:
@@ -103,20 +75,6 @@ def utterance_of(example: str, task: str, target: str) -> str:
         example: ``<utterance>-<task>-<target>``, perhaps with ``-2`` behind it.
     """
     return re.sub(rf"-{re.escape(f'{task}-{target}')}(-[0-9]+)?$", "", example)
-
-
-def parse_task(specification: str) -> Task:
-    """Read ``asr:en``, ``st:en:fr`` or ``asr_st:en:fr``."""
-    name, *languages = specification.split(":")
-    expected = 1 if name == "asr" else 2
-    if name not in TASKS or len(languages) != expected or not all(languages):
-        raise UserError(
-            f"task {specification!r}: expected asr:<lang>, st:<source>:<target> or "
-            "asr_st:<source>:<target>"
-        )
-    if expected == 2 and languages[0] == languages[1]:
-        raise UserError(f"task {specification!r}: the two languages are the same")
-    return Task(name, languages[0], languages[-1])
 
 
 def make_examples(
@@ -173,9 +131,9 @@ def make_examples(
                     )
                 previous = example
                 for stream, value in zip(files, values, strict=True):
-                    stream.write(datadir.table_line(example, value))
-        datadir.write_spk2utt(new)
-        datadir.write_dropped(new, dropped)
+                    stream.write(table_line(example, value))
+        write_spk2utt(new)
+        write_dropped(new, dropped)
     return counts, dropped
 
 
@@ -183,8 +141,8 @@ def _check_languages(sources: list[Path], tasks: list[Task]) -> None:
     spoken, written = set(), set()
     for source in sources:
         _check_tables(source)
-        spoken.update(value for _, value in datadir.iterate_table(source / "utt2lang"))
-        written.update(datadir.translation_languages(source))
+        spoken.update(value for _, value in iterate_table(source / "utt2lang"))
+        written.update(translation_languages(source))
     places = ", ".join(map(str, sources))
     for task in tasks:
         if task.source not in spoken:
@@ -200,7 +158,7 @@ def _check_languages(sources: list[Path], tasks: list[Task]) -> None:
 
 
 def _check_tables(source: Path) -> None:
-    paths = datadir.table_paths(source)
+    paths = table_paths(source)
     for name in ("text", "utt2lang", "utt2spk", "utt2num_samples"):
         if name not in paths:
             raise UserError(f"{source / name}: missing; format the audio first")
@@ -222,9 +180,9 @@ def _list_examples(
     them: every later id begins with a later utterance.
     """
     waiting: list[tuple[str, tuple[str, ...]]] = []
-    paths = datadir.table_paths(source)
+    paths = table_paths(source)
     paths["wav.scp"] = source / "wav.scp"
-    for utterance, row in datadir.join_tables(paths, "utt2spk"):
+    for utterance, row in join_tables(paths, "utt2spk"):
         while waiting and waiting[0][0] <= utterance:
             yield heapq.heappop(waiting)
         for example in _examples_of(utterance, row, tasks, plain, dropped):
@@ -278,3 +236,38 @@ def _examples_of(
         )
         for number in range(1, repetitions(utterance, task, weight) + 1):
             yield example if number == 1 else f"{example}-{number}", values
+
+
+@dataclass(frozen=True)
+class Example:
+    """An utterance: its name, samples, what is asked for, and the true answer."""
+
+    name: str
+    wave: np.ndarray
+    ask: tuple[str, str, str]
+    text: str
+
+
+def read_examples(folder: str | Path, limit: int | None = None) -> list[Example]:
+    """The utterances of an example dir.
+
+    Args:
+        limit: take only so many, evenly from the sorted names.
+
+    Raises:
+        UserError: a table is missing or damaged, or there is no utterance.
+    """
+    from speechllm.audio.io import load_audio
+    from speechllm.data.kaldi_table import read_table
+
+    tables = [read_table(Path(folder) / n) for n in ("wav.scp", "utt2task", "text")]
+    wavs, tasks, texts = tables
+    names = evenly(sorted(wavs), limit)
+    if not names:
+        raise UserError(f"{folder}: no utterance")
+    if missing := [n for n in names if n not in tasks or n not in texts]:
+        raise UserError(f"{folder}: {missing[0]} is not in utt2task and text")
+    return [
+        Example(n, load_audio(wavs[n]), tuple(tasks[n].split()), texts[n])
+        for n in names
+    ]

@@ -21,9 +21,28 @@ from pathlib import Path
 
 import numpy as np
 
-from speechllm.audio import io as audio
-from speechllm.data import data_dir as datadir
-from speechllm.data.data_dir import Dropped
+from speechllm.audio.io import (
+    SAMPLING_RATE,
+    can_seek,
+    change_speed,
+    cut_seconds,
+    encode_audio,
+    load_audio,
+)
+from speechllm.data.data_dir import write_spk2utt
+from speechllm.data.kaldi_table import (
+    DROPPED,
+    Dropped,
+    iterate_table,
+    join_tables,
+    parse_segment,
+    read_dropped,
+    read_table,
+    table_line,
+    table_paths,
+    write_dropped,
+)
+from speechllm.data.validation import check_data_dir
 from speechllm.utils.errors import UserError
 from speechllm.utils.io import atomic_open
 
@@ -87,7 +106,7 @@ def format_audio(
     source, target = Path(source), Path(target)
     if source.resolve() == target.resolve():
         raise UserError(f"{source}: the formatted data needs a folder of its own")
-    datadir.check_data_dir(source, check_files=False, allow_pipes=allow_pipes)
+    check_data_dir(source, check_files=False, allow_pipes=allow_pipes)
     _remove_tables(target)
     shards = list_shards(source, target / "audio", audio_format, allow_pipes)
     records = _run_shards(shards, jobs, _count_utterances(source))
@@ -95,10 +114,10 @@ def format_audio(
     failed = [entry for record in records for entry in read_record(record)[1]]
     gone = {entry.id for entry in failed}
     kept = _write_tables(source, target, records, gone)
-    datadir.write_dropped(target, [*datadir.read_dropped(source), *failed])
+    write_dropped(target, [*read_dropped(source), *failed])
     if kept == 0:
         raise UserError(
-            f"{source}: no audio could be read; {target / datadir.DROPPED} lists why, "
+            f"{source}: no audio could be read; {target / DROPPED} lists why, "
             f"first: {failed[0].detail or failed[0].reason}"
         )
     if len(gone) > _WARN_ABOVE * (kept + len(gone)):
@@ -140,14 +159,14 @@ def write_shard(shard: Shard) -> Path:
         name = cut.utterance.replace("%", "%25").replace("/", "%2F")
         path = shard.folder / f"{name}.{shard.audio_format}"
         try:
-            samples = audio.change_speed(recordings.read(cut), cut.speed)
+            samples = change_speed(recordings.read(cut), cut.speed)
             if len(samples) == 0:
                 raise UserError(f"{cut.source}: the segment holds no samples")
         except UserError as error:
             detail = " ".join(str(error).split())
             lines.append(f"dropped\t{cut.utterance}\tunreadable audio\t{detail}")
             continue
-        _write_file(path, audio.encode_audio(samples, shard.audio_format, 16000))
+        _write_file(path, encode_audio(samples, shard.audio_format, 16000))
         lines.append(f"ok\t{cut.utterance}\t{path}\t{len(samples)}")
     with atomic_open(shard.record) as stream:
         stream.write("\n".join(lines) + "\n")
@@ -178,38 +197,36 @@ class _Recordings:
         self.error: UserError | None = None
 
     def read(self, cut: Cut) -> np.ndarray:
-        if cut.end is None or audio.can_seek(cut.source):
-            return audio.load_audio(
+        if cut.end is None or can_seek(cut.source):
+            return load_audio(
                 cut.source, cut.start, cut.end, allow_pipes=self.allow_pipes
             )
         if self.name != cut.source:
             self.name, self.error = cut.source, None
             try:
-                self.samples = audio.load_audio(
-                    cut.source, allow_pipes=self.allow_pipes
-                )
+                self.samples = load_audio(cut.source, allow_pipes=self.allow_pipes)
             except UserError as error:
                 self.error = error
         if self.error is not None:
             raise self.error
-        return audio.cut_seconds(
-            self.samples[:, None], audio.SAMPLING_RATE, cut.start, cut.end, cut.source
+        return cut_seconds(
+            self.samples[:, None], SAMPLING_RATE, cut.start, cut.end, cut.source
         )[:, 0]
 
 
 def _list_cuts(source: Path) -> Iterator[Cut]:
-    paths = datadir.table_paths(source)
+    paths = table_paths(source)
     wanted = {"utt2speed": paths["utt2speed"]} if "utt2speed" in paths else {}
     if "segments" not in paths:
         wanted["wav.scp"] = source / "wav.scp"
-        for utterance, row in datadir.join_tables(wanted, "wav.scp"):
+        for utterance, row in join_tables(wanted, "wav.scp"):
             speed = _speed(source, utterance, row)
             yield Cut(utterance, row["wav.scp"], None, None, speed)
         return
-    recordings = datadir.read_table(source / "wav.scp")
+    recordings = read_table(source / "wav.scp")
     wanted["segments"] = paths["segments"]
-    for utterance, row in datadir.join_tables(wanted, "segments"):
-        recording, start, end = datadir.parse_segment(row["segments"])
+    for utterance, row in join_tables(wanted, "segments"):
+        recording, start, end = parse_segment(row["segments"])
         speed = _speed(source, utterance, row)
         yield Cut(utterance, recordings[recording], start, end, speed)
 
@@ -228,7 +245,7 @@ def _speed(source: Path, utterance: str, row: dict[str, str]) -> float:
 
 
 def _count_utterances(source: Path) -> int:
-    return sum(1 for _ in datadir.iterate_table(source / "utt2spk"))
+    return sum(1 for _ in iterate_table(source / "utt2spk"))
 
 
 def _fingerprint(shard: Shard) -> str:
@@ -306,7 +323,7 @@ def _collect(running: dict, records: list[Path], progress) -> None:
 def _remove_tables(target: Path) -> None:
     """Remove an earlier run's tables: what is stopped from here on is no data dir."""
     if target.is_dir():
-        tables = datadir.table_paths(target).values()
+        tables = table_paths(target).values()
         for path in (target / "wav.scp", target / "spk2utt", *tables):
             path.unlink(missing_ok=True)
 
@@ -324,14 +341,14 @@ def _write_tables(
 ) -> int:
     """Write the tables of the formatted data dir, ``wav.scp`` last."""
     skip = {"segments", "utt2speed", "utt2dur", "utt2num_samples"}
-    for name, path in datadir.table_paths(source).items():
+    for name, path in table_paths(source).items():
         if name in skip:
             continue
         with atomic_open(target / name) as stream:
-            for key, value in datadir.iterate_table(path):
+            for key, value in iterate_table(path):
                 if key not in gone:
-                    stream.write(datadir.table_line(key, value))
-    datadir.write_spk2utt(target)
+                    stream.write(table_line(key, value))
+    write_spk2utt(target)
     count = 0
     with (
         atomic_open(target / "utt2num_samples") as lengths,
@@ -339,7 +356,7 @@ def _write_tables(
     ):
         for record in records:
             for utterance, path, samples in read_record(record)[0]:
-                scp.write(datadir.table_line(utterance, path))
-                lengths.write(datadir.table_line(utterance, str(samples)))
+                scp.write(table_line(utterance, path))
+                lengths.write(table_line(utterance, str(samples)))
                 count += 1
     return count

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from speechllm.data import data_dir as datadir
+from speechllm.data.kaldi_table import (
+    iterate_table,
+    join_tables,
+    read_dropped,
+    table_paths,
+    translation_languages,
+    utterance_seconds,
+)
 from speechllm.text.normalization import LANGUAGES_WITHOUT_SPACES
 from speechllm.utils.io import atomic_open
 
@@ -26,7 +33,7 @@ class SetStatistics:
 
     Attributes:
         name: of the set.
-        languages: rows of :func:`speechllm.data.data_dir.statistics`, the last for all.
+        languages: rows of :func:`speechllm.data.statistics.statistics`, the last for all.
         translations: rows ``target``, ``utterances``, ``characters``, ``words``.
         dropped: reason → utterances that were left out for it.
     """
@@ -52,7 +59,7 @@ def describe_sets(directories: Iterable[str | Path]) -> list[SetStatistics]:
     return [
         SetStatistics(
             directory.name,
-            datadir.statistics(directory),
+            statistics(directory),
             _count_translations(directory),
             _count_dropped(directory),
         )
@@ -133,9 +140,9 @@ def draw_statistics(sets: list[SetStatistics], path: Path) -> None:
 def _count_translations(directory: Path) -> list[dict]:
     """Count translations by the language they are written in."""
     rows = []
-    for target in datadir.translation_languages(directory):
+    for target in translation_languages(directory):
         row = Counter(utterances=0, characters=0, words=0)
-        for _, text in datadir.iterate_table(directory / f"text.{target}"):
+        for _, text in iterate_table(directory / f"text.{target}"):
             row["utterances"] += 1
             row["characters"] += len(text)
             row["words"] += len(text.split())
@@ -149,10 +156,10 @@ def _count_dropped(directory: Path) -> Counter[str]:
     Entries of utterances that stayed (with one translation less, say) do not count.
     """
     reasons: dict[str, str] = {}
-    for entry in datadir.read_dropped(directory):
+    for entry in read_dropped(directory):
         reasons.setdefault(entry.id, entry.reason)
     if reasons:
-        for key, _ in datadir.iterate_table(directory / "utt2spk"):
+        for key, _ in iterate_table(directory / "utt2spk"):
             reasons.pop(key, None)
     return Counter(reasons.values())
 
@@ -187,3 +194,68 @@ def _tokens(row: dict, language: str) -> str:
 
 def _line(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |\n"
+
+
+def statistics(directory: str | Path) -> list[dict]:
+    """Count what a data dir holds per language spoken, and in all (``*``).
+
+    Returns:
+        For each language ``language``, ``utterances``, ``speakers``, ``minutes``,
+        ``max_seconds``, ``characters`` and ``words`` (as white space parts them) of
+        the transcripts, and ``lengths``: whole seconds → utterances as long.
+    """
+    directory = Path(directory)
+    paths = table_paths(directory)
+    rows: dict[str, _Count] = defaultdict(_Count)
+    for key, row in join_tables(paths, "utt2spk"):
+        seconds, text = utterance_seconds(directory, key, row), row.get("text", "")
+        rows[row.get("utt2lang", "?")].add(seconds, row["utt2spk"], text)
+    everything = _Count()
+    for count in rows.values():
+        everything.merge(count)
+    return [
+        {"language": language, **count.row()}
+        for language, count in [*sorted(rows.items()), ("*", everything)]
+    ]
+
+
+@dataclass
+class _Count:
+    """Sums over utterances."""
+
+    utterances: int = 0
+    seconds: float = 0.0
+    max_seconds: float = 0.0
+    characters: int = 0
+    words: int = 0
+    speakers: set[str] = field(default_factory=set)
+    lengths: Counter[int] = field(default_factory=Counter)
+
+    def add(self, seconds: float, speaker: str, text: str) -> None:
+        self.utterances += 1
+        self.seconds += seconds
+        self.max_seconds = max(self.max_seconds, seconds)
+        self.characters += len(text)
+        self.words += len(text.split())
+        self.speakers.add(speaker)
+        self.lengths[int(seconds)] += 1
+
+    def merge(self, other: _Count) -> None:
+        self.utterances += other.utterances
+        self.seconds += other.seconds
+        self.max_seconds = max(self.max_seconds, other.max_seconds)
+        self.characters += other.characters
+        self.words += other.words
+        self.speakers |= other.speakers
+        self.lengths += other.lengths
+
+    def row(self) -> dict:
+        return {
+            "utterances": self.utterances,
+            "minutes": self.seconds / 60,
+            "speakers": len(self.speakers),
+            "max_seconds": self.max_seconds,
+            "characters": self.characters,
+            "words": self.words,
+            "lengths": self.lengths,
+        }

@@ -14,19 +14,13 @@ import torch
 from torch import Tensor
 
 from speechllm.decoding.ctc_prefix_scorer import CTCPrefixScorer
-from speechllm.decoding.hypothesis import (
-    END,
-    Candidate,
-    Hypothesis,
-    Search,
-    SearchOptions,
-    allowed,
-    rank,
-)
+from speechllm.decoding.hypothesis import Candidate, Hypothesis, Search, allowed, rank
 from speechllm.decoding.joint_ctc_scorer import CTCJudge
 from speechllm.decoding.llm_scorer import Reader, settle
+from speechllm.decoding.options import SearchOptions
 from speechllm.decoding.sampling import draw, generator
 from speechllm.models.llm import LanguageModel
+from speechllm.text.ctc_labels import END
 from speechllm.utils.batching import by_length
 
 

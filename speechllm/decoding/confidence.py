@@ -18,9 +18,9 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from speechllm.pretrained.model_folder import write_json
 from speechllm.text.normalization import LANGUAGES_WITHOUT_SPACES, normalize
 from speechllm.utils.errors import UserError
+from speechllm.utils.io import write_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -172,39 +172,6 @@ def expected_calibration_error(
     """Mean distance of confidence from accuracy over bins of confidence, by words."""
     rows = bins(probabilities, right)
     return sum(n * abs(p - a) for n, p, a in rows) / max(len(probabilities), 1)
-
-
-def reliability_picture(
-    path: str | Path,
-    curves: dict[str, tuple[Sequence[float], Sequence[bool]]],
-) -> None:
-    """Draw accuracy over confidence, with the number of words below.
-
-    Args:
-        path: an image that matplotlib writes, such as ``.png``.
-        curves: a name and (probabilities, right) of each curve.
-    """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (above, below) = pyplot.subplots(
-        2, 1, figsize=(5, 6), sharex=True, height_ratios=(3, 1), layout="constrained"
-    )
-    above.plot([0, 1], [0, 1], color="grey", linestyle=":", label="as it should be")
-    for name, (probabilities, right) in curves.items():
-        rows = bins(probabilities, right)
-        error = expected_calibration_error(probabilities, right)
-        label = f"{name}: ECE {error:.3f}"
-        above.plot([p for _, p, _ in rows], [a for *_, a in rows], "o-", label=label)
-        below.hist(probabilities, bins=BINS, range=(0, 1), histtype="step")
-    above.set(ylabel="share of words that are right", ylim=(0, 1))
-    below.set(xlabel="confidence", ylabel="words", xlim=(0, 1))
-    above.legend()
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
 
 
 def read_calibration(folder: str | Path) -> Calibration | None:

@@ -23,13 +23,12 @@ import torch
 from torch import Tensor
 
 from speechllm.decoding.result import Word
-from speechllm.models.bridge import label_runs
+from speechllm.text.ctc_labels import CTCTokenizer, label_runs
 from speechllm.text.normalization import (
     LANGUAGES_WITHOUT_SPACES,
     ctc_text,
     spell_numbers,
 )
-from speechllm.training.preprocessor import CTCTokenizer
 
 #: Seconds that a word begins before the first frame of its first label, and that it
 #: ends behind the last frame of its last one, where the sound goes on: the medians

@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 import torch
 
 from speechllm.decoding.ctc_prefix_scorer import NEVER, CTCPrefixScorer, PrefixStates
-from speechllm.decoding.hypothesis import END, Candidate, Search, SearchOptions
+from speechllm.decoding.hypothesis import Candidate, Search
+from speechllm.decoding.options import SearchOptions
+from speechllm.text.ctc_labels import END
 
 
 class CTCJudge:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from speechllm.decoding.ctc_prefix_scorer import BLANK, NEVER
 from speechllm.decoding.forced_alignment import frames_needed
-from speechllm.decoding.hypothesis import END, Hypothesis
+from speechllm.decoding.hypothesis import Hypothesis
+from speechllm.text.ctc_labels import END
 
 
 def ctc_log_probs(log_probs: Tensor, texts: Sequence[Sequence[int]]) -> list[float]:

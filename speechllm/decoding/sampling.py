@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from speechllm.decoding.hypothesis import Candidate, Search, SearchOptions, allowed
+from speechllm.decoding.hypothesis import Candidate, Search, allowed
+from speechllm.decoding.options import SearchOptions
 
 
 def draw(

@@ -15,18 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from speechllm.evaluation.groups import Group, normalize_group, read_groups
+from speechllm.evaluation.recognition import character_errors, count_errors, word_errors
 from speechllm.evaluation.report import METRICS, markdown_table
-from speechllm.evaluation.score import (
-    Group,
-    bleu_metric,
-    character_errors,
-    chrf_metric,
-    count_errors,
-    normalize_group,
-    read_groups,
-    ter_metric,
-    word_errors,
-)
+from speechllm.evaluation.translation import bleu_metric, chrf_metric, ter_metric
 from speechllm.text.normalization import LANGUAGES_WITHOUT_SPACES
 from speechllm.utils.errors import UserError
 

@@ -5,19 +5,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from speechllm.models.config import MODEL_KEYS, pretrained_names
 from speechllm.utils.errors import UserError
 from speechllm.utils.io import atomic_directory
-
-MODEL_KEYS = (
-    "encoder",
-    "encoder_conf",
-    "bridge",
-    "bridge_conf",
-    "llm",
-    "llm_conf",
-    "ctc_conf",
-    "model_conf",
-)
 
 
 def export_model(exp_dir: str | Path, checkpoint: str, output: str | Path) -> int:
@@ -73,10 +63,3 @@ def export_model(exp_dir: str | Path, checkpoint: str, output: str | Path) -> in
         if trained.get("prompts"):
             shutil.copyfile(trained["prompts"], folder / "prompts.yaml")
         return (folder / "model.safetensors").stat().st_size
-
-
-def pretrained_names(config: dict) -> list[str]:
-    """Names of the pretrained models that a configuration builds on."""
-    parts = ["encoder_conf"] + (["llm_conf"] if config.get("llm") else [])
-    names = [config[part]["model"] for part in parts]
-    return sorted(set(names))

@@ -9,14 +9,13 @@ manifest names, and only where size and checksum agree.
 from __future__ import annotations
 
 import hashlib
-import json
 import platform
 import shutil
 import zipfile
 from datetime import datetime
 from pathlib import Path, PurePosixPath
 
-from speechllm.evaluation.report import TASKS, git_hash, package_version, results_table
+from speechllm.evaluation.report import git_hash, package_version
 from speechllm.utils.errors import UserError
 from speechllm.utils.io import atomic_directory, atomic_open
 
@@ -24,9 +23,6 @@ MANIFEST = "meta.yaml"
 
 #: Without these a folder is no exported model.
 REQUIRED = ("config.yaml", "model.safetensors")
-
-#: A card with this line is ours and written anew; take it out to keep your own text.
-CARD_MARK = "<!-- written by speechllm; delete this line to keep your changes -->"
 
 
 # ---------------------------------------------------------------- zip
@@ -177,165 +173,3 @@ def require_safe_name(archive: Path, name: str) -> None:
     unsafe = not isinstance(name, str) or not parts or name.endswith("/")
     if unsafe or name.startswith("/") or ".." in parts or "\\" in name or ":" in name:
         raise UserError(f"{archive}: unsafe file name {name!r}; do not trust it")
-
-
-# ---------------------------------------------------------------- hub
-
-
-def base_models(config: dict) -> list[str]:
-    """Hub ids of the pretrained parts that ``config.yaml`` names."""
-    names = [
-        (config.get(part) or {}).get("model") for part in ("encoder_conf", "llm_conf")
-    ]
-    return [name for name in names if isinstance(name, str) and name.count("/") == 1]
-
-
-def model_card(model_dir: str | Path, rows: list[dict], repo_id: str) -> str:
-    """The text of a model card: metadata, how to use the model, and its scores.
-
-    Args:
-        model_dir: exported model, for its ``config.yaml``.
-        rows: this system's rows of ``RESULTS.json``; may be empty.
-        repo_id: ``<user>/<name>`` on the hub.
-    """
-    import yaml
-
-    path = Path(model_dir) / "config.yaml"
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not YAML ({error})") from None
-    bases = base_models(config if isinstance(config, dict) else {})
-    languages = {row["language"] for row in rows}
-    languages |= {row["target_language"] for row in rows}
-    head = {
-        "library_name": "speechllm",
-        "pipeline_tag": "automatic-speech-recognition",
-        "tags": ["speechllm", "speech-recognition"],
-    }
-    if any(row["task"] != "asr" for row in rows):
-        head["tags"].append("speech-translation")
-    if languages:
-        head["language"] = sorted(languages)
-    if bases:
-        head["base_model"] = bases
-    example = next((row for row in rows if row["task"] == "asr"), None)
-    example = example or next(iter(rows), None)
-    call = ""
-    if example:
-        call = f', task="{example["task"]}", language="{example["language"]}"'
-        if example["task"] != "asr":
-            call += f', target_language="{example["target_language"]}"'
-    parts = [
-        "---\n" + yaml.safe_dump(head, sort_keys=False) + "---",
-        CARD_MARK,
-        f"# {repo_id.split('/')[-1]}\n",
-        "A large language model that hears, trained with `speechllm`"
-        + (f" on {' and '.join(f'`{name}`' for name in bases)}" if bases else "")
-        + f" (speechllm `{git_hash()}`).\n",
-        "```python\n"
-        "from huggingface_hub import snapshot_download\n"
-        "from speechllm import SpeechToText\n\n"
-        f'model = SpeechToText.from_pretrained(snapshot_download("{repo_id}"))\n'
-        f'print(model.transcribe(["speech.wav"]{call})[0].text)\n'
-        "```\n",
-    ]
-    for task in sorted({row["task"] for row in rows}):
-        parts += [f"## {TASKS.get(task, task)}\n", results_table(rows, task)]
-    return "\n".join(parts)
-
-
-def read_results(path: str | Path, system: str | None = None) -> list[dict]:
-    """Rows of a ``RESULTS.json``, of one system where one is named.
-
-    Raises:
-        UserError: the file is missing or no list of rows, or lacks the system.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; make it with speechllm.bin.report")
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-        found = [row for row in rows if system in (None, row["system"])]
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: not a RESULTS.json of speechllm") from None
-    if not found:
-        raise UserError(f"{path}: no scores of the system {system}")
-    return found
-
-
-def write_model_card(model_dir: str | Path, rows: list[dict], repo_id: str) -> Path:
-    """Write ``README.md`` into a model folder, unless somebody else wrote one there."""
-    path = Path(model_dir) / "README.md"
-    if not path.exists() or CARD_MARK in path.read_text(encoding="utf-8"):
-        with atomic_open(path, "w") as stream:
-            stream.write(model_card(model_dir, rows, repo_id))
-    return path
-
-
-def upload(
-    model_dir: str | Path,
-    repo_id: str,
-    rows: list[dict] = (),
-    private: bool = False,
-    api=None,
-) -> str:
-    """Put an exported model and its card into a repository on the Hugging Face hub.
-
-    The token is the one of ``HF_TOKEN`` or ``hf auth login``; it is neither read into
-    a file nor printed here.
-
-    Args:
-        model_dir: exported model; its ``README.md`` is made if it has none.
-        repo_id: ``<user or organisation>/<name>``; made when it is missing.
-        rows: scores for the card.
-        private: make a new repository private.
-        api: an ``huggingface_hub.HfApi``; made here when None.
-
-    Returns:
-        the address of the commit.
-
-    Raises:
-        UserError: no token, a name that is none, or the hub refuses or is not reached.
-    """
-    from huggingface_hub import HfApi, get_token
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    if repo_id.count("/") != 1:
-        raise UserError(f"repo_id '{repo_id}': want <user or organisation>/<name>")
-    model_files(model_dir)
-    if api is None:
-        if not get_token():
-            raise UserError(
-                "no Hugging Face token; run `hf auth login` or set HF_TOKEN"
-            )
-        api = HfApi()
-    write_model_card(model_dir, rows, repo_id)
-    try:
-        api.create_repo(repo_id, private=private, exist_ok=True)
-        commit = api.upload_folder(
-            repo_id=repo_id,
-            folder_path=str(model_dir),
-            commit_message="Upload a speechllm model",
-            ignore_patterns=[".*", "**/.*"],
-        )
-    except HFValidationError as error:
-        raise UserError(f"repo_id '{repo_id}': {error}") from None
-    except HfHubHTTPError as error:
-        raise UserError(f"{repo_id}: the hub refused the upload: {error}") from None
-    except Exception as error:
-        if is_connection_error(error):
-            raise UserError(
-                f"{repo_id}: the hub is not reached ({error}); "
-                "the same command uploads once there is a connection"
-            ) from None
-        raise
-    return str(commit)
-
-
-def is_connection_error(error: Exception) -> bool:
-    """Whether the network failed, whichever HTTP client the hub's package uses."""
-    return isinstance(error, (ConnectionError, TimeoutError)) or any(
-        kind.__module__.split(".")[0] in ("httpx", "requests", "httpcore")
-        for kind in type(error).__mro__
-    )

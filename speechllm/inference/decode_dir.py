@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from speechllm.data.data_dir import read_table
+from speechllm.data.kaldi_table import read_table
 from speechllm.utils.errors import UserError
 from speechllm.utils.io import atomic_open
 

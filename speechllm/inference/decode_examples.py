@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from speechllm.data.data_dir import read_table
+from speechllm.data.kaldi_table import read_table
 from speechllm.inference.decode_dir import (
     answer_examples,
     collect_text,
@@ -62,7 +62,8 @@ def decode_examples(
         UserError: no model, no examples, unknown options, a shard out of range, or no
             example of the whole dir can be read.
     """
-    from speechllm.inference.speech_to_text import QUEUE, SpeechToText, search_options
+    from speechllm.decoding.options import search_options
+    from speechllm.inference.speech_to_text import QUEUE, SpeechToText
     from speechllm.utils.batching import batches_by_length
 
     if not 1 <= shard <= num_shards:
@@ -127,8 +128,8 @@ def settings_key(
     Of the model that is every file of its folder but hidden ones and ``*.md``: config,
     weights (whole or in shards), prompts, tokenizer.
     """
-    from speechllm.inference.speech_to_text import find_model
-    from speechllm.pretrained.model_folder import file_sha256
+    from speechllm.inference.loading import find_model
+    from speechllm.utils.io import file_sha256
 
     digest = hashlib.sha256()
     for file in sorted(find_model(model_dir).iterdir()):

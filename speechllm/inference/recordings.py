@@ -77,7 +77,7 @@ def find_recordings(inputs: Sequence[str]) -> list[Recording]:
             if not found:
                 raise UserError(f"{given}: no audio file in this folder")
         elif path.suffix == ".scp":
-            from speechllm.data.data_dir import iterate_table
+            from speechllm.data.kaldi_table import iterate_table
 
             found = [Recording(name, source) for name, source in iterate_table(path)]
             if not found:

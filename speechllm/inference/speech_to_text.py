@@ -9,9 +9,8 @@ for result in model.transcribe(["a.wav", "b.flac"], language="en"):
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from speechllm.audio.io import SAMPLING_RATE, load_audio
+from speechllm.audio.io import SAMPLING_RATE, check_waveform
 from speechllm.decoding.beam_search import beam_search
 from speechllm.decoding.confidence import (
     Calibration,
@@ -30,6 +29,7 @@ from speechllm.decoding.confidence import (
     word_features,
 )
 from speechllm.decoding.ctc_prefix_scorer import CTCPrefixScorer
+from speechllm.decoding.encoded_batch import Batch, content_key
 from speechllm.decoding.forced_alignment import (
     Span,
     align_texts,
@@ -38,77 +38,34 @@ from speechllm.decoding.forced_alignment import (
     split_words,
     word_times,
 )
-from speechllm.decoding.hypothesis import END, Hypothesis, SearchOptions
+from speechllm.decoding.hypothesis import Hypothesis
+from speechllm.decoding.options import SearchOptions, search_options
 from speechllm.decoding.rescoring import rescore
 from speechllm.decoding.result import Result, Word
-from speechllm.export.exported_model import MODEL_KEYS, pretrained_names
 from speechllm.inference.backends import choose_engine
-from speechllm.inference.guard import Guard, Thresholds, Verdict, read_thresholds
-from speechllm.models.bridge import BLANK, label_runs
-from speechllm.models.llm import LanguageModel, resolve_dtype
+from speechllm.inference.guard import Guard, Verdict
+from speechllm.inference.guard_thresholds import Thresholds, read_thresholds
+from speechllm.inference.loading import (
+    check_device,
+    check_origin,
+    find_model,
+    merge_adapters,
+)
+from speechllm.models.config import read_config
+from speechllm.models.llm import resolve_dtype
 from speechllm.models.speech_llm import SpeechLLM, build_speech_llm
 from speechllm.pretrained.checkpoint import load_tensors
-from speechllm.pretrained.model_folder import is_nue_asr
-from speechllm.text.joint_target import read_answer, separator_of
+from speechllm.text.ctc_labels import BLANK, END, CTCTokenizer, label_runs, read_labels
+from speechllm.text.joint_target import find_separator, parse_answer
 from speechllm.text.normalization import ctc_text
 from speechllm.text.prompts import Prompts, answer_tokens, encode, read_prompts
-from speechllm.training.preprocessor import CTCTokenizer
 from speechllm.utils.batching import batches_by_length, groups_of_like_length
 from speechllm.utils.errors import UserError
-from speechllm.utils.io import read_yaml
 
 QUEUE = 8  # batches that are encoded at once and wait for the LLM
 # Of a padded batch for the encoder, on a CPU or elsewhere: seconds, and the share that
 # may be padding. A CPU is busy with the frames of two seconds already.
 ENCODER_BATCH = {True: (30, 0.02), False: (320, 0.1)}
-
-
-@dataclass
-class Batch:
-    """Encoded utterances: all that answers are searched for and judged by.
-
-    Attributes:
-        asks: (task, source language, target language) of each.
-        waves: (samples,) at 16 kHz.
-        prompts: embeddings (positions, hidden) of each.
-        logits: of CTC (batch, frames, labels), or None.
-        frames: (batch,)
-        heard: what CTC alone heard, or None.
-        keys: a number of each, of its samples and what is asked: sampling draws by it.
-        at_once: utterances that the LLM answers at once; the others wait.
-    """
-
-    asks: Sequence[tuple[str, str, str]]
-    waves: Sequence[np.ndarray]
-    prompts: Sequence[Tensor]
-    logits: Tensor | None
-    frames: Tensor
-    heard: Sequence[str | None]
-    keys: Sequence[int]
-    at_once: int | None = None
-
-    @property
-    def seconds(self) -> list[float]:
-        """Of audio."""
-        return [len(wave) / SAMPLING_RATE for wave in self.waves]
-
-    def log_probs(self, row: int) -> Tensor:
-        """CTC's log probabilities (frames, labels) of one utterance."""
-        return self.logits[row, : self.frames[row]].float().log_softmax(1)
-
-    def part(self, rows: Sequence[int]) -> Batch:
-        """Some of the utterances."""
-        index = torch.tensor(rows, device=self.frames.device)
-        return Batch(
-            [self.asks[row] for row in rows],
-            [self.waves[row] for row in rows],
-            [self.prompts[row] for row in rows],
-            None if self.logits is None else self.logits[index],
-            self.frames[index],
-            [self.heard[row] for row in rows],
-            [self.keys[row] for row in rows],
-            self.at_once,
-        )
 
 
 UNALIGNED = "unaligned"  # flag of a text that its audio is too short for
@@ -173,7 +130,7 @@ class SpeechToText:
         folder = find_model(path)
         check_device(device)
         if not (folder / "config.yaml").exists():
-            from speechllm.models.nue_asr import load_nue_asr
+            from speechllm.inference.loading import load_nue_asr
 
             loaded = load_nue_asr(folder, dtype)
             loaded.model.to(device=device)
@@ -534,7 +491,7 @@ class SpeechToText:
             return self.ctc_tokenizer(heard) + [END] * bool(over)
 
         if task == "asr_st":
-            separator = separator_of(tokenizer)
+            separator = find_separator(tokenizer)
             return spell_transcript
         return spell if source == target else None
 
@@ -562,7 +519,7 @@ class SpeechToText:
         spellings = {heard, heard[:1].upper() + heard[1:]}
         tokens = {t for text in spellings for t in encode(tokenizer, " " + text)}
         if task == "asr_st":
-            tokens.update(separator_of(tokenizer).tokens)
+            tokens.update(find_separator(tokenizer).tokens)
         return sorted(tokens)
 
     def result(
@@ -587,7 +544,7 @@ class SpeechToText:
             nbest=[(text.strip(), h.score) for text, h in zip(texts, nbest)],
         )
         if batch.asks[row][0] == "asr_st":
-            answer = read_answer(texts[0], separator_of(tokenizer))
+            answer = parse_answer(texts[0], find_separator(tokenizer))
             result.transcript, result.text = answer.transcript, answer.translation
             limit = self.limits(batch, options)[row]
             if not answer.whole or len(best.tokens) >= limit:
@@ -638,7 +595,7 @@ class SpeechToText:
         texts = [self.decoded(answer.tokens[:n]) for n in range(len(answer.tokens) + 1)]
         text = texts[-1]
         if task == "asr_st":
-            text = text.partition(separator_of(llm.tokenizer).text)[0]
+            text = text.partition(find_separator(llm.tokenizer).text)[0]
         words = split_words(text, source)
         log_probs = batch.log_probs(row).cpu()  # many small steps
         spans = align_texts(words, source, log_probs, self.ctc_tokenizer)
@@ -652,146 +609,3 @@ class SpeechToText:
             for span, tokens in zip(spans, tokens_of_words(pieces, words))
         ]
         return words, spans, features
-
-
-def search_options(generation: dict) -> SearchOptions:
-    """Make search options of keyword arguments or a config's content."""
-    known = SearchOptions.__dataclass_fields__
-    for name in generation:
-        if name not in known:
-            raise UserError(f"unknown option {name!r}; known are {', '.join(known)}")
-    options = SearchOptions(**generation)
-    if options.beam_size < 1 or options.nbest < 1:
-        raise UserError("beam_size and nbest are at least 1")
-    if options.sampling and (
-        options.beam_size > 1 or options.nbest > 1 or options.ctc_weight > 0
-    ):
-        raise UserError("sampling draws one answer: beam_size 1, nbest 1, ctc_weight 0")
-    if options.temperature <= 0 or options.top_k < 0 or not 0 < options.top_p <= 1:
-        raise UserError("temperature is above 0, top_k at least 0, top_p in (0, 1]")
-    for name in ("ctc_weight", "rescore_ctc_weight"):
-        weight = getattr(options, name)
-        if not 0 <= weight <= 1:
-            raise UserError(f"{name} {weight}: from 0 to 1")
-    if options.no_repeat_ngram_size < 0:
-        raise UserError("no_repeat_ngram_size is at least 0")
-    for name, known in (("guard", (None, True, False)), ("word_times", (True, False))):
-        if getattr(options, name) not in known:
-            raise UserError(f"{name} {getattr(options, name)!r}: true or false")
-    return options
-
-
-def content_key(wave: np.ndarray, ask: Sequence[str]) -> int:
-    """A number that the samples and what is asked of them make."""
-    samples = np.ascontiguousarray(wave, dtype=np.float32)
-    return zlib.crc32(repr(tuple(ask)).encode(), zlib.crc32(samples))
-
-
-def check_device(device: str) -> None:
-    """Refuse a device that this machine has not got."""
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"device {device!r} cannot be used: {reason}") from None
-
-
-def check_waveform(audio: str | Path | np.ndarray) -> np.ndarray:
-    """Read a file, or check an array: (samples,), finite, not empty."""
-    if isinstance(audio, (str, Path)):
-        return load_audio(audio, sampling_rate=SAMPLING_RATE)
-    wave = np.asarray(audio, dtype=np.float32)
-    if wave.ndim != 1 or wave.size == 0 or not np.isfinite(wave).all():
-        raise UserError(
-            f"an array of shape {wave.shape}: expected finite samples (samples,) at "
-            "16 kHz, not empty"
-        )
-    return wave
-
-
-def find_model(path: str | Path) -> Path:
-    """The inference folder that a path or hub id means.
-
-    It holds ``config.yaml`` (ours), or ``config.json`` (Nue-ASR's released format).
-    """
-    for folder in (Path(path), Path(path) / "model"):
-        if is_model(folder):
-            return folder
-    if Path(path).exists():
-        raise UserError(
-            f"{path}: no model (config.yaml and model.safetensors, or a config.json "
-            "with model_type nue_asr); run stage 11"
-        )
-    from huggingface_hub import snapshot_download
-
-    from speechllm.pretrained.hub import cached_snapshot
-
-    folder = cached_snapshot(str(path))
-    if folder is None:
-        try:
-            folder = Path(snapshot_download(str(path)))
-        except Exception as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(
-                f"{path}: no such folder, and the hub has no such model ({reason})"
-            ) from error
-    if not is_model(folder):
-        raise UserError(f"{path}: on the hub, but no model of this kind")
-    return folder
-
-
-def is_model(folder: Path) -> bool:
-    """Whether a folder is one that can be loaded here."""
-    if (folder / "config.yaml").exists() and (folder / "model.safetensors").exists():
-        return True
-    return is_nue_asr(folder)
-
-
-def read_config(path: Path) -> dict:
-    """Read the configuration of a model that stage 11 wrote."""
-    config = read_yaml(path)
-    for key in (*(key for key in MODEL_KEYS if key.endswith("_conf")), "stands_on"):
-        if not isinstance(config.get(key) or {}, dict):
-            raise UserError(f"{path}: {key} is no mapping of names to values")
-    for part in ["encoder", "llm"] if config.get("llm") else ["encoder"]:
-        name = (config.get(f"{part}_conf") or {}).get("model")
-        if not name or not isinstance(name, str):
-            raise UserError(f"{path}: {part}_conf names no model")
-    return config
-
-
-def read_labels(path: Path) -> list[str] | None:
-    """The labels of the CTC branch, one a line; None where there is no file."""
-    try:
-        return path.read_text("utf-8").splitlines() if path.exists() else None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from error
-
-
-def check_origin(folder: Path, config: dict) -> None:
-    """Refuse pretrained weights that differ from those the model was trained on."""
-    from speechllm.pretrained.model_folder import model_fingerprint
-    from speechllm.pretrained.resolve import resolve_model
-
-    for name in pretrained_names(config):
-        expected = (config.get("stands_on") or {}).get(name)
-        if expected is None:
-            continue
-        found = model_fingerprint(resolve_model(name))
-        if found != expected:
-            raise UserError(
-                f"{folder}: trained on {name} with sha256 {expected[:12]}…, but "
-                f"{resolve_model(name)} has {found[:12]}…; put the same weights there"
-            )
-
-
-def merge_adapters(llm: LanguageModel) -> None:
-    """Add LoRA's products to the weights they adapt, and leave plain layers."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    modules = dict(llm.causal_lm.named_modules())
-    for name, module in modules.items():
-        if isinstance(module, BaseTunerLayer):
-            module.merge()
-            parent, _, child = name.rpartition(".")
-            setattr(modules[parent], child, module.get_base_layer())

@@ -12,65 +12,31 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from speechllm.decoding.hypothesis import SearchOptions
+from speechllm.data.examples import Example
+from speechllm.decoding.options import SearchOptions
 from speechllm.decoding.rescoring import joint_score
-from speechllm.inference.guard import (
-    Guard,
+from speechllm.inference.guard import Guard, doubt_of_ctc
+from speechllm.inference.guard_thresholds import (
     Limits,
     Statistics,
     Thresholds,
     clarity,
     distances,
-    doubt_of_ctc,
-    group_name,
     measure,
 )
 from speechllm.text.normalization import LANGUAGES_WITHOUT_SPACES, ctc_text, normalize
-from speechllm.utils.batching import batches_by_length, evenly
+from speechllm.text.tasks import group_name
+from speechllm.utils.batching import batches_by_length
 from speechllm.utils.errors import UserError
 from speechllm.utils.io import read_yaml
 
 if TYPE_CHECKING:
     from speechllm.decoding.confidence import Calibration
-    from speechllm.inference.speech_to_text import Batch, SpeechToText
+    from speechllm.decoding.encoded_batch import Batch
+    from speechllm.inference.speech_to_text import SpeechToText
 
 
 WEIGHTS = (0.5, 0.7, 0.3, 0.9)  # of CTC in ranking candidates, tried on the set
-
-
-@dataclass(frozen=True)
-class Example:
-    """An utterance: its name, samples, what is asked for, and the true answer."""
-
-    name: str
-    wave: np.ndarray
-    ask: tuple[str, str, str]
-    text: str
-
-
-def read_examples(folder: str | Path, limit: int | None = None) -> list[Example]:
-    """The utterances of an example dir.
-
-    Args:
-        limit: take only so many, evenly from the sorted names.
-
-    Raises:
-        UserError: a table is missing or damaged, or there is no utterance.
-    """
-    from speechllm.audio.io import load_audio
-    from speechllm.data.data_dir import read_table
-
-    tables = [read_table(Path(folder) / n) for n in ("wav.scp", "utt2task", "text")]
-    wavs, tasks, texts = tables
-    names = evenly(sorted(wavs), limit)
-    if not names:
-        raise UserError(f"{folder}: no utterance")
-    if missing := [n for n in names if n not in tasks or n not in texts]:
-        raise UserError(f"{folder}: {missing[0]} is not in utt2task and text")
-    return [
-        Example(n, load_audio(wavs[n]), tuple(tasks[n].split()), texts[n])
-        for n in names
-    ]
 
 
 def read_generation(config: str | Path | None) -> dict:

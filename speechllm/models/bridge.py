@@ -9,7 +9,6 @@ lets padding reach an embedding.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import groupby
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +16,7 @@ from torch.nn import functional as F
 
 from speechllm.models.encoder import length_mask
 from speechllm.models.qformer import QFormerBridge
-
-BLANK = 0
+from speechllm.text.ctc_labels import BLANK, label_runs, label_text
 
 
 class StackBridge(nn.Module):
@@ -194,16 +192,6 @@ class TranscriptBridge(nn.Module):
         return embed(tokens) + self.projection(self.normalization(heard)), sizes
 
 
-def label_runs(labels: Sequence[int]) -> list[tuple[int, int, int]]:
-    """Group equal neighbours: ``[(label, first frame, frame behind the last)]``."""
-    runs, begin = [], 0
-    for label, group in groupby(labels):
-        end = begin + sum(1 for _ in group)
-        runs.append((label, begin, end))
-        begin = end
-    return runs
-
-
 def mean_over_spans(frames: Tensor, spans: Sequence[tuple[int, int]]) -> Tensor:
     """Average frames (frames, dim) over each span [begin, end): (spans, dim)."""
     bounds = torch.tensor(spans, device=frames.device)  # (spans, 2)
@@ -211,18 +199,6 @@ def mean_over_spans(frames: Tensor, spans: Sequence[tuple[int, int]]) -> Tensor:
     inside = (times >= bounds[:, :1]) & (times < bounds[:, 1:])  # (spans, frames)
     weights = inside.to(frames.dtype)
     return (weights @ frames) / weights.sum(1, keepdim=True)
-
-
-def label_text(label: str) -> str:
-    """The text that a label of the CTC vocabulary stands for.
-
-    ``<space>`` and sentencepiece's ``▁`` are a space; ``<unk>`` and its kin nothing.
-    """
-    if label == "<space>":
-        return " "
-    if label.startswith("<") and label.endswith(">"):
-        return ""
-    return label.replace("▁", " ")
 
 
 def align_tokens(

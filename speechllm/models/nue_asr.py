@@ -25,7 +25,6 @@ import json
 import logging
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -47,19 +46,9 @@ from transformers import (
 )
 
 from speechllm.audio.io import SAMPLING_RATE
-from speechllm.models.bridge import ConvolutionBridge
-from speechllm.models.encoder import HubertEncoder
-from speechllm.models.llm import LanguageModel, resolve_dtype
-from speechllm.models.speech_llm import SpeechLLM
-from speechllm.pretrained.model_folder import is_nue_asr, missing_parts, weight_files
-from speechllm.text.prompts import Prompts, read_prompts
+from speechllm.pretrained.model_folder import missing_parts, weight_files
 from speechllm.text.t5_tokenizer import load_tokenizer
 from speechllm.utils.errors import UserError
-from speechllm.utils.io import atomic_directory
-
-if TYPE_CHECKING:
-    from speechllm.inference.speech_to_text import SpeechToText
-
 
 MODEL_TYPE = "nue_asr"
 PREFIX, SUFFIX = "<s>", "[SEP]"  # around the speech
@@ -270,69 +259,6 @@ AutoModel.register(NueASRConfig, NueASRModel, exist_ok=True)
 AutoProcessor.register(NueASRConfig, NueASRProcessor, exist_ok=True)
 
 
-# --- reading ------------------------------------------------------------------------
-
-
-def load_nue_asr(folder: str | Path, dtype: str = "float32") -> SpeechToText:
-    """Load a folder in the released format.
-
-    Args:
-        folder: ``config.json``, weights (safetensors or torch files, whole or in
-            shards) and the tokenizer's files; where ``prompts.yaml`` and
-            ``preprocessor_config.json`` are missing, Japanese is recognised and
-            waveforms are not normalised, as in the authors' code.
-        dtype: of the weights.
-
-    Raises:
-        UserError: the folder is no such model; the message says what is wrong.
-    """
-    folder = Path(folder)
-    nue = read_weights(folder, resolve_dtype(dtype))
-    tokenizer = load_tokenizer(folder)
-    for token in (PREFIX, SUFFIX):
-        if len(tokenizer.encode(token, add_special_tokens=False)) != 1:
-            raise UserError(f"{folder}: {token} is not one token of its tokenizer")
-    if len(tokenizer) > nue.config.llm_config.vocab_size:
-        raise UserError(
-            f"{folder}: {len(tokenizer)} tokens in the tokenizer, but the LLM has "
-            f"{nue.config.llm_config.vocab_size}"
-        )
-    if (folder / "prompts.yaml").exists():
-        prompts = read_prompts(folder / "prompts.yaml")
-    else:
-        prompts = released_prompts(str(folder))
-    normalize = load_feature_extractor(folder).do_normalize
-    return as_speech_to_text(nue, tokenizer, prompts, normalize)
-
-
-def released_prompts(origin: str) -> Prompts:
-    """The one prompt of the released model, for Japanese."""
-    return Prompts(
-        tasks={"asr": PREFIX + "{speech}" + SUFFIX},
-        languages={"ja": "Japanese"},
-        origin=origin,
-    )
-
-
-def as_speech_to_text(
-    nue: NueASRModel, tokenizer, prompts: Prompts, normalize: bool = False
-) -> SpeechToText:
-    """Put a model's parts behind the batched search; they are shared, not copied."""
-    from speechllm.inference.speech_to_text import SpeechToText
-
-    encoder = HubertEncoder(nue.audio_encoder, normalize=normalize)
-    bridge = ConvolutionBridge(
-        encoder.output_size,
-        nue.config.llm_config.hidden_size,
-        nue.config.bridge_conv_kernel_size,
-        nue.config.bridge_conv_stride,
-    )
-    bridge.convolutions, bridge.projection = nue.bridge_convs, nue.bridge_proj
-    llm = LanguageModel(nue.llm, tuning="frozen", tokenizer=tokenizer)
-    model = SpeechLLM(encoder, None, bridge, llm, ctc_weight=0.0)
-    return SpeechToText(model, prompts, GENERATION)
-
-
 def read_config(folder: Path) -> NueASRConfig:
     """Read and check ``config.json``."""
     path = folder / "config.json"
@@ -437,103 +363,6 @@ def load_feature_extractor(folder: Path) -> Wav2Vec2FeatureExtractor:
             )
         return extractor
     return Wav2Vec2FeatureExtractor(do_normalize=False, sampling_rate=SAMPLING_RATE)
-
-
-# --- writing ------------------------------------------------------------------------
-
-
-def check_output(folder: str | Path) -> None:
-    """Refuse to replace what is no model, and a place where nothing can be made.
-
-    Raises:
-        UserError: the folder cannot be written, or holds something else.
-    """
-    folder = Path(folder)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written: {error.strerror}") from error
-    if not empty and not is_nue_asr(folder):
-        raise UserError(
-            f"{folder}: is there and no model in Nue-ASR's format, so it is not "
-            "replaced; name a new folder"
-        )
-
-
-def save_nue_asr(model: SpeechToText, folder: str | Path, license: str = "") -> None:
-    """Write a trained model in the released format, with a model card.
-
-    The CTC branch stays behind: the format has no place for it.
-
-    Args:
-        model: HuBERT, convolution bridge and GPT-NeoX; adapters are merged already.
-        folder: to write; a model in it is replaced as a whole.
-        license: of the weights, for the card; as the hub names licenses.
-
-    Raises:
-        UserError: another architecture, a prompt that the format cannot tell, or a
-            folder that cannot be written or holds something else.
-    """
-    import yaml
-
-    check_output(folder)
-    speech_llm, prompts = model.model, model.prompts
-    if speech_llm.llm is None:
-        raise UserError("Nue-ASR's format has an LLM, and this model is CTC alone")
-    encoder, bridge, llm = speech_llm.encoder, speech_llm.bridge, speech_llm.llm
-    for part, kind in (
-        (getattr(encoder, "encoder", encoder), HubertModel),
-        (bridge, ConvolutionBridge),
-        (llm.causal_lm, GPTNeoXForCausalLM),
-    ):
-        if not isinstance(part, kind):
-            raise UserError(
-                f"Nue-ASR's format has a {kind.__name__} where this model has a "
-                f"{type(part).__name__}"
-            )
-    if encoder.layer_weights is not None:
-        raise UserError("Nue-ASR's format reads HuBERT's last layer, not a mixture")
-    language = check_prompt(prompts, llm.tokenizer)
-    audio_config = HubertConfig.from_dict(encoder.encoder.config.to_dict())
-    audio_config.num_hidden_layers = len(encoder.layers)
-    config = NueASRConfig(
-        audio_config.to_dict(),
-        {**llm.causal_lm.config.to_dict(), "use_cache": True},  # off while training
-        [c.kernel_size[0] for c in bridge.convolutions],
-        [c.stride[0] for c in bridge.convolutions],
-    )
-    with torch.device("meta"):
-        nue = NueASRModel(config)
-    nue.audio_encoder, nue.llm = encoder.encoder, llm.causal_lm
-    nue.bridge_convs, nue.bridge_proj = bridge.convolutions, bridge.projection
-    extractor = Wav2Vec2FeatureExtractor(
-        do_normalize=encoder.normalize, sampling_rate=SAMPLING_RATE
-    )
-    with atomic_directory(folder) as target:
-        nue.save_pretrained(target)
-        NueASRProcessor(extractor, llm.tokenizer).save_pretrained(target)
-        extractor.save_pretrained(target)
-        content = {"tasks": {"asr": prompts.tasks["asr"]}}
-        content["languages"] = {language: prompts.languages[language]}
-        (target / "prompts.yaml").write_text(
-            yaml.safe_dump(content, allow_unicode=True), "utf-8"
-        )
-        (target / "README.md").write_text(model_card(nue, language, license), "utf-8")
-
-
-def check_prompt(prompts: Prompts, tokenizer) -> str:
-    """The language of a model whose prompt is the format's; refuse all others."""
-    language = next(iter(prompts.languages))
-    expected = tuple(
-        tokenizer.encode(text, add_special_tokens=False) for text in (PREFIX, SUFFIX)
-    )
-    if prompts.tokens("asr", language, language, tokenizer) != expected:
-        raise UserError(
-            f"{prompts.origin}: Nue-ASR's format knows one prompt, "
-            f"{PREFIX}{{speech}}{SUFFIX}, and this model was trained with another"
-        )
-    return language
 
 
 def model_card(model: NueASRModel, language: str = "", license: str = "") -> str:

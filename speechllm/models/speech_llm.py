@@ -15,9 +15,11 @@ from espnet2.torch_utils.device_funcs import force_gatherable
 from espnet2.train.abs_espnet_model import AbsESPnetModel
 from torch import Tensor, nn
 
-from speechllm.models.bridge import BRIDGES, label_runs, label_text
-from speechllm.models.encoder import ENCODERS, SpeechEncoder
+from speechllm.models.bridge import BRIDGES
+from speechllm.models.encoder import SpeechEncoder
+from speechllm.models.encoders import ENCODERS
 from speechllm.models.llm import LanguageModel, resolve_dtype
+from speechllm.text.ctc_labels import label_runs, label_text
 
 
 class SpeechLLM(AbsESPnetModel):

@@ -27,8 +27,9 @@ from pathlib import Path
 
 import numpy as np
 
-from speechllm.pretrained.model_folder import write_json, write_safetensors
+from speechllm.pretrained.model_folder import write_safetensors
 from speechllm.utils.errors import UserError
+from speechllm.utils.io import write_json
 
 _TYPES = {
     0: np.dtype("<f4"),

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from speechllm.utils.errors import UserError
-from speechllm.utils.io import atomic_open
+from speechllm.utils.io import atomic_open, file_sha256, write_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -95,19 +95,6 @@ def model_fingerprint(folder: str | Path) -> str:
     except OSError:
         pass  # a folder that others own
     return fingerprint
-
-
-def file_sha256(path: str | Path) -> str:
-    """SHA-256 of a file's content, in hexadecimal digits."""
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def write_json(path: str | Path, value: dict) -> None:
-    """Write a JSON file, whole or not at all."""
-    with atomic_open(path, "w") as stream:
-        json.dump(value, stream, indent=2, ensure_ascii=False)
-        stream.write("\n")
 
 
 def write_safetensors(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:

@@ -31,11 +31,7 @@ from pathlib import Path
 from speechllm.pretrained import hub
 from speechllm.pretrained.convert_ctranslate2 import convert_whisper
 from speechllm.pretrained.convert_gguf import convert_llama
-from speechllm.pretrained.model_folder import (
-    missing_parts,
-    model_fingerprint,
-    write_json,
-)
+from speechllm.pretrained.model_folder import missing_parts, model_fingerprint
 from speechllm.pretrained.wheels import (
     Unreachable,
     Wheel,
@@ -44,7 +40,7 @@ from speechllm.pretrained.wheels import (
     unpack_members,
 )
 from speechllm.utils.errors import UserError
-from speechllm.utils.io import atomic_directory
+from speechllm.utils.io import atomic_directory, write_json
 
 __all__ = ["PACKAGES", "Package", "model_fingerprint", "resolve_model"]
 

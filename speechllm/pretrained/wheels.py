@@ -16,8 +16,8 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from speechllm.pretrained.model_folder import file_sha256
 from speechllm.utils.errors import UserError
+from speechllm.utils.io import file_sha256
 
 logger = logging.getLogger(__name__)
 

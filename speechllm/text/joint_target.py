@@ -66,7 +66,7 @@ def join_texts(transcript: str, translation: str) -> str:
     return TAB.join(" ".join(text.split()) for text in (transcript, translation))
 
 
-def texts_of(task: str, target: str, place: str) -> list[str]:
+def split_target(task: str, target: str, place: str) -> list[str]:
     """The texts that a task's target in a table consists of, white space collapsed.
 
     Args:
@@ -87,7 +87,7 @@ def texts_of(task: str, target: str, place: str) -> list[str]:
 
 
 @lru_cache(maxsize=4)
-def separator_of(tokenizer) -> Separator:
+def find_separator(tokenizer) -> Separator:
     """The first of ``CANDIDATES`` that a tokenizer of transformers writes and reads.
 
     Raises:
@@ -113,7 +113,7 @@ def separator_of(tokenizer) -> Separator:
     )
 
 
-def read_answer(text: str, separator: Separator) -> JointAnswer:
+def parse_answer(text: str, separator: Separator) -> JointAnswer:
     """Take apart what an LLM wrote; a malformed answer yields what is there."""
     transcript, *rest = (separator.unescape(p) for p in text.split(separator.text))
     translation = " ".join(rest).strip()

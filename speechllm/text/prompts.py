@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from speechllm.text.joint_target import separator_of
+from speechllm.text.joint_target import find_separator
 from speechllm.utils.errors import UserError
 
 SPEECH = "{speech}"
@@ -104,7 +104,7 @@ def answer_tokens(tokenizer, *texts: str) -> list[int]:
     """
     if len(texts) == 1:
         return [*encode(tokenizer, " " + texts[0].strip()), tokenizer.eos_token_id]
-    separator = separator_of(tokenizer)
+    separator = find_separator(tokenizer)
     transcript, translation = (
         encode(tokenizer, " " + separator.escape(text)) for text in texts
     )

@@ -3,38 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from speechllm.text.joint_target import texts_of
+from speechllm.text.ctc_labels import CTCTokenizer
+from speechllm.text.joint_target import split_target
 from speechllm.text.prompts import Prompts, answer_tokens
 from speechllm.utils.errors import UserError
-
-
-class CTCTokenizer:
-    """Text to CTC labels, with ESPnet's tokenizers and token list.
-
-    Args:
-        token_list: ``<blank>``, ``<unk>``, …, ``<sos/eos>``.
-        bpemodel: sentencepiece model; None for characters.
-    """
-
-    def __init__(self, token_list: Sequence[str], bpemodel: str | Path | None = None):
-        from espnet2.text.char_tokenizer import CharTokenizer
-        from espnet2.text.sentencepiece_tokenizer import SentencepiecesTokenizer
-        from espnet2.text.token_id_converter import TokenIDConverter
-
-        self.tokenizer = (
-            CharTokenizer(space_symbol="<space>")
-            if bpemodel is None
-            else SentencepiecesTokenizer(str(bpemodel))
-        )
-        self.converter = TokenIDConverter(list(token_list))
-
-    def __call__(self, text: str) -> list[int]:
-        return self.converter.tokens2ids(self.tokenizer.text2tokens(text))
 
 
 class ExamplePreprocessor:
@@ -101,7 +77,7 @@ class ExamplePreprocessor:
             )
             example["prompt_prefix"] = np.array(prefix, dtype=np.int64)
             example["prompt_suffix"] = np.array(suffix, dtype=np.int64)
-            texts = texts_of(task, data["text"], f"text, example {uid}")
+            texts = split_target(task, data["text"], f"text, example {uid}")
             answer = answer_tokens(self.llm_tokenizer, *texts)
             example["text"] = np.array(answer, dtype=np.int64)
         return example

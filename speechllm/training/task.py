@@ -6,36 +6,33 @@ import argparse
 import functools
 import inspect
 import logging
-import os
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from itertools import zip_longest
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from espnet2.asr.ctc import CTC
-from espnet2.iterators.abs_iter_factory import AbsIterFactory
 from espnet2.tasks import abs_task
 from espnet2.tasks.abs_task import AbsTask
 from espnet2.train.class_choices import ClassChoices
-from espnet2.train.reporter import Reporter
 from espnet2.utils.get_default_kwargs import get_default_kwargs
 from espnet2.utils.nested_dict_action import NestedDictAction
 from espnet2.utils.types import str_or_none
 
-from speechllm.export.exported_model import MODEL_KEYS
 from speechllm.models.bridge import BRIDGES
-from speechllm.models.encoder import ENCODERS
+from speechllm.models.config import MODEL_KEYS
+from speechllm.models.encoders import ENCODERS
 from speechllm.models.llm import LanguageModel, quantization_obstacle
 from speechllm.models.speech_llm import SpeechLLM, build_speech_llm
-from speechllm.pretrained.checkpoint import is_hub_id, load_tensors
-from speechllm.pretrained.model_folder import is_nue_asr
+from speechllm.text.ctc_labels import CTCTokenizer, read_token_list
 from speechllm.text.prompts import read_prompts
-from speechllm.training.preprocessor import CTCTokenizer, ExamplePreprocessor, collate
+from speechllm.training.initialization import (
+    mend_checkpoint,
+    require_same_labels,
+    whole_checkpoints,
+)
+from speechllm.training.preprocessor import ExamplePreprocessor, collate
+from speechllm.training.progress import ProgressIterFactory
 from speechllm.utils.errors import UserError
-from speechllm.utils.io import atomic_open
 
 encoder_choices = ClassChoices("encoder", ENCODERS, default="whisper")
 bridge_choices = ClassChoices("bridge", BRIDGES, default="convolution", optional=True)
@@ -230,210 +227,6 @@ class SpeechLLMTask(AbsTask):
             raise UserError(str(error).rpartition("UserError: ")[2].strip()) from error
 
 
-class ProgressIterFactory(AbsIterFactory):
-    """Print ``progress:`` lines to stderr while batches are drawn.
-
-    Args:
-        factory: makes the batches of an epoch.
-        max_epoch: epochs in all.
-        seconds: the least time between two lines.
-    """
-
-    def __init__(self, factory: AbsIterFactory, max_epoch: int, seconds: float = 5.0):
-        self.factory = factory
-        self.max_epoch = max_epoch
-        self.seconds = seconds
-        self.started: tuple[float, int] | None = None
-
-    def build_iter(self, epoch: int, shuffle: bool | None = None) -> Iterator:
-        """Yield the batches of an epoch."""
-        batches = self.factory.build_iter(epoch, shuffle)
-        try:
-            size = len(batches)
-        except TypeError:
-            size = None
-        if self.started is None:
-            self.started = (time.monotonic(), epoch)
-        return ProgressIterator(batches, size, epoch, self)
-
-
-class ProgressIterator:
-    """The batches of one epoch, with a progress line now and then."""
-
-    def __init__(self, batches, size: int | None, epoch: int, owner):
-        self.batches, self.size, self.epoch, self.owner = batches, size, epoch, owner
-
-    def __len__(self) -> int:
-        if self.size is None:
-            raise TypeError("the number of batches is not known")
-        return self.size
-
-    def __iter__(self) -> Iterator:
-        last = 0.0
-        for index, batch in enumerate(self.batches, 1):
-            yield batch
-            now = time.monotonic()
-            if now - last >= self.owner.seconds or index == self.size:
-                last = now
-                print(self.line(index, now), file=sys.stderr, flush=True)
-
-    def line(self, index: int, now: float) -> str:
-        """E.g. ``progress: epoch 2/12, batch 30/86, about 7 min left``."""
-        begin, first = self.owner.started
-        text = f"progress: epoch {self.epoch}/{self.owner.max_epoch}, batch {index}"
-        if self.size is None:
-            return text
-        done = self.epoch - first + index / self.size
-        left = self.owner.max_epoch - first + 1 - done
-        minutes = (now - begin) / done * left / 60
-        return f"{text}/{self.size}, about {minutes:.0f} min left"
-
-
-@contextmanager
-def whole_checkpoints() -> Iterator[None]:
-    """Make ESPnet's trainer write files that are whole or absent, and read ours.
-
-    ``torch.save`` to a path writes beside and renames, so that a kill leaves the last
-    checkpoint as it was; ``--init_param`` also takes safetensors, and reads torch
-    files without running what is in them.
-    """
-    save, load = torch.save, abs_task.load_pretrained_model
-
-    @functools.wraps(save)
-    def save_whole(obj, f, *args, **options):
-        if not isinstance(f, (str, os.PathLike)):
-            return save(obj, f, *args, **options)
-        with atomic_open(f, "wb") as stream:
-            save(obj, stream, *args, **options)
-
-    torch.save, abs_task.load_pretrained_model = save_whole, load_init_param
-    try:
-        yield
-    finally:
-        torch.save, abs_task.load_pretrained_model = save, load
-
-
-def load_init_param(
-    init_param: str, model: SpeechLLM, ignore_init_mismatch: bool, map_location: str
-) -> None:
-    """Start from a trained model: ``--init_param START[:PREFIX]``.
-
-    Args:
-        init_param: ``.safetensors`` or ``.pth`` of a SpeechLLM, a folder that holds
-            ``model.safetensors``, or a folder or hub id in Nue-ASR's released format
-            (``rinna/nue-asr``); with ``:PREFIX`` only the tensors whose names begin
-            so (``encoder``, ``ctc``, …). Weights of a layer that has an adapter here
-            and had none there go below the adapter.
-        ignore_init_mismatch: leave out what does not fit instead of failing.
-
-    Raises:
-        UserError: no such model, or tensors that this model has not, or of another
-            shape, names the first ones; or a CTC head of other labels.
-    """
-    path, _, prefix = init_param.partition(":")
-    state = read_start(path, map_location)
-    if prefix:
-        state = {k: v for k, v in state.items() if k.startswith(prefix)}
-    if any(k.startswith("ctc.") for k in state) and getattr(model, "token_list", None):
-        folder = Path(path) if Path(path).is_dir() else Path(path).parent
-        try:
-            require_same_labels(folder, model.token_list)
-        except UserError as error:
-            if not ignore_init_mismatch:
-                raise
-            logging.warning(f"not loaded from {path}: the CTC head; {error}")
-            state = {k: v for k, v in state.items() if not k.startswith("ctc.")}
-    if not state:
-        raise UserError(f"--init_param {init_param}: no such tensors in the file")
-    own = {k: v.shape for k, v in torch.nn.Module.state_dict(model).items()}
-    adapted = {k.replace(".base_layer.", "."): k for k in own if ".base_layer." in k}
-    state = {adapted.get(k, k): v for k, v in state.items()}
-    misfits = [k for k, v in state.items() if own.get(k) != v.shape]
-    if misfits and not ignore_init_mismatch:
-        first = ", ".join(
-            f"{k} {tuple(state[k].shape)} instead of {tuple(own[k])}"
-            if k in own
-            else f"{k}, which is not in it"
-            for k in misfits[:3]
-        )
-        raise UserError(
-            f"--init_param {init_param}: {len(misfits)} tensors do not fit this "
-            f"model: {first}; --ignore_init_mismatch true leaves them out"
-        )
-    for name in misfits:
-        logging.warning(f"not loaded from {path}: {name}")
-        del state[name]
-    model.load_state_dict(state, strict=False)
-
-
-def require_same_labels(folder: Path, labels: Sequence[str]) -> None:
-    """Refuse a training's or a model's folder whose CTC labels are others.
-
-    A head of as many labels in another order fits, and would spell other letters.
-    """
-    from speechllm.utils.io import read_yaml
-
-    if (folder / "tokens.txt").exists():
-        known = read_token_list(str(folder / "tokens.txt"))
-    elif (folder / "config.yaml").exists():
-        known = read_yaml(folder / "config.yaml").get("ctc_token_list") or []
-    else:
-        return
-    if not isinstance(known, list) or known == list(labels) or not known:
-        return
-    pairs = enumerate(zip_longest(known, labels, fillvalue="no label"))
-    number, (there, here) = next((n, pair) for n, pair in pairs if pair[0] != pair[1])
-    raise UserError(
-        f"{folder}: trained with other CTC labels, number {number} is {there!r} there "
-        f"and {here!r} here; train the warm-up anew, or give it the token list that it "
-        "had"
-    )
-
-
-def read_start(path: str, map_location: str) -> dict[str, torch.Tensor]:
-    """The tensors of a checkpoint, a model's folder or a hub id, by our names."""
-    from speechllm.pretrained.resolve import resolve_model
-
-    start = resolve_model(path) if is_hub_id(path) else Path(path)
-    if is_nue_asr(start):
-        from speechllm.models.nue_asr import speech_llm_state
-
-        return speech_llm_state(start)
-    return load_tensors(start, map_location)
-
-
-def mend_checkpoint(output_dir: Path, criteria: Sequence[Sequence[str]] = ()) -> None:
-    """Write what a kill behind ``checkpoint.pth`` left unwritten.
-
-    That is the epoch's model and the links to the latest and the best one.
-
-    Args:
-        output_dir: ESPnet's folder of the training.
-        criteria: ``best_model_criterion``.
-    """
-    checkpoint = output_dir / "checkpoint.pth"
-    if not checkpoint.exists():
-        return
-    # our own file; ESPnet's reporter state in it is more than tensors
-    states = torch.load(checkpoint, map_location="cpu", weights_only=False)
-    reporter = Reporter()
-    reporter.load_state_dict(states["reporter"])
-    model = output_dir / f"{reporter.get_epoch()}epoch.pth"
-    if not model.exists():
-        with atomic_open(model, "wb") as stream:
-            torch.save(states["model"], stream)
-    targets = {"latest.pth": model.name}
-    for phase, name, mode in criteria:
-        if reporter.has(phase, name):
-            best = reporter.get_best_epoch(phase, name, mode)
-            targets[f"{phase}.{name}.best.pth"] = f"{best}epoch.pth"
-    for link, target in targets.items():
-        temporary = output_dir / f".{link}.new"
-        temporary.unlink(missing_ok=True)
-        temporary.symlink_to(target)
-        temporary.replace(output_dir / link)
-
-
 def choose(option: str, choices: Mapping[str, type], args: argparse.Namespace) -> type:
     """The class that an option names; a config file may hold any name."""
     name = getattr(args, option)
@@ -450,19 +243,6 @@ def check_options(what: str, function: Callable, options: Mapping) -> None:
             raise UserError(
                 f"{what}: unknown option {name!r}; one of {', '.join(sorted(known))}"
             )
-
-
-def read_token_list(token_list: str | list[str]) -> list[str]:
-    """Read CTC labels, one a line (ESPnet's token list)."""
-    if not isinstance(token_list, str):
-        return list(token_list)
-    try:
-        lines = Path(token_list).read_text("utf-8").splitlines()
-    except FileNotFoundError:
-        raise UserError(f"{token_list}: no such token list; run stage 5") from None
-    if not lines or lines[0] != "<blank>":
-        raise UserError(f"{token_list}, line 1: expected <blank>")
-    return lines
 
 
 @functools.lru_cache(maxsize=1)

@@ -1,0 +1,179 @@
+"""Checks of a Kaldi data dir."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from speechllm.data.kaldi_table import (
+    TRANSLATION_TABLE,
+    iterate_table,
+    parse_segment,
+    table_paths,
+)
+from speechllm.utils.errors import UserError
+
+_ARCHIVE_OFFSET = re.compile(r"\.ark:\d+$")
+_MAX_PROBLEMS_PER_FILE = 20
+
+
+# --- checks -------------------------------------------------------------------------
+
+
+def validate_data_dir(
+    directory: str | Path,
+    check_files: bool = True,
+    allow_pipes: bool = False,
+) -> list[str]:
+    """Check a data dir by Kaldi's rules and return what is wrong, file and line first.
+
+    Empty transcripts are allowed here: filtering takes them out and lists them.
+
+    Args:
+        directory: the data dir.
+        check_files: also look whether each audio file of ``wav.scp`` exists.
+        allow_pipes: accept commands in ``wav.scp``.
+    """
+    directory = Path(directory)
+    paths = table_paths(directory)
+    problems = [
+        f"{directory / name}: the table is missing"
+        for name in ("wav.scp", "utt2spk", "utt2lang", "text", "spk2utt")
+        if not (directory / name).is_file()
+    ]
+    if problems:
+        return problems
+    checks = [
+        lambda: _check_wav_scp(directory / "wav.scp", check_files, allow_pipes),
+        lambda: _check_speakers(directory),
+        lambda: _check_languages(directory / "utt2lang"),
+    ]
+    if "utt2dur" in paths:
+        checks.append(lambda: _check_durations(directory / "utt2dur"))
+    if "segments" in paths:
+        checks.append(lambda: _check_segments(directory))
+    else:
+        paths["wav.scp"] = directory / "wav.scp"
+    for name in paths:
+        if name != "utt2spk":
+            subset = bool(TRANSLATION_TABLE.match(name))
+            checks.append(
+                lambda name=name, subset=subset: _compare_ids(
+                    directory / "utt2spk", directory / name, subset
+                )
+            )
+    for check in checks:
+        found = 0
+        try:
+            for problem in check():
+                if problem not in problems:
+                    problems.append(problem)
+                    found += 1
+                if found == _MAX_PROBLEMS_PER_FILE:
+                    problems.append("… and more of the same kind")
+                    break
+        except UserError as error:
+            if str(error) not in problems:
+                problems.append(str(error))
+    return problems
+
+
+def check_data_dir(
+    directory: str | Path, check_files: bool = True, allow_pipes: bool = False
+) -> None:
+    """Raise a UserError with the first problem of a data dir, if it has any."""
+    problems = validate_data_dir(directory, check_files, allow_pipes)
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise UserError(f"{problems[0]}{more}")
+
+
+def _check_wav_scp(path: Path, check_files: bool, allow_pipes: bool) -> Iterator[str]:
+    empty = True
+    for number, (key, value) in enumerate(iterate_table(path), 1):
+        empty = False
+        if not value:
+            yield f"{path}:{number}: recording {key} has no file"
+        elif value.endswith("|"):
+            if not allow_pipes:
+                yield f"{path}:{number}: recording {key} is a command, not a file"
+        elif check_files and not os.path.isfile(value):
+            archive = _ARCHIVE_OFFSET.sub(".ark", value)
+            if archive == value or not os.path.isfile(archive):
+                yield f"{path}:{number}: the file of {key} does not exist: {value}"
+    if empty:
+        yield f"{path}: the table has no entries"
+
+
+def _check_speakers(directory: Path) -> Iterator[str]:
+    path = directory / "utt2spk"
+    counts = Counter()
+    last = ""
+    for number, (key, speaker) in enumerate(iterate_table(path), 1):
+        if len(speaker.split()) != 1:
+            yield f"{path}:{number}: utterance {key} needs exactly one speaker"
+        elif speaker < last:
+            yield (
+                f"{path}:{number}: speaker {speaker} comes after {last}: begin "
+                "utterance ids with the speaker, so that both sort alike"
+            )
+        last = speaker
+        counts[speaker] += 1
+    path = directory / "spk2utt"
+    listed = Counter()
+    for number, (speaker, value) in enumerate(iterate_table(path), 1):
+        listed[speaker] = len(value.split())
+        if listed[speaker] != counts[speaker]:
+            yield (
+                f"{path}:{number}: speaker {speaker} has {listed[speaker]} utterances "
+                f"here and {counts[speaker]} in utt2spk"
+            )
+    for speaker in sorted(counts.keys() - listed.keys()):
+        yield f"{path}: speaker {speaker} of utt2spk is missing"
+
+
+def _check_languages(path: Path) -> Iterator[str]:
+    for number, (key, language) in enumerate(iterate_table(path), 1):
+        if not re.fullmatch("[a-z]{2,3}", language):
+            yield f"{path}:{number}: {language!r} is no language code (utterance {key})"
+
+
+def _check_durations(path: Path) -> Iterator[str]:
+    for number, (key, seconds) in enumerate(iterate_table(path), 1):
+        if not re.fullmatch(r"[0-9]+(\.[0-9]*)?(e[+-]?[0-9]+)?", seconds):
+            yield f"{path}:{number}: {seconds!r} are no seconds (utterance {key})"
+
+
+def _check_segments(directory: Path) -> Iterator[str]:
+    path = directory / "segments"
+    recordings = {key for key, _ in iterate_table(directory / "wav.scp")}
+    for number, (key, value) in enumerate(iterate_table(path), 1):
+        try:
+            recording, start, end = parse_segment(value)
+        except ValueError:
+            yield f"{path}:{number}: utterance {key}: expected <recording> <start> <end>"
+            continue
+        if recording not in recordings:
+            yield f"{path}:{number}: recording {recording} of {key} is not in wav.scp"
+        if not 0 <= start < end:
+            yield f"{path}:{number}: utterance {key} lasts from {start:g} to {end:g} s"
+
+
+def _compare_ids(base: Path, other: Path, subset: bool) -> Iterator[str]:
+    """Yield where the ids of ``other`` differ from those of ``base``."""
+    expected = ((key, n) for n, (key, _) in enumerate(iterate_table(base), 1))
+    found = ((key, n) for n, (key, _) in enumerate(iterate_table(other), 1))
+    want, have = next(expected, None), next(found, None)
+    while want or have:
+        if have is None or (want is not None and want[0] < have[0]):
+            if not subset:
+                yield f"{base}:{want[1]}: utterance {want[0]} has no line in {other.name}"
+            want = next(expected, None)
+        elif want is None or have[0] < want[0]:
+            yield f"{other}:{have[1]}: utterance {have[0]} is not in {base.name}"
+            have = next(found, None)
+        else:
+            want, have = next(expected, None), next(found, None)

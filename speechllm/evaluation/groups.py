@@ -1,0 +1,184 @@
+"""References and hypotheses, grouped by task and language pair."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from speechllm.data.examples import utterance_of
+from speechllm.text.joint_target import split_target
+from speechllm.text.normalization import normalize
+from speechllm.utils.errors import UserError
+
+
+@dataclass
+class Group:
+    """The examples of one task and language pair, in the order of their ids.
+
+    Attributes:
+        sources: what was truly said, where a translation's utterance has its
+            transcript among the examples, else None; COMET wants it.
+        transcript: of ``asr_st``: the same examples' transcripts, as recognition.
+        malformed: of ``asr_st``: answers that could not be taken apart.
+    """
+
+    task: str
+    source: str
+    target: str
+    ids: list[str] = field(default_factory=list)
+    references: list[str] = field(default_factory=list)
+    hypotheses: list[str] = field(default_factory=list)
+    sources: list[str | None] = field(default_factory=list)
+    transcript: Group | None = None
+    malformed: int = 0
+
+    @property
+    def name(self) -> str:
+        """``asr_en`` or ``st_en_fr``."""
+        return "_".join([self.task, self.source] + [self.target] * (self.task != "asr"))
+
+
+# ---------------------------------------------------------------- reading
+
+
+def read_texts(path: str | Path, collapse: bool = True) -> dict[str, str]:
+    """Read ``<id> <text>`` lines in any order; the text may be empty.
+
+    White space inside a text (tabs, ideographic spaces) becomes one space, unless
+    ``collapse`` is false: a target of ``asr_st`` has a tab.
+
+    Raises:
+        UserError: the file is missing, is not UTF-8, or holds an id twice or a
+            line without an id.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    texts: dict[str, str] = {}
+    with open(path, "rb") as stream:
+        for number, line in enumerate(stream, 1):
+            try:
+                fields = line.decode("utf-8").split(maxsplit=1)
+            except UnicodeDecodeError as error:
+                raise UserError(
+                    f"{path}:{number}: not UTF-8 ({error.reason})"
+                ) from None
+            if not fields:
+                raise UserError(f"{path}:{number}: empty line, want '<id> <text>'")
+            if fields[0] in texts:
+                raise UserError(f"{path}:{number}: id {fields[0]} stands here twice")
+            text = fields[1].strip() if fields[1:] else ""
+            texts[fields[0]] = " ".join(text.split()) if collapse else text
+    return texts
+
+
+def require_same_ids(
+    expected: dict, found: dict, expected_path: Path, found_path: Path
+) -> None:
+    """Refuse two tables whose ids differ, naming the first id and both counts."""
+    missing = sorted(expected.keys() - found.keys())
+    surplus = sorted(found.keys() - expected.keys())
+    if missing:
+        raise UserError(
+            f"{found_path}: {missing[0]} is missing ({len(missing)} of "
+            f"{len(expected)} ids of {expected_path} are not in its {len(found)})"
+        )
+    if surplus:
+        raise UserError(
+            f"{found_path}: {surplus[0]} is not in {expected_path} ({len(surplus)} of "
+            f"its {len(found)} ids are unknown there; {len(expected)} are expected)"
+        )
+
+
+def read_groups(
+    examples: str | Path, hypotheses: str | Path, subset: bool = False
+) -> list[Group]:
+    """Read an example dir and its hypotheses and sort them into groups.
+
+    Args:
+        examples: folder with ``text`` (references) and ``utt2task``.
+        hypotheses: file of ``<example id> <hypothesis>`` lines, in any order; beside
+            it ``text.transcript`` with those of ``asr_st``, and ``flags``, if there
+            is one, with ``malformed`` for the answers that were.
+        subset: the hypotheses may be of more examples than these.
+
+    Raises:
+        UserError: ids differ between the files, a reference is empty, or a line of
+            ``utt2task`` is not ``<id> <task> <source> <target>``.
+    """
+    examples, hypotheses = Path(examples), Path(hypotheses)
+    if not hypotheses.is_file():
+        raise UserError(f"{hypotheses}: no such file; finish the decoding first")
+    references = read_texts(examples / "text", collapse=False)
+    tasks = read_texts(examples / "utt2task")
+    answers = read_texts(hypotheses)
+    if not references:
+        raise UserError(f"{examples / 'text'}: nothing in it to score against")
+    require_same_ids(references, tasks, examples / "text", examples / "utt2task")
+    if subset:
+        answers = {i: text for i, text in answers.items() if i in references}
+    require_same_ids(references, answers, examples / "text", hypotheses)
+    transcripts, flags = {}, {}
+    joint = {name: task for name, task in tasks.items() if task.startswith("asr_st ")}
+    if joint:
+        path = hypotheses.with_name("text.transcript")
+        transcripts = read_texts(path)
+        if subset:
+            transcripts = {i: text for i, text in transcripts.items() if i in joint}
+        require_same_ids(joint, transcripts, examples / "utt2task", path)
+        if hypotheses.with_name("flags").exists():
+            flags = read_texts(hypotheses.with_name("flags"))
+
+    groups: dict[tuple, Group] = {}
+    spoken: dict[str, str] = {}  # utterance → transcript
+    for example in sorted(references):
+        key = tuple(tasks[example].split())
+        if len(key) != 3:
+            raise UserError(
+                f"{examples / 'utt2task'}: {example}: '{tasks[example]}' is not "
+                "'<task> <source language> <target language>'"
+            )
+        texts = split_target(
+            key[0], references[example], f"{examples / 'text'}, {example}"
+        )
+        if not all(texts):
+            raise UserError(
+                f"{examples / 'text'}: {example} has an empty reference; "
+                "leave the example out or give its text"
+            )
+        group = groups.setdefault(key, Group(*key))
+        group.ids.append(example)
+        group.references.append(texts[-1])
+        group.hypotheses.append(answers[example])
+        if example in joint:
+            if group.transcript is None:
+                group.transcript = Group("asr", group.source, group.source)
+            group.transcript.ids.append(example)
+            group.transcript.references.append(texts[0])
+            group.transcript.hypotheses.append(transcripts[example])
+            group.malformed += "malformed" in flags.get(example, "").split()
+        if group.task in ("asr", "asr_st"):
+            spoken[utterance_of(example, group.task, group.target)] = texts[0]
+    for group in groups.values():
+        utterances = (utterance_of(i, group.task, group.target) for i in group.ids)
+        group.sources = [spoken.get(utterance) for utterance in utterances]
+    return [groups[key] for key in sorted(groups)]
+
+
+def normalize_group(group: Group, metric: str) -> tuple[list[str], list[str]]:
+    """References and hypotheses as ``speechllm.text.normalization.normalize`` leaves them.
+
+    Raises:
+        UserError: a reference has nothing left (it held only punctuation).
+    """
+    references = [normalize(text, group.target, metric) for text in group.references]
+    hypotheses = [normalize(text, group.target, metric) for text in group.hypotheses]
+    for example, before, after in zip(
+        group.ids, group.references, references, strict=True
+    ):
+        if not after.strip():
+            raise UserError(
+                f"{example}: nothing is left of the reference '{before}' after "
+                "normalisation; leave the example out"
+            )
+    return references, hypotheses

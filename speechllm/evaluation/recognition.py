@@ -1,0 +1,188 @@
+"""Word and character error rates with alignments (jiwer)."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from dataclasses import dataclass
+
+from speechllm.evaluation.groups import Group, normalize_group
+from speechllm.text.normalization import LANGUAGES_WITHOUT_SPACES
+
+
+@dataclass
+class Scores:
+    """What one group's scoring yields.
+
+    Attributes:
+        rows: the corpus' figures, ready for ``scores.json``.
+        header, table: the names and lines of ``scores.tsv``.
+        alignment: the text of ``alignment.txt``.
+    """
+
+    rows: list[dict]
+    header: list[str]
+    table: list[list]
+    alignment: str
+
+
+# ---------------------------------------------------------------- recognition
+
+
+def percent(value: float) -> float:
+    """A rate (1.0 = 100 %) in percent with two decimals."""
+    return round(100 * value, 2)
+
+
+def word_errors(references: list[str], hypotheses: list[str]):
+    """Align words (against an empty hypothesis all are deleted): a ``WordOutput``."""
+    import jiwer
+
+    return jiwer.process_words(references, hypotheses)
+
+
+def character_errors(references: list[str], hypotheses: list[str]):
+    """Align characters, spaces between words included: a ``CharacterOutput``."""
+    import jiwer
+
+    return jiwer.process_characters(references, hypotheses)
+
+
+def error_row(metric: str, output) -> dict:
+    """The row of a micro-averaged error rate: all errors over all reference units.
+
+    Args:
+        metric: ``wer``, ``cer``, ``wer_raw`` or ``cer_raw``.
+        output: what :func:`word_errors` or :func:`character_errors` gave.
+    """
+    rate = output.wer if metric.startswith("wer") else output.cer
+    unit = "words" if metric.startswith("wer") else "characters"
+    return {
+        "metric": metric,
+        "value": percent(rate),
+        f"reference_{unit}": output.hits + output.substitutions + output.deletions,
+        "substitutions": output.substitutions,
+        "deletions": output.deletions,
+        "insertions": output.insertions,
+    }
+
+
+def count_errors(alignment: list) -> tuple[int, int, int]:
+    """Substitutions, deletions and insertions of one utterance's alignment."""
+    counts = Counter()
+    for chunk in alignment:
+        reference_length = chunk.ref_end_idx - chunk.ref_start_idx
+        hypothesis_length = chunk.hyp_end_idx - chunk.hyp_start_idx
+        counts[chunk.type] += max(reference_length, hypothesis_length)
+    return counts["substitute"], counts["delete"], counts["insert"]
+
+
+def score_recognition(group: Group) -> Scores:
+    """WER and CER, normalised and raw, with the alignment of the normalised words.
+
+    Languages written without spaces have no word error rate (it would count whole
+    sentences); there the characters are aligned.
+    """
+    words = normalize_group(group, "wer")
+    characters = normalize_group(group, "cer")
+    raw = group.references, group.hypotheses
+    character_output = character_errors(*characters)
+    rows = [
+        error_row("cer", character_output),
+        error_row("cer_raw", character_errors(*raw)),
+    ]
+    output, (references, hypotheses) = character_output, characters
+    if group.source not in LANGUAGES_WITHOUT_SPACES:
+        output, (references, hypotheses) = word_errors(*words), words
+        rows[:0] = [
+            error_row("wer", output),
+            error_row("wer_raw", word_errors(*raw)),
+        ]
+    table = []
+    for index, example in enumerate(group.ids):
+        errors = sum(count_errors(output.alignments[index]))
+        length = len(output.references[index])
+        table.append(
+            [
+                example,
+                errors,
+                length,
+                f"{100 * errors / length:.2f}",
+                references[index],
+                hypotheses[index],
+            ]
+        )
+    unit = "characters" if group.source in LANGUAGES_WITHOUT_SPACES else "words"
+    header = ["id", "errors", unit, "rate", "reference", "hypothesis"]
+    return Scores(rows, header, table, recognition_alignment(group.ids, output))
+
+
+def width(text: str) -> int:
+    """Columns that a terminal gives the text (East Asian wide characters take two)."""
+    return sum(
+        0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF")
+        for c in text
+    )
+
+
+def align_lines(reference: list[str], hypothesis: list[str], alignment: list) -> str:
+    """Three lines: REF, HYP and what happened (S, D, I) below each other."""
+    columns = []
+    for chunk in alignment:
+        left = reference[chunk.ref_start_idx : chunk.ref_end_idx]
+        right = hypothesis[chunk.hyp_start_idx : chunk.hyp_end_idx]
+        mark = {"substitute": "S", "delete": "D", "insert": "I"}.get(chunk.type, "")
+        for index in range(max(len(left), len(right))):
+            above = left[index] if index < len(left) else "*"
+            below = right[index] if index < len(right) else "*"
+            columns.append((above, below, mark))
+    lines = []
+    for row, title in enumerate(("REF:", "HYP:", "    ")):
+        cells = [
+            column[row] + " " * (max(map(width, column)) - width(column[row]))
+            for column in columns
+        ]
+        lines.append(" ".join([title, *cells]).rstrip())
+    return "\n".join(line for line in lines if line)
+
+
+def recognition_alignment(ids: list[str], output) -> str:
+    """The text of ``alignment.txt``: frequent errors, then utterances, worst first."""
+    confusions: Counter = Counter()
+    utterances = []
+    for example, reference, hypothesis, alignment in zip(
+        ids, output.references, output.hypotheses, output.alignments, strict=True
+    ):
+        substitutions, deletions, insertions = count_errors(alignment)
+        errors = substitutions + deletions + insertions
+        for chunk in alignment:
+            left = reference[chunk.ref_start_idx : chunk.ref_end_idx]
+            right = hypothesis[chunk.hyp_start_idx : chunk.hyp_end_idx]
+            if chunk.type == "substitute":
+                confusions.update(
+                    f"{a} -> {b}" for a, b in zip(left, right, strict=True)
+                )
+            elif chunk.type == "delete":
+                confusions.update(f"{a} -> *" for a in left)
+            elif chunk.type == "insert":
+                confusions.update(f"* -> {b}" for b in right)
+        head = f"{example}: {errors} errors in {len(reference)}"
+        if errors:
+            head += f" ({substitutions} S, {deletions} D, {insertions} I)"
+        lines = align_lines(reference, hypothesis, alignment)
+        utterances.append((-errors, example, f"{head}\n{lines}\n"))
+    total = output.substitutions + output.deletions + output.insertions
+    length = output.hits + output.substitutions + output.deletions
+    wrong = sum(1 for errors, _, _ in utterances if errors)
+    parts = [
+        f"{total} errors in {length}: {output.substitutions} S (substituted), "
+        f"{output.deletions} D (deleted), {output.insertions} I (inserted); "
+        f"{wrong} of {len(ids)} utterances have one\n"
+    ]
+    if confusions:
+        ranked = sorted(confusions.items(), key=lambda item: (-item[1], item[0]))
+        parts.append(
+            "most frequent (reference -> hypothesis)\n"
+            + "".join(f"{count:6d}  {pair}\n" for pair, count in ranked[:20])
+        )
+    return "\n".join(parts + [text for _, _, text in sorted(utterances)])

@@ -1,0 +1,110 @@
+"""The encoder of Whisper."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from speechllm.models.encoder import SpeechEncoder, length_mask
+
+
+class WhisperEncoder(SpeechEncoder):
+    """Whisper's encoder (Radford et al. 2022), cut to the utterance's true length.
+
+    Whisper pads every utterance to 30 s; this one computes the log-mel spectrogram
+    of what is there and 50 frames a second from it, with the positions it was
+    trained with. Utterances over 30 s do not fit its positions.
+    """
+
+    num_frames_per_second = 50.0
+
+    def set_dropout(self, dropout: float) -> None:
+        for layer in self.layers:
+            if any(p.requires_grad for p in layer.parameters()):
+                layer.dropout = layer.activation_dropout = dropout
+
+    def load(self, model: str, random_init: bool) -> tuple[nn.Module, object]:
+        from transformers import AutoConfig, WhisperFeatureExtractor, WhisperModel
+
+        from speechllm.pretrained.resolve import resolve_model
+
+        path = resolve_model(model)
+        config = AutoConfig.from_pretrained(path)
+        whisper = (
+            WhisperModel(config)
+            if random_init
+            else WhisperModel.from_pretrained(path, dtype=torch.float32)
+        )
+        extractor = WhisperFeatureExtractor(feature_size=config.num_mel_bins)
+        self.hop, self.window_size = extractor.hop_length, extractor.n_fft
+        # no buffers: they stay in float32 when the model is cast to less
+        self.mel_filters = torch.as_tensor(extractor.mel_filters, dtype=torch.float32)
+        self.window = torch.hann_window(self.window_size)
+        return whisper.encoder, config
+
+    def untrained_modules(self) -> list[nn.Module]:
+        return [self.encoder.embed_positions]
+
+    @property
+    def max_samples(self) -> int:
+        """Longest utterance that the positions reach."""
+        return self.config.max_source_positions * 2 * self.hop
+
+    def log_mel(self, waveform: Tensor) -> Tensor:
+        """Whisper's log-mel spectrogram of one utterance: (mel bins, frames).
+
+        Same as ``transformers.WhisperFeatureExtractor`` without padding.
+        """
+        if len(waveform) <= self.window_size // 2:  # reflection needs that many
+            waveform = F.pad(waveform, (0, self.window_size // 2 + 1 - len(waveform)))
+        self.mel_filters = self.mel_filters.to(waveform.device)
+        self.window = self.window.to(waveform.device)
+        spectrum = torch.stft(
+            waveform.float(),
+            self.window_size,
+            self.hop,
+            window=self.window,
+            return_complex=True,
+        )[:, :-1]
+        power = spectrum.abs() ** 2  # (bins, frames)
+        log = (self.mel_filters.T @ power).clamp(min=1e-10).log10()
+        log = torch.maximum(log, log.max() - 8.0)
+        return (log + 4.0) / 4.0
+
+    def forward(self, speech: Tensor, speech_lengths: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad(), torch.autocast(speech.device.type, enabled=False):
+            mels = [
+                self.log_mel(wave[:length])
+                for wave, length in zip(speech, speech_lengths.tolist())
+            ]
+            mel_lengths = torch.tensor([m.shape[1] for m in mels], device=speech.device)
+            mel = nn.utils.rnn.pad_sequence(
+                [m.T for m in mels], batch_first=True
+            )  # (batch, mel frames, mel bins)
+            if self.training and self.specaug is not None:
+                mel, _ = self.specaug(mel, mel_lengths)
+            mel = mel * length_mask(mel_lengths, mel.shape[1])[..., None]
+        lengths = (mel_lengths + 1) // 2
+        limit = self.config.max_source_positions
+        if int(lengths.max()) > limit:
+            raise ValueError(
+                f"an utterance of {int(lengths.max()) / 50:.1f} s: Whisper's encoder "
+                f"takes at most {limit / 50:.0f} s"
+            )
+        mel = mel.to(self.encoder.conv1.weight.dtype).transpose(1, 2)
+        hidden = F.gelu(self.encoder.conv1(mel))  # (batch, dim, mel frames)
+        hidden = hidden * length_mask(mel_lengths, hidden.shape[2])[:, None]
+        hidden = F.gelu(self.encoder.conv2(hidden)).transpose(1, 2)
+        hidden = hidden + self.encoder.embed_positions.weight[: hidden.shape[1]]
+        mask = length_mask(lengths, hidden.shape[1])  # (batch, frames)
+        attention = torch.zeros_like(mask, dtype=hidden.dtype)
+        attention = attention.masked_fill(~mask, torch.finfo(hidden.dtype).min)
+        attention = attention[:, None, None, :].expand(-1, 1, hidden.shape[1], -1)
+        states = [hidden]
+        for layer in self.layers:
+            output = layer(states[-1], attention)
+            states.append(output[0] if isinstance(output, tuple) else output)
+        if not isinstance(self.layer, int):
+            states[-1] = self.encoder.layer_norm(states[-1])
+        return self.mix(states) * mask[..., None], lengths

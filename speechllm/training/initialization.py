@@ -1,0 +1,167 @@
+"""Initialise a training from a checkpoint, and repair one that a kill left."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import zip_longest
+from pathlib import Path
+
+import torch
+from espnet2.tasks import abs_task
+from espnet2.train.reporter import Reporter
+
+from speechllm.models.speech_llm import SpeechLLM
+from speechllm.pretrained.checkpoint import is_hub_id, load_tensors
+from speechllm.pretrained.model_folder import is_nue_asr
+from speechllm.text.ctc_labels import read_token_list
+from speechllm.utils.errors import UserError
+from speechllm.utils.io import atomic_open
+
+
+@contextmanager
+def whole_checkpoints() -> Iterator[None]:
+    """Make ESPnet's trainer write files that are whole or absent, and read ours.
+
+    ``torch.save`` to a path writes beside and renames, so that a kill leaves the last
+    checkpoint as it was; ``--init_param`` also takes safetensors, and reads torch
+    files without running what is in them.
+    """
+    save, load = torch.save, abs_task.load_pretrained_model
+
+    @functools.wraps(save)
+    def save_whole(obj, f, *args, **options):
+        if not isinstance(f, (str, os.PathLike)):
+            return save(obj, f, *args, **options)
+        with atomic_open(f, "wb") as stream:
+            save(obj, stream, *args, **options)
+
+    torch.save, abs_task.load_pretrained_model = save_whole, load_init_param
+    try:
+        yield
+    finally:
+        torch.save, abs_task.load_pretrained_model = save, load
+
+
+def load_init_param(
+    init_param: str, model: SpeechLLM, ignore_init_mismatch: bool, map_location: str
+) -> None:
+    """Start from a trained model: ``--init_param START[:PREFIX]``.
+
+    Args:
+        init_param: ``.safetensors`` or ``.pth`` of a SpeechLLM, a folder that holds
+            ``model.safetensors``, or a folder or hub id in Nue-ASR's released format
+            (``rinna/nue-asr``); with ``:PREFIX`` only the tensors whose names begin
+            so (``encoder``, ``ctc``, …). Weights of a layer that has an adapter here
+            and had none there go below the adapter.
+        ignore_init_mismatch: leave out what does not fit instead of failing.
+
+    Raises:
+        UserError: no such model, or tensors that this model has not, or of another
+            shape, names the first ones; or a CTC head of other labels.
+    """
+    path, _, prefix = init_param.partition(":")
+    state = read_start(path, map_location)
+    if prefix:
+        state = {k: v for k, v in state.items() if k.startswith(prefix)}
+    if any(k.startswith("ctc.") for k in state) and getattr(model, "token_list", None):
+        folder = Path(path) if Path(path).is_dir() else Path(path).parent
+        try:
+            require_same_labels(folder, model.token_list)
+        except UserError as error:
+            if not ignore_init_mismatch:
+                raise
+            logging.warning(f"not loaded from {path}: the CTC head; {error}")
+            state = {k: v for k, v in state.items() if not k.startswith("ctc.")}
+    if not state:
+        raise UserError(f"--init_param {init_param}: no such tensors in the file")
+    own = {k: v.shape for k, v in torch.nn.Module.state_dict(model).items()}
+    adapted = {k.replace(".base_layer.", "."): k for k in own if ".base_layer." in k}
+    state = {adapted.get(k, k): v for k, v in state.items()}
+    misfits = [k for k, v in state.items() if own.get(k) != v.shape]
+    if misfits and not ignore_init_mismatch:
+        first = ", ".join(
+            f"{k} {tuple(state[k].shape)} instead of {tuple(own[k])}"
+            if k in own
+            else f"{k}, which is not in it"
+            for k in misfits[:3]
+        )
+        raise UserError(
+            f"--init_param {init_param}: {len(misfits)} tensors do not fit this "
+            f"model: {first}; --ignore_init_mismatch true leaves them out"
+        )
+    for name in misfits:
+        logging.warning(f"not loaded from {path}: {name}")
+        del state[name]
+    model.load_state_dict(state, strict=False)
+
+
+def require_same_labels(folder: Path, labels: Sequence[str]) -> None:
+    """Refuse a training's or a model's folder whose CTC labels are others.
+
+    A head of as many labels in another order fits, and would spell other letters.
+    """
+    from speechllm.utils.io import read_yaml
+
+    if (folder / "tokens.txt").exists():
+        known = read_token_list(str(folder / "tokens.txt"))
+    elif (folder / "config.yaml").exists():
+        known = read_yaml(folder / "config.yaml").get("ctc_token_list") or []
+    else:
+        return
+    if not isinstance(known, list) or known == list(labels) or not known:
+        return
+    pairs = enumerate(zip_longest(known, labels, fillvalue="no label"))
+    number, (there, here) = next((n, pair) for n, pair in pairs if pair[0] != pair[1])
+    raise UserError(
+        f"{folder}: trained with other CTC labels, number {number} is {there!r} there "
+        f"and {here!r} here; train the warm-up anew, or give it the token list that it "
+        "had"
+    )
+
+
+def read_start(path: str, map_location: str) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint, a model's folder or a hub id, by our names."""
+    from speechllm.pretrained.resolve import resolve_model
+
+    start = resolve_model(path) if is_hub_id(path) else Path(path)
+    if is_nue_asr(start):
+        from speechllm.models.nue_asr import speech_llm_state
+
+        return speech_llm_state(start)
+    return load_tensors(start, map_location)
+
+
+def mend_checkpoint(output_dir: Path, criteria: Sequence[Sequence[str]] = ()) -> None:
+    """Write what a kill behind ``checkpoint.pth`` left unwritten.
+
+    That is the epoch's model and the links to the latest and the best one.
+
+    Args:
+        output_dir: ESPnet's folder of the training.
+        criteria: ``best_model_criterion``.
+    """
+    checkpoint = output_dir / "checkpoint.pth"
+    if not checkpoint.exists():
+        return
+    # our own file; ESPnet's reporter state in it is more than tensors
+    states = torch.load(checkpoint, map_location="cpu", weights_only=False)
+    reporter = Reporter()
+    reporter.load_state_dict(states["reporter"])
+    model = output_dir / f"{reporter.get_epoch()}epoch.pth"
+    if not model.exists():
+        with atomic_open(model, "wb") as stream:
+            torch.save(states["model"], stream)
+    targets = {"latest.pth": model.name}
+    for phase, name, mode in criteria:
+        if reporter.has(phase, name):
+            best = reporter.get_best_epoch(phase, name, mode)
+            targets[f"{phase}.{name}.best.pth"] = f"{best}epoch.pth"
+    for link, target in targets.items():
+        temporary = output_dir / f".{link}.new"
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(target)
+        temporary.replace(output_dir / link)

@@ -1,0 +1,68 @@
+"""Progress lines of a training."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+
+from espnet2.iterators.abs_iter_factory import AbsIterFactory
+
+
+class ProgressIterFactory(AbsIterFactory):
+    """Print ``progress:`` lines to stderr while batches are drawn.
+
+    Args:
+        factory: makes the batches of an epoch.
+        max_epoch: epochs in all.
+        seconds: the least time between two lines.
+    """
+
+    def __init__(self, factory: AbsIterFactory, max_epoch: int, seconds: float = 5.0):
+        self.factory = factory
+        self.max_epoch = max_epoch
+        self.seconds = seconds
+        self.started: tuple[float, int] | None = None
+
+    def build_iter(self, epoch: int, shuffle: bool | None = None) -> Iterator:
+        """Yield the batches of an epoch."""
+        batches = self.factory.build_iter(epoch, shuffle)
+        try:
+            size = len(batches)
+        except TypeError:
+            size = None
+        if self.started is None:
+            self.started = (time.monotonic(), epoch)
+        return ProgressIterator(batches, size, epoch, self)
+
+
+class ProgressIterator:
+    """The batches of one epoch, with a progress line now and then."""
+
+    def __init__(self, batches, size: int | None, epoch: int, owner):
+        self.batches, self.size, self.epoch, self.owner = batches, size, epoch, owner
+
+    def __len__(self) -> int:
+        if self.size is None:
+            raise TypeError("the number of batches is not known")
+        return self.size
+
+    def __iter__(self) -> Iterator:
+        last = 0.0
+        for index, batch in enumerate(self.batches, 1):
+            yield batch
+            now = time.monotonic()
+            if now - last >= self.owner.seconds or index == self.size:
+                last = now
+                print(self.line(index, now), file=sys.stderr, flush=True)
+
+    def line(self, index: int, now: float) -> str:
+        """E.g. ``progress: epoch 2/12, batch 30/86, about 7 min left``."""
+        begin, first = self.owner.started
+        text = f"progress: epoch {self.epoch}/{self.owner.max_epoch}, batch {index}"
+        if self.size is None:
+            return text
+        done = self.epoch - first + index / self.size
+        left = self.owner.max_epoch - first + 1 - done
+        minutes = (now - begin) / done * left / 60
+        return f"{text}/{self.size}, about {minutes:.0f} min left"
