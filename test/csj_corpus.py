@@ -84,3 +84,34 @@ def xml(talk: str, segments: list[SegmentSpec]) -> str:
             )
         lines.append('<NonLinguisticSound Type="息"/>\n</IPU>\n')
     return "".join(lines) + "</Talk>\n"
+
+
+LONG = [
+    (0.5, 1.5, "L", ["(F えー)", "それ", "では"]),
+    (2.0, 3.0, "L", ["(D は)", "発表", "し", "ます"]),  # pause of 0.5 s: joined
+    (3.501, 4.0, "L", ["次", "は"]),  # pause of 0.501 s: a new utterance
+    (4.2, 4.6, "L", ["<雑音>"]),  # nothing is said
+    (4.3, 14.2, "L", ["(A シーディー;ＣＤ)", "の", "話"]),  # 10.7 s: takes no more
+    (14.3, 15.0, "L", ["(R ××)", "さん"]),
+    (15.1, 15.5, "L", ["です"]),  # goes with the masked one
+    (17.0, 17.4, "L", ["(F うーん)"]),  # nothing is left of fluent text
+    (18.0, 18.5, "L", ["(W ギーツ;技術)", "・"]),
+]
+DIALOGUE = [
+    (0.0, 1.0, "L", ["こんにちは"]),
+    (0.8, 1.2, "R", ["はい"]),
+    (1.1, 2.0, "L", ["今日", "は"]),
+    (1.6, 3.0, "R", ["(笑 そう", "です", "ね)"]),
+    (60.0, 61.0, "R", ["ここ", "は", "無い"]),
+]
+
+
+def write_corpus(root, editions=("sdb", "xml")):
+    write_talk(root, "A02F0001", LONG, "noncore", editions=editions)
+    write_talk(root, "D01F0002", DIALOGUE, "core", 5.0, editions)
+    for number in range(4):
+        spec = [(0.0, 0.5, "L", ["はい"]), (2.0, 2.5, "L", [f"話{'一二三四'[number]}"])]
+        write_talk(root, f"S0{number}F0003", spec, "noncore", editions=editions)
+    for talk in ("A01M0110", "A01M0056", "S00M0112", "A01M0264", "R00M0187"):
+        write_talk(root, talk, [(0.1, 1.0, "L", [talk[0], "の話"])], editions=editions)
+    return root

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import sentencepiece
 import torch
+from safetensors.torch import save_file
 
 LABELS = ["<blank>", "<unk>", "<space>", *"abcdefghijklmnopqrstuvwxyz", "<sos/eos>"]
 PROMPTS = """\
@@ -129,7 +132,6 @@ def write_tiny_model(folder: Path, smollm2: Path) -> Path:
     Whisper, CTC over characters, a convolution bridge, Llama with LoRA.
     """
     import yaml
-    from safetensors.torch import save_file
 
     from speechllm.models.speech_llm import build_speech_llm
 
@@ -152,3 +154,37 @@ def write_tiny_model(folder: Path, smollm2: Path) -> Path:
     (folder / "tokens.txt").write_text("\n".join(LABELS) + "\n", "utf-8")
     (folder / "prompts.yaml").write_text(PROMPTS, "utf-8")
     return folder
+
+
+BOS, EOS, SEP = 2, 3, 5  # of the tokenizer below
+SENTENCES = (
+    "今日は良い天気です。 明日は雨が降るでしょう。 電車が遅れています。 会議は三時からです。 "
+    "ありがとうございます。 日本語の音声を認識します。 東京と大阪の間を走る。 hello world 123"
+).split(" ")
+
+
+def write_tokenizer(folder: Path) -> sentencepiece.SentencePieceProcessor:
+    """A sentencepiece model with the options of rinna's, and its config files."""
+    corpus = folder / "corpus.txt"
+    corpus.write_text("\n".join(SENTENCES * 20), "utf-8")
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(corpus), model_prefix=str(folder / "spiece"), vocab_size=360,
+        model_type="unigram", hard_vocab_limit=False, byte_fallback=True,
+        add_dummy_prefix=False, remove_extra_whitespaces=False,
+        character_coverage=0.98,
+        pad_id=0, pad_piece="[PAD]", unk_id=1, unk_piece="[UNK]",
+        bos_id=BOS, bos_piece="<s>", eos_id=EOS, eos_piece="</s>",
+        user_defined_symbols=["[CLS]", "[SEP]", "[MASK]"],
+        minloglevel=2,
+    )  # fmt: skip
+    corpus.unlink()
+    (folder / "spiece.vocab").unlink()
+    special = {
+        "bos_token": "<s>", "eos_token": "</s>", "unk_token": "[UNK]",
+        "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]",
+        "mask_token": "[MASK]",
+    }  # fmt: skip
+    (folder / "special_tokens_map.json").write_text(json.dumps(special))
+    config = {**special, "extra_ids": 0, "tokenizer_class": "T5Tokenizer"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return sentencepiece.SentencePieceProcessor(model_file=str(folder / "spiece.model"))

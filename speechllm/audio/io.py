@@ -357,7 +357,7 @@ def _read_archive(name: str) -> tuple[np.ndarray, int]:
     try:
         loaded = kaldiio.load_mat(name)
     # kaldiio raises whatever its parsing stumbles over, classes of its own among it
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         raise UserError(f"{name}: not a readable Kaldi archive ({error})") from None
     if not isinstance(loaded, tuple):
         raise UserError(f"{name}: the archive holds a matrix, not audio")

@@ -20,10 +20,9 @@ import soundfile
 import torch
 import yaml
 from csj_corpus import write_talk
+from recipe_clone import ROOT, clone
 from safetensors.torch import load_file
-from test_nue_asr import BOS, EOS, write_tokenizer
-from test_recipe_japanese import ROOT, clone
-from tiny_models import write_tiny_hubert
+from tiny_models import BOS, EOS, write_tiny_hubert, write_tokenizer
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 from warm_python import warm_python
 

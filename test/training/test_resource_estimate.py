@@ -16,7 +16,7 @@ from speechllm.cli import main
 from speechllm.training import resource_estimate as e
 from speechllm.utils.errors import UserError, run_main
 
-CONF = Path(__file__).parents[1] / "egs2" / "must_c" / "speechllm1" / "conf"
+CONF = Path(__file__).parents[2] / "egs2" / "must_c" / "speechllm1" / "conf"
 SHAPE = {
     "hidden_size": 256,
     "intermediate_size": 1024,

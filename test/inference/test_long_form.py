@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import soundfile
-from test_audio import encode_with_ffmpeg
+from audio_files import encode_with_ffmpeg
 
 from speechllm import SpeechToText
 from speechllm.audio.io import load_audio, stream_audio

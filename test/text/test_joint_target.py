@@ -291,7 +291,7 @@ def test_from_decoding_to_scores(joint_model, speech_file, tmp_path, monkeypatch
     write_table(examples / "text", references)
 
     spoken = iter([" press one\t Appuyez sur un.", " wait now"])
-    search = "speechllm.text.joint_target.parse_answer"
+    search = "speechllm.inference.speech_to_text.parse_answer"
     monkeypatch.setattr(search, lambda text, mark: parse_answer(next(spoken), mark))
     decode = tmp_path / "decode"
     decode_examples(joint_model, examples, decode, {**SHORT, "extra_tokens": 40.0})

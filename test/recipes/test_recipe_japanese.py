@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,23 +12,12 @@ import numpy as np
 import pytest
 import soundfile
 import yaml
-from test_csj import write_corpus
+from csj_corpus import write_corpus
+from recipe_clone import ROOT, clone
 from tiny_models import write_tiny_hubert
 
-ROOT = Path(__file__).parents[1]
 RECIPES = ("csj", "reazonspeech", "jsut", "common_voice")
 LINES = ("CSJ", "REAZONSPEECH", "JSUT", "COMMONVOICE")
-
-
-def clone(root: Path, *names: str) -> Path:
-    """Lay out a clone of the project with these recipes alone."""
-    ignored = shutil.ignore_patterns("data", "dump*", "exp*", "downloads")
-    for name in ("TEMPLATE", *names):
-        source, target = ROOT / "egs2" / name, root / "egs2" / name
-        shutil.copytree(source / "speechllm1", target / "speechllm1", True, ignored)
-    for shared in ("speechllm", "tools"):
-        (root / shared).symlink_to(ROOT / shared)
-    return root / "egs2"
 
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess:

@@ -11,7 +11,6 @@ import pytest
 import torch
 import yaml
 from safetensors import safe_open
-from test_task import examples, train  # noqa: F401  (fixtures)
 from tiny_models import write_tiny_llm
 from transformers import AutoModelForCausalLM
 
@@ -89,7 +88,7 @@ def test_dequantized_it_is_the_same_function(quantized, dequantized):
     assert (outputs[0] - outputs[1]).abs().mean() < 0.02 * scale  # bfloat16 products
 
 
-def test_training_exporting_and_decoding(train, tmp_path, tiny_llm):  # noqa: F811
+def test_training_exporting_and_decoding(train, tmp_path, tiny_llm):
     exp = tmp_path / "exp"
     model = {"model": str(tiny_llm), **QLORA}
     train(exp, llm_conf=model, optim="paged_adamw", optim_conf={"lr": 1e-2})
@@ -105,10 +104,10 @@ def test_training_exporting_and_decoding(train, tmp_path, tiny_llm):  # noqa: F8
     (result,) = recognizer.transcribe([speech], extra_tokens=5.0)
     assert len(result.tokens) <= 8
     with safe_open(tmp_path / "model" / "model.safetensors", "pt") as stream:
-        assert not [name for name in stream.keys() if "absmax" in name]  # noqa: SIM118
+        assert not [name for name in stream.keys() if "absmax" in name]
 
 
-def test_where_it_cannot_be_it_is_lora(train, tmp_path, monkeypatch, caplog, tiny_llm):  # noqa: F811
+def test_where_it_cannot_be_it_is_lora(train, tmp_path, monkeypatch, caplog, tiny_llm):
     reason = "qlora: bitsandbytes has no 4-bit weights on this cpu: none"
     monkeypatch.setattr(
         speechllm.training.task, "quantization_obstacle", lambda: reason

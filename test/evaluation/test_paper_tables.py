@@ -19,7 +19,7 @@ from speechllm.evaluation.paper_tables import (
 )
 from speechllm.utils.errors import UserError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RECIPES = ("csj", "must_c", "reazonspeech")
 
 

@@ -387,7 +387,7 @@ def test_flores_codes_are_those_of_transformers():
 
 @pytest.mark.parametrize("recipe", ["must_c", "covost2", "mini_asterisk"])
 def test_every_language_of_a_recipe_has_a_code(recipe):
-    conf = Path(__file__).parents[1] / "egs2" / recipe / "speechllm1" / "conf"
+    conf = Path(__file__).parents[2] / "egs2" / recipe / "speechllm1" / "conf"
     for language in read_prompts(conf / "prompts.yaml").languages:
         assert languages.flores_code(language)
 

@@ -1,0 +1,19 @@
+"""Copies of recipes for tests."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def clone(root: Path, *names: str) -> Path:
+    """Lay out a clone of the project with these recipes alone."""
+    ignored = shutil.ignore_patterns("data", "dump*", "exp*", "downloads")
+    for name in ("TEMPLATE", *names):
+        source, target = ROOT / "egs2" / name, root / "egs2" / name
+        shutil.copytree(source / "speechllm1", target / "speechllm1", True, ignored)
+    for shared in ("speechllm", "tools"):
+        (root / shared).symlink_to(ROOT / shared)
+    return root / "egs2"
