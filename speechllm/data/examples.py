@@ -38,6 +38,7 @@ from speechllm.data.kaldi_table import (
     Dropped,
     iterate_table,
     join_tables,
+    read_table,
     table_line,
     table_paths,
     translation_languages,
@@ -45,7 +46,7 @@ from speechllm.data.kaldi_table import (
 )
 from speechllm.text.joint_target import join_texts
 from speechllm.text.normalization import ctc_text
-from speechllm.text.tasks import Task, parse_weighted, split_weight
+from speechllm.text.tasks import Task, parse_weighted, split_weight, task_of
 from speechllm.utils.batching import evenly
 from speechllm.utils.errors import UserError
 from speechllm.utils.io import atomic_directory
@@ -244,7 +245,7 @@ class Example:
 
     name: str
     wave: np.ndarray
-    ask: tuple[str, str, str]
+    task: Task
     text: str
 
 
@@ -258,16 +259,30 @@ def read_examples(folder: str | Path, limit: int | None = None) -> list[Example]
         UserError: a table is missing or damaged, or there is no utterance.
     """
     from speechllm.audio.io import load_audio
-    from speechllm.data.kaldi_table import read_table
-
-    tables = [read_table(Path(folder) / n) for n in ("wav.scp", "utt2task", "text")]
-    wavs, tasks, texts = tables
+    wavs, texts = (read_table(Path(folder) / n) for n in ("wav.scp", "text"))
+    tasks = read_utt2task(folder)
     names = evenly(sorted(wavs), limit)
     if not names:
         raise UserError(f"{folder}: no utterance")
     if missing := [n for n in names if n not in tasks or n not in texts]:
         raise UserError(f"{folder}: {missing[0]} is not in utt2task and text")
     return [
-        Example(n, load_audio(wavs[n]), tuple(tasks[n].split()), texts[n])
+        Example(n, load_audio(wavs[n]), tasks[n], texts[n])
         for n in names
     ]
+
+
+def read_utt2task(folder: str | Path) -> dict[str, Task]:
+    """Read the task of every example of an example dir.
+
+    Raises:
+        UserError: the table is missing, damaged or empty.
+    """
+    path = Path(folder) / "utt2task"
+    tasks = {
+        name: task_of(value, f"{path}, {name}")
+        for name, value in read_table(path).items()
+    }
+    if not tasks:
+        raise UserError(f"{path}: no example")
+    return tasks

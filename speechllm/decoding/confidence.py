@@ -1,11 +1,11 @@
-"""How sure a word is: probabilities of CTC and LLM, calibrated on a development set.
+"""Word confidence: probabilities of CTC and LLM, calibrated on a development set.
 
-A word's CTC probability is that of its labels along the alignment, its LLM probability
-that of its tokens. Both are too sure of themselves, each in its own way; a logistic
-regression on them, fitted to which words of the development set were right (Platt 1999,
-"Probabilistic Outputs for Support Vector Machines"), gives a probability that can be
-taken as one. How far it can is its expected calibration error (Guo et al. 2017, "On
-Calibration of Modern Neural Networks").
+The CTC probability of a word is that of its labels along the alignment, its LLM
+probability that of its tokens. Both are overconfident, in different ways; a logistic
+regression on them, fitted to the correctness of the words of a development set (Platt
+1999, "Probabilistic Outputs for Support Vector Machines"), gives a probability. Its
+quality is measured by the expected calibration error (Guo et al. 2017, "On Calibration
+of Modern Neural Networks").
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from speechllm.utils.io import write_json
 if TYPE_CHECKING:
     import numpy as np
 
-
 CALIBRATION_FILE = "confidence.json"
 FEATURES = ("mean_ctc", "least_ctc", "mean_llm", "least_llm")
 BINS = 10
@@ -33,32 +32,32 @@ BINS = 10
 
 @dataclass(frozen=True)
 class Calibration:
-    """A logistic regression from ``FEATURES`` to the probability of being right.
+    """A logistic regression from ``FEATURES`` to the probability of correctness.
 
     Attributes:
         weights: of the features, bias last.
-        made_from: which words, for the reader.
+        made_from: the words it was fitted to, for the reader.
     """
 
     weights: tuple[float, ...]
     made_from: str = ""
 
     def probability(self, features: Sequence[float]) -> float:
-        """That a word with these features is right."""
+        """Return the probability that a word with these features is correct."""
         *slopes, bias = self.weights
         total = sum(w * x for w, x in zip(slopes, features, strict=True)) + bias
         return 1 / (1 + math.exp(-max(-30.0, min(30.0, total))))
 
 
-def word_features(
+def features_of_word(
     labels: Sequence[float], tokens: Sequence[float]
 ) -> tuple[float, float, float, float]:
-    """``FEATURES`` of one word, each from 0 to 1.
+    """Return the ``FEATURES`` of one word, each from 0 to 1.
 
     Args:
-        labels, tokens: log probabilities of its CTC labels and its LLM tokens. Where
-            one is empty (a word in signs that CTC does not know, a model without an
-            LLM) the other stands for it.
+        labels, tokens: log probabilities of its CTC labels and its LLM tokens. If one
+            is empty (a word outside the CTC vocabulary, a model without an LLM), the
+            other is used in its place.
     """
     labels, tokens = labels or tokens or [0.0], tokens or labels or [0.0]
     return (
@@ -70,19 +69,19 @@ def word_features(
 
 
 def uncalibrated(features: Sequence[float]) -> float:
-    """What stands for a probability where nothing was calibrated: CTC's."""
+    """Return the confidence without a calibration: the CTC probability."""
     return features[0]
 
 
 def tokens_of_words(pieces: Sequence[str], words: Sequence[str]) -> list[list[int]]:
-    """Which tokens each word is written with.
+    """Return the tokens of each word.
 
     Args:
         pieces: the text that each token adds.
         words: of the text, in order; white space does not count.
 
     Returns:
-        Indices of tokens, for each word. A token may be of two words.
+        Indices of tokens, for each word. A token may belong to two words.
     """
     owners = iter([i for i, word in enumerate(words) for c in word if not c.isspace()])
     found: list[list[int]] = [[] for _ in words]
@@ -96,13 +95,13 @@ def tokens_of_words(pieces: Sequence[str], words: Sequence[str]) -> list[list[in
     return found
 
 
-def right_words(words: Sequence[str], reference: str, language: str) -> list[bool]:
-    """Which words stand in the reference, by the alignment with fewest errors.
+def correct_words(words: Sequence[str], reference: str, language: str) -> list[bool]:
+    """Return which words are correct, by the alignment with fewest errors.
 
     Args:
-        words: as they stand in the answer.
-        reference: the true text.
-        language: of both; words are compared as they are scored.
+        words: of the hypothesis, as written.
+        reference: the reference text.
+        language: of both; words are normalised as in scoring.
     """
     import jiwer
 
@@ -123,9 +122,6 @@ def right_words(words: Sequence[str], reference: str, language: str) -> list[boo
     return [all(right[begin:end]) for begin, end in pairwise(edges)]
 
 
-# Calibration
-
-
 def fit(features: np.ndarray, right: np.ndarray, made_from: str = "") -> Calibration:
     """Fit the logistic regression, with scikit-learn's mild L2 penalty.
 
@@ -134,7 +130,7 @@ def fit(features: np.ndarray, right: np.ndarray, made_from: str = "") -> Calibra
         right: (words,) of bool.
 
     Raises:
-        UserError: all words are right, or all wrong.
+        UserError: all words are right, or all are wrong.
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -151,7 +147,7 @@ def fit(features: np.ndarray, right: np.ndarray, made_from: str = "") -> Calibra
 def bins(
     probabilities: Sequence[float], right: Sequence[bool]
 ) -> list[tuple[int, float, float]]:
-    """Words, mean confidence and accuracy in each tenth of confidence that has any."""
+    """Return count, mean confidence and accuracy of each non-empty confidence bin."""
     members: list[list[int]] = [[] for _ in range(BINS)]
     for index, probability in enumerate(probabilities):
         members[min(int(probability * BINS), BINS - 1)].append(index)
@@ -169,13 +165,13 @@ def bins(
 def expected_calibration_error(
     probabilities: Sequence[float], right: Sequence[bool]
 ) -> float:
-    """Mean distance of confidence from accuracy over bins of confidence, by words."""
+    """Return the mean difference of confidence and accuracy over bins, by words."""
     rows = bins(probabilities, right)
     return sum(n * abs(p - a) for n, p, a in rows) / max(len(probabilities), 1)
 
 
 def read_calibration(folder: str | Path) -> Calibration | None:
-    """The calibration in a model's folder, or None if it has none.
+    """Read the calibration in a model folder; None if it has none.
 
     Raises:
         UserError: the file is damaged.
@@ -197,7 +193,7 @@ def read_calibration(folder: str | Path) -> Calibration | None:
 
 
 def write_calibration(calibration: Calibration, folder: str | Path) -> None:
-    """Write ``confidence.json`` into a model's folder."""
+    """Write ``confidence.json`` into a model folder."""
     write_json(
         Path(folder) / CALIBRATION_FILE,
         {"features": [*FEATURES, "bias"], **asdict(calibration)},

@@ -1,4 +1,4 @@
-"""CTC prefix scores: how well the audio begins with a text.
+"""CTC prefix scores: log probability that the transcript begins with a text.
 
 The prefix probability of Watanabe et al. 2017 ("Hybrid CTC/Attention Architecture for
 End-to-End Speech Recognition", algorithm 2), for many hypotheses at once and with the
@@ -15,21 +15,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-BLANK = 0
-NEVER = -1e30  # log probability of what cannot be; finite, so that sums stay numbers
+from speechllm.text.ctc_labels import BLANK, NEVER
 
 
 @dataclass
 class PrefixStates:
-    """What is known of a list of prefixes.
+    """States of a list of prefixes.
 
     Attributes:
-        utterance: (prefixes,) which utterance each belongs to.
+        utterance: (prefixes,) the utterance each belongs to.
         last: (prefixes,) the last label, or -1 for the empty prefix.
         label: (prefixes, frames) log probability of the prefix so far, its last
             label being the last thing emitted up to each frame.
         blank: (prefixes, frames) the same with a blank emitted last.
-        score: (prefixes,) log probability that the labels begin with the prefix.
+        score: (prefixes,) log probability that the transcript begins with the prefix.
     """
 
     utterance: Tensor
@@ -39,6 +38,7 @@ class PrefixStates:
     score: Tensor
 
     def __getitem__(self, index: Tensor) -> PrefixStates:
+        """Return the states of some of the prefixes."""
         return PrefixStates(
             self.utterance[index],
             self.last[index],
@@ -48,7 +48,7 @@ class PrefixStates:
         )
 
     def cut(self, frames: int) -> PrefixStates:
-        """The same for so many frames, more or fewer than there were."""
+        """Return the same states padded or cut to so many frames."""
         more = (0, frames - self.label.shape[1])
         return PrefixStates(
             self.utterance,
@@ -60,7 +60,7 @@ class PrefixStates:
 
     @staticmethod
     def join(parts: Sequence[PrefixStates]) -> PrefixStates:
-        """Put lists of prefixes behind each other."""
+        """Concatenate lists of prefixes."""
         names = ("utterance", "last", "label", "blank", "score")
         return PrefixStates(*(torch.cat([getattr(p, n) for p in parts]) for n in names))
 
@@ -79,7 +79,7 @@ class CTCPrefixScorer:
         self.lengths = lengths
 
     def start(self, utterances: Tensor) -> PrefixStates:
-        """The empty prefix of each of the utterances (prefixes,)."""
+        """Return the empty prefix of each utterance (prefixes,)."""
         blank = self.sums[utterances, :, BLANK]
         return PrefixStates(
             utterances,
@@ -94,7 +94,7 @@ class CTCPrefixScorer:
         return self.grow(states, labels, *self.reach(states, labels))
 
     def reach(self, states: PrefixStates, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The score that one label (prefixes,) more gives each prefix.
+        """Score each prefix with one more label (prefixes,).
 
         Returns:
             Log probability that the old prefix is complete before each frame and the
@@ -114,7 +114,7 @@ class CTCPrefixScorer:
     def grow(
         self, states: PrefixStates, labels: Tensor, before: Tensor, score: Tensor
     ) -> PrefixStates:
-        """The prefixes with one label more, of what ``reach`` found."""
+        """Return the prefixes with one more label, from the output of ``reach``."""
         rows, size = states.utterance, states.label.shape[1]
         sums = self.sums[rows, :size, labels]  # (prefixes, frames)
         blank_sums = self.sums[rows, :size, BLANK]
@@ -125,7 +125,7 @@ class CTCPrefixScorer:
         return PrefixStates(rows, labels, label, blank, score)
 
     def finish(self, states: PrefixStates) -> Tensor:
-        """Log probability that the utterance is the prefix and nothing more."""
+        """Return the log probability that the prefix is the whole transcript."""
         end = (self.lengths[states.utterance] - 1)[:, None]
         both = torch.logaddexp(states.label.gather(1, end), states.blank.gather(1, end))
         return both[:, 0]
@@ -134,17 +134,18 @@ class CTCPrefixScorer:
         self,
         states: PrefixStates,
         suffixes: Sequence[tuple[int, Sequence[int]]],
-        floors: Sequence[float] | None = None,
+        thresholds: Sequence[float] | None = None,
     ) -> tuple[list[int], PrefixStates]:
-        """Append several labels to prefixes; common beginnings are scored once.
+        """Append several labels to prefixes; common prefixes are scored once.
 
         Args:
             suffixes: (index of the prefix, labels to append) of each result.
-            floors: for each of them, the score that it must be above. A longer text
-                is never likelier, so the first label that falls behind is the last.
+            thresholds: for each of them, the score that it has to exceed. A longer
+                text is never more probable, so the first label that does not is the
+                last one that is scored.
 
         Returns:
-            Which of the suffixes are there still, and a state for each of these.
+            Indices of the suffixes that are left, and a state for each of them.
         """
         device = states.last.device
         kept: list[int] = []
@@ -167,9 +168,9 @@ class CTCPrefixScorer:
             parents, labels = torch.tensor(list(place)).T.to(device)
             level, size = level[parents], size + 1
             before, score = self.reach(level, labels)
-            if floors is not None:
+            if thresholds is not None:
                 scores = score.tolist()
-                going = [i for i in going if scores[nodes[i]] > floors[i]]
+                going = [i for i in going if scores[nodes[i]] > thresholds[i]]
                 alive = sorted({nodes[i] for i in going})
                 where = {node: place for place, node in enumerate(alive)}
                 for i in going:
@@ -184,5 +185,5 @@ class CTCPrefixScorer:
 
 
 def shift(values: Tensor, first: float = 0.0) -> Tensor:
-    """Move (prefixes, frames) one frame on, with ``first`` in front."""
+    """Shift (prefixes, frames) by one frame, with ``first`` in front."""
     return torch.cat([torch.full_like(values[:, :1], first), values[:, :-1]], dim=1)

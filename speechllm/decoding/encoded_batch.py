@@ -1,67 +1,92 @@
-"""A batch of encoded utterances, the input of search and guard."""
+"""A batch of encoded utterances, the input of the search and of the guard."""
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from speechllm.audio.io import SAMPLING_RATE
+from speechllm.audio import SAMPLING_RATE
+from speechllm.decoding.rescoring import ctc_log_probs
+from speechllm.text.tasks import Task
 
 
 @dataclass
-class Batch:
-    """Encoded utterances: all that answers are searched for and judged by.
+class EncodedBatch:
+    """A batch of encoded utterances, with everything that decoding and the guard need.
 
     Attributes:
-        asks: (task, source language, target language) of each.
-        waves: (samples,) at 16 kHz.
-        prompts: embeddings (positions, hidden) of each.
-        logits: of CTC (batch, frames, labels), or None.
-        frames: (batch,)
-        heard: what CTC alone heard, or None.
-        keys: a number of each, of its samples and what is asked: sampling draws by it.
-        at_once: utterances that the LLM answers at once; the others wait.
+        tasks: task of each utterance.
+        waves: (samples,) of each at 16 kHz.
+        prompt_embeds: (positions, hidden) of each: prompt and speech.
+        logits: (batch, frames, labels) of CTC, or None without a CTC branch.
+        encoder_lengths: (batch,) frames.
+        ctc_texts: CTC transcript of each, or None.
+        sampling_seeds: one seed per utterance, derived from audio and task, so that
+            sampling does not depend on the batch.
+        batch_size: maximum number of utterances decoded concurrently; all if None.
     """
 
-    asks: Sequence[tuple[str, str, str]]
+    tasks: Sequence[Task]
     waves: Sequence[np.ndarray]
-    prompts: Sequence[Tensor]
+    prompt_embeds: Sequence[Tensor]
     logits: Tensor | None
-    frames: Tensor
-    heard: Sequence[str | None]
-    keys: Sequence[int]
-    at_once: int | None = None
+    encoder_lengths: Tensor
+    ctc_texts: Sequence[str | None]
+    sampling_seeds: Sequence[int]
+    batch_size: int | None = None
+    _ctc_scores: dict[tuple[int, tuple[int, ...]], float] = field(
+        default_factory=dict, init=False, repr=False
+    )
 
     @property
     def seconds(self) -> list[float]:
-        """Of audio."""
+        """Length of each utterance in seconds."""
         return [len(wave) / SAMPLING_RATE for wave in self.waves]
 
     def log_probs(self, row: int) -> Tensor:
-        """CTC's log probabilities (frames, labels) of one utterance."""
-        return self.logits[row, : self.frames[row]].float().log_softmax(1)
+        """Return the CTC log probabilities (frames, labels) of one utterance."""
+        assert self.logits is not None
+        return self.logits[row, : self.encoder_lengths[row]].float().log_softmax(1)
 
-    def part(self, rows: Sequence[int]) -> Batch:
-        """Some of the utterances."""
-        index = torch.tensor(rows, device=self.frames.device)
-        return Batch(
-            [self.asks[row] for row in rows],
+    def ctc_text(self, row: int) -> str:
+        """Return the CTC transcript of one utterance; empty without a CTC branch."""
+        return self.ctc_texts[row] or ""
+
+    def ctc_scores(self, row: int, texts: Sequence[Sequence[int]]) -> list[float]:
+        """Return the CTC log probability of each text, computed once for each.
+
+        Args:
+            row: the utterance.
+            texts: CTC labels of each text.
+        """
+        keys = [(row, tuple(labels)) for labels in texts]
+        new = [key for key in dict.fromkeys(keys) if key not in self._ctc_scores]
+        if new:
+            scores = ctc_log_probs(self.log_probs(row), [labels for _, labels in new])
+            self._ctc_scores.update(zip(new, scores))
+        return [self._ctc_scores[key] for key in keys]
+
+    def select(self, rows: Sequence[int]) -> EncodedBatch:
+        """Return the batch of some of the utterances."""
+        index = torch.tensor(rows, device=self.encoder_lengths.device)
+        return EncodedBatch(
+            [self.tasks[row] for row in rows],
             [self.waves[row] for row in rows],
-            [self.prompts[row] for row in rows],
+            [self.prompt_embeds[row] for row in rows],
             None if self.logits is None else self.logits[index],
-            self.frames[index],
-            [self.heard[row] for row in rows],
-            [self.keys[row] for row in rows],
-            self.at_once,
+            self.encoder_lengths[index],
+            [self.ctc_texts[row] for row in rows],
+            [self.sampling_seeds[row] for row in rows],
+            self.batch_size,
         )
 
 
-def content_key(wave: np.ndarray, ask: Sequence[str]) -> int:
-    """A number that the samples and what is asked of them make."""
+def sampling_seed(wave: np.ndarray, task: Task) -> int:
+    """Return a number that depends on the samples and the task alone."""
     samples = np.ascontiguousarray(wave, dtype=np.float32)
-    return zlib.crc32(repr(tuple(ask)).encode(), zlib.crc32(samples))
+    return zlib.crc32(repr(tuple(task)).encode(), zlib.crc32(samples.data))

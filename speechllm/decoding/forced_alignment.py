@@ -1,13 +1,13 @@
-"""Where each word of a text was heard: forced alignment by the CTC branch.
+"""Word times: forced alignment with the CTC branch.
 
-The likeliest CTC path that spells a text (Graves et al. 2006, "Connectionist Temporal
-Classification", with a maximum in place of the sum; torchaudio's tutorial "Forced
-alignment with Wav2Vec2" is the same). A label is heard where CTC peaks, in a frame or
-two; the word reaches beyond its first and last peak (:func:`word_times`).
+The most probable CTC path of a text (Graves et al. 2006, "Connectionist Temporal
+Classification", with a maximum in place of the sum; as in torchaudio's tutorial "Forced
+alignment with Wav2Vec2"). CTC emits a label in a frame or two; the word extends beyond
+its first and last label (:func:`word_times`).
 
-What CTC has no label for - a foreign letter, a digit in a language whose numbers cannot
-be spelt - is aligned as a wildcard that may be anything: it takes what was heard between
-the labels beside it.
+Characters without a label (a foreign letter, a digit in a language whose numbers cannot
+be spelt) are aligned as a wildcard that matches any label: it takes the frames between
+the labels around it.
 """
 
 from __future__ import annotations
@@ -15,31 +15,29 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from speechllm.decoding.result import Word
-from speechllm.text.ctc_labels import CTCTokenizer, label_runs
+from speechllm.text.ctc_labels import BLANK, NEVER, CTCTokenizer, label_runs
 from speechllm.text.normalization import (
     LANGUAGES_WITHOUT_SPACES,
     ctc_text,
     spell_numbers,
 )
 
-#: Seconds that a word begins before the first frame of its first label, and that it
-#: ends behind the last frame of its last one, where the sound goes on: the medians
-#: over the mini recipe's development prompts of how far speech begins and ends from
-#: CTC's first and last peak.
+#: Seconds from the start of a word to its first label, and from its last label to its
+#: end, where the sound continues: medians over the development prompts of the mini
+#: recipe.
 LEAD, TAIL = 0.08, 0.06
-REACH = 0.4  # seconds in which the sound has to fall silent to be the word's
+REACH = 0.4  # seconds within which the sound has to end to belong to the word
 PAUSE = 0.1  # seconds; a shorter silence, as before a "t", is inside a word
-DROP = 35.0  # dB below the loudest 10 ms of the utterance, where sound is silence
-
-NEVER = -1e30
+DROP = 35.0  # dB below the loudest 10 ms of the utterance: silence
 
 
 @dataclass(frozen=True)
@@ -47,20 +45,20 @@ class Span:
     """The frames of one word.
 
     Attributes:
-        begin, end: first frame and frame behind the last.
-        log_probs: log probability of each of its labels, at its likeliest frame;
-            empty for a word that has no label of its own.
-        heard: whether its place was found in the audio; else it was shared out.
+        begin, end: first frame, and end frame (exclusive).
+        log_probs: log probability of each of its labels, at its most probable frame;
+            empty for a word without labels.
+        aligned: whether it was aligned; otherwise its frames are a proportional share.
     """
 
     begin: int
     end: int
     log_probs: tuple[float, ...] = ()
-    heard: bool = True
+    aligned: bool = True
 
     @property
     def probability(self) -> float:
-        """Geometric mean of its labels' probabilities; 0 without any."""
+        """Geometric mean of the probabilities of its labels; 0 without any."""
         if not self.log_probs:
             return 0.0
         return math.exp(sum(self.log_probs) / len(self.log_probs))
@@ -69,9 +67,9 @@ class Span:
 def forced_align(
     log_probs: Tensor, labels: Sequence[int] | Tensor, blank: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """The likeliest path of CTC labels that spells a text.
+    """Return the most probable path of CTC labels for a text.
 
-    By torchaudio where it loads, else by :func:`viterbi`: the same path.
+    Uses torchaudio where it loads, else :func:`viterbi`, with the same path.
 
     Args:
         log_probs: (frames, labels), any floating type.
@@ -106,33 +104,32 @@ def forced_align(
 
 
 def frames_needed(labels: Sequence[int]) -> int:
-    """Fewest frames in which CTC can spell the labels."""
+    """Return the minimum number of frames for the labels."""
     return len(labels) + sum(a == b for a, b in itertools.pairwise(labels))
 
 
 @functools.cache
-def torchaudio_forced_align():
-    """torchaudio's function, or None where torchaudio is missing or does not load."""
+def torchaudio_forced_align() -> Callable[..., tuple[Tensor, Tensor]] | None:
+    """Return torchaudio's function; None if torchaudio is missing or does not load."""
     try:
         from torchaudio.functional import forced_align as function
-    except (ImportError, OSError):  # its wheel wants CUDA's libraries
+    except (ImportError, OSError):  # its wheel needs CUDA's libraries
         return None
-    return function
+    return cast("Callable[..., tuple[Tensor, Tensor]]", function)
 
 
 def viterbi(log_probs: Tensor, labels: Tensor, blank: int = 0) -> Tensor:
-    """The likeliest path (frames,) of labels (n,), n > 0, in plain torch.
+    """Return the most probable path (frames,) of labels (n,), n > 0, in plain torch.
 
-    A state is a label or a blank between two: blank, label 1, blank, label 2, …, blank.
-    From each, a path stays, goes to the next, or leaves out the blank between two
-    labels that differ.
+    The states are blank, label 1, blank, label 2, …, blank. From each, a path stays,
+    moves to the next, or skips the blank between two different labels.
     """
     frames, states = len(log_probs), 2 * len(labels) + 1
     spelt = torch.full((states,), blank, device=labels.device)
     spelt[1::2] = labels
     emitted = log_probs[:, spelt].double()  # (frames, states)
     closed = torch.zeros(states, dtype=torch.double, device=labels.device)
-    closed[::2] = NEVER  # no way round to a blank, nor between equal labels
+    closed[::2] = NEVER  # no skip to a blank, nor between equal labels
     closed[3::2][labels[1:] == labels[:-1]] = NEVER
     score = torch.full_like(closed, NEVER)
     score[:2] = emitted[0, :2]
@@ -145,20 +142,17 @@ def viterbi(log_probs: Tensor, labels: Tensor, blank: int = 0) -> Tensor:
         best, steps[frame] = ways.max(0)
         score = best + emitted[frame]
     state = states - 1 if score[-1] > score[-2] else states - 2
-    path, steps = [state], steps.tolist()
+    path, back = [state], steps.tolist()
     for frame in range(frames - 1, 0, -1):
-        state -= steps[frame][state]
+        state -= back[frame][state]
         path.append(state)
     return spelt[torch.tensor(path[::-1], device=labels.device)]
 
 
-# Words
-
-
 def split_words(text: str, language: str) -> list[str]:
-    """Words as they stand in the text; in Japanese and its like, characters.
+    """Split a text into words; in languages without spaces into characters.
 
-    A sign without a letter stays with what it stands behind.
+    A sign that is not a letter stays with the character before it.
     """
     words = text.split()
     if language not in LANGUAGES_WITHOUT_SPACES:
@@ -173,11 +167,11 @@ def split_words(text: str, language: str) -> list[str]:
 
 
 def word_labels(word: str, language: str, tokenizer: CTCTokenizer) -> list[int]:
-    """CTC labels of a word; ``<unk>`` for what has none, alone where it can be.
+    """Return the CTC labels of a word; one ``<unk>`` for a run without labels.
 
-    A digit is spelt where the labels are letters only.
+    A digit is spelt if the labels are letters only.
     """
-    unknown = tokenizer.converter.unk_id
+    unknown = tokenizer.unknown
     labels = tokenizer(ctc_text(word, language))
     if unknown in labels:
         labels = tokenizer(ctc_text(spell_numbers(word, language), language))
@@ -194,18 +188,18 @@ def align_spans(
     unknown: int,
     space: int | None,
 ) -> list[Span]:
-    """The frames of each word.
+    """Align words with the frames.
 
     Args:
         words: CTC labels of each; they may be empty.
         log_probs: (frames, labels) of the CTC branch, blank first.
-        unknown: the label that may be anything.
+        unknown: the wildcard label.
         space: the label between two words, or None.
 
     Returns:
         One span for each word, in order and without overlap. A word without labels
-        has no length and stands where the one before it ends. When the text does not
-        fit into the frames they are shared out by the number of labels.
+        has no length and is at the end of the one before it. If the text does not fit
+        into the frames, they are divided by the number of labels.
     """
     labels: list[int] = []
     owners: list[int | None] = []
@@ -218,15 +212,15 @@ def align_spans(
     frames = len(log_probs)
     if frames_needed(labels) > frames:
         return share_out([len(word) for word in words], frames)
-    # the wildcard is nearly as likely as the likeliest label of each frame
-    best, likeliest = log_probs.max(1)
+    # the wildcard is nearly as probable as the best label of each frame
+    best, best_labels = log_probs.max(1)
     log_probs = log_probs.clone()
     log_probs[:, unknown] = best - 0.01
-    path, scores = forced_align(log_probs, labels)
-    silent = likeliest == 0
+    path, path_scores = forced_align(log_probs, labels)
+    is_silent = best_labels == BLANK
     if space is not None:
-        silent |= likeliest == space
-    silent, scores = silent.tolist(), scores.tolist()
+        is_silent |= best_labels == space
+    silent, scores = is_silent.tolist(), path_scores.tolist()
     spans: list[Span | None] = [None] * len(words)
     runs = [run for run in label_runs(path.tolist()) if run[0] != 0]
     for owner, (label, begin, end) in zip(owners, runs, strict=True):
@@ -236,9 +230,9 @@ def align_spans(
         if label != unknown:
             found = (max(scores[begin:end]),)
         else:
-            heard = [t for t in range(begin, end) if not silent[t]]
-            if heard:
-                begin, end = heard[0], heard[-1] + 1
+            sounding = [t for t in range(begin, end) if not silent[t]]
+            if sounding:
+                begin, end = sounding[0], sounding[-1] + 1
         before = spans[owner]
         if before is not None:
             begin, found = before.begin, before.log_probs + found
@@ -257,18 +251,18 @@ def align_words(
     tokenizer: CTCTokenizer,
     seconds_per_frame: float,
 ) -> list[Word]:
-    """When each word of a text was heard.
+    """Return the words of a text with their times.
 
     Args:
-        text: what was said, as it is written; numbers and punctuation may be in it.
-        language: two-letter code of it.
+        text: the transcript as written, with numbers and punctuation.
+        language: its two-letter code.
         log_probs: (frames, labels) of the CTC branch.
         tokenizer: text to CTC labels.
         seconds_per_frame: of the encoder.
 
     Returns:
         The words in order and without overlap. The confidence of each is the
-        geometric mean of its labels' probabilities, 0 where nothing says where it is.
+        geometric mean of the probabilities of its labels, 0 without labels.
     """
     words = split_words(text, language)
     spans = align_texts(words, language, log_probs, tokenizer)
@@ -282,9 +276,9 @@ def align_words(
 def align_texts(
     words: Sequence[str], language: str, log_probs: Tensor, tokenizer: CTCTokenizer
 ) -> list[Span]:
-    """The frames of each word of a text; the arguments are those of align_words."""
+    """Align the words of a text; the arguments are those of :func:`align_words`."""
     (space,) = tokenizer(" ")
-    unknown = tokenizer.converter.unk_id
+    unknown = tokenizer.unknown
     return align_spans(
         [word_labels(word, language, tokenizer) for word in words],
         log_probs,
@@ -294,11 +288,11 @@ def align_texts(
 
 
 def share_out(sizes: Sequence[int], frames: int) -> list[Span]:
-    """Cut the frames in proportion, for a text that does not fit into them."""
+    """Divide the frames in proportion, for a text that does not fit into them."""
     total, done, spans = max(sum(sizes), 1), 0, []
     for size in sizes:
         begin, done = round(frames * done / total), done + size
-        spans.append(Span(begin, round(frames * done / total), heard=False))
+        spans.append(Span(begin, round(frames * done / total), aligned=False))
     return spans
 
 
@@ -308,19 +302,19 @@ def word_times(
     seconds_per_frame: float,
     loud: Sequence[bool] | None = None,
 ) -> list[tuple[float, float]]:
-    """Start and end of each word in seconds, in order and without overlap.
+    """Return start and end of each word in seconds, in order and without overlap.
 
-    A word reaches from its first and last peak as far as the sound does, if that
-    falls silent within ``REACH``; else by ``LEAD`` and ``TAIL``. Where two words leave
-    less between them, they share it in that proportion. Where the sound goes on before
-    the first word or behind the last, as music does, a silence of less than ``PAUSE``
-    is their limit too.
+    A word extends from its first and last label as far as the sound does, if that
+    ends within ``REACH``; else by ``LEAD`` and ``TAIL``. If there is less room between
+    two words, they divide it in that proportion. If the sound continues before the
+    first word or after the last, as music does, a silence shorter than ``PAUSE`` limits
+    them too.
 
     Args:
         spans: of each word.
         frames: of the utterance.
         seconds_per_frame: of the encoder.
-        loud: which frames are loud, of :func:`loud_frames`; None if that is not known.
+        loud: loud frames, of :func:`loud_frames`; None if unknown.
     """
     known = [True] * frames if loud is None else list(loud)
     loud = bridged(known, seconds_per_frame)
@@ -328,7 +322,7 @@ def word_times(
     times: list[tuple[float, float]] = []
     for place, span in enumerate(spans):
         start, end = span.begin * seconds_per_frame, span.end * seconds_per_frame
-        if span.heard and span.end > span.begin:
+        if span.aligned and span.end > span.begin:
             left = spans[place - 1].end if place else 0
             right = spans[place + 1].begin if place + 1 < len(spans) else frames
             before = loud[max(left, span.begin - reach) : span.begin][::-1]
@@ -354,14 +348,14 @@ def word_times(
 
 
 def stretch(loud: Sequence[bool], seconds_per_frame: float, otherwise: float) -> float:
-    """Seconds until the first frame that is not loud, or ``otherwise`` if all are."""
+    """Return the seconds until the first silent frame, or ``otherwise`` without one."""
     if all(loud):
         return otherwise
     return list(loud).index(False) * seconds_per_frame
 
 
 def bridged(loud: Sequence[bool], seconds_per_frame: float) -> list[bool]:
-    """The frames, with silences of less than ``PAUSE`` as loud as what is around."""
+    """Return the frames with silences shorter than ``PAUSE`` marked as loud."""
     found: list[bool] = []
     for value, begin, end in label_runs(list(loud)):
         short = (end - begin) * seconds_per_frame < PAUSE
@@ -371,11 +365,11 @@ def bridged(loud: Sequence[bool], seconds_per_frame: float) -> list[bool]:
 
 
 def loud_frames(wave: np.ndarray, frames: int, samples_per_frame: float) -> list[bool]:
-    """Which of the encoder's frames are at most ``DROP`` below the loudest 10 ms.
+    """Return whether each encoder frame is within ``DROP`` of the loudest 10 ms.
 
     Args:
         wave: (samples,) at 16 kHz.
-        frames: how many the encoder makes of it.
+        frames: number of encoder frames.
     """
     size = len(wave) // 160
     power = np.square(wave[: size * 160].reshape(size, 160)).mean(1)

@@ -1,37 +1,68 @@
-"""What a search is made of: its options, hypotheses, and what they may grow into."""
+"""Data structures of the search: requests, hypotheses, candidates and beams."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from speechllm.decoding.options import SearchOptions
+from speechllm.text.answer_codec import LabelFunction
+from speechllm.text.ctc_labels import END
+
+
+@dataclass(frozen=True)
+class SearchRequest:
+    """Everything that the search for the output of one utterance starts from.
+
+    Attributes:
+        prompt: (positions, hidden) embeddings of prompt and speech.
+        max_tokens: maximum length of the output.
+        to_ctc_labels: from token ids to CTC labels; None without CTC scores (a
+            translation). Labels that end with ``END`` say that the transcript is
+            complete: the token that adds it takes CTC's score of the complete text,
+            the tokens behind it are scored by the LLM alone.
+        extra_candidates: tokens considered at every step in addition to the LLM's
+            own, such as those of the CTC transcript.
+        sampling_seed: combined with the seed of the options.
+    """
+
+    prompt: Tensor
+    max_tokens: int
+    to_ctc_labels: LabelFunction | None = None
+    extra_candidates: Sequence[int] = ()
+    sampling_seed: int = 0
 
 
 @dataclass
 class Hypothesis:
-    """An answer, or the beginning of one.
+    """An output, complete or partial.
 
     Attributes:
         tokens: LLM token ids, without the end of text.
-        score: what the search ranked it by.
-        llm_score: log probability of the tokens and the end.
-        ctc_score: log probability of the text by CTC, or None without CTC.
-        labels: the text in CTC labels; ``END`` behind them where what CTC judges is
-            over.
-        silent: the last token was one that CTC does not hear, such as a comma.
-        row: its place in the batch, while it grows.
+        score: score of the search.
+        llm_score: log probability of the tokens and, if complete, of the end.
+        ctc_score: log probability of the transcript by CTC, or None without CTC. Of a
+            partial hypothesis that of all texts that begin with it.
+        token_log_probs: log probability of each token by the LLM.
+        ctc_labels: transcript in CTC labels, where it has been computed; while the
+            hypothesis grows, with ``END`` behind a complete transcript.
+        truncated: ended because it reached the maximum length.
+        last_token_unlabelled: the last token has no CTC label, such as a comma.
+        row: row in the batch, while the hypothesis grows.
     """
 
     tokens: list[int] = field(default_factory=list)
     score: float = 0.0
     llm_score: float = 0.0
     ctc_score: float | None = None
-    labels: list[int] = field(default_factory=list)
-    silent: bool = False
+    token_log_probs: list[float] = field(default_factory=list)
+    ctc_labels: list[int] | None = None
+    truncated: bool = False
+    last_token_unlabelled: bool = False
     row: int = 0
 
 
@@ -42,57 +73,115 @@ class Candidate:
     Attributes:
         parent: the hypothesis.
         token: the token.
+        log_prob: log probability of the token by the LLM.
         llm_score: log probability of the hypothesis with it.
-        score: what it is ranked by. Until CTC has judged it, the most that it can
-            be: a text is never likelier than its beginning.
-        labels: CTC labels of the text with it.
-        state: place of its CTC state in this step.
+        score: score of the search. Before CTC has scored the token, an upper bound: a
+            text is never more probable than its beginning.
+        ctc_labels: CTC labels of the text with it.
+        state: row of its CTC state in this step.
         ctc_score: log probability of its text by CTC.
     """
 
     parent: Hypothesis
     token: int
+    log_prob: float
     llm_score: float
     score: float
-    labels: list[int]
+    ctc_labels: list[int]
     state: int
     ctc_score: float | None = None
 
 
 @dataclass
-class Search:
-    """The search for the answer to one utterance.
+class BeamState:
+    """The search for the output of one utterance.
 
     Attributes:
-        utterance: its place in the queue.
-        max_tokens: most tokens of an answer.
-        hints: tokens that are candidates at every step.
-        spell: from token ids to CTC labels; None where CTC has no say.
-        beam: the hypotheses that grow, the best first.
-        finished: those that have ended, the best first.
-        floor: score that a hypothesis must be above to be among the n-best still.
-        draws: where sampling gets its numbers.
+        utterance: index of the request.
+        request: the request.
+        hypotheses: partial hypotheses, best first.
+        finished: complete hypotheses, best first.
+        pruning_threshold: minimum score that can still enter the n-best list.
+        rng: random numbers of sampling.
     """
 
     utterance: int
-    max_tokens: int
-    hints: Sequence[int]
-    spell: Callable[[list[int]], list[int]] | None
-    beam: list[Hypothesis] = field(default_factory=lambda: [Hypothesis()])
+    request: SearchRequest
+    hypotheses: list[Hypothesis] = field(
+        default_factory=lambda: [Hypothesis(ctc_labels=[])]
+    )
     finished: list[Hypothesis] = field(default_factory=list)
-    floor: float = -math.inf
-    draws: torch.Generator | None = None
+    pruning_threshold: float = -math.inf
+    rng: torch.Generator | None = None
+
+    @property
+    def step(self) -> int:
+        """Number of the token that is chosen next, from 1."""
+        return len(self.hypotheses[0].tokens) + 1
+
+    def allows(self, end: bool, options: SearchOptions) -> bool:
+        """Return whether the next token may be the end, or another one.
+
+        The maximum length takes precedence over the minimum.
+        """
+        must_end = self.step > self.request.max_tokens
+        return must_end == end or not (must_end or self.step <= options.min_tokens)
+
+    def advance(
+        self, candidates: Sequence[Candidate], options: SearchOptions, eos: int
+    ) -> list[Candidate]:
+        """Advance the beam by one step.
+
+        Scores fall with each token, so a hypothesis below the worst of a full n-best
+        list cannot enter it any more and is dropped.
+
+        Args:
+            candidates: best first.
+
+        Returns:
+            The candidates that are the new beam, best first.
+        """
+        chosen = []
+        for place, candidate in enumerate(candidates):
+            if candidate.token != eos:
+                chosen.append(candidate)
+            elif place < options.beam_size:
+                parent = candidate.parent
+                self.finished.append(
+                    Hypothesis(
+                        parent.tokens,
+                        candidate.score,
+                        candidate.llm_score,
+                        candidate.ctc_score,
+                        parent.token_log_probs,
+                        truncated=len(parent.tokens) >= self.request.max_tokens,
+                    )
+                )
+        self.finished.sort(key=lambda hypothesis: -hypothesis.score)
+        del self.finished[options.nbest :]
+        if len(self.finished) >= options.nbest:
+            self.pruning_threshold = self.finished[-1].score
+        del chosen[options.beam_size :]
+        chosen = [c for c in chosen if c.score > self.pruning_threshold]
+        self.hypotheses = [extend(candidate) for candidate in chosen]
+        return chosen
 
 
-def allowed(end: bool, step: int, search: Search, options: SearchOptions) -> bool:
-    """Whether an answer may end, or go on, with its token number ``step``.
+def extend(candidate: Candidate) -> Hypothesis:
+    """Append a candidate's token to its parent."""
+    parent, labels = candidate.parent, candidate.ctc_labels
+    complete = labels[-1:] == [END]
+    return Hypothesis(
+        parent.tokens + [candidate.token],
+        candidate.score,
+        candidate.llm_score,
+        candidate.ctc_score,
+        parent.token_log_probs + [candidate.log_prob],
+        labels,
+        last_token_unlabelled=labels is parent.ctc_labels and not complete,
+    )
 
-    The most tokens go before the fewest.
-    """
-    ending = step > search.max_tokens
-    return ending == end or not (ending or step <= options.min_tokens)
 
-
-def rank(candidate: Candidate) -> tuple[float, int]:
-    """Sorting key: the best score first; equal ones by token, to be the same always."""
+def by_score(candidate: Candidate) -> tuple[float, int]:
+    """Sort key: best score first; ties by token, so that the order is defined."""
     return -candidate.score, candidate.token

@@ -1,26 +1,47 @@
-"""CTC's say in a joint search: which candidates the audio agrees with."""
+"""CTC scorer for joint CTC/LLM beam search."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 
-from speechllm.decoding.ctc_prefix_scorer import NEVER, CTCPrefixScorer, PrefixStates
-from speechllm.decoding.hypothesis import Candidate, Search
+from speechllm.decoding.ctc_prefix_scorer import CTCPrefixScorer, PrefixStates
+from speechllm.decoding.hypothesis import BeamState, Candidate
 from speechllm.decoding.options import SearchOptions
-from speechllm.text.ctc_labels import END
+from speechllm.text.answer_codec import LabelFunction
+from speechllm.text.ctc_labels import END, NEVER
 
 
-class CTCJudge:
-    """CTC's say in a joint search.
+class _Pending(NamedTuple):
+    """A candidate that CTC is to score.
+
+    Attributes:
+        candidate: the candidate.
+        to_ctc_labels: from token ids to the CTC labels of its utterance.
+        threshold: score that it has to exceed.
+        worst: the same for its score with the bonus for its labels.
+    """
+
+    candidate: Candidate
+    to_ctc_labels: LabelFunction
+    threshold: float
+    worst: float
+
+
+class JointCTCScorer:
+    """Add CTC prefix scores to the candidates of the LLM, and prune them.
+
+    Joint CTC/attention decoding (Hori, Watanabe, Hershey 2017) with LLM tokens, which
+    are spelt in CTC labels.
 
     Args:
-        ctc: scores of the utterances' audio.
+        ctc: prefix scores of the utterances.
         options: of the search.
-        eos: the token that ends an answer.
-        characters: of a token; its text has no more CTC labels.
+        eos: the token that ends an output.
+        token_length: number of characters of a token, an upper bound of its labels.
     """
 
     def __init__(
@@ -28,10 +49,10 @@ class CTCJudge:
         ctc: CTCPrefixScorer,
         options: SearchOptions,
         eos: int,
-        characters: Callable[[int], int],
+        token_length: Callable[[int], int],
     ):
         self.ctc, self.options, self.eos = ctc, options, eos
-        self.characters = characters
+        self.token_length = token_length
         self.frames: list[int] = ctc.lengths.tolist()
         self.reset(ctc.start(ctc.lengths[:0].long()))
 
@@ -40,116 +61,125 @@ class CTCJudge:
         self.parts = [states]
         self.scores: list[float] = states.score.tolist()
 
-    def join(self, utterances: Sequence[int]) -> None:
-        """Put the empty prefixes of utterances behind the others."""
+    def prefill(self, utterances: Sequence[int]) -> list[int]:
+        """Append the empty prefix of each utterance; see :class:`Scorer`."""
         device = self.ctc.lengths.device
         new = self.ctc.start(torch.tensor(utterances, device=device))
         frames = max(self.frames[utterance] for utterance in utterances)
         frames = max(frames, self.parts[0].label.shape[1] if self.scores else 0)
         both = [self.parts[0].cut(frames), new.cut(frames)]
         self.reset(PrefixStates.join(both))
+        return list(utterances)
 
-    def choose(self, choices: list[list[Candidate]], active: Sequence[Search]) -> None:
+    def score(self, choices: list[list[Candidate]], beams: Sequence[BeamState]) -> None:
         """Keep the candidates that can enter the beam, with CTC in their scores.
 
-        Hypotheses of as many tokens differ in how much of the text they have written,
-        and who has written less has paid less. So candidates are ranked with
-        ``label_bonus`` for each label. The likeliest are judged first; of the others
-        only those that may be above the worst of a full beam.
+        Hypotheses of equally many tokens differ in the length of their text, and
+        shorter ones have accumulated less CTC cost. Candidates are therefore ranked
+        with ``label_bonus`` for each label. The most probable are scored first; of the
+        others only those that can exceed the worst of a full beam.
 
-        Args:
-            choices: candidates of each utterance; changed in place, the best first.
-            active: the utterances.
+        Utterances without CTC labels keep their candidates. See :class:`Scorer`.
         """
-        beam, bonus = self.options.beam_size, self.options.label_bonus
-        told = [i for i, search in enumerate(active) if search.spell is not None]
+        beam_size, bonus = self.options.beam_size, self.options.label_bonus
 
-        def most(candidate: Candidate) -> float:
+        def upper_bound(candidate: Candidate) -> float:
             if candidate.token == self.eos:
-                return math.inf  # ends are always judged
-            labels = len(candidate.parent.labels) + self.characters(candidate.token)
+                return math.inf  # ends are always scored
+            labels = len(candidate.parent.ctc_labels or ())
+            labels += self.token_length(candidate.token)
             return candidate.score + bonus * labels
 
         def value(candidate: Candidate) -> float:
-            return candidate.score + bonus * len(candidate.labels)
+            return candidate.score + bonus * len(candidate.ctc_labels)
 
+        def pending(
+            candidates: Sequence[Candidate], beam: BeamState, worst: float
+        ) -> list[_Pending]:
+            to_ctc_labels, threshold = (
+                beam.request.to_ctc_labels,
+                beam.pruning_threshold,
+            )
+            assert to_ctc_labels is not None
+            return [_Pending(c, to_ctc_labels, threshold, worst) for c in candidates]
+
+        scored = [i for i, b in enumerate(beams) if b.request.to_ctc_labels is not None]
         first, second, rest = [], [], {}
-        for i in told:
+        for i in scored:
             ends = sum(c.token == self.eos for c in choices[i])
-            ordered = sorted(choices[i], key=lambda c: (-most(c), c.token))
-            choices[i], rest[i] = ordered[: 2 * beam + ends], ordered[2 * beam + ends :]
-            floor = active[i].floor
-            first += [(c, active[i].spell, floor, NEVER) for c in choices[i]]
-        self.hear(first)
-        for i in told:
+            ordered = sorted(choices[i], key=lambda c: (-upper_bound(c), c.token))
+            size = 2 * beam_size + ends
+            choices[i], rest[i] = ordered[:size], ordered[size:]
+            first += pending(choices[i], beams[i], NEVER)
+        self.add_scores(first)
+        for i in scored:
             values = sorted(value(c) for c in choices[i] if c.token != self.eos)
-            worst = values[-beam] if len(values) >= beam else NEVER
-            more = [c for c in rest[i] if most(c) > worst]
-            second += [(c, active[i].spell, active[i].floor, worst) for c in more]
+            worst = values[-beam_size] if len(values) >= beam_size else NEVER
+            more = [c for c in rest[i] if upper_bound(c) > worst]
+            second += pending(more, beams[i], worst)
             choices[i] += more
-        self.hear(second)
-        for i in told:
+        self.add_scores(second)
+        for i in scored:
             alive = (c for c in choices[i] if c.score > NEVER)
             choices[i] = sorted(alive, key=lambda c: (-value(c), c.token))
 
-    def hear(self, asked: Sequence[tuple[Candidate, Callable, float, float]]) -> None:
-        """Score candidates by the audio.
+    def add_scores(self, candidates: Sequence[_Pending]) -> None:
+        """Add CTC's score to candidates; ``NEVER`` to those below their threshold.
 
-        A token that CTC does not hear costs no CTC score. So two in a row are not
-        allowed, or commas would crowd out the words.
-
-        Args:
-            asked: candidates, the spellers of their utterances, the scores that they
-                must be above, and the same with the bonus for their labels: one that
-                falls behind gets ``NEVER``.
+        Tokens without CTC labels (punctuation) add no CTC cost, so consecutive ones are
+        forbidden; otherwise they dominate the beam.
         """
-        heard, suffixes, floors, likely = [], [], [], []
         weight = self.options.ctc_weight
-        for candidate, speller, floor, worst in asked:
+        kept: list[Candidate] = []
+        suffixes: list[tuple[int, list[int]]] = []
+        thresholds, llm_scores = [], []
+        for candidate, to_ctc_labels, threshold, worst in candidates:
             parent = candidate.parent
-            over = parent.labels[-1:] == [END]
-            if candidate.token != self.eos and not over:
-                labels = speller(parent.tokens + [candidate.token])
-                if labels[: len(parent.labels)] != parent.labels:
-                    # the speller looked back
-                    labels = parent.labels + [END] * (labels[-1:] == [END])
-                if len(labels) > len(parent.labels):
-                    candidate.labels = labels
-                elif parent.silent:
+            before = parent.ctc_labels or []
+            complete = before[-1:] == [END]
+            if candidate.token != self.eos and not complete:
+                labels = to_ctc_labels(parent.tokens + [candidate.token])
+                if labels[: len(before)] != before:
+                    # the token changed the labels of those before it
+                    labels = before + [END] * (labels[-1:] == [END])
+                if len(labels) > len(before):
+                    candidate.ctc_labels = labels
+                elif parent.last_token_unlabelled:
                     candidate.score = NEVER
                     continue
-            heard.append(candidate)
-            suffix = candidate.labels[len(parent.labels) :]
-            worst -= self.options.label_bonus * len(candidate.labels)
-            floor = max(floor, worst)
+            kept.append(candidate)
+            suffix = candidate.ctc_labels[len(before) :]
+            worst -= self.options.label_bonus * len(candidate.ctc_labels)
+            threshold = max(threshold, worst)
             suffixes.append((parent.row, [k for k in suffix if k != END]))
-            floors.append(self.scores[parent.row] + (floor - candidate.score) / weight)
-            likely.append(candidate.score)
-            candidate.score = NEVER  # until it is found above its floor
-        if not heard:
+            thresholds.append(
+                self.scores[parent.row] + (threshold - candidate.score) / weight
+            )
+            llm_scores.append(candidate.score)
+            candidate.score = NEVER  # until it is found above its threshold
+        if not kept:
             return
-        kept, states = self.ctc.extend_many(self.parts[0], suffixes, floors)
+        alive, states = self.ctc.extend_many(self.parts[0], suffixes, thresholds)
         ends = self.ctc.finish(states)
-        over = [heard[place].labels[-1:] == [END] for place in kept]
+        over = [kept[place].ctc_labels[-1:] == [END] for place in alive]
         states.score = torch.where(
             torch.tensor(over, dtype=torch.bool, device=ends.device), ends, states.score
         )
         offset = sum(len(part.last) for part in self.parts)
         self.parts.append(states)
-        scores, ends = states.score.tolist(), ends.tolist()
-        for state, place in enumerate(kept):
-            candidate, before = heard[place], self.scores[heard[place].parent.row]
+        prefix_scores, end_scores = states.score.tolist(), ends.tolist()
+        for state, place in enumerate(alive):
+            candidate = kept[place]
+            is_end = candidate.token == self.eos
+            score = (end_scores if is_end else prefix_scores)[state]
             candidate.state = offset + state
-            score = (ends if candidate.token == self.eos else scores)[state]
             candidate.ctc_score = score
-            candidate.score = likely[place] + weight * (score - before)
+            candidate.score = llm_scores[place] + weight * (
+                score - self.scores[candidate.parent.row]
+            )
 
-    def follow(self, survivors: Sequence[Candidate], utterances: Sequence[int]) -> None:
-        """Go on with the states of the candidates that are extended next.
-
-        Args:
-            utterances: those that the candidates are of.
-        """
+    def select(self, survivors: Sequence[Candidate], utterances: Sequence[int]) -> None:
+        """Continue with the states of the survivors; see :class:`Scorer`."""
         frames = max((self.frames[utterance] for utterance in utterances), default=0)
         places = torch.tensor([c.state for c in survivors], dtype=torch.long)
         states = PrefixStates.join(self.parts)[places.to(self.ctc.lengths.device)]

@@ -1,8 +1,13 @@
-"""A left-padded KV cache whose rows can be added, dropped and reordered."""
+"""A left-padded KV cache whose rows can be added, dropped and reordered.
+
+Rows are of different lengths and end together: the padding is in front. New positions
+are written behind, in place; a row that stays where it is costs nothing.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,25 +16,28 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 SPARE = 32  # positions that a full buffer grows by
 
 
-class RowLayer(CacheLayerMixin):
+class BeamKVLayer(CacheLayerMixin):
     """Keys and values of one layer.
 
-    They stand in buffers (rows, heads, positions, dim), of which the first ``rows``
+    They are in buffers (rows, heads, positions, dim), of which the first ``rows``
     and the positions from ``begin`` to ``end`` are in use.
     """
 
     is_sliding = False  # all is kept; a model's mask hides what is too far back
+    keys: Tensor
+    values: Tensor
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.rows = self.begin = self.end = 0
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Make empty buffers of the right type on the right device."""
         self.keys, self.values = key_states[:0], value_states[:0]
         self.is_initialized = True
 
     def update(
-        self, key_states: Tensor, value_states: Tensor, *unused, **options
+        self, key_states: Tensor, value_states: Tensor, *unused: Any, **options: Any
     ) -> tuple[Tensor, Tensor]:
         """Write new positions (rows, heads, new, dim); return all of them."""
         if not self.is_initialized:
@@ -43,7 +51,7 @@ class RowLayer(CacheLayerMixin):
         return self.used(self.keys), self.used(self.values)
 
     def used(self, buffer: Tensor) -> Tensor:
-        """The part of a buffer that is in use (rows, heads, positions, dim)."""
+        """Return the part of a buffer in use (rows, heads, positions, dim)."""
         return buffer[: self.rows, :, self.begin : self.end]
 
     def reserve(self, rows: int, before: int, behind: int) -> None:
@@ -64,7 +72,7 @@ class RowLayer(CacheLayerMixin):
         end = max(before, used)
         for name in ("keys", "values"):
             old = getattr(self, name)
-            new = old.new_zeros(  # what is masked must be finite
+            new = old.new_zeros(  # masked values must be finite
                 max(rows, len(old)), old.shape[1], end + behind + SPARE, old.shape[3]
             )
             kept = old[:, :, self.begin : self.end]
@@ -73,7 +81,7 @@ class RowLayer(CacheLayerMixin):
         self.begin, self.end = end - used, end
 
     def select(self, rows: Sequence[int]) -> None:
-        """Let row i be what row ``rows[i]`` was."""
+        """Make row i what row ``rows[i]`` was."""
         self.reserve(len(rows), self.end - self.begin, 1)
         moved = [(i, row) for i, row in enumerate(rows) if i != row]
         if moved:
@@ -83,8 +91,8 @@ class RowLayer(CacheLayerMixin):
                 window.index_copy_(0, places, window.index_select(0, sources))
         self.rows = len(rows)
 
-    def append(self, other: RowLayer) -> None:
-        """Put the rows of another cache behind the own ones."""
+    def append(self, other: BeamKVLayer) -> None:
+        """Append the rows of another cache."""
         if not self.is_initialized:
             self.lazy_initialization(other.keys, other.values)
         width = other.end - other.begin
@@ -96,30 +104,35 @@ class RowLayer(CacheLayerMixin):
             mine[rows, :, self.end - width : self.end] = other.used(new)
 
     def get_seq_length(self) -> int:
+        """Return the number of positions in use."""
         return self.end - self.begin
 
     def get_max_length(self) -> int:
+        """Return -1: there is no maximum."""
         return -1
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Return the width and the offset of the attention mask."""
         return self.get_seq_length() + query_length, 0
 
 
-class RowCache(Cache):
-    """The cache of all layers, for transformers' ``past_key_values``."""
+class BeamKVCache(Cache):
+    """The cache of all layers, for the ``past_key_values`` of transformers."""
 
-    def __init__(self):
-        super().__init__(layer_class_to_replicate=RowLayer)
+    layers: list[BeamKVLayer]  # type: ignore[assignment]
+
+    def __init__(self) -> None:
+        super().__init__(layer_class_to_replicate=BeamKVLayer)
 
     def select(self, rows: Sequence[int]) -> None:
-        """Let row i be what row ``rows[i]`` was; rows named never are gone."""
+        """Make row i what row ``rows[i]`` was; rows that are not named are dropped."""
         for layer in self.layers:
             layer.select(rows)
 
-    def append(self, other: RowCache) -> None:
-        """Put the rows of another cache behind the own ones, ends together."""
+    def append(self, other: BeamKVCache) -> None:
+        """Append the rows of another cache, aligned at the end."""
         while len(self.layers) < len(other.layers):
-            self.layers.append(RowLayer())
+            self.layers.append(BeamKVLayer())
         for mine, new in zip(self.layers, other.layers):
             mine.append(new)
 
@@ -127,3 +140,23 @@ class RowCache(Cache):
         """Keep only the last so many positions."""
         for layer in self.layers:
             layer.begin = layer.end - positions
+
+
+def assign_rows(parents: Sequence[int]) -> list[int]:
+    """Order new rows so that most of them stay at the row of their parent.
+
+    Args:
+        parents: the row that each new one continues.
+
+    Returns:
+        For each row, the index of the new one that takes it.
+    """
+    order: list[int | None] = [None] * len(parents)
+    rest = []
+    for index, parent in enumerate(parents):
+        if parent < len(order) and order[parent] is None:
+            order[parent] = index
+        else:
+            rest.append(index)
+    left = iter(rest)
+    return [next(left) if index is None else index for index in order]

@@ -1,103 +1,193 @@
-"""The LLM as a reader of many texts at once, whose rows come and go.
-
-Rows are of unlike length and end together: what is missing stands in front. New
-positions are written behind, in place; a row that stays where it is costs nothing.
-"""
+"""The LLM as a scorer: incremental decoding of a batch whose rows come and go."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from speechllm.decoding.kv_cache import RowCache
+from speechllm.decoding.hypothesis import BeamState, Candidate, Hypothesis, by_score
+from speechllm.decoding.kv_cache import BeamKVCache
+from speechllm.decoding.options import SearchOptions
+from speechllm.decoding.sampling import sample
 from speechllm.models.llm import LanguageModel
 from speechllm.utils.batching import groups_of_like_length
 
 
-def settle(parents: Sequence[int]) -> list[int]:
-    """An order of rows in which the most of them stay where their parents are.
+class LLMScorer:
+    """Log probabilities of the next token, one row for each hypothesis.
 
     Args:
-        parents: the row that each new one goes on from.
-
-    Returns:
-        For each place, which of the new rows stands there.
+        llm: in evaluation mode.
+        prompts: (positions, hidden) embeddings of each utterance.
+        options: of the search.
+        joint: whether CTC scores the candidates too.
     """
-    order: list[int | None] = [None] * len(parents)
-    rest = []
-    for index, parent in enumerate(parents):
-        if parent < len(order) and order[parent] is None:
-            order[parent] = index
-        else:
-            rest.append(index)
-    left = iter(rest)
-    return [next(left) if index is None else index for index in order]
 
-
-class Reader:
-    """What the LLM has read: one row for each hypothesis, in the order of the batch."""
-
-    def __init__(self, llm: LanguageModel):
-        self.llm = llm
-        self.cache = RowCache()
+    def __init__(
+        self,
+        llm: LanguageModel,
+        prompts: Sequence[Tensor],
+        options: SearchOptions,
+        joint: bool = False,
+    ):
+        self.llm, self.prompts, self.options = llm, prompts, options
+        self.candidates = max(
+            options.beam_size + 1, options.pre_beam_size if joint else 0
+        )
+        self.cache = BeamKVCache()
         self.lengths: list[int] = []  # positions of each row
+        self.log_probs = torch.empty(0, 0)  # (rows, vocabulary) of the next token
 
-    def join(self, prompts: Sequence[Tensor]) -> tuple[list[int], Tensor]:
-        """Read prompts (positions, hidden) as new rows behind the others.
-
-        Returns:
-            Which prompt each of the new rows is of, and the log probabilities of the
-            next token (new rows, vocabulary).
-        """
+    def prefill(self, utterances: Sequence[int]) -> list[int]:
+        """Run the LLM over the prompts of new utterances; see :class:`Scorer`."""
         order: list[int] = []
         last: list[Tensor] = []
-        for group in groups_of_like_length([len(prompt) for prompt in prompts]):
-            lengths = [len(prompts[i]) for i in group]
-            padded = torch.stack(
-                [
-                    F.pad(prompts[i], (0, 0, max(lengths) - len(prompts[i]), 0))
-                    for i in group
-                ]
+        lengths_of = [len(self.prompts[utterance]) for utterance in utterances]
+        for group in groups_of_like_length(lengths_of):
+            prompts = [self.prompts[utterances[i]] for i in group]
+            lengths = [len(prompt) for prompt in prompts]
+            longest = max(lengths)
+            padded = torch.stack(  # (group, positions, hidden)
+                [F.pad(p, (0, 0, longest - len(p), 0)) for p in prompts]
             )
-            cache = RowCache()
+            cache = BeamKVCache()
             hidden = self.llm.body(padded, self.mask(lengths), cache)
             last.append(hidden[:, -1])
             self.cache.append(cache)
             self.lengths += lengths
-            order += group
-        return order, self.llm.head(torch.cat(last)).log_softmax(1)
+            order += [utterances[i] for i in group]
+        new = self.llm.head(torch.cat(last)).log_softmax(1)
+        rows = len(self.log_probs)
+        self.log_probs = torch.cat([self.log_probs, new]) if rows else new
+        return order
 
-    def step(self, parents: Sequence[int], tokens: Sequence[int]) -> Tensor:
-        """Go on with row ``parents[i]`` and then ``tokens[i]`` as row i.
+    def score(self, choices: list[list[Candidate]], beams: Sequence[BeamState]) -> None:
+        """Propose candidates; see :class:`Scorer`."""
+        if self.options.no_repeat_ngram_size:
+            growing = [h for beam in beams for h in beam.hypotheses]
+            forbid_repetition(
+                self.log_probs, growing, self.options.no_repeat_ngram_size
+            )
+        if self.options.sampling:
+            choices[:] = sample(self.log_probs, beams, self.options, self.llm.eos_id)
+        else:
+            choices[:] = self.propose(beams)
 
-        Returns:
-            Log probabilities of the next tokens (rows, vocabulary).
-        """
+    def propose(self, beams: Sequence[BeamState]) -> list[list[Candidate]]:
+        """Return the candidates of each utterance, best first."""
+        options, eos = self.options, self.llm.eos_id
+        always: list[Sequence[int]] = [()] * len(self.log_probs)
+        for beam in beams:
+            for hypothesis in beam.hypotheses:
+                always[hypothesis.row] = [*beam.request.extra_candidates, eos]
+        width = min(self.candidates, self.log_probs.shape[1])
+        proposals = most_probable(self.log_probs, width, always)
+        choices = []
+        for beam in beams:
+            has_ctc = beam.request.to_ctc_labels is not None
+            weight = options.ctc_weight if has_ctc else 0.0
+            may_end = beam.allows(True, options)
+            may_continue = beam.allows(False, options)
+            candidates = []
+            for hypothesis in beam.hypotheses:
+                row = hypothesis.row
+                base = options.penalty * beam.step
+                if weight:
+                    base += weight * (hypothesis.ctc_score or 0.0)
+                labels = hypothesis.ctc_labels
+                if labels is None:
+                    labels = []
+                for token, log_prob in proposals[row]:
+                    if not (may_end if token == eos else may_continue):
+                        continue
+                    llm_score = hypothesis.llm_score + log_prob
+                    score = (1 - weight) * llm_score + base
+                    if score > beam.pruning_threshold and log_prob > -math.inf:
+                        candidates.append(
+                            Candidate(
+                                hypothesis,
+                                token,
+                                log_prob,
+                                llm_score,
+                                score,
+                                labels,
+                                row,
+                            )
+                        )
+            candidates.sort(key=by_score)
+            choices.append(candidates)
+        return choices
+
+    def select(self, survivors: Sequence[Candidate], utterances: Sequence[int]) -> None:
+        """Run the LLM over the survivors' tokens; see :class:`Scorer`."""
+        parents = [candidate.parent.row for candidate in survivors]
         lengths = [self.lengths[row] for row in parents]
         self.cache.select(parents)
         self.cache.trim(max(lengths, default=0))
         self.lengths = [length + 1 for length in lengths]
-        device = self.device
-        if not parents:
-            return torch.empty(0, self.llm.config.vocab_size, device=device)
-        hidden = self.llm.body(
-            self.llm.embed(torch.tensor(tokens, device=device)[:, None]),
-            self.mask(self.lengths),
-            self.cache,
+        if not survivors:
+            self.log_probs = self.log_probs[:0]
+            return
+        tokens = torch.tensor([c.token for c in survivors], device=self.device)
+        hidden = self.llm.body(  # (rows, 1, hidden)
+            self.llm.embed(tokens[:, None]), self.mask(self.lengths), self.cache
         )
-        return self.llm.head(hidden[:, -1]).log_softmax(1)
+        self.log_probs = self.llm.head(hidden[:, -1]).log_softmax(1)
 
     @property
     def device(self) -> torch.device:
-        """Where the LLM is."""
-        return self.llm.causal_lm.get_input_embeddings().weight.device
+        """Device of the LLM."""
+        embeddings = self.llm.causal_lm.get_input_embeddings()  # type: ignore[operator]
+        return torch.device(embeddings.weight.device)
 
     def mask(self, lengths: Sequence[int]) -> Tensor:
-        """Which positions are filled, of rows that end together (rows, positions)."""
+        """Return the attention mask (rows, positions) of rows that end together."""
         sizes = torch.tensor(lengths, device=self.device)[:, None]
         longest = max(lengths)
         places = torch.arange(longest, device=self.device)
         return (places >= longest - sizes).long()
+
+
+def most_probable(
+    log_probs: Tensor, width: int, always: Sequence[Sequence[int]]
+) -> list[list[tuple[int, float]]]:
+    """Return the ``width`` most probable tokens of each row, and the ``always`` ones.
+
+    Args:
+        log_probs: (rows, vocabulary)
+        always: token ids of each row.
+
+    Returns:
+        (token, log probability) of each row's candidates, each token once.
+    """
+    values, tokens = log_probs.topk(width, dim=1)
+    flat = torch.tensor([t for row in always for t in row], device=log_probs.device)
+    rows = torch.tensor(
+        [r for r, row in enumerate(always) for _ in row], device=log_probs.device
+    )
+    extra = iter(log_probs[rows, flat].tolist())
+    return [
+        list({**{t: next(extra) for t in row}, **dict(zip(best, scores))}.items())
+        for row, best, scores in zip(always, tokens.tolist(), values.tolist())
+    ]
+
+
+def forbid_repetition(
+    log_probs: Tensor, hypotheses: Sequence[Hypothesis], size: int
+) -> None:
+    """Set tokens that would repeat an n-gram of ``size`` tokens to minus infinity.
+
+    Args:
+        log_probs: (rows, vocabulary), changed in place.
+        size: at least 1.
+    """
+    for hypothesis in hypotheses:
+        tokens = hypothesis.tokens
+        last = tokens[len(tokens) - size + 1 :]
+        for place in range(len(tokens) - size + 1):
+            if tokens[place : place + size - 1] == last:
+                log_probs[hypothesis.row, tokens[place + size - 1]] = -math.inf

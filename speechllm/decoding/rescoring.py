@@ -1,4 +1,4 @@
-"""Ranking whole texts anew by what the LLM and CTC make of them."""
+"""Rescoring of complete texts with the probabilities of LLM and CTC."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from speechllm.decoding.ctc_prefix_scorer import BLANK, NEVER
 from speechllm.decoding.forced_alignment import frames_needed
 from speechllm.decoding.hypothesis import Hypothesis
-from speechllm.text.ctc_labels import END
+from speechllm.text.ctc_labels import BLANK, NEVER
 
 
 def ctc_log_probs(log_probs: Tensor, texts: Sequence[Sequence[int]]) -> list[float]:
-    """Log probability of each text by CTC: the sum over all its paths.
+    """Return the log probability of each text by CTC: the sum over all its paths.
 
     Args:
         log_probs: (frames, labels) of one utterance, blank first.
@@ -25,11 +24,11 @@ def ctc_log_probs(log_probs: Tensor, texts: Sequence[Sequence[int]]) -> list[flo
         One for each text; ``NEVER`` for one that does not fit into the frames.
     """
     scores = [NEVER] * len(texts)
-    scores_of_blanks = log_probs[:, BLANK].double().sum().item()
+    score_of_blanks = float(log_probs[:, BLANK].double().sum())
     fitting = []
     for place, labels in enumerate(texts):
         if not len(labels):
-            scores[place] = scores_of_blanks
+            scores[place] = score_of_blanks
         elif frames_needed(labels) <= len(log_probs):
             fitting.append(place)
     if fitting:
@@ -49,36 +48,31 @@ def ctc_log_probs(log_probs: Tensor, texts: Sequence[Sequence[int]]) -> list[flo
 
 
 def joint_score(llm_score: float, ctc_score: float, weight: float) -> float:
-    """The log probability of a text by LLM and CTC, with CTC's share ``weight``."""
+    """Return the log probability by LLM and CTC, with weight ``weight`` for CTC."""
     return weight * ctc_score + (1 - weight) * llm_score
 
 
 def rescore(
     nbest: Sequence[Hypothesis],
-    log_probs: Tensor,
-    texts: Sequence[Sequence[int]],
+    ctc_scores: Sequence[float],
     weight: float,
     penalty: float = 0.0,
 ) -> list[Hypothesis]:
-    """Rank the n-best of one utterance anew, best first.
+    """Rank an n-best list again, best first.
 
     score = weight · CTC + (1 − weight) · LLM + penalty · tokens, as in joint search.
 
     Args:
         nbest: with their ``llm_score``.
-        log_probs: (frames, labels) of the utterance's CTC.
-        texts: what each says in CTC labels; ``END`` behind them is left out.
+        ctc_scores: CTC log probability of the whole text of each.
     """
-    texts = [[k for k in labels if k != END] for labels in texts]
-    heard = ctc_log_probs(log_probs, texts)
     ranked = [
         replace(
             hypothesis,
-            score=joint_score(hypothesis.llm_score, score, weight)
+            score=joint_score(hypothesis.llm_score, ctc_score, weight)
             + penalty * (len(hypothesis.tokens) + 1),
-            ctc_score=score,
-            labels=labels,
+            ctc_score=ctc_score,
         )
-        for hypothesis, score, labels in zip(nbest, heard, texts, strict=True)
+        for hypothesis, ctc_score in zip(nbest, ctc_scores, strict=True)
     ]
     return sorted(ranked, key=lambda hypothesis: -hypothesis.score)

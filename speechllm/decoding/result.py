@@ -1,18 +1,19 @@
-"""What a model makes of one utterance or one recording."""
+"""Results of one utterance or one recording."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
 class Word:
-    """A word of the text and where it was heard.
+    """A word of the text with its time and confidence.
 
     Attributes:
-        text: as it stands in the answer, punctuation included.
+        text: the word as in the text, punctuation included.
         start, end: seconds from the beginning of the recording.
-        confidence: probability that the word is right, from 0 to 1.
+        confidence: probability that the word is correct, from 0 to 1.
     """
 
     text: str
@@ -22,8 +23,8 @@ class Word:
 
 
 @dataclass(frozen=True)
-class Passage:
-    """What was said between two times, in seconds from the recording's beginning."""
+class Segment:
+    """The text between two times, in seconds from the beginning of the recording."""
 
     start: float
     end: float
@@ -32,22 +33,21 @@ class Passage:
 
 @dataclass
 class Result:
-    """What the model makes of one utterance, or of one recording.
+    """The result of one utterance, or of one recording.
 
     Attributes:
-        text: the answer; of ``asr_st`` the translation.
+        text: the output; of ``asr_st`` the translation.
         tokens: its LLM tokens, as text.
-        score: what the search ranked it by.
-        ctc_text: what the CTC branch alone heard, or None.
+        score: score of the search.
+        ctc_text: CTC transcript, or None without a CTC branch.
         nbest: (text, score) of each hypothesis, best first.
-        transcript: of ``asr_st`` the transcript beside the translation, else None.
-        flags: what is odd about the answer, such as ``"malformed"`` (an ``asr_st``
-            answer without its separator) or what the guard found.
+        transcript: of ``asr_st`` the transcript, else None.
+        flags: warnings about the text, such as ``"malformed"`` (an ``asr_st`` output
+            without its separator, or cut off) and those of the guard.
         unguarded: the text before the guard changed it, or None.
-        words: the words with their times, where they were asked for.
-        confidence: probability that the text is right word by word, on average, or
-            None where it was not asked for.
-        passages: of a recording, the parts that it was decoded in, else None.
+        words: the words with their times, if requested.
+        confidence: mean confidence of the words, or None if it was not requested.
+        passages: of a recording, the segments it was decoded in, else None.
     """
 
     text: str
@@ -60,11 +60,11 @@ class Result:
     unguarded: str | None = None
     words: list[Word] | None = None
     confidence: float | None = None
-    passages: list[Passage] | None = None
+    passages: list[Segment] | None = None
 
-    def entry(self) -> dict:
-        """The result as JSON knows it; what was not asked for is left out."""
-        line: dict = {
+    def entry(self) -> dict[str, Any]:
+        """Return the result for JSON, without what was not requested."""
+        line: dict[str, Any] = {
             "text": " ".join(self.text.split()),
             "score": round(self.score, 4),
             "tokens": self.tokens,

@@ -1,4 +1,4 @@
-"""Sampling: tokens drawn from the LLM's probabilities, the same in every batch."""
+"""Sampling: tokens drawn from the LLM's distribution, independently of the batch."""
 
 from __future__ import annotations
 
@@ -9,47 +9,50 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from speechllm.decoding.hypothesis import Candidate, Search, allowed
+from speechllm.decoding.hypothesis import BeamState, Candidate
 from speechllm.decoding.options import SearchOptions
 
 
-def draw(
-    log_probs: Tensor, active: Sequence[Search], options: SearchOptions, eos: int
+def sample(
+    log_probs: Tensor, beams: Sequence[BeamState], options: SearchOptions, eos: int
 ) -> list[list[Candidate]]:
-    """One drawn token for each utterance.
+    """Draw one token for each utterance.
 
-    A number of the utterance's own falls into the cumulative probabilities, which
-    stand in the vocabulary's order: rounding errors do not change what is drawn.
+    A random number of the utterance's own falls into the cumulative probabilities in
+    the order of the vocabulary, so that rounding errors do not change the draw.
+
+    Args:
+        log_probs: (rows, vocabulary) of the next token.
     """
-    rows = [search.beam[0].row for search in active]
-    steps = [len(search.beam[0].tokens) + 1 for search in active]
-    scores = log_probs[rows].double()
-    for place, (search, step) in enumerate(zip(active, steps)):
-        if not allowed(True, step, search, options):
+    rows = [beam.hypotheses[0].row for beam in beams]
+    scores = log_probs[rows].double()  # (utterances, vocabulary)
+    for place, beam in enumerate(beams):
+        if not beam.allows(True, options):
             scores[place, eos] = -math.inf
-    sums = kept_probabilities(scores, options).cumsum(1)
+    sums = sampling_probabilities(scores, options).cumsum(1)
     numbers = torch.stack(
-        [torch.rand(1, generator=s.draws, dtype=torch.double) for s in active]
+        [torch.rand(1, generator=b.rng, dtype=torch.double) for b in beams]
     ).to(sums.device)
     tokens = torch.searchsorted(sums, numbers * sums[:, -1:], right=True)[:, 0]
     choices = []
-    for search, row, step, token in zip(active, rows, steps, tokens.tolist()):
-        parent = search.beam[0]
-        if not allowed(False, step, search, options):
+    for beam, row, token in zip(beams, rows, tokens.tolist()):
+        parent = beam.hypotheses[0]
+        if not beam.allows(False, options):
             token = eos
-        score = parent.llm_score + log_probs[row, token].item()
-        choices.append([Candidate(parent, token, score, score, parent.labels, row)])
+        log_prob = log_probs[row, token].item()
+        score = parent.llm_score + log_prob
+        choices.append([Candidate(parent, token, log_prob, score, score, [], row)])
     return choices
 
 
-def kept_probabilities(scores: Tensor, options: SearchOptions) -> Tensor:
-    """What is drawn from: temperature, then top-k, then nucleus (top-p) sampling.
+def sampling_probabilities(scores: Tensor, options: SearchOptions) -> Tensor:
+    """Apply temperature, then top-k, then nucleus (top-p) sampling.
 
     Args:
-        scores: log probabilities (rows, vocabulary).
+        scores: (rows, vocabulary) log probabilities.
 
     Returns:
-        probabilities (rows, vocabulary), 0 where nothing is drawn.
+        (rows, vocabulary) probabilities, 0 for tokens that are not drawn.
     """
     from transformers.generation.logits_process import (
         TopKLogitsWarper,
@@ -64,7 +67,7 @@ def kept_probabilities(scores: Tensor, options: SearchOptions) -> Tensor:
     return scores.softmax(1)
 
 
-def generator(seed: int, key: int) -> torch.Generator:
-    """Random numbers of one utterance."""
-    digest = hashlib.sha256(f"{seed} {key}".encode()).digest()
+def utterance_rng(seed: int, sampling_seed: int) -> torch.Generator:
+    """Return the random numbers of one utterance."""
+    digest = hashlib.sha256(f"{seed} {sampling_seed}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))

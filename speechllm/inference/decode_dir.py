@@ -1,46 +1,44 @@
-"""A decode dir: the answers to an example dir, line by line, so that a second start
-goes on where the first one ended.
+"""Decode dirs: the hypotheses of an example dir, written so that a re-run resumes.
 
-``hypotheses.<shard>.jsonl`` has a digest of what its answers depend on, then one line
-an example: ``{"id", "text", …}``. ``text`` and its siblings (Kaldi tables) are made of
-all shards when every example has its line.
+``hypotheses.<shard>.jsonl`` holds a digest of the settings, then one line for each
+example: ``{"id", "text", …}``. ``text`` and the other Kaldi tables are made of all
+shards when every example has its line.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
 
-from speechllm.data.kaldi_table import read_table
+from speechllm.text.tasks import Task
 from speechllm.utils.errors import UserError
 from speechllm.utils.io import atomic_open
 
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
-def read_requests(examples: Path) -> dict[str, tuple[str, str, str]]:
-    """Task, source and target language of every example.
+PROGRESS_SECONDS = 1.0  # at most one progress line in this time
 
-    Raises:
-        UserError: a line has not three of them, or there is no line.
-    """
-    requests = {}
-    for name, value in read_table(examples / "utt2task").items():
-        requests[name] = tuple(value.split())
-        if len(requests[name]) != 3:
-            raise UserError(
-                f"{examples}/utt2task, {name}: expected '<task> <source> <target>', "
-                f"found {value!r}"
-            )
-    if not requests:
-        raise UserError(f"{examples}/utt2task: no example")
-    return requests
+#: Decode some inputs; the second argument is called when an example is finished.
+DecodeFunction = Callable[[list[str], list, Callable[[int], object]], list[dict]]
 
 
 def read_hypotheses(path: Path, key: str) -> dict[str, dict]:
-    """Read the lines of an earlier start; none if they are of other settings.
+    """Read the hypotheses of an earlier run; none if its settings were different.
 
-    A last line that a kill cut off is removed from the file.
+    These are renamed to ``….previous``. An incomplete last line, left by a kill, is
+    removed from the file.
+
+    Args:
+        path: ``hypotheses.<shard>.jsonl``.
+        key: digest of the settings.
+
+    Returns:
+        Example id to line.
     """
     if not path.exists():
         return {}
@@ -63,29 +61,28 @@ def read_hypotheses(path: Path, key: str) -> dict[str, dict]:
     return {line["id"]: line for line in lines[1:]}
 
 
-def answer_examples(
+def write_hypotheses(
     path: Path,
     key: str,
-    done: bool,
+    resumed: bool,
     queues: Iterable[Sequence[str]],
-    requests: dict[str, tuple[str, str, str]],
+    tasks: Mapping[str, Task],
     load: Callable[[str], object],
-    answer: Callable[[list[str], list], list[dict]],
+    decode: DecodeFunction,
 ) -> None:
-    """Append an answer to every example, flushed to disk queue by queue.
+    """Append the hypothesis of every example, flushed to disk queue by queue.
 
-    An example that cannot be read has an empty text and a line in
+    An example that cannot be read gets an empty text and a line in
     ``failed.<shard>.tsv``.
 
     Args:
         path: ``hypotheses.<shard>.jsonl``.
-        key: what the answers depend on, for the first line of a new file.
-        done: whether the file has answers to go on from.
-        queues: names of examples, so many as are answered at once.
-        requests: task, source and target language of each of the whole set's
-            examples, of which a shard answers some.
-        load: gives the input of an example.
-        answer: gives the answers to examples with such inputs.
+        key: digest of the settings, for the first line of a new file.
+        resumed: append to the lines of an earlier run.
+        queues: ids of the examples that are decoded together.
+        tasks: task of each example of the whole set, of which a shard decodes some.
+        load: returns the input of an example.
+        decode: returns the lines of the examples with these inputs.
 
     Raises:
         UserError: no example of the whole set could be read.
@@ -93,13 +90,14 @@ def answer_examples(
     from tqdm import tqdm
 
     queues = [list(queue) for queue in queues]
-    total = sum(map(len, queues))
     failed = path.with_name(path.name.replace("hypotheses", "failed"))
     failed = failed.with_suffix(".tsv")
     failed.unlink(missing_ok=True)
+    total = sum(map(len, queues))
     bar = tqdm(total=total, unit="utt", desc=str(path), mininterval=5)
-    with open(path, "a" if done else "w", encoding="utf-8") as stream:
-        if not done:
+    report = _ProgressReport(bar)
+    with open(path, "a" if resumed else "w", encoding="utf-8") as stream:
+        if not resumed:
             _write_line(stream, {"settings": key})
         for queue in queues:
             names, inputs = [], []
@@ -108,28 +106,30 @@ def answer_examples(
                     inputs.append(load(name))
                     names.append(name)
                 except UserError as error:
-                    _write_failure(stream, failed, name, requests[name][0], error)
-            for name, entry in zip(names, answer(names, inputs) if names else []):
-                _write_line(stream, {"id": name, **entry})
+                    _write_failure(stream, failed, name, tasks[name], error)
+            lines = decode(names, inputs, report.finished) if names else []
+            for name, line in zip(names, lines):
+                _write_line(stream, {"id": name, **line})
             stream.flush()
             os.fsync(stream.fileno())
-            bar.update(len(queue))
-            print(_progress(bar), flush=True)
+            report.queue_done(len(queue))
     bar.close()
     if failed.exists():
-        lines = failed.read_text("utf-8").splitlines()
-        if len(lines) == len(requests):
-            reason = lines[0].partition("\t")[2]
-            raise UserError(f"none of {len(lines)} audio files can be read: {reason}")
-        print(f"{len(lines)} of {total} utterances failed: {failed}")
+        failures = failed.read_text("utf-8").splitlines()
+        if len(failures) == len(tasks):
+            reason = failures[0].partition("\t")[2]
+            raise UserError(
+                f"none of {len(failures)} audio files can be read: {reason}"
+            )
+        print(f"{len(failures)} of {total} utterances failed: {failed}")
 
 
-def collect_text(
+def write_tables(
     output_dir: Path, ids: Sequence[str], key: str, num_shards: int
 ) -> None:
-    """Write ``text`` and its siblings (Kaldi tables) when all shards are complete."""
+    """Write ``text`` and the other Kaldi tables if all shards are complete."""
     found: dict[str, dict] = {}
-    for shard in range(1, min(num_shards, len(ids)) + 1):  # the rest has nothing
+    for shard in range(1, min(num_shards, len(ids)) + 1):  # the rest has no examples
         path = output_dir / f"hypotheses.{shard}.jsonl"
         if not path.exists():
             return
@@ -151,7 +151,7 @@ def collect_text(
             tables["text.transcript"][name] = entry["transcript"]
         if entry.get("flags"):
             tables["flags"][name] = " ".join(entry["flags"])
-    for table, lines in tables.items():  # text last: it says that all is there
+    for table, lines in tables.items():  # text last: it marks the set as complete
         if not lines:
             (output_dir / table).unlink(missing_ok=True)
             continue
@@ -160,25 +160,50 @@ def collect_text(
                 stream.write(f"{name} {value}".rstrip() + "\n")
 
 
-def _write_line(stream, line: dict) -> None:
-    """Append one JSON line."""
+class _ProgressReport:
+    """Progress of the decoding, which advances with every finished utterance.
+
+    Args:
+        bar: of all utterances.
+    """
+
+    def __init__(self, bar: tqdm):
+        self.bar, self.done, self.printed = bar, 0, time.monotonic()
+
+    def finished(self, index: int) -> None:
+        """Count an utterance of the queue."""
+        self.bar.update(1)
+        now = time.monotonic()
+        if now - self.printed >= PROGRESS_SECONDS:
+            self.printed = now
+            print(self.line(), flush=True)
+
+    def queue_done(self, size: int) -> None:
+        """Count the utterances of the queue that were not counted one by one."""
+        self.done += size
+        self.bar.update(self.done - self.bar.n)
+        self.printed = time.monotonic()
+        print(self.line(), flush=True)
+
+    def line(self) -> str:
+        """Return e.g. ``progress: 32/152 utterances, about 1 min left``."""
+        bar = self.bar
+        seconds = max(bar.format_dict["elapsed"], 1e-3)
+        left = (bar.total - bar.n) * seconds / max(bar.n, 1) / 60
+        return f"progress: {bar.n}/{bar.total} utterances, about {left:.0f} min left"
+
+
+def _write_line(stream: TextIO, line: dict[str, Any]) -> None:
     stream.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
 def _write_failure(
-    stream, failed: Path, name: str, task: str, error: UserError
+    stream: TextIO, failed: Path, name: str, task: Task, error: UserError
 ) -> None:
-    """An empty answer to an utterance that cannot be read, and a line why in a list."""
+    """Write an empty hypothesis, and the reason into the list of failures."""
     with open(failed, "a", encoding="utf-8") as report:
         report.write(f"{name}\t{error}\n")
     line = {"id": name, "text": "", "failed": True}
-    if task == "asr_st":
+    if task.name == "asr_st":
         line["transcript"] = ""
     _write_line(stream, line)
-
-
-def _progress(bar) -> str:
-    """E.g. ``progress: 32/152 utterances, about 1 min left``."""
-    rate = bar.format_dict["rate"] or bar.n / max(bar.format_dict["elapsed"], 1e-3)
-    left = (bar.total - bar.n) / max(rate, 1e-9) / 60
-    return f"progress: {bar.n}/{bar.total} utterances, about {left:.0f} min left"

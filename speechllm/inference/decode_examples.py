@@ -1,20 +1,25 @@
-"""Decode an example dir: batches, shards, progress, and going on after a kill."""
+"""Stage 12: decode an example dir in batches and shards; a re-run resumes."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from speechllm.audio import SAMPLING_RATE
+from speechllm.data.examples import read_utt2task
 from speechllm.data.kaldi_table import read_table
 from speechllm.inference.decode_dir import (
-    answer_examples,
-    collect_text,
     read_hypotheses,
-    read_requests,
+    write_hypotheses,
+    write_tables,
 )
+from speechllm.text.tasks import Task
+from speechllm.utils.batching import batches_by_length
 from speechllm.utils.errors import UserError
+from speechllm.utils.io import file_sha256
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,7 +29,7 @@ def decode_examples(
     model_dir: str | Path,
     examples: str | Path,
     output_dir: str | Path,
-    generation: dict,
+    generation: dict[str, Any],
     batch_size: int = 16,
     num_shards: int = 1,
     shard: int = 1,
@@ -32,39 +37,39 @@ def decode_examples(
     dtype: str = "float32",
     engine: str = "auto",
 ) -> int:
-    """Decode what is not decoded yet, and write ``text`` when all of it is.
+    """Decode the examples without a hypothesis, and write ``text`` when none is left.
 
-    Of ``asr_st`` that is the translation; ``text.transcript`` beside it holds the
-    transcripts, and ``flags`` what is odd about an answer, such as ``malformed``.
+    Of ``asr_st`` that is the translation; ``text.transcript`` holds the transcripts.
+    ``flags`` holds the warnings about outputs, such as ``malformed``.
 
-    Batches wait in a queue, and each queue that is finished is appended to
-    ``hypotheses.<shard>.jsonl`` and flushed to disk, one line an utterance: ``{"id",
-    "text", "score", "tokens", "ctc_text", "nbest"}`` and what else ``Result.entry``
-    has. A second start reads it and goes on. When the model, the options or the
-    examples are others than those of the lines that are there, these lines are put
-    aside as ``….previous`` and decoding starts anew. An utterance that cannot be read,
-    or is longer than the model takes, gets an empty text and a line in
-    ``failed.<shard>.tsv``; a second start tries it again.
+    Batches wait in a queue. Each finished queue is appended to
+    ``hypotheses.<shard>.jsonl`` and flushed to disk, one line for each utterance:
+    ``{"id", "text", "score", "tokens", "ctc_text", "nbest"}`` and the rest of
+    ``Result.entry``. A re-run reads the file and decodes what is missing. If the
+    model, the options or the examples have changed, the old lines are renamed to
+    ``….previous`` and decoding starts again. An utterance that cannot be read, or is
+    longer than the model takes, gets an empty text and a line in
+    ``failed.<shard>.tsv``; a re-run tries it again.
 
     Args:
         model_dir: folder that stage 11 wrote.
         examples: example dir (``wav.scp``, ``utt2task``, …).
         output_dir: folder to write.
         generation: fields of ``SearchOptions``.
-        batch_size: utterances decoded at once.
+        batch_size: utterances decoded concurrently.
         num_shards, shard: decode every ``num_shards``-th utterance, ``shard`` from 1.
-        device, dtype, engine: where, in what precision, and by what products.
+        device, dtype, engine: of :meth:`SpeechToText.from_pretrained`.
 
     Returns:
-        The number of utterances decoded now.
+        The number of utterances decoded by this call.
 
     Raises:
         UserError: no model, no examples, unknown options, a shard out of range, or no
             example of the whole dir can be read.
     """
     from speechllm.decoding.options import search_options
-    from speechllm.inference.speech_to_text import QUEUE, SpeechToText
-    from speechllm.utils.batching import batches_by_length
+    from speechllm.inference.encoding import QUEUE
+    from speechllm.inference.speech_to_text import SpeechToText
 
     if not 1 <= shard <= num_shards:
         raise UserError(f"shard {shard}: from 1 to {num_shards}")
@@ -72,14 +77,14 @@ def decode_examples(
     examples, output_dir = Path(examples), Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     wavs = read_table(examples / "wav.scp")
-    requests = read_requests(examples)
-    if set(wavs) != set(requests):
-        first = min(set(wavs) ^ set(requests))
+    tasks = read_utt2task(examples)
+    if set(wavs) != set(tasks):
+        first = min(set(wavs) ^ set(tasks))
         raise UserError(f"{examples}: {first} is not in both wav.scp and utt2task")
     samples = {k: int(v) for k, v in read_table(examples / "utt2num_samples").items()}
     ids = sorted(wavs)
     mine = ids[shard - 1 :: num_shards]
-    key = settings_key(model_dir, generation, dtype, wavs, requests)
+    key = settings_key(model_dir, generation, dtype, wavs, tasks)
     path = output_dir / f"hypotheses.{shard}.jsonl"
     done = read_hypotheses(path, key)
     todo = [i for i in mine if i not in done or done[i].get("failed")]
@@ -87,54 +92,68 @@ def decode_examples(
         (output_dir / "text").unlink(missing_ok=True)  # of other settings
         model = SpeechToText.from_pretrained(model_dir, device, dtype, engine)
         options = model.options(generation)
-        longest = getattr(model.model.encoder, "max_samples", None)
         lengths = [samples.get(name, 0) for name in todo]
         queues = batches_by_length(lengths, QUEUE * batch_size)
 
-        def answer(names: list[str], waves: list[np.ndarray]) -> list[dict]:
-            asks = [requests[name] for name in names]
-            results = model.decode(waves, asks, options, batch_size)
+        def decode(
+            names: list[str],
+            waves: list[np.ndarray],
+            on_finished: Callable[[int], object],
+        ) -> list[dict]:
+            wanted = [tasks[name] for name in names]
+            results = model.decode(waves, wanted, options, batch_size, on_finished)
             return [result.entry() for result in results]
 
-        answer_examples(
+        write_hypotheses(
             path,
             key,
             bool(done),
             [[todo[i] for i in queue] for queue in queues],
-            requests,
-            lambda name: load_utterance(wavs[name], longest),
-            answer,
+            tasks,
+            lambda name: load_utterance(wavs[name], model.max_samples),
+            decode,
         )
-    collect_text(output_dir, ids, key, num_shards)
+    write_tables(output_dir, ids, key, num_shards)
     return len(todo)
 
 
 def load_utterance(path: str, longest: int | None) -> np.ndarray:
-    """Read 16 kHz samples, of which there may be at most ``longest``."""
-    from speechllm.audio.io import load_audio
+    """Read samples (samples,) at 16 kHz.
+
+    Raises:
+        UserError: unreadable, or more than ``longest`` samples.
+    """
+    from speechllm.audio import load_audio
 
     wave = load_audio(path)
     if longest is not None and len(wave) > longest:
-        seconds, most = len(wave) / 16000, longest / 16000
+        seconds, most = len(wave) / SAMPLING_RATE, longest / SAMPLING_RATE
         raise UserError(f"{path}: {seconds:.1f} s, the model takes {most:.0f} s")
     return wave
 
 
 def settings_key(
-    model_dir: str | Path, generation: dict, dtype: str, wavs: dict, tasks: dict
+    model_dir: str | Path,
+    generation: Mapping[str, Any],
+    dtype: str,
+    wavs: Mapping[str, str],
+    tasks: Mapping[str, Task],
 ) -> str:
-    """A digest of all that a hypothesis depends on (and so not of the batch size).
+    """Return a digest of everything that a hypothesis depends on.
 
-    Of the model that is every file of its folder but hidden ones and ``*.md``: config,
-    weights (whole or in shards), prompts, tokenizer.
+    That is, not of the batch size. Of the model it covers every file of its folder but
+    hidden ones and ``*.md``: config, weights (whole or in shards), prompts, tokenizer.
     """
+    from speechllm.decoding.options import ALIASES
     from speechllm.inference.loading import find_model
-    from speechllm.utils.io import file_sha256
 
     digest = hashlib.sha256()
     for file in sorted(find_model(model_dir).iterdir()):
         if file.is_file() and not file.name.startswith(".") and file.suffix != ".md":
             digest.update(f"{file.name}\0{file_sha256(file)}\n".encode())
-    rest = [sorted(table.items()) for table in (generation, wavs, tasks)] + [dtype]
+    # under their first names, so that decode dirs of earlier releases are resumed
+    first_names = {new: old for old, new in ALIASES.items()}
+    options = {first_names.get(k, k): value for k, value in generation.items()}
+    rest = [sorted(table.items()) for table in (options, wavs, tasks)] + [dtype]
     digest.update(json.dumps(rest).encode())
     return digest.hexdigest()

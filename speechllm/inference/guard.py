@@ -1,59 +1,55 @@
-"""The guard: answers that are out of line with the audio are found and decoded again.
+"""The guard: detect hypotheses that do not fit the audio, and decode them again.
 
-CTC reads the audio independently of the LLM. An answer is measured by what CTC heard
-(:class:`Statistics`); what is beyond anything that the development set showed
-(:class:`Thresholds`, ``guard.yaml`` in the model's folder, made by ``python -m
-speechllm.bin.guard_thresholds``) is flagged and the utterance decoded again: jointly
-with CTC, no longer than CTC's text allows, and without repetition where there was one.
-The first answers, the new ones and CTC's own transcript are then ranked by LLM and CTC
-together. If even the likeliest of them is unlikelier than any that the development set
-showed, as in a language that the model has not learnt, the text is withheld. Where CTC
-heard nothing it is empty, unless the LLM wrote what CTC is more than half sure of.
+CTC depends on the audio alone, independently of the LLM. Each hypothesis is compared
+with the CTC transcript (:class:`Statistics`). One beyond the range of the development
+set (:class:`Thresholds`, ``guard.yaml`` in the model folder, made by ``python -m
+speechllm.bin.guard_thresholds``) is flagged, and the utterance is decoded again:
+jointly with CTC, no longer than the CTC transcript allows, and without repeated
+n-grams if there was repetition. First and new hypotheses and the CTC transcript are
+then ranked by LLM and CTC together. If even the best of them is less probable than any
+in the development set, as in a language the model was not trained on, the text is
+withheld. Without CTC output the text is empty, unless the LLM wrote a CTC transcript
+of more than half confidence.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
+from speechllm.decoding.encoded_batch import EncodedBatch
 from speechllm.decoding.hypothesis import Hypothesis
+from speechllm.decoding.nbest_search import labels_of, nbest_search
 from speechllm.decoding.options import SearchOptions
-from speechllm.decoding.rescoring import ctc_log_probs, joint_score, rescore
+from speechllm.decoding.rescoring import joint_score, rescore
 from speechllm.inference.guard_thresholds import (
-    NOTHING_HEARD,
+    NO_CTC_OUTPUT,
     REPETITION,
-    SHORT_TEXT,
+    SMOOTHING,
     TOO_LONG,
     WITHHELD,
     Statistics,
     Thresholds,
-    clarity,
-    distances,
-    measure,
+    ctc_confidence,
+    measure_text,
 )
+from speechllm.models.llm import LanguageModel
+from speechllm.text.answer_codec import AnswerCodec
 from speechllm.text.normalization import ctc_text
+from speechllm.text.tasks import Task
 
-if TYPE_CHECKING:
-    from speechllm.decoding.encoded_batch import Batch
-    from speechllm.inference.speech_to_text import SpeechToText
-
-
-#: How a flagged utterance is searched again; runs of tokens are forbidden to stand
-#: twice where there was repetition only, since true speech repeats itself too.
-CONSTRAINED = SearchOptions(beam_size=4, candidates=40, no_repeat_ngram_size=3)
-
-
-# Guarding
+#: Options of the second search. Repeated n-grams are forbidden only where there was
+#: repetition, since real speech repeats words too.
+CONSTRAINED = SearchOptions(beam_size=4, pre_beam_size=40, no_repeat_ngram_size=3)
 
 
 @dataclass
-class Verdict:
-    """What the guard makes of one utterance's answers.
+class GuardDecision:
+    """The guard's decision on one utterance.
 
     Attributes:
-        nbest: best first; the first ones as they were unless something was found.
-            Where the text is withheld, behind an empty one.
+        nbest: best first; unchanged unless something was flagged. A withheld text is
+            behind an empty one.
         flags: what was found.
     """
 
@@ -61,174 +57,230 @@ class Verdict:
     flags: list[str] = field(default_factory=list)
 
 
-def doubt_of_ctc(model: SpeechToText, batch: Batch, row: int) -> float:
-    """How unlikely CTC finds its own text, in nats for each second."""
-    heard = model.ctc_tokenizer(batch.heard[row])
-    (score,) = ctc_log_probs(batch.log_probs(row), [heard])
-    return -score / batch.seconds[row]
-
-
 class Guard:
-    """Checks the answers of a model, and mends those that are out of line.
+    """Check the hypotheses of a model, and replace those that do not fit the audio.
 
     Args:
-        model: with a CTC branch over characters.
+        llm: in evaluation mode.
+        codec: with a CTC tokenizer.
         thresholds: of the model.
     """
 
-    def __init__(self, model: SpeechToText, thresholds: Thresholds):
-        self.model, self.thresholds = model, thresholds
+    def __init__(self, llm: LanguageModel, codec: AnswerCodec, thresholds: Thresholds):
+        self.llm, self.codec, self.thresholds = llm, codec, thresholds
 
     def check(
         self,
-        batch: Batch,
+        batch: EncodedBatch,
         nbests: Sequence[list[Hypothesis]],
         options: SearchOptions,
-    ) -> list[Verdict]:
-        """Check the first answer to each utterance.
+    ) -> list[GuardDecision]:
+        """Check the first hypothesis of each utterance.
 
         Args:
             nbests: of each utterance, best first.
-            options: what they were searched with.
+            options: of the search that found them.
         """
-        verdicts = [Verdict(list(nbest)) for nbest in nbests]
-        heard, suspects = [], []
-        for row, verdict in enumerate(verdicts):
-            best = verdict.nbest[0]
-            measured = self.measure(batch, row, best)
-            if measured.clarity < self.thresholds.clarity and not measured.agreed:
+        decisions = [GuardDecision(list(nbest)) for nbest in nbests]
+        with_output, flagged = [], []
+        for row, decision in enumerate(decisions):
+            best = decision.nbest[0]
+            measured = measure(self.codec, batch, row, best)
+            has_output = measured.ctc_confidence >= self.thresholds.ctc_confidence
+            if not has_output and not measured.agrees_with_ctc:
                 if best.tokens:
-                    verdict.flags = [NOTHING_HEARD]
-                    verdict.nbest = [Hypothesis(score=best.score)]
+                    decision.flags = [NO_CTC_OUTPUT]
+                    decision.nbest = [Hypothesis(score=best.score)]
                 continue
-            limits = self.thresholds.limits(batch.asks[row])
-            verdict.flags = limits.flags(measured)
-            heard.append(row)
-            if verdict.flags:
-                suspects.append(row)
-        for loops in (True, False):
+            limits = self.thresholds.limits(batch.tasks[row])
+            decision.flags = limits.flags(measured)
+            with_output.append(row)
+            if decision.flags:
+                flagged.append(row)
+        for repeated in (True, False):
             rows = [
-                row for row in suspects if (REPETITION in verdicts[row].flags) == loops
+                r for r in flagged if (REPETITION in decisions[r].flags) == repeated
             ]
-            for row, found in zip(rows, self.search_again(batch, rows, options, loops)):
-                candidates = [*verdicts[row].nbest, *found]
+            again = self.search_again(batch, rows, options, repeated)
+            for row, found in zip(rows, again):
+                candidates = [*decisions[row].nbest, *found]
                 ranked = self.rank(batch, row, candidates)
-                verdicts[row].nbest = ranked[: options.nbest]
-        for row in heard:
-            nbest = verdicts[row].nbest
-            if nbest[0].tokens and self.doubts(batch, row, nbest):
-                verdicts[row].flags.append(WITHHELD)
+                decisions[row].nbest = ranked[: options.nbest]
+        for row in with_output:
+            nbest = decisions[row].nbest
+            if nbest[0].tokens and self.is_improbable(batch, row, nbest):
+                decisions[row].flags.append(WITHHELD)
                 nbest.insert(0, Hypothesis())
-        return verdicts
-
-    def measure(self, batch: Batch, row: int, answer: Hypothesis) -> Statistics:
-        """Measure an answer to an utterance of the batch."""
-        model, (task, source, target) = self.model, batch.asks[row]
-        log_probs, heard = batch.log_probs(row), batch.heard[row]
-        labels = model.spoken_labels(answer.tokens, batch.asks[row])
-        distance = None
-        if labels is not None:
-            (distance,) = distances(log_probs, model.ctc_tokenizer(heard), [labels])
-        return measure(
-            model.decoded(answer.tokens),
-            source if task == "asr_st" else target,
-            heard,
-            batch.seconds[row],
-            clarity(log_probs, model.model.token_list),
-            distance,
-            source,
-        )
-
-    def doubts(self, batch: Batch, row: int, answers: Sequence[Hypothesis]) -> bool:
-        """Whether the answers, and what CTC heard, are all too unlikely."""
-        most = self.thresholds.limits(batch.asks[row]).doubt
-        if most is None or self.doubt(batch, row, answers[0]) <= most:
-            return False
-        if batch.asks[row][0] != "asr":
-            return True  # whatever the answer
-        return self.doubt(batch, row, self.rank(batch, row, answers)[0]) > most
-
-    def doubt(self, batch: Batch, row: int, answer: Hypothesis) -> float:
-        """How unlikely an answer is by LLM and CTC together, in nats for each second.
-
-        Of an answer that is not the transcript alone, how unlikely CTC finds its own.
-        """
-        ask, log_probs = batch.asks[row], batch.log_probs(row)
-        if ask[0] != "asr":
-            return doubt_of_ctc(self.model, batch, row)
-        labels = self.model.spoken_labels(answer.tokens, ask)
-        (score,) = ctc_log_probs(log_probs, [labels])
-        likely = joint_score(answer.llm_score, score, self.thresholds.ctc_weight)
-        return -likely / batch.seconds[row]
+        return decisions
 
     def search_again(
-        self, batch: Batch, rows: Sequence[int], options: SearchOptions, loops: bool
+        self,
+        batch: EncodedBatch,
+        rows: Sequence[int],
+        options: SearchOptions,
+        repeated: bool,
     ) -> list[list[Hypothesis]]:
-        """Decode utterances jointly with CTC, no longer than CTC's text allows."""
+        """Decode utterances jointly with CTC, no longer than its transcript allows.
+
+        Args:
+            rows: the utterances.
+            options: of the first search.
+            repeated: forbid repeated n-grams.
+        """
         if not rows:
             return []
-        encode = self.model.encoded
-        most = []
+        max_tokens = []
         for row in rows:
-            expansion = self.thresholds.limits(batch.asks[row]).most_expansion
-            heard = len(encode(batch.heard[row]))
-            if batch.asks[row][0] == "asr_st":
-                heard *= 2
-            most.append(int(expansion * (heard + SHORT_TEXT)))
-        beam = max(options.beam_size, CONSTRAINED.beam_size)
+            task = batch.tasks[row]
+            length = len(self.codec.encode(batch.ctc_text(row)))
+            if task.name == "asr_st":
+                length *= 2
+            ratio = self.thresholds.limits(task).max_length_ratio
+            max_tokens.append(int(ratio * (length + SMOOTHING)))
+        beam_size = max(options.beam_size, CONSTRAINED.beam_size)
         constrained = replace(
             CONSTRAINED,
-            beam_size=beam,
-            nbest=beam,
+            beam_size=beam_size,
+            nbest=beam_size,
             ctc_weight=self.thresholds.ctc_weight,
-            no_repeat_ngram_size=CONSTRAINED.no_repeat_ngram_size if loops else 0,
+            no_repeat_ngram_size=CONSTRAINED.no_repeat_ngram_size if repeated else 0,
             tokens_per_second=options.tokens_per_second,
             extra_tokens=options.extra_tokens,
         )
-        return self.model.search(batch.part(rows), constrained, most)
+        part = batch.select(rows)
+        return nbest_search(self.llm, self.codec, part, constrained, max_tokens)
 
     def rank(
-        self, batch: Batch, row: int, candidates: Sequence[Hypothesis]
+        self, batch: EncodedBatch, row: int, candidates: Sequence[Hypothesis]
     ) -> list[Hypothesis]:
-        """Rank the candidates, and CTC's transcript among them, best first.
+        """Rank the candidates and the CTC transcript, best first.
 
         Those that are too long are left out; if all are, the shortest is cut.
         """
-        ask, heard = batch.asks[row], batch.heard[row]
-        limits = self.thresholds.limits(ask)
-        model = self.model
+        task, ctc_transcript = batch.tasks[row], batch.ctc_text(row)
+        limits = self.thresholds.limits(task)
         candidates = list({tuple(c.tokens): c for c in candidates}.values())
-        if ask[0] == "asr":
-            tokens = model.encoded(heard)
-            (scores,) = model.model.llm.answer_log_probs(
-                [batch.prompts[row]], [[*tokens, model.model.llm.eos_id]]
-            )
-            candidates.append(Hypothesis(tokens, llm_score=scores.sum().item()))
-        measured = [self.measure(batch, row, c) for c in candidates]
-        found = [limits.flags(m) for m in measured]
-        fitting = [i for i, flags in enumerate(found) if TOO_LONG not in flags]
+        if task.name == "asr":
+            candidates.append(self.ctc_hypothesis(batch, row))
+        measured = [measure(self.codec, batch, row, c) for c in candidates]
+        flags = [limits.flags(m) for m in measured]
+        fitting = [i for i, found in enumerate(flags) if TOO_LONG not in found]
         if not fitting:
             shortest = min(candidates, key=lambda c: len(c.tokens))
-            most = limits.longest(heard, batch.seconds[row])
-            return [self.cut(shortest, most, ask)]
+            most = limits.max_characters(ctc_transcript, batch.seconds[row])
+            return [self.cut(shortest, most, task)]
         candidates = [candidates[i] for i in fitting]
-        texts = [model.spoken_labels(c.tokens, ask) for c in candidates]
-        if ask[0] == "asr":
-            log_probs, weight = batch.log_probs(row), self.thresholds.ctc_weight
-            return rescore(candidates, log_probs, texts, weight)
-        # without CTC's word the LLM would choose what is short, or a loop again
+        if task.name == "asr":
+            scores = self.ctc_scores(batch, row, candidates)
+            return rescore(candidates, scores, self.thresholds.ctc_weight)
+        # without CTC scores the LLM would prefer what is short, or a loop again
         keys = [
-            (len(found[i]), -c.llm_score / (len(c.tokens) + 1))
+            (len(flags[i]), -c.llm_score / (len(c.tokens) + 1))
             for i, c in zip(fitting, candidates)
         ]
         order = sorted(range(len(candidates)), key=keys.__getitem__)
         return [candidates[i] for i in order]
 
-    def cut(
-        self, answer: Hypothesis, most: int, ask: tuple[str, str, str]
-    ) -> Hypothesis:
-        """The beginning of an answer that has at most so many characters."""
-        tokens = list(answer.tokens)
-        while tokens and len(ctc_text(self.model.decoded(tokens), ask[2])) > most:
+    def ctc_hypothesis(self, batch: EncodedBatch, row: int) -> Hypothesis:
+        """Return the CTC transcript of an utterance, scored by the LLM."""
+        tokens = self.codec.encode(batch.ctc_text(row))
+        (scores,) = self.llm.answer_log_probs(
+            [batch.prompt_embeds[row]], [[*tokens, self.llm.eos_id]]
+        )
+        *token_log_probs, _ = scores.tolist()
+        return Hypothesis(
+            tokens,
+            llm_score=scores.sum().item(),
+            token_log_probs=token_log_probs,
+        )
+
+    def is_improbable(
+        self, batch: EncodedBatch, row: int, nbest: Sequence[Hypothesis]
+    ) -> bool:
+        """Return whether the hypotheses and the CTC transcript are all improbable."""
+        most = self.thresholds.limits(batch.tasks[row]).nll_per_second
+        if most is None or self.nll_per_second(batch, row, nbest[0]) <= most:
+            return False
+        if batch.tasks[row].name != "asr":
+            return True  # it does not depend on the hypothesis
+        best = self.rank(batch, row, nbest)[0]
+        return self.nll_per_second(batch, row, best) > most
+
+    def nll_per_second(
+        self, batch: EncodedBatch, row: int, hypothesis: Hypothesis
+    ) -> float:
+        """Return the negative log probability by LLM and CTC, in nats per second.
+
+        Of an output that is not the transcript alone, CTC's of its own transcript.
+        """
+        if batch.tasks[row].name != "asr":
+            return ctc_nll_per_second(self.codec, batch, row)
+        (score,) = self.ctc_scores(batch, row, [hypothesis])
+        total = joint_score(hypothesis.llm_score, score, self.thresholds.ctc_weight)
+        return -total / batch.seconds[row]
+
+    def ctc_scores(
+        self, batch: EncodedBatch, row: int, hypotheses: Sequence[Hypothesis]
+    ) -> list[float]:
+        """Return the CTC log probability of each transcript."""
+        task = batch.tasks[row]
+        texts = [labels_of(self.codec, h, task) or [] for h in hypotheses]
+        return batch.ctc_scores(row, texts)
+
+    def cut(self, hypothesis: Hypothesis, most: int, task: Task) -> Hypothesis:
+        """Return the beginning of a hypothesis that has at most so many characters."""
+        tokens = list(hypothesis.tokens)
+        decode = self.codec.decode
+        while tokens and len(ctc_text(decode(tokens), task.target)) > most:
             tokens.pop()
-        return replace(answer, tokens=tokens)
+        return replace(
+            hypothesis,
+            tokens=tokens,
+            token_log_probs=hypothesis.token_log_probs[: len(tokens)],
+            ctc_labels=None,
+            truncated=len(tokens) < len(hypothesis.tokens) or hypothesis.truncated,
+        )
+
+
+def measure(
+    codec: AnswerCodec, batch: EncodedBatch, row: int, hypothesis: Hypothesis
+) -> Statistics:
+    """Compute the statistics of a hypothesis of an utterance."""
+    labels = labels_of(codec, hypothesis, batch.tasks[row])
+    return measure_output(codec, batch, row, codec.decode(hypothesis.tokens), labels)
+
+
+def measure_output(
+    codec: AnswerCodec,
+    batch: EncodedBatch,
+    row: int,
+    text: str,
+    labels: Sequence[int] | None,
+) -> Statistics:
+    """Compute the statistics of a text as the output for an utterance.
+
+    Args:
+        labels: its transcript in CTC labels; None for a translation.
+    """
+    tokenizer = codec.ctc_tokenizer
+    assert tokenizer is not None
+    ctc_transcript, margin = batch.ctc_text(row), None
+    if labels is not None:
+        best = tokenizer(ctc_transcript)
+        best_score, score = batch.ctc_scores(row, [best, labels])
+        margin = (best_score - score) / max(len(best), len(labels), 1)
+    return measure_text(
+        text,
+        batch.tasks[row],
+        ctc_transcript,
+        batch.seconds[row],
+        ctc_confidence(batch.log_probs(row), tokenizer.token_list),
+        margin,
+    )
+
+
+def ctc_nll_per_second(codec: AnswerCodec, batch: EncodedBatch, row: int) -> float:
+    """Return CTC's negative log probability of its transcript, in nats per second."""
+    assert codec.ctc_tokenizer is not None
+    (score,) = batch.ctc_scores(row, [codec.ctc_tokenizer(batch.ctc_text(row))])
+    return -score / batch.seconds[row]

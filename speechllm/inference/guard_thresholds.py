@@ -1,4 +1,4 @@
-"""Statistics of a hypothesis and the thresholds of the guard (``guard.yaml``)."""
+"""Statistics of a hypothesis, and the thresholds of the guard (``guard.yaml``)."""
 
 from __future__ import annotations
 
@@ -8,127 +8,134 @@ from pathlib import Path
 
 from torch import Tensor
 
-from speechllm.decoding.rescoring import ctc_log_probs
 from speechllm.text.ctc_labels import label_text
 from speechllm.text.normalization import LANGUAGES_WITHOUT_SPACES, ctc_text
-from speechllm.text.tasks import group_name
+from speechllm.text.tasks import Task
 from speechllm.utils.errors import UserError
 from speechllm.utils.io import atomic_open, read_yaml
 
 THRESHOLDS_FILE = "guard.yaml"
 
-NOTHING_HEARD = "nothing heard"
+# Flags of a result
+NO_CTC_OUTPUT = "nothing heard"
 TOO_LONG = "too long"
 TOO_SHORT = "too short"
 REPETITION = "repetition"
-UNLIKE_SOUND = "unlike the sound"
+LOW_CTC_SCORE = "unlike the sound"
 WITHHELD = "withheld"
 
-SHORT_TEXT = 5  # characters added to both, so that "a" beside "eh" is no matter
-_LONGEST_RUN = 8  # words of what may repeat itself
+#: Characters added to both lengths of a ratio, so that it is stable for short texts.
+SMOOTHING = 5
+_LONGEST_RUN = 8  # words of a run that may be repeated
+
+#: Names of attributes in ``guard.yaml``, where they differ.
+_FILE_KEYS = {
+    "ctc_confidence": "clarity",
+    "min_length_ratio": "least_expansion",
+    "max_length_ratio": "most_expansion",
+    "ctc_margin": "distance",
+    "nll_per_second": "doubt",
+}
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """What an answer is measured by.
+    """Statistics of a hypothesis.
 
     Attributes:
-        clarity: mean probability of the labels that CTC heard, at their frames; 0 where
-            it heard none. It does not depend on the answer.
-        rate: characters of the answer for each second of audio.
-        expansion: its characters as a multiple of those that CTC heard.
-        repetition: words (in Japanese and its like: characters) that only repeat what
-            stands before them, beyond those in CTC's text.
-        distance: how much likelier CTC finds its own text, for each label, in nats;
-            None where it cannot judge the answer (a translation).
+        ctc_confidence: mean probability of the labels of the CTC transcript, at their
+            frames; 0 if it is empty. Independent of the hypothesis.
+        rate: characters of the hypothesis per second of audio.
+        length_ratio: its characters relative to those of the CTC transcript.
+        repetition: words (in languages without spaces: characters) that only repeat
+            what precedes them, beyond those in the CTC transcript.
+        ctc_margin: CTC log probability of the CTC transcript minus that of the
+            hypothesis, per label, in nats; None for a translation.
     """
 
-    clarity: float
+    ctc_confidence: float
     rate: float
-    expansion: float
+    length_ratio: float
     repetition: int
-    distance: float | None = None
+    ctc_margin: float | None = None
 
     @property
-    def agreed(self) -> bool:
-        """Whether the LLM wrote what CTC, by more than half, heard."""
-        return self.clarity > 0.5 and self.distance == 0
+    def agrees_with_ctc(self) -> bool:
+        """Whether the hypothesis is a CTC transcript of more than half confidence."""
+        return self.ctc_confidence > 0.5 and self.ctc_margin == 0
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The range of one task and language.
+    """The limits of one task and language pair.
 
-    What is beyond is flagged; what is beyond ``doubt``, of :meth:`Guard.doubt`, is
-    withheld.
+    A hypothesis beyond them is flagged; one beyond ``nll_per_second``, of
+    :meth:`speechllm.inference.guard.Guard.nll_per_second`, is withheld.
     """
 
     rate: float
-    least_expansion: float
-    most_expansion: float
+    min_length_ratio: float
+    max_length_ratio: float
     repetition: int
-    distance: float | None = None
-    doubt: float | None = None
+    ctc_margin: float | None = None
+    nll_per_second: float | None = None
 
     def flags(self, measured: Statistics) -> list[str]:
-        """The reasons why an answer is out of line."""
+        """Return a flag for each limit that is exceeded."""
         found = []
-        if measured.rate > self.rate or measured.expansion > self.most_expansion:
+        too_many = measured.length_ratio > self.max_length_ratio
+        if measured.rate > self.rate or too_many:
             found.append(TOO_LONG)
-        if measured.expansion < self.least_expansion:
+        if measured.length_ratio < self.min_length_ratio:
             found.append(TOO_SHORT)
         if measured.repetition > self.repetition:
             found.append(REPETITION)
-        judged = None not in (measured.distance, self.distance)
-        if judged and measured.distance > self.distance:
-            found.append(UNLIKE_SOUND)
+        known = measured.ctc_margin is not None and self.ctc_margin is not None
+        if known and measured.ctc_margin > self.ctc_margin:
+            found.append(LOW_CTC_SCORE)
         return found
 
-    def longest(self, heard: str, seconds: float) -> int:
-        """Most characters of an answer that is not too long."""
-        return int(
-            min(
-                self.rate * seconds,
-                self.most_expansion * (len(heard) + SHORT_TEXT) - SHORT_TEXT,
-            )
-        )
+    def max_characters(self, ctc_transcript: str, seconds: float) -> int:
+        """Return the length of the longest output that is not flagged as too long."""
+        longest = self.max_length_ratio * (len(ctc_transcript) + SMOOTHING) - SMOOTHING
+        return int(min(self.rate * seconds, longest))
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """What ``guard.yaml`` holds.
+    """The content of ``guard.yaml``.
 
     Attributes:
-        clarity: below it CTC heard nothing.
-        ctc_weight: CTC's share in ranking the candidates.
-        groups: limits of each task and languages, as in ``asr_en`` and ``st_en_fr``.
-        made_from: which examples, for the reader.
+        ctc_confidence: below it the utterance has no CTC output.
+        ctc_weight: weight of CTC in ranking the candidates.
+        groups: limits of each task and language pair, as in ``asr_en``, ``st_en_fr``.
+        made_from: the examples they were chosen on, for the reader.
     """
 
-    clarity: float
+    ctc_confidence: float
     ctc_weight: float
     groups: Mapping[str, Limits]
     made_from: str = ""
 
-    def limits(self, ask: tuple[str, str, str]) -> Limits:
-        """Of a group; of one that the development set lacks, the widest of all."""
-        if group_name(ask) in self.groups:
-            return self.groups[group_name(ask)]
+    def limits(self, task: Task) -> Limits:
+        """Return the limits of a task; of one not in the file, the widest of all."""
+        if task.group in self.groups:
+            return self.groups[task.group]
         every = list(self.groups.values())
-        distances = [limits.distance for limits in every if limits.distance is not None]
-        doubts = [limits.doubt for limits in every if limits.doubt is not None]
+        margins = [g.ctc_margin for g in every if g.ctc_margin is not None]
+        costs = [g.nll_per_second for g in every if g.nll_per_second is not None]
         return Limits(
             max(limits.rate for limits in every),
-            min(limits.least_expansion for limits in every),
-            max(limits.most_expansion for limits in every),
+            min(limits.min_length_ratio for limits in every),
+            max(limits.max_length_ratio for limits in every),
             max(limits.repetition for limits in every),
-            max(distances, default=None),
-            max(doubts, default=None),
+            max(margins, default=None),
+            max(costs, default=None),
         )
 
 
 def read_thresholds(folder: str | Path) -> Thresholds | None:
-    """The thresholds in a model's folder, or None if it has none.
+    """Read the thresholds in a model folder; None if it has none.
 
     Raises:
         UserError: the file is damaged.
@@ -138,9 +145,12 @@ def read_thresholds(folder: str | Path) -> Thresholds | None:
         return None
     content = read_yaml(path)
     try:
-        groups = {name: Limits(**g) for name, g in content.pop("groups").items()}
-        found = Thresholds(groups=groups, **content)
-        numbers = [found.clarity, found.ctc_weight]
+        groups = {
+            name: Limits(**_rename(group, to_file=False))
+            for name, group in content.pop("groups").items()
+        }
+        found = Thresholds(groups=groups, **_rename(content, to_file=False))
+        numbers = [found.ctc_confidence, found.ctc_weight]
         numbers += [v for g in groups.values() for v in asdict(g).values()]
         if not groups or not all(
             v is None or isinstance(v, (int, float)) for v in numbers
@@ -155,23 +165,29 @@ def read_thresholds(folder: str | Path) -> Thresholds | None:
 
 
 def write_thresholds(thresholds: Thresholds, folder: str | Path) -> None:
-    """Write ``guard.yaml`` into a model's folder."""
+    """Write ``guard.yaml`` into a model folder."""
     import yaml
 
-    content = asdict(thresholds)
+    content = _rename(asdict(thresholds), to_file=True)
+    content["groups"] = {
+        name: _rename(group, to_file=True) for name, group in content["groups"].items()
+    }
     with atomic_open(Path(folder) / THRESHOLDS_FILE) as stream:
         stream.write("# Made by python -m speechllm.bin.guard_thresholds\n")
         yaml.safe_dump(content, stream, sort_keys=False)
 
 
-# Measuring
+def _rename(content: Mapping, to_file: bool) -> dict:
+    """Rename attributes to the keys of the file, or back."""
+    names = _FILE_KEYS if to_file else {key: name for name, key in _FILE_KEYS.items()}
+    return {names.get(key, key): value for key, value in content.items()}
 
 
-def repeated(text: str, language: str) -> int:
-    """Words that only repeat what stands before them, in the longest such run.
+def count_repetition(text: str, language: str) -> int:
+    """Return the number of words that only repeat what precedes them, in one run.
 
-    ``"so so so"`` has two, ``"press one press one"`` two as well. In Japanese and its
-    like, characters.
+    ``"so so so"`` has two, ``"press one press one"`` two as well. In languages without
+    spaces characters are counted.
     """
     units: Sequence[str] = ctc_text(text, language)
     if language not in LANGUAGES_WITHOUT_SPACES:
@@ -185,12 +201,12 @@ def repeated(text: str, language: str) -> int:
     return most
 
 
-def clarity(log_probs: Tensor, token_list: Sequence[str]) -> float:
-    """Mean probability of the letters on CTC's best path; 0 if there are none.
+def ctc_confidence(log_probs: Tensor, token_list: Sequence[str]) -> float:
+    """Return the mean probability of the letters on CTC's best path; 0 without any.
 
     Args:
         log_probs: (frames, labels)
-        token_list: the labels' names.
+        token_list: names of the labels.
     """
     best, labels = log_probs.max(1)
     letters = [bool(label_text(name).strip()) for name in token_list]
@@ -198,46 +214,30 @@ def clarity(log_probs: Tensor, token_list: Sequence[str]) -> float:
     return chosen.exp().mean().item() if len(chosen) else 0.0
 
 
-def measure(
+def measure_text(
     text: str,
-    language: str,
-    heard: str,
+    task: Task,
+    ctc_transcript: str,
     seconds: float,
-    clear: float,
-    distance: float | None = None,
-    source: str | None = None,
+    confidence: float,
+    ctc_margin: float | None = None,
 ) -> Statistics:
-    """Measure an answer.
+    """Compute the statistics of a text.
 
     Args:
-        text: the answer, in ``language``.
-        heard: CTC's transcript, in the language ``source`` (the same if None).
-        seconds: of audio.
-        clear, distance: as in :class:`Statistics`.
+        text: output of the task.
+        ctc_transcript: in the language of the speech.
+        seconds: length of the audio.
+        confidence, ctc_margin: as in :class:`Statistics`.
     """
+    language = task.output_language
     characters = len(ctc_text(text, language))
+    repetition = count_repetition(text, language)
+    repetition -= count_repetition(ctc_transcript, task.source)
     return Statistics(
-        clarity=clear,
+        ctc_confidence=confidence,
         rate=characters / seconds,
-        expansion=(characters + SHORT_TEXT) / (len(heard) + SHORT_TEXT),
-        repetition=max(
-            0, repeated(text, language) - repeated(heard, source or language)
-        ),
-        distance=distance,
+        length_ratio=(characters + SMOOTHING) / (len(ctc_transcript) + SMOOTHING),
+        repetition=max(0, repetition),
+        ctc_margin=ctc_margin,
     )
-
-
-def distances(
-    log_probs: Tensor, heard: Sequence[int], texts: Sequence[Sequence[int]]
-) -> list[float]:
-    """How much likelier CTC finds what it heard than each text, for each label.
-
-    Args:
-        log_probs: (frames, labels)
-        heard, texts: in CTC labels.
-    """
-    best, *scores = ctc_log_probs(log_probs, [heard, *texts])
-    return [
-        (best - score) / max(len(heard), len(text), 1)
-        for score, text in zip(scores, texts)
-    ]

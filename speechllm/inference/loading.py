@@ -1,14 +1,14 @@
-"""Find, check and load a model folder."""
+"""Find, check and load the model of a folder or hub id."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from speechllm.models.bridge import ConvolutionBridge
-from speechllm.models.config import pretrained_names
+from speechllm.models.config import pretrained_names, read_config
 from speechllm.models.hubert_encoder import HubertEncoder
 from speechllm.models.llm import LanguageModel, resolve_dtype
 from speechllm.models.nue_asr import (
@@ -19,18 +19,20 @@ from speechllm.models.nue_asr import (
     load_feature_extractor,
     read_weights,
 )
-from speechllm.models.speech_llm import SpeechLLM
+from speechllm.models.speech_llm import SpeechLLM, build_speech_llm
+from speechllm.pretrained.checkpoint import load_tensors
 from speechllm.pretrained.model_folder import is_nue_asr
+from speechllm.text.ctc_labels import read_token_list
 from speechllm.text.prompts import Prompts, read_prompts
 from speechllm.text.t5_tokenizer import load_tokenizer
 from speechllm.utils.errors import UserError
 
 if TYPE_CHECKING:
-    from speechllm.inference.speech_to_text import SpeechToText
+    from transformers import PreTrainedTokenizerBase
 
 
 def check_device(device: str) -> None:
-    """Refuse a device that this machine has not got."""
+    """Raise UserError if the device is not available."""
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
@@ -39,9 +41,16 @@ def check_device(device: str) -> None:
 
 
 def find_model(path: str | Path) -> Path:
-    """The inference folder that a path or hub id means.
+    """Return the model folder of a path or hub id.
 
     It holds ``config.yaml`` (ours), or ``config.json`` (Nue-ASR's released format).
+
+    Args:
+        path: a model folder, the folder of a training that holds one as ``model``,
+            or a hub id.
+
+    Raises:
+        UserError: there is no such folder or hub id, or no model in it.
     """
     for folder in (Path(path), Path(path) / "model"):
         if is_model(folder):
@@ -65,24 +74,73 @@ def find_model(path: str | Path) -> Path:
                 f"{path}: no such folder, and the hub has no such model ({reason})"
             ) from error
     if not is_model(folder):
-        raise UserError(f"{path}: on the hub, but no model of this kind")
+        raise UserError(f"{path}: on the hub, but not a model of this kind")
     return folder
 
 
 def is_model(folder: Path) -> bool:
-    """Whether a folder is one that can be loaded here."""
+    """Return whether a folder holds a model that can be loaded."""
     if (folder / "config.yaml").exists() and (folder / "model.safetensors").exists():
         return True
     return is_nue_asr(folder)
 
 
-def check_origin(folder: Path, config: dict) -> None:
-    """Refuse pretrained weights that differ from those the model was trained on."""
+def load_model(folder: Path, dtype: str) -> tuple[SpeechLLM, Prompts, dict[str, Any]]:
+    """Load a model in either format.
+
+    Args:
+        folder: of :func:`find_model`.
+        dtype: of the weights.
+
+    Returns:
+        The model on the CPU, its prompts, and its defaults of the search.
+
+    Raises:
+        UserError: a damaged folder, or other pretrained weights than it was trained
+            on.
+    """
+    if (folder / "config.yaml").exists():
+        return *load_exported(folder, dtype), {}
+    return load_nue_asr(folder, dtype)
+
+
+def load_exported(folder: Path, dtype: str) -> tuple[SpeechLLM, Prompts]:
+    """Load a model that stage 11 wrote, with the adapters merged.
+
+    Raises:
+        UserError: as :func:`load_model`.
+    """
+    config = read_config(folder / "config.yaml")
+    verify_pretrained(folder, config)
+    if config.get("llm"):
+        own = {"dtype": dtype, "dequantize": True}
+        config["llm_conf"] = {**config["llm_conf"], **own}
+    config["encoder_conf"] = {**config["encoder_conf"], "specaug": None}
+    tokens = folder / "tokens.txt"
+    token_list = read_token_list(tokens) if tokens.exists() else None
+    try:
+        model = build_speech_llm({**config, "token_list": token_list})
+        model.load_state_dict(load_tensors(folder))
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{folder}: the model cannot be built: {error}") from error
+    if model.llm is not None:
+        merge_adapters(model.llm)
+    model.to(dtype=resolve_dtype(dtype))
+    return model, read_prompts(folder / "prompts.yaml")
+
+
+def verify_pretrained(folder: Path, config: dict) -> None:
+    """Compare the pretrained weights with those that the model was trained on.
+
+    Raises:
+        UserError: their fingerprints (key ``stands_on`` of the config) differ.
+    """
     from speechllm.pretrained.model_folder import model_fingerprint
     from speechllm.pretrained.resolve import resolve_model
 
+    fingerprints = config.get("stands_on") or {}
     for name in pretrained_names(config):
-        expected = (config.get("stands_on") or {}).get(name)
+        expected = fingerprints.get(name)
         if expected is None:
             continue
         found = model_fingerprint(resolve_model(name))
@@ -94,7 +152,7 @@ def check_origin(folder: Path, config: dict) -> None:
 
 
 def merge_adapters(llm: LanguageModel) -> None:
-    """Add LoRA's products to the weights they adapt, and leave plain layers."""
+    """Add the products of LoRA to the weights they adapt, and keep plain layers."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     modules = dict(llm.causal_lm.named_modules())
@@ -105,21 +163,23 @@ def merge_adapters(llm: LanguageModel) -> None:
             setattr(modules[parent], child, module.get_base_layer())
 
 
-# --- reading ------------------------------------------------------------------------
-
-
-def load_nue_asr(folder: str | Path, dtype: str = "float32") -> SpeechToText:
-    """Load a folder in the released format.
+def load_nue_asr(
+    folder: str | Path, dtype: str = "float32"
+) -> tuple[SpeechLLM, Prompts, dict[str, Any]]:
+    """Load a folder in Nue-ASR's released format.
 
     Args:
         folder: ``config.json``, weights (safetensors or torch files, whole or in
-            shards) and the tokenizer's files; where ``prompts.yaml`` and
-            ``preprocessor_config.json`` are missing, Japanese is recognised and
+            shards) and the tokenizer's files. Without ``prompts.yaml`` and
+            ``preprocessor_config.json``, the task is Japanese recognition and
             waveforms are not normalised, as in the authors' code.
         dtype: of the weights.
 
+    Returns:
+        The model, its prompts, and the search defaults of the released code.
+
     Raises:
-        UserError: the folder is no such model; the message says what is wrong.
+        UserError: the folder is not such a model; the message says what is wrong.
     """
     folder = Path(folder)
     nue = read_weights(folder, resolve_dtype(dtype))
@@ -137,11 +197,12 @@ def load_nue_asr(folder: str | Path, dtype: str = "float32") -> SpeechToText:
     else:
         prompts = released_prompts(str(folder))
     normalize = load_feature_extractor(folder).do_normalize
-    return as_speech_to_text(nue, tokenizer, prompts, normalize)
+    model = speech_llm_of_nue_asr(nue, tokenizer, normalize)
+    return model, prompts, dict(GENERATION)
 
 
 def released_prompts(origin: str) -> Prompts:
-    """The one prompt of the released model, for Japanese."""
+    """Return the prompt of the released model, for Japanese recognition."""
     return Prompts(
         tasks={"asr": PREFIX + "{speech}" + SUFFIX},
         languages={"ja": "Japanese"},
@@ -149,12 +210,14 @@ def released_prompts(origin: str) -> Prompts:
     )
 
 
-def as_speech_to_text(
-    nue: NueASRModel, tokenizer, prompts: Prompts, normalize: bool = False
-) -> SpeechToText:
-    """Put a model's parts behind the batched search; they are shared, not copied."""
-    from speechllm.inference.speech_to_text import SpeechToText
+def speech_llm_of_nue_asr(
+    nue: NueASRModel, tokenizer: PreTrainedTokenizerBase, normalize: bool = False
+) -> SpeechLLM:
+    """Assemble a :class:`SpeechLLM` of the parts of a model, which are shared.
 
+    Args:
+        normalize: normalise waveforms to zero mean and unit variance.
+    """
     encoder = HubertEncoder(nue.audio_encoder, normalize=normalize)
     bridge = ConvolutionBridge(
         encoder.output_size,
@@ -164,5 +227,4 @@ def as_speech_to_text(
     )
     bridge.convolutions, bridge.projection = nue.bridge_convs, nue.bridge_proj
     llm = LanguageModel(nue.llm, tuning="frozen", tokenizer=tokenizer)
-    model = SpeechLLM(encoder, None, bridge, llm, ctc_weight=0.0)
-    return SpeechToText(model, prompts, GENERATION)
+    return SpeechLLM(encoder, None, bridge, llm, ctc_weight=0.0)

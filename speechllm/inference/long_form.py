@@ -33,10 +33,10 @@ from speechllm.audio.segmentation import (
     MAX_SECONDS,
     PAUSE_SECONDS,
     Cutting,
-    Segment,
     speech_segments,
 )
-from speechllm.decoding.result import Passage, Result, Word
+from speechllm.audio.segmentation import Segment as SpeechSegment
+from speechllm.decoding.result import Result, Segment, Word
 from speechllm.text.normalization import LANGUAGES_WITHOUT_SPACES
 from speechllm.utils.errors import UserError
 
@@ -106,10 +106,9 @@ def transcribe_long(
         "batch_size": batch_size,
         **options,
     }
-    _, source, target = model.request(task, language, target_language)
-    limit = getattr(model.model.encoder, "max_samples", None)
-    if limit is not None:
-        max_seconds = min(max_seconds, limit / SAMPLING_RATE)
+    requested = model.request(task, language, target_language)
+    if model.max_samples is not None:
+        max_seconds = min(max_seconds, model.max_samples / SAMPLING_RATE)
     cutting = Cutting(max_seconds, pause_seconds)
     model.options(options)
     opened: deque[_Recording] = deque()
@@ -131,10 +130,10 @@ def transcribe_long(
         recording.ended = True
         while opened and opened[0].done:
             opened[0].report(progress)
-            yield opened.popleft().transcription(source, target)
+            yield opened.popleft().transcription(requested.source, requested.target)
     decode()
     for recording in opened:
-        yield recording.transcription(source, target)
+        yield recording.transcription(requested.source, requested.target)
 
 
 @dataclass
@@ -144,7 +143,7 @@ class _Piece:
     ``both`` is the same of this segment and the one before as one.
     """
 
-    segment: Segment
+    segment: SpeechSegment
     samples: np.ndarray | None
     result: Result | None = None
     error: str | None = None
@@ -175,7 +174,7 @@ class _Recording:
 
     def cut(self, stream: Iterable[np.ndarray], cutting: Cutting) -> Iterator[_Piece]:
         """Cut the stream; what is wrong with it comes to stand in ``error``."""
-        before: tuple[Segment, np.ndarray] | None = None
+        before: tuple[SpeechSegment, np.ndarray] | None = None
         for segment, samples in speech_segments(self.read(stream), cutting):
             piece = _Piece(segment, samples)
             self.pieces.append(piece)
@@ -212,9 +211,9 @@ class _Recording:
 
 
 def as_one(
-    left: Segment,
+    left: SpeechSegment,
     left_samples: np.ndarray,
-    right: Segment,
+    right: SpeechSegment,
     right_samples: np.ndarray,
     longest: float,
 ) -> _Piece | None:
@@ -224,7 +223,7 @@ def as_one(
         return None
     silence = np.zeros(round(gap * SAMPLING_RATE), np.float32)
     samples = np.concatenate([left_samples, silence, right_samples])
-    return _Piece(Segment(left.start, right.end), samples)
+    return _Piece(SpeechSegment(left.start, right.end), samples)
 
 
 def likeliest(pieces: Sequence[_Piece]) -> list[_Piece]:
@@ -272,7 +271,9 @@ def decode_pieces(model: SpeechToText, pieces: Sequence[_Piece], request: dict) 
         piece.result, piece.samples = result, None
 
 
-def join(pieces: Sequence[tuple[Segment, Result]], source: str, target: str) -> Result:
+def join(
+    pieces: Sequence[tuple[SpeechSegment, Result]], source: str, target: str
+) -> Result:
     """Make one result of those of a recording's segments.
 
     Texts of segments that overlap are merged: by the times of their words where
@@ -288,7 +289,7 @@ def join(pieces: Sequence[tuple[Segment, Result]], source: str, target: str) -> 
     merge_overlaps(parts, source, target)
     results = [part.result for part in parts]
     passages = [
-        Passage(part.start, part.end, part.result.text)
+        Segment(part.start, part.end, part.result.text)
         for part in parts
         if part.result.text.strip()
     ]
@@ -336,7 +337,7 @@ class _Part:
     result: Result
 
 
-def shift(result: Result, segment: Segment) -> _Part:
+def shift(result: Result, segment: SpeechSegment) -> _Part:
     """Count a result's times from the beginning of the recording."""
     if result.words is not None:
         words = [

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from speechllm.decoding.result import Passage, Result
+from speechllm.decoding.result import Result, Segment
 from speechllm.text.normalization import LANGUAGES_WITHOUT_SPACES
 
 LINES = 2  # of a cue
@@ -82,7 +82,7 @@ def format_vtt(cues: Iterable[Cue]) -> str:
 
 
 def _units(
-    passage: Passage, result: Result, spaced: bool, width: int
+    passage: Segment, result: Result, spaced: bool, width: int
 ) -> Iterator[_Unit]:
     """What a cue may be made of, none longer than a line."""
     words = [
@@ -101,7 +101,7 @@ def _units(
             yield _Unit(piece, unit.start + i * step, unit.start + (i + 1) * step)
 
 
-def _shared_out(passage: Passage, spaced: bool) -> list[_Unit]:
+def _shared_out(passage: Segment, spaced: bool) -> list[_Unit]:
     """The words of a passage, each with time in proportion to its letters."""
     text = passage.text.split() if spaced else "".join(passage.text.split())
     letters = sum(len(word) + spaced for word in text)

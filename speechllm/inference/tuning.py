@@ -1,5 +1,6 @@
-"""What a development set teaches about a trained model: the guard's thresholds and the
-calibration of its confidence. Both are written into the model's folder.
+"""Tuning on a development set: guard thresholds and confidence calibration.
+
+Both are written into the model folder.
 """
 
 from __future__ import annotations
@@ -8,63 +9,65 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from speechllm.data.examples import Example
-from speechllm.decoding.options import SearchOptions
+from speechllm.decoding.encoded_batch import EncodedBatch
+from speechllm.decoding.nbest_search import nbest_search
+from speechllm.decoding.options import ALIASES, SearchOptions, option_names
 from speechllm.decoding.rescoring import joint_score
-from speechllm.inference.guard import Guard, doubt_of_ctc
-from speechllm.inference.guard_thresholds import (
-    Limits,
-    Statistics,
-    Thresholds,
-    clarity,
-    distances,
-    measure,
-)
+from speechllm.inference.guard import Guard, ctc_nll_per_second, measure, measure_output
+from speechllm.inference.guard_thresholds import Limits, Statistics, Thresholds
+from speechllm.inference.results import word_features
+from speechllm.text.answer_codec import AnswerCodec
 from speechllm.text.normalization import LANGUAGES_WITHOUT_SPACES, ctc_text, normalize
-from speechllm.text.tasks import group_name
 from speechllm.utils.batching import batches_by_length
 from speechllm.utils.errors import UserError
 from speechllm.utils.io import read_yaml
 
 if TYPE_CHECKING:
     from speechllm.decoding.confidence import Calibration
-    from speechllm.decoding.encoded_batch import Batch
     from speechllm.inference.speech_to_text import SpeechToText
 
+WEIGHTS = (0.5, 0.7, 0.3, 0.9)  # CTC weights tried in ranking the candidates
+JOB_OPTIONS = {"batch_size", "dtype", "engine"}  # of a decoding config, not the search
 
-WEIGHTS = (0.5, 0.7, 0.3, 0.9)  # of CTC in ranking candidates, tried on the set
 
+def read_generation(config: str | Path | None) -> dict[str, Any]:
+    """Read the search options of a config of stage 12; empty without a config.
 
-def read_generation(config: str | Path | None) -> dict:
-    """What a config of stage 12 says about the search; nothing without one."""
+    Raises:
+        UserError: an unreadable file, or an unknown option.
+    """
     options = read_yaml(config) if config else {}
-    fields = SearchOptions.__dataclass_fields__
-    other = {"batch_size", "dtype", "engine"}  # how it is run
-    if unknown := set(options) - set(fields) - other:
+    names = option_names()
+    if unknown := set(options) - set(names) - JOB_OPTIONS:
         raise UserError(f"{config}: unknown option {min(unknown)!r}")
-    return {name: value for name, value in options.items() if name in fields}
+    return {
+        ALIASES.get(name, name): value
+        for name, value in options.items()
+        if name in names
+    }
 
 
 def encoded_batches(
     model: SpeechToText, examples: Sequence[Example], batch_size: int
-) -> Iterator[tuple[list[Example], Batch]]:
-    """Batches of utterances of like lengths, encoded, with progress on stderr."""
+) -> Iterator[tuple[list[Example], EncodedBatch]]:
+    """Yield encoded batches of similar length, with progress on stderr."""
     from tqdm import tqdm
 
     lengths = [len(example.wave) for example in examples]
     with tqdm(total=len(examples), unit="utt", mininterval=5) as bar:
         for indices in batches_by_length(lengths, batch_size):
             part = [examples[i] for i in indices]
-            yield part, model.encode([e.wave for e in part], [e.ask for e in part])
+            yield part, model.encode([e.wave for e in part], [e.task for e in part])
             bar.update(len(part))
 
 
 def count_errors(reference: str, text: str, language: str) -> int:
-    """Words (of languages without spaces: characters) that are wrong, as scored."""
+    """Return the number of word errors (of character errors without spaces)."""
     import jiwer
 
     pair = [normalize(t, language) for t in (reference, text)]
@@ -76,9 +79,6 @@ def count_errors(reference: str, text: str, language: str) -> int:
     return output.substitutions + output.deletions + output.insertions
 
 
-# The guard's thresholds
-
-
 def find_thresholds(
     model: SpeechToText,
     examples: Sequence[Example],
@@ -87,94 +87,97 @@ def find_thresholds(
     margin: float = 1.25,
     made_from: str = "",
 ) -> Thresholds:
-    """Choose the guard's thresholds on a development set.
+    """Choose the thresholds of the guard on a development set.
 
-    Length, repetition and distance may go so far beyond what the true texts of the set
-    show as ``margin`` says; clarity no lower than the least clear utterance in which
-    CTC heard anything. What is flagged so is decoded again, and CTC's share in ranking
-    the candidates is the one with the fewest errors. The likeliest candidate for each
-    utterance is doubtful to some degree, and what is more so than any of the set is
-    withheld: of the set nothing, and thus of n more such utterances seldom more than
-    3 n / (size of the set).
+    Length, repetition and CTC margin may exceed the range of the references by
+    ``margin``; the CTC confidence may not be below that of any utterance with CTC
+    output. Utterances flagged by these limits are decoded again, and the CTC weight
+    that ranks their candidates with the fewest errors is chosen. An output is withheld
+    if its negative log probability per second exceeds that of the best candidate of
+    every utterance of the set: of the set none is, and of n similar utterances seldom
+    more than 3 n / (size of the set).
 
     Args:
         model: with a CTC branch over characters.
-        examples: with their true texts.
-        options: how answers are searched first.
-        margin: 1 allows nothing beyond the set.
+        examples: with their reference texts.
+        options: of the first search.
+        margin: 1 allows nothing beyond the range of the set.
+        made_from: the examples, for the reader of the file.
 
     Raises:
-        UserError: the model has no such branch, or CTC heard nothing at all.
+        UserError: the model has no such branch, or no CTC output for any example.
     """
-    if model.ctc_tokenizer is None or model.model.llm is None:
+    codec = model.codec
+    if codec is None or codec.ctc_tokenizer is None:
         raise UserError("the guard needs an LLM and a CTC branch over characters")
-    truth: dict[str, list[Statistics]] = {}
-    doubts: dict[str, list[float]] = {}
+    references: dict[str, list[Statistics]] = {}
+    costs: dict[str, list[float]] = {}  # negative log probability per second
     for part, batch in encoded_batches(model, examples, batch_size):
         for row, example in enumerate(part):
-            found = measure_truth(model, batch, row, example.text)
-            if found.clarity > 0:
-                truth.setdefault(group_name(example.ask), []).append(found)
-                if example.ask[0] != "asr":
-                    doubt = doubt_of_ctc(model, batch, row)
-                    doubts.setdefault(group_name(example.ask), []).append(doubt)
-    if not truth:
-        raise UserError("CTC heard nothing in any of the examples")
-    groups = {name: widest(found, margin) for name, found in sorted(truth.items())}
-    clear = min(s.clarity for found in truth.values() for s in found)
-    clear = math.floor(1000 * clear) / 1000
-    thresholds = Thresholds(clear, WEIGHTS[0], groups, made_from)
-    spoken = [example for example in examples if example.ask[0] == "asr"]
-    trials = try_again(model, spoken, options, thresholds, batch_size)
-    weight = fewest_errors([t.candidates for t in trials if t.flagged])
+            found = measure_reference(codec, batch, row, example.text)
+            if found.ctc_confidence > 0:
+                group = example.task.group
+                references.setdefault(group, []).append(found)
+                if example.task.name != "asr":
+                    cost = ctc_nll_per_second(codec, batch, row)
+                    costs.setdefault(group, []).append(cost)
+    if not references:
+        raise UserError(
+            "no CTC output for any of the examples: train the CTC branch, or name "
+            "other examples"
+        )
+    groups = {name: widest(found, margin) for name, found in sorted(references.items())}
+    confidence = min(s.ctc_confidence for found in references.values() for s in found)
+    confidence = math.floor(1000 * confidence) / 1000
+    thresholds = Thresholds(confidence, WEIGHTS[0], groups, made_from)
+    spoken = [example for example in examples if example.task.name == "asr"]
+    trials = decode_trials(model, spoken, options, thresholds, batch_size)
+    weight = best_weight([t.candidates for t in trials if t.flagged])
     for trial in trials:
-        doubts.setdefault(trial.group, []).append(trial.doubt(weight))
-    for name, found in doubts.items():
-        most = math.ceil(1000 * max(found)) / 1000
-        groups[name] = replace(groups[name], doubt=most)
+        costs.setdefault(trial.group, []).append(trial.nll_per_second(weight))
+    for name, values in costs.items():
+        most = math.ceil(1000 * max(values)) / 1000
+        groups[name] = replace(groups[name], nll_per_second=most)
     return replace(thresholds, ctc_weight=weight)
 
 
-def measure_truth(model: SpeechToText, batch: Batch, row: int, text: str) -> Statistics:
-    """Measure the true text of an utterance, as an answer would be."""
-    task, source, target = batch.asks[row]
-    log_probs, heard = batch.log_probs(row), batch.heard[row]
-    distance = None
-    if task == "asr_st" or source == target:
-        labels = model.ctc_tokenizer(ctc_text(text.split("\t")[0], source))
-        (distance,) = distances(log_probs, model.ctc_tokenizer(heard), [labels])
-    return measure(
-        text,
-        source if task == "asr_st" else target,
-        heard,
-        batch.seconds[row],
-        clarity(log_probs, model.model.token_list),
-        distance,
-        source,
-    )
+def measure_reference(
+    codec: AnswerCodec, batch: EncodedBatch, row: int, text: str
+) -> Statistics:
+    """Compute the statistics of the reference text of an utterance.
+
+    Args:
+        text: as in the table of an example dir.
+    """
+    task, labels = batch.tasks[row], None
+    if task.has_transcript and codec.ctc_tokenizer is not None:
+        labels = codec.ctc_tokenizer(ctc_text(text.split("\t")[0], task.source))
+    return measure_output(codec, batch, row, text, labels)
 
 
 def widest(found: Sequence[Statistics], margin: float) -> Limits:
-    """The range of the statistics, wider by a margin."""
-    told = [s.distance for s in found if s.distance is not None]
+    """Return the range of the statistics, widened by a margin."""
+    margins = [s.ctc_margin for s in found if s.ctc_margin is not None]
     return Limits(
         rate=round(max(s.rate for s in found) * margin, 2),
-        least_expansion=round(min(s.expansion for s in found) / margin, 3),
-        most_expansion=round(max(s.expansion for s in found) * margin, 3),
+        min_length_ratio=round(min(s.length_ratio for s in found) / margin, 3),
+        max_length_ratio=round(max(s.length_ratio for s in found) * margin, 3),
         repetition=int(max(s.repetition for s in found) * margin),
-        distance=round(max(told) * margin, 3) if told else None,
+        ctc_margin=round(max(margins) * margin, 3) if margins else None,
     )
 
 
-#: (LLM's score, CTC's score, errors) of each candidate for one utterance.
+#: (LLM score, CTC score, errors) of each candidate for one utterance.
 Candidates = list[tuple[float, float, int]]
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What could be written for one utterance, CTC's own text among it.
+    """The candidates for one utterance, the CTC transcript among them.
 
     Attributes:
+        group: task and language.
+        seconds: of audio.
         flagged: whether it was decoded again.
     """
 
@@ -183,51 +186,58 @@ class Trial:
     flagged: bool
     candidates: Candidates
 
-    def doubt(self, weight: float) -> float:
-        """Of the likeliest candidate, in nats for each second."""
-        likely = max(joint_score(*c[:2], weight) for c in self.candidates)
-        return -likely / self.seconds
+    def nll_per_second(self, weight: float) -> float:
+        """Return that of the best candidate, in nats."""
+        best = max(joint_score(*scores, weight) for *scores, _ in self.candidates)
+        return -best / self.seconds
 
 
-def try_again(
+def decode_trials(
     model: SpeechToText,
     examples: Sequence[Example],
     options: SearchOptions,
     thresholds: Thresholds,
     batch_size: int,
 ) -> list[Trial]:
-    """Decode as ever, and again what is flagged; not where CTC hears nothing."""
-    guard, trials = Guard(model, thresholds), []
+    """Decode normally, then decode flagged utterances again.
+
+    Utterances without CTC output are skipped.
+    """
+    llm, codec = model.model.llm, model.codec
+    guard, trials = Guard(llm, codec, thresholds), []
     for part, batch in encoded_batches(model, examples, batch_size):
-        nbests = model.search(batch, options)
-        heard, flagged = [], []
+        nbests = nbest_search(llm, codec, batch, options)
+        with_output, flagged = [], []
         for row, nbest in enumerate(nbests):
-            measured = guard.measure(batch, row, nbest[0])
-            limits = thresholds.limits(batch.asks[row])
-            if measured.clarity >= thresholds.clarity:
-                heard.append(row)
+            measured = measure(codec, batch, row, nbest[0])
+            limits = thresholds.limits(batch.tasks[row])
+            if measured.ctc_confidence >= thresholds.ctc_confidence:
+                with_output.append(row)
                 if limits.flags(measured):
                     flagged.append(row)
-        again = guard.search_again(batch, flagged, options, loops=False)
+        again = guard.search_again(batch, flagged, options, repeated=False)
         found = dict(zip(flagged, again))
-        for row in heard:
+        for row in with_output:
             ranked = guard.rank(batch, row, [*nbests[row], *found.get(row, [])])
-            text, ask = part[row].text, part[row].ask
+            example = part[row]
             candidates = [
                 (
                     c.llm_score,
                     c.ctc_score or 0.0,
-                    count_errors(text, model.decoded(c.tokens), ask[1]),
+                    count_errors(
+                        example.text, codec.decode(c.tokens), example.task.source
+                    ),
                 )
                 for c in ranked
             ]
-            seconds = batch.seconds[row]
-            trials.append(Trial(group_name(ask), seconds, row in found, candidates))
+            trials.append(
+                Trial(example.task.group, batch.seconds[row], row in found, candidates)
+            )
     return trials
 
 
-def fewest_errors(trials: Sequence[Candidates]) -> float:
-    """CTC's weight of ``WEIGHTS`` with the fewest errors; the first of equals."""
+def best_weight(trials: Sequence[Candidates]) -> float:
+    """Return the CTC weight of ``WEIGHTS`` with the fewest errors; the first of ties."""
 
     def errors(weight: float) -> int:
         best = [
@@ -238,9 +248,6 @@ def fewest_errors(trials: Sequence[Candidates]) -> float:
     return min(WEIGHTS, key=errors)
 
 
-# Calibration
-
-
 def calibrate(
     model: SpeechToText,
     examples: Sequence[Example],
@@ -248,36 +255,40 @@ def calibrate(
     batch_size: int = 8,
     made_from: str = "",
 ) -> Calibration:
-    """Fit the confidence of words on a development set; its translations are left out.
+    """Fit the word confidence on a development set, without its translations.
 
     Raises:
         UserError: the set has no recognition, or no wrong word or no right one.
     """
     from speechllm.decoding.confidence import fit
 
-    features, right = judged_words(model, examples, options, batch_size)
+    features, right = labelled_words(model, examples, options, batch_size)
     return fit(np.array(features), np.array(right), made_from)
 
 
-def judged_words(
+def labelled_words(
     model: SpeechToText,
     examples: Sequence[Example],
     options: SearchOptions,
     batch_size: int = 8,
 ) -> tuple[list[tuple[float, ...]], list[bool]]:
-    """The features of every word that the model writes, and whether it is right."""
-    from speechllm.decoding.confidence import right_words
+    """Return the features of every word of the hypotheses, and whether it is right.
 
-    spoken = [example for example in examples if example.ask[0] == "asr"]
+    Raises:
+        UserError: the examples have no recognition.
+    """
+    from speechllm.decoding.confidence import correct_words
+
+    spoken = [example for example in examples if example.task.name == "asr"]
     if not spoken:
-        raise UserError("confidence is learnt from recognition (asr): none is there")
+        raise UserError("confidence is fitted to recognition (asr); there is none")
     features, right = [], []
     for part, batch in encoded_batches(model, spoken, batch_size):
         nbests = model.search(batch, options)
-        for row, verdict in enumerate(model.judge(batch, nbests, options)):
-            words, _, found = model.evidence(batch, row, verdict.nbest[0])
-            language = part[row].ask[1]
-            marks = right_words(words, part[row].text, language)
+        for row, decision in enumerate(model.apply_guard(batch, nbests, options)):
+            words, _, found = word_features(model.codec, batch, row, decision.nbest[0])
+            language = part[row].task.source
+            marks = correct_words(words, part[row].text, language)
             for word, values, mark in zip(words, found, marks):
                 if ctc_text(word, language):
                     features.append(values)

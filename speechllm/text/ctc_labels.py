@@ -1,47 +1,22 @@
-"""CTC labels: the blank, the token list and the tokenizer of the CTC branch."""
+"""CTC labels: the token list, its special labels and the tokenizer.
+
+A token list is ESPnet's: one label a line, ``<blank>``, ``<unk>``, …, ``<sos/eos>``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from itertools import groupby
 from pathlib import Path
+from typing import TypeVar
 
 from speechllm.utils.errors import UserError
 
-END = -1  # label behind the text that CTC judges, where an answer goes on (asr_st)
+BLANK = 0  # index of ``<blank>``
+NEVER = -1e30  # log probability of the impossible; finite, so that sums stay numbers
+END = -1  # marks the end of the transcript where a translation follows (asr_st)
 
-
-def read_labels(path: Path) -> list[str] | None:
-    """The labels of the CTC branch, one a line; None where there is no file."""
-    try:
-        return path.read_text("utf-8").splitlines() if path.exists() else None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from error
-
-
-BLANK = 0
-
-
-def label_runs(labels: Sequence[int]) -> list[tuple[int, int, int]]:
-    """Group equal neighbours: ``[(label, first frame, frame behind the last)]``."""
-    runs, begin = [], 0
-    for label, group in groupby(labels):
-        end = begin + sum(1 for _ in group)
-        runs.append((label, begin, end))
-        begin = end
-    return runs
-
-
-def label_text(label: str) -> str:
-    """The text that a label of the CTC vocabulary stands for.
-
-    ``<space>`` and sentencepiece's ``▁`` are a space; ``<unk>`` and its kin nothing.
-    """
-    if label == "<space>":
-        return " "
-    if label.startswith("<") and label.endswith(">"):
-        return ""
-    return label.replace("▁", " ")
+Label = TypeVar("Label", bound=Hashable)
 
 
 class CTCTokenizer:
@@ -57,25 +32,61 @@ class CTCTokenizer:
         from espnet2.text.sentencepiece_tokenizer import SentencepiecesTokenizer
         from espnet2.text.token_id_converter import TokenIDConverter
 
+        self.token_list = list(token_list)
         self.tokenizer = (
             CharTokenizer(space_symbol="<space>")
             if bpemodel is None
             else SentencepiecesTokenizer(str(bpemodel))
         )
-        self.converter = TokenIDConverter(list(token_list))
+        self.converter = TokenIDConverter(self.token_list)
 
     def __call__(self, text: str) -> list[int]:
-        return self.converter.tokens2ids(self.tokenizer.text2tokens(text))
+        """Return the labels of a text; ``unknown`` for what has no label."""
+        return list(self.converter.tokens2ids(self.tokenizer.text2tokens(text)))
+
+    @property
+    def unknown(self) -> int:
+        """Index of ``<unk>``."""
+        return int(self.converter.unk_id)
 
 
-def read_token_list(token_list: str | list[str]) -> list[str]:
-    """Read CTC labels, one a line (ESPnet's token list)."""
-    if not isinstance(token_list, str):
-        return list(token_list)
+def read_token_list(token_list: str | Path | list[str]) -> list[str]:
+    """Read a token list; one that is a list already is returned as it is.
+
+    Raises:
+        UserError: the file is missing or unreadable, or does not begin with
+            ``<blank>``.
+    """
+    if isinstance(token_list, list):
+        return token_list
     try:
-        lines = Path(token_list).read_text("utf-8").splitlines()
+        labels = Path(token_list).read_text("utf-8").splitlines()
     except FileNotFoundError:
         raise UserError(f"{token_list}: no such token list; run stage 5") from None
-    if not lines or lines[0] != "<blank>":
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{token_list}: cannot be read: {error}") from error
+    if not labels or labels[0] != "<blank>":
         raise UserError(f"{token_list}, line 1: expected <blank>")
-    return lines
+    return labels
+
+
+def label_text(label: str) -> str:
+    """Return the text of a label.
+
+    ``<space>`` and sentencepiece's ``▁`` are a space; special labels are empty.
+    """
+    if label == "<space>":
+        return " "
+    if label.startswith("<") and label.endswith(">"):
+        return ""
+    return label.replace("▁", " ")
+
+
+def label_runs(labels: Sequence[Label]) -> list[tuple[Label, int, int]]:
+    """Group equal neighbours: ``[(label, first frame, end frame), …]``."""
+    runs, begin = [], 0
+    for label, group in groupby(labels):
+        end = begin + sum(1 for _ in group)
+        runs.append((label, begin, end))
+        begin = end
+    return runs

@@ -2,36 +2,95 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from speechllm.utils.errors import UserError
 
 TASKS = ("asr", "st", "asr_st")
 
 
-@dataclass(frozen=True)
-class Task:
-    """What to do with speech of ``source`` language: a text in ``target`` language."""
+class Task(NamedTuple):
+    """Speech in ``source`` language to text in ``target`` language.
+
+    Attributes:
+        name: ``asr`` (transcript), ``st`` (translation) or ``asr_st`` (both in one
+            output).
+        source: language code of the speech.
+        target: language code of the text; of ``asr`` the same as ``source``.
+    """
 
     name: str
     source: str
     target: str
 
     def __str__(self) -> str:
-        return f"{self.name} {self.source} {self.target}"
+        """Return the value of ``utt2task``, such as ``st en fr``."""
+        return " ".join(self)
+
+    @property
+    def group(self) -> str:
+        """Name of the task in scores and thresholds: ``asr_en``, ``st_en_fr``."""
+        languages = [self.source] if self.name == "asr" else [self.source, self.target]
+        return "_".join([self.name, *languages])
+
+    @property
+    def has_transcript(self) -> bool:
+        """Whether the output holds a transcript, which CTC can score."""
+        return self.name == "asr_st" or self.source == self.target
+
+    @property
+    def output_language(self) -> str:
+        """Language that the output begins in, by which it is measured."""
+        return self.source if self.name == "asr_st" else self.target
+
+
+def task_of(value: str, place: str) -> Task:
+    """Parse a value of ``utt2task``: ``<task> <source language> <target language>``.
+
+    Args:
+        place: file and id of the value, for the message.
+
+    Raises:
+        UserError: not three fields.
+    """
+    fields = value.split()
+    if len(fields) != 3:
+        raise UserError(
+            f"{place}: expected '<task> <source language> <target language>', "
+            f"found {value!r}"
+        )
+    return Task(*fields)
+
+
+def parse_task(specification: str) -> Task:
+    """Parse ``asr:en``, ``st:en:fr`` or ``asr_st:en:fr``.
+
+    Raises:
+        UserError: another form, or two equal languages.
+    """
+    name, *languages = specification.split(":")
+    expected = 1 if name == "asr" else 2
+    if name not in TASKS or len(languages) != expected or not all(languages):
+        raise UserError(
+            f"task {specification!r}: expected asr:<lang>, st:<source>:<target> or "
+            "asr_st:<source>:<target>"
+        )
+    if expected == 2 and languages[0] == languages[1]:
+        raise UserError(f"task {specification!r}: the two languages are the same")
+    return Task(name, languages[0], languages[-1])
 
 
 def parse_weighted(specification: str) -> tuple[Task, float]:
-    """Read a task and its weight in the mix, 1 when none is given: ``st:en:fr*2``."""
+    """Parse a task with its weight in the mix, 1 without one: ``st:en:fr*2``."""
     task, weight = split_weight(specification)
     return parse_task(task), weight
 
 
 def split_weight(specification: str) -> tuple[str, float]:
-    """Take a weight off a task or a data dir, 1 when there is none: ``train*0.5``.
+    """Split the weight off a task or a data dir, 1 without one: ``train*0.5``.
 
     Raises:
-        UserError: no number, or none from above 0 to 1000.
+        UserError: not a number above 0 and at most 1000.
     """
     name, star, number = specification.partition("*")
     weight = 1.0
@@ -46,23 +105,3 @@ def split_weight(specification: str) -> tuple[str, float]:
                 f"not {number!r}"
             )
     return name, weight
-
-
-def parse_task(specification: str) -> Task:
-    """Read ``asr:en``, ``st:en:fr`` or ``asr_st:en:fr``."""
-    name, *languages = specification.split(":")
-    expected = 1 if name == "asr" else 2
-    if name not in TASKS or len(languages) != expected or not all(languages):
-        raise UserError(
-            f"task {specification!r}: expected asr:<lang>, st:<source>:<target> or "
-            "asr_st:<source>:<target>"
-        )
-    if expected == 2 and languages[0] == languages[1]:
-        raise UserError(f"task {specification!r}: the two languages are the same")
-    return Task(name, languages[0], languages[-1])
-
-
-def group_name(ask: tuple[str, str, str]) -> str:
-    """``asr_en`` or ``st_en_fr``, as scores name it."""
-    task, source, target = ask
-    return "_".join([task, source] + [target] * (task != "asr"))

@@ -12,9 +12,11 @@ from tiny_models import five_token_llm
 
 from speechllm.decoding.beam_search import beam_search
 from speechllm.decoding.ctc_prefix_scorer import CTCPrefixScorer
-from speechllm.decoding.llm_scorer import Reader, settle
+from speechllm.decoding.hypothesis import Candidate, Hypothesis, SearchRequest
+from speechllm.decoding.kv_cache import assign_rows
+from speechllm.decoding.llm_scorer import LLMScorer
 from speechllm.decoding.options import SearchOptions
-from speechllm.decoding.sampling import kept_probabilities
+from speechllm.decoding.sampling import sampling_probabilities
 from speechllm.models.llm import LanguageModel
 
 EOS = 4  # of the model with five tokens
@@ -46,6 +48,18 @@ def random_prompt(llm: LanguageModel, size: int, seed: int) -> torch.Tensor:
     return torch.randn(size, llm.hidden_size, generator=generator)
 
 
+def search(
+    llm, prompts, max_tokens, options, ctc=None, label_fns=None, seeds=None, **how
+) -> list[list[Hypothesis]]:
+    label_fns = label_fns or [None] * len(prompts)
+    seeds = seeds or [0] * len(prompts)
+    requests = [
+        SearchRequest(prompt, most, label_fn, sampling_seed=seed)
+        for prompt, most, label_fn, seed in zip(prompts, max_tokens, label_fns, seeds)
+    ]
+    return beam_search(llm, requests, options, ctc, **how)
+
+
 def all_answers(longest: int):
     for size in range(longest + 1):
         for answer in itertools.product(range(4), repeat=size):
@@ -57,7 +71,7 @@ def all_answers(longest: int):
 def test_a_wide_beam_finds_the_best_of_all_answers(five_tokens, seed, penalty):
     prompt = random_prompt(five_tokens, 1 + seed, seed)
     options = SearchOptions(beam_size=64, nbest=5, penalty=penalty)
-    (found,) = beam_search(five_tokens, [prompt], [3], options)
+    (found,) = search(five_tokens, [prompt], [3], options)
     ranked = sorted(
         (log_prob(five_tokens, prompt, answer) + penalty * (len(answer) + 1), answer)
         for answer in all_answers(3)
@@ -74,7 +88,7 @@ def test_a_wide_beam_finds_the_best_of_all_answers(five_tokens, seed, penalty):
 def test_no_run_of_tokens_stands_twice(five_tokens, size):
     prompt = random_prompt(five_tokens, 2, size)
     options = SearchOptions(beam_size=300, nbest=5, no_repeat_ngram_size=size)
-    (found,) = beam_search(five_tokens, [prompt], [4], options)
+    (found,) = search(five_tokens, [prompt], [4], options)
 
     def once(answer: list[int]) -> bool:
         runs = [tuple(answer[i : i + size]) for i in range(len(answer) - size + 1)]
@@ -100,9 +114,9 @@ def test_no_repetition_in_a_greedy_answer_as_in_transformers(five_tokens):
     )[0].tolist()
     free = SearchOptions(min_tokens=12)
     options = SearchOptions(min_tokens=12, no_repeat_ngram_size=3)
-    ((found,),) = beam_search(five_tokens, [prompt], [15], options)
+    ((found,),) = search(five_tokens, [prompt], [15], options)
     assert found.tokens == [t for t in expected if t != EOS]
-    assert found.tokens != beam_search(five_tokens, [prompt], [15], free)[0][0].tokens
+    assert found.tokens != search(five_tokens, [prompt], [15], free)[0][0].tokens
 
 
 def spell(tokens: list[int]) -> list[int]:
@@ -116,8 +130,8 @@ def test_joint_search_finds_the_best_of_all_answers(five_tokens, seed, weight):
     prompt = random_prompt(five_tokens, 2, seed)
     logits = 2 * torch.randn(1, 9, 4, generator=torch.Generator().manual_seed(seed))
     frames = torch.tensor([9])
-    options = SearchOptions(beam_size=64, nbest=4, ctc_weight=weight, candidates=5)
-    (found,) = beam_search(
+    options = SearchOptions(beam_size=64, nbest=4, ctc_weight=weight, pre_beam_size=5)
+    (found,) = search(
         five_tokens, [prompt], [3], options, CTCPrefixScorer(logits, frames), [spell]
     )
 
@@ -149,10 +163,10 @@ def test_ctc_has_no_say_in_a_translation(five_tokens):
     prompts = [random_prompt(five_tokens, 3, seed) for seed in (1, 2)]
     logits = 5 * torch.randn(2, 9, 4, generator=torch.Generator().manual_seed(1))
     scorer = CTCPrefixScorer(logits, torch.tensor([9, 7]))
-    joint = SearchOptions(beam_size=3, ctc_weight=0.8, candidates=5)
-    found = beam_search(five_tokens, prompts, [3, 3], joint, scorer, [spell, None])
+    joint = SearchOptions(beam_size=3, ctc_weight=0.8, pre_beam_size=5)
+    found = search(five_tokens, prompts, [3, 3], joint, scorer, [spell, None])
     plain = SearchOptions(beam_size=3)
-    (alone,) = beam_search(five_tokens, prompts[1:], [3], plain)
+    (alone,) = search(five_tokens, prompts[1:], [3], plain)
     assert found[1][0].tokens == alone[0].tokens
     assert found[1][0].score == pytest.approx(alone[0].score, abs=1e-5)
     assert found[1][0].ctc_score is None
@@ -188,7 +202,7 @@ def check_greedy(folder, count: int) -> None:
     ids = [llm.tokenizer(text)["input_ids"] for text in TEXTS]
     with torch.inference_mode():
         prompts = llm.embed_lists(ids)
-    found = beam_search(llm, prompts, [count] * len(ids), SearchOptions())
+    found = search(llm, prompts, [count] * len(ids), SearchOptions())
     assert [nbest[0].tokens for nbest in found] == greedy_of_transformers(
         folder, TEXTS, count
     )
@@ -219,15 +233,15 @@ def test_the_batch_changes_no_token(llm, sizes, batch, beam, weight, order, seed
     logits = 2 * torch.randn(
         len(sizes), 40, 29, generator=torch.Generator().manual_seed(seed)
     )
-    options = SearchOptions(beam_size=beam, nbest=2, ctc_weight=weight, candidates=6)
+    options = SearchOptions(beam_size=beam, nbest=2, ctc_weight=weight, pre_beam_size=6)
 
     def speller(tokens: list[int]) -> list[int]:
         return [1 + t % 28 for t in tokens]
 
-    def search(chosen: list[int]) -> list:
+    def found(chosen: list[int]) -> list:
         scorer = CTCPrefixScorer(logits[chosen], frames[chosen]) if weight else None
         spellers = [speller if i % 3 else None for i in chosen]
-        return beam_search(
+        return search(
             llm,
             [prompts[i] for i in chosen],
             [limits[i] for i in chosen],
@@ -237,14 +251,14 @@ def test_the_batch_changes_no_token(llm, sizes, batch, beam, weight, order, seed
         )
 
     places = list(range(len(sizes)))
-    alone = [search([i])[0] for i in places]
+    alone = [found([i])[0] for i in places]
     order.shuffle(places)
     for begin in range(0, len(places), batch):
         chosen = places[begin : begin + batch]
-        for index, nbest in zip(chosen, search(chosen)):
+        for index, nbest in zip(chosen, found(chosen)):
             assert [h.tokens for h in nbest] == [h.tokens for h in alone[index]]
-            for found, expected in zip(nbest, alone[index]):
-                assert found.score == pytest.approx(expected.score, abs=1e-3)
+            for one, expected in zip(nbest, alone[index]):
+                assert one.score == pytest.approx(expected.score, abs=1e-3)
 
 
 def test_fewest_and_most_tokens(five_tokens):
@@ -252,7 +266,7 @@ def test_fewest_and_most_tokens(five_tokens):
     for beam in (1, 4):
         for least, most in ((0, 0), (0, 2), (3, 3), (2, 5), (4, 2)):
             options = SearchOptions(beam_size=beam, min_tokens=least)
-            found = beam_search(five_tokens, prompts, [most] * 8, options)
+            found = search(five_tokens, prompts, [most] * 8, options)
             for nbest in found:
                 assert min(least, most) <= len(nbest[0].tokens) <= most
 
@@ -260,7 +274,7 @@ def test_fewest_and_most_tokens(five_tokens):
 def test_limits_are_each_utterances_own(five_tokens):
     prompt = random_prompt(five_tokens, 2, 1)
     options = SearchOptions(min_tokens=9)
-    found = beam_search(five_tokens, [prompt] * 3, [1, 4, 2], options)
+    found = search(five_tokens, [prompt] * 3, [1, 4, 2], options)
     assert [len(nbest[0].tokens) for nbest in found] == [1, 4, 2]
 
 
@@ -272,7 +286,7 @@ def test_most_tokens_grow_with_the_speech():
 def test_nbest_are_distinct_and_in_order(five_tokens):
     options = SearchOptions(beam_size=8, nbest=8)
     prompt = random_prompt(five_tokens, 2, 3)
-    (found,) = beam_search(five_tokens, [prompt], [3], options)
+    (found,) = search(five_tokens, [prompt], [3], options)
     assert len(found) == 8
     assert len({tuple(h.tokens) for h in found}) == 8
     scores = [h.score for h in found]
@@ -283,7 +297,7 @@ def test_a_wider_beam_is_never_worse(five_tokens):
     for seed in range(10):
         prompt = random_prompt(five_tokens, 2, seed)
         best = [
-            beam_search(five_tokens, [prompt], [5], SearchOptions(beam_size=b))[0][0]
+            search(five_tokens, [prompt], [5], SearchOptions(beam_size=b))[0][0]
             for b in (1, 256)
         ]
         assert best[0].score <= best[1].score + 1e-5
@@ -296,18 +310,18 @@ def test_a_wider_beam_is_never_worse(five_tokens):
 @given(
     sizes=st.lists(st.integers(1, 40), min_size=3, max_size=12),
     batch_size=st.integers(1, 5),
-    search=st.sampled_from(
+    how=st.sampled_from(
         [
             {},
             {"beam_size": 3, "nbest": 2},
-            {"beam_size": 2, "ctc_weight": 0.4, "candidates": 6},
+            {"beam_size": 2, "ctc_weight": 0.4, "pre_beam_size": 6},
             {"no_repeat_ngram_size": 2},
             {"sampling": True, "temperature": 1.3, "top_k": 9, "top_p": 0.9},
         ]
     ),
     seed=st.integers(0, 1000),
 )
-def test_who_joins_later_notices_nothing(llm, sizes, batch_size, search, seed):
+def test_who_joins_later_notices_nothing(llm, sizes, batch_size, how, seed):
     """A queue of prompts of very different lengths and limits, against one by one."""
     prompts = [random_prompt(llm, n, seed + i) for i, n in enumerate(sizes)]
     limits = [1 + 3 * n % 7 for n in sizes]
@@ -315,10 +329,10 @@ def test_who_joins_later_notices_nothing(llm, sizes, batch_size, search, seed):
         len(sizes), 50, 29, generator=torch.Generator().manual_seed(seed)
     )
     frames = torch.tensor([10 + n for n in sizes])
-    options = SearchOptions(**search)
+    options = SearchOptions(**how)
 
     def found(chosen: list[int], batch_size: int | None) -> list:
-        return beam_search(
+        return search(
             llm,
             [prompts[i] for i in chosen],
             [limits[i] for i in chosen],
@@ -326,7 +340,7 @@ def test_who_joins_later_notices_nothing(llm, sizes, batch_size, search, seed):
             CTCPrefixScorer(logits[chosen], frames[chosen]),
             [lambda tokens: [1 + t % 28 for t in tokens]] * len(chosen),
             batch_size=batch_size,
-            keys=[100 + i for i in chosen],
+            seeds=[100 + i for i in chosen],
         )
 
     everyone = list(range(len(sizes)))
@@ -355,7 +369,7 @@ def test_the_batch_stays_full(llm, monkeypatch):
     prompts = [random_prompt(llm, 5, seed) for seed in range(12)]
     limits = [2, 6, 3, 5] * 3
     options = SearchOptions(min_tokens=9)  # each answer is as long as it may be
-    found = beam_search(llm, prompts, limits, options, batch_size=4)
+    found = search(llm, prompts, limits, options, batch_size=4)
     assert [len(nbest[0].tokens) for nbest in found] == limits
     assert max(rows) == 4
     assert sum(rows) == sum(limits)
@@ -367,55 +381,54 @@ def test_the_batch_stays_full(llm, monkeypatch):
 
 
 def test_rows_come_and_go(llm):
-    """What the reader says next, against the LLM on the whole text each time."""
-    reader = Reader(llm)
+    """Compare the scorer with the LLM on the whole text at each step."""
+    prompts = [random_prompt(llm, n, n) for n in (9, 3, 30, 50, 2, 4)]
+    scorer = LLMScorer(llm, prompts, SearchOptions())
     texts: list[torch.Tensor] = []
 
-    def check(log_probs):
+    def check():
+        assert len(scorer.log_probs) == len(texts)
         for row, text in enumerate(texts):
             logits = llm.causal_lm(inputs_embeds=text[None]).logits[0, -1]
-            assert torch.allclose(log_probs[row], logits.log_softmax(0), atol=1e-4)
+            expected = logits.log_softmax(0)
+            assert torch.allclose(scorer.log_probs[row], expected, atol=1e-4)
 
-    def join(*sizes):
-        new = [random_prompt(llm, n, n) for n in sizes]
-        order, log_probs = reader.join(new)
-        rows = len(texts)
-        texts.extend(new[i] for i in order)
-        full = torch.zeros(rows, log_probs.shape[1])
-        for row in range(rows):
-            logits = llm.causal_lm(inputs_embeds=texts[row][None]).logits[0, -1]
-            full[row] = logits.log_softmax(0)
-        check(torch.cat([full, log_probs]))
+    def add(*utterances):
+        texts.extend(prompts[i] for i in scorer.prefill(utterances))
+        check()
 
     def step(parents, tokens):
-        log_probs = reader.step(parents, tokens)
-        embedded = llm.embed(torch.tensor(tokens))
+        survivors = [
+            Candidate(Hypothesis(row=parent), token, 0.0, 0.0, 0.0, [], parent)
+            for parent, token in zip(parents, tokens)
+        ]
+        scorer.select(survivors, [])
+        embedded = llm.embed(torch.tensor(tokens, dtype=torch.long))
         texts[:] = [
             torch.cat([texts[parent], own[None]])
             for parent, own in zip(parents, embedded)
         ]
-        check(log_probs)
+        check()
 
     with torch.inference_mode():
-        join(9, 3, 30)
+        add(0, 1, 2)
         step([0, 1, 2], [5, 6, 7])
-        step([1, 1, 0, 2], [8, 9, 10, 11])  # two go on from one
-        step([0, 2], [12, 13])  # the longest has left
-        width = reader.cache.get_seq_length()
+        step([1, 1, 0, 2], [8, 9, 10, 11])  # two continue one
+        step([0, 2], [12, 13])  # the longest is dropped
+        width = scorer.cache.get_seq_length()
         assert width == max(len(text) for text in texts)
-        join(50, 2)  # one is longer than all that was there
-        for count in range(40):  # past what a buffer holds at first
+        add(3, 4)  # one is longer than all that was there
+        for count in range(40):  # past the initial size of a buffer
             step([3, 1, 2, 0], [count, 3, 2, 1])
         step([2], [4])
-        assert reader.step([], []).shape[0] == 0
-        texts.clear()
-        join(4)
+        step([], [])
+        add(5)
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(parents=st.lists(st.integers(0, 9), max_size=10))
 def test_most_rows_stay_where_they_are(parents):
-    order = settle(parents)
+    order = assign_rows(parents)
     assert sorted(order) == list(range(len(parents)))
     staying = sum(parents[new] == place for place, new in enumerate(order))
     assert staying == len({p for p in parents if p < len(parents)})
@@ -439,7 +452,7 @@ def test_what_is_drawn_from_is_transformers_distribution(top_k, top_p, temperatu
     ids = torch.zeros(6, 1, dtype=torch.long)
     expected = warpers(ids, logits.log_softmax(1)).softmax(1)
     options = SearchOptions(temperature=temperature, top_k=top_k, top_p=top_p)
-    found = kept_probabilities(logits.log_softmax(1), options)
+    found = sampling_probabilities(logits.log_softmax(1), options)
     assert torch.allclose(found, expected, atol=1e-6)
 
 
@@ -450,9 +463,7 @@ def test_draws_follow_the_probabilities(five_tokens):
         logits = five_tokens.causal_lm(inputs_embeds=prompt[None]).logits[0, -1]
     expected = (logits / 0.8).softmax(0)
     options = SearchOptions(sampling=True, temperature=0.8)
-    found = beam_search(
-        five_tokens, [prompt] * 4000, [1] * 4000, options, keys=range(4000)
-    )
+    found = search(five_tokens, [prompt] * 4000, [1] * 4000, options, seeds=range(4000))
     first = torch.tensor([[*nbest[0].tokens, EOS][0] for nbest in found])
     shares = torch.bincount(first, minlength=5) / 4000
     assert torch.allclose(shares, expected, atol=0.03)
@@ -466,7 +477,7 @@ def test_draws_depend_on_seed_and_utterance_alone(five_tokens):
 
     def drawn(seed: int, keys: list[int]) -> list:
         options = SearchOptions(sampling=True, temperature=2.0, seed=seed)
-        found = beam_search(five_tokens, prompts, [8] * 6, options, keys=keys)
+        found = search(five_tokens, prompts, [8] * 6, options, seeds=keys)
         return [nbest[0].tokens for nbest in found]
 
     first = drawn(1, [0, 1, 2, 3, 4, 5])
@@ -480,6 +491,6 @@ def test_sampling_keeps_to_fewest_and_most_tokens(five_tokens):
     prompts = [random_prompt(five_tokens, 2, seed) for seed in range(8)]
     for least, most in ((0, 0), (3, 3), (2, 5), (4, 2)):
         options = SearchOptions(sampling=True, min_tokens=least)
-        found = beam_search(five_tokens, prompts, [most] * 8, options, keys=range(8))
+        found = search(five_tokens, prompts, [most] * 8, options, seeds=range(8))
         for nbest in found:
             assert min(least, most) <= len(nbest[0].tokens) <= most

@@ -21,16 +21,17 @@ from speechllm.bin import calibrate as calibrate_command
 from speechllm.decoding.confidence import (
     Calibration,
     bins,
+    correct_words,
     expected_calibration_error,
+    features_of_word,
     fit,
     read_calibration,
-    right_words,
     tokens_of_words,
-    word_features,
     write_calibration,
 )
 from speechllm.decoding.forced_alignment import REACH, align_words
-from speechllm.inference.speech_to_text import UNALIGNED
+from speechllm.inference.results import UNALIGNED, word_features
+from speechllm.text.tasks import Task
 from speechllm.utils.errors import UserError
 
 SHORT = {"tokens_per_second": 0.0, "extra_tokens": 8.0}  # eight tokens at most
@@ -39,9 +40,9 @@ SHORT = {"tokens_per_second": 0.0, "extra_tokens": 8.0}  # eight tokens at most
 def test_features_are_probabilities():
     labels, tokens = [math.log(0.9), math.log(0.4)], [math.log(0.5)]
     expected = (0.6, 0.4, 0.5, 0.5)
-    assert word_features(labels, tokens) == pytest.approx(expected)
-    assert word_features([], tokens) == pytest.approx((0.5,) * 4)
-    assert word_features(labels, []) == pytest.approx((0.6, 0.4, 0.6, 0.4))
+    assert features_of_word(labels, tokens) == pytest.approx(expected)
+    assert features_of_word([], tokens) == pytest.approx((0.5,) * 4)
+    assert features_of_word(labels, []) == pytest.approx((0.6, 0.4, 0.6, 0.4))
 
 
 def test_tokens_of_words():
@@ -69,8 +70,8 @@ def test_tokens_of_words():
     ],
 )
 def test_which_words_are_right(words, reference, language, right):
-    assert right_words(words.split(), reference, language) == right
-    assert right_words(["は", "い。"], "はあ", "ja") == [True, False]
+    assert correct_words(words.split(), reference, language) == right
+    assert correct_words(["は", "い。"], "はあ", "ja") == [True, False]
 
 
 def test_the_fit_recovers_a_known_regression():
@@ -179,15 +180,15 @@ def test_times_are_those_of_the_alignment(model, waves):
 
 
 def test_llm_probabilities_are_those_of_its_tokens(model, waves):
-    batch = model.encode(waves[:1], [("asr", "en", "en")])
+    batch = model.encode(waves[:1], [Task("asr", "en", "en")])
     ((answer,),) = model.search(batch, model.options(SHORT))
-    words, spans, features = model.evidence(batch, 0, answer)
+    words, spans, features = word_features(model.codec, batch, 0, answer)
     assert len(words) == len(spans) == len(features)
     llm = model.model.llm
-    inputs = torch.cat([batch.prompts[0], *llm.embed_lists([answer.tokens])])
+    inputs = torch.cat([batch.prompt_embeds[0], *llm.embed_lists([answer.tokens])])
     with torch.inference_mode():
         logits = llm.causal_lm(inputs_embeds=inputs[None]).logits[0]
-    places = torch.arange(len(batch.prompts[0]) - 1, len(inputs) - 1)
+    places = torch.arange(len(batch.prompt_embeds[0]) - 1, len(inputs) - 1)
     log_probs = logits.log_softmax(1)[places, torch.tensor(answer.tokens)]
     least = min(f[3] for f in features)
     assert least == pytest.approx(log_probs.min().exp().item(), rel=1e-3)

@@ -113,9 +113,7 @@ def test_killed_between_batches(decode, expected, monkeypatch, tmp_path):
         return whole(*arguments)
 
     monkeypatch.setattr(SpeechToText, "decode", killed)
-    monkeypatch.setattr(
-        "speechllm.inference.speech_to_text.QUEUE", 1
-    )  # a batch at a time
+    monkeypatch.setattr("speechllm.inference.encoding.QUEUE", 1)  # a batch at a time
     with pytest.raises(KeyboardInterrupt):
         decode(batch_size=2)
     assert not (tmp_path / "out" / "text").exists()

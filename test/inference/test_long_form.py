@@ -12,8 +12,9 @@ from audio_files import encode_with_ffmpeg
 
 from speechllm import SpeechToText
 from speechllm.audio.io import load_audio, stream_audio
-from speechllm.audio.segmentation import Cutting, Segment, speech_segments
-from speechllm.decoding.result import Passage, Result, Word
+from speechllm.audio.segmentation import Cutting, speech_segments
+from speechllm.audio.segmentation import Segment as SpeechSegment
+from speechllm.decoding.result import Result, Segment, Word
 from speechllm.inference.long_form import (
     Transcription,
     _Piece,
@@ -79,17 +80,17 @@ def test_segments_are_decoded_as_if_each_were_alone(model, speech, lecture):
         assert result.text == " ".join(plain(r.text) for r in alone)
         assert result.tokens == [token for r in alone for token in r.tokens]
         assert result.passages == [
-            Passage(p.segment.start, p.segment.end, p.result.text) for p in chosen
+            Segment(p.segment.start, p.segment.end, p.result.text) for p in chosen
         ]
     assert found[1].result.text == short.text
-    assert found[1].result.passages == [Passage(0.0, len(speech) / RATE, short.text)]
+    assert found[1].result.passages == [Segment(0.0, len(speech) / RATE, short.text)]
     assert sum(seconds) == pytest.approx((2 * len(lecture) + len(speech)) / RATE)
 
 
 def piece(score: float, both: float | None = None, flags: tuple = ()) -> _Piece:
     result = Result("a", [], score, flags=list(flags))
     other = None if both is None else piece(both)
-    return _Piece(Segment(0, 1), None, result, both=other)
+    return _Piece(SpeechSegment(0, 1), None, result, both=other)
 
 
 def taken(pieces: list[_Piece]) -> list[str]:
@@ -121,18 +122,18 @@ def test_neighbours_are_one_where_that_is_likelier():
 def test_close_neighbours_as_one_lie_where_they_lay():
     rng = np.random.default_rng(0)
     whole = rng.normal(size=3 * RATE).astype(np.float32)
-    left, right = Segment(5.0, 6.0), Segment(6.05, 8.0)
+    left, right = SpeechSegment(5.0, 6.0), SpeechSegment(6.05, 8.0)
     samples = whole[:RATE], whole[RATE + 800 :]
     both = as_one(left, samples[0], right, samples[1], longest=15.0)
-    assert both.segment == Segment(5.0, 8.0)
+    assert both.segment == SpeechSegment(5.0, 8.0)
     assert len(both.samples) == len(whole)
     different = both.samples != whole
     assert not different[:RATE].any() and not different[RATE + 800 :].any()
     assert not both.samples[RATE : RATE + 800].any()
     assert as_one(left, samples[0], right, samples[1], longest=2.9) is None
-    far = Segment(6.2, 8.15)
+    far = SpeechSegment(6.2, 8.15)
     assert as_one(left, samples[0], far, samples[1], longest=15.0) is None
-    overlap = Segment(5.5, 7.45)
+    overlap = SpeechSegment(5.5, 7.45)
     assert as_one(left, samples[0], overlap, samples[1], longest=15.0) is None
 
 
@@ -265,7 +266,7 @@ def test_words_are_shifted_and_texts_joined():
         "Bye.", ["b"], -2.0, "bye", words=[Word("Bye.", 0.2, 0.5, 0.7)],
         unguarded="Bye bye bye.", confidence=1.0,
     )  # fmt: skip
-    pieces = [(Segment(1.0, 2.0), one), (Segment(10.0, 11.0), two)]
+    pieces = [(SpeechSegment(1.0, 2.0), one), (SpeechSegment(10.0, 11.0), two)]
     found = join(pieces, "en", "en")
     assert found.text == "Hello there. Bye."
     assert found.ctc_text == "hello there bye"
@@ -276,7 +277,7 @@ def test_words_are_shifted_and_texts_joined():
     ]  # fmt: skip
     assert found.confidence == pytest.approx((0.5 * 12 + 1.0 * 4) / 16)
     assert [(p.start, p.end) for p in found.passages] == [(1.0, 2.0), (10.0, 11.0)]
-    dogs = [(Segment(i, i + 1), Result("犬", [], 0.0)) for i in (0, 2)]
+    dogs = [(SpeechSegment(i, i + 1), Result("犬", [], 0.0)) for i in (0, 2)]
     assert join(dogs, "ja", "ja").text == "犬犬"
 
 
@@ -320,13 +321,13 @@ def test_words_of_an_overlap_are_taken_once_by_their_times():
     names = ["one", "two", "three", "four", "five", "six"]
     words = [Word(n, i, i + 0.8, 1.0) for i, n in enumerate(names)]
 
-    def heard(begin: int, end: int, delay: float) -> tuple[Segment, Result]:
+    def heard(begin: int, end: int, delay: float) -> tuple[SpeechSegment, Result]:
         inner = [
             Word(w.text, w.start - begin + delay, w.end - begin + delay, 1.0)
             for w in words[begin:end]
         ]
         text = " ".join(names[begin:end])
-        return Segment(begin, end), Result(text, [], 0.0, words=inner)
+        return SpeechSegment(begin, end), Result(text, [], 0.0, words=inner)
 
     for delay in (-0.2, -0.05, 0.0, 0.05, 0.2):
         found = join([heard(0, 4, delay), heard(2, 6, -delay)], "en", "en")

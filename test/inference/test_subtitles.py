@@ -11,7 +11,7 @@ import webvtt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speechllm.decoding.result import Passage, Result, Word
+from speechllm.decoding.result import Result, Segment, Word
 from speechllm.inference.subtitles import Cue, format_srt, format_vtt, make_cues
 
 TALK = (
@@ -23,7 +23,7 @@ TALK = (
 
 def recording(*passages: tuple[float, float, str], words=None) -> Result:
     text = " ".join(text for *_, text in passages)
-    listed = [Passage(*passage) for passage in passages]
+    listed = [Segment(*passage) for passage in passages]
     return Result(text, [], 0.0, words=words, passages=listed)
 
 

@@ -291,8 +291,6 @@ def test_round_trip(tmp_path, reference, waves, expected):
 def test_auto_classes(tmp_path, reference, waves, expected):
     from transformers import AutoConfig, AutoModel, AutoProcessor
 
-    import speechllm.models.nue_asr
-
     config = AutoConfig.from_pretrained(reference.folder)
     assert config.llm_config.rope_parameters["partial_rotary_factor"] == 0.5
     folder = tmp_path / "auto"
@@ -350,8 +348,6 @@ def hub(tmp_path, monkeypatch) -> Path:
 
 def test_push_to_hub_and_back(hub, reference, waves, expected):
     from transformers import AutoModel, AutoProcessor
-
-    import speechllm.models.nue_asr
 
     model = AutoModel.from_pretrained(reference.folder)
     assert "Upload model" in model.push_to_hub("me/nue", max_shard_size="100KB")

@@ -31,6 +31,7 @@ from speechllm.text.joint_target import (
 )
 from speechllm.text.prompts import Prompts, answer_tokens
 from speechllm.text.t5_tokenizer import load_tokenizer
+from speechllm.text.tasks import Task
 from speechllm.training.preprocessor import ExamplePreprocessor
 from speechllm.utils.errors import UserError
 
@@ -184,6 +185,7 @@ def test_ctc_judges_the_transcript_alone(five_tokens, seed, weight):
     """Against the scores of all answers: CTC's loss of the text before the separator."""
     from speechllm.decoding.beam_search import beam_search
     from speechllm.decoding.ctc_prefix_scorer import CTCPrefixScorer
+    from speechllm.decoding.hypothesis import SearchRequest
     from speechllm.decoding.options import SearchOptions
     from speechllm.text.ctc_labels import END
 
@@ -196,9 +198,12 @@ def test_ctc_judges_the_transcript_alone(five_tokens, seed, weight):
     def spell(tokens: list[int]) -> list[int]:
         return transcript_of(tokens) + [END] * (SEPARATOR in tokens)
 
-    options = SearchOptions(beam_size=400, nbest=60, ctc_weight=weight, candidates=5)
+    options = SearchOptions(beam_size=400, nbest=60, ctc_weight=weight, pre_beam_size=5)
     (found,) = beam_search(
-        five_tokens, [prompt], [4], options, CTCPrefixScorer(logits, frames), [spell]
+        five_tokens,
+        [SearchRequest(prompt, 4, spell)],
+        options,
+        CTCPrefixScorer(logits, frames),
     )
 
     @torch.inference_mode()
@@ -246,16 +251,17 @@ def joint_model(tiny_model, tmp_path_factory) -> Path:
 SHORT = {"tokens_per_second": 0.0, "extra_tokens": 5.0}
 
 
-def test_the_speller_stops_at_the_separator(joint_model):
+def test_ctc_labels_end_at_the_separator(joint_model):
     model = SpeechToText.from_pretrained(joint_model)
-    tokens = answer_tokens(model.model.llm.tokenizer, "Press one.", "Appuyez")[:-1]
-    spell = model.speller("asr_st", "en", "fr")
+    codec = model.codec
+    tokens = answer_tokens(codec.tokenizer, "Press one.", "Appuyez")[:-1]
+    label_fn = codec.label_fn(Task("asr_st", "en", "fr"))
     labels = model.ctc_tokenizer("press one")
-    assert spell(tokens) == [*labels, -1]
-    assert spell(tokens[: tokens.index(197)]) == labels  # SmolLM2's tab
-    assert model.speller("st", "en", "fr") is None
-    assert 197 in model.hints("press", "asr_st")
-    assert 197 not in model.hints("press", "asr")
+    assert label_fn(tokens) == [*labels, -1]
+    assert label_fn(tokens[: tokens.index(197)]) == labels  # SmolLM2's tab
+    assert codec.label_fn(Task("st", "en", "fr")) is None
+    assert 197 in codec.ctc_candidates("press", Task("asr_st", "en", "fr"))
+    assert 197 not in codec.ctc_candidates("press", Task("asr", "en", "en"))
 
 
 @pytest.mark.parametrize("options", [{}, {"beam_size": 4, "ctc_weight": 0.5}])
@@ -291,7 +297,7 @@ def test_from_decoding_to_scores(joint_model, speech_file, tmp_path, monkeypatch
     write_table(examples / "text", references)
 
     spoken = iter([" press one\t Appuyez sur un.", " wait now"])
-    search = "speechllm.inference.speech_to_text.parse_answer"
+    search = "speechllm.text.answer_codec.parse_answer"
     monkeypatch.setattr(search, lambda text, mark: parse_answer(next(spoken), mark))
     decode = tmp_path / "decode"
     decode_examples(joint_model, examples, decode, {**SHORT, "extra_tokens": 40.0})

@@ -21,7 +21,7 @@ PAIRS += [("whisper", "stack"), ("hubert-group", "qformer")]  # one encoder is e
 SEARCHES = (
     {"beam_size": 1},
     {"beam_size": 3},
-    {"beam_size": 3, "ctc_weight": 0.4, "candidates": 6},
+    {"beam_size": 3, "ctc_weight": 0.4, "pre_beam_size": 6},
 )
 
 

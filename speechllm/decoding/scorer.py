@@ -1,0 +1,40 @@
+"""The interface of the scorers of beam search."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from speechllm.decoding.hypothesis import BeamState, Candidate
+
+
+class Scorer(Protocol):
+    """A term of the score, with one row of state for each hypothesis.
+
+    It corresponds to ESPnet's ``BatchScorerInterface``: rows are added for new
+    utterances, score the next tokens, and are selected by what survives. The first
+    scorer proposes candidates, each further one prunes them and adds its term.
+    """
+
+    def prefill(self, utterances: Sequence[int]) -> list[int]:
+        """Add a row for the empty hypothesis of each utterance.
+
+        Returns:
+            The utterances in the order of their new rows.
+        """
+
+    def score(self, choices: list[list[Candidate]], beams: Sequence[BeamState]) -> None:
+        """Score the candidates for the next token.
+
+        Args:
+            choices: candidates of each utterance, changed in place; best first.
+            beams: the utterances.
+        """
+
+    def select(self, survivors: Sequence[Candidate], utterances: Sequence[int]) -> None:
+        """Make row i the one of survivor i.
+
+        Args:
+            survivors: in the order of their new rows.
+            utterances: those that are not finished.
+        """

@@ -1,0 +1,92 @@
+"""Encoding of utterances in batches of similar length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from speechllm.audio import SAMPLING_RATE
+from speechllm.decoding.encoded_batch import EncodedBatch, sampling_seed
+from speechllm.models.speech_llm import SpeechLLM
+from speechllm.text.prompts import Prompts
+from speechllm.text.tasks import Task
+from speechllm.utils.batching import groups_of_like_length
+from speechllm.utils.errors import UserError
+
+#: Batches that are encoded at once and then wait for the LLM.
+QUEUE = 8
+#: Encoder batch limits, on a CPU (True) or elsewhere: maximum seconds and maximum
+#: padding ratio. The frames of two seconds keep a CPU busy already.
+ENCODER_BATCH = {True: (30, 0.02), False: (320, 0.1)}
+
+
+def device_of(model: SpeechLLM) -> torch.device:
+    """Return the device of a model."""
+    return next(model.parameters()).device
+
+
+@torch.inference_mode()
+def encode_batch(
+    model: SpeechLLM,
+    prompts: Prompts,
+    waves: Sequence[np.ndarray],
+    tasks: Sequence[Task],
+) -> EncodedBatch:
+    """Encode utterances, in groups of similar length.
+
+    Args:
+        model: with an LLM.
+        prompts: of the tasks.
+        waves: (samples,) of each utterance at 16 kHz.
+        tasks: task of each.
+
+    Raises:
+        UserError: an utterance that the encoder cannot take.
+    """
+    assert model.llm is not None
+    pairs = [prompts.tokens(*task, model.llm.tokenizer) for task in tasks]
+    device = device_of(model)
+    seconds, padding = ENCODER_BATCH[device.type == "cpu"]
+    lengths = [len(wave) for wave in waves]
+    groups = groups_of_like_length(lengths, seconds * SAMPLING_RATE, padding)
+    encoded: list = [None] * len(waves)  # (prompt, logits, frames, CTC transcript)
+    for group in groups:
+        try:
+            embeds, logits, frames = model.prompt(
+                *pad_waves([waves[i] for i in group], device),
+                [pairs[i][0] for i in group],
+                [pairs[i][1] for i in group],
+            )
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        parts = texts = [None] * len(group)
+        if logits is not None:  # (group, frames, labels)
+            texts = model.ctc_transcripts(logits, frames)
+            parts = [row[:count] for row, count in zip(logits, frames)]
+        for index, *found in zip(group, embeds, parts, frames, texts):
+            encoded[index] = found
+    embeds, parts, frames, texts = zip(*encoded)
+    return EncodedBatch(
+        tasks,
+        waves,
+        embeds,
+        None if parts[0] is None else pad_sequence(parts, batch_first=True),
+        torch.stack(frames),
+        texts,
+        [sampling_seed(wave, task) for wave, task in zip(waves, tasks)],
+    )
+
+
+def pad_waves(
+    waves: Sequence[np.ndarray], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Pad waveforms to (batch, samples) and return their lengths (batch,) too."""
+    speech = pad_sequence(
+        [torch.from_numpy(np.asarray(w, dtype=np.float32)) for w in waves],
+        batch_first=True,
+    )
+    return speech.to(device), torch.tensor([len(w) for w in waves], device=device)
