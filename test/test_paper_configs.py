@@ -163,7 +163,7 @@ class Recipes:
         return done.stdout
 
     def row(self, recipe: str, config: str) -> str:
-        """Run a README's command with small sizes, without stages 1 to 5; return its output."""
+        """Run a README's command with small sizes from stage 6; return its output."""
         words = command(recipe, config)
         arguments = ["--ngpu", "0", "--nj", "1", *words]
         if recipe == "csj":  # one of its three sets is enough here
