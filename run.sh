@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# From a fresh clone to a table of scores: installs the environment when there is
-# none, then runs a recipe's run.sh with the flags given here.
+# From a fresh clone to a table of scores: install the environment if it is missing, then
+# run a recipe's run.sh with the given options.
 set -euo pipefail
 
 root=$(cd "$(dirname "$0")" && pwd)
@@ -10,7 +10,7 @@ recipes() {
     local path
     for path in "${root}"/egs2/*/speechllm1/run.sh; do
         path=${path%/speechllm1/run.sh}
-        printf '%s ' "${path##*/}"
+        [ "${path##*/}" = TEMPLATE ] || printf '%s ' "${path##*/}"
     done
 }
 help=false
@@ -30,13 +30,13 @@ while [ $# -gt 0 ]; do
 done
 
 directory=${root}/egs2/${recipe}/speechllm1
-if [[ ${recipe} == */* ]] || [ ! -f "${directory}/run.sh" ]; then
+if [[ ${recipe} == */* || ${recipe} == TEMPLATE ]] || [ ! -f "${directory}/run.sh" ]; then
     echo "run.sh: error: no recipe '${recipe}'; there are: $(recipes)" >&2
     exit 1
 fi
 if "${help}"; then
     echo "Usage: ./run.sh [--recipe NAME] [options of the recipe]
-Installs the environment on first use (tools/install.sh), then runs
+Installs the environment if it is missing (tools/install.sh), then runs
 egs2/NAME/speechllm1/run.sh with the options. Recipes: $(recipes)[mini_asterisk]
 
     ./run.sh --stage 1 --stop_stage 13     from raw speech to the table of scores

@@ -9,9 +9,9 @@ ROOT = Path(__file__).parents[1]
 
 
 def clone(root: Path, *names: str) -> Path:
-    """Lay out a clone of the project with these recipes alone."""
+    """Copy these recipes, and what they link to; return the new ``egs2``."""
     ignored = shutil.ignore_patterns("data", "dump*", "exp*", "downloads")
-    for name in ("TEMPLATE", *names):
+    for name in {"TEMPLATE", "must_c", "reazonspeech", *names}:
         source, target = ROOT / "egs2" / name, root / "egs2" / name
         shutil.copytree(source / "speechllm1", target / "speechllm1", True, ignored)
     for shared in ("speechllm", "tools"):

@@ -1,25 +1,25 @@
 #!/usr/bin/env bash
-# Build the Python environment: tools/venv, or the one that is active.
+# Install the Python environment into tools/venv or into the active environment.
 #
-# torch and espnet cannot be installed by one plain `pip install`: espnet's metadata
-# wants setuptools < 74, torch's wants >= 77. So espnet comes with --no-deps and what
-# we use of its dependencies stands in requirements/base.in.
+# One plain `pip install` cannot install both torch and espnet: espnet's metadata requires
+# setuptools < 74, torch's >= 77. So espnet is installed with --no-deps, and the
+# dependencies of it that we use are listed in requirements/base.in.
 set -euo pipefail
 
 usage="Usage: tools/install.sh [options]
-Builds tools/venv with all that speechllm needs, pinned and hashed. A second run
-does only what is missing. Without an NVIDIA GPU see --torch_index.
+Installs the dependencies of speechllm into tools/venv, pinned and hashed. A re-run
+installs only what is missing. Without an NVIDIA GPU see --torch_index.
 
   --extras \"A B\"          extra groups: dev (tests), demo, qlora (4-bit models, GPU)
                           [none]; COMET has tools/install_comet.sh
   --use_active_env true   install into the active environment, not tools/venv [false]
-  --python PATH           Python 3.11 or 3.12 to build tools/venv with
-                          [the first that fits of python3, python3.12, python3.11]
-  --torch_index URL       one more package index for torch, such as
+  --python PATH           Python 3.11 or 3.12 for tools/venv
+                          [the first suitable of python3, python3.12, python3.11]
+  --torch_index URL       additional package index for torch, such as
                           https://download.pytorch.org/whl/cpu for the small build
                           without CUDA [none]
-  --if_stale true         say nothing when all is in place [false]
-  --help                  this text"
+  --if_stale true         print nothing if the environment is complete [false]
+  --help                  print this text"
 
 extras=
 use_active_env=
@@ -39,7 +39,7 @@ while [ $# -gt 0 ]; do
             [ $# -ge 2 ] || fail "$1 needs a value"
             printf -v "${1#--}" '%s' "$2"
             shift 2 ;;
-        *) fail "unknown option '$1'; --help lists them" ;;
+        *) fail "unknown option '$1'; --help lists the options" ;;
     esac
 done
 for name in use_active_env if_stale; do
@@ -58,11 +58,11 @@ for extra in ${extras}; do
     esac
 done
 
-# One installation at a time; a second one waits and then finds all done.
+# One installation at a time: a second one waits, then finds nothing to do.
 exec 9> "${tools}/.install.lock"
 command -v flock > /dev/null && flock 9
 
-# The active environment, once chosen, stays chosen until tools/venv is asked for.
+# A re-run keeps using the active environment unless --use_active_env false is given.
 activate=${tools}/activate_python.sh
 if [ -z "${use_active_env}" ]; then
     use_active_env=false
@@ -80,7 +80,7 @@ find_python() {
             return
         fi
     done
-    fail "no Python 3.11 or 3.12 found (looked at: ${python:-python3 python3.12 python3.11}); name one with --python"
+    fail "no Python 3.11 or 3.12 found (tried: ${python:-python3 python3.12 python3.11}); give one with --python"
 }
 
 if "${use_active_env}"; then
@@ -90,13 +90,13 @@ if "${use_active_env}"; then
     fi
     env_python=$(find_python)
     prefix=$("${env_python}" -c 'import sys; print(sys.prefix)')
-    [ -w "${prefix}" ] || fail "the active environment ${prefix} cannot be written to; activate one of your own"
+    [ -w "${prefix}" ] || fail "the active environment ${prefix} is not writable; activate one that is"
 else
     prefix=${tools}/venv
     env_python=${prefix}/bin/python
 fi
 
-# What has been installed is noted as checksums of what was asked for.
+# The stamp file holds a checksum of the requirements of each installed group.
 stamp=${prefix}/.speechllm-installed
 want() { # <group>
     case $1 in
@@ -125,11 +125,11 @@ if "${stale}"; then
     say() { echo "install.sh: $(($(date +%s) - start)) s: $*"; }
 
     if ! "${use_active_env}"; then
-        # A folder that was moved, or whose Python is gone, is built anew.
+        # Rebuild a venv that was moved or whose Python was removed.
         if ! { [ -x "${env_python}" ] && "${env_python}" -c "${fits}" 2> /dev/null &&
             grep -qF "${prefix}" "${prefix}/bin/activate"; }; then
             base_python=$(find_python)
-            say "building ${prefix} with ${base_python}"
+            say "creating ${prefix} with ${base_python}"
             "${base_python}" -m venv --clear "${prefix}" ||
                 fail "'${base_python} -m venv' failed; on Debian and Ubuntu: apt-get install python3-venv"
         fi
@@ -139,16 +139,16 @@ if "${stale}"; then
     if ! installed base; then
         say "pip"
         pip install -qq --require-hashes -r "${tools}/requirements/pip.txt"
-        # The hashed files name every package they lead to, but torch.
-        say "the libraries, by their hashes"
+        # The hashed files list all dependencies except torch.
+        say "libraries"
         pip install -qq --no-deps --require-hashes -r "${tools}/requirements/base.txt"
-        # What is left of torch's wishes is CUDA's libraries, where its wheel has CUDA.
+        # Only the CUDA libraries are left of torch's dependencies, if its wheel has CUDA.
         say "torch"
         pip install -qq ${torch_index:+--extra-index-url "${torch_index}"} \
             -r "${tools}/requirements/torch.txt"
         say "espnet"
         pip install -qq --no-deps --require-hashes -r "${tools}/requirements/espnet.txt"
-        say "speechllm itself, editable"
+        say "speechllm, editable"
         pip install -qq --no-deps --no-build-isolation -e "${root}"
         note base
     fi
@@ -159,7 +159,7 @@ if "${stale}"; then
         note "${extra}"
     done
     "${env_python}" -c 'import espnet2.bin.launch, torch, transformers, peft, av, lhotse' ||
-        fail "the environment does not import; remove ${prefix} and run again"
+        fail "the packages in ${prefix} cannot be imported; remove it and run tools/install.sh again"
 
     echo "export PATH='${prefix}/bin':\"\${PATH}\"" > "${activate}.new"
     "${use_active_env}" ||

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Resolve tools/requirements/*.in into hashed *.txt files, for Python 3.11 and later.
-# Run it after a pin has changed; it needs the package registry and makes a
-# throw-away environment with uv in it.
+# Run it after a change of a pin. It needs the package registry and creates a temporary
+# environment with uv.
 set -euo pipefail
 cd "$(dirname "$0")/requirements"
 
@@ -10,7 +10,7 @@ trap 'rm -rf "${scratch}"' EXIT
 python3 -m venv "${scratch}/venv"
 "${scratch}/venv/bin/pip" install -q uv
 
-# torch is installed by itself: its wheel (CPU or CUDA) depends on the machine.
+# torch is left out: its wheel (CPU or CUDA) depends on the machine.
 echo "torch ; python_version < '3'" > "${scratch}/without-torch.txt"
 lock() {
     local name=$1

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Print the papers' tables beside our figures, as Markdown for a recipe's README."""
+"""Print the papers' tables with our figures, as Markdown for a recipe's README."""
 
 from __future__ import annotations
 

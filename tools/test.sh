@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Set up everything and run the tests; arguments go to pytest.
+# Install the environment, then run shellcheck and pytest. Arguments are passed to pytest.
 set -euo pipefail
 
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -9,5 +9,5 @@ tools/install.sh --extras dev
 . tools/activate_python.sh
 
 git ls-files -z '*.sh' .ci/run | xargs -0 shellcheck
-echo "shellcheck: no complaint"
+echo "shellcheck: passed"
 exec python3 -m pytest -q test "$@"

@@ -70,7 +70,7 @@ def complete_row(row: dict, table: dict, conf: Path, place: str) -> dict:
         "command": row["command"],
         "config": f"{row.get('train') or row.get('decode')}.yaml" if own else "",
         "system": row.get("system") or f"speechllm_{train}{table.get('suffix', '')}",
-        "decode": decode if row.get("system") else f"decode_{decode}",
+        "decode": decode,
         "paper": row.get("paper") or [None] * width,
         "elsewhere": row.get("elsewhere"),
         "source": row.get("source"),

@@ -54,13 +54,13 @@ def test_the_names_in_the_results_are_those_that_the_template_gives():
     """Stage 12 of a training config writes exp/speechllm_<config><suffix>/…"""
     script = (ROOT / "egs2/TEMPLATE/speechllm1/speechllm.sh").read_text()
     assert "train_exp=${expdir}/speechllm_${train_tag}${suffix}" in script
-    assert "decode_dir=${final_exp}/decode_${inference_tag:-$(tag_of" in script
+    assert "decode_dir=${final_exp}/${decode_name}" in script
     found = {(t["recipe"], r["system"], r["decode"]) for t in read_tables()
              for r in t["rows"]}  # fmt: skip
     assert {
-        ("csj", "speechllm_train_ctc_removal", "decode_decode_greedy"),
-        ("csj", "speechllm_train_nue_asr", "decode_decode_beam"),
-        ("must_c", "speechllm_train_whisper_gemma2_9b_en_de", "decode_decode"),
+        ("csj", "speechllm_train_ctc_removal", "decode_greedy"),
+        ("csj", "speechllm_train_nue_asr", "decode_beam"),
+        ("must_c", "speechllm_train_whisper_gemma2_9b_en_de", "decode"),
         ("must_c", "whisper-large-v3_nllb-200-3_3B", "decode_beam5"),
         ("reazonspeech", "whisper-large-v3", "decode_beam5"),
     } <= found
@@ -99,7 +99,7 @@ TABLE = {
     ],
 }
 RESULTS = [
-    {"system": "speechllm_train_a_en_de", "decode": "decode_decode", "set": "test",
+    {"system": "speechllm_train_a_en_de", "decode": "decode", "set": "test",
      "task": "asr_st", "language": "en", "target_language": "de", "metric": metric,
      "value": value}
     for metric, value in (("wer", 8.5), ("bleu", 31.25))

@@ -1,4 +1,4 @@
-"""tools/install.sh with a stand-in for Python: what it asks pip for, and when."""
+"""tools/install.sh with a fake Python that records the calls of pip."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-# Notes every call of pip; `-m venv` puts the stand-in itself into the new folder.
+# Records every call of pip; `-m venv` copies this script into the new folder.
 PYTHON = """#!/usr/bin/env bash
 self=$(readlink -f "$0")
 case "$1 $2" in
@@ -29,7 +29,7 @@ esac
 
 @pytest.fixture
 def clone(tmp_path, monkeypatch):
-    """A clone's installer with a stand-in for Python in front of the real ones."""
+    """Return a clone's root; PATH has the fake Python before the real ones."""
     root = tmp_path / "clone"
     shutil.copytree(
         ROOT / "tools",
@@ -47,7 +47,7 @@ def clone(tmp_path, monkeypatch):
 
 
 def install(root: Path, *arguments: str, installer: str = "install.sh"):
-    """Run an installer; returns its result and the calls of pip it made."""
+    """Run an installer; return its result and its calls of pip."""
     calls = root.parent / "calls"
     calls.write_text("")
     done = subprocess.run(
@@ -59,7 +59,7 @@ def install(root: Path, *arguments: str, installer: str = "install.sh"):
     return done, calls.read_text().splitlines()
 
 
-def test_a_first_run_installs_by_hash_and_a_second_run_does_nothing(clone):
+def test_a_first_run_installs_by_hash_and_a_rerun_does_nothing(clone):
     done, calls = install(clone)
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("table\n")
@@ -75,7 +75,7 @@ def test_a_first_run_installs_by_hash_and_a_second_run_does_nothing(clone):
     assert (done.stdout, calls) == ("", [])
 
 
-def test_an_extra_is_added_to_what_is_there(clone):
+def test_an_extra_is_added_to_an_environment(clone):
     install(clone)
     done, calls = install(clone, "--extras", "dev")
     assert done.returncode == 0
@@ -98,7 +98,7 @@ def test_a_moved_clone_gets_a_new_environment(clone):
     assert "venv" in install(moved)[1]
 
 
-def test_an_interrupted_run_goes_on(clone):
+def test_an_interrupted_run_is_resumed(clone):
     install(clone)
     (clone / "tools" / "venv" / ".speechllm-installed").unlink()
     calls = install(clone)[1]
@@ -116,7 +116,7 @@ def test_an_interrupted_run_goes_on(clone):
         (["--python", "/bin/false"], "no Python 3.11 or 3.12"),
     ],
 )
-def test_bad_options_get_one_line(clone, arguments, message):
+def test_invalid_options_print_one_line(clone, arguments, message):
     done, calls = install(clone, *arguments)
     assert done.returncode == 1
     assert message in done.stderr
@@ -134,7 +134,7 @@ def test_comet_gets_an_environment_of_its_own(clone):
     assert (clone / "tools" / "venv-comet" / ".speechllm-installed").exists()
     assert not (clone / "tools" / "venv").exists()
     done, calls = install(clone, installer="install_comet.sh")
-    assert calls == [] and "is in place" in done.stdout
+    assert calls == [] and "is complete" in done.stdout
     with open(clone / "tools" / "requirements" / "comet.txt", "a") as stream:
         stream.write("new==1\n")
     assert install(clone, installer="install_comet.sh")[1][0] == "venv"
@@ -148,13 +148,13 @@ def test_comet_gets_an_environment_of_its_own(clone):
         (["--python", "/bin/false"], "no Python 3.11 or 3.12"),
     ],
 )
-def test_bad_options_of_the_comet_installer(clone, arguments, message):
+def test_invalid_options_of_the_comet_installer(clone, arguments, message):
     done, calls = install(clone, *arguments, installer="install_comet.sh")
     assert done.returncode == 1 and message in done.stderr
     assert calls == []
 
 
-def test_the_hashed_files_pin_what_the_in_files_name():
+def test_the_hashed_files_have_the_pins_of_the_in_files():
     folder = ROOT / "tools" / "requirements"
     for source in folder.glob("*.in"):
         locked = source.with_suffix(".txt").read_text().lower().replace("_", "-")

@@ -1,8 +1,8 @@
-"""The paper's comparisons: every file in conf/ runs, as its README says.
+"""The paper's comparisons: every config runs with its command in the README.
 
-The commands come from the recipes' READMEs. Models of a few thousand random weights
-lie where the hub's cache has rinna's, and eSpeak NG reads a few Japanese sentences;
-only sizes and the number of steps are changed, on the command line.
+Models of a few thousand random weights replace rinna's in the hub's cache, and eSpeak
+NG speaks a few Japanese sentences. Only sizes and the number of steps are changed, on
+the command line.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ def conf(recipe: str) -> Path:
 
 
 def files(kind: str) -> list:
-    """(recipe, file) of all configs of a kind, as parameters of a test."""
+    """Return test parameters (recipe, file) of all configs of a kind."""
     found = [(r, f.name) for r in RECIPES for f in sorted(conf(r).glob(f"{kind}_*"))]
     return [pytest.param(*pair, id="-".join(pair)) for pair in found]
 
 
 def command(recipe: str, config: str) -> list[str]:
-    """The words of the command that the README has for a config."""
+    """Return the words of the README's command for a config."""
     readme = (conf(recipe).parent / "README.md").read_text("utf-8")
     rows = [line for line in readme.splitlines() if f"| `{config}` |" in line]
     assert len(rows) == 1, f"{config} has no row, or several, in {recipe}'s README"
@@ -64,19 +64,19 @@ def command(recipe: str, config: str) -> list[str]:
     return shlex.split(found)
 
 
-def read_aloud(number: int) -> np.ndarray:
-    """(samples,) at 16 kHz of a sentence."""
+def synthesise(number: int) -> np.ndarray:
+    """Return the speech of a sentence, (samples,) at 16 kHz."""
     return speak(SENTENCES[number], Voice("ja", words_per_minute=220))
 
 
 def write_csj(root: Path) -> Path:
-    """Two talks to train on, one for validation, one of each evaluation set."""
+    """Write two training talks, one for validation, one of each evaluation set."""
     talks = {"A02F0001": (0, 1, 2, 6), "S01F0003": (3, 4, 5), "A01M0264": (6, 7)}
     talks |= {"A01M0110": (6,), "A01M0056": (7,), "S00M0112": (0,)}  # evaluation
     for talk, numbers in talks.items():
         segments, pieces, time = [], [], 0.0
         for number in numbers:
-            wave = read_aloud(number)
+            wave = synthesise(number)
             end = time + len(wave) / 16000
             segments.append((time, end, "L", SENTENCES[number].split()))
             pieces += [wave, np.zeros(16000, np.float32)]
@@ -88,18 +88,18 @@ def write_csj(root: Path) -> Path:
 
 
 def write_reazonspeech(root: Path) -> Path:
-    """Eight recordings with captions."""
+    """Write eight recordings with captions."""
     (root / "000").mkdir(parents=True)
     lines = []
     for number, sentence in enumerate(SENTENCES):
-        soundfile.write(root / f"000/{number}.flac", read_aloud(number), 16000)
+        soundfile.write(root / f"000/{number}.flac", synthesise(number), 16000)
         lines.append(f"000/{number}.flac\t{sentence.replace(' ', '')}\n")
     (root / "all.tsv").write_text("".join(lines), "utf-8")
     return root
 
 
 def write_gpt(folder: Path) -> None:
-    """A GPT-NeoX of two layers with a tokenizer of rinna's kind."""
+    """Write a two-layer GPT-NeoX with a tokenizer like rinna's."""
     folder.mkdir(parents=True)
     vocabulary = len(write_tokenizer(folder))
     torch.manual_seed(5)
@@ -117,7 +117,7 @@ def write_gpt(folder: Path) -> None:
 
 
 def snapshot(hub: Path, name: str) -> Path:
-    """The folder that the hub's cache has for a model."""
+    """Return the folder of a model in the hub's cache."""
     folder = hub / f"models--{name.replace('/', '--')}"
     (folder / "refs").mkdir(parents=True, exist_ok=True)
     (folder / "refs" / "main").write_text("0" * 40)
@@ -125,7 +125,7 @@ def snapshot(hub: Path, name: str) -> Path:
 
 
 class Recipes:
-    """A clone with both corpora prepared; runs are made once and remembered."""
+    """A clone with both corpora prepared; runs are cached."""
 
     def __init__(self, root: Path, environment: dict[str, str]):
         self.environment = environment
@@ -147,7 +147,7 @@ class Recipes:
             assert [n for n in range(6) if f"Stage {n}: done" in done] == [1, 3, 4, 5]
 
     def run(self, recipe: str, *arguments: str) -> str:
-        """Run a recipe; its output."""
+        """Run a recipe; return its output."""
         done = subprocess.run(
             ["./run.sh", *arguments],
             check=False,
@@ -162,7 +162,7 @@ class Recipes:
         return done.stdout
 
     def row(self, recipe: str, config: str) -> str:
-        """Run a README's command, small, behind data preparation; its output."""
+        """Run a README's command with small sizes from stage 6; return its output."""
         words = command(recipe, config)
         arguments = ["--ngpu", "0", "--nj", "1", *words]
         if recipe == "csj":  # one of its three sets is enough here
@@ -172,12 +172,12 @@ class Recipes:
         return self.run(recipe, *arguments)
 
     def experiment(self, recipe: str, config: str) -> Path:
-        """The folder of a training."""
+        """Return the experiment folder of a config."""
         name = f"speechllm_{Path(config).stem}"
         return self.folder / recipe / "speechllm1" / "exp" / name
 
     def release(self) -> Path:
-        """Put a model that the recipe trained where the cache has rinna/nue-asr."""
+        """Store a model trained by the recipe as rinna/nue-asr in the hub's cache."""
         folder = snapshot(self.hub, "rinna/nue-asr")
         self.row("reazonspeech", "train_nue_asr.yaml")
         model = self.experiment("reazonspeech", "train_nue_asr") / "model"
@@ -208,7 +208,7 @@ def test_every_file_has_a_test(recipe):
 
 
 @pytest.mark.parametrize(("recipe", "config"), files("train") + files("decode"))
-def test_a_file_says_where_its_values_come_from(recipe, config):
+def test_every_value_has_its_source(recipe, config):
     text = (conf(recipe) / config).read_text("utf-8")
     lines = text.partition("from here to the end")[0].splitlines()
     values = [line for line in lines if re.match(r" *\w+: +[^# ]", line)]
@@ -238,7 +238,7 @@ def test_a_training_runs_all_stages(recipes, released, recipe, config):
 
 
 def state(recipes, recipe: str, config: str) -> dict[str, torch.Tensor]:
-    """What a training's exported model holds."""
+    """Return the weights of a config's exported model."""
     recipes.row(recipe, f"{config}.yaml")
     folder = recipes.experiment(recipe, config) / "model"
     return load_file(folder / "model.safetensors")
@@ -246,7 +246,7 @@ def state(recipes, recipe: str, config: str) -> dict[str, torch.Tensor]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_the_rows_differ_in_what_they_are_about(recipes, recipe):
+def test_the_rows_differ_in_the_compared_part(recipes, recipe):
     parts = {
         config: {name.split(".")[0] for name in state(recipes, recipe, config)}
         for config in ("train_nue_asr", "train_gpt_frozen", "train_hubert_ctc")
@@ -278,7 +278,7 @@ def test_the_rows_differ_in_what_they_are_about(recipes, recipe):
 
 
 @pytest.mark.slow
-def test_adaptation_starts_from_the_released_model(recipes, released):
+def test_adaptation_is_initialised_from_the_released_model(recipes, released):
     adapted = state(recipes, "csj", "train_lora_adaptation")
     start = load_file(released / "model.safetensors")
     layer = "gpt_neox.layers.0.attention.query_key_value"
@@ -287,7 +287,7 @@ def test_adaptation_starts_from_the_released_model(recipes, released):
          "audio_encoder.encoder.layers.0.attention.k_proj.weight"),
         (f"llm.causal_lm.{layer}.base_layer.weight", f"llm.{layer}.weight"),
     ):  # fmt: skip
-        # where the machine multiplies bfloat16, frozen weights are kept in that
+        # with bfloat16 hardware, frozen weights are stored in bfloat16
         torch.testing.assert_close(
             adapted[ours].float(), start[theirs], atol=0, rtol=2**-8
         )
@@ -295,8 +295,8 @@ def test_adaptation_starts_from_the_released_model(recipes, released):
 
 
 @pytest.mark.slow
-def test_adaptation_starts_from_a_training_of_our_own(recipes):
-    """As the README says; the CTC labels of the two corpora differ."""
+def test_adaptation_is_initialised_from_an_own_training(recipes):
+    """Run the README's command; the CTC labels of the two corpora differ."""
     recipes.row("reazonspeech", "train_nue_asr.yaml")
     readme = (conf("csj").parent / "README.md").read_text("utf-8")
     (found,) = re.findall(r"```sh\n\./run\.sh (.*?)```", readme, re.DOTALL)
@@ -321,10 +321,8 @@ def test_a_decoding_runs(recipes, recipe, config):
     assert "Stage 12: done in" in done and "Stage 13: done in" in done
     experiment = recipes.experiment(recipe, "train_nue_asr")
     name = {"csj": "eval1", "reazonspeech": "test"}[recipe]
-    text = (experiment / f"decode_{Path(config).stem}" / name / "text").read_text(
-        "utf-8"
-    )
+    text = (experiment / Path(config).stem / name / "text").read_text("utf-8")
     assert len(text.splitlines()) == 1
     if config == "decode_one_by_one.yaml":
-        greedy = experiment / "decode_decode_greedy" / name / "text"
+        greedy = experiment / "decode_greedy" / name / "text"
         assert text == greedy.read_text("utf-8")

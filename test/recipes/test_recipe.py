@@ -1,4 +1,4 @@
-"""The mini recipe run whole, all stages, on a handful of prompts of real speech."""
+"""All stages of the mini recipe on a few prompts of real speech."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory, asterisk_dir):
-    """Run stages 1 to 13; returns the recipe's folder in a copy of egs2."""
+    """Run stages 1 to 13; return the recipe's folder in a copy of egs2."""
     root = tmp_path_factory.mktemp("clone")
     shutil.copytree(
         ROOT / "egs2",
         root / "egs2",
         symlinks=True,
         ignore=shutil.ignore_patterns(
-            "data*_tiny", "dump*", "exp*", "downloads", "data", "models"
+            "data", "data_*", "dump*", "exp*", "downloads", "models"
         ),
     )
     for name in ("speechllm", "tools"):
@@ -38,12 +38,15 @@ def recipe(tmp_path_factory, asterisk_dir):
     return folder
 
 
-def command(folder: Path, asterisk_dir: Path, *arguments: str) -> dict:
+def command(
+    folder: Path, asterisk_dir: Path, *arguments: str, script: str = "run.sh"
+) -> dict:
+    """Return the arguments of subprocess for a tiny run of a script."""
     environment = dict(os.environ)
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
     return {
         "args": [
-            "./run.sh",
+            f"./{script}",
             *("--tiny", "true", "--asterisk_dir", str(asterisk_dir)),
             *arguments,
         ],
@@ -54,9 +57,11 @@ def command(folder: Path, asterisk_dir: Path, *arguments: str) -> dict:
     }
 
 
-def run(folder: Path, asterisk_dir: Path, *arguments: str):
+def run(folder: Path, asterisk_dir: Path, *arguments: str, **options: str):
     return subprocess.run(
-        **command(folder, asterisk_dir, *arguments), capture_output=True, timeout=900
+        **command(folder, asterisk_dir, *arguments, **options),
+        capture_output=True,
+        timeout=900,
     )
 
 
@@ -65,8 +70,7 @@ def run_and_kill(
 ) -> None:
     """Start the recipe and kill its shell as soon as ``when`` is true.
 
-    The job runner sees that the recipe is gone and ends the jobs; this waits for
-    that, as for a user who types the same command again.
+    Waits until the job runner has ended the jobs.
     """
     process = subprocess.Popen(
         **command(folder, asterisk_dir, *arguments),
@@ -77,17 +81,17 @@ def run_and_kill(
     limit = time.monotonic() + 300
     while not when():
         assert process.poll() is None, "the recipe ended before the kill"
-        assert time.monotonic() < limit, "nothing to kill within five minutes"
+        assert time.monotonic() < limit, "not killed within five minutes"
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     while any_process_in(folder):
-        assert time.monotonic() < limit, "a killed recipe's jobs go on"
+        assert time.monotonic() < limit, "jobs of the killed recipe are still running"
         time.sleep(0.1)
 
 
 def any_process_in(folder: Path) -> bool:
-    """Whether a process works in a folder."""
+    """Return True if the folder is the working folder of a process."""
     for link in Path("/proc").glob("[0-9]*/cwd"):
         try:
             if link.resolve(strict=True) == folder.resolve():
@@ -118,7 +122,7 @@ def test_all_stages_end_in_a_table(recipe):
 
 
 @pytest.mark.slow
-def test_a_second_run_gives_the_same_table(recipe, asterisk_dir):
+def test_a_rerun_gives_the_same_table(recipe, asterisk_dir):
     before = table(recipe)
     done = run(recipe, asterisk_dir, "--stage", "3", "--stop_stage", "13")
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
@@ -128,12 +132,11 @@ def test_a_second_run_gives_the_same_table(recipe, asterisk_dir):
 
 @pytest.mark.slow
 def test_five_languages_and_a_quarter_of_the_english_messages(recipe, asterisk_dir):
-    config = ("--config", "conf/train_asr_st.yaml")
-    done = run(recipe, asterisk_dir, *config, "--stop_stage", "5")
+    done = run(recipe, asterisk_dir, "--stop_stage", "5", script="run_asr_st.sh")
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
     texts = (recipe / "dump_tiny_asr_st/examples/train_sp/text").read_text("utf-8")
     examples = dict(line.split(" ", 1) for line in texts.splitlines())
-    assert all("\t" in answer for answer in examples.values())
+    assert all("\t" in target for target in examples.values())
     tasks = (recipe / "dump_tiny_asr_st/examples/train_sp/utt2task").read_text()
     directions = {tuple(line.split()[1:]) for line in tasks.splitlines()}
     others = ("es", "fr", "it", "ru")
@@ -158,7 +161,7 @@ def test_five_languages_and_a_quarter_of_the_english_messages(recipe, asterisk_d
 
 
 @pytest.mark.slow
-def test_a_stage_without_what_it_needs_says_which_stage_makes_it(recipe, asterisk_dir):
+def test_a_missing_input_is_reported_with_its_stage(recipe, asterisk_dir):
     arguments = ("--stage", "12", "--stop_stage", "12", "--expdir", "elsewhere")
     done = run(recipe, asterisk_dir, *arguments)
     assert done.returncode == 1
@@ -166,16 +169,19 @@ def test_a_stage_without_what_it_needs_says_which_stage_makes_it(recipe, asteris
 
 
 @pytest.mark.slow
-def test_killed_training_and_decoding_go_on_to_the_same_table(recipe, asterisk_dir):
-    """Killed in both epochs, between them, and while decoding."""
+def test_killed_training_and_decoding_resume_to_the_same_table(recipe, asterisk_dir):
+    """Kill in both epochs, between them and while decoding; resume from an old folder.
+
+    Before version 0.2, decode.yaml wrote to decode_decode.
+    """
     whole, killed = recipe / "exp_tiny", recipe / "exp_killed_tiny"
     for name in ("speechllm_stats_train", "speechllm_stats_warmup", "speechllm_warmup"):
         shutil.copytree(whole / name, killed / name, symlinks=True)
     arguments = ("--expdir", killed.name, "--stage", "9", "--stop_stage", "13")
-    # two at once: more moments to be killed at, and the batch changes no text
+    # smaller batches, which do not change the text, give more moments to kill at
     arguments += ("--inference_args", "--batch_size 2")
     train = killed / "speechllm_train"
-    decode = train / "decode_decode" / "test"
+    decode = train / "decode" / "test"
     log = train / "train.log"
     moments = (
         lambda: log.exists() and "progress: epoch 1/2" in log.read_text(),
@@ -187,10 +193,15 @@ def test_killed_training_and_decoding_go_on_to_the_same_table(recipe, asterisk_d
         run_and_kill(recipe, asterisk_dir, *arguments, when=when)
     assert not (decode / "text").exists()
     assert 3 < count_lines(decode / "hypotheses.1.jsonl") < 19
+    whole_lines = (decode / "hypotheses.1.jsonl").read_bytes().rpartition(b"\n")[0]
+    decode.parent.rename(train / "decode_decode")
     done = run(recipe, asterisk_dir, *arguments)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
+    assert "renamed exp_killed_tiny/speechllm_train/decode_decode" in done.stdout
+    assert (decode / "hypotheses.1.jsonl").read_bytes().startswith(whole_lines)
+    assert not (decode / "hypotheses.1.jsonl.previous").exists()
 
-    relative = Path("speechllm_train", "decode_decode", "test", "text")
+    relative = Path("speechllm_train", "decode", "test", "text")
     assert (killed / relative).read_bytes() == (whole / relative).read_bytes()
     drop = {"hypotheses_file"}
     rows = [

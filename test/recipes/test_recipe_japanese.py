@@ -36,7 +36,7 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
 
 
 def write_tiny_neox(folder: Path) -> Path:
-    """A GPT-NeoX of two layers whose tokens are bytes, with rinna's special tokens."""
+    """Write a two-layer GPT-NeoX with byte tokens and rinna's special tokens."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import (
@@ -74,7 +74,7 @@ def write_tiny_neox(folder: Path) -> Path:
 
 
 def write_jsut(root: Path) -> Path:
-    """Three sentences of JSUT basic5000, as noise."""
+    """Write three utterances of JSUT basic5000, with noise as audio."""
     folder = root / "jsut_ver1.1" / "basic5000"
     (folder / "wav").mkdir(parents=True)
     noise = np.random.default_rng(1).normal(0, 0.01, 72000)
@@ -87,7 +87,7 @@ def write_jsut(root: Path) -> Path:
 
 
 def shrink(config: Path, models: Path) -> Path:
-    """Write a recipe's config for tiny models and one short epoch, beside it."""
+    """Write a copy of a config with tiny models and one short epoch."""
     options = yaml.safe_load(config.read_text("utf-8"))
     options["encoder_conf"]["model"] = str(models / "hubert")
     options["llm_conf"]["model"] = str(models / "neox")
@@ -125,7 +125,6 @@ def test_csj_from_corpus_to_table_and_its_model_on_jsut(tmp_path):
     jsut = recipes / "jsut" / "speechllm1"
     db = (jsut / "db.sh").read_text()
     line = f"JSUT={write_jsut(tmp_path)}\n"
-    (jsut / "db.sh").unlink()
     (jsut / "db.sh").write_text(db.replace("JSUT=\n", line))
     model = "../../csj/speechllm1/exp/speechllm_tiny/model"
     done = run(
@@ -150,7 +149,7 @@ def test_jsut_without_a_model_prepares_data(tmp_path):
     assert done.returncode == 1 and "--model: no folder 'nowhere'" in done.stderr
 
 
-def test_reazonspeech_takes_the_other_test_sets_along(tmp_path):
+def test_reazonspeech_prepares_the_other_test_sets(tmp_path):
     recipe = clone(tmp_path / "clone", "reazonspeech") / "reazonspeech" / "speechllm1"
     root = tmp_path / "rs"
     (root / "000").mkdir(parents=True)
@@ -165,7 +164,6 @@ def test_reazonspeech_takes_the_other_test_sets_along(tmp_path):
     header = "client_id\tpath\tsentence\n"
     row = f"{'a' * 128}\tcommon_voice_ja_1.mp3\tはい。\n"
     (voices / "test.tsv").write_text(header + row, "utf-8")
-    (recipe / "db.sh").unlink()
     (recipe / "db.sh").write_text(
         f"JSUT={write_jsut(tmp_path)}\nCOMMONVOICE={voices.parent}\n"
         f"REAZONSPEECH={root}\n"
@@ -186,7 +184,7 @@ def test_a_missing_line_in_db_sh(tmp_path, name, line):
 
 
 @pytest.mark.parametrize("name", ["csj", "reazonspeech"])
-def test_the_configs_have_only_options_that_exist(name):
+def test_the_configs_have_valid_options_only(name):
     import inspect
 
     from speechllm.decoding.options import search_options

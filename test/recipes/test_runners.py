@@ -1,4 +1,4 @@
-"""utils/run.pl and slurm.pl: Kaldi's call form, logs, failures, progress, kills."""
+"""Job runners utils/run.pl and slurm.pl: command line, logs, failures, kills."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RUN = [sys.executable, str(UTILS / "run.pl")]
 SLURM = [sys.executable, str(UTILS / "slurm.pl")]
 
 SBATCH = """#!/usr/bin/env bash
-# Stands in for Slurm: runs the array's jobs one after the other.
+# Fake sbatch: runs the jobs of the array one after the other.
 array=0-0
 for word in "$@"; do
     case ${word} in
@@ -58,7 +58,7 @@ def alive(pid: int) -> bool:
 
 @pytest.fixture
 def slurm(tmp_path, monkeypatch):
-    """A folder with a stand-in for sbatch; returns where its call is noted."""
+    """Install a fake sbatch; return the file that records its arguments."""
     folder = tmp_path / "bin"
     folder.mkdir()
     (folder / "sbatch").write_text(SBATCH)
@@ -68,7 +68,7 @@ def slurm(tmp_path, monkeypatch):
     return tmp_path / "call"
 
 
-def test_words_reach_the_command_as_they_are(tmp_path):
+def test_words_are_passed_on_unchanged(tmp_path):
     log = tmp_path / "new" / "a.log"
     words = ["two words", "it's", "", "$HOME", "a;b", 'say "x"']
     program = "import sys; print(sys.argv[1:])"
@@ -95,7 +95,7 @@ def test_an_array_of_jobs(tmp_path):
         assert f"job {job}.\n" in (tmp_path / f"a.{job}.log").read_text()
 
 
-def test_failed_jobs_are_named_with_their_reason(tmp_path):
+def test_failed_jobs_are_reported_with_their_error(tmp_path):
     log = tmp_path / "a.JOB.log"
     program = "test JOB != 2 || { echo 'error: no file x'; exit 7; }"
     done = call(["JOB=1:3", log, "bash", "-c", program])
@@ -105,7 +105,7 @@ def test_failed_jobs_are_named_with_their_reason(tmp_path):
     assert "# Ended (code 7)" in (tmp_path / "a.2.log").read_text()
 
 
-def test_a_killed_job_gives_the_shells_status(tmp_path):
+def test_a_killed_job_returns_the_shells_status(tmp_path):
     done = call([tmp_path / "a.log", "bash", "-c", "kill -KILL $$"])
     assert done.returncode == 128 + signal.SIGKILL
 
@@ -117,18 +117,18 @@ def test_a_killed_job_gives_the_shells_status(tmp_path):
         (["--gpu"], "needs a value"),
         (["--gpu", "x", "log", "true"], "needs a whole number"),
         (["log"], "a log file and a command"),
-        (["JOB=3:2", "log.JOB", "true"], "no range"),
+        (["JOB=3:2", "log.JOB", "true"], "not a range"),
         (["JOB=1:2", "log", "true"], "must have JOB in its name"),
     ],
 )
-def test_calls_that_make_no_sense(arguments, message, tmp_path):
+def test_invalid_command_lines(arguments, message, tmp_path):
     done = call(arguments, cwd=tmp_path)
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_progress_is_shown_and_the_log_holds_all(tmp_path):
+def test_progress_is_printed_and_logged(tmp_path):
     program = "echo start; echo 'progress: 1/2'; sleep 0.6; echo 'progress: 2/2'"
     done = call([tmp_path / "a.log", "bash", "-c", program])
     assert [line.strip() for line in done.stdout.splitlines()] == [
@@ -143,7 +143,7 @@ def test_the_job_ends_with_the_runner(tmp_path, number):
     log = tmp_path / "a.log"
     runner = subprocess.Popen(
         [*RUN, str(log), "bash", "-c", "echo pid=$$; sleep 60"],
-        # a suite in the background hands on an ignored SIGINT
+        # a test run in the background inherits an ignored SIGINT
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     wait_until(lambda: log.exists() and "\npid=" in log.read_text())
@@ -185,14 +185,14 @@ def test_slurm_runs_an_array(tmp_path, slurm):
         assert word in noted
 
 
-def test_slurm_names_the_failed_job(tmp_path, slurm):
+def test_slurm_reports_the_failed_job(tmp_path, slurm):
     log = tmp_path / "a.JOB.log"
     done = call(["JOB=1:2", log, "bash", "-c", "exit $((JOB == 2 ? 3 : 0))"], SLURM)
     assert done.returncode == 3
     assert f"1 of 2 jobs failed: status 3, log {tmp_path}/a.2.log" in done.stderr
 
 
-def test_without_sbatch_there_is_one_clear_line(tmp_path):
+def test_a_missing_sbatch_is_reported_in_one_line(tmp_path):
     done = call([tmp_path / "a.log", "true"], SLURM, env={"PATH": "/nowhere"})
     assert done.returncode == 2
     assert "sbatch is not installed here" in done.stderr

@@ -1,11 +1,11 @@
 # shellcheck shell=bash
 # shellcheck disable=SC2034  # speechllm.sh reads these
-# How jobs are run: "local" on this machine, "slurm" on a cluster.
+# Job runners: "local" runs jobs on this machine, "slurm" on a cluster.
 #
-# Each command is called as `<cmd> [--gpu N] [--mem 8G] [--num_threads N]
-# [--max_jobs_run N] [JOB=1:N] <log> <command …>`, so Kaldi's own run.pl, slurm.pl
-# or queue.pl can take their place. What a cluster wants beyond that goes here
-# (`slurm.pl --partition gpu`) or into sbatch's variables (SBATCH_ACCOUNT, …).
+# A runner is called as `<cmd> [--gpu N] [--mem 8G] [--num_threads N] [--max_jobs_run N]
+# [JOB=1:N] <log> <command …>`; Kaldi's run.pl, slurm.pl and queue.pl can be used, too.
+# Set further cluster options here (`slurm.pl --partition gpu`) or in sbatch's
+# environment variables (SBATCH_ACCOUNT, …).
 cmd_backend=${cmd_backend:-local}
 
 case ${cmd_backend} in

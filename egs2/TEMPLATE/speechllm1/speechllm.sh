@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# The stages of a recipe, from a corpus on disk to a table of scores. A recipe's
-# run.sh calls it with its sets and configs; each stage can be run alone and again,
-# and goes on where it stopped.
+# Run the stages of a recipe, from a corpus on disk to a table of scores. The recipe's
+# run.sh calls it with data sets and configs. Each stage can be run alone; a re-run
+# resumes where the last run stopped.
 set -euo pipefail
 
-# ---- options; the text of --help is below ----------------------------------------
+# ---- options; --help describes them below ------------------------------------------
 stage=1
 stop_stage=13
 skip_stages=
 skip_data_prep=false
 skip_train=false
 skip_eval=false
-# where things lie
+# folders
 datadir=data
 dumpdir=dump
 expdir=exp
@@ -74,71 +74,67 @@ Stages:
    8 warm-up of bridge and CTC (when --warmup_config)
 Options [default]:
   --stage N               first stage, 1 to 15 [${stage}]
-  --stop_stage N          last stage; 14 and 15 run only when named [${stop_stage}]
-  --skip_stages \"N …\"     stages to leave out [none]
-  --skip_data_prep BOOL   leave out 1 to 5 [${skip_data_prep}]
-  --skip_train BOOL       leave out 6 to 11 [${skip_train}]
-  --skip_eval BOOL        leave out 12 and 13 [${skip_eval}]
+  --stop_stage N          last stage; name 14 or 15 to run them [${stop_stage}]
+  --skip_stages \"N …\"     stages to skip [none]
+  --skip_data_prep BOOL   skip stages 1 to 5 [${skip_data_prep}]
+  --skip_train BOOL       skip stages 6 to 11 [${skip_train}]
+  --skip_eval BOOL        skip stages 12 and 13 [${skip_eval}]
   --config FILE           file of name=value lines that sets these options
- Where things lie
+ Folders
   --datadir DIR           Kaldi-style data dirs [${datadir}]
   --dumpdir DIR           formatted audio and examples [${dumpdir}]
   --expdir DIR            models, hypotheses, scores [${expdir}]
  Jobs (local or Slurm: cmd.sh)
-  --ngpu N                GPUs per machine for training; 0 trains on the CPU [1 if there is one; here ${ngpu}]
+  --ngpu N                GPUs per machine for training; 0: CPU [1 if available; here ${ngpu}]
   --num_nodes N           machines for training [${num_nodes}]
-  --nj N                  processes for data preparation [cores; here ${nj}]
-  --inference_nj N        decoding jobs [${inference_nj}]
+  --nj N                  parallel jobs for data preparation [CPU cores; here ${nj}]
+  --inference_nj N        parallel jobs for decoding [${inference_nj}]
   --gpu_inference BOOL    decode on a GPU [true when ngpu > 0]
  Data
-  --train_set NAME        data dir that trains
-  --extra_train_sets \"NAME …\"  data dirs that train beside it in stages 9 and 10, at their own speed; NAME*0.5 is half of one [none]
-  --valid_set NAME        data dir that chooses the checkpoint
+  --train_set NAME        training data dir
+  --extra_train_sets \"NAME …\"  more training data dirs, from stage 9 on, without speed perturbation; NAME*0.5 takes half of one [none]
+  --valid_set NAME        validation data dir, which selects the checkpoint
   --test_sets \"NAME …\"    data dirs to decode and score
-  --lang NAME             only marks the folders in expdir [none]
-  --local_data_opts ARGS  arguments of local/data.sh [none]
-  --speed_perturb_factors \"F …\"  speeds of the training speech, such as \"0.9 1.0 1.1\" [none]
-  --audio_format FORMAT   flac or wav, of the formatted audio [${audio_format}]
-  --allow_pipes BOOL      run commands in wav.scp that end in | [${allow_pipes}]
+  --lang NAME             suffix of the folders in expdir [none]
+  --local_data_opts ARGS  arguments of local/data.sh besides --datadir [none]
+  --speed_perturb_factors \"F …\"  speed factors of the training speech, such as \"0.9 1.0 1.1\" [none]
+  --audio_format FORMAT   format of the audio in dumpdir, flac or wav [${audio_format}]
+  --allow_pipes BOOL      run the commands in wav.scp that end in | [${allow_pipes}]
   --min_wav_duration S    shortest training utterance, seconds [${min_wav_duration}]
   --max_wav_duration S    longest training utterance, seconds [${max_wav_duration}]
  Tasks and tokens; a task is asr:<lang>, st:<lang>:<lang> or asr_st:<lang>:<lang>
-  --train_tasks \"T …\"     tasks to train, with a weight or without: \"asr:en*2 st:en:fr*0.5\"
-  --test_tasks \"T …\"      tasks to test [train_tasks]
-  --plain_transcripts BOOL  train on transcripts without case and punctuation [${plain_transcripts}]
+  --train_tasks \"T …\"     training tasks, optionally weighted: \"asr:en*2 st:en:fr*0.5\"
+  --test_tasks \"T …\"      test tasks [train_tasks]
+  --plain_transcripts BOOL  remove case and punctuation from training transcripts [${plain_transcripts}]
   --prompts FILE          prompt of each task [${prompts}]
   --token_type TYPE       CTC vocabulary, char or bpe [${token_type}]
-  --nbpe N                its size for bpe [${nbpe}]
+  --nbpe N                size of the bpe vocabulary [${nbpe}]
  Training
   --train_config FILE     ESPnet config of stage 9
-  --train_args ARGS       more arguments of the training command [none]
-  --train_tag NAME        names the folder in expdir [name of the config]
-  --init_param PATHS      checkpoint that training starts from [the warm-up's]
-  --warmup_config FILE    config of stage 8; without one there is no warm-up [none]
+  --train_args ARGS       more arguments of the training program [none]
+  --train_tag NAME        name of the folder in expdir [name of the config]
+  --init_param PATHS      checkpoint that initialises the model [that of stage 8]
+  --warmup_config FILE    config of stage 8, which is skipped without one [none]
   --warmup_tasks \"T …\"    tasks of stage 8 [the asr tasks of train_tasks]
   --warmup_set NAME       data dir of stage 8 [train_set]
-  --warmup_model NAME     checkpoint of stage 8 that stage 9 starts from [${warmup_model}]
-  --second_config FILE    config of stage 10; without one there is none [none]
+  --warmup_model NAME     checkpoint of stage 8 that initialises stage 9 [${warmup_model}]
+  --second_config FILE    config of stage 10, which is skipped without one [none]
   --second_tasks \"T …\"    tasks of stage 10 [train_tasks]
   --second_set NAME       data dir of stage 10 [train_set]
-  --second_init_model NAME  checkpoint of stage 9 that stage 10 starts from [${second_init_model}]
+  --second_init_model NAME  checkpoint of stage 9 that initialises stage 10 [${second_init_model}]
  Decoding, export
   --inference_config FILE config of stage 12
-  --inference_args ARGS   more arguments of the decoding command [none]
-  --inference_tag NAME    names the decoding folder [name of the config]
+  --inference_args ARGS   more arguments of the decoding program [none]
+  --inference_tag NAME    decode into decode_NAME [decode.yaml: decode, decode_x.yaml: decode_x]
   --inference_model NAME  checkpoint to export and decode with [${inference_model}]
-  --hf_repo NAME          <user>/<name> that stage 15 uploads to
-  --help                  this text"
+  --hf_repo NAME          <user>/<name> on the Hugging Face hub, for stage 15
+  --help                  print this text"
 
 . utils/parse_options.sh
 
 log() { echo "$(date '+%Y-%m-%dT%H:%M:%S') (${0##*/}) $*"; }
-fail() {
-    echo "${0##*/}: error: $*" >&2
-    exit 1
-}
 
-# ---- are the options sound? ------------------------------------------------------
+# ---- validation of the options ---------------------------------------------------
 [ $# -eq 0 ] || fail "unexpected argument '$1'; options have the form --name value"
 whole() { # <option> <least> <greatest>
     if ! [[ ${!1} =~ ^[0-9]{1,6}$ ]] || [ "${!1}" -lt "$2" ] || [ "${!1}" -gt "$3" ]; then
@@ -169,7 +165,7 @@ esac
 
 . ./path.sh
 . ./cmd.sh
-# A job runner ends its jobs when this process is gone.
+# The job runners end their jobs when this process has ended.
 SPEECHLLM_PID=$(hostname):$$
 export SPEECHLLM_PID
 
@@ -181,10 +177,10 @@ if "${skip_eval}"; then skip_stages+=" 12 13"; fi
 [ -n "${second_config}" ] || skip_stages+=" 10"
 
 # ---- names -----------------------------------------------------------------------
-# The three trainings are phases: warmup (8), train (9), second (10).
+# The training phases: warmup (stage 8), train (9), second (10).
 tag_of() { basename "$1" .yaml; }
 base_train_set=${train_set}
-with_speeds() { # <set>: its name after stage 2
+with_speeds() { # <set>: print its name after stage 2
     if [ -n "${speed_perturb_factors}" ]; then echo "$1_sp"; else echo "$1"; fi
 }
 warmup_set=${warmup_set:-${train_set}}
@@ -192,7 +188,7 @@ second_set=${second_set:-${train_set}}
 phases=train
 [ -z "${warmup_config}" ] || phases="warmup ${phases}"
 [ -z "${second_config}" ] || phases+=" second"
-# every set that trains, once, before and after stage 2
+# all training sets without repetition, before and after stage 2
 training_sets=$(printf '%s\n' "${base_train_set}" \
     ${warmup_config:+"${warmup_set}"} ${second_config:+"${second_set}"} | sort -u)
 perturbed_sets=$(for name in ${training_sets}; do with_speeds "${name}"; done)
@@ -201,7 +197,7 @@ without_weights() { # <tasks or sets>
     read -ra words <<< "$1"
     echo "${words[@]%%\**}"
 }
-# shellcheck disable=SC2046,SC2086 # the sets are words
+# shellcheck disable=SC2046,SC2086 # one word per set
 prepared_sets=$(printf '%s\n' "${valid_set}" $(without_weights "${extra_train_sets}") ${test_sets} | sort -u)
 
 if [ -z "${warmup_tasks}" ]; then
@@ -224,11 +220,14 @@ train_exp=${expdir}/speechllm_${train_tag}${suffix}
 second_exp=${expdir}/speechllm_${train_tag}_$(tag_of "${second_config:-second}")${suffix}
 final_exp=${train_exp}
 [ -z "${second_config}" ] || final_exp=${second_exp}
-decode_dir=${final_exp}/decode_${inference_tag:-$(tag_of "${inference_config}")}
+decode_name=$(tag_of "${inference_config}")
+[[ ${decode_name} =~ ^decode(_|$) ]] || decode_name=decode_${decode_name}
+[ -z "${inference_tag}" ] || decode_name=decode_${inference_tag}
+decode_dir=${final_exp}/${decode_name}
 token_dir=${datadir}/token_list/${token_type}
 [ "${token_type}" = char ] || token_dir=${token_dir}${nbpe}
 
-examples() { # <phase> <set>: the folder of examples
+examples() { # <phase> <set>: print the folder of its examples
     if [ "$1" = train ] || [ "$1" = test ]; then
         echo "${dumpdir}/examples/$2"
     else
@@ -238,25 +237,25 @@ examples() { # <phase> <set>: the folder of examples
 stats_dir() { echo "${expdir}/speechllm_stats_$1${suffix}"; }
 
 # ---- helpers ---------------------------------------------------------------------
-running() { # <stage>: is it asked for?
+running() { # <stage>: true if it is to be run
     [ "${stage}" -le "$1" ] && [ "$1" -le "${stop_stage}" ] && [[ " ${skip_stages} " != *" $1 "* ]]
 }
-begin() { # <stage> <what>
+begin() { # <stage> <description>
     current=$1
     SECONDS=0
     log "Stage $1: $2"
 }
-finish() { # <what was done> <log>
+finish() { # <result> <log>
     log "Stage ${current}: done in ${SECONDS} s: $1; log: $2"
 }
-prepare() { # <log> <command …>: a job of data preparation
+prepare() { # <log> <command …>: run a job of data preparation
     ${train_cmd} "$@"
 }
-said() { # <log>: the last line that a command printed
+last_line() { # <log>: print the last output line of a command
     grep -v -e '^#' -e '^progress: ' -e '^ *$' "$1" | tail -n 1
 }
 count() { wc -l < "$1"; }
-threads() { # <jobs>: cores for each of the jobs that run at once on this machine
+threads() { # <jobs>: print the number of CPU cores per parallel job
     local share=$(($(nproc) / $1))
     echo "${OMP_NUM_THREADS:-$((share > 0 ? share : 1))}"
 }
@@ -266,20 +265,20 @@ launch() { # <name> <folder> <command …>: train through ESPnet's launcher
     mkdir -p "${dir}"
     exec {lock}> "${dir}/.lock"
     if command -v flock > /dev/null && ! flock -w 30 "${lock}"; then
-        fail "another run trains in ${dir}; wait for it or end it first"
+        fail "another run is training in ${dir}; wait for it or end it first"
     fi
     if ! OMP_NUM_THREADS=$(threads $((ngpu > 0 ? ngpu : 1))) \
         python3 -m espnet2.bin.launch --cmd "${cuda_cmd} --name ${name}" \
         --log "${dir}/train.log" --ngpu "${ngpu}" --num_nodes "${num_nodes}" \
         --init_file_prefix "${dir}/.dist_init_" --multiprocessing_distributed true -- \
         "$@" 2> "${dir}/launch.log"; then
-        # The launcher repeats the whole log; the job runner's lines say it shortly.
+        # launch.log repeats the whole log; print the job runner's summary only.
         grep -E '^(run|slurm)\.pl: ' "${dir}/launch.log" >&2 || tail -n 5 "${dir}/launch.log" >&2
-        fail "stage ${current} stopped; log: ${dir}/train.log; the same command goes on from the last epoch"
+        fail "stage ${current} stopped; log: ${dir}/train.log; the same command resumes from the last epoch"
     fi
     exec {lock}>&-
 }
-data_arguments() { # <phase> <train or valid>: fills ${arguments} with its files
+data_arguments() { # <phase> <train or valid>: add its files to ${arguments}
     local phase=$1 kind=$2 set=${valid_set} dir
     local train=${phase}_train_set
     [ "${kind}" = valid ] || set=${!train}
@@ -288,7 +287,7 @@ data_arguments() { # <phase> <train or valid>: fills ${arguments} with its files
     arguments+=("${flag}" "${dir}/wav.scp,speech,sound" "${flag}" "${dir}/text,text,text"
         "${flag}" "${dir}/text_ctc,text_ctc,text" "${flag}" "${dir}/utt2task,task,text")
 }
-common_arguments() { # <phase>: fills ${arguments}
+common_arguments() { # <phase>: set ${arguments}
     local config=${1}_config
     arguments=(--config "${!config}" --prompts "${prompts}"
         --ctc_token_list "${token_dir}/tokens.txt")
@@ -296,14 +295,14 @@ common_arguments() { # <phase>: fills ${arguments}
         arguments+=(--ctc_bpemodel "${token_dir}/bpe.model")
     fi
 }
-train() { # <phase> <checkpoint to start from, or nothing>
+train() { # <phase> <initial checkpoint, may be empty>
     local phase=$1 init=$2 dir=${1}_exp stats arguments
     stats=$(stats_dir "${phase}")
     [ -f "${stats}/.done" ] || fail "no statistics in ${stats}; run stage 7 first"
     common_arguments "${phase}"
     data_arguments "${phase}" train
     data_arguments "${phase}" valid
-    # Without an LLM there are no answers to measure, only transcripts.
+    # Without an LLM there is no target text, only the CTC transcript.
     local name text=text_shape
     [ -f "${stats}/train/text_shape" ] || text=text_ctc_shape
     for name in speech_shape "${text}"; do
@@ -311,11 +310,11 @@ train() { # <phase> <checkpoint to start from, or nothing>
             --valid_shape_file "${stats}/valid/${name}")
     done
     [ -z "${init}" ] || arguments+=(--init_param "${init}")
-    # shellcheck disable=SC2086 # train_args are words
+    # shellcheck disable=SC2086 # one word per argument
     launch "${phase}" "${!dir}" python3 -m speechllm.bin.speechllm_train \
         "${arguments[@]}" --output_dir "${!dir}" --resume true ${train_args}
 }
-collect() { # <phase>: shapes of its examples, unless they are there already
+collect() { # <phase>: collect the shapes of its examples unless up to date
     local phase=$1 stats log_dir arguments key jobs train=${1}_train_set config=${1}_config
     stats=$(stats_dir "${phase}")
     log_dir=${stats}/logdir
@@ -344,7 +343,7 @@ collect() { # <phase>: shapes of its examples, unless they are there already
     common_arguments "${phase}"
     data_arguments "${phase}" train
     data_arguments "${phase}" valid
-    # shellcheck disable=SC2086 # train_args are words
+    # shellcheck disable=SC2086 # one word per argument
     OMP_NUM_THREADS=1 ${train_cmd} JOB=1:"${jobs}" "${log_dir}/stats.JOB.log" \
         python3 -m speechllm.bin.speechllm_train --collect_stats true \
         "${arguments[@]}" \
@@ -366,8 +365,8 @@ all_raw_sets="${perturbed_sets} ${prepared_sets}"
 
 if running 1; then
     begin 1 "data preparation: ${datadir}/{${training_sets//$'\n'/,},${prepared_sets//$'\n'/,}}"
-    # shellcheck disable=SC2086 # local_data_opts are words
-    local/data.sh ${local_data_opts}
+    # shellcheck disable=SC2086 # one word per argument
+    local/data.sh --datadir "${datadir}" ${local_data_opts}
     pipes=()
     "${allow_pipes}" && pipes=(--allow_pipes)
     # shellcheck disable=SC2046,SC2086 # one word per set
@@ -380,7 +379,7 @@ fi
 if running 2; then
     begin 2 "speed perturbation: ${speed_perturb_factors}"
     for name in ${training_sets}; do
-        # shellcheck disable=SC2086 # factors are words
+        # shellcheck disable=SC2086 # one word per factor
         prepare "${prep_log}/perturb_${name}.log" python3 -m speechllm.bin.data_dir \
             perturb_speed --input "${datadir}/${name}" --output "${datadir}/${name}_sp" \
             --factors ${speed_perturb_factors}
@@ -398,7 +397,7 @@ if running 3; then
             python3 -m speechllm.bin.format_audio --input "${datadir}/${name}" \
             --output "${dumpdir}/audio/${name}" --nj "${nj}" \
             --audio_format "${audio_format}" "${pipes[@]}"
-        log "Stage 3: $(said "${prep_log}/format_${name}.log")"
+        log "Stage 3: $(last_line "${prep_log}/format_${name}.log")"
     done
     finish "16 kHz mono ${audio_format} in ${dumpdir}/audio" "${prep_log}/format_*.log"
 fi
@@ -407,20 +406,20 @@ if running 4; then
     begin 4 "leave out bad utterances: ${dumpdir}/audio/ -> ${dumpdir}/raw/"
     for name in ${all_raw_sets}; do
         limits=()
-        # A test set keeps its long and short utterances.
+        # Test sets keep long and short utterances.
         if [[ " ${test_sets} " != *" ${name} "* ]]; then
             limits=(--min_seconds "${min_wav_duration}" --max_seconds "${max_wav_duration}")
         fi
         prepare "${prep_log}/filter_${name}.log" python3 -m speechllm.bin.data_dir filter \
             --input "${dumpdir}/audio/${name}" --output "${dumpdir}/raw/${name}" "${limits[@]}"
-        log "Stage 4: $(said "${prep_log}/filter_${name}.log")"
+        log "Stage 4: $(last_line "${prep_log}/filter_${name}.log")"
     done
     # shellcheck disable=SC2046,SC2086 # one word per set
     prepare "${prep_log}/statistics.log" python3 -m speechllm.bin.data_dir statistics \
         --input $(printf "${dumpdir}/raw/%s\n" ${all_raw_sets}) \
         --output "${dumpdir}/STATISTICS"
     cat "${dumpdir}/STATISTICS.md"
-    finish "statistics in ${dumpdir}/STATISTICS.md and .png; what went and why is in ${dumpdir}/raw/*/dropped.tsv" \
+    finish "statistics in ${dumpdir}/STATISTICS.md and .png; dropped utterances and reasons in ${dumpdir}/raw/*/dropped.tsv" \
         "${prep_log}/filter_*.log"
 fi
 
@@ -430,7 +429,7 @@ if running 5; then
         local output inputs plain=()
         output=$(examples "$1" "$2")
         read -ra inputs <<< "$2 ${4:-}"
-        # A test set keeps its transcripts as they are written.
+        # Test sets keep the original transcripts.
         if "${plain_transcripts}" && [ "$1" != test ]; then plain=(--plain_transcripts); fi
         prepare "${prep_log}/examples_$(basename "${output}").log" \
             python3 -m speechllm.bin.make_examples --input "${inputs[@]/#/${dumpdir}/raw/}" \
@@ -449,7 +448,7 @@ if running 5; then
     done
     for name in ${test_sets}; do
         if [ "${name}" = "${valid_set}" ] && [ "${test_tasks}" != "$(without_weights "${train_tasks}")" ]; then
-            fail "${name} validates and tests; then --test_tasks must be --train_tasks"
+            fail "${name} is the validation set and a test set; --test_tasks must equal --train_tasks then"
         fi
         [ "${name}" = "${valid_set}" ] || make_examples test "${name}" "${test_tasks}"
     done
@@ -460,7 +459,7 @@ if running 5; then
 fi
 
 if running 6; then
-    begin 6 "pretrained models, and whether their tokenizer can write the answers"
+    begin 6 "pretrained models; check that the tokenizer covers the targets"
     configs=()
     for phase in ${phases}; do
         config=${phase}_config
@@ -473,9 +472,9 @@ if running 6; then
         prepare "${expdir}/log/prompts_${phase}.log" python3 -m speechllm.bin.check_prompts \
             --config "${!config}" --prompts "${prompts}" \
             --examples "$(examples "${phase}" "${!set}")"
-        log "Stage 6: $(said "${expdir}/log/prompts_${phase}.log")"
+        log "Stage 6: $(last_line "${expdir}/log/prompts_${phase}.log")"
     done
-    finish "$(said "${expdir}/log/fetch_models.log")" "${expdir}/log/fetch_models.log"
+    finish "$(last_line "${expdir}/log/fetch_models.log")" "${expdir}/log/fetch_models.log"
 fi
 
 if running 7; then
@@ -517,7 +516,16 @@ if running 11; then
     [ -e "${final_exp}/${inference_model}" ] || fail "no checkpoint ${final_exp}/${inference_model}; run stage 9 first"
     prepare "${final_exp}/export.log" python3 -m speechllm.bin.export_model \
         --exp_dir "${final_exp}" --checkpoint "${inference_model}" --output "${final_exp}/model"
-    finish "$(said "${final_exp}/export.log")" "${final_exp}/export.log"
+    finish "$(last_line "${final_exp}/export.log")" "${final_exp}/export.log"
+fi
+
+if running 12 || running 13; then
+    # Before version 0.2, decode.yaml wrote to decode_decode.
+    old_dir=${final_exp}/decode_$(tag_of "${inference_config}")
+    if [ -z "${inference_tag}" ] && [ -d "${old_dir}" ] && [ ! -e "${decode_dir}" ]; then
+        mv "${old_dir}" "${decode_dir}"
+        log "renamed ${old_dir} to ${decode_dir}"
+    fi
 fi
 
 if running 12; then
@@ -531,7 +539,7 @@ if running 12; then
     fi
     for name in ${test_sets}; do
         dir=${decode_dir}/${name}
-        # shellcheck disable=SC2086 # inference_args are words
+        # shellcheck disable=SC2086 # one word per argument
         OMP_NUM_THREADS=$(threads "${inference_nj}") \
             ${decode_cmd} --gpu "${gpus}" JOB=1:"${inference_nj}" "${dir}/log/decode.JOB.log" \
             python3 -m speechllm.bin.decode --model "${final_exp}/model" \
@@ -560,15 +568,15 @@ if running 14; then
     begin 14 "pack: ${final_exp}/model.zip"
     prepare "${expdir}/log/pack.log" python3 -m speechllm.bin.pack --force \
         --model "${final_exp}/model" --output "${final_exp}/model.zip"
-    finish "$(said "${expdir}/log/pack.log")" "${expdir}/log/pack.log"
+    finish "$(last_line "${expdir}/log/pack.log")" "${expdir}/log/pack.log"
 fi
 
 if running 15; then
-    begin 15 "upload to ${hf_repo:-nowhere yet}"
-    [ -n "${hf_repo}" ] || fail "--hf_repo <user>/<name> says where to upload to"
+    begin 15 "upload to ${hf_repo:-(no --hf_repo)}"
+    [ -n "${hf_repo}" ] || fail "no repository to upload to; give --hf_repo <user>/<name>"
     results=()
     [ ! -f "${expdir}/RESULTS.json" ] || results=(--results "${expdir}/RESULTS.json")
     prepare "${expdir}/log/upload.log" python3 -m speechllm.bin.upload \
         --model "${final_exp}/model" --repo_id "${hf_repo}" "${results[@]}"
-    finish "$(said "${expdir}/log/upload.log")" "${expdir}/log/upload.log"
+    finish "$(last_line "${expdir}/log/upload.log")" "${expdir}/log/upload.log"
 fi

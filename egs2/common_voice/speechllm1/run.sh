@@ -1,25 +1,25 @@
 #!/usr/bin/env bash
-# Common Voice, Japanese: its test split is a test set of Nue-ASR. --model names the
-# folder of a trained model to test, such as the one that stage 11 of another recipe
-# writes; without it Nue-ASR's model is trained on the train split.
+# Common Voice, Japanese: its test split is a test set of Nue-ASR. It tests the model of
+# another recipe, or trains Nue-ASR on the train split.
 set -euo pipefail
 cd "$(dirname "$0")"
 
 model=
-arguments=()
-while [ $# -gt 0 ]; do
-    if [ "$1" = --model ]; then
-        model=${2:-}
-        [ -d "${model}" ] || { echo "run.sh: error: --model: no folder '${model}'" >&2; exit 1; }
-        shift 2
-    else
-        arguments+=("$1")
-        shift
-    fi
-done
+common_voice_dir=
+local_data_opts=
+help_message="Usage: $(basename "$0") [options] [options of speechllm.sh]
+Test a trained model on Common Voice, Japanese. Without --model, Nue-ASR is trained on
+the train split first.
+Options of the recipe:
+  --model DIR             model folder, such as that of stage 11 in another recipe [none]
+  --common_voice_dir DIR  a release, such as cv-corpus-8.0-2022-01-19 [COMMONVOICE in db.sh]
+  --local_data_opts ARGS  more arguments of local/data.sh [none]"
+pass_to=./speechllm.sh
+. utils/parse_options.sh
 
 sets=(--train_set train --valid_set dev)
 if [ -n "${model}" ]; then
+    [ -d "${model}" ] || fail "--model: no folder '${model}'"
     model=$(realpath "${model}")
     tag=$(basename "$(dirname "${model}")")
     mkdir -p "exp/speechllm_${tag}"
@@ -30,6 +30,7 @@ fi
 ./speechllm.sh \
     "${sets[@]}" \
     --test_sets test \
+    --local_data_opts "${common_voice_dir:+--common_voice_dir ${common_voice_dir} }${local_data_opts}" \
     --train_tasks "asr:ja" \
     --test_tasks "asr:ja" \
     --max_wav_duration 16 \
@@ -37,4 +38,4 @@ fi
     --prompts conf/prompts.yaml \
     --train_config conf/train_nue_asr.yaml \
     --inference_config conf/decode_greedy.yaml \
-    "${arguments[@]}"
+    "${other_options[@]}"

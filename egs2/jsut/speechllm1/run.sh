@@ -1,26 +1,26 @@
 #!/usr/bin/env bash
-# JSUT basic5000, a test set of Nue-ASR: nothing is trained here. --model names the
-# folder of a trained model, such as the one that stage 11 of another recipe writes;
-# without it the data are prepared (stages 1 to 5).
+# JSUT basic5000, a test set of Nue-ASR: it tests the model of another recipe and trains
+# none.
 set -euo pipefail
 cd "$(dirname "$0")"
 
 model=
-arguments=()
-while [ $# -gt 0 ]; do
-    if [ "$1" = --model ]; then
-        model=${2:-}
-        [ -d "${model}" ] || { echo "run.sh: error: --model: no folder '${model}'" >&2; exit 1; }
-        shift 2
-    else
-        arguments+=("$1")
-        shift
-    fi
-done
+jsut_dir=
+local_data_opts=
+help_message="Usage: $(basename "$0") [options] [options of speechllm.sh]
+Test a trained model on JSUT basic5000. Without --model only the data are prepared
+(stages 1 to 5).
+Options of the recipe:
+  --model DIR             model folder, such as that of stage 11 in another recipe [none]
+  --jsut_dir DIR          folder jsut_ver1.1 [JSUT in db.sh]
+  --local_data_opts ARGS  more arguments of local/data.sh [none]"
+pass_to=./speechllm.sh
+. utils/parse_options.sh
 
 tag=none
 stages=(--stop_stage 5)
 if [ -n "${model}" ]; then
+    [ -d "${model}" ] || fail "--model: no folder '${model}'"
     model=$(realpath "${model}")
     tag=$(basename "$(dirname "${model}")")
     mkdir -p "exp/speechllm_${tag}"
@@ -32,10 +32,11 @@ fi
     --train_set jsut_basic5000 \
     --valid_set jsut_basic5000 \
     --test_sets jsut_basic5000 \
+    --local_data_opts "${jsut_dir:+--jsut_dir ${jsut_dir} }${local_data_opts}" \
     --train_tasks "asr:ja" \
     --test_tasks "asr:ja" \
     --train_tag "${tag}" \
     --prompts conf/prompts.yaml \
     --train_config conf/train_nue_asr.yaml \
     --inference_config conf/decode_greedy.yaml \
-    "${stages[@]}" "${arguments[@]}"
+    "${stages[@]}" "${other_options[@]}"

@@ -1,8 +1,19 @@
 #!/usr/bin/env bash
-# ReazonSpeech: Nue-ASR (Hono et al. 2024) trained as in its paper. JSUT basic5000 and
-# Common Voice are tested too where db.sh says where they lie.
+# ReazonSpeech: Nue-ASR (Hono et al. 2024) trained as in the paper. JSUT basic5000 and
+# Common Voice are test sets too if db.sh has their folders.
 set -euo pipefail
 cd "$(dirname "$0")"
+
+reazonspeech_dir=
+local_data_opts=
+help_message="Usage: $(basename "$0") [options] [options of speechllm.sh]
+Train Nue-ASR on ReazonSpeech; test it there, and on JSUT basic5000 and Common Voice
+if db.sh has JSUT and COMMONVOICE.
+Options of the recipe:
+  --reazonspeech_dir DIR  the download: TSV and shards [REAZONSPEECH in db.sh]
+  --local_data_opts ARGS  more arguments of local/data.sh, such as \"--size tiny\" [none]"
+pass_to=./speechllm.sh
+. utils/parse_options.sh
 
 . ./db.sh
 test_sets="test"
@@ -13,6 +24,7 @@ test_sets="test"
     --train_set train \
     --valid_set dev \
     --test_sets "${test_sets}" \
+    --local_data_opts "${reazonspeech_dir:+--reazonspeech_dir ${reazonspeech_dir} }${local_data_opts}" \
     --train_tasks "asr:ja" \
     --test_tasks "asr:ja" \
     --max_wav_duration 16 \
@@ -20,4 +32,4 @@ test_sets="test"
     --prompts conf/prompts.yaml \
     --train_config conf/train_nue_asr.yaml \
     --inference_config conf/decode_greedy.yaml \
-    "$@"
+    "${other_options[@]}"

@@ -1,10 +1,10 @@
-"""What run.pl and slurm.pl share: Kaldi's way to call a job runner.
+"""Command line of run.pl and slurm.pl, which is that of Kaldi's job runners.
 
     run.pl [--option value …] [JOB=1:N] <log file> <command> [argument …]
 
 With ``JOB=1:N`` the command runs N times; every ``JOB`` in the log's name and in
-the command is replaced by the job's number. The command may hold shell operators
-as words of their own (``'|'``, ``'>'``); all other words reach it as they are.
+the command is replaced by the job's number. The command may contain shell operators
+as separate words (``'|'``, ``'>'``); all other words are passed on unchanged.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ OPTIONS = {
     "mem": "memory per job, such as 8G (slurm)",
     "num_threads": "CPU cores per job (slurm)",
     "num_nodes": "machines per job (slurm)",
-    "max_jobs_run": "how many jobs run at once",
+    "max_jobs_run": "maximum number of parallel jobs",
     "name": "name of the job (slurm)",
     "time": "time limit, such as 24:00:00 (slurm)",
     "partition": "partition of the cluster (slurm)",
@@ -29,7 +29,7 @@ OPERATORS = {"|", "||", "&&", ";", "&", "<", ">", ">>", "2>", "2>>", "2>&1", "|&
 
 @dataclass(frozen=True)
 class Request:
-    """A parsed call; ``variable`` is None when there is a single job."""
+    """A parsed command line; ``variable`` is None for a single job."""
 
     log: str
     command: list[str]
@@ -55,11 +55,11 @@ class Request:
         return word if self.variable is None else word.replace(self.variable, value)
 
     def shell_line(self, value: str, quoted: str | None = None) -> str:
-        """The command as one line of bash, for the job number ``value``.
+        """Return the command as one line of bash, for one job.
 
         Args:
-            value: the number.
-            quoted: what stands for the number within single quotes; for a shell
+            value: job number.
+            quoted: replacement of the number within single quotes; for a shell
                 variable that is ``'"$NAME"'``.
         """
         words = []
@@ -82,7 +82,7 @@ def stop(message: str) -> None:
 
 
 def parse(argv: list[str]) -> Request:
-    """Parse a call; a call that makes no sense ends the process with status 2."""
+    """Parse a command line; exit with status 2 if it is invalid."""
     words = list(argv)
     if not words or words[0] in ("--help", "-h"):
         lines = [f"  --{name} <value>  {text}" for name, text in OPTIONS.items()]
@@ -107,7 +107,7 @@ def parse(argv: list[str]) -> Request:
             variable, first = span.group(1), int(span.group(2))
             last = int(span.group(3) or first)
             if not 1 <= first <= last:
-                stop(f"'{word}' is no range of job numbers; write JOB=1:N")
+                stop(f"'{word}' is not a range of job numbers; write JOB=1:N")
             del words[0]
         else:
             break
@@ -120,7 +120,7 @@ def parse(argv: list[str]) -> Request:
 
 
 def report_failures(request: Request, failed: dict[int, int]) -> None:
-    """Name the failed jobs and their logs, with the reason the first one gives."""
+    """Print the failed jobs, their logs and the error of the first one."""
     count = len(request.jobs)
     head = "the job failed" if count == 1 else f"{len(failed)} of {count} jobs failed"
     for job, code in sorted(failed.items())[:5]:
@@ -134,11 +134,11 @@ def report_failures(request: Request, failed: dict[int, int]) -> None:
 
 
 def reason(log: Path) -> list[str]:
-    """The ``error:`` lines of a log, or else its last ten lines."""
+    """Return the last three ``error:`` lines of a log, or else its last ten lines."""
     try:
         text = log.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
-        return [f"no log could be read: {error.strerror}"]
+        return [f"the log cannot be read: {error.strerror}"]
     lines = [line for line in text.splitlines() if line.strip()]
     lines = [line for line in lines if not line.startswith(("#", "progress: "))]
     errors = [line for line in lines if "error: " in line[:80]]

@@ -1,44 +1,84 @@
 # shellcheck shell=bash
-# Source this to turn `--name value` on the command line into shell variables:
+# Option parser. Source it after the defaults to set a variable for each `--name value`
+# of the command line:
 #
 #   nj=4
 #   help_message="Usage: …"
 #   . utils/parse_options.sh
 #
-# `--name value` sets the variable `name` (a dash reads as an underscore), which must
-# have a value before; one that is true or false takes no other. `--help` prints
-# ${help_message}. What follows the options stays in "$@". As in Kaldi,
-# `--config FILE` sources FILE first, so that the command line wins over it.
+# `--name value` sets the variable `name` (dashes become underscores), which must have a
+# default. Where the default is true or false, the value must be one of them. `--help`
+# prints ${help_message}. Arguments after the options stay in "$@". `--config FILE` reads
+# name=value lines from FILE; as in Kaldi, the command line takes precedence.
+#
+# A recipe's run.sh also sets
+#
+#   pass_to=./speechllm.sh
+#
+# Then only the options that have a line in ${help_message} set variables. All others,
+# also those of a --config file, are collected in "${other_options[@]}" for that script,
+# and --help prints its help as well.
+#
+# A recipe's local/data.sh calls find_corpus (below) next.
 
-_option_error() {
+fail() { # <message>: print it with the name of the script and exit
     echo "$(basename "$0"): error: $*" >&2
     exit 1
 }
 
-_set_option() { # <--name> <value>
+_set_option() { # <--name> <value> [<config file>]
     local name=${1#--}
     name=${name//-/_}
+    if [ -n "${pass_to:-}" ] && [[ ${help_message:-} != *$'\n'"  --${name} "* ]]; then
+        other_options+=("$1" "$2")
+        return
+    fi
     if ! [[ ${name} =~ ^[a-z_][A-Za-z0-9_]*$ ]] || [ -z "${!name+set}" ] ||
         [[ ${name} == _* ]]; then
-        _option_error "unknown option '$1'; --help lists the options"
+        fail "unknown option '$1'${3:+ in $3}; --help lists the options"
     fi
     case ${!name} in
         true | false)
             case $2 in
                 true | false) ;;
-                *) _option_error "$1 takes true or false, not '$2'" ;;
+                *) fail "$1 takes true or false, not '$2'${3:+ in $3}" ;;
             esac ;;
     esac
     printf -v "${name}" '%s' "$2"
 }
 
+_read_config() { # <file>
+    local _names _name _value
+    [ -f "$1" ] || fail "--config: no file '$1'"
+    _names=$(sed -nE 's/^([A-Za-z_][A-Za-z0-9_]*)=.*/\1/p' "$1")
+    if [ -z "${_names}" ]; then
+        fail "--config: no name=value line in '$1'; for YAML use --train_config"
+    fi
+    [[ $1 == */* ]] || set -- "./$1"  # without a slash, bash searches PATH
+    for _name in ${_names}; do
+        # shellcheck source=/dev/null
+        _value=$(. "$1" > /dev/null && printf '%s' "${!_name}")
+        _set_option "--${_name}" "${_value}" "$1"
+    done
+}
+
+# Set ${corpus_dir} to the folder of a corpus, from the option or from db.sh; source path.sh.
+find_corpus() { # <--option> <its value> <variable in db.sh> <description of the folder>
+    # shellcheck source=/dev/null
+    . ./db.sh
+    corpus_dir=${2:-${!3:-}}
+    if [ -z "${corpus_dir}" ]; then
+        fail "db.sh has no line $3=…; write the folder $4 there, or give $1"
+    fi
+    # shellcheck source=/dev/null
+    . ./path.sh
+}
+
+other_options=()
 _arguments=("$@")
 for ((_i = 0; _i < ${#_arguments[@]}; _i++)); do
     if [ "${_arguments[_i]}" = --config ]; then
-        _file=${_arguments[_i + 1]:-}
-        [ -f "${_file}" ] || _option_error "--config: no file '${_file}'"
-        # shellcheck source=/dev/null
-        . "${_file}"
+        _read_config "${_arguments[_i + 1]:-}"
     fi
 done
 
@@ -46,16 +86,23 @@ while [ $# -gt 0 ]; do
     case $1 in
         --help | -h)
             echo "${help_message:-no help}"
+            if [ -n "${pass_to:-}" ]; then
+                echo
+                "${pass_to}" --help
+            fi
             exit 0 ;;
-        --*=*) _option_error "'$1': options have the form --name value" ;;
+        --*=*) fail "'$1': options have the form --name value" ;;
         --)
             shift
             break ;;
         --?*)
-            [ $# -ge 2 ] || _option_error "$1 needs a value"
-            [[ ! $2 =~ ^--[a-z_]+$ ]] || _option_error "$1 needs a value; what follows is $2"
+            [ $# -ge 2 ] || fail "$1 needs a value"
+            [[ ! $2 =~ ^--[a-z_]+$ ]] || fail "$1 needs a value; what follows is $2"
             [ "$1" = --config ] || _set_option "$1" "$2"
             shift 2 ;;
         *) break ;;
     esac
 done
+if [ -n "${pass_to:-}" ] && [ $# -gt 0 ]; then
+    fail "unexpected argument '$1'; options have the form --name value"
+fi

@@ -1,11 +1,10 @@
 #!/usr/bin/env python3
-"""Run jobs on this machine; drop-in for Kaldi's run.pl (the form: jobs.py).
+"""Run jobs on this machine; replaces Kaldi's run.pl (command line: jobs.py).
 
-The name ends in .pl because recipes and espnet2.bin.launch know it by that name.
-A single job's output lines that begin with ``progress: `` are shown as they come;
-everything goes to the log. When this program, its caller, or the recipe that is
-named in SPEECHLLM_PID (host:pid) dies, the jobs are ended too, so that nothing goes
-on writing where a second start works.
+The name ends in .pl because recipes and espnet2.bin.launch expect this name. All
+output goes to the log; lines of a single job that begin with ``progress: `` are also
+printed. The jobs end with this program, its caller, and the recipe whose process
+SPEECHLLM_PID (host:pid) gives, so that they cannot interfere with a re-run.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ PR_SET_PDEATHSIG = 1
 
 
 def gpu_slots(gpus: int) -> list[str]:
-    """Values of CUDA_VISIBLE_DEVICES for jobs of ``gpus`` GPUs that run at once."""
+    """Return the values of CUDA_VISIBLE_DEVICES for parallel jobs of ``gpus`` GPUs."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         devices = [device for device in visible.split(",") if device.strip()]
@@ -43,13 +42,13 @@ def gpu_slots(gpus: int) -> list[str]:
         count = len(re.findall(r"^GPU \d", listing, re.MULTILINE))
         devices = [str(index) for index in range(count)]
     if len(devices) < gpus:
-        stop(f"a job asks for {gpus} GPUs, this machine shows {len(devices)}")
+        stop(f"a job requires {gpus} GPUs, but only {len(devices)} are visible")
     starts = range(0, len(devices) - gpus + 1, gpus)
     return [",".join(devices[start : start + gpus]) for start in starts]
 
 
 class Progress:
-    """Show progress on the terminal: one changing line, or a line each 30 s."""
+    """Progress output: one changing line on a terminal, else a line every 30 s."""
 
     def __init__(self) -> None:
         self.tty = sys.stdout.isatty()
@@ -76,12 +75,13 @@ class Progress:
 
 
 class Tail:
-    """The newest ``progress: `` line that was added to a log since the last look."""
+    """Reader of the ``progress: `` lines that are appended to a log."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.position, self.rest = path, 0, b""
 
     def newest(self) -> str | None:
+        """Return the last ``progress: `` line appended since the previous call."""
         with open(self.path, "rb") as stream:
             stream.seek(self.position)
             data = stream.read()
@@ -126,12 +126,12 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def die_with_parent() -> None:
-    """Ask Linux to end this process when its parent is gone, even by SIGKILL."""
+    """Have Linux end this process when its parent ends, even by SIGKILL."""
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
 def end_job(request: Request, running: Running, code: int) -> int:
-    """Close the log; returns the shell's status (128 + signal for a killed job)."""
+    """Complete the log; return the shell's status (128 + signal for a killed job)."""
     code = 128 - code if code < 0 else code
     seconds = time.time() - running.start
     with open(request.log_of(running.job), "a", encoding="utf-8") as stream:
@@ -156,7 +156,7 @@ def kill(running: list[Running]) -> None:
 
 
 def recipe_gone() -> bool:
-    """True when SPEECHLLM_PID names a process of this host that has ended."""
+    """Return True if SPEECHLLM_PID is a process of this host that has ended."""
     host, _, pid = os.environ.get("SPEECHLLM_PID", "").rpartition(":")
     if not pid or host != socket.gethostname():
         return False

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Run jobs on a Slurm cluster; drop-in for Kaldi's slurm.pl (the form: jobs.py).
+"""Run jobs on a Slurm cluster; replaces Kaldi's slurm.pl (command line: jobs.py).
 
-The name ends in .pl because espnet2.bin.launch starts several machines only through
-a runner of that name. The jobs become one array of ``sbatch --wait``. What a cluster
-asks for beyond the options here (account, quality of service, …) goes into sbatch's
-own variables, such as ``SBATCH_ACCOUNT``. Log folders must lie on shared storage.
+The name ends in .pl because espnet2.bin.launch supports several machines only with a
+runner of that name. The jobs are submitted as one array with ``sbatch --wait``. Set
+further options of the cluster (account, quality of service, …) in sbatch's environment
+variables, such as ``SBATCH_ACCOUNT``. Log folders must be on shared storage.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TASK = "${SLURM_ARRAY_TASK_ID}"
 
 
 def batch_script(request: Request) -> str:
-    """The script that every job of the array runs."""
+    """Return the batch script of the array's jobs."""
     quoted = None if request.variable is None else f"'\"{TASK}\"'"
     line = request.shell_line(TASK, quoted)
     return f"""#!/usr/bin/env bash
@@ -42,7 +42,7 @@ exit "${{code}}"
 
 
 def sbatch_command(request: Request, script: Path) -> list[str]:
-    """``sbatch`` with the options of the request in its own words."""
+    """Return the ``sbatch`` command line for a request."""
     log = str(Path.cwd() / request.log)
     words = ["sbatch", "--parsable", "--wait", "--open-mode=truncate"]
     words += ["--export=ALL", f"--job-name={request.options.get('name', script.stem)}"]
@@ -62,9 +62,9 @@ def sbatch_command(request: Request, script: Path) -> list[str]:
 
 
 def failures(request: Request) -> dict[int, int]:
-    """Status of each job whose log does not end with code 0.
+    """Return the status of each job whose log does not end with code 0.
 
-    A log that has not arrived from another machine is waited for.
+    Waits for logs that shared storage does not show yet.
     """
     failed = {}
     limit = time.monotonic() + SHARED_STORAGE_SECONDS

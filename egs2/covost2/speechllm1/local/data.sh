@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# data/{train,dev,test} of CoVoST 2.
+# Prepare ${datadir}/{train,dev,test} of CoVoST 2.
 set -euo pipefail
 
 datadir=data
@@ -7,22 +7,16 @@ covost2_dir=
 common_voice_dir=
 src_lang=en
 tgt_lang=de
-help_message="Usage: local/data.sh [--covost2_dir DIR] [--src_lang en,fr] [--tgt_lang de,en] [--datadir ${datadir}]
+help_message="Usage: local/data.sh [options]
   --covost2_dir DIR       folder of covost_v2.en_de.tsv, … [COVOST2 in db.sh]
   --common_voice_dir DIR  folder with Common Voice 4.0 in en/, fr/, … [--covost2_dir]
-  --src_lang LIST         languages spoken, parted by commas [${src_lang}]
-  --tgt_lang LIST         languages translated into, parted by commas [${tgt_lang}]
-  --datadir DIR           where the sets are made [${datadir}]"
+  --src_lang LIST         source languages, separated by commas [${src_lang}]
+  --tgt_lang LIST         target languages, separated by commas [${tgt_lang}]
+  --datadir DIR           output folder of the sets [${datadir}]"
 . utils/parse_options.sh
-. ./db.sh
+find_corpus --covost2_dir "${covost2_dir}" COVOST2 "that holds covost_v2.*.tsv"
 
-source_dir=${covost2_dir:-${COVOST2:-}}
-if [ -z "${source_dir}" ]; then
-    echo "local/data.sh: error: write COVOST2=<folder of covost_v2.*.tsv> into db.sh, or give --covost2_dir" >&2
-    exit 1
-fi
-. ./path.sh
-# shellcheck disable=SC2086 # languages are words
-python3 -m speechllm.bin.prepare_data covost2 --covost2_dir "${source_dir}" \
+# shellcheck disable=SC2086 # one word per language
+python3 -m speechllm.bin.prepare_data covost2 --covost2_dir "${corpus_dir}" \
     ${common_voice_dir:+--common_voice_dir "${common_voice_dir}"} \
     --src_lang ${src_lang//,/ } --tgt_lang ${tgt_lang//,/ } --output "${datadir}"

@@ -1,29 +1,25 @@
 #!/usr/bin/env bash
-# data/{train,dev,test} of Asterisk's voice prompts, fetched when they are not here, and
-# data/train_messages_<lang>, programs' messages that eSpeak NG reads aloud.
+# Prepare ${datadir}/{train,dev,test} of Asterisk's voice prompts, which are downloaded if
+# missing, and ${datadir}/train_messages_<lang>: program messages spoken by eSpeak NG.
 set -euo pipefail
 
 datadir=data
 asterisk_dir=
 max_prompts=
 message_languages=
-help_message="Usage: local/data.sh [--asterisk_dir DIR] [--datadir ${datadir}] [--max_prompts N] [--message_languages L,L]
-  --asterisk_dir DIR  unpacked sound and text packages [ASTERISK in db.sh]
-  --datadir DIR       where train, dev and test are made [${datadir}]
-  --max_prompts N     train on N prompts only, dev and test with a quarter of that, and on N messages a language [all]
-  --message_languages L,L  languages of the messages [none]"
+help_message="Usage: local/data.sh [options]
+  --asterisk_dir DIR      unpacked sound and text packages [ASTERISK in db.sh]
+  --datadir DIR           output folder of the sets [${datadir}]
+  --max_prompts N         use N prompts for training, N/4 each for dev and test, and N
+                          messages per language [all]
+  --message_languages LIST  languages of the messages, separated by commas [none]"
 . utils/parse_options.sh
-. ./db.sh
+find_corpus --asterisk_dir "${asterisk_dir}" ASTERISK \
+    "of the unpacked packages, or 'downloads' to fetch them,"
 
-source_dir=${asterisk_dir:-${ASTERISK:-}}
-if [ -z "${source_dir}" ]; then
-    echo "local/data.sh: error: db.sh has no line ASTERISK=…; write the folder of the unpacked packages there, or 'downloads' to fetch them" >&2
-    exit 1
-fi
-. ./path.sh
 options=(--download_dir downloads)
-if [ "${source_dir}" != downloads ]; then
-    options=(--asterisk_dir "${source_dir}")
+if [ "${corpus_dir}" != downloads ]; then
+    options=(--asterisk_dir "${corpus_dir}")
 fi
 prepare() { # <folder>
     python3 -m speechllm.bin.prepare_data asterisk --output "$1" "${options[@]}"
@@ -43,7 +39,7 @@ if [ -z "${max_prompts}" ]; then
     exit
 fi
 
-# The first prompts of each set, in all languages; an id is <lang>-<prompt>.
+# Take the first prompts of each set, in all languages. An id is <lang>-<prompt>.
 prepare "${datadir}/all"
 for name in train dev test; do
     number=${max_prompts}

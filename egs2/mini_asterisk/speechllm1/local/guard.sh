@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# After ./run.sh: the guard's thresholds and the calibration of confidence, from dev
-# into the model's folder; then what they are worth, in exp/GUARD.md and
-# exp/reliability.png: silence, noise, hold music, the three languages that are not
-# learnt, clips, clipped audio, one word thirty times, and the clean test set.
-# Options of speechllm.bin.guard_table may follow (--limit 60, --config conf/decode.yaml).
+# After ./run.sh: set the guard's thresholds and calibrate the confidence on dev (stored
+# in the model folder); then evaluate both, in exp/GUARD.md and exp/reliability.png, on
+# silence, noise, hold music, the three untrained languages, short clips, clipped audio,
+# one word repeated thirty times, and the clean test set.
+# Takes the options of speechllm.bin.guard_table (--limit 60, --config conf/decode.yaml).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . ./path.sh
@@ -15,7 +15,7 @@ python3 -m speechllm.bin.guard_thresholds --model "${model}" --examples dump/exa
 python3 -m speechllm.bin.calibrate --model "${model}" --examples dump/examples/dev \
     --test_examples dump/examples/test --picture exp/reliability.png
 
-# Eight test prompts of each language that the model has not learnt.
+# Eight test prompts of each untrained language.
 foreign=()
 for language in es it ru; do
     while read -r path; do
@@ -23,7 +23,7 @@ for language in es it ru; do
     done < <(awk -v id="^${language}-" '$1 ~ id && ++n % 6 == 1 {print $2}' data/test/wav.scp | head -n 8)
 done
 
-# Single words of the English voice, wherever the prompts lie.
+# Single words of the English voice, in the folder of the prompts.
 words=()
 prompts=$(dirname "$(awk '$1 == "en-agent-user" {print $2}' data/test/wav.scp)")
 for pair in five=digits/5 nine=digits/9 extension=extension goodbye=vm-goodbye hours=hours; do

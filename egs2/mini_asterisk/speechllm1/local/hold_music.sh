@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Fetch hold music (CC-BY-SA-3.0) as Debian packs it, once, and print its folder.
+# Download hold music (CC-BY-SA-3.0) from Debian's package if missing; print its folder.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

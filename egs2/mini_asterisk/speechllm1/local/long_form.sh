@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# After ./run.sh: the test prompts joined to long recordings, with pauses, with hold
-# music between, and without any pause; WER and word times, in exp/LONG_FORM.md.
-# Options of speechllm.bin.benchmark_long_form may follow (--minutes 60 --joins none).
+# After ./run.sh: join the test prompts to long recordings, with pauses, with hold music
+# between them, and without pauses; write WER and word times to exp/LONG_FORM.md.
+# Takes the options of speechllm.bin.benchmark_long_form (--minutes 60 --joins none).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . ./path.sh

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# data/{train,dev,test} of ReazonSpeech, and the paper's other test sets where they are.
+# Prepare ${datadir}/{train,dev,test} of ReazonSpeech, and the paper's other test sets if
+# db.sh has their folders.
 set -euo pipefail
 
 reazonspeech_dir=
@@ -10,21 +11,16 @@ dev_utterances=1000
 test_utterances=100
 help_message="Usage: local/data.sh [options]
   --reazonspeech_dir DIR  the download: TSV and shards [REAZONSPEECH in db.sh]
-  --datadir DIR           where the sets are made [${datadir}]
+  --datadir DIR           output folder of the sets [${datadir}]
   --size SIZE             tiny, small, medium, large or all [${size}]
-  --unpack_dir DIR        where shards are unpacked to [${unpack_dir}]
-  --dev_utterances N      [${dev_utterances}]
-  --test_utterances N     [${test_utterances}]"
+  --unpack_dir DIR        output folder of unpacked shards [${unpack_dir}]
+  --dev_utterances N      size of dev [${dev_utterances}]
+  --test_utterances N     size of test [${test_utterances}]"
 . utils/parse_options.sh
-. ./db.sh
+find_corpus --reazonspeech_dir "${reazonspeech_dir}" REAZONSPEECH \
+    "that holds ${size}.tsv and the shards"
 
-source_dir=${reazonspeech_dir:-${REAZONSPEECH:-}}
-if [ -z "${source_dir}" ]; then
-    echo "local/data.sh: error: db.sh has no line REAZONSPEECH=…; write the folder that holds ${size}.tsv and the shards there" >&2
-    exit 1
-fi
-. ./path.sh
-python3 -m speechllm.bin.prepare_data reazonspeech --reazonspeech_dir "${source_dir}" \
+python3 -m speechllm.bin.prepare_data reazonspeech --reazonspeech_dir "${corpus_dir}" \
     --output "${datadir}" --size "${size}" --unpack_dir "${unpack_dir}" \
     --dev_utterances "${dev_utterances}" --test_utterances "${test_utterances}"
 if [ -n "${JSUT:-}" ]; then
