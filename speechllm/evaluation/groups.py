@@ -25,7 +25,7 @@ class Group:
             transcript is not among the examples.
         transcript: transcripts of the same examples as a recognition group (task
             ``asr_st`` only).
-        malformed: number of hypotheses without a separator between transcript and
+        malformed: number of hypotheses that could not be split into transcript and
             translation (task ``asr_st`` only).
     """
 

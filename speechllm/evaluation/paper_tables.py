@@ -110,7 +110,7 @@ def complete_row(
 
 
 def source_text(name: str, sources: dict[str, str], place: str) -> str:
-    """Return the text of a source; ``paper, Table 1`` and the like stand for itself."""
+    """Return the text of a source; ``paper, Table 1`` etc. are returned as they are."""
     if name and str(name).startswith("paper"):
         return name
     if name not in sources:
