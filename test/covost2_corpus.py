@@ -1,4 +1,4 @@
-"""Write small CoVoST 2 corpora in the on-disk format of the release, for tests."""
+"""Small CoVoST 2 corpora in the format of the release, for tests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import soundfile
 ANNA, BEN, CEM = "a" * 128, "b" * 128, "c" * 128
 HEADER = "client_id\tpath\tsentence\tup_votes\tdown_votes\tage\tgender\taccent\n"
 
-# (client, clip, sentence as the file has it)
+# (client, clip, sentence as in the file)
 VALIDATED = {
     "en": [
         (BEN, "en_1", "When water is scarce, avoid wasting it."),
@@ -35,7 +35,7 @@ VALIDATED = {
         (CEM, "fr_3", "Au revoir."),
     ],
 }
-# (clip, translation as the file has it, split)
+# (clip, translation as in the file, split)
 TRANSLATIONS = {
     "en_de": [
         ("en_1", "Verschwende kein Wasser, wenn es knapp ist.", "train"),
@@ -70,7 +70,7 @@ TRANSLATIONS = {
 
 
 def write_corpus(root: Path) -> Path:
-    """Write the translations, and Common Voice's release with a clip missing."""
+    """Write the translations, and a Common Voice release that lacks a clip."""
     noise = np.random.default_rng(0).normal(0, 0.1, 48000).astype(np.float32)
     for language, rows in VALIDATED.items():
         clips = root / language / "clips"

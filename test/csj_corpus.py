@@ -1,4 +1,4 @@
-"""Write small CSJ corpora in the formats of NINJAL's edition, for tests."""
+"""Small CSJ corpora in the formats of NINJAL's editions, for tests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def write_talk(
     seconds: float | None = None,
     editions: tuple[str, ...] = ("sdb", "xml"),
 ) -> None:
-    """Write a talk's transcript in each edition, and its recordings (noise)."""
+    """Write a talk's transcript in each edition, and noise as its recordings."""
     if "sdb" in editions:
         path = root / "MORPH" / "SDB" / part / f"{talk}.sdb"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,7 +38,7 @@ def write_talk(
 
 
 def sdb(talk: str, segments: list[SegmentSpec]) -> str:
-    """The short-unit table: 17 fields a line, as lhotse and Kaldi number them."""
+    """Return the short-unit table: 17 fields per line, as read by lhotse and Kaldi."""
     lines, place = [], 0
     for number, (start, end, channel, words) in enumerate(segments, 1):
         for word_number, word in enumerate(words, 1):
@@ -65,7 +65,7 @@ def sdb(talk: str, segments: list[SegmentSpec]) -> str:
 
 
 def xml(talk: str, segments: list[SegmentSpec]) -> str:
-    """The talk's tree down to the short units, with a noise element for colour."""
+    """Return the talk's XML tree down to the short units, with a noise element."""
     lines = [
         '<?xml version="1.0" encoding="Shift_JIS"?>\n',
         f'<Talk TalkID="{talk}" SpeakerID="1" SpeakerSex="男">\n',
@@ -90,11 +90,11 @@ LONG = [
     (0.5, 1.5, "L", ["(F えー)", "それ", "では"]),
     (2.0, 3.0, "L", ["(D は)", "発表", "し", "ます"]),  # pause of 0.5 s: joined
     (3.501, 4.0, "L", ["次", "は"]),  # pause of 0.501 s: a new utterance
-    (4.2, 4.6, "L", ["<雑音>"]),  # nothing is said
-    (4.3, 14.2, "L", ["(A シーディー;ＣＤ)", "の", "話"]),  # 10.7 s: takes no more
+    (4.2, 4.6, "L", ["<雑音>"]),  # no speech
+    (4.3, 14.2, "L", ["(A シーディー;ＣＤ)", "の", "話"]),  # 10.7 s: ends the utterance
     (14.3, 15.0, "L", ["(R ××)", "さん"]),
-    (15.1, 15.5, "L", ["です"]),  # goes with the masked one
-    (17.0, 17.4, "L", ["(F うーん)"]),  # nothing is left of fluent text
+    (15.1, 15.5, "L", ["です"]),  # joined with the masked one
+    (17.0, 17.4, "L", ["(F うーん)"]),  # empty fluent text
     (18.0, 18.5, "L", ["(W ギーツ;技術)", "・"]),
 ]
 DIALOGUE = [

@@ -1,4 +1,4 @@
-"""Write small MuST-C corpora in the on-disk format of the release, for tests."""
+"""Small MuST-C corpora in the format of the release, for tests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import soundfile
 
 SECONDS = {"ted_1": 10.0, "ted_12": 6.0, "ted_767": 5.0, "ted_5": 4.0, "ted_9": 4.0}
 
-# set → lines of (duration, offset, speaker, file), English, German
+# set -> lines of (duration, offset, speaker, file)
 CORPUS = {
     "train": [
         ("3.500000", "1.080000", "spk.12", "ted_12.wav"),
@@ -67,7 +67,7 @@ GERMAN = {
 
 
 def write_language(root: Path, language: str, corpus, english, translated) -> None:
-    """Write en-<language> as MuST-C 1 lies on disk (its dev set as version 2 does)."""
+    """Write en-<language> in the layout of version 1 (its dev set as in version 2)."""
     for name, lines in corpus.items():
         folder = root / f"en-{language}" / "data" / name
         for part in ("wav", "txt"):

@@ -1,8 +1,8 @@
-"""Corpora: one module each, from the corpus on disk to data dirs.
+"""Corpora: one module each, which turns a corpus on disk into data dirs (stage 1).
 
-A corpus module offers ``add_arguments(parser)`` and ``run(args)``; its name is the
-one that ``python -m speechllm.bin.prepare_data`` takes. Its docstring says how the
-corpus lies on disk and what comes out.
+A corpus module defines ``add_arguments(parser)`` and ``run(args)``; its name is the
+first argument of ``python -m speechllm.bin.prepare_data``. Its docstring describes the
+corpus, its layout on disk and the data dirs.
 """
 
 from __future__ import annotations

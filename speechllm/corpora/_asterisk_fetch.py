@@ -1,12 +1,10 @@
-"""Fetch the Asterisk core sounds: from Debian's packages, else from the tarballs.
+"""Download of the Asterisk core sounds, as Debian packages or upstream's tarballs.
 
-Every file is checked against its pinned sha256 before it is opened. Nothing here
-needs root.
+Every file is compared with its pinned SHA-256 before it is opened. Root is not needed.
 """
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import subprocess
 import urllib.error
@@ -14,13 +12,13 @@ import urllib.request
 from pathlib import Path
 
 from speechllm.utils.errors import UserError
-from speechllm.utils.io import atomic_directory, unpack_tar
+from speechllm.utils.io import atomic_directory, file_sha256, unpack_tar
 
 LANGUAGES = ("en", "es", "fr", "it", "ru")
 VERSION = "1.6.1"
 _DEBIAN_VERSION = "1.6.1-1"
 _TIMEOUT_SECONDS = 300
-# The tarballs as upstream released them; Debian keeps the same files as its source.
+# Upstream's tarballs; Debian's source package has the same files.
 _UPSTREAM = "https://downloads.asterisk.org/pub/telephony/sounds/releases"
 _DEBIAN = "https://deb.debian.org/debian/pool/main/a/asterisk-core-sounds"
 _TARBALLS = (
@@ -58,14 +56,14 @@ _PACKAGES = {
 
 
 class _Unavailable(Exception):
-    """This source has nothing for us; the next may."""
+    """The sounds cannot be downloaded from this source; the next one is tried."""
 
 
 def fetch_asterisk(download_dir: str | Path) -> Path:
-    """Return the folder with the unpacked sounds, fetching them once (54 MB).
+    """Return the folder with the unpacked sounds; download them once (54 MB).
 
     Raises:
-        UserError: no source can be reached, or a file has a wrong checksum.
+        UserError: no source is available, or a file has a wrong checksum.
     """
     folder = Path(download_dir) / f"asterisk-core-sounds-{VERSION}"
     if folder.is_dir():
@@ -79,42 +77,42 @@ def fetch_asterisk(download_dir: str | Path) -> Path:
         except _Unavailable as reason:
             reasons.append(str(reason))
     raise UserError(
-        "the Asterisk sounds cannot be fetched: " + "; ".join(reasons) + ". Unpack the "
-        f"Debian packages {', '.join(sorted(_PACKAGES)[:2])}, … or the tarballs of "
-        f"{_UPSTREAM} (one folder per language) on a machine with a network and name "
-        "the folder with --asterisk_dir"
+        "the Asterisk sounds cannot be downloaded: "
+        + "; ".join(reasons)
+        + f". Unpack the Debian packages {', '.join(sorted(_PACKAGES)[:2])}, … or the "
+        f"tarballs of {_UPSTREAM} (one folder per language) on a machine with network "
+        "access and give the folder as --asterisk_dir"
     )
 
 
 def check_sha256(path: Path, expected: str) -> None:
-    """Raise a UserError unless the file has the sha256 that is pinned for it."""
-    with open(path, "rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    """Raise UserError if the SHA-256 of a file is not the pinned one."""
+    found = file_sha256(path)
     if found != expected:
         raise UserError(
             f"{path.name}: wrong checksum (sha256 {found}, expected {expected}); the "
-            "download is damaged or not the file this project was made for"
+            "download is damaged or a different release; download it again"
         )
 
 
 def _from_debian(folder: Path) -> None:
     """Download and unpack the Debian packages with apt-get and dpkg-deb."""
     if not shutil.which("apt-get") or not shutil.which("dpkg-deb"):
-        raise _Unavailable("apt-get is not on this machine")
+        raise _Unavailable("apt-get is not installed")
     debs = folder / "packages"
     debs.mkdir()
-    print("fetching the Asterisk sounds with apt-get (54 MB)", flush=True)
+    print("downloading the Asterisk sounds with apt-get (54 MB)", flush=True)
     packages = [f"{name}={_DEBIAN_VERSION}" for name in sorted(_PACKAGES)]
     problem = _apt(debs, ["download", *packages])
-    if problem:  # no package lists, as in a fresh container: keep lists of our own
+    if problem:  # no package lists, as in a new container: use lists of our own
         options = _private_lists(debs)
         problem = _apt(debs, [*options, "update"]) or _apt(
             debs, [*options, "download", *packages]
         )
     if problem:
         raise _Unavailable(
-            f"apt-get has no asterisk-core-sounds {_DEBIAN_VERSION} ({problem}; where "
-            "package lists are missing, 'apt-get update' as root makes them)"
+            f"apt-get has no asterisk-core-sounds {_DEBIAN_VERSION} ({problem}; if "
+            "package lists are missing, run 'apt-get update' as root)"
         )
     for name, digest in sorted(_PACKAGES.items()):
         deb = debs / f"{name}_{_DEBIAN_VERSION}_all.deb"
@@ -124,7 +122,7 @@ def _from_debian(folder: Path) -> None:
 
 
 def _private_lists(folder: Path) -> list[str]:
-    """Make folders for package lists that need no root; return apt's options."""
+    """Create folders for package lists without root; return apt's options."""
     for name in ("state/lists/partial", "cache/archives/partial"):
         (folder / name).mkdir(parents=True)
     state, cache = (folder / "state").resolve(), (folder / "cache").resolve()
@@ -135,8 +133,8 @@ def _private_lists(folder: Path) -> list[str]:
 
 
 def _apt(folder: Path, arguments: list[str]) -> str | None:
-    """Run apt-get in a folder; return what went wrong, or None."""
-    sandbox = ["-o", "APT::Sandbox::User=root"]  # the folder is not open to _apt
+    """Run apt-get in a folder; return the error message, or None."""
+    sandbox = ["-o", "APT::Sandbox::User=root"]  # user _apt has no access to the folder
     try:
         result = subprocess.run(
             ["apt-get", "-q", *sandbox, *arguments],
@@ -147,7 +145,7 @@ def _apt(folder: Path, arguments: list[str]) -> str | None:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return f"no answer in {_TIMEOUT_SECONDS} s"
+        return f"no response within {_TIMEOUT_SECONDS} s"
     if result.returncode == 0:
         return None
     lines = [line for line in result.stderr.splitlines() if line.startswith("E:")]
@@ -168,13 +166,13 @@ def _download(language: str, target: Path) -> None:
     problems = []
     for template in _TARBALLS:
         url = template.format(lang=language)
-        print(f"fetching {url}", flush=True)
+        print(f"downloading {url}", flush=True)
         try:
             with (
-                urllib.request.urlopen(url, timeout=30) as answer,
+                urllib.request.urlopen(url, timeout=30) as response,
                 open(target, "wb") as stream,
             ):
-                shutil.copyfileobj(answer, stream)
+                shutil.copyfileobj(response, stream)
             return
         except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
             problems.append(f"{url}: {getattr(error, 'reason', error)}")

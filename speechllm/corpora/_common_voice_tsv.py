@@ -1,11 +1,11 @@
-"""The TSV files of Common Voice (and of CoVoST, which lists the same clips).
+"""The TSV files of Common Voice, which CoVoST 2 uses too.
 
-A header line with the columns' names, then one row a clip, fields parted by tabs.
-Mozilla's releases were written by different programs: some put a field that holds a
-quotation mark between quotation marks and double those inside, some write it as it
-is, and neither has tabs or line breaks in a field. So a line is a row, a tab always
-parts fields, and marks around a field are taken off only where the field is quoted
-throughout (``\"""Yes,"" he said."`` is ``"Yes," he said.``, but ``"Yes," he said.``
+A header line with column names, then one row per clip with tab-separated fields.
+Mozilla's releases were written by different programs: some quote a field that contains
+a quotation mark and double the marks inside, some write it as it is; none has tabs or
+line breaks in a field. So every line is a row, every tab separates two fields, and the
+marks around a field are removed only if the whole field is quoted
+(``\"""Yes,"" he said."`` is ``"Yes," he said.``, but ``"Yes," he said.``
 stays).
 """
 
@@ -22,25 +22,25 @@ def read_clips(
     columns: Iterable[str],
     on_bad_row: Callable[[int, str], None] | None = None,
 ) -> Iterator[dict[str, str]]:
-    """Yield the rows of a TSV as {column: field}, with the columns asked for.
+    """Yield the rows of a TSV as {column: field}, with the requested columns.
 
-    Fields come without white space at their ends. The file is streamed.
+    White space at the ends of a field is removed. The file is streamed.
 
     Args:
-        tsv_path: the TSV, UTF-8 (a byte-order mark and CR LF are accepted).
-        columns: the columns wanted, in any order; the file may have others.
-        on_bad_row: called with the line's number and what is wrong with it when a
-            row has not as many fields as the header or is not UTF-8; the row is then
-            left out. Without it such a row is an error.
+        tsv_path: the TSV, in UTF-8 (a byte-order mark and CR LF are accepted).
+        columns: the requested columns, in any order; the file may have others.
+        on_bad_row: called with line number and problem of a row that is not UTF-8 or
+            whose number of fields differs from the header's; the row is skipped.
+            Without it, such a row is an error.
 
     Raises:
-        UserError: there is no such file, it is empty, it lacks a column (all that it
-            has are named), or a row is bad. The message names file and line.
+        UserError: the file does not exist, is empty or lacks a column (the message
+            lists those it has), or a row is bad. The message names file and line.
     """
     path = Path(tsv_path)
     columns = list(columns)
     if not path.is_file():
-        raise UserError(f"{path}: no such file; the corpus is not unpacked whole")
+        raise UserError(f"{path}: no such file; unpack the whole corpus")
     with open(path, "rb") as stream:
         header = _read_header(path, stream.readline())
         places = [(column, _find(path, header, column)) for column in columns]
@@ -64,7 +64,7 @@ def read_clips(
 
 
 def unquote(field: str) -> str:
-    """Take the quotation marks off a field that is quoted throughout."""
+    """Remove the quotation marks around a field if the whole field is quoted."""
     field = field.strip()
     if len(field) >= 2 and field[0] == field[-1] == '"':
         inside = field[1:-1]
@@ -88,7 +88,7 @@ def _read_header(path: Path, line: bytes) -> list[str]:
 def _find(path: Path, header: list[str], column: str) -> int:
     if header.count(column) == 1:
         return header.index(column)
-    what = "is there twice" if column in header else "is missing"
+    what = "is listed twice" if column in header else "is missing"
     raise UserError(
         f"{path}:1: the column '{column}' {what}; the header has: {', '.join(header)}"
     )

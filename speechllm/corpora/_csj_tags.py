@@ -1,37 +1,37 @@
-"""The tags of CSJ's transcripts, and the text that is left when they are read.
+"""The tags of CSJ's transcripts and the text that they are converted to.
 
-The tags are those of NINJAL's manual of the transcripts (Koiso et al.,
-``transcription.pdf`` in the corpus); ``disfluent`` text is what was said, ``fluent``
-text what was meant.
+The tags are those of NINJAL's transcription manual (Koiso et al., ``transcription.pdf``
+in the corpus). ``disfluent`` text is the text as spoken, ``fluent`` text the intended
+one.
 
 =============  ======================================  =========  ========
-tag            what it marks                           disfluent  fluent
+tag            meaning                                 disfluent  fluent
 =============  ======================================  =========  ========
-(F えー)       filler, interjection                    kept       left out
-(D だ)         fragment of a word, repaired            kept       left out
-(D2 的)        particle or affix, repaired             kept       left out
-(X 実際は)     misreading that is read again           kept       left out
-(? 字数)       not sure; ``(?)`` not understood        kept       kept
-(? 次数,実数)  not sure, with other guesses            first      first
+(F えー)       filler, interjection                    kept       removed
+(D だ)         fragment of a word, repaired            kept       removed
+(D2 的)        particle or affix, repaired             kept       removed
+(X 実際は)     misreading that is read again           kept       removed
+(? 字数)       uncertain; ``(?)`` unintelligible       kept       kept
+(? 次数,実数)  uncertain, with alternatives            first      first
 (M は)         words that are spoken about             kept       kept
 (O ザッツ)     foreign, ancient, dialect               kept       kept
-(R ××)         name or abuse; the audio is noise       no utterance is made of it
+(R ××)         name or abuse, masked by noise          utterance is dropped
 (A シー;Ｃ)    letters and symbols                     written    written
 (A 二千;２千)  numbers                                 in kanji   in kanji
-(K たち;橘)    not in kanji since it was broken off    in kanji   in kanji
-(W ギーツ;…)   slip of the tongue; what was meant      meant      meant
-(B カズ;スー)  misreading; what it should be           said       meant
+(K たち;橘)    kana since the word was interrupted     in kanji   in kanji
+(W ギーツ;…)   slip of the tongue; intended word       intended   intended
+(B カズ;スー)  misreading; correct reading             spoken     correct
 (笑 …)         said laughing; 泣 crying, 咳 coughing,  kept       kept
                あくび yawning, L whispering
 =============  ======================================  =========  ========
 
-``<笑>``, ``<雑音>``, ``<FV>``, ``<H>``, ``<Q>``, … stand for sounds and go. As in
-Kaldi's recipe, ``んー`` is ``ん`` and a middle dot at the end of a word goes. Where the
-alternative that counts is empty, the first is taken. Tags are ASCII but for their
-spaces and semicolons; one in full width, ``（Ｆ　えー）``, is refused as unknown.
+``<笑>``, ``<雑音>``, ``<FV>``, ``<H>``, ``<Q>``, … are sounds and are removed.
+As in Kaldi's recipe, ``んー`` becomes ``ん`` and a middle dot at the end of a word is
+removed. If the selected alternative is empty, the first one is used. Tags are ASCII
+except for their spaces and semicolons; one in full width, ``（Ｆ　えー）``, is unknown.
 
-A tag may begin in one segment and end in a later one, so a talk is read as one
-stream of characters that know their segment.
+A tag may begin in one segment and end in a later one, so a talk is read as one stream
+of characters, each with the number of its segment.
 """
 
 from __future__ import annotations
@@ -44,26 +44,26 @@ from typing import NamedTuple
 
 from speechllm.utils.errors import UserError
 
-MASK = "×"  # stands for what was made unhearable
+MASK = "×"  # replaces masked speech
 _OPEN = re.compile(r"\((D2|[FDXMORAKWBL?]|笑|泣|咳|あくび)(?![A-Za-z0-9])[ _\u3000]*")
 _SOUND = re.compile(
     r"<(?:FV|VN|H|Q|笑|泣|咳|息|あくび|フロア発話|フロア笑|拍手|デモ|ベル|朗読間違い"
     r"|雑音|P[LR]?:?[0-9:. -]*)>"
 )
 _ALTERNATIVES = {**dict.fromkeys("AKWB", ";；"), "?": ",，、"}
-_LEFT_OUT = frozenset({"F", "D", "D2", "X"})  # of fluent text
-# What a number begins with: such (A …) keep their reading, which is in kanji.
+_DISFLUENCIES = frozenset({"F", "D", "D2", "X"})  # removed from fluent text
+# First characters of numbers: such (A …) keep their reading, which is in kanji.
 _NUMBERS = ("ゼロ", *"０零〇一二三四五六七八九十百千万億兆．")
 _LONG_N = re.compile("([んン])ー+")
 
 
 class Word(NamedTuple):
-    """A word as it is transcribed.
+    """A transcribed word.
 
     Attributes:
-        text: with its tags.
-        segment: number of its segment, counted from 0 in its channel.
-        place: file and line, for messages.
+        text: the word with its tags.
+        segment: number of its segment, from 0 in each channel.
+        place: file and line, for error messages.
     """
 
     text: str
@@ -73,7 +73,7 @@ class Word(NamedTuple):
 
 @dataclass
 class Tag:
-    """A tag that was opened: its alternatives are lists of characters and tags."""
+    """A tag; each alternative is a list of characters and tags."""
 
     name: str
     segment: int
@@ -83,7 +83,7 @@ class Tag:
 
 
 class Text(NamedTuple):
-    """What one segment says."""
+    """The two texts of a segment."""
 
     disfluent: str
     fluent: str
@@ -92,15 +92,15 @@ class Text(NamedTuple):
 def read_words(
     words: Iterable[Word], segments: int
 ) -> tuple[list[Text], list[tuple[int, int]]]:
-    """Read the tags of one channel of a talk.
+    """Convert the transcript of one channel of a talk to text.
 
     Args:
-        words: in their order.
-        segments: how many segments there are.
+        words: the words in order.
+        segments: number of segments.
 
     Returns:
-        The text of each segment, and the (first, last) segments over which one tag
-        with alternatives stretches, so that they can only be taken together.
+        The text of each segment, and the (first, last) segments of each tag with
+        alternatives that spans several segments, which must be joined.
 
     Raises:
         UserError: a tag is unknown or its brackets do not match; names file and line.
@@ -116,7 +116,7 @@ def read_words(
 
 
 def parse(words: Iterable[Word]) -> tuple[Tag, list[tuple[int, int]]]:
-    """Build the tree of tags, and list the spans of those that choose."""
+    """Build the tree of tags and list the segments of those with alternatives."""
     open_tags = [Tag("", 0, "")]
     spans = []
     for word in words:
@@ -128,14 +128,14 @@ def parse(words: Iterable[Word]) -> tuple[Tag, list[tuple[int, int]]]:
             if character == "(":
                 match = _OPEN.match(text, position - 1)
                 if not match:
-                    _refuse(word, text[position - 1 :])
+                    _raise_unknown_tag(word, text[position - 1 :])
                 open_tags.append(Tag(match[1], word.segment, word.place))
                 position = match.end()
             elif character == ")":
                 if len(open_tags) == 1:
                     raise UserError(
-                        f"{word.place}: a bracket is closed that was not opened: "
-                        f"{word.text}"
+                        f"{word.place}: closing bracket without an opening one: "
+                        f"{word.text}; correct the transcript"
                     )
                 tag.last_segment = word.segment
                 if len(tag.alternatives) > 1 and tag.segment != word.segment:
@@ -145,20 +145,21 @@ def parse(words: Iterable[Word]) -> tuple[Tag, list[tuple[int, int]]]:
             elif character == "<":
                 match = _SOUND.match(text, position - 1)
                 if not match:
-                    _refuse(word, text[position - 1 :])
+                    _raise_unknown_tag(word, text[position - 1 :])
                 position = match.end()
             elif character in "（＜" and _is_wide_tag(text[position - 1 :]):
-                _refuse(word, text[position - 1 :])
+                _raise_unknown_tag(word, text[position - 1 :])
             elif character in _ALTERNATIVES.get(tag.name, ""):
                 tag.alternatives.append([])
             elif not character.isspace() and (
                 character.isalnum() or not character.isascii()
             ):
-                heard = MASK if tag.name == "R" else character
-                tag.alternatives[-1].append((word.segment, heard))
+                spoken = MASK if tag.name == "R" else character
+                tag.alternatives[-1].append((word.segment, spoken))
     if len(open_tags) > 1:
         raise UserError(
-            f"{open_tags[-1].place}: the tag ({open_tags[-1].name} is never closed"
+            f"{open_tags[-1].place}: the tag ({open_tags[-1].name} is never closed; "
+            "correct the transcript"
         )
     return open_tags[0], spans
 
@@ -167,31 +168,31 @@ def _render(nodes: list, fluent: bool) -> Iterator[tuple[int, str]]:
     for node in nodes:
         if isinstance(node, tuple):
             yield node
-        elif not (fluent and node.name in _LEFT_OUT):
+        elif not (fluent and node.name in _DISFLUENCIES):
             yield from _choose(node, fluent)
 
 
 def _choose(tag: Tag, fluent: bool) -> list[tuple[int, str]]:
-    """Return the characters of the alternative that counts."""
-    said, meant = tag.alternatives[0], tag.alternatives[-1]
+    """Return the characters of the alternative to use."""
+    spoken, intended = tag.alternatives[0], tag.alternatives[-1]
     if tag.name == "A":
-        reading = "".join(character for _, character in _render(said, True))
-        by_meaning = not reading.startswith(_NUMBERS)
+        reading = "".join(character for _, character in _render(spoken, True))
+        use_intended = not reading.startswith(_NUMBERS)
     else:
-        by_meaning = tag.name in ("K", "W") or (tag.name == "B" and fluent)
-    empty = not any(True for _ in _render(meant, False))
-    return list(_render(meant if by_meaning and not empty else said, fluent))
+        use_intended = tag.name in ("K", "W") or (tag.name == "B" and fluent)
+    empty = not any(True for _ in _render(intended, False))
+    return list(_render(intended if use_intended and not empty else spoken, fluent))
 
 
 def _is_wide_tag(text: str) -> bool:
-    """Whether a text begins with a tag that someone put into full width."""
+    """Return True if a text begins with a tag in full-width characters."""
     ascii_text = unicodedata.normalize("NFKC", text)
     return bool(_OPEN.match(ascii_text) or _SOUND.match(ascii_text))
 
 
-def _refuse(word: Word, rest: str) -> None:
+def _raise_unknown_tag(word: Word, rest: str) -> None:
     end = min(rest.find(mark) + 1 or len(rest) for mark in ">)＞）")
     raise UserError(
-        f"{word.place}: unknown tag {rest[: max(end, 2)]} in {word.text!r}; the tags "
-        "that are known are listed in speechllm/corpora/_csj_tags.py"
+        f"{word.place}: unknown tag {rest[: max(end, 2)]} in {word.text!r}; the known "
+        "tags are listed in speechllm/corpora/_csj_tags.py"
     )

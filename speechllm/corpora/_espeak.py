@@ -1,7 +1,7 @@
-"""Synthetic speech by eSpeak NG, called through its C interface.
+"""Speech synthesis with eSpeak NG through its C interface.
 
-The library and its voices come with the Python package ``espeakng-loader``; function
-numbers and parameters are those of eSpeak NG's ``speak_lib.h``.
+The library and its voices are in the Python package ``espeakng-loader``; the numbers of
+functions and parameters are those of eSpeak NG's ``speak_lib.h``.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
+from speechllm.audio.io import SAMPLING_RATE
 from speechllm.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,11 +25,11 @@ _RATE, _PITCH, _RANGE = 1, 3, 4  # espeak_PARAMETER
 
 @dataclass(frozen=True)
 class Voice:
-    """Who speaks, and how.
+    """A voice of eSpeak NG and its settings.
 
     Attributes:
-        name: eSpeak's voice, with a variant behind ``+``: ``fr+f3``.
-        words_per_minute: speed.
+        name: eSpeak's voice, with a variant after ``+``: ``fr+f3``.
+        words_per_minute: speaking rate.
         pitch, pitch_range: from 0 to 100.
     """
 
@@ -38,18 +39,19 @@ class Voice:
     pitch_range: int = 50
 
 
-def speak(text: str, voice: Voice, sampling_rate: int = 16000) -> np.ndarray:
-    """Read a text aloud.
+def speak(text: str, voice: Voice, sampling_rate: int = SAMPLING_RATE) -> np.ndarray:
+    """Synthesise a text.
 
     Args:
-        text: in the voice's language.
-        sampling_rate: of the samples, in Hz.
+        text: text in the voice's language.
+        voice: the voice.
+        sampling_rate: of the result, in Hz.
 
     Returns:
         float32 (samples,) from -1 to 1.
 
     Raises:
-        UserError: no such voice, or a text without a sound.
+        UserError: the voice does not exist, or the text yields no sound.
     """
     import numpy as np
     import soxr
@@ -65,21 +67,21 @@ def speak(text: str, voice: Voice, sampling_rate: int = 16000) -> np.ndarray:
     library.espeak_Synth(content, len(content), 0, 0, 0, _UTF8, None, None)
     library.espeak_Synchronize()
     if not pieces:
-        raise UserError(f"eSpeak NG makes no sound of {text!r}")
+        raise UserError(f"eSpeak NG yields no sound for {text!r}")
     wave = np.concatenate(pieces).astype(np.float32) / 32768
     return soxr.resample(wave, rate, sampling_rate)
 
 
 @cache
 def _library() -> tuple[ctypes.CDLL, int, list]:
-    """The library, its sampling rate, and the list that its samples go to."""
+    """Return the library, its sampling rate and the list that receives its samples."""
     import numpy as np
     from espeakng_loader import get_data_path, get_library_path
 
     library = ctypes.CDLL(get_library_path())
     rate = library.espeak_Initialize(_SYNCHRONOUS, 0, get_data_path().encode(), 0)
     if rate < 0:
-        raise UserError(f"eSpeak NG cannot start: {get_library_path()}")
+        raise UserError(f"eSpeak NG cannot be initialised: {get_library_path()}")
     pieces: list[np.ndarray] = []
 
     @ctypes.CFUNCTYPE(
@@ -91,5 +93,5 @@ def _library() -> tuple[ctypes.CDLL, int, list]:
         return 0
 
     library.espeak_SetSynthCallback(keep)
-    library.keep_alive = keep  # the library holds no reference that Python counts
+    library.keep_alive = keep  # the C library holds no Python reference to it
     return library, rate, pieces

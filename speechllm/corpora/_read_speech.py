@@ -1,7 +1,7 @@
-"""Corpora of one sentence a file: utterances in, a data dir out, a line at a time.
+"""Data dirs of corpora with one sentence per audio file, written line by line.
 
-A million utterances must not take more memory than their ids and texts, so the
-tables are written in step, from utterances that come in the order of their ids.
+All tables of a set are written in parallel from utterances sorted by id, so that a
+million utterances need no more memory than their ids and texts.
 """
 
 from __future__ import annotations
@@ -34,18 +34,17 @@ class Utterance:
 def write_sets(
     sets: Mapping[Path, tuple[Iterable[Utterance], list[Dropped]]], language: str
 ) -> dict[str, tuple[int, list[Dropped]]]:
-    """Write data dirs of whole-file utterances, all of them or none.
+    """Write data dirs whose utterances are whole files, all or none.
 
     Args:
-        sets: data dir → its utterances in the order of their ids (``sorted`` gives
-            it), and what was left out of it.
-        language: two-letter code of the language spoken.
+        sets: data dir -> its utterances sorted by id, and the dropped ones.
+        language: two-letter code of the spoken language.
 
     Returns:
-        For each data dir's name, the number of utterances and what was left out.
+        For each data dir's name, the number of utterances and the dropped ones.
 
     Raises:
-        UserError: an id comes twice, or a set has no utterance.
+        UserError: an id occurs twice, or a set has no utterance.
     """
     results = {}
     with ExitStack() as stack:
@@ -63,7 +62,7 @@ def write_sets(
 def _write_utterances(
     folder: Path, utterances: Iterable[Utterance], language: str
 ) -> int:
-    """Write the tables of utterances in step; return how many there were."""
+    """Write all tables in parallel; return the number of utterances."""
     count, previous = 0, ""
     with ExitStack() as stack:
         files = [
@@ -75,7 +74,7 @@ def _write_utterances(
         for one in utterances:
             if one.id == previous:
                 raise UserError(
-                    f"{one.path}: the utterance {one.id} is there twice; keep one of "
+                    f"{one.path}: the utterance {one.id} is listed twice; keep one of "
                     "its lines in the corpus's list"
                 )
             previous = one.id
@@ -87,27 +86,31 @@ def _write_utterances(
 
 
 def check_root(root: str | Path, name: str, wanted: str) -> Path:
-    """Return the corpus' folder, or say what was looked for and where.
+    """Return the corpus's folder after checking that it is the right one.
 
     Args:
-        root: the folder that the user named.
-        name: of the corpus, for the message.
-        wanted: a file or folder that must lie in it.
+        root: the folder that the user gave.
+        name: name of the corpus, for error messages.
+        wanted: a file or folder that it must contain.
+
+    Raises:
+        UserError: the folder or ``wanted`` does not exist; lists what the folder
+            contains.
     """
     root = Path(root)
     if not root.is_dir():
-        raise UserError(f"{root}: no such folder; it should hold {name}")
+        raise UserError(f"{root}: no such folder; give the folder of {name}")
     if not (root / wanted).exists():
         there = ", ".join(sorted(path.name for path in root.iterdir())[:5])
         raise UserError(
-            f"{root / wanted}: not there; {root} should be the folder of {name} that "
-            f"holds {wanted}; it holds: {there or 'nothing'}"
+            f"{root / wanted}: not found; give the folder of {name} that contains "
+            f"{wanted}; {root} contains: {there or 'nothing'}"
         )
     return root
 
 
 def summary(directory: str | Path, count: int, dropped: Iterable[Dropped]) -> str:
-    """Say in one line how many utterances a data dir has and what was left out."""
+    """Return one line with a data dir's number of utterances and dropped ones."""
     reasons = Counter(entry.reason for entry in dropped)
     left_out = ", ".join(
         f"{number} {reason}" for reason, number in sorted(reasons.items())

@@ -1,4 +1,4 @@
-"""Text files of corpora: lines that part at line feeds only, without hidden marks."""
+"""Text files of corpora: line reading and removal of invisible characters."""
 
 from __future__ import annotations
 
@@ -7,29 +7,28 @@ from pathlib import Path
 
 from speechllm.utils.errors import UserError
 
-# Marks that nobody sees or hears: soft hyphen, zero-width space and joiner of words,
-# byte-order mark, directions of writing. The zero-width (non-)joiner stays: it is
-# spelling in Persian and in Indic scripts.
+# Invisible characters: soft hyphen, zero-width space, word joiner, byte-order mark,
+# writing directions. The zero-width (non-)joiner is kept: it is part of the spelling in
+# Persian and in Indic scripts.
 _HIDDEN = [0x00AD, 0x200B, 0x200E, 0x200F, 0x2060, 0xFEFF]
 _HIDDEN += [*range(0x202A, 0x202F), *range(0x2066, 0x206A)]
 _CONTROLS = [*range(0x20), *range(0x7F, 0xA0)]
 _CLEAN = dict.fromkeys(_HIDDEN, "") | dict.fromkeys(_CONTROLS, " ")
-_DAMAGED = "\ufffd"  # stands where an earlier conversion lost a character
+_DAMAGED = "\ufffd"  # replaces a character that an earlier conversion lost
 
 
 def read_lines(path: str | Path) -> Iterator[str]:
-    """Yield the lines of a UTF-8 text file, without their ends.
+    """Yield the lines of a UTF-8 text file without their line ends.
 
-    Only line feeds end a line: texts hold carriage returns and U+2028, which
-    ``str.splitlines`` takes for ends too, and the lines of parallel files would no
-    longer belong together.
+    Only line feeds end a line. Texts contain carriage returns and U+2028, at which
+    ``str.splitlines`` also splits, so that parallel files would get out of step.
 
     Raises:
-        UserError: there is no such file, or a line is not UTF-8.
+        UserError: the file does not exist, or a line is not UTF-8.
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: no such file; the corpus is not unpacked whole")
+        raise UserError(f"{path}: no such file; unpack the whole corpus")
     with open(path, "rb") as stream:
         for number, line in enumerate(stream, 1):
             try:
@@ -37,27 +36,27 @@ def read_lines(path: str | Path) -> Iterator[str]:
             except UnicodeDecodeError as error:
                 raise UserError(
                     f"{path}:{number}: not UTF-8 (byte "
-                    f"0x{error.object[error.start]:02x}); unpack the corpus anew, or "
+                    f"0x{error.object[error.start]:02x}); unpack the corpus again, or "
                     "convert the file with iconv"
                 ) from None
 
 
 def count_lines(path: str | Path) -> int:
-    """Count the lines of a file as :func:`read_lines` yields them, UTF-8 or not."""
+    """Count the lines of :func:`read_lines`, also in a file that is not UTF-8."""
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: no such file; the corpus is not unpacked whole")
+        raise UserError(f"{path}: no such file; unpack the whole corpus")
     with open(path, "rb") as stream:
         return sum(1 for _ in stream)
 
 
 def clean_text(text: str) -> str:
-    """Take out marks that nobody sees, and make all white space single spaces."""
+    """Remove invisible characters and replace white space by single spaces."""
     if not text.isascii() or not text.isprintable():
         text = text.translate(_CLEAN)
     return " ".join(text.split())
 
 
 def is_damaged(text: str) -> bool:
-    """Whether a character of the text was lost in an earlier conversion."""
+    """Return True if an earlier conversion lost a character of the text."""
     return _DAMAGED in text

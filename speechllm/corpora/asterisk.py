@@ -1,32 +1,32 @@
 """Asterisk core sounds 1.6.1: the spoken prompts of a telephone exchange.
 
-Human voices in English, Spanish, French, Italian and Russian, one voice each, with
-transcripts. The same key is the same prompt in every language, which makes it a small
+Human voices in English, Spanish, French, Italian and Russian, one per language, with
+transcripts. A key is the same prompt in every language, so that the sounds are a small
 parallel corpus for speech translation. Licence: CC-BY-SA 3.0, Russian CC-BY 3.0.
 
-On disk, as Debian's packages unpack it::
+Layout of Debian's packages::
 
     usr/share/asterisk/sounds/<voice>/<key>.g722       (voice: en_US_f_Allison, …)
     usr/share/doc/asterisk-core-sounds-<lang>/core-sounds-<lang>.txt.gz
 
-or as upstream's tarballs do, one folder per language::
+or of upstream's tarballs, one folder per language::
 
     <lang>/<key>.g722
     <lang>/core-sounds-<lang>.txt
 
 Lines of the text files are ``key: text``, comments begin with ``;``. A text with a
-bracket describes a sound that is no speech.
+bracket describes a sound other than speech.
 
-What comes out: data dirs ``train``, ``dev`` and ``test``, each with all five
-languages. Utterance ``<lang>-<key>`` ("/" becomes "_"), speaker = voice, numbers
-spelt, translations of the same key in ``text.<lang>``. Entries that are left out are
-in ``dropped.tsv`` with the reason (of the key's set, or of train for a key that no
-language can use).
+Output: data dirs ``train``, ``dev`` and ``test``, each with all five languages.
+Utterance ids are ``<lang>-<key>`` with "_" for "/"; the speaker is the voice; numbers
+are spelt out; translations of the same key are in ``text.<lang>``. Dropped entries are
+in ``dropped.tsv`` with the reason (of the key's set, or of train for keys that are not
+usable in any language).
 
-Splits go by prompt: all keys that share a text (normalised, in any language) form a
-group, so that no sentence is in two sets. The groups are put in the order of the md5
-of their first key (modulo 100, then whole); the first tenth of the keys is test, the
-next twentieth dev, the rest train.
+The split is by prompt: all keys that share a text (normalised, in any language) form a
+group, so that no sentence is in two sets. Groups are ordered by the MD5 of their first
+key (modulo 100, then whole); the first tenth of the keys is test, the next twentieth
+dev, the rest train.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from speechllm.utils.errors import UserError
 
 SETS = ("train", "dev", "test")
 TEST_PART, DEV_UNTIL = 0.10, 0.15  # of the keys
-# Upstream's voices, for the layout whose folders do not name them.
+# Upstream's voices; the folders of its layout do not name them.
 VOICES = {
     "en": "en_US_f_Allison",
     "es": "es_MX_f_Allison",
@@ -59,13 +59,13 @@ VOICES = {
     "ru": "ru_RU_f_IvrvoiceRU",
 }
 _SOUND = re.compile(r"[\[(<]")  # [beep], (1 second of silence), <beep ascending>
-_SYMBOL = re.compile(r"[#*=+$@]")  # read aloud, but how is not written
-_MAX_CHARACTERS_PER_SECOND = 40  # nobody speaks as fast: the text is another one
+_SYMBOL = re.compile(r"[#*=+$@]")  # their pronunciation is not in the text
+_MAX_CHARACTERS_PER_SECOND = 40  # faster than speech: not the text of this file
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One prompt in one language: its text, and its file if there is one."""
+    """A prompt in one language; ``path`` is None if its audio file is missing."""
 
     key: str
     language: str
@@ -79,12 +79,14 @@ class Entry:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--output", type=Path, default=Path("data"), help="for data dirs"
+        "--output", type=Path, default=Path("data"), help="folder of the data dirs"
     )
-    parser.add_argument("--asterisk_dir", type=Path, help="unpacked sounds, if at hand")
+    parser.add_argument(
+        "--asterisk_dir", type=Path, help="unpacked sounds [downloaded]"
+    )
     parser.add_argument("--download_dir", type=Path, default=Path("downloads"))
     parser.add_argument(
-        "--max_seconds", type=float, default=15.0, help="longest prompt"
+        "--max_seconds", type=float, default=15.0, help="maximum length of a prompt"
     )
 
 
@@ -106,9 +108,9 @@ def prepare_asterisk(
     """Write ``train``, ``dev`` and ``test`` below ``output_dir``.
 
     Args:
-        asterisk_dir: unpacked sounds in either layout of the module's docstring.
+        asterisk_dir: unpacked sounds in one of the two layouts above.
         output_dir: folder of the data dirs.
-        max_seconds: longer prompts are left out.
+        max_seconds: maximum length of a prompt; longer ones are dropped.
 
     Raises:
         UserError: the folder lacks a language's sounds or texts.
@@ -119,7 +121,7 @@ def prepare_asterisk(
         usable += entries
         dropped += problems
     set_of = assign_sets(usable)
-    translations = defaultdict(dict)  # key → language → text
+    translations = defaultdict(dict)  # key -> language -> text
     for entry in usable:
         translations[entry.key][entry.language] = entry.text
     tables = {name: _empty_tables() for name in SETS}
@@ -142,10 +144,10 @@ def prepare_asterisk(
 def read_language(
     asterisk_dir: Path, language: str
 ) -> tuple[list[Entry], list[tuple[Entry, str, str]]]:
-    """Read one language's prompts: the usable ones, and (entry, reason, detail).
+    """Read one language's prompts: usable entries, and dropped (entry, reason, detail).
 
-    A usable entry has a text of speech; its file may still be missing or too long,
-    its text is a translation all the same.
+    A usable entry has a text of speech. Its file may be missing or too long; the text
+    is still used as a translation.
     """
     text_file, sounds = find_language(asterisk_dir, language)
     files = {
@@ -199,19 +201,19 @@ def find_language(asterisk_dir: Path, language: str) -> tuple[Path, Path]:
     raise UserError(
         f"{asterisk_dir}: no {name} below it; unpack the Debian packages "
         f"asterisk-core-sounds-{language} and asterisk-core-sounds-{language}-g722 "
-        "there, or leave --asterisk_dir out to have them fetched"
+        "there, or omit --asterisk_dir to download them"
     )
 
 
 def clean_text(text: str, key: str) -> str:
-    """Strip what is not the prompt: a repeated key, quotes around it, ellipses."""
+    """Remove a repeated key, quotation marks and ellipses at the ends of a text."""
     text = " ".join(text.split()).removeprefix(f"{key}: ")
     text = re.sub(r'[“”"«»]', "", text)
     return re.sub(r"^(?:\.\.\.|…)\s*|\s*(?:\.\.\.|…)$", "", text).strip()
 
 
 def assign_sets(entries: Iterable[Entry]) -> dict[str, str]:
-    """Give each key its set; keys that share a text in any language go together."""
+    """Assign each key to a set, together with all keys that share a text with it."""
     leader = {}  # union-find over keys and (language, text)
 
     def find(item):
@@ -278,7 +280,9 @@ def _add(
 ) -> None:
     utterance = entry.utterance
     if utterance in tables["text"]:
-        raise UserError(f"{entry.path}: two keys make the utterance id {utterance}")
+        raise UserError(
+            f"{entry.path}: two keys have the utterance id {utterance}; rename one file"
+        )
     tables["wav.scp"][utterance] = os.path.abspath(entry.path)
     tables["utt2spk"][utterance] = VOICES[entry.language]
     tables["utt2lang"][utterance] = entry.language
@@ -296,6 +300,10 @@ def _read_lines(path: Path) -> list[str]:
             content = gzip.decompress(content)
         return content.decode("utf-8-sig").splitlines()
     except (OSError, EOFError) as error:
-        raise UserError(f"{path}: cannot be unpacked ({error})") from None
+        raise UserError(
+            f"{path}: cannot be unpacked ({error}); download it again"
+        ) from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 at byte {error.start}") from None
+        raise UserError(
+            f"{path}: not UTF-8 at byte {error.start}; download it again"
+        ) from None

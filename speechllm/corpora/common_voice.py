@@ -1,18 +1,18 @@
-"""Common Voice: sentences that volunteers read aloud, in over a hundred languages.
+"""Common Voice: sentences read by volunteers in over a hundred languages.
 
-From https://commonvoice.mozilla.org/datasets, CC0. On disk, one language of a
-release (such as cv-corpus-8.0-2022-01-19, the one that Nue-ASR was tested on)::
+Source: https://commonvoice.mozilla.org/datasets. Licence: CC0. Layout of one language
+of a release (such as cv-corpus-8.0-2022-01-19, on which Nue-ASR was tested)::
 
     <root>/<lang>/{train,dev,test,validated}.tsv
     <root>/<lang>/clips/<clip>.mp3
 
-The TSV files have a header; ``client_id``, ``path`` and ``sentence`` are used.
+The columns ``client_id``, ``path`` and ``sentence`` of the TSV files are used.
 
-What comes out: a data dir per split. Utterance ``<speaker>-<clip>``, where the
-speaker is the first 16 characters of ``client_id``; the sentence as it is written,
-without the quotation marks that some releases put around a field. Rows with no
-sentence, no clip, or fields that do not fit the header are listed in
-``dropped.tsv``. Mozilla's train, dev and test share no speaker and no sentence.
+Output: a data dir per split. Utterance ids are ``<speaker>-<clip>``; the speaker is the
+first 16 characters of ``client_id``. The sentence is unchanged except for quotation
+marks that some releases put around a field. Rows without a sentence or clip, or with
+another number of fields than the header, are listed in ``dropped.tsv``. Mozilla's
+train, dev and test share no speaker and no sentence.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from speechllm.data.kaldi_table import Dropped
 from speechllm.utils.errors import UserError
 
 SPLITS = ("train", "dev", "test")
-_SPEAKER_LENGTH = 16  # of 128 hexadecimal digits: 64 bits, enough to tell people apart
+_SPEAKER_LENGTH = 16  # of 128 hexadecimal digits: 64 bits identify a speaker
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,14 +43,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--common_voice_dir",
         type=Path,
         required=True,
-        help="folder of a release, which holds one folder per language",
+        help="folder of a release, with one folder per language",
     )
     parser.add_argument(
-        "--output", type=Path, default=Path("data"), help="for data dirs"
+        "--output", type=Path, default=Path("data"), help="folder of the data dirs"
     )
-    parser.add_argument("--lang", default="ja", help="folder in the release")
+    parser.add_argument("--lang", default="ja", help="folder of the language")
     parser.add_argument("--splits", nargs="+", default=list(SPLITS))
-    parser.add_argument("--prefix", default="", help="of the data dirs' names")
+    parser.add_argument("--prefix", default="", help="prefix of the data dirs' names")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -71,16 +71,16 @@ def prepare_common_voice(
     """Write ``<prefix><split>`` below ``output_dir`` for each split, all or none.
 
     Returns:
-        For each data dir, the number of utterances and what was left out.
+        For each data dir, the number of utterances and the dropped ones.
 
     Raises:
-        UserError: the release has no such language or split, a TSV lacks a column, or
-            a clip stands in two of the splits.
+        UserError: the release lacks the language or a split, a TSV lacks a column, or a
+            clip is in two splits.
     """
     root = check_root(common_voice_dir, "a Common Voice release", lang)
     root = check_root(root / lang, f"Common Voice's language {lang}", "clips")
     clips = {entry.name for entry in os.scandir(root / "clips")}
-    language = lang.split("-")[0]  # zh-CN, sv-SE: folders name the country too
+    language = lang.split("-")[0]  # folders such as zh-CN and sv-SE have a country
     seen: dict[str, str] = {}
     sets = {}
     for split in splits:
@@ -90,7 +90,7 @@ def prepare_common_voice(
             if seen.setdefault(one.path, split) != split:
                 raise UserError(
                     f"{root / split}.tsv: the clip {Path(one.path).name} is also in "
-                    f"{seen[one.path]}.tsv; the splits must have no clip in common"
+                    f"{seen[one.path]}.tsv; remove it from one of them"
                 )
         sets[Path(output_dir) / f"{prefix}{split}"] = utterances, dropped
     return write_sets(sets, language)
@@ -107,7 +107,7 @@ def _read_split(
 
     for row in read_clips(table, ("client_id", "path", "sentence"), drop_row):
         name = os.path.basename(row["path"])
-        if name and "." not in name:  # the oldest releases leave it out
+        if name and "." not in name:  # the oldest releases omit the extension
             name += ".mp3"
         text = clean_text(row["sentence"])
         speaker = "".join(row["client_id"].split())[:_SPEAKER_LENGTH] or "unknown"

@@ -1,31 +1,30 @@
-"""CoVoST 2 (Wang et al. 2020): Common Voice 4.0, translated.
+"""CoVoST 2 (Wang et al. 2020): translations of Common Voice 4.0.
 
-From 21 languages into English and from English into 15. On disk, the translations of
-each direction, and Common Voice's release of 2019-12-10 for each language spoken::
+From 21 languages into English and from English into 15. Licence: CC0. Layout: the
+translations of each direction, and Common Voice's release of 2019-12-10 for each spoken
+language::
 
     covost_v2.en_de.tsv          columns path, translation, split (and others)
     en/clips/common_voice_en_18855161.mp3
     en/validated.tsv             columns client_id, path, sentence (and others)
 
-Licence: CC0.
+The translations are read as by CoVoST's own script: a quotation mark is an ordinary
+character, a backslash escapes the next one. So references are the same as in published
+results, including quotation marks that are doubled in the file. Its splits are kept:
+``train`` and ``train_covost`` are train, ``dev`` and ``test`` are dev and test, all
+other rows are ignored.
 
-The translations are read as CoVoST's own script does: a quotation mark is a character
-like any other, a backslash takes the meaning from what follows it. So references are
-those that everybody scores with, quotation marks doubled in the file included. Its
-splits are kept too: ``train`` and ``train_covost`` train, ``dev`` and ``test`` are
-themselves, and all other rows belong to no set.
+Output: data dirs ``train``, ``dev`` and ``test`` with the clips of all spoken
+languages, the transcript in ``text`` and translations in ``text.<lang>``. Utterance ids
+are ``<speaker>-<clip>``; the speaker is the beginning of Common Voice's client id.
+Languages have two letters: zh-CN is ``zh``, sv-SE is ``sv``.
 
-What comes out: data dirs ``train``, ``dev`` and ``test`` with the clips of all
-languages spoken, the transcript in ``text``, translations in ``text.<lang>``.
-Utterance ``<speaker>-<clip>``; the speaker is the beginning of Common Voice's client
-id. Languages have two letters: zh-CN is ``zh``, sv-SE is ``sv``.
-
-Left out and listed in ``dropped.tsv``: clips that have no file, that ``validated.tsv``
-lacks, or that stand in two sets (they stay where they are tested), and rows that
-cannot be read. A clip that cannot be decoded goes when audio is formatted. A
-translation that is empty, that its translators marked ``REMOVE``, or that has lost
-characters is listed and its clip stays; in ``dev`` and ``test`` only the empty ones
-go, so that scores stay comparable.
+Dropped and listed in ``dropped.tsv``: clips without a file, clips that are not in
+``validated.tsv``, clips in two sets (they are kept in the test or dev set), and
+unreadable rows. Clips that cannot be decoded are dropped when audio is formatted.
+Translations that are empty, marked ``REMOVE`` by their translators, or have lost
+characters are listed but their clips are kept; in ``dev`` and ``test`` only empty
+translations are removed, so that scores remain comparable.
 """
 
 from __future__ import annotations
@@ -62,18 +61,18 @@ FROM_ENGLISH = (
 )
 # fmt: on
 _SET_OF_SPLIT = {"train": 0, "train_covost": 0, "dev": 1, "test": 2}
-_REMOVE = "REMOVE"  # the translators' mark on a sentence not worth keeping
-_SPEAKER_LENGTH = 16  # of 128 hexadecimal digits; enough to tell speakers apart
+_REMOVE = "REMOVE"  # the translators' mark for sentences to remove
+_SPEAKER_LENGTH = 16  # of 128 hexadecimal digits: 64 bits identify a speaker
 _ESCAPED = re.compile(r"\\(.)")
 _CHARACTERS = re.compile(r"\\(.)|([^\\])")  # escaped, plain
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--output", type=Path, default=Path("data"), help="for data dirs"
+        "--output", type=Path, default=Path("data"), help="folder of the data dirs"
     )
     parser.add_argument(
-        "--covost2_dir", type=Path, required=True, help="folder of covost_v2.*.tsv"
+        "--covost2_dir", type=Path, required=True, help="folder with covost_v2.*.tsv"
     )
     parser.add_argument(
         "--common_voice_dir",
@@ -81,10 +80,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder with Common Voice 4.0 in en/, fr/, … [--covost2_dir]",
     )
     parser.add_argument(
-        "--src_lang", nargs="+", required=True, help="languages spoken, such as en fr"
+        "--src_lang", nargs="+", required=True, help="spoken languages, such as en fr"
     )
     parser.add_argument(
-        "--tgt_lang", nargs="+", required=True, help="languages translated into"
+        "--tgt_lang", nargs="+", required=True, help="target languages, such as de"
     )
 
 
@@ -105,10 +104,10 @@ def run(args: argparse.Namespace) -> None:
 def choose_directions(
     sources: Iterable[str], targets: Iterable[str]
 ) -> list[tuple[str, str]]:
-    """List the directions that CoVoST 2 has between two lists of languages.
+    """List the directions of CoVoST 2 between two lists of languages.
 
     Raises:
-        UserError: one of the languages is in none of them.
+        UserError: a language is in none of them.
     """
     sources, targets = list(dict.fromkeys(sources)), list(dict.fromkeys(targets))
     known = {("en", language) for language in FROM_ENGLISH}
@@ -137,12 +136,12 @@ def prepare_covost2(
 
     Args:
         covost2_dir: folder of the translations.
-        common_voice_dir: folder of Common Voice 4.0, a folder for each language.
+        common_voice_dir: folder of Common Voice 4.0, with a folder per language.
         output_dir: folder of the data dirs.
         directions: pairs such as ``("en", "de")``.
 
     Raises:
-        UserError: a file or column is missing, or no clip of a language is there.
+        UserError: a file or column is missing, or a language has no clip.
     """
     directions = list(directions)
     covost2_dir, common_voice_dir = Path(covost2_dir), Path(common_voice_dir)
@@ -175,7 +174,7 @@ def prepare_covost2(
 
 
 def two_letters(language: str) -> str:
-    """The two-letter code of a language: ``zh`` of ``zh-CN``."""
+    """Return the two-letter code of a language: ``zh`` for ``zh-CN``."""
     return language.split("-")[0]
 
 
@@ -186,11 +185,11 @@ def read_translations(
 
     Args:
         path: a TSV of CoVoST 2.
-        problems: takes ``<line>: <what is wrong>`` of rows that lack fields, which
-            are left out.
+        problems: list that receives ``<line>: <problem>`` for rows that lack fields and
+            are skipped.
 
     Raises:
-        UserError: there is no such file, it lacks a column, or is not UTF-8.
+        UserError: the file does not exist, lacks a column, or is not UTF-8.
     """
     rows = map(_fields, read_lines(path))
     header = [name.lstrip("\ufeff") for name in next(rows, [])]
@@ -198,7 +197,8 @@ def read_translations(
     for name in ("path", "translation", "split"):
         if name not in header:
             raise UserError(
-                f"{path}: has no column {name!r}, only {', '.join(header) or 'nothing'}"
+                f"{path}: no column {name!r}, only {', '.join(header) or 'nothing'}; "
+                "unpack it again"
             )
         columns.append(header.index(name))
     for number, row in enumerate(rows, 2):
@@ -211,7 +211,7 @@ def read_translations(
 
 
 def _fields(line: str) -> list[str]:
-    """Part a line at its tabs; a backslash takes the meaning from what follows it."""
+    """Split a line at its tabs; a backslash escapes the next character."""
     if "\\" not in line:
         return line.split("\t") if line else []
     fields = [""]
@@ -227,9 +227,9 @@ def _translations_path(covost2_dir: Path, source: str, target: str) -> Path:
     path = covost2_dir / f"covost_v2.{source}_{target}.tsv"
     if not path.is_file():
         there = sorted(p.name for p in covost2_dir.glob("covost_v2.*.tsv"))
-        found = f"holds {', '.join(there)}" if there else "holds no covost_v2.*.tsv"
+        found = ", ".join(there) or "no covost_v2.*.tsv"
         raise UserError(
-            f"{path}: not there; {covost2_dir} {found}. Unpack covost_v2."
+            f"{path}: not found; {covost2_dir} contains {found}. Unpack covost_v2."
             f"{source}_{target}.tsv.tar.gz there"
         )
     return path
@@ -242,13 +242,13 @@ def _check_common_voice(common_voice_dir: Path, source: str) -> None:
     ):
         if not path.exists():
             raise UserError(
-                f"{path}: not there; unpack Common Voice 4.0 (2019-12-10) of {source} "
+                f"{path}: not found; unpack Common Voice 4.0 (2019-12-10) of {source} "
                 f"into {common_voice_dir / source}"
             )
 
 
 def _read_splits(paths: Iterable[Path], dropped: list[list[Dropped]]) -> dict[str, int]:
-    """Give each clip its set; where rows disagree, the clip is kept for testing."""
+    """Assign each clip to a set; a clip in two sets is kept in test or dev."""
     set_of: dict[str, int] = {}
     for path in paths:
         problems: list[str] = []
@@ -275,14 +275,14 @@ def _write_speech(
     set_of: dict[str, int],
     dropped: list[list[Dropped]],
 ) -> list[dict[str, str]]:
-    """Write all tables but the translations; empties ``set_of``.
+    """Write all tables except translations; empties ``set_of`` to save memory.
 
     Returns:
-        For each set, clip → utterance.
+        For each set, clip -> utterance.
     """
     utterances: list[dict[str, str]] = [{} for _ in SETS]
     texts: list[dict[str, str]] = [{} for _ in SETS]
-    spoken: list[dict[str, str]] = [{} for _ in SETS]  # utterance → language
+    spoken: list[dict[str, str]] = [{} for _ in SETS]  # utterance -> language
     for source in sources:
         listed = common_voice_dir / source / "validated.tsv"
         clips = _clips_folder(common_voice_dir, source)
@@ -309,7 +309,7 @@ def _write_speech(
             texts[place][utterance] = clean_text(_ESCAPED.sub(r"\1", row["sentence"]))
         if not found:
             raise UserError(
-                f"{clips}: holds none of the clips of CoVoST 2 that {listed} has; "
+                f"{clips}: contains none of CoVoST 2's clips in {listed}; "
                 f"unpack Common Voice 4.0 (2019-12-10) of {source} there"
             )
     for clip, place in set_of.items():
@@ -330,7 +330,7 @@ def _write_origin(
     spoken: dict[str, str],
     common_voice_dir: Path,
 ) -> None:
-    """Write files, languages and speakers of a set's utterances."""
+    """Write ``wav.scp``, ``utt2lang``, ``utt2spk`` and ``spk2utt`` of a set."""
     clips = {
         source: _clips_folder(common_voice_dir, source)
         for source in set(spoken.values())
@@ -381,7 +381,7 @@ def _write_translations(
 
 
 def _unusable(translation: str, name: str) -> str | None:
-    """Say what is wrong with a translation, or None."""
+    """Return why a translation is dropped, or None."""
     if not translation:
         return "empty translation"
     if name != "train":

@@ -1,37 +1,36 @@
-"""CSJ, the Corpus of Spontaneous Japanese: 661 hours of talks, read aloud or free.
+"""CSJ, the Corpus of Spontaneous Japanese: 661 hours of spontaneous and read talks.
 
-From NINJAL (https://clrd.ninjal.ac.jp/csj/en/), under a licence of its own. On disk,
-the edition on one drive::
+Source: NINJAL (https://clrd.ninjal.ac.jp/csj/en/), under its own licence. Layout of the
+edition on one drive::
 
     <root>/WAV/{core,noncore}/<talk>.wav              16 kHz, mono; a monologue
-    <root>/WAV/{core,noncore}/<talk>-{L,R}.wav        a dialogue, one file a speaker
-    <root>/MORPH/SDB/{core,noncore}/<talk>.sdb        Shift-JIS, one word a line
+    <root>/WAV/{core,noncore}/<talk>-{L,R}.wav        a dialogue, one file per speaker
+    <root>/MORPH/SDB/{core,noncore}/<talk>.sdb        Shift-JIS, one word per line
     <root>/XML/…/{core,noncore}/<talk>.xml            Shift-JIS, the same and more
 
-A talk's name says what it is: A academic, S simulated public speaking, M other, R
-read aloud again, D dialogue; then the kind, the speaker's sex and a number. Of a line
-of an SDB file, parted by tabs, the fourth field is used (``0099
-00280.998-00284.221 L:-001-001``: number of the segment, its times, channel, place)
-and the sixth (the word with its tags). Of the XML, the attributes of ``IPU`` (a
-segment) and ``OrthographicTranscription`` of its ``SUW`` elements. Both editions give
-the same data; the SDB is read where there is one.
+The first letter of a talk's name is its type: A academic, S simulated public speaking,
+M other, R read again, D dialogue; kind, speaker's sex and a number follow. Lines of an
+SDB file have tab-separated fields, of which the fourth (``0099 00280.998-00284.221
+L:-001-001``: segment number, times, channel, position) and the sixth (the word with its
+tags) are used. Of the XML, the attributes of ``IPU`` (a segment) and
+``OrthographicTranscription`` of its ``SUW`` elements are used. Both editions give the
+same data; the SDB is preferred.
 
-What comes out: data dirs ``train``, ``dev``, ``eval1``, ``eval2`` and ``eval3``, the
-recordings cut by ``segments``. Utterance ``<talk>[-<channel>]_<start>_<end>``
-(milliseconds), speaker = talk and channel, as in Kaldi's recipe. Which tags leave
-which text is told in ``speechllm/corpora/_csj_tags.py``.
+Output: data dirs ``train``, ``dev``, ``eval1``, ``eval2`` and ``eval3``, with
+``segments``. Utterance ids are ``<talk>[-<channel>]_<start>_<end>`` (milliseconds), the
+speaker is talk and channel, as in Kaldi's recipe. ``_csj_tags.py`` describes how tags
+are converted to text.
 
-Segments (speech between pauses of 0.2 s) are short, so neighbours of one channel are
-joined as Kaldi's ``csjconnect.pl`` does: while the pause is at most 0.5 s and what
-is joined so far at most 10 s long. Utterances that hold masked speech (×) are left out
-then. Utterances are the same for fluent and disfluent text. In a dialogue
-the channels are joined each for itself, whereas Kaldi ends an utterance when the
-other speaker begins.
+Segments (speech between pauses of 0.2 s) are short, so adjacent ones of a channel are
+joined as by Kaldi's ``csjconnect.pl``: while the pause is at most 0.5 s and the
+utterance so far at most 10 s long. Utterances with masked speech (×) are then dropped.
+Utterances are the same for fluent and disfluent text. In a dialogue, each channel is
+joined separately, whereas Kaldi ends an utterance when the other speaker begins.
 
-Sets: the three official evaluation sets, ten talks each; the other talks of a
-speaker of eval2 (A01M0056) are used nowhere; dev is the 39 talks that lhotse lists;
-all else is train, where a text that comes more often than 300 times is thinned out to
-300 (Kaldi's limit; it draws at random, we go by a hash of the utterance).
+Sets: the three official evaluation sets have ten talks each; other talks of a speaker
+of eval2 (A01M0056) are not used; dev is the 39 talks of lhotse's list; all others are
+train, where at most 300 utterances with the same text are kept (Kaldi's limit; Kaldi
+draws them at random, we use a hash of the utterance id).
 """
 
 from __future__ import annotations
@@ -88,7 +87,7 @@ _HALF_WIDTH_KANA = re.compile("[\uff61-\uff9f]")
 
 @dataclass
 class Segment:
-    """A stretch of speech between two pauses: its times in seconds and its text."""
+    """Speech between two pauses: start and end in seconds, and its text."""
 
     start: float
     end: float
@@ -96,25 +95,28 @@ class Segment:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--csj_dir", type=Path, required=True, help="the corpus")
+    parser.add_argument("--csj_dir", type=Path, required=True, help="folder of CSJ")
     parser.add_argument(
-        "--output", type=Path, default=Path("data"), help="for data dirs"
+        "--output", type=Path, default=Path("data"), help="folder of the data dirs"
     )
     parser.add_argument(
-        "--style", choices=STYLES, default="disfluent", help="of the text"
+        "--style", choices=STYLES, default="disfluent", help="style of the text"
     )
     parser.add_argument(
-        "--edition", choices=tuple(EDITIONS), help="default: sdb where there is one"
+        "--edition", choices=tuple(EDITIONS), help="edition to read [sdb if present]"
     )
-    parser.add_argument("--kinds", default=KINDS, help="of talks, their first letters")
+    parser.add_argument("--kinds", default=KINDS, help="first letters of talks to use")
     parser.add_argument(
-        "--gap", type=float, default=0.5, help="longest pause joined, s"
-    )
-    parser.add_argument(
-        "--max_seconds", type=float, default=10.0, help="no joining beyond that"
+        "--gap", type=float, default=0.5, help="longest pause in an utterance, s"
     )
     parser.add_argument(
-        "--max_same_text", type=int, default=300, help="of training utterances"
+        "--max_seconds", type=float, default=10.0, help="length that ends joining, s"
+    )
+    parser.add_argument(
+        "--max_same_text",
+        type=int,
+        default=300,
+        help="maximum number of training utterances with the same text",
     )
 
 
@@ -146,26 +148,26 @@ def prepare_csj(
     """Write the data dirs of :data:`SETS` below ``output_dir``, all or none.
 
     Args:
-        csj_dir: the corpus.
+        csj_dir: folder of the corpus.
         output_dir: folder of the data dirs.
-        style: ``disfluent`` (what was said) or ``fluent`` (what was meant).
-        edition: ``sdb`` or ``xml``; ``None``: the SDB where there is one.
-        kinds: first letters of the talks to take; the evaluation sets are whole.
-        gap: seconds of the longest pause inside an utterance.
-        max_seconds: an utterance that is longer takes no further segment.
-        max_same_text: how often a text may come in training.
+        style: ``disfluent`` (as spoken) or ``fluent`` (as intended).
+        edition: ``sdb`` or ``xml``; by default the SDB if there is one.
+        kinds: first letters of the talks to use; the evaluation sets use all.
+        gap: longest pause within an utterance in seconds.
+        max_seconds: length in seconds above which no further segment is joined.
+        max_same_text: maximum number of training utterances with the same text.
 
     Returns:
         One line about each set, and warnings.
 
     Raises:
-        UserError: the folder is not CSJ or lacks a whole set; a file has the wrong
-            encoding, a line that cannot be read, or an unknown tag.
+        UserError: the folder is not CSJ or lacks a set; a file has the wrong encoding,
+            a line that cannot be parsed, or an unknown tag.
     """
     if style not in STYLES:
-        raise UserError(f"style {style!r}: one of {', '.join(STYLES)}")
+        raise UserError(f"style {style!r} is unknown; use {' or '.join(STYLES)}")
     if not kinds or set(kinds) - set(KINDS):
-        raise UserError(f"kinds {kinds!r}: letters of {KINDS}, such as AM")
+        raise UserError(f"kinds {kinds!r}: use letters of {KINDS}, such as AM")
     root = Path(csj_dir)
     transcripts, edition = find_transcripts(root, edition)
     sets: dict[str, _Set] = {name: _Set() for name in SETS}
@@ -193,7 +195,7 @@ def prepare_csj(
         if missing := set(EVALUATION.get(name, "").split()) - one.talks:
             lines.append(
                 f"warning: {name} lacks {len(missing)} of its 10 talks "
-                f"({', '.join(sorted(missing))}): its score compares with no other"
+                f"({', '.join(sorted(missing))}): scores are not comparable"
             )
     return lines
 
@@ -204,10 +206,10 @@ def find_transcripts(
     """Return {talk: transcript} and the edition found.
 
     Raises:
-        UserError: says which folder was looked for and where.
+        UserError: there are no transcripts, or two of the same talk.
     """
     if not root.is_dir():
-        raise UserError(f"{root}: no such folder; it should hold CSJ (WAV, MORPH, …)")
+        raise UserError(f"{root}: no such folder; give the folder with WAV, MORPH, …")
     wanted = [edition] if edition else ["sdb", "xml"]
     folders = {"sdb": root / "MORPH" / "SDB", "xml": root / "XML"}
     for name in wanted:
@@ -224,16 +226,13 @@ def find_transcripts(
     places = " nor ".join(f"{folders[n]}/**/{{core,noncore}}/*.{n}" for n in wanted)
     there = ", ".join(sorted(path.name for path in root.iterdir())[:5]) or "nothing"
     raise UserError(
-        f"{root}: no {places}; this should be the folder of CSJ that holds WAV, and "
-        f"MORPH or XML; it holds: {there}"
+        f"{root}: no {places}; give the folder of CSJ that contains WAV, and MORPH or "
+        f"XML; it contains: {there}"
     )
 
 
-# --- the two editions ---------------------------------------------------------------
-
-
 def read_sdb(path: Path, talk: str) -> list[tuple[str, list[Segment]]]:
-    """Read an SDB file: the segments of each channel, in their order of time."""
+    """Read the segments of each channel from an SDB file, ordered by time."""
     numbers: dict[str, dict[str, int]] = defaultdict(dict)
     times: dict[str, list[tuple[float, float]]] = defaultdict(list)
     words: dict[str, list[Word]] = defaultdict(list)
@@ -244,8 +243,8 @@ def read_sdb(path: Path, talk: str) -> list[tuple[str, list[Segment]]]:
         match = _TIME.match(fields[3]) if len(fields) > 5 else None
         if not match:
             raise UserError(
-                f"{path}:{number}: not a line of an SDB file; the fourth of its fields "
-                "should be such as '0001 00000.433-00002.150 L:-001-001'"
+                f"{path}:{number}: not a line of an SDB file; expected a fourth field "
+                "such as '0001 00000.433-00002.150 L:-001-001'"
             )
         segment, start, end, channel = match.groups()
         known = numbers[channel]
@@ -257,20 +256,20 @@ def read_sdb(path: Path, talk: str) -> list[tuple[str, list[Segment]]]:
 
 
 def read_xml(path: Path, talk: str) -> list[tuple[str, list[Segment]]]:
-    """Read an XML file: the segments of each channel, in their order of time."""
+    """Read the segments of each channel from an XML file, ordered by time."""
     from xml.etree import ElementTree
 
     content = path.read_bytes()
     declared = _DECLARATION.match(content)
     encoding = declared[1].decode().lower() if declared else "utf-8"
     if encoding in ("shift_jis", "shift-jis", "sjis", "windows-31j", "cp932"):
-        text = _read_shift_jis(path)  # expat knows no such encoding
+        text = _read_shift_jis(path)  # expat does not support this encoding
         content = text[len(declared[0].decode("ascii")) :].encode("utf-8")
     try:
         talk_element = ElementTree.fromstring(content)
     except (ElementTree.ParseError, LookupError, ValueError) as error:
         raise UserError(
-            f"{path}: not a whole XML file ({error}); copy it again"
+            f"{path}: not a complete XML file ({error}); copy it again"
         ) from None
     times: dict[str, list[tuple[float, float]]] = defaultdict(list)
     words: dict[str, list[Word]] = defaultdict(list)
@@ -281,7 +280,7 @@ def read_xml(path: Path, talk: str) -> list[tuple[str, list[Segment]]]:
             span = float(unit.attrib["IPUStartTime"]), float(unit.attrib["IPUEndTime"])
         except (KeyError, ValueError) as error:
             raise UserError(
-                f"{path}: IPU {number}: no start or end time ({error})"
+                f"{path}: IPU {number}: no start or end time ({error}); copy it again"
             ) from None
         times[channel].append(span)
         for word in unit.iter("SUW"):
@@ -313,7 +312,7 @@ def _channels(
 
 
 def _tie(segments: list[Segment], tied: list[tuple[int, int]]) -> list[Segment]:
-    """Make one segment of those that a tag with alternatives holds together."""
+    """Join the segments that a tag with alternatives spans."""
     tied_to_previous = {
         index for first, last in tied for index in range(first + 1, last + 1)
     }
@@ -327,7 +326,13 @@ def _tie(segments: list[Segment], tied: list[tuple[int, int]]) -> list[Segment]:
 
 
 def _read_shift_jis(path: Path) -> str:
-    """Decode a file of the corpus; half-width kana, which CSJ has not, betray others."""
+    """Decode a file of the corpus.
+
+    Half-width kana do not occur in CSJ, so that they indicate another encoding.
+
+    Raises:
+        UserError: the file is not Shift-JIS; names line and probable encoding.
+    """
     content = path.read_bytes()
     try:
         text = content.decode("cp932")
@@ -348,21 +353,18 @@ def _read_shift_jis(path: Path) -> str:
         problem += f", it looks like {name.replace('_', '-').upper()}"
         break
     raise UserError(
-        f"{problem}; take the file as NINJAL delivers it, or convert it back with "
-        "'iconv -t CP932'"
+        f"{problem}; use the file as NINJAL delivers it, or convert it with 'iconv -t "
+        "CP932'"
     )
-
-
-# --- utterances and sets ------------------------------------------------------------
 
 
 def join_segments(
     segments: Iterable[Segment], gap: float, max_seconds: float
 ) -> list[Segment]:
-    """Join neighbours into utterances; segments in which nothing is said are passed.
+    """Join adjacent segments into utterances; segments without speech are skipped.
 
-    A segment begins a new utterance when the pause before it is longer than ``gap``
-    or the utterance is longer than ``max_seconds`` already.
+    A segment begins a new utterance if the pause before it is longer than ``gap`` or
+    the utterance is already longer than ``max_seconds``.
     """
     utterances: list[list[Segment]] = []
     for segment in segments:
@@ -387,7 +389,7 @@ def _join(segments: list[Segment]) -> Segment:
 
 
 class _Set:
-    """The tables of a set while they grow."""
+    """The tables and dropped utterances of a set while the corpus is read."""
 
     def __init__(self) -> None:
         names = ("wav.scp", "segments", "utt2spk", "utt2lang", "utt2dur", "text")
@@ -398,7 +400,7 @@ class _Set:
     def add(
         self, recording: str, wav: Path, utterances: list[Segment], style: str
     ) -> None:
-        """Add the utterances of one recording, or list why they are left out."""
+        """Add the utterances of one recording, or list why they are dropped."""
         seconds, problem = _length(wav)
         for one in utterances:
             text = getattr(one.text, style)
@@ -443,7 +445,7 @@ class _Set:
             del self.tables["wav.scp"][recording]
 
     def describe(self, directory: Path) -> str:
-        """Say how large the set is and what was left out."""
+        """Return one line with the set's size and dropped utterances."""
         reasons = Counter(entry.reason for entry in self.dropped)
         left_out = ", ".join(f"{n} {reason}" for reason, n in sorted(reasons.items()))
         hours = sum(map(float, self.tables["utt2dur"].values())) / 3600
@@ -468,11 +470,11 @@ def _why_empty(root: Path, name: str, one: _Set) -> str:
     talks = EVALUATION.get(name, DEV if name == "dev" else "any other").split()
     if not one.talks:
         return (
-            f"{root}: no transcript of {name} ({', '.join(talks[:3])}, …); the corpus "
-            "is not copied whole"
+            f"{root}: no transcript of {name} ({', '.join(talks[:3])}, …); copy the "
+            "whole corpus"
         )
     first = f"{one.dropped[0].reason}: {one.dropped[0].detail}" if one.dropped else ""
     return (
-        f"{root}: nothing is left of {name} ({len(one.talks)} talks are transcribed); "
-        f"first problem: {first or 'no speech in it'}"
+        f"{root}: no usable utterance in {name} ({len(one.talks)} talks are "
+        f"transcribed); first problem: {first or 'no speech in it'}"
     )

@@ -1,9 +1,9 @@
 """JSUT: ten hours of Japanese sentences read by one woman in an anechoic room.
 
-From https://sites.google.com/site/shinnosuketakamichi/publication/jsut (Sonobe,
-Takamichi, Saruwatari, arXiv 1711.00354). The texts are CC-BY-SA 4.0 and other
-licences by part (LICENCE.txt in the corpus); the recordings may be used for research,
-non-commercially and privately, and may not be passed on. On disk, version 1.1::
+Source: https://sites.google.com/site/shinnosuketakamichi/publication/jsut (Sonobe,
+Takamichi, Saruwatari, arXiv 1711.00354). Licence: texts CC-BY-SA 4.0 and others by part
+(LICENCE.txt in the corpus); recordings for research, non-commercial and private use, no
+redistribution. Layout of version 1.1::
 
     <root>/<part>/transcript_utf8.txt        <utterance>:<text>
     <root>/<part>/wav/<utterance>.wav        48 kHz, mono, 16 bit
@@ -11,9 +11,9 @@ non-commercially and privately, and may not be passed on. On disk, version 1.1::
 with the parts basic5000, countersuffix26, loanword128, onomatopee300, precedent130,
 repeat500, travel1000, utparaphrase512 and voiceactress100.
 
-What comes out: one data dir per part, named ``jsut_<part>``; utterance ids as in the
-corpus, one speaker ``jsut``, the text as it is written. JSUT basic5000 (5,000
-sentences that cover the readings of the daily-use kanji) is a test set of Nue-ASR.
+Output: one data dir per part, ``jsut_<part>``, with the corpus's utterance ids, one
+speaker ``jsut`` and the original text. JSUT basic5000 (5,000 sentences that cover the
+readings of the daily-use kanji) is a test set of Nue-ASR.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--jsut_dir", type=Path, required=True, help="folder jsut_ver1.1"
     )
     parser.add_argument(
-        "--output", type=Path, default=Path("data"), help="for data dirs"
+        "--output", type=Path, default=Path("data"), help="folder of the data dirs"
     )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=["basic5000"])
 
@@ -71,12 +71,12 @@ def prepare_jsut(
     """Write ``jsut_<part>`` below ``output_dir`` for each part, all or none.
 
     Returns:
-        For each data dir, the number of utterances and what was left out: lines
-        without a text, and utterances whose file is missing.
+        For each data dir, the number of utterances and the dropped ones: lines without
+        a text, and utterances whose file is missing.
 
     Raises:
-        UserError: a part is not there, or its transcript is not UTF-8, has a line
-            without a colon, or has an utterance twice.
+        UserError: a part is missing, or its transcript is not UTF-8, has a line without
+            a colon, or lists an utterance twice.
     """
     sets = {}
     for part in parts:
@@ -91,7 +91,7 @@ def _read_part(folder: Path, dropped: list[Dropped]) -> Iterator[Utterance]:
     path = folder / TRANSCRIPT
     wavs = (folder / "wav").resolve()
     if not wavs.is_dir():
-        raise UserError(f"{wavs}: no such folder; unpack JSUT whole")
+        raise UserError(f"{wavs}: no such folder; unpack the whole corpus")
     there = {entry.name for entry in wavs.iterdir()}
     for number, line in enumerate(map(clean_text, read_lines(path)), 1):
         if not line:

@@ -1,29 +1,29 @@
-"""MuST-C (Cattoni et al. 2021): English TED talks, transcribed and translated.
+"""MuST-C (Cattoni et al. 2021): English TED talks with transcripts and translations.
 
-Versions 1, 2 and 3 lie alike on disk, one folder for each language::
+Licence: CC BY-NC-ND 4.0. Versions 1, 2 and 3 have the same layout, one folder per
+language::
 
     en-de/data/<set>/wav/ted_767.wav        a talk
-    en-de/data/<set>/txt/<set>.yaml         one line for each segment
-    en-de/data/<set>/txt/<set>.en           its transcript, same line
-    en-de/data/<set>/txt/<set>.de           its translation, same line
+    en-de/data/<set>/txt/<set>.yaml         the list of segments, one per line
+    en-de/data/<set>/txt/<set>.en           their transcripts, line by line
+    en-de/data/<set>/txt/<set>.de           their translations, line by line
 
 with the sets ``train``, ``dev``, ``tst-COMMON`` and ``tst-HE``. A line of the list is
 
     - {duration: 3.5, offset: 16.08, speaker_id: spk.767, wav: ted_767.wav}
 
-(version 2 has the counts ``rW`` and ``uW`` too). Licence: CC BY-NC-ND 4.0.
+(version 2 also has the counts ``rW`` and ``uW``).
 
-What comes out: a data dir for each set, with ``segments``, the transcript in ``text``
-and the translations in ``text.<lang>``. Utterance
-``<speaker>-<talk>-<start in ms>-<end in ms>``; segments that languages cut alike are
-one utterance with several translations, the others have one. Texts stay as they are,
-but for marks that nobody sees.
+Output: a data dir per set, with ``segments``, the transcript in ``text`` and
+translations in ``text.<lang>``. Utterance ids are
+``<speaker>-<talk>-<start in ms>-<end in ms>``. Segments with the same times in several
+languages are one utterance with several translations. Texts are unchanged except for
+invisible characters.
 
-Left out and listed in ``dropped.tsv``: segments that are empty, that lie behind the
-end of their talk, or whose talk has no file. From ``train`` also talks that are in
-another of the sets (of any language that is prepared with it), from ``dev`` those
-that are in a test set, and from ``train`` segments in which nobody speaks, such as
-"(Applause)".
+Dropped and listed in ``dropped.tsv``: segments that are empty, that start after the end
+of their talk, or whose talk has no file. From ``train``, talks that are in another set
+(of any prepared language) and segments without speech, such as "(Applause)"; from
+``dev``, talks that are in a test set.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ _UNSAFE = re.compile(r"[^\w.]")
 
 
 class Segment(NamedTuple):
-    """A line of the list: file, speaker, and the times in seconds."""
+    """A line of the list: file, speaker, start and end in seconds."""
 
     wav: str
     speaker: str
@@ -69,10 +69,10 @@ class Segment(NamedTuple):
 
 @dataclass
 class _Set:
-    """What is gathered of one set, over its languages."""
+    """A set's tables over all languages while its lists are read."""
 
     name: str
-    segments: dict[str, str] = field(default_factory=dict)  # utterance → value
+    segments: dict[str, str] = field(default_factory=dict)  # utterance -> value
     lines: dict[str, list[str | None]] = field(default_factory=dict)  # by language
     recordings: dict[str, str] = field(default_factory=dict)
     talks: set[str] = field(default_factory=set)
@@ -84,13 +84,13 @@ class _Set:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--output", type=Path, default=Path("data"), help="for data dirs"
+        "--output", type=Path, default=Path("data"), help="folder of the data dirs"
     )
     parser.add_argument(
         "--must_c_dir", type=Path, required=True, help="folder with en-de, en-fr, …"
     )
     parser.add_argument(
-        "--tgt_lang", nargs="+", required=True, help="languages, such as de fr"
+        "--tgt_lang", nargs="+", required=True, help="target languages, such as de fr"
     )
     parser.add_argument("--sets", nargs="+", default=SETS, help="sets to prepare")
 
@@ -113,24 +113,24 @@ def prepare_must_c(
     languages: Iterable[str],
     sets: Iterable[str] = SETS,
 ) -> None:
-    """Write a data dir for each set below ``output_dir``, all of them or none.
+    """Write a data dir for each set below ``output_dir``, all or none.
 
     Args:
-        must_c_dir: folder that holds ``en-<lang>`` for each of the languages.
+        must_c_dir: folder with ``en-<lang>`` for each of the languages.
         output_dir: folder of the data dirs.
-        languages: languages translated into, two-letter codes.
+        languages: target languages, two-letter codes.
         sets: names of sets.
 
     Raises:
         UserError: a file is missing, a list and its texts differ in length, a line
-            cannot be read, or no talk of a set has its file.
+            cannot be read, or all talks of a set lack their file.
     """
     languages = list(dict.fromkeys(languages))
     sets = list(dict.fromkeys(sets))
     for name in sets:  # before anything is written
         for language in languages:
             _check_texts(Path(must_c_dir), name, language)
-    taken: dict[str, str] = {}  # talk → set that tests or validates with it
+    taken: dict[str, str] = {}  # talk -> the test or dev set it belongs to
     with ExitStack() as stack:
         for name in sorted(sets, key=_training_last):
             held_out = {} if name.startswith("tst") else taken
@@ -143,11 +143,11 @@ def prepare_must_c(
 def read_segments(path: str | Path) -> list[Segment]:
     """Read a list of segments.
 
-    Lists as they are published have one mapping a line and are read line by line; any
-    other YAML goes through libyaml's parser.
+    Published lists have one mapping per line and are read line by line, which is
+    faster; any other YAML is read by libyaml's parser.
 
     Raises:
-        UserError: the file is no such list, or a segment lacks a field.
+        UserError: the file is not such a list, or a segment lacks a field.
     """
     path = Path(path)
     try:
@@ -159,7 +159,7 @@ def read_segments(path: str | Path) -> list[Segment]:
 def _segments(
     path: Path, rows: Iterable[tuple[int, dict[str, str]]]
 ) -> Iterator[Segment]:
-    names: dict[str, str] = {}  # files and speakers repeat: keep one string of each
+    names: dict[str, str] = {}  # files and speakers repeat: keep one string for each
     for number, row in rows:
         try:
             wav, speaker, offset, duration = (row[name] for name in _FIELDS)
@@ -179,11 +179,11 @@ def _segments(
 
 
 class _NotSimpleError(Exception):
-    """The list is not written one mapping a line."""
+    """The list does not have one mapping per line."""
 
 
 def _simple_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield (line number, fields as strings) of a list with one mapping a line."""
+    """Yield (line number, fields as strings) of a list with one mapping per line."""
     for number, line in enumerate(read_lines(path), 1):
         match = _SIMPLE_LINE.fullmatch(line)
         if match:
@@ -194,11 +194,11 @@ def _simple_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
 
 
 def _parsed_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """The same by YAML's own rules, from the parser's events, one segment at a time."""
+    """Yield the same from the events of a YAML parser, one segment at a time."""
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    fields: dict[str, str] | None = None  # of the segment that is being read
+    fields: dict[str, str] | None = None  # of the current segment
     key, line = None, 1
     try:
         with open(path, "rb") as stream:
@@ -231,7 +231,7 @@ def _training_last(name: str) -> tuple[int, str]:
 
 
 def _files(must_c_dir: Path, name: str, language: str) -> tuple[Path, Path, Path, Path]:
-    """The folder of talks, the list, the transcripts and the translations of a set."""
+    """Return a set's folder of talks, list, transcripts and translations."""
     folder = must_c_dir / f"en-{language}" / "data" / name
     texts = folder / "txt"
     return (
@@ -243,34 +243,33 @@ def _files(must_c_dir: Path, name: str, language: str) -> tuple[Path, Path, Path
 
 
 def _check_texts(must_c_dir: Path, name: str, language: str) -> None:
-    """Refuse a set whose files are missing or whose texts differ in length."""
+    """Raise UserError if files of a set are missing or its texts differ in length."""
     wavs, listed, *texts = _files(must_c_dir, name, language)
     for path in (listed, *texts, wavs):
         if path.exists():
             continue
         there = sorted(p.name for p in must_c_dir.glob("en-*") if p.is_dir())
-        found = f"holds {', '.join(there)}" if there else "holds no folder en-…"
+        found = ", ".join(there) or "no folder en-…"
         raise UserError(
-            f"{path}: not there; {must_c_dir} {found}. Give the folder that holds "
-            f"en-{language}, with MuST-C unpacked whole"
+            f"{path}: not found; {must_c_dir} contains {found}. Give the folder that "
+            f"contains en-{language}, with the whole of MuST-C unpacked"
         )
     counts = {path: count_lines(path) for path in texts}
     if len(set(counts.values())) > 1:
-        _refuse_lengths(counts)
+        _raise_unequal_lengths(counts)
 
 
-def _refuse_lengths(counts: dict[Path, int]) -> None:
+def _raise_unequal_lengths(counts: dict[Path, int]) -> None:
     listing = ", ".join(f"{path} {count}" for path, count in counts.items())
     raise UserError(
-        f"these belong together line by line but differ in length: {listing}; unpack "
-        "them anew"
+        f"parallel files differ in their number of lines: {listing}; unpack them again"
     )
 
 
 def _gather(
     must_c_dir: Path, name: str, languages: list[str], held_out: dict[str, str]
 ) -> _Set:
-    """Read the lists of one set in all languages and decide which segments stay."""
+    """Read the lists of one set in all languages and select the segments to keep."""
     gathered = _Set(name)
     sizes: dict[str, int] = {}
     for language in languages:
@@ -278,7 +277,7 @@ def _gather(
         segments = read_segments(listed)
         lines = count_lines(transcripts)
         if len(segments) != lines:
-            _refuse_lengths({listed: len(segments), transcripts: lines})
+            _raise_unequal_lengths({listed: len(segments), transcripts: lines})
         talks = _Talks(wavs, language, gathered.recordings, sizes)
         seen: Counter[str] = Counter()
         kept = gathered.lines[language] = []
@@ -295,18 +294,21 @@ def _gather(
                 continue
             recording = talks.recording(segment.wav)
             value = f"{recording} {segment.start:.3f} {segment.end:.3f}"
-            # one string for an utterance in all languages and tables
+            # the same string in all languages and tables saves memory
             kept.append(utterance)
             gathered.segments.setdefault(utterance, value)
         if not any(kept):
             first = gathered.dropped[0] if gathered.dropped else None
             why = f"{first.reason}: {first.detail}" if first else "the list is empty"
-            raise UserError(f"{listed}: no segment of it can be used; {why}")
+            raise UserError(
+                f"{listed}: none of its segments can be used; {why}; unpack the whole "
+                "corpus"
+            )
     return gathered
 
 
 def _utterance(segment: Segment, recording: str, seen: Counter[str]) -> str:
-    """Name a segment; one that is listed again gets a number."""
+    """Return a segment's utterance id; repeated segments get a number."""
     start, end = (
         f"{max(round(1000 * second), 0):07d}" if math.isfinite(second) else "nan"
         for second in (segment.start, segment.end)
@@ -318,7 +320,7 @@ def _utterance(segment: Segment, recording: str, seen: Counter[str]) -> str:
 
 
 class _Talks:
-    """The files of one language's talks: names, lengths, and what is wrong."""
+    """The talks of one language: names and lengths of their recordings."""
 
     def __init__(
         self,
@@ -329,13 +331,13 @@ class _Talks:
     ) -> None:
         self.folder = folder
         self.language = language
-        self.recordings = recordings  # of all languages: recording → path
+        self.recordings = recordings  # of all languages: recording -> path
         self.sizes = sizes
         self.names: dict[str, str] = {}
         self.lengths: dict[str, float | tuple[str, str]] = {}
 
     def recording(self, wav: str) -> str:
-        """Name a talk's recording; languages share it where the files are alike."""
+        """Return a recording's name; languages share files of the same size."""
         if wav not in self.names:
             path = self.folder / wav
             name = _UNSAFE.sub("_", Path(wav).stem)
@@ -349,7 +351,7 @@ class _Talks:
         return self.names[wav]
 
     def problem(self, segment: Segment) -> tuple[str, str] | None:
-        """Say why a segment cannot be used: (reason, detail), or None."""
+        """Return why a segment cannot be used, as (reason, detail), or None."""
         times = f"{segment.start:g} to {segment.end:g} s"
         if not (0 <= segment.start and segment.start + 5e-4 <= segment.end):
             return "empty segment", times
@@ -375,7 +377,7 @@ class _Talks:
 
 
 def _write(new: Path, gathered: _Set, must_c_dir: Path) -> None:
-    """Write the tables of a set into a folder, one after the other to spare memory."""
+    """Write the tables of a set into a folder, one after the other to save memory."""
     name, segments = gathered.name, gathered.segments
     transcripts: dict[str, str] = {}
     for language, kept in gathered.lines.items():

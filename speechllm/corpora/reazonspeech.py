@@ -1,23 +1,24 @@
 """ReazonSpeech: Japanese television with its captions, the training set of Nue-ASR.
 
-From https://huggingface.co/datasets/reazon-research/reazonspeech, CDLA-Sharing-1.0,
-its use limited to Article 30-4 of the Japanese copyright act. On disk, as released::
+Source: https://huggingface.co/datasets/reazon-research/reazonspeech. Licence:
+CDLA-Sharing-1.0, for use under Article 30-4 of the Japanese copyright act only. Layout
+of the release::
 
     <root>/<size>.tsv  or  <root>/tsv/<size>.tsv     <name><TAB><text>, no header
     <root>/<shard>.tar  or  <root>/data/<shard>.tar  its members are the <name>s
 
 with the sizes tiny, small, medium, large and all, shards numbered in hexadecimal
-(000.tar, …), and names such as ``000/0123456789.flac`` (16 kHz, mono). A clip that
-the TSV lacks belongs to another size. Where the shards are unpacked already, the clips
-lie in ``<root>`` or ``<root>/data`` under their names.
+(000.tar, …), and names such as ``000/0123456789.flac`` (16 kHz, mono). Clips that are
+not in the TSV belong to another size. If the shards are already unpacked, the clips are
+in ``<root>`` or ``<root>/data`` under their names.
 
-What comes out: data dirs ``train``, ``dev`` and ``test``. Utterance
-``rs-<name without its ending, "/" as "_">``; who speaks is not known, so that every
-utterance is its own speaker. In the order of the names, the first 1,000 utterances
-are dev, the next 100 test, the rest train: the sizes that ReazonSpeech's own ESPnet
-recipe and lhotse take (in the order of the archives, which is not the TSV's).
+Output: data dirs ``train``, ``dev`` and ``test``. Utterance ids are ``rs-<name>``
+without extension and with "_" for "/"; speakers are unknown, so that every utterance is
+its own speaker. In the order of the names, the first 1,000 utterances are dev, the next
+100 test, the rest train: the sizes of ReazonSpeech's ESPnet recipe and of lhotse (which
+take them in the order of the archives, not of the TSV).
 
-Which utterances Nue-ASR was tested on is not known.
+The utterances that Nue-ASR was tested on are unknown to us.
 """
 
 from __future__ import annotations
@@ -44,14 +45,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--reazonspeech_dir", type=Path, required=True, help="folder of the download"
     )
     parser.add_argument(
-        "--output", type=Path, default=Path("data"), help="for data dirs"
+        "--output", type=Path, default=Path("data"), help="folder of the data dirs"
     )
-    parser.add_argument("--size", choices=SIZES, default="all", help="which TSV")
+    parser.add_argument("--size", choices=SIZES, default="all", help="TSV to read")
     parser.add_argument(
         "--unpack_dir",
         type=Path,
         default=Path("downloads/reazonspeech"),
-        help="where shards are unpacked to; needs as much room as they take",
+        help="folder to unpack shards into; needs as much space as the shards",
     )
     parser.add_argument("--dev_utterances", type=int, default=DEV_UTTERANCES)
     parser.add_argument("--test_utterances", type=int, default=TEST_UTTERANCES)
@@ -81,12 +82,12 @@ def prepare_reazonspeech(
     """Write ``train``, ``dev`` and ``test`` below ``output_dir``, all or none.
 
     Returns:
-        For each data dir, the number of utterances and what was left out (all of it
-        in ``train``'s list).
+        For each data dir, the number of utterances and the dropped ones (all of them
+        are listed for ``train``).
 
     Raises:
-        UserError: the TSV or the audio is not there, a shard cannot be unpacked, a
-            name is there twice, or too few utterances are left for three sets.
+        UserError: the TSV or the audio is missing, a shard cannot be unpacked, a name
+            is listed twice, or there are too few utterances for three sets.
     """
     if min(dev_utterances, test_utterances) < 1:
         raise UserError(
@@ -103,7 +104,8 @@ def prepare_reazonspeech(
         raise UserError(
             f"{table}: {len(utterances)} utterances are too few for {dev_utterances} "
             f"dev, {test_utterances} test and some train utterances "
-            f"({len(dropped)} were left out{first})"
+            f"({len(dropped)} were dropped{first}); reduce --dev_utterances and "
+            "--test_utterances"
         )
     output_dir, stream = Path(output_dir), iter(utterances)
     sets = {
@@ -115,10 +117,11 @@ def prepare_reazonspeech(
 
 
 def unpack_shard(shard: Path, folder: Path) -> None:
-    """Unpack one tar once; a marker in ``folder`` says that it is done.
+    """Unpack a tar file once; a marker in ``folder`` records that it is complete.
 
     Raises:
-        UserError: the tar is cut off or damaged, or a member would land elsewhere.
+        UserError: the file is damaged or incomplete, or a member would be written
+            outside ``folder``.
     """
     marker = folder / f".{shard.stem}.done"
     state = f"{shard.stat().st_size}\n"
@@ -137,14 +140,14 @@ def unpack_shard(shard: Path, folder: Path) -> None:
 
 def _find_table(root: Path, size: str) -> Path:
     if not root.is_dir():
-        raise UserError(f"{root}: no such folder; it should hold ReazonSpeech")
+        raise UserError(f"{root}: no such folder; give the folder of ReazonSpeech")
     places = _tables(root, size)
     for path in places:
         if path.is_file():
             return path
     sizes = [name for name in SIZES if any(p.is_file() for p in _tables(root, name))]
     raise UserError(
-        f"{places[0]}: not there, nor {places[1]}; {root} has the TSV of: "
+        f"{places[0]}: not found, nor {places[1]}; {root} has the TSV of: "
         f"{', '.join(sizes) or 'no size'}"
     )
 
@@ -154,13 +157,14 @@ def _tables(root: Path, size: str) -> list[Path]:
 
 
 def _find_clips(root: Path, unpack_dir: Path) -> Path:
-    """Return the folder below which the clips have their names; unpack shards."""
+    """Return the folder that the clips' names are relative to; unpack shards."""
     data = root / "data" if (root / "data").is_dir() else root
     shards = sorted(data.glob("*.tar"))
     if not shards:
         if not any(entry.is_dir() and entry.name != "tsv" for entry in data.iterdir()):
             raise UserError(
-                f"{data}: neither shards (000.tar, …) nor their unpacked folders"
+                f"{data}: neither shards (000.tar, …) nor their unpacked folders; "
+                "download the shards"
             )
         return data
     from tqdm import tqdm

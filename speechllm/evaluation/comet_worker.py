@@ -1,18 +1,45 @@
-"""Run by the Python of COMET's own environment, ``python -I comet_worker.py``.
+"""COMET worker, run as ``python -I comet_worker.py`` in COMET's own environment.
 
-It imports nothing of ours. Its first argument is a JSON file ``{"model", "segments":
-[{"src", "mt", "ref"}]}``, its second the JSON file to write: ``{"scores", "version"}``,
-or ``{"error"}`` where the model cannot be loaded.
+It imports nothing from this project. Its first argument is a JSON file ``{"model",
+"segments": [{"src", "mt", "ref"}]}``; its second is the JSON file to write:
+``{"scores", "version"}``, or ``{"error"}`` if the model cannot be loaded.
 """
+
+from __future__ import annotations
 
 import json
 import os
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 
-def load(name):
-    """A model by its path (a ``.ckpt``, or the folder around ``checkpoints/``) or id."""
+def main(request_path: str, result_path: str) -> None:
+    with open(request_path, encoding="utf-8") as stream:
+        request = json.load(stream)
+    result: dict[str, Any]
+    try:
+        model = load(request["model"])
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        result = {"error": lines[0]}
+    else:
+        import torch
+
+        output = model.predict(
+            request["segments"],
+            batch_size=16,
+            gpus=int(torch.cuda.is_available()),
+            progress_bar=False,
+        )
+        scores = [float(score) for score in output["scores"]]
+        result = {"scores": scores, "version": package_version()}
+    with open(result_path, "w", encoding="utf-8") as stream:
+        json.dump(result, stream)
+
+
+def load(name: str) -> Any:
+    """Load a model by hub id, ``.ckpt`` file or folder with ``checkpoints/``."""
     import comet
 
     path = name
@@ -23,34 +50,11 @@ def load(name):
     return comet.load_from_checkpoint(path)
 
 
-def package_version():
+def package_version() -> str:
     try:
         return version("unbabel-comet")
     except PackageNotFoundError:
         return "unknown"
-
-
-def main(request, answer):
-    with open(request, encoding="utf-8") as stream:
-        asked = json.load(stream)
-    try:
-        model = load(asked["model"])
-    except Exception as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        result = {"error": lines[0]}
-    else:
-        import torch
-
-        output = model.predict(
-            asked["segments"],
-            batch_size=16,
-            gpus=int(torch.cuda.is_available()),
-            progress_bar=False,
-        )
-        scores = [float(score) for score in output["scores"]]
-        result = {"scores": scores, "version": package_version()}
-    with open(answer, "w", encoding="utf-8") as stream:
-        json.dump(result, stream)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,9 @@
-"""References and hypotheses, grouped by task and language pair."""
+"""References and hypotheses of a decode dir, grouped by task and language pair.
+
+:func:`read_groups` reads an example dir and its hypotheses into :class:`Group` objects.
+The scorers in ``recognition``, ``translation`` and ``score`` turn a group into
+:class:`Scores`.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +18,15 @@ from speechllm.utils.errors import UserError
 
 @dataclass
 class Group:
-    """The examples of one task and language pair, in the order of their ids.
+    """The examples of one task and language pair, sorted by id.
 
     Attributes:
-        sources: what was truly said, where a translation's utterance has its
-            transcript among the examples, else None; COMET wants it.
-        transcript: of ``asr_st``: the same examples' transcripts, as recognition.
-        malformed: of ``asr_st``: answers that could not be taken apart.
+        sources: reference transcripts, which COMET needs; None for an utterance whose
+            transcript is not among the examples.
+        transcript: transcripts of the same examples as a recognition group (task
+            ``asr_st`` only).
+        malformed: number of hypotheses that could not be split into transcript and
+            translation (task ``asr_st`` only).
     """
 
     task: str
@@ -34,73 +41,38 @@ class Group:
 
     @property
     def name(self) -> str:
-        """``asr_en`` or ``st_en_fr``."""
+        """Name of the group's score folder, such as ``asr_en`` or ``st_en_fr``."""
         return "_".join([self.task, self.source] + [self.target] * (self.task != "asr"))
 
 
-# ---------------------------------------------------------------- reading
+@dataclass
+class Scores:
+    """Scores of one group.
 
-
-def read_texts(path: str | Path, collapse: bool = True) -> dict[str, str]:
-    """Read ``<id> <text>`` lines in any order; the text may be empty.
-
-    White space inside a text (tabs, ideographic spaces) becomes one space, unless
-    ``collapse`` is false: a target of ``asr_st`` has a tab.
-
-    Raises:
-        UserError: the file is missing, is not UTF-8, or holds an id twice or a
-            line without an id.
+    Attributes:
+        rows: corpus-level scores, the content of ``scores.json``.
+        header: column names of ``scores.tsv``.
+        table: lines of ``scores.tsv``, one per example.
+        alignment: the content of ``alignment.txt``.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    texts: dict[str, str] = {}
-    with open(path, "rb") as stream:
-        for number, line in enumerate(stream, 1):
-            try:
-                fields = line.decode("utf-8").split(maxsplit=1)
-            except UnicodeDecodeError as error:
-                raise UserError(
-                    f"{path}:{number}: not UTF-8 ({error.reason})"
-                ) from None
-            if not fields:
-                raise UserError(f"{path}:{number}: empty line, want '<id> <text>'")
-            if fields[0] in texts:
-                raise UserError(f"{path}:{number}: id {fields[0]} stands here twice")
-            text = fields[1].strip() if fields[1:] else ""
-            texts[fields[0]] = " ".join(text.split()) if collapse else text
-    return texts
 
-
-def require_same_ids(
-    expected: dict, found: dict, expected_path: Path, found_path: Path
-) -> None:
-    """Refuse two tables whose ids differ, naming the first id and both counts."""
-    missing = sorted(expected.keys() - found.keys())
-    surplus = sorted(found.keys() - expected.keys())
-    if missing:
-        raise UserError(
-            f"{found_path}: {missing[0]} is missing ({len(missing)} of "
-            f"{len(expected)} ids of {expected_path} are not in its {len(found)})"
-        )
-    if surplus:
-        raise UserError(
-            f"{found_path}: {surplus[0]} is not in {expected_path} ({len(surplus)} of "
-            f"its {len(found)} ids are unknown there; {len(expected)} are expected)"
-        )
+    rows: list[dict]
+    header: list[str]
+    table: list[list]
+    alignment: str
 
 
 def read_groups(
     examples: str | Path, hypotheses: str | Path, subset: bool = False
 ) -> list[Group]:
-    """Read an example dir and its hypotheses and sort them into groups.
+    """Read an example dir and its hypotheses and group them by task and language pair.
 
     Args:
         examples: folder with ``text`` (references) and ``utt2task``.
-        hypotheses: file of ``<example id> <hypothesis>`` lines, in any order; beside
-            it ``text.transcript`` with those of ``asr_st``, and ``flags``, if there
-            is one, with ``malformed`` for the answers that were.
-        subset: the hypotheses may be of more examples than these.
+        hypotheses: file of ``<example id> <hypothesis>`` lines in any order. Next to
+            it lie ``text.transcript``, the transcripts of ``asr_st``, and optionally
+            ``flags``, which marks ``malformed`` hypotheses.
+        subset: allow hypotheses of examples that are not in ``examples``.
 
     Raises:
         UserError: ids differ between the files, a reference is empty, or a line of
@@ -111,14 +83,15 @@ def read_groups(
         raise UserError(f"{hypotheses}: no such file; finish the decoding first")
     references = read_texts(examples / "text", collapse=False)
     tasks = read_texts(examples / "utt2task")
-    answers = read_texts(hypotheses)
+    outputs = read_texts(hypotheses)
     if not references:
-        raise UserError(f"{examples / 'text'}: nothing in it to score against")
+        raise UserError(f"{examples / 'text'}: no reference to score against")
     require_same_ids(references, tasks, examples / "text", examples / "utt2task")
     if subset:
-        answers = {i: text for i, text in answers.items() if i in references}
-    require_same_ids(references, answers, examples / "text", hypotheses)
-    transcripts, flags = {}, {}
+        outputs = {i: text for i, text in outputs.items() if i in references}
+    require_same_ids(references, outputs, examples / "text", hypotheses)
+    transcripts: dict[str, str] = {}
+    flags: dict[str, str] = {}
     joint = {name: task for name, task in tasks.items() if task.startswith("asr_st ")}
     if joint:
         path = hypotheses.with_name("text.transcript")
@@ -130,7 +103,7 @@ def read_groups(
             flags = read_texts(hypotheses.with_name("flags"))
 
     groups: dict[tuple, Group] = {}
-    spoken: dict[str, str] = {}  # utterance → transcript
+    spoken: dict[str, str] = {}  # utterance -> transcript
     for example in sorted(references):
         key = tuple(tasks[example].split())
         if len(key) != 3:
@@ -144,12 +117,12 @@ def read_groups(
         if not all(texts):
             raise UserError(
                 f"{examples / 'text'}: {example} has an empty reference; "
-                "leave the example out or give its text"
+                "remove the example or add its text"
             )
         group = groups.setdefault(key, Group(*key))
         group.ids.append(example)
         group.references.append(texts[-1])
-        group.hypotheses.append(answers[example])
+        group.hypotheses.append(outputs[example])
         if example in joint:
             if group.transcript is None:
                 group.transcript = Group("asr", group.source, group.source)
@@ -165,11 +138,66 @@ def read_groups(
     return [groups[key] for key in sorted(groups)]
 
 
-def normalize_group(group: Group, metric: str) -> tuple[list[str], list[str]]:
-    """References and hypotheses as ``speechllm.text.normalization.normalize`` leaves them.
+def read_texts(path: str | Path, collapse: bool = True) -> dict[str, str]:
+    """Read ``<id> <text>`` lines in any order; the text may be empty.
+
+    Args:
+        path: the file.
+        collapse: replace white space inside a text (tabs, ideographic spaces) by one
+            space. Targets of ``asr_st`` contain a tab and must be read without.
 
     Raises:
-        UserError: a reference has nothing left (it held only punctuation).
+        UserError: the file is missing, is not UTF-8, contains an id twice or a line
+            without an id.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    texts: dict[str, str] = {}
+    with open(path, "rb") as stream:
+        for number, line in enumerate(stream, 1):
+            try:
+                fields = line.decode("utf-8").split(maxsplit=1)
+            except UnicodeDecodeError as error:
+                raise UserError(
+                    f"{path}:{number}: not UTF-8 ({error.reason})"
+                ) from None
+            if not fields:
+                raise UserError(f"{path}:{number}: empty line, expected '<id> <text>'")
+            if fields[0] in texts:
+                raise UserError(f"{path}:{number}: id {fields[0]} is listed twice")
+            text = fields[1].strip() if fields[1:] else ""
+            texts[fields[0]] = " ".join(text.split()) if collapse else text
+    return texts
+
+
+def require_same_ids(
+    expected: dict, found: dict, expected_path: Path, found_path: Path
+) -> None:
+    """Check that two tables have the same ids.
+
+    Raises:
+        UserError: they differ; names the first id and both counts.
+    """
+    missing = sorted(expected.keys() - found.keys())
+    surplus = sorted(found.keys() - expected.keys())
+    if missing:
+        raise UserError(
+            f"{found_path}: {missing[0]} is missing ({len(missing)} of "
+            f"{len(expected)} ids of {expected_path} are not in its {len(found)})"
+        )
+    if surplus:
+        raise UserError(
+            f"{found_path}: {surplus[0]} is not in {expected_path} ({len(surplus)} of "
+            f"its {len(found)} ids are unknown there; {len(expected)} are expected)"
+        )
+
+
+def normalize_group(group: Group, metric: str) -> tuple[list[str], list[str]]:
+    """Return the normalised references and hypotheses of a group.
+
+    Raises:
+        UserError: a reference is empty after normalisation (it was punctuation only).
     """
     references = [normalize(text, group.target, metric) for text in group.references]
     hypotheses = [normalize(text, group.target, metric) for text in group.hypotheses]
@@ -178,7 +206,7 @@ def normalize_group(group: Group, metric: str) -> tuple[list[str], list[str]]:
     ):
         if not after.strip():
             raise UserError(
-                f"{example}: nothing is left of the reference '{before}' after "
-                "normalisation; leave the example out"
+                f"{example}: the reference '{before}' is empty after normalisation; "
+                "remove the example"
             )
     return references, hypotheses

@@ -1,87 +1,24 @@
-"""Word and character error rates with alignments (jiwer)."""
+"""Word and character error rates of transcripts, with alignments (jiwer)."""
 
 from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from speechllm.evaluation.groups import Group, normalize_group
+from speechllm.evaluation.groups import Group, Scores, normalize_group
 from speechllm.text.normalization import LANGUAGES_WITHOUT_SPACES
 
-
-@dataclass
-class Scores:
-    """What one group's scoring yields.
-
-    Attributes:
-        rows: the corpus' figures, ready for ``scores.json``.
-        header, table: the names and lines of ``scores.tsv``.
-        alignment: the text of ``alignment.txt``.
-    """
-
-    rows: list[dict]
-    header: list[str]
-    table: list[list]
-    alignment: str
-
-
-# ---------------------------------------------------------------- recognition
-
-
-def percent(value: float) -> float:
-    """A rate (1.0 = 100 %) in percent with two decimals."""
-    return round(100 * value, 2)
-
-
-def word_errors(references: list[str], hypotheses: list[str]):
-    """Align words (against an empty hypothesis all are deleted): a ``WordOutput``."""
-    import jiwer
-
-    return jiwer.process_words(references, hypotheses)
-
-
-def character_errors(references: list[str], hypotheses: list[str]):
-    """Align characters, spaces between words included: a ``CharacterOutput``."""
-    import jiwer
-
-    return jiwer.process_characters(references, hypotheses)
-
-
-def error_row(metric: str, output) -> dict:
-    """The row of a micro-averaged error rate: all errors over all reference units.
-
-    Args:
-        metric: ``wer``, ``cer``, ``wer_raw`` or ``cer_raw``.
-        output: what :func:`word_errors` or :func:`character_errors` gave.
-    """
-    rate = output.wer if metric.startswith("wer") else output.cer
-    unit = "words" if metric.startswith("wer") else "characters"
-    return {
-        "metric": metric,
-        "value": percent(rate),
-        f"reference_{unit}": output.hits + output.substitutions + output.deletions,
-        "substitutions": output.substitutions,
-        "deletions": output.deletions,
-        "insertions": output.insertions,
-    }
-
-
-def count_errors(alignment: list) -> tuple[int, int, int]:
-    """Substitutions, deletions and insertions of one utterance's alignment."""
-    counts = Counter()
-    for chunk in alignment:
-        reference_length = chunk.ref_end_idx - chunk.ref_start_idx
-        hypothesis_length = chunk.hyp_end_idx - chunk.hyp_start_idx
-        counts[chunk.type] += max(reference_length, hypothesis_length)
-    return counts["substitute"], counts["delete"], counts["insert"]
+if TYPE_CHECKING:
+    from jiwer import AlignmentChunk, CharacterOutput, WordOutput
 
 
 def score_recognition(group: Group) -> Scores:
-    """WER and CER, normalised and raw, with the alignment of the normalised words.
+    """Return WER and CER, normalised and raw, and the alignment of normalised words.
 
-    Languages written without spaces have no word error rate (it would count whole
-    sentences); there the characters are aligned.
+    Languages written without spaces have no WER, which would count whole sentences;
+    their characters are aligned instead.
     """
     words = normalize_group(group, "wer")
     characters = normalize_group(group, "cer")
@@ -91,9 +28,11 @@ def score_recognition(group: Group) -> Scores:
         error_row("cer", character_output),
         error_row("cer_raw", character_errors(*raw)),
     ]
-    output, (references, hypotheses) = character_output, characters
+    output: WordOutput | CharacterOutput = character_output
+    references, hypotheses = characters
     if group.source not in LANGUAGES_WITHOUT_SPACES:
-        output, (references, hypotheses) = word_errors(*words), words
+        output = word_errors(*words)
+        references, hypotheses = words
         rows[:0] = [
             error_row("wer", output),
             error_row("wer_raw", word_errors(*raw)),
@@ -117,38 +56,58 @@ def score_recognition(group: Group) -> Scores:
     return Scores(rows, header, table, recognition_alignment(group.ids, output))
 
 
-def width(text: str) -> int:
-    """Columns that a terminal gives the text (East Asian wide characters take two)."""
-    return sum(
-        0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF")
-        for c in text
-    )
+def word_errors(references: list[str], hypotheses: list[str]) -> WordOutput:
+    """Align words; an empty hypothesis deletes all of them."""
+    import jiwer
+
+    return jiwer.process_words(references, hypotheses)
 
 
-def align_lines(reference: list[str], hypothesis: list[str], alignment: list) -> str:
-    """Three lines: REF, HYP and what happened (S, D, I) below each other."""
-    columns = []
+def character_errors(references: list[str], hypotheses: list[str]) -> CharacterOutput:
+    """Align characters, including the spaces between words."""
+    import jiwer
+
+    return jiwer.process_characters(references, hypotheses)
+
+
+def error_row(metric: str, output: WordOutput | CharacterOutput) -> dict:
+    """Return the row of a micro-averaged error rate: errors over reference units.
+
+    Args:
+        metric: ``wer``, ``cer``, ``wer_raw`` or ``cer_raw``.
+        output: result of :func:`word_errors` or :func:`character_errors`.
+    """
+    words = metric.startswith("wer")
+    rate = getattr(output, "wer" if words else "cer")
+    unit = "words" if words else "characters"
+    return {
+        "metric": metric,
+        "value": percent(rate),
+        f"reference_{unit}": output.hits + output.substitutions + output.deletions,
+        "substitutions": output.substitutions,
+        "deletions": output.deletions,
+        "insertions": output.insertions,
+    }
+
+
+def percent(value: float) -> float:
+    """Convert a rate (1.0 = 100 %) to percent, rounded to two decimals."""
+    return round(100 * value, 2)
+
+
+def count_errors(alignment: Sequence[AlignmentChunk]) -> tuple[int, int, int]:
+    """Return the substitutions, deletions and insertions of one utterance."""
+    counts: Counter[str] = Counter()
     for chunk in alignment:
-        left = reference[chunk.ref_start_idx : chunk.ref_end_idx]
-        right = hypothesis[chunk.hyp_start_idx : chunk.hyp_end_idx]
-        mark = {"substitute": "S", "delete": "D", "insert": "I"}.get(chunk.type, "")
-        for index in range(max(len(left), len(right))):
-            above = left[index] if index < len(left) else "*"
-            below = right[index] if index < len(right) else "*"
-            columns.append((above, below, mark))
-    lines = []
-    for row, title in enumerate(("REF:", "HYP:", "    ")):
-        cells = [
-            column[row] + " " * (max(map(width, column)) - width(column[row]))
-            for column in columns
-        ]
-        lines.append(" ".join([title, *cells]).rstrip())
-    return "\n".join(line for line in lines if line)
+        reference_length = chunk.ref_end_idx - chunk.ref_start_idx
+        hypothesis_length = chunk.hyp_end_idx - chunk.hyp_start_idx
+        counts[chunk.type] += max(reference_length, hypothesis_length)
+    return counts["substitute"], counts["delete"], counts["insert"]
 
 
-def recognition_alignment(ids: list[str], output) -> str:
-    """The text of ``alignment.txt``: frequent errors, then utterances, worst first."""
-    confusions: Counter = Counter()
+def recognition_alignment(ids: list[str], output: WordOutput | CharacterOutput) -> str:
+    """Return the text of ``alignment.txt``: frequent errors, then worst utterances."""
+    confusions: Counter[str] = Counter()
     utterances = []
     for example, reference, hypothesis, alignment in zip(
         ids, output.references, output.hypotheses, output.alignments, strict=True
@@ -186,3 +145,36 @@ def recognition_alignment(ids: list[str], output) -> str:
             + "".join(f"{count:6d}  {pair}\n" for pair, count in ranked[:20])
         )
     return "\n".join(parts + [text for _, _, text in sorted(utterances)])
+
+
+def align_lines(
+    reference: Sequence[str],
+    hypothesis: Sequence[str],
+    alignment: Sequence[AlignmentChunk],
+) -> str:
+    """Return three aligned lines: reference, hypothesis and the errors (S, D, I)."""
+    columns = []
+    for chunk in alignment:
+        left = reference[chunk.ref_start_idx : chunk.ref_end_idx]
+        right = hypothesis[chunk.hyp_start_idx : chunk.hyp_end_idx]
+        mark = {"substitute": "S", "delete": "D", "insert": "I"}.get(chunk.type, "")
+        for index in range(max(len(left), len(right))):
+            above = left[index] if index < len(left) else "*"
+            below = right[index] if index < len(right) else "*"
+            columns.append((above, below, mark))
+    lines = []
+    for row, title in enumerate(("REF:", "HYP:", "    ")):
+        cells = [
+            column[row] + " " * (max(map(width, column)) - width(column[row]))
+            for column in columns
+        ]
+        lines.append(" ".join([title, *cells]).rstrip())
+    return "\n".join(line for line in lines if line)
+
+
+def width(text: str) -> int:
+    """Return a text's terminal columns (East Asian wide characters take two)."""
+    return sum(
+        0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF")
+        for c in text
+    )

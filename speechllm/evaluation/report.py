@@ -1,9 +1,9 @@
-"""All scores below an experiment folder as ``RESULTS.md`` and ``RESULTS.json``.
+"""Report of all scores below an experiment folder: ``RESULTS.md``, ``RESULTS.json``.
 
-A scored set lies at ``<exp>/<system>/<decode>/<set>/score_*/scores.json``, where
-``speechllm.evaluation.score`` wrote it; the three names are taken from the path. Training curves
-are drawn from the TensorBoard files that ESPnet's trainer writes below
-``<exp>/<system>/tensorboard/{train,valid}``.
+``speechllm.evaluation.score`` writes the scores of a set to
+``<exp>/<system>/<decode>/<set>/score_*/scores.json``; the names of system, decode dir
+and set are taken from the path. Training curves are drawn from the TensorBoard files
+that ESPnet's trainer writes to ``<exp>/<system>/tensorboard/{train,valid}``.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import math
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -20,7 +21,7 @@ from pathlib import Path
 from speechllm.utils.errors import UserError
 from speechllm.utils.io import atomic_open
 
-#: Metric → heading, in the order of the columns.
+#: metric -> heading, in the order of the columns
 METRICS = {
     "wer": "WER",
     "cer": "CER",
@@ -35,30 +36,28 @@ METRICS = {
     "malformed": "malformed %",
 }
 
-#: Task → title of its table.
+#: task -> title of its table
 TASKS = {
     "asr": "Speech recognition (asr)",
     "st": "Speech translation (st)",
     "asr_st": "Transcript and translation in one (asr_st)",
 }
 
-#: What the picture shows, one panel each, where the trainer reported it.
+#: Statistics in the figure of training curves, one panel each.
 CURVES = ("loss", "loss_att", "loss_ctc", "acc", "cer_ctc", "wer")
-
-
-# ---------------------------------------------------------------- results
 
 
 def collect_results(exp_root: str | Path) -> list[dict]:
     """Read every ``scores.json`` below ``exp_root``.
 
     Returns:
-        rows ``{set, task, language, target_language, metric, value, utterances,
+        Rows ``{set, task, language, target_language, metric, value, utterances,
         hypotheses_file, system, decode, …}``, sorted by task, set, languages and
-        system; error rates bring their counts, sacrebleu's scores their signature.
+        system. Error rates include their counts, sacrebleu's scores their signature.
 
     Raises:
-        UserError: nothing is scored below ``exp_root``, or a file is no list of rows.
+        UserError: there is no score below ``exp_root``, or a file is not a list of
+            rows.
     """
     exp_root = Path(exp_root)
     rows = []
@@ -82,12 +81,12 @@ def collect_results(exp_root: str | Path) -> list[dict]:
                 rows.append(place | row)
         except (ValueError, KeyError, TypeError):
             raise UserError(
-                f"{path}: not a list of scores; score this set again"
+                f"{path}: not a list of scores; score this set again (stage 13)"
             ) from None
     if not rows:
         raise UserError(
-            f"{exp_root}: nothing is scored below it "
-            "(<system>/<decode>/<set>/score_*/scores.json)"
+            f"{exp_root}: no scores below it "
+            "(<system>/<decode>/<set>/score_*/scores.json); run stage 13 first"
         )
     metrics = list(METRICS)
     rows.sort(
@@ -101,23 +100,30 @@ def collect_results(exp_root: str | Path) -> list[dict]:
 
 
 def result_key(row: dict) -> tuple[str, ...]:
-    """What one line of a table stands for."""
+    """Return the fields that identify one line of a results table."""
     names = ("task", "set", "language", "target_language", "system", "decode")
     return tuple(row[name] for name in names)
 
 
-def markdown_table(header: list[str], lines: list[list]) -> str:
-    """A Markdown table; all columns but the first are aligned to the right."""
+def markdown_table(header: list[str], lines: list[list], left: int = 1) -> str:
+    """Return a Markdown table.
+
+    Args:
+        header: column names.
+        lines: cells of each line.
+        left: number of leading columns that are aligned to the left; all others are
+            aligned to the right.
+    """
     escaped = [[str(cell).replace("|", "\\|") for cell in line] for line in lines]
-    rule = ["---"] + ["---:"] * (len(header) - 1)
+    rule = ["---"] * left + ["---:"] * (len(header) - left)
     return "".join(f"| {' | '.join(line)} |\n" for line in [header, rule, *escaped])
 
 
 def results_table(rows: list[dict], task: str) -> str:
-    """The table of one task: a line per system, set and language pair.
+    """Return the table of one task: a line per system, set and language pair.
 
-    Substitutions, deletions and insertions are those of the normalised WER (of the
-    CER where the language has no word error rate).
+    Substitutions, deletions and insertions are those of the normalised WER, or of the
+    CER for languages without WER.
     """
     rows = [row for row in rows if row["task"] == task]
     metrics = [name for name in METRICS if any(row["metric"] == name for row in rows)]
@@ -151,7 +157,7 @@ def results_table(rows: list[dict], task: str) -> str:
 
 
 def signature_lines(rows: list[dict]) -> str:
-    """One list item per sacrebleu signature: which metric, into which languages."""
+    """Return one list item per signature, with its metric and target languages."""
     found: dict[tuple[str, str], set[str]] = {}
     for row in rows:
         if row.get("signature"):
@@ -164,11 +170,8 @@ def signature_lines(rows: list[dict]) -> str:
     )
 
 
-# ---------------------------------------------------------------- environment
-
-
 def package_version(name: str) -> str:
-    """The installed version, without importing the package."""
+    """Return the installed version of a package without importing it."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -176,7 +179,7 @@ def package_version(name: str) -> str:
 
 
 def git_hash() -> str:
-    """The commit of this project's checkout, marked when it was changed since."""
+    """Return the commit of this project's checkout and whether it has local changes."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         commit = subprocess.run(
@@ -194,7 +197,7 @@ def git_hash() -> str:
 
 
 def machine() -> str:
-    """CPU, cores that this process may use, memory, and the GPUs if there are any."""
+    """Describe the CPU, the cores available to this process, memory and GPUs."""
     model, memory = platform.processor() or platform.machine(), ""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -208,7 +211,7 @@ def machine() -> str:
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
     else:
-        cores = os.cpu_count()
+        cores = os.cpu_count() or 1
     gpus = ""
     try:
         listed = subprocess.run(
@@ -225,7 +228,7 @@ def machine() -> str:
 
 
 def environment() -> dict[str, str]:
-    """What the numbers were made with, in the order it is shown."""
+    """Return date, versions and machine, in the order of the report."""
     return {
         "date": datetime.now().astimezone().strftime("%a %b %d %H:%M:%S %Z %Y"),
         "python version": platform.python_version(),
@@ -237,21 +240,18 @@ def environment() -> dict[str, str]:
     }
 
 
-# ---------------------------------------------------------------- training curves
-
-
 def epoch_curves(log_dir: str | Path) -> dict[str, dict[str, dict[int, float]]]:
-    """Read the value of each statistic at the end of each epoch.
+    """Read the mean of each statistic over each epoch.
 
-    ESPnet writes ``iter_epoch`` (the epoch's number) and then the epoch's means at the
-    same step; values between those steps are of single iterations and left out. A
-    training that was resumed repeats steps: the last value counts.
+    ESPnet writes ``iter_epoch`` (the epoch's number) and the epoch's means at the same
+    step; values at other steps belong to single iterations and are ignored. A resumed
+    training repeats steps; their last value is used.
 
     Args:
-        log_dir: ``tensorboard`` of an experiment, with ``train`` and ``valid``.
+        log_dir: ``tensorboard`` folder of an experiment, with ``train`` and ``valid``.
 
     Returns:
-        ``{"train" | "valid": {statistic: {epoch: value}}}``; empty when no epoch is
+        ``{"train" | "valid": {statistic: {epoch: value}}}``; empty if no epoch is
         complete.
     """
     from tensorboard.backend.event_processing.event_accumulator import (
@@ -279,7 +279,7 @@ def epoch_curves(log_dir: str | Path) -> dict[str, dict[str, dict[int, float]]]:
         for name, events in statistics.items():
             if name == "iter_epoch":
                 continue
-            # ESPnet writes NaN for what a training does not have
+            # ESPnet writes NaN for statistics that a training does not have
             last = {e.step: e.value for e in events if not math.isnan(e.value)}
             points = {
                 epoch: last[step] for epoch, step in steps.items() if step in last
@@ -290,10 +290,10 @@ def epoch_curves(log_dir: str | Path) -> dict[str, dict[str, dict[int, float]]]:
 
 
 def draw_training_curves(exp_dir: str | Path) -> Path | None:
-    """Draw ``training_curves.png``: a panel per statistic, train and valid in each.
+    """Draw ``training_curves.png``: a panel per statistic with train and valid curves.
 
     Returns:
-        the picture's path; None when there is nothing to draw.
+        Path of the figure; None if there is nothing to draw.
     """
     exp_dir = Path(exp_dir)
     curves = epoch_curves(exp_dir / "tensorboard")
@@ -326,22 +326,19 @@ def draw_training_curves(exp_dir: str | Path) -> Path | None:
     return picture
 
 
-# ---------------------------------------------------------------- the report
-
-
 def results_markdown(
     rows: list[dict],
     facts: dict[str, str],
     commands: list[str],
     pictures: dict[str, str],
 ) -> str:
-    """The text of ``RESULTS.md``.
+    """Return the text of ``RESULTS.md``.
 
     Args:
         rows: from :func:`collect_results`.
         facts: from :func:`environment`.
-        commands: what was typed to get the numbers.
-        pictures: system → link to its training curves.
+        commands: commands that produced the scores.
+        pictures: system -> link to its training curves.
     """
     parts = ["# RESULTS\n", "## Environment\n"]
     parts.append("".join(f"- {name}: `{value}`\n" for name, value in facts.items()))
@@ -371,17 +368,17 @@ def results_markdown(
 
 
 def write_report(
-    exp_root: str | Path, output: str | Path, commands: list[str] = ()
+    exp_root: str | Path, output: str | Path, commands: Sequence[str] = ()
 ) -> list[dict]:
     """Write ``<output>.md`` and ``<output>.json`` and draw the training curves.
 
     Args:
         exp_root: folder of the experiments.
-        output: path without suffix, as ``RESULTS``.
-        commands: the commands to name in the report.
+        output: path without suffix, such as ``RESULTS``.
+        commands: commands to list in the report.
 
     Returns:
-        the rows.
+        The rows.
     """
     exp_root = Path(exp_root)
     output = Path(output)

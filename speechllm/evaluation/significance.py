@@ -1,19 +1,19 @@
-"""Whether the difference between two systems is one: the paired bootstrap.
+"""Paired bootstrap significance test between two systems.
 
-Both systems' answers to the same utterances are drawn again and again with
-replacement, the same utterances for both, and scored. BLEU, chrF and TER are compared
-by sacrebleu's paired bootstrap (after Koehn 2004). Error rates and COMET are drawn as
-Bisani and Ney 2004 ("Bootstrap estimates for confidence intervals in ASR performance
-evaluation") draw the word error rate; their probability of improvement is the share of
-draws in which B is the better one.
+The test set is resampled with replacement, with the same utterances for both systems,
+and each sample is scored. BLEU, chrF and TER use sacrebleu's paired bootstrap (after
+Koehn 2004). Error rates and COMET follow Bisani and Ney 2004 ("Bootstrap estimates for
+confidence intervals in ASR performance evaluation"); their probability of improvement
+is the share of samples in which B is better.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from speechllm.evaluation.groups import Group, normalize_group, read_groups
 from speechllm.evaluation.recognition import character_errors, count_errors, word_errors
@@ -24,23 +24,24 @@ from speechllm.utils.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
+    from jiwer import CharacterOutput, WordOutput
+    from sacrebleu.significance import Result
 
-
-SEED = 12345  # sacrebleu's own
+SEED = 12345  # sacrebleu's default
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One metric of two systems on one set.
+    """Comparison of two systems by one metric on one group of examples.
 
     Attributes:
-        task, source, target: of the examples.
-        metric: a name of ``report.METRICS``.
-        a, b: the scores, in percent.
-        a_interval, b_interval: half of the 95 % interval around each.
-        p: chance of a difference as large where there is none (two-sided).
-        improvement: share of the draws in which B is better, or None where the test
-            does not tell it.
+        task, source, target: task and language pair of the examples.
+        metric: a key of ``report.METRICS``.
+        a, b: scores in percent.
+        a_interval, b_interval: half widths of the 95 % confidence intervals.
+        p: two-sided p-value of the null hypothesis that the systems are equal.
+        improvement: share of samples in which B is better, or None if the test does not
+            compute it.
     """
 
     task: str
@@ -61,17 +62,17 @@ def compare(
     """Compare two decode dirs on an example dir.
 
     Args:
-        examples: what both have answered. They may hold more than that: a system of
-            more tasks is compared on those of the other.
-        a, b: decode dirs; ``b`` is better where its errors are lower or its other
+        examples: example dir. Both decode dirs must contain all of its examples and may
+            contain others, so that systems with more tasks can be compared too.
+        a, b: decode dirs. ``b`` is better if its error rates are lower or its other
             scores higher.
-        samples: draws.
+        samples: number of bootstrap samples.
 
     Raises:
-        UserError: an example is missing in one of them, or a reference is empty.
+        UserError: a decode dir lacks an example, or a reference is empty.
     """
     if samples < 100:
-        raise UserError(f"samples {samples}: at least 100")
+        raise UserError(f"samples {samples}: too few, use at least 100")
     groups = [
         read_groups(examples, Path(folder) / "text", subset=True) for folder in (a, b)
     ]
@@ -79,8 +80,9 @@ def compare(
     for one, other in zip(*groups, strict=True):
         values = []
         if one.task != "st":
-            heard = (one.transcript or one, other.transcript or other)
-            values += compare_recognition(*heard, samples)
+            values += compare_recognition(
+                one.transcript or one, other.transcript or other, samples
+            )
         if one.task != "asr":
             values += compare_translation(one, other, samples)
             values += compare_comet(one, a, b, samples)
@@ -90,25 +92,26 @@ def compare(
 
 
 def compare_recognition(one: Group, other: Group, samples: int) -> list[tuple]:
-    """WER and CER on normalised text, CER alone where there are no spaces."""
+    """Compare WER and CER on normalised text; only CER for languages without spaces."""
+    metrics: dict[str, Callable[..., WordOutput | CharacterOutput]]
     metrics = {"wer": word_errors, "cer": character_errors}
     if one.source in LANGUAGES_WITHOUT_SPACES:
         del metrics["wer"]
     rows = []
     for metric, align in metrics.items():
         outputs = [align(*normalize_group(group, metric)) for group in (one, other)]
-        errors = [
+        first, second = (
             [sum(count_errors(alignment)) for alignment in output.alignments]
             for output in outputs
-        ]
+        )
         lengths = [len(reference) for reference in outputs[0].references]
-        *value, higher = ratio_bootstrap(*errors, lengths, samples)
+        *value, higher = ratio_bootstrap(first, second, lengths, samples)
         rows.append((metric, *value, 1 - higher))
     return rows
 
 
 def compare_translation(one: Group, other: Group, samples: int) -> list[tuple]:
-    """BLEU, chrF and TER on the text as it is, by sacrebleu's paired bootstrap."""
+    """Compare BLEU, chrF and TER on raw text by sacrebleu's paired bootstrap."""
     from sacrebleu.significance import PairedTest
 
     metrics = {
@@ -131,47 +134,50 @@ def compare_translation(one: Group, other: Group, samples: int) -> list[tuple]:
             del os.environ["SACREBLEU_SEED"]
         else:
             os.environ["SACREBLEU_SEED"] = before
-    del scores["System"]
-    equal = one.hypotheses == other.hypotheses  # sacrebleu gives that a p near 0
+    del scores["System"]  # the systems' names; all other values are results
+    results = cast("dict[str, list[Result]]", scores)
+    equal = one.hypotheses == other.hypotheses  # sacrebleu's p-value is near 0 then
     return [
         (
             metric,
             a.score,
             b.score,
-            float(a.ci),
-            float(b.ci),
+            float(a.ci or 0),
+            float(b.ci or 0),
             1.0 if equal else b.p_value,
         )
-        for metric, (a, b) in zip(metrics, scores.values(), strict=True)
+        for metric, (a, b) in zip(metrics, results.values(), strict=True)
     ]
 
 
 def compare_comet(
     group: Group, a: str | Path, b: str | Path, samples: int
 ) -> list[tuple]:
-    """COMET, where both decode dirs were scored with it."""
+    """Compare COMET if both decode dirs were scored with it."""
     tables = [
         comet_column(Path(folder) / f"score_{group.name}" / "scores.tsv")
         for folder in (a, b)
     ]
     if not all(set(group.ids) <= table.keys() for table in tables):
         return []
-    scores = [[table[i] for i in group.ids] for table in tables]
-    return [("comet", *ratio_bootstrap(*scores, [1] * len(group.ids), samples))]
+    first, second = ([table[i] for i in group.ids] for table in tables)
+    ones = [1] * len(group.ids)
+    return [("comet", *ratio_bootstrap(first, second, ones, samples))]
 
 
 def ratio_bootstrap(
-    a: list[float], b: list[float], lengths: list[int], samples: int
+    a: Sequence[float], b: Sequence[float], lengths: Sequence[int], samples: int
 ) -> tuple[float, float, float, float, float, float]:
-    """Paired bootstrap of 100 · sum of counts / sum of lengths.
+    """Run the paired bootstrap on 100 · sum of counts / sum of lengths.
 
     Args:
-        a, b: counts of each utterance, by the two systems.
-        lengths: what they are divided by.
+        a, b: count of each utterance, for each system.
+        lengths: length of each utterance, the denominator.
+        samples: number of bootstrap samples.
 
     Returns:
-        Value of A, value of B, half of the 95 % interval of each, p, and the share of
-        draws in which B's value is higher (half of the draws in which they are equal).
+        Value of A, value of B, half width of the 95 % interval of each, p-value, and
+        the share of samples in which B's value is higher (ties count half).
     """
     import numpy as np
     from sacrebleu.significance import estimate_ci
@@ -181,20 +187,20 @@ def ratio_bootstrap(
     drawn_length = length[draws].sum(1)
     first = 100 * one[draws].sum(1) / drawn_length
     second = 100 * other[draws].sum(1) / drawn_length
-    values = [100 * x.sum() / length.sum() for x in (one, other)]
+    value_a, value_b = (100 * float(x.sum() / length.sum()) for x in (one, other))
     higher = (second > first).mean() + (second == first).mean() / 2
-    intervals = [float(estimate_ci(x)[1]) for x in (first, second)]
-    p = p_value(second - first, values[1] - values[0])
-    return (*map(float, values), *intervals, p, float(higher))
+    interval_a, interval_b = (float(estimate_ci(x)[1]) for x in (first, second))
+    p = p_value(second - first, value_b - value_a)
+    return value_a, value_b, interval_a, interval_b, p, float(higher)
 
 
 def p_value(differences: np.ndarray, observed: float) -> float:
-    """Chance of a difference as large as the observed one where there is none.
+    """Return the two-sided p-value of the null hypothesis of no difference.
 
     Args:
-        differences: (samples,) of the draws; shifted to a mean of 0 they are what
-            chance alone makes.
-        observed: on the set as it is.
+        differences: (samples,) of the bootstrap samples; shifted to a mean of 0, they
+            are the distribution under the null hypothesis.
+        observed: difference on the whole set.
     """
     shifted = abs(differences - differences.mean())
     beyond = int((shifted >= abs(observed)).sum())
@@ -202,9 +208,9 @@ def p_value(differences: np.ndarray, observed: float) -> float:
 
 
 def comet_column(path: Path) -> dict[str, float]:
-    """COMET of each sentence from a ``scores.tsv``; empty where it has none.
+    """Read COMET of each sentence from a ``scores.tsv``; empty if it has no COMET.
 
-    It stands there times 100; here as COMET gives it.
+    The file contains it times 100; the result is in COMET's own scale.
     """
     if not path.exists():
         return {}
@@ -216,10 +222,12 @@ def comet_column(path: Path) -> dict[str, float]:
 
 
 def comparison_table(rows: list[Comparison], a: str, b: str, samples: int) -> str:
-    """The comparison as Markdown.
+    """Return the comparison as a Markdown table.
 
     Args:
-        a, b: what the two systems are called.
+        rows: results of :func:`compare`.
+        a, b: names of the two systems.
+        samples: number of bootstrap samples, for the caption.
     """
     header = ["set", "metric", a, b, "difference", "p", f"{b} better"]
     lines = []
@@ -238,6 +246,7 @@ def comparison_table(rows: list[Comparison], a: str, b: str, samples: int) -> st
             ]
         )
     return markdown_table(header, lines) + (
-        f"\n± is half of the 95 % interval; p is that of the paired bootstrap over "
-        f"{samples} draws (seed {SEED}). Error rates are on normalised text.\n"
+        f"\n± is half the width of the 95 % interval, p the p-value of the paired "
+        f"bootstrap with {samples} draws (seed {SEED}). Error rates are on normalised "
+        "text.\n"
     )

@@ -1,68 +1,28 @@
-"""BLEU, chrF and TER (sacrebleu)."""
+"""BLEU, chrF and TER of translations (sacrebleu)."""
 
 from __future__ import annotations
 
-from speechllm.evaluation.groups import Group, normalize_group
-from speechllm.evaluation.recognition import Scores
+from typing import TYPE_CHECKING
+
+from speechllm.evaluation.groups import Group, Scores, normalize_group
 from speechllm.text.normalization import LANGUAGES_WITHOUT_SPACES
 
-#: sacrebleu's tokenizer where the default (13a) does not split the text into words.
-#: Characters for Japanese: nothing to install, and the signature says so.
+if TYPE_CHECKING:
+    from sacrebleu.metrics import BLEU, CHRF, TER
+    from sacrebleu.metrics.base import Metric
+
+#: sacrebleu's tokenizer for languages that its default (13a) does not split into words.
+#: Japanese is scored by characters, which needs no extra package; the signature
+#: records it.
 BLEU_TOKENIZERS = {"ja": "char", "yue": "zh", "zh": "zh"}
 
 
-# ---------------------------------------------------------------- translation
-
-
-def bleu_metric(language: str, **options):
-    """sacrebleu's BLEU with the tokenizer that the target language asks for."""
-    from sacrebleu.metrics import BLEU
-
-    return BLEU(tokenize=BLEU_TOKENIZERS.get(language, "13a"), **options)
-
-
-def chrf_metric():
-    """sacrebleu's chrF2 (character 6-grams, beta 2)."""
-    from sacrebleu.metrics import CHRF
-
-    return CHRF()
-
-
-def ter_metric(language: str):
-    """sacrebleu's TER, by characters where the language is written without spaces."""
-    from sacrebleu.metrics import TER
-
-    asian = language in LANGUAGES_WITHOUT_SPACES
-    return TER(asian_support=asian, normalized=asian)
-
-
-def sacrebleu_row(
-    name: str, metric, references: list[str], hypotheses: list[str]
-) -> dict:
-    """The row of one corpus score (already in percent) with its signature."""
-    value = metric.corpus_score(hypotheses, [references]).score
-    return {
-        "metric": name,
-        "value": round(value, 2),
-        "signature": str(metric.get_signature()),
-    }
-
-
-def translation_rows(group: Group) -> list[dict]:
-    """BLEU, chrF and TER on the raw text; BLEU and chrF on the normalised text."""
-    raw = group.references, group.hypotheses
-    normalised = normalize_group(group, "wer")
-    return [
-        sacrebleu_row("bleu", bleu_metric(group.target), *raw),
-        sacrebleu_row("chrf", chrf_metric(), *raw),
-        sacrebleu_row("ter", ter_metric(group.target), *raw),
-        sacrebleu_row("bleu_normalized", bleu_metric(group.target), *normalised),
-        sacrebleu_row("chrf_normalized", chrf_metric(), *normalised),
-    ]
-
-
 def score_translation(group: Group) -> Scores:
-    """Corpus scores, and BLEU (effective order) and chrF of every sentence."""
+    """Return corpus-level scores, and BLEU and chrF of every sentence.
+
+    Sentence BLEU uses the effective order. ``alignment.txt`` lists the sentences from
+    the lowest chrF to the highest.
+    """
     bleu = bleu_metric(group.target, effective_order=True)
     chrf = chrf_metric()
     table, utterances = [], []
@@ -79,3 +39,51 @@ def score_translation(group: Group) -> Scores:
     header = ["id", "bleu", "chrf", "reference", "hypothesis"]
     alignment = "\n".join(text for _, _, text in sorted(utterances))
     return Scores(translation_rows(group), header, table, alignment)
+
+
+def translation_rows(group: Group) -> list[dict]:
+    """Return BLEU, chrF and TER on raw text, and BLEU and chrF on normalised text."""
+    raw = group.references, group.hypotheses
+    normalised = normalize_group(group, "wer")
+    return [
+        sacrebleu_row("bleu", bleu_metric(group.target), *raw),
+        sacrebleu_row("chrf", chrf_metric(), *raw),
+        sacrebleu_row("ter", ter_metric(group.target), *raw),
+        sacrebleu_row("bleu_normalized", bleu_metric(group.target), *normalised),
+        sacrebleu_row("chrf_normalized", chrf_metric(), *normalised),
+    ]
+
+
+def sacrebleu_row(
+    name: str, metric: Metric, references: list[str], hypotheses: list[str]
+) -> dict:
+    """Return the row of one corpus-level score, in percent, with its signature."""
+    value = metric.corpus_score(hypotheses, [references]).score
+    return {
+        "metric": name,
+        "value": round(value, 2),
+        "signature": str(metric.get_signature()),
+    }
+
+
+def bleu_metric(language: str, effective_order: bool = False) -> BLEU:
+    """Return sacrebleu's BLEU with the tokenizer for the target language."""
+    from sacrebleu.metrics import BLEU
+
+    tokenizer = BLEU_TOKENIZERS.get(language, "13a")
+    return BLEU(tokenize=tokenizer, effective_order=effective_order)
+
+
+def chrf_metric() -> CHRF:
+    """Return sacrebleu's chrF2 (character 6-grams, beta 2)."""
+    from sacrebleu.metrics import CHRF
+
+    return CHRF()
+
+
+def ter_metric(language: str) -> TER:
+    """Return sacrebleu's TER; by characters for languages without spaces."""
+    from sacrebleu.metrics import TER
+
+    asian = language in LANGUAGES_WITHOUT_SPACES
+    return TER(asian_support=asian, normalized=asian)

@@ -1,4 +1,4 @@
-"""The Asterisk corpus: fetching with checksums, both layouts, splits, what goes."""
+"""Asterisk: download with checksums, both layouts, splits and dropped entries."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def prepared(asterisk_dir, tmp_path_factory):
 
 
 def read(folder, table: str) -> dict[str, str]:
-    """One table over all sets."""
+    """Read one table of all sets."""
     tables = [read_table(folder / name / table) for name in SETS]
     return {key: value for entries in tables for key, value in entries.items()}
 
@@ -48,7 +48,7 @@ def test_every_set_is_valid_and_has_every_language(prepared):
         assert [row["language"] for row in rows] == [*LANGUAGES, "*"]
 
 
-def test_sizes(prepared):
+def test_sizes_of_the_sets(prepared):
     counts = {name: len(read_table(prepared / name / "text")) for name in SETS}
     total = sum(counts.values())
     assert total == 2548
@@ -56,7 +56,7 @@ def test_sizes(prepared):
     assert counts["dev"] / total == pytest.approx(0.05, abs=0.01)
 
 
-def test_no_key_and_no_sentence_is_in_two_sets(prepared):
+def test_no_key_or_sentence_is_in_two_sets(prepared):
     places = {}
     for name in SETS:
         languages = read_table(prepared / name / "utt2lang")
@@ -78,7 +78,7 @@ def test_texts_and_translations(prepared):
     assert speakers["it-auth-thankyou"] == "it_IT_m_Carlo"
 
 
-def test_what_was_left_out(prepared):
+def test_dropped_entries_have_reasons(prepared):
     dropped = {e.id: e for name in SETS for e in read_dropped(prepared / name)}
     expected = {
         "en-beep": "no speech",
@@ -130,8 +130,8 @@ def test_clean_text(raw, clean):
     assert clean_text(raw, "conf") == clean
 
 
-def test_upstream_layout(asterisk_dir, tmp_path, prepared):
-    """The tarballs' layout: one folder per language with texts and sounds in it."""
+def test_layout_of_upstreams_tarballs(asterisk_dir, tmp_path, prepared):
+    """One folder per language, with texts and sounds."""
     for language in LANGUAGES:
         folder = tmp_path / "up" / language
         folder.mkdir(parents=True)
@@ -152,7 +152,7 @@ def test_upstream_layout(asterisk_dir, tmp_path, prepared):
     assert ours.items() <= theirs.items()
 
 
-def test_a_folder_without_the_sounds(tmp_path):
+def test_folder_without_the_sounds_is_an_error(tmp_path):
     with pytest.raises(UserError, match=r"no core-sounds-en.txt below it; unpack the"):
         prepare_asterisk(tmp_path, tmp_path / "data")
     (tmp_path / "core-sounds-en.txt").write_text("a: b\n")
@@ -165,7 +165,7 @@ def test_a_folder_without_the_sounds(tmp_path):
 
 
 def serve_tarballs(folder, monkeypatch) -> None:
-    """Put small tarballs in the place of upstream's, checksums and all."""
+    """Replace upstream's tarballs and their checksums by small ones."""
     for language in LANGUAGES:
         source = folder / language
         source.mkdir(parents=True)
@@ -181,16 +181,16 @@ def serve_tarballs(folder, monkeypatch) -> None:
     monkeypatch.setattr(fetch.shutil, "which", lambda name: None)
 
 
-def test_tarballs_where_there_is_no_apt(tmp_path, monkeypatch):
+def test_tarballs_are_downloaded_without_apt(tmp_path, monkeypatch):
     serve_tarballs(tmp_path / "served", monkeypatch)
     folder = fetch.fetch_asterisk(tmp_path / "downloads")
     assert (folder / "ru" / "core-sounds-ru.txt").is_file()
     monkeypatch.setattr(fetch, "_TARBALLS", ())
-    assert fetch.fetch_asterisk(tmp_path / "downloads") == folder  # fetched once
+    assert fetch.fetch_asterisk(tmp_path / "downloads") == folder  # downloaded once
     prepare_asterisk(folder, tmp_path / "data")
 
 
-def test_a_wrong_checksum(tmp_path, monkeypatch):
+def test_wrong_checksum_is_an_error(tmp_path, monkeypatch):
     serve_tarballs(tmp_path / "served", monkeypatch)
     monkeypatch.setitem(fetch._TARBALL_SHA256, "fr", "0" * 64)
     with pytest.raises(UserError, match=r"fr.tar.gz: wrong checksum .*expected 000"):
@@ -198,7 +198,7 @@ def test_a_wrong_checksum(tmp_path, monkeypatch):
     assert list((tmp_path / "downloads").iterdir()) == []
 
 
-def test_a_tarball_cannot_write_outside(tmp_path, monkeypatch):
+def test_tarball_cannot_write_outside_its_folder(tmp_path, monkeypatch):
     serve_tarballs(tmp_path / "served", monkeypatch)
     path = tmp_path / "served" / "en.tar.gz"
     with tarfile.open(path, "w:gz") as archive:
@@ -210,16 +210,18 @@ def test_a_tarball_cannot_write_outside(tmp_path, monkeypatch):
     assert not list(tmp_path.rglob("evil*"))
 
 
-def test_nothing_reachable_says_what_to_do(tmp_path, monkeypatch):
+def test_message_without_network_names_the_remedy(tmp_path, monkeypatch):
     monkeypatch.setattr(fetch.shutil, "which", lambda name: None)
     monkeypatch.setattr(fetch, "_TARBALLS", (f"file://{tmp_path}/none-{{lang}}",))
-    with pytest.raises(UserError, match="apt-get is not on .*--asterisk_dir") as error:
+    with pytest.raises(
+        UserError, match="apt-get is not installed.*--asterisk_dir"
+    ) as error:
         fetch.fetch_asterisk(tmp_path / "downloads")
     assert "asterisk-core-sounds-en-g722" in str(error.value)
 
 
-def test_apt_without_package_lists_keeps_its_own(tmp_path, monkeypatch):
-    """Where apt knows no package, lists are fetched into a folder of ours."""
+def test_apt_without_package_lists_downloads_its_own(tmp_path, monkeypatch):
+    """Package lists are downloaded into a folder that needs no root."""
     calls = []
 
     def run(command, **options):
@@ -247,9 +249,9 @@ def test_corpus_names_and_command_line(asterisk_dir, tmp_path, capsys):
         main(["no_such_corpus"])
 
 
-def test_two_keys_with_one_utterance_id():
+def test_two_keys_with_the_same_utterance_id_are_an_error():
     tables = asterisk._empty_tables()
     first = Entry("a/b", "en", "x", asterisk.Path("x.g722"))
     asterisk._add(tables, first, 1.0, {})
-    with pytest.raises(UserError, match="two keys make the utterance id en-a_b"):
+    with pytest.raises(UserError, match="two keys have the utterance id en-a_b"):
         asterisk._add(tables, Entry("a_b", "en", "x", asterisk.Path("y")), 1.0, {})

@@ -1,4 +1,4 @@
-"""Common Voice's releases: quoted fields, missing clips, old and new columns."""
+"""Common Voice: quoted fields, missing clips, columns of several releases."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TEST = HEADER + (
 
 @pytest.fixture
 def release(tmp_path):
-    """A release with a test split that has every oddity, and small train and dev."""
+    """A release whose test split has every special case, and small train and dev."""
     folder = tmp_path / "cv-corpus-8.0-2022-01-19" / "ja"
     (folder / "clips").mkdir(parents=True)
     for number in (2, 3, 4, 5, 6, 9, 10):
@@ -43,7 +43,7 @@ def release(tmp_path):
     return folder.parent
 
 
-def test_tables(release, tmp_path, capsys):
+def test_tables_are_as_expected(release, tmp_path, capsys):
     data = tmp_path / "data"
     arguments = ["--common_voice_dir", str(release), "--output", str(data)]
     main(["common_voice", *arguments, "--prefix", "cv8_"])
@@ -77,7 +77,7 @@ def test_tables(release, tmp_path, capsys):
         assert validate_data_dir(data / name) == []
 
 
-def test_oldest_releases_leave_the_ending_out(release, tmp_path):
+def test_clips_of_the_oldest_releases_lack_the_extension(release, tmp_path):
     text = HEADER + row(ALICE, "common_voice_ja_9", "はい")
     (release / "ja" / "test.tsv").write_text(text, "utf-8")
     prepare_common_voice(release, tmp_path / "data", splits=["test"])
@@ -97,11 +97,11 @@ def test_oldest_releases_leave_the_ending_out(release, tmp_path):
         (" a ", "a"),
     ],
 )
-def test_unquote(field, text):
+def test_quotation_marks_around_a_whole_field_are_removed(field, text):
     assert unquote(field) == text
 
 
-def test_read_clips_takes_marks_and_line_ends_of_windows(tmp_path):
+def test_byte_order_mark_and_crlf_are_accepted(tmp_path):
     path = tmp_path / "a.tsv"
     path.write_bytes("\ufeffpath\tsentence\r\na.mp3\tx\u2028y\r\n\r\n".encode())
     assert list(read_clips(path, ["sentence", "path"])) == [
@@ -114,31 +114,31 @@ def test_read_clips_takes_marks_and_line_ends_of_windows(tmp_path):
     [
         (b"", "a.tsv: the file is empty"),
         (b"path\ttext\n", ":1: the column 'sentence' is missing; .*: path, text"),
-        (b"path\tsentence\tpath\n", "'path' is there twice"),
+        (b"path\tsentence\tpath\n", "'path' is listed twice"),
         (b"path\tsentence\na\n", ":2: 1 fields where the header has 2"),
         ("path\tsentence\na\t日本\n".encode("cp932"), ":2: not UTF-8"),
         ("日本\n".encode("utf-16"), ":1: not UTF-8"),
     ],
 )
-def test_read_clips_refuses(tmp_path, content, message):
+def test_bad_tsv_is_an_error(tmp_path, content, message):
     path = tmp_path / "a.tsv"
     path.write_bytes(content)
     with pytest.raises(UserError, match=message):
         list(read_clips(path, ["path", "sentence"]))
 
 
-def test_wrong_root(release, tmp_path):
+def test_wrong_folder_is_an_error(release, tmp_path):
     with pytest.raises(UserError, match="nowhere: no such folder"):
         prepare_common_voice(tmp_path / "nowhere", tmp_path / "out")
-    with pytest.raises(UserError, match="/ja/ja: not there; .* it holds: clips, dev"):
+    with pytest.raises(UserError, match="/ja/ja: not found; .* contains: clips, dev"):
         prepare_common_voice(release / "ja", tmp_path / "out")
     (release / "ja" / "dev.tsv").unlink()
-    with pytest.raises(UserError, match="dev.tsv: no such file; .* not unpacked whole"):
+    with pytest.raises(UserError, match="dev.tsv: no such file; unpack the whole"):
         prepare_common_voice(release, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_clip_in_two_splits(release, tmp_path):
+def test_clip_in_two_splits_is_an_error(release, tmp_path):
     text = HEADER + row("d4" * 64, "common_voice_ja_5.mp3", "train")
     (release / "ja" / "dev.tsv").write_text(text, "utf-8")
     with pytest.raises(UserError, match="common_voice_ja_5.mp3 is also in train.tsv"):
@@ -146,7 +146,7 @@ def test_a_clip_in_two_splits(release, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_no_split_is_written_where_one_is_empty(release, tmp_path):
+def test_no_split_is_written_if_one_is_empty(release, tmp_path):
     (release / "ja" / "test.tsv").write_text(HEADER, "utf-8")
     with pytest.raises(UserError, match="out/test: no utterance is left"):
         prepare_common_voice(release, tmp_path / "out")

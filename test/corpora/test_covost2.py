@@ -1,4 +1,4 @@
-"""CoVoST 2: a generated corpus in its on-disk format against files written by hand."""
+"""CoVoST 2: data dirs of a small corpus compared with files written by hand."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ def prepare(root: Path, tmp_path: Path, *directions: tuple[str, str]) -> Path:
     return tmp_path / "data"
 
 
-def refusal(root: Path, tmp_path: Path, *directions: tuple[str, str]) -> str:
-    """The message that preparation ends with; nothing is written then."""
+def error_message(root: Path, tmp_path: Path, *directions: tuple[str, str]) -> str:
+    """Return the error message of a preparation that must write nothing."""
     with pytest.raises(UserError) as caught:
         prepare(root, tmp_path, *directions)
     data = tmp_path / "data"
@@ -90,7 +90,7 @@ def refusal(root: Path, tmp_path: Path, *directions: tuple[str, str]) -> str:
     return str(caught.value)
 
 
-def test_the_tables_are_those_written_by_hand(corpus, tmp_path):
+def test_tables_equal_those_written_by_hand(corpus, tmp_path):
     data = prepare(corpus, tmp_path)
     for name, expected in EXPECTED_TRAIN.items():
         assert (data / "train" / name).read_text("utf-8") == expected, name
@@ -101,7 +101,7 @@ def test_the_tables_are_those_written_by_hand(corpus, tmp_path):
         assert validate_data_dir(data / name) == []
 
 
-def test_dev_and_test_stay_comparable(corpus, tmp_path):
+def test_dev_and_test_keep_all_but_empty_translations(corpus, tmp_path):
     data = prepare(corpus, tmp_path)
     assert read_table(data / "test/text.de") == {
         f"{B}-common_voice_en_10": "Er steht in zwei Mengen.",
@@ -117,7 +117,7 @@ def test_dev_and_test_stay_comparable(corpus, tmp_path):
     ]
 
 
-def test_several_directions_in_one_data_dir(corpus, tmp_path):
+def test_several_directions_share_a_data_dir(corpus, tmp_path):
     data = prepare(corpus, tmp_path, ("en", "de"), ("en", "zh-CN"), ("fr", "en"))
     assert translation_languages(data / "train") == ["de", "en", "zh"]
     languages = read_table(data / "train/utt2lang")
@@ -139,7 +139,7 @@ def test_several_directions_in_one_data_dir(corpus, tmp_path):
         assert validate_data_dir(data / name) == []
 
 
-def test_clips_that_do_not_decode_are_listed(corpus, tmp_path):
+def test_clips_that_cannot_be_decoded_are_listed(corpus, tmp_path):
     clips = corpus / "en/clips"
     (clips / "common_voice_en_1.mp3").write_bytes(b"")
     (clips / "common_voice_en_2.mp3").write_bytes(b"no audio at all" * 99)
@@ -155,7 +155,7 @@ def test_clips_that_do_not_decode_are_listed(corpus, tmp_path):
     assert int(samples[f"{A}-common_voice_en_3"]) == pytest.approx(16000, abs=1600)
 
 
-def test_rows_are_read_as_covosts_own_script_reads_them(corpus):
+def test_rows_are_read_as_by_covosts_own_script(corpus):
     for path in corpus.glob("covost_v2.*.tsv"):
         table = pandas.read_csv(
             path,
@@ -169,7 +169,7 @@ def test_rows_are_read_as_covosts_own_script_reads_them(corpus):
         assert list(read_translations(path)) == [tuple(row) for row in expected]
 
 
-def test_a_row_that_lacks_fields_is_listed(corpus, tmp_path):
+def test_row_that_lacks_fields_is_listed(corpus, tmp_path):
     with open(corpus / "covost_v2.en_de.tsv", "a", encoding="utf-8") as stream:
         stream.write("common_voice_en_12.mp3\tKein Split.\n")
     with open(corpus / "en/validated.tsv", "a", encoding="utf-8") as stream:
@@ -180,7 +180,7 @@ def test_a_row_that_lacks_fields_is_listed(corpus, tmp_path):
     assert dropped["en/validated.tsv:17"].reason == "bad row"
 
 
-def test_a_stray_backslash_or_line_end_spoils_no_other_row(tmp_path):
+def test_stray_backslash_or_line_end_does_not_affect_other_rows(tmp_path):
     path = tmp_path / "covost_v2.en_de.tsv"
     rows = ["path\ttranslation\tsplit", "a\tEin\rs.\ttrain", "b\tZwei.\\\ttrain"]
     rows += ["c\tDrei.\ttrain\\", "d\tV\\\\ier.\ttrain"]
@@ -194,7 +194,7 @@ def test_a_stray_backslash_or_line_end_spoils_no_other_row(tmp_path):
     assert problems == ["3: 2 fields, the header has 3"]
 
 
-def test_each_direction_is_prepared_and_has_its_prompts(tmp_path):
+def test_each_direction_is_prepared_and_has_prompts(tmp_path):
     directions = choose_directions(["en", *INTO_ENGLISH], ["en", *FROM_ENGLISH])
     for number, source in enumerate(["en", *INTO_ENGLISH]):
         clips = tmp_path / source / "clips"
@@ -227,7 +227,7 @@ def test_each_direction_is_prepared_and_has_its_prompts(tmp_path):
             assert all("speech" in prompts.text(task, *pair) for pair in found)
 
 
-def test_every_direction(tmp_path):
+def test_directions_between_languages(tmp_path):
     pairs = choose_directions(["en", *INTO_ENGLISH], ["en", *FROM_ENGLISH])
     assert len(pairs) == 36 and len(INTO_ENGLISH) == 21 and len(FROM_ENGLISH) == 15
     assert choose_directions(["en", "fr"], ["de", "en"]) == [("en", "de"), ("fr", "en")]
@@ -240,55 +240,60 @@ def test_every_direction(tmp_path):
             choose_directions(sources, targets)
 
 
-def test_wrong_root(corpus, tmp_path):
-    message = refusal(corpus / "en", tmp_path)
-    assert f"{corpus}/en/covost_v2.en_de.tsv: not there" in message
-    assert "holds no covost_v2.*.tsv" in message
-    assert "covost_v2.fr_en.tsv. Unpack" in refusal(corpus, tmp_path, ("en", "tr"))
+def test_wrong_folder_is_an_error(corpus, tmp_path):
+    message = error_message(corpus / "en", tmp_path)
+    assert f"{corpus}/en/covost_v2.en_de.tsv: not found" in message
+    assert "contains no covost_v2.*.tsv" in message
+    assert "covost_v2.fr_en.tsv. Unpack" in error_message(
+        corpus, tmp_path, ("en", "tr")
+    )
 
 
 @pytest.mark.parametrize("name", ["validated.tsv", "clips"])
-def test_half_unpacked_corpus(corpus, tmp_path, name):
+def test_incomplete_corpus_is_an_error(corpus, tmp_path, name):
     path = corpus / "en" / name
     shutil.rmtree(path) if path.is_dir() else path.unlink()
-    assert f"{path}: not there; unpack Common Voice 4.0" in refusal(corpus, tmp_path)
+    assert f"{path}: not found; unpack Common Voice 4.0" in error_message(
+        corpus, tmp_path
+    )
 
 
-def test_clips_of_another_language(corpus, tmp_path):
+def test_clips_of_another_language_are_an_error(corpus, tmp_path):
     shutil.rmtree(corpus / "en/clips")
     shutil.copytree(corpus / "fr/clips", corpus / "en/clips")
-    message = refusal(corpus, tmp_path)
-    assert f"{corpus}/en/clips: holds none of the clips" in message
+    message = error_message(corpus, tmp_path)
+    assert f"{corpus}/en/clips: contains none of CoVoST 2's clips" in message
 
 
-def test_a_set_of_which_nothing_is_left(corpus, tmp_path):
+def test_set_without_clips_is_an_error(corpus, tmp_path):
     (corpus / "en/clips/common_voice_en_20.mp3").unlink()
-    message = refusal(corpus, tmp_path)
+    message = error_message(corpus, tmp_path)
     assert "no clip of the set dev is left; first " in message
 
 
-def test_missing_columns(corpus, tmp_path):
+def test_missing_columns_are_an_error(corpus, tmp_path):
     path = corpus / "covost_v2.en_de.tsv"
     text = path.read_text("utf-8")
     path.write_text(text.replace("translation", "translated", 1), "utf-8")
-    message = refusal(corpus, tmp_path)
+    message = error_message(corpus, tmp_path)
     assert message == (
-        f"{path}: has no column 'translation', only path, translated, split"
+        f"{path}: no column 'translation', only path, translated, split; "
+        "unpack it again"
     )
     path.write_text(text, "utf-8")
     listed = corpus / "en/validated.tsv"
     listed.write_text(listed.read_text("utf-8").replace("sentence", "text", 1), "utf-8")
-    message = refusal(corpus, tmp_path)
+    message = error_message(corpus, tmp_path)
     assert str(listed) in message and "sentence" in message
 
 
-def test_text_of_the_wrong_encoding(corpus, tmp_path):
+def test_wrong_encoding_is_an_error(corpus, tmp_path):
     path = corpus / "covost_v2.en_de.tsv"
     content = path.read_text("utf-8").replace("\ufffd", "ü").replace("\ufeff", "")
     for mark in "„“":
         content = content.replace(mark, "'")
     path.write_bytes(content.encode("latin-1"))
-    assert f"{path}:7: not UTF-8 (byte 0xfc)" in refusal(corpus, tmp_path)
+    assert f"{path}:7: not UTF-8 (byte 0xfc)" in error_message(corpus, tmp_path)
 
 
 def test_command_line(corpus, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""CSJ: every tag, both editions, dialogues, sets, and what is said of bad input."""
+"""CSJ: every tag, both editions, dialogues, sets and errors in the input."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def corpus(tmp_path):
     return write_corpus(tmp_path / "CSJ")
 
 
-def test_tables(corpus, tmp_path, capsys):
+def test_tables_are_as_expected(corpus, tmp_path, capsys):
     data = tmp_path / "data"
     arguments = ["--csj_dir", str(corpus), "--output", str(data)]
     main(["csj", *arguments, "--max_same_text", "2"])
@@ -73,22 +73,22 @@ def test_tables(corpus, tmp_path, capsys):
     )
 
 
-def test_fluent_text_of_the_same_utterances(corpus, tmp_path):
-    prepare_csj(corpus, tmp_path / "said")
-    prepare_csj(corpus, tmp_path / "meant", style="fluent")
-    said = read_table(tmp_path / "said/train/segments")
-    meant = read_table(tmp_path / "meant/train/segments")
-    assert said.keys() - meant.keys() == {"A02F0001_0017000_0017400"}
-    assert meant.items() <= said.items()
-    text = read_table(tmp_path / "meant/train/text")
+def test_fluent_text_has_the_same_utterances(corpus, tmp_path):
+    prepare_csj(corpus, tmp_path / "disfluent")
+    prepare_csj(corpus, tmp_path / "fluent", style="fluent")
+    disfluent = read_table(tmp_path / "disfluent/train/segments")
+    fluent = read_table(tmp_path / "fluent/train/segments")
+    assert disfluent.keys() - fluent.keys() == {"A02F0001_0017000_0017400"}
+    assert fluent.items() <= disfluent.items()
+    text = read_table(tmp_path / "fluent/train/text")
     assert text["A02F0001_0000500_0003000"] == "それでは発表します"
-    dropped = read_dropped(tmp_path / "meant/train")
+    dropped = read_dropped(tmp_path / "fluent/train")
     assert ("A02F0001_0017000_0017400", "empty text") in [
         (entry.id, entry.reason) for entry in dropped
     ]
 
 
-def test_both_editions_give_the_same(corpus, tmp_path):
+def test_both_editions_give_the_same_data(corpus, tmp_path):
     prepare_csj(corpus, tmp_path / "sdb", edition="sdb")
     prepare_csj(corpus, tmp_path / "xml", edition="xml")
     for name in csj.SETS:
@@ -97,19 +97,19 @@ def test_both_editions_give_the_same(corpus, tmp_path):
             assert path.read_bytes() == other.read_bytes(), path.name
 
 
-def test_the_xml_edition_is_found(tmp_path):
+def test_xml_edition_is_found(tmp_path):
     corpus = write_corpus(tmp_path / "CSJ", editions=("xml",))
     assert csj.find_transcripts(corpus)[1] == "xml"
     assert len(prepare_csj(corpus, tmp_path / "data")) == 8  # five sets, three warnings
 
 
 @pytest.mark.parametrize("kinds", ["", "Z", "AZ"])
-def test_unknown_kinds(corpus, tmp_path, kinds):
-    with pytest.raises(UserError, match=f"kinds '{kinds}': letters of ASMRD"):
+def test_unknown_kinds_are_an_error(corpus, tmp_path, kinds):
+    with pytest.raises(UserError, match=f"kinds '{kinds}': use letters of ASMRD"):
         prepare_csj(corpus, tmp_path / "data", kinds=kinds)
 
 
-def test_kinds(corpus, tmp_path):
+def test_kinds_restrict_train_and_dev_only(corpus, tmp_path):
     prepare_csj(corpus, tmp_path / "data", kinds="A")
     assert {key[0] for key in read_table(tmp_path / "data/train/text")} == {"A"}
     assert read_table(tmp_path / "data/eval3/text")
@@ -153,14 +153,14 @@ def test_kinds(corpus, tmp_path):
         (["第　三 章"], "第三章", "第三章"),
     ],
 )
-def test_tags(words, disfluent, fluent):
+def test_tags_are_converted_to_text(words, disfluent, fluent):
     stream = [Word(word, 0, "a.sdb:1") for word in words]
     (text,), _ = read_words(stream, 1)
     assert text.disfluent == disfluent
     assert text.fluent == (disfluent if fluent is None else fluent)
 
 
-def test_tags_over_segments():
+def test_tags_span_segments():
     stream = [
         Word("(笑 あ", 0, "1"),
         Word("い)", 1, "2"),
@@ -173,7 +173,7 @@ def test_tags_over_segments():
     assert tied == [(2, 3)]
 
 
-def test_segments_that_a_tag_ties_are_one(tmp_path):
+def test_segments_that_a_tag_spans_are_joined(tmp_path):
     path = tmp_path / "A01F0001.sdb"
     spec = [
         (0, 1, "L", ["(K たち"]),
@@ -187,8 +187,8 @@ def test_segments_that_a_tag_ties_are_one(tmp_path):
     assert times == [(0, 4, "橘だ"), (9, 10, "で")]
 
 
-def test_lhotse_reads_the_same_text(tmp_path):
-    """Segment by segment, where lhotse's reading has no quirk of its own."""
+def test_text_equals_that_of_lhotse(tmp_path):
+    """Without the cases that lhotse reads differently."""
     lhotse = pytest.importorskip("lhotse.recipes.csj")
     words = [
         ["(F えー)", "それ", "では", "(D は)", "発表"],
@@ -215,12 +215,12 @@ def test_lhotse_reads_the_same_text(tmp_path):
         parser.parse(segment.text) for segment in lhotse._read_one_sdb(path)
     )
     ((_, ours),) = csj.read_sdb(path, "A01F0001")
-    said = "".join(one.text.disfluent for one in ours)
-    assert said.replace("－", "−") == theirs  # the two decoders' hyphens differ
-    assert len(ours) == len(words)  # lhotse makes one of the last two
+    text = "".join(one.text.disfluent for one in ours)
+    assert text.replace("－", "−") == theirs  # the decoders' hyphens differ
+    assert len(ours) == len(words)  # lhotse joins the last two
 
 
-def test_the_sets_are_those_of_lhotse():
+def test_sets_equal_those_of_lhotse():
     lhotse = pytest.importorskip("lhotse.recipes.csj")
     ours = [sorted(talks.split()) for talks in csj.EVALUATION.values()]
     assert ours == [sorted(talks) for talks in lhotse._EVAL]
@@ -228,7 +228,7 @@ def test_the_sets_are_those_of_lhotse():
     assert sorted(csj.DEV.split()) == sorted(lhotse._VALID)
 
 
-# --- bad input ----------------------------------------------------------------------
+# Bad input
 
 
 @pytest.mark.parametrize(
@@ -240,10 +240,10 @@ def test_the_sets_are_those_of_lhotse():
         ("はい＜雑音＞", ":1: unknown tag ＜雑音＞ in "),
         ("本<鼻息>", ":1: unknown tag <鼻息>"),
         ("(F えー", r":1: the tag \(F is never closed"),
-        ("本)", ":1: a bracket is closed that was not opened: 本"),
+        ("本)", ":1: closing bracket without an opening one: 本"),
     ],
 )
-def test_bad_tags(corpus, tmp_path, word, message):
+def test_bad_tags_are_errors(corpus, tmp_path, word, message):
     write_talk(corpus, "A02F0001", [(0, 1, "L", [word])], "noncore")
     with pytest.raises(UserError, match=message):
         prepare_csj(corpus, tmp_path / "data")
@@ -262,18 +262,18 @@ def test_bad_tags(corpus, tmp_path, word, message):
         (b"", "A02F0001.sdb: the transcript is empty"),
     ],
 )
-def test_bad_sdb(corpus, tmp_path, content, message):
+def test_bad_sdb_files_are_errors(corpus, tmp_path, content, message):
     (corpus / "MORPH/SDB/noncore/A02F0001.sdb").write_bytes(content)
     with pytest.raises(UserError, match=message):
         prepare_csj(corpus, tmp_path / "data")
     assert not (tmp_path / "data").exists()
 
 
-def test_bad_xml(corpus, tmp_path):
+def test_bad_xml_files_are_errors(corpus, tmp_path):
     path = corpus / "XML/BaseXML/noncore/A02F0001.xml"
     whole = path.read_bytes()
     for content, message in (
-        (whole[:900], "A02F0001.xml: not a whole XML file"),
+        (whole[:900], "A02F0001.xml: not a complete XML file"),
         (whole.replace(b"IPUEndTime", b"X"), "IPU 0001: no start or end time"),
         (b'<?xml version="1.0"?><Talk/>', "A02F0001.xml: the transcript is empty"),
     ):
@@ -282,22 +282,22 @@ def test_bad_xml(corpus, tmp_path):
             prepare_csj(corpus, tmp_path / "data", edition="xml")
 
 
-def test_wrong_root(corpus, tmp_path):
+def test_wrong_folder_is_an_error(corpus, tmp_path):
     with pytest.raises(UserError, match="nowhere: no such folder"):
         prepare_csj(tmp_path / "nowhere", tmp_path / "data")
     with pytest.raises(UserError) as error:
         prepare_csj(corpus / "WAV", tmp_path / "data")
     assert "WAV/MORPH/SDB/**/{core,noncore}/*.sdb nor" in str(error.value)
-    assert "it holds: core, noncore" in str(error.value)
+    assert "it contains: core, noncore" in str(error.value)
 
 
-def test_half_copied(corpus, tmp_path):
+def test_missing_and_damaged_files_are_listed(corpus, tmp_path):
     (corpus / "WAV/noncore/A02F0001.wav").unlink()
     damaged = corpus / "WAV/noncore/S00F0003.wav"
     damaged.write_bytes(damaged.read_bytes()[:30])
     prepare_csj(corpus, tmp_path / "data")
     dropped = read_dropped(tmp_path / "data/train")
-    # every utterance counts, so that the share of what is left out is right
+    # every utterance is listed, so that the share of dropped ones is correct
     ids = {"0000500_0003000", "0003501_0014200", "0014300_0015500"}
     ids |= {"0017000_0017400", "0018000_0018500"}
     assert {entry.id for entry in dropped if entry.reason == "no audio file"} == {
@@ -309,7 +309,7 @@ def test_half_copied(corpus, tmp_path):
     ]
     assert dropped[0].detail == f"{corpus}/WAV/noncore/A02F0001.wav"
     (corpus / "WAV/core/A01M0110.wav").unlink()
-    with pytest.raises(UserError, match=r"nothing is left of eval1 .*A01M0110.wav"):
+    with pytest.raises(UserError, match=r"no usable utterance in eval1 .*A01M0110.wav"):
         prepare_csj(corpus, tmp_path / "other")
     (corpus / "MORPH/SDB/core/A01M0110.sdb").unlink()
     with pytest.raises(UserError, match=r"no transcript of eval1 \(A01M0097, "):
@@ -317,13 +317,13 @@ def test_half_copied(corpus, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
-def test_a_talk_that_is_there_twice(corpus, tmp_path):
+def test_two_transcripts_of_a_talk_are_an_error(corpus, tmp_path):
     write_talk(corpus, "A02F0001", LONG, "core")
     with pytest.raises(UserError, match="noncore/A02F0001.sdb: .* is the same talk"):
         prepare_csj(corpus, tmp_path / "data")
 
 
-def test_a_full_disk_leaves_the_old_sets(corpus, tmp_path, monkeypatch):
+def test_full_disk_keeps_the_old_sets(corpus, tmp_path, monkeypatch):
     prepare_csj(corpus, tmp_path / "data")
     before = (tmp_path / "data/train/text").read_bytes()
     write = write_spk2utt

@@ -1,4 +1,4 @@
-"""JSUT's parts as they lie on disk, and what is said when they do not."""
+"""JSUT: data dirs of its parts, and errors in its files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BASIC5000_0005:週に四回、フランスの授業があります。
 
 @pytest.fixture
 def jsut(tmp_path):
-    """Three utterances, one without a text, one without a file."""
+    """A part with three utterances, one without a text and one without a file."""
     folder = tmp_path / "jsut_ver1.1" / "basic5000"
     (folder / "wav").mkdir(parents=True)
     (folder / "transcript_utf8.txt").write_text(TRANSCRIPT, "utf-8")
@@ -33,7 +33,7 @@ def jsut(tmp_path):
     return folder.parent
 
 
-def test_tables(jsut, tmp_path, capsys):
+def test_tables_are_as_expected(jsut, tmp_path, capsys):
     data = tmp_path / "data"
     main(["jsut", "--jsut_dir", str(jsut), "--output", str(data)])
     out = data / "jsut_basic5000"
@@ -60,23 +60,23 @@ def test_tables(jsut, tmp_path, capsys):
     assert validate_data_dir(out) == []
 
 
-def test_wrong_root(jsut, tmp_path):
+def test_wrong_folder_is_an_error(jsut, tmp_path):
     with pytest.raises(UserError, match="nowhere: no such folder"):
         prepare_jsut(tmp_path / "nowhere", tmp_path / "out")
     with pytest.raises(UserError) as error:
         prepare_jsut(jsut / "basic5000", tmp_path / "out")
-    assert "basic5000/basic5000/transcript_utf8.txt: not there" in str(error.value)
-    assert "it holds: transcript_utf8.txt, wav" in str(error.value)
+    assert "basic5000/basic5000/transcript_utf8.txt: not found" in str(error.value)
+    assert "contains: transcript_utf8.txt, wav" in str(error.value)
     assert not (tmp_path / "out").exists()
 
 
-def test_half_unpacked(jsut, tmp_path):
+def test_missing_recordings_are_an_error(jsut, tmp_path):
     for path in (jsut / "basic5000" / "wav").iterdir():
         path.unlink()
     with pytest.raises(UserError, match="no utterance is left .*no audio file"):
         prepare_jsut(jsut, tmp_path / "out")
     (jsut / "basic5000" / "wav").rmdir()
-    with pytest.raises(UserError, match="wav: no such folder; unpack JSUT whole"):
+    with pytest.raises(UserError, match="wav: no such folder; unpack the whole corpus"):
         prepare_jsut(jsut, tmp_path / "out")
 
 
@@ -85,11 +85,11 @@ def test_half_unpacked(jsut, tmp_path):
     [
         (TRANSCRIPT.encode("cp932"), "transcript_utf8.txt:1: not UTF-8"),
         (b"BASIC5000_0001 text\n", ":1: expected <utterance>:<text>"),
-        (b"BASIC5000_0001:a\nBASIC5000_0001:b\n", "BASIC5000_0001 is there twice"),
+        (b"BASIC5000_0001:a\nBASIC5000_0001:b\n", "BASIC5000_0001 is listed twice"),
         (b"", "no utterance is left"),
     ],
 )
-def test_bad_transcript(jsut, tmp_path, content, message):
+def test_bad_transcript_is_an_error(jsut, tmp_path, content, message):
     (jsut / "basic5000" / "transcript_utf8.txt").write_bytes(content)
     with pytest.raises(UserError, match=message):
         prepare_jsut(jsut, tmp_path / "out")

@@ -1,4 +1,4 @@
-"""MuST-C: generated corpora in its on-disk format against files written by hand."""
+"""MuST-C: data dirs of small corpora compared with files written by hand."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ def corpus(tmp_path) -> Path:
     return root
 
 
-def refusal(root: Path, tmp_path: Path, languages=("de",)) -> str:
-    """The message that preparation ends with; nothing is written then."""
+def error_message(root: Path, tmp_path: Path, languages=("de",)) -> str:
+    """Return the error message of a preparation that must write nothing."""
     with pytest.raises(UserError) as caught:
         prepare_must_c(root, tmp_path / "data", languages)
     left = list((tmp_path / "data").iterdir()) if (tmp_path / "data").exists() else []
@@ -90,7 +90,7 @@ def refusal(root: Path, tmp_path: Path, languages=("de",)) -> str:
     return str(caught.value)
 
 
-def test_the_tables_are_those_written_by_hand(corpus, tmp_path):
+def test_tables_equal_those_written_by_hand(corpus, tmp_path):
     prepare_must_c(corpus, tmp_path / "data", ["de"])
     for name, expected in EXPECTED_TRAIN.items():
         found = (tmp_path / "data" / "train" / name).read_text("utf-8")
@@ -101,7 +101,7 @@ def test_the_tables_are_those_written_by_hand(corpus, tmp_path):
         assert validate_data_dir(tmp_path / "data" / name) == []
 
 
-def test_test_sets_stay_whole(corpus, tmp_path):
+def test_test_sets_are_complete(corpus, tmp_path):
     prepare_must_c(corpus, tmp_path / "data", ["de"])
     common, he = tmp_path / "data/tst-COMMON", tmp_path / "data/tst-HE"
     assert read_table(common / "text") == {"spk.5-ted_5-0000000-0004000": "(Applause)"}
@@ -109,16 +109,16 @@ def test_test_sets_stay_whole(corpus, tmp_path):
     assert read_dropped(common) == read_dropped(he) == []
 
 
-def test_formatted_audio_has_the_lengths_of_the_list(corpus, tmp_path):
+def test_formatted_audio_has_the_listed_lengths(corpus, tmp_path):
     prepare_must_c(corpus, tmp_path / "data", ["de"])
     kept, failed = format_audio(tmp_path / "data/train", tmp_path / "audio")
     assert (kept, failed) == (6, [])
     samples = read_table(tmp_path / "audio/utt2num_samples")
     assert samples["spk.12-ted_12-0001080-0004580"] == "56000"
-    assert samples["spk.1-ted_1-0009000-0010300"] == "16000"  # 0.3 s are not there
+    assert samples["spk.1-ted_1-0009000-0010300"] == "16000"  # 0.3 s are missing
 
 
-def test_languages_share_the_segments_they_cut_alike(corpus, tmp_path):
+def test_languages_share_segments_with_the_same_times(corpus, tmp_path):
     lists = {
         "train": [
             ("2.000000", "0.000000", "spk.1", "ted_1.wav"),
@@ -146,14 +146,14 @@ def test_languages_share_the_segments_they_cut_alike(corpus, tmp_path):
     assert text["spk.1-ted_1-0002000-0003500"] == "So."
     dropped = {e.id: e.reason for e in read_dropped(tmp_path / "data/train")}
     assert dropped["spk.767-ted_767-0000000-0005000"] == "talk also in dev"
-    # German's talk 12 trains no more, since French validates with it
+    # talk 12 is dropped from German's train set since it is in the dev set of French
     assert dropped["spk.12-ted_12-0001080-0004580"] == "talk also in dev"
     assert list(read_table(tmp_path / "data/tst-COMMON/text.fr").values()) == ["B"]
     for name in sets:
         assert validate_data_dir(tmp_path / "data" / name) == []
 
 
-def test_a_talk_that_differs_between_languages_is_another_recording(corpus, tmp_path):
+def test_talks_that_differ_between_languages_are_separate_recordings(corpus, tmp_path):
     write_language(corpus, "fr", CORPUS, ENGLISH, GERMAN)
     path = corpus / "en-fr/data/dev/wav/ted_767.wav"
     soundfile.write(path, np.zeros(16000 * 7, np.float32), 16000)
@@ -164,7 +164,7 @@ def test_a_talk_that_differs_between_languages_is_another_recording(corpus, tmp_
     }
 
 
-def test_lists_in_any_yaml_read_alike(tmp_path):
+def test_lists_in_any_yaml_style_are_equal(tmp_path):
     rows = [
         {"duration": 3.5, "offset": 16.08, "speaker_id": "spk.767", "wav": "a, b.wav"},
         {"duration": 1.0, "offset": 0, "rW": 9, "speaker_id": "spk.1", "wav": "c.wav"},
@@ -203,7 +203,7 @@ def test_lists_in_any_yaml_read_alike(tmp_path):
         ("- {duration: [1]}\n", ":1: expected a list of segments"),
     ],
 )
-def test_a_bad_list_is_refused_with_its_line(tmp_path, content, message):
+def test_error_in_a_list_names_the_line(tmp_path, content, message):
     (tmp_path / "train.yaml").write_text(content)
     with pytest.raises(UserError) as caught:
         read_segments(tmp_path / "train.yaml")
@@ -211,53 +211,53 @@ def test_a_bad_list_is_refused_with_its_line(tmp_path, content, message):
     assert message in str(caught.value)
 
 
-def test_list_and_text_of_unequal_length(corpus, tmp_path):
+def test_list_and_text_of_unequal_length_are_an_error(corpus, tmp_path):
     listed = corpus / "en-de/data/train/txt/train.yaml"
     listed.write_text("".join(listed.read_text().splitlines(True)[:-1]))
-    message = refusal(corpus, tmp_path)
+    message = error_message(corpus, tmp_path)
     assert f"{listed} 10" in message and "train.en 11" in message
 
 
-def test_texts_of_unequal_length(corpus, tmp_path):
+def test_texts_of_unequal_length_are_an_error(corpus, tmp_path):
     text = corpus / "en-de/data/tst-HE/txt/tst-HE.de"
     text.write_text("eins\nzwei\n")
-    message = refusal(corpus, tmp_path)
+    message = error_message(corpus, tmp_path)
     assert "tst-HE.en 1" in message and f"{text} 2" in message
 
 
-def test_wrong_root(tmp_path, corpus):
-    message = refusal(corpus / "en-de", tmp_path)
-    assert "en-de/en-de/data/train/txt/train.yaml: not there" in message
-    assert "holds no folder en-…" in message
-    assert "holds en-de. Give the folder" in refusal(corpus, tmp_path, ["fr"])
+def test_wrong_folder_is_an_error(tmp_path, corpus):
+    message = error_message(corpus / "en-de", tmp_path)
+    assert "en-de/en-de/data/train/txt/train.yaml: not found" in message
+    assert "contains no folder en-…" in message
+    assert "contains en-de. Give the folder" in error_message(corpus, tmp_path, ["fr"])
 
 
-def test_half_unpacked_corpus(corpus, tmp_path):
+def test_incomplete_corpus_is_an_error(corpus, tmp_path):
     shutil.rmtree(corpus / "en-de/data/tst-HE/txt")
-    assert "tst-HE.yaml: not there" in refusal(corpus, tmp_path)
+    assert "tst-HE.yaml: not found" in error_message(corpus, tmp_path)
 
 
-def test_a_set_whose_talks_are_missing(corpus, tmp_path):
+def test_set_without_talks_is_an_error(corpus, tmp_path):
     (corpus / "en-de/data/dev/wav/ted_767.wav").unlink()
-    message = refusal(corpus, tmp_path)
-    assert "dev.yaml: no segment of it can be used; no audio file" in message
+    message = error_message(corpus, tmp_path)
+    assert "dev.yaml: none of its segments can be used; no audio file" in message
 
 
-def test_a_talk_that_is_no_audio_is_listed(corpus, tmp_path):
+def test_talk_that_is_not_audio_is_listed(corpus, tmp_path):
     (corpus / "en-de/data/train/wav/ted_12.wav").write_bytes(b"RIFF, but no more")
     prepare_must_c(corpus, tmp_path / "data", ["de"])
     dropped = {e.id: e.reason for e in read_dropped(tmp_path / "data/train")}
     assert dropped["spk.12-ted_12-0001080-0004580"] == "unreadable audio"
 
 
-def test_text_of_the_wrong_encoding(corpus, tmp_path):
+def test_wrong_encoding_is_an_error(corpus, tmp_path):
     text = corpus / "en-de/data/train/txt/train.de"
     text.write_bytes(text.read_text("utf-8").encode("latin-1", "replace"))
-    message = refusal(corpus, tmp_path)
+    message = error_message(corpus, tmp_path)
     assert "train.de:3: not UTF-8 (byte 0xbb)" in message
 
 
-def test_a_failure_leaves_earlier_data_as_it_was(corpus, tmp_path):
+def test_failure_keeps_earlier_data(corpus, tmp_path):
     prepare_must_c(corpus, tmp_path / "data", ["de"])
     before = (tmp_path / "data/train/text").read_bytes()
     (corpus / "en-de/data/train/txt/train.de").write_bytes(b"\xff\n" * 11)
@@ -267,7 +267,7 @@ def test_a_failure_leaves_earlier_data_as_it_was(corpus, tmp_path):
     assert sorted(p.name for p in (tmp_path / "data").iterdir()) == sorted(CORPUS)
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(corpus, tmp_path):
+def test_full_disk_is_one_line_and_leaves_no_files(corpus, tmp_path):
     command = f"ulimit -f 0; exec {sys.executable} -m speechllm.bin.prepare_data must_c"
     command += f" --must_c_dir {corpus} --tgt_lang de --output {tmp_path / 'data'}"
     done = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, check=False)
@@ -277,7 +277,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(corpus, tmp_path):
     assert list((tmp_path / "data").iterdir()) == []
 
 
-def test_an_independent_reader_finds_the_same_translations(corpus, tmp_path):
+def test_translations_equal_those_of_lhotse(corpus, tmp_path):
     lhotse = pytest.importorskip("lhotse.recipes.must_c")
     prepare_must_c(corpus, tmp_path / "data", ["de"], ["dev"])
     texts = corpus / "en-de/data/dev/txt"

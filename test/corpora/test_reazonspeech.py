@@ -1,4 +1,4 @@
-"""ReazonSpeech's release: TSV and tar shards, unpacked once, cut into three sets."""
+"""ReazonSpeech: TSV and tar shards, unpacked once, divided into three sets."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def prepare(release, tmp_path, **options):
     return prepare_reazonspeech(release, out, unpack_dir=tmp_path / "un", **options)
 
 
-def test_tables(release, tmp_path, capsys):
+def test_tables_are_as_expected(release, tmp_path, capsys):
     data, unpacked = tmp_path / "data", tmp_path / "un"
     arguments = ["--reazonspeech_dir", release, "--output", data, "--size", "tiny"]
     arguments += ["--unpack_dir", unpacked, "--dev_utterances", 1]
@@ -105,13 +105,13 @@ def test_shards_are_unpacked_once(release, tmp_path):
     before = clip.stat().st_ctime_ns
     prepare(release, tmp_path)
     assert clip.stat().st_ctime_ns == before
-    (tmp_path / "un" / ".000.done").unlink()  # as if killed in between
+    (tmp_path / "un" / ".000.done").unlink()  # as if interrupted
     clip.write_bytes(b"half")
     prepare(release, tmp_path)
     assert clip.read_bytes() == flac()
 
 
-def test_shards_unpacked_already(release, tmp_path):
+def test_unpacked_shards_are_used(release, tmp_path):
     for name in ("000", "001"):
         unpack_tar(release / "data" / f"{name}.tar", release / "data")
         (release / "data" / f"{name}.tar").unlink()
@@ -121,10 +121,10 @@ def test_shards_unpacked_already(release, tmp_path):
     assert not (tmp_path / "un").exists()
 
 
-def test_wrong_root(release, tmp_path):
+def test_wrong_folder_is_an_error(release, tmp_path):
     with pytest.raises(UserError, match="nowhere: no such folder"):
         prepare(tmp_path / "nowhere", tmp_path)
-    with pytest.raises(UserError, match=r"/all.tsv: not there.* the TSV of: tiny"):
+    with pytest.raises(UserError, match=r"/all.tsv: not found.* the TSV of: tiny"):
         prepare(release, tmp_path, size="all")
     for shard in (release / "data").iterdir():
         shard.unlink()
@@ -132,7 +132,7 @@ def test_wrong_root(release, tmp_path):
         prepare(release, tmp_path)
 
 
-def test_half_a_shard(release, tmp_path):
+def test_incomplete_shard_is_an_error(release, tmp_path):
     shard = release / "data" / "001.tar"
     shard.write_bytes(shard.read_bytes()[:700])
     with pytest.raises(UserError, match="001.tar: cannot be unpacked"):
@@ -140,7 +140,7 @@ def test_half_a_shard(release, tmp_path):
     assert not (tmp_path / "data").exists()
 
 
-def test_a_shard_that_is_a_web_page_is_one_line(release, tmp_path):
+def test_web_page_instead_of_a_shard_is_one_line(release, tmp_path):
     (release / "data" / "001.tar").write_bytes(b"<html>Access denied</html>" * 30)
     with pytest.raises(UserError) as caught:
         prepare(release, tmp_path)
@@ -148,14 +148,14 @@ def test_a_shard_that_is_a_web_page_is_one_line(release, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_a_shard_that_writes_elsewhere(release, tmp_path):
+def test_shard_cannot_write_outside_its_folder(release, tmp_path):
     write_shard(release / "data" / "002.tar", ["../../outside.flac"])
     with pytest.raises(UserError, match="002.tar: cannot be unpacked"):
         prepare(release, tmp_path)
     assert not list(tmp_path.glob("**/outside.flac"))
 
 
-def test_a_shard_with_a_link(release, tmp_path):
+def test_shard_with_a_link_is_an_error(release, tmp_path):
     link = tarfile.TarInfo("000/link.flac")
     link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
     with tarfile.open(release / "data" / "002.tar", "w") as archive:
@@ -165,7 +165,7 @@ def test_a_shard_with_a_link(release, tmp_path):
     assert not list(tmp_path.glob("**/link.flac"))
 
 
-def test_a_full_disk(release, tmp_path, monkeypatch):
+def test_full_disk_keeps_the_old_data(release, tmp_path, monkeypatch):
     prepare(release, tmp_path)
     before = (tmp_path / "data" / "train" / "text").read_bytes()
 
@@ -184,14 +184,14 @@ def test_a_full_disk(release, tmp_path, monkeypatch):
     assert (tmp_path / "un" / "000" / "a.flac").read_bytes() == flac()
 
 
-def test_bad_tables(release, tmp_path):
+def test_bad_tables_are_errors(release, tmp_path):
     table = release / "tsv" / "tiny.tsv"
     table.write_bytes(TSV.encode("cp932"))
     with pytest.raises(UserError, match="tiny.tsv:1: not UTF-8"):
         prepare(release, tmp_path)
     lines = ["000/c.flac\tc", "000/a.flac\ta", "000/e.flac\td", "000/a.flac\tb"]
     table.write_text("\n".join(lines), "utf-8")
-    with pytest.raises(UserError, match="rs-000_a is there twice"):
+    with pytest.raises(UserError, match="rs-000_a is listed twice"):
         prepare(release, tmp_path, dev_utterances=2)
     assert list((tmp_path / "data").iterdir()) == []
     with pytest.raises(UserError, match="4 utterances are too few for 1000 dev"):

@@ -1,4 +1,4 @@
-"""Messages of programs, read aloud: what is taken, what is left out, how it sounds."""
+"""Spoken messages: selection, exclusion of test texts and synthesis."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from speechllm.utils.errors import UserError
 
 
 def mo_file(messages: dict[str, str]) -> bytes:
-    """A catalogue, laid out by hand after GNU gettext's manual, "MO Files"."""
+    """Return a catalogue in the format of GNU gettext's manual, "MO Files"."""
     content = {"": "Content-Type: text/plain; charset=UTF-8\n", **messages}
     pairs = sorted((k.encode(), v.encode()) for k, v in content.items())
     header = 28
@@ -61,7 +61,7 @@ def wheel(tmp_path_factory):
     return path
 
 
-def test_messages_that_can_be_spoken(wheel):
+def test_speakable_messages_are_read(wheel):
     assert read_messages([wheel]) == [
         {"en": "Add a new user", "fr": "Ajouter un utilisateur"},
         {"en": "Enter 2 names", "fr": "Saisissez les 2 noms"},
@@ -76,17 +76,17 @@ def test_messages_that_can_be_spoken(wheel):
 @pytest.mark.parametrize(
     "text", ["See https://a.org", "Use JSON here", "the <b>bold</b> one", "a", "x 2024"]
 )
-def test_unspeakable(text):
+def test_unspeakable_texts(text):
     assert not speakable(text)
 
 
-def test_no_wheel(tmp_path):
+def test_file_that_is_not_a_wheel_is_an_error(tmp_path):
     (tmp_path / "x.whl").write_text("no zip")
     with pytest.raises(UserError, match="x.whl"):
         read_messages([tmp_path / "x.whl"])
 
 
-def test_data_dir(wheel, tmp_path):
+def test_data_dir_excludes_texts_of_the_test_set(wheel, tmp_path):
     write_data_dir(
         tmp_path / "test",
         {
@@ -123,8 +123,8 @@ def test_data_dir(wheel, tmp_path):
     assert rate == 16000 and 1.0 < len(speech) / rate < 5.0
 
 
-def test_a_file_belongs_to_its_text(wheel, tmp_path):
-    def prepare(messages):  # French text → its file, and when that was written
+def test_files_are_named_after_their_texts(wheel, tmp_path):
+    def prepare(messages):  # French text -> its file and modification time
         folder = tmp_path / "train"
         prepare_spoken_messages(messages, folder, tmp_path / "audio", ("fr",))
         texts, wavs = read_table(folder / "text"), read_table(folder / "wav.scp")
@@ -140,7 +140,7 @@ def test_a_file_belongs_to_its_text(wheel, tmp_path):
     assert path not in {path for path, _ in first.values()}
 
 
-def test_speech():
+def test_speaking_rate_and_amplitude():
     slow = speak("good morning", Voice("en-us", words_per_minute=100))
     fast = speak("good morning", Voice("en-us", words_per_minute=200))
     assert slow.dtype == np.float32 and np.abs(slow).max() <= 1
@@ -148,6 +148,6 @@ def test_speech():
     assert np.abs(slow).max() > 0.05
 
 
-def test_unknown_voice():
+def test_unknown_voice_is_an_error():
     with pytest.raises(UserError, match="no-such-voice"):
         speak("hello", Voice("no-such-voice"))

@@ -1,7 +1,7 @@
-"""COMET in another environment: what goes over, what comes back, what can go wrong.
+"""COMET in a separate environment: requests, results and errors.
 
-The environment is a real one whose ``comet`` is a stand-in with the functions that
-``unbabel-comet`` 2.2.7 has; its score is the share of the reference's words in the
+The environment is a real one; its ``comet`` is a stand-in with the functions of
+``unbabel-comet`` 2.2.7 whose score is the share of the reference's words in the
 translation.
 """
 
@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
+import speechllm
 from speechllm.bin.score import main
+from speechllm.evaluation import comet
 from speechllm.evaluation.comet import comet_model, comet_python, comet_scores
 from speechllm.evaluation.report import write_report
 from speechllm.evaluation.score import score_decode_dir
@@ -53,7 +55,7 @@ class cuda:
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory) -> Path:
-    """The Python of an environment that has ``comet`` and ``torch``, and no more."""
+    """Python of an environment with only ``comet`` and ``torch``."""
     folder = tmp_path_factory.mktemp("comet") / "venv"
     subprocess.run(
         [sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True
@@ -70,7 +72,7 @@ def model(tmp_path) -> Path:
 
 
 def write_model(folder: Path, root: Path, **options) -> Path:
-    """A model folder as the hub lays it out."""
+    """Write a model folder in the layout of the hub."""
     (folder / "checkpoints").mkdir(parents=True)
     content = {"seen": str(root / "seen.json"), **options}
     (folder / "checkpoints" / "model.ckpt").write_text(json.dumps(content))
@@ -115,7 +117,7 @@ def case(tmp_path) -> tuple[Path, Path]:
     return examples, decode_dir
 
 
-def test_scores_come_back_and_the_source_goes_over(environment, model, tmp_path):
+def test_sentences_are_sent_and_scores_returned(environment, model, tmp_path):
     sources, hypotheses = ["good day", "ein ›Haus‹"], ["guten Abend", "a house"]
     values, signature = comet_scores(
         sources, hypotheses, ["guten Tag", "a house"], str(model), environment
@@ -128,7 +130,9 @@ def test_scores_come_back_and_the_source_goes_over(environment, model, tmp_path)
     ]
 
 
-def test_translations_are_scored_with_what_was_truly_said(installed, case, tmp_path):
+def test_translations_are_scored_with_the_reference_transcript(
+    installed, case, tmp_path
+):
     examples, decode_dir = case
     rows, left_out = score_decode_dir(examples, decode_dir)
     found = {
@@ -155,42 +159,41 @@ def test_translations_are_scored_with_what_was_truly_said(installed, case, tmp_p
     assert "- COMET (de): `model:" in report
 
 
-def test_a_missing_installation_is_named(case, tmp_path, monkeypatch, capsys):
+def test_missing_installation_is_reported(case, tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("SPEECHLLM_COMET_PYTHON", raising=False)
     monkeypatch.delenv("SPEECHLLM_COMET_MODEL")
     assert comet_model() == "Unbabel/wmt22-comet-da"
     monkeypatch.setattr(
-        "speechllm.evaluation.comet.WORKER", tmp_path / "a" / "worker.py"
+        "speechllm.evaluation.comet.WORKER", tmp_path / "a" / "b" / "worker.py"
     )
     examples, decode_dir = case
     main(["--examples", str(examples), "--decode_dir", str(decode_dir)])
-    said = capsys.readouterr()
-    assert "st en-de bleu" in said.out
-    assert "no COMET: it is not installed, tools/install_comet.sh" in said.err
+    printed = capsys.readouterr()
+    assert "st en-de bleu" in printed.out
+    assert "no COMET: it is not installed, tools/install_comet.sh" in printed.err
     write_report(tmp_path / "exp", tmp_path / "RESULTS")
     assert "COMET: not scored; `tools/" in (tmp_path / "RESULTS.md").read_text()
 
 
-def test_an_environment_of_the_clone_is_found(environment, tmp_path, monkeypatch):
+def test_environment_in_the_checkout_is_found(environment, tmp_path, monkeypatch):
     monkeypatch.delenv("SPEECHLLM_COMET_PYTHON", raising=False)
     clone = tmp_path / "tools" / "venv-comet" / "bin"
     clone.mkdir(parents=True)
     (clone / "python").symlink_to(environment)
-    monkeypatch.setattr(
-        "speechllm.evaluation.comet.WORKER", tmp_path / "speechllm" / "w.py"
-    )
+    worker = comet.WORKER.relative_to(Path(speechllm.__file__).parents[1])
+    monkeypatch.setattr(comet, "WORKER", tmp_path / worker)
     assert comet_python() == clone / "python"
 
 
-def test_comet_is_left_out_on_purpose(installed, case, monkeypatch):
+def test_comet_can_be_disabled(installed, case, monkeypatch):
     monkeypatch.setenv("SPEECHLLM_COMET_MODEL", "none")
     assert comet_model() is None
     rows, left_out = score_decode_dir(*case)
     assert left_out == [] and "comet" not in {row["metric"] for row in rows}
 
 
-def test_a_model_that_cannot_be_loaded(installed, case, monkeypatch):
-    """It is named with what to do, and all other scores are there."""
+def test_model_that_cannot_be_loaded_is_an_error(installed, case, monkeypatch):
+    """All other scores are written."""
     score_decode_dir(*case)
     examples, decode_dir = case
     monkeypatch.setenv("SPEECHLLM_COMET_MODEL", "Unbabel/nowhere")
@@ -205,17 +208,17 @@ def test_a_model_that_cannot_be_loaded(installed, case, monkeypatch):
     assert "comet" not in {row["metric"] for row in rows}
 
 
-def test_scoring_that_fails_or_loses_sentences(environment, tmp_path):
-    asked = (["a", "b"], ["a", "b"], ["a", "b"])
+def test_failing_worker_and_lost_sentences_are_errors(environment, tmp_path):
+    sentences = (["a", "b"], ["a", "b"], ["a", "b"])
     dying = write_model(tmp_path / "dying", tmp_path, die=True)
     with pytest.raises(UserError, match="COMET failed in .*the GPU is on fire"):
-        comet_scores(*asked, str(dying), environment)
+        comet_scores(*sentences, str(dying), environment)
     losing = write_model(tmp_path / "losing", tmp_path, lose=1)
     with pytest.raises(UserError, match="1 scores for 2 sentences"):
-        comet_scores(*asked, str(losing), environment)
+        comet_scores(*sentences, str(losing), environment)
 
 
-def test_an_environment_without_comet(tmp_path):
+def test_environment_without_comet_is_an_error(tmp_path):
     subprocess.run(
         [sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "v")], check=True
     )
@@ -223,7 +226,7 @@ def test_an_environment_without_comet(tmp_path):
         comet_scores(["a"], ["a"], ["a"], "x", tmp_path / "v" / "bin" / "python")
 
 
-def test_a_python_that_is_not_there(monkeypatch, tmp_path):
+def test_missing_python_is_an_error(monkeypatch, tmp_path):
     monkeypatch.setenv("SPEECHLLM_COMET_PYTHON", str(tmp_path / "none"))
     with pytest.raises(UserError, match="SPEECHLLM_COMET_PYTHON=.*no such file"):
         comet_python()

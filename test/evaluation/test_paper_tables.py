@@ -1,4 +1,4 @@
-"""The papers' tables: complete, sourced, and with our figures where there are any."""
+"""Result tables: complete, with sources, and the same as in the recipes' READMEs."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ import yaml
 
 from speechllm.evaluation import paper_tables
 from speechllm.evaluation.paper_tables import (
+    find_results,
     read_results,
     read_tables,
+    readme_block,
     recipe_markdown,
     table_markdown,
+    update_readme,
 )
 from speechllm.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
-RECIPES = ("csj", "must_c", "reazonspeech")
+RECIPES = ("common_voice", "covost2", "csj", "jsut", "must_c", "reazonspeech")
 
 
 def conf(recipe: str) -> Path:
@@ -30,18 +33,20 @@ def conf(recipe: str) -> Path:
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_config_of_a_recipe_is_a_row(recipe):
     rows = [r for t in read_tables() if t["recipe"] == recipe for r in t["rows"]]
-    named = " ".join(row["command"] for row in rows)
+    named = " ".join(row["command"] or "" for row in rows)
     for path in conf(recipe).glob("*_*.yaml"):
         if path.name != "train_nue_asr.yaml" and path.stem.startswith("train_"):
             assert f"conf/{path.name}" in named, path.name
-        if path.stem.startswith("decode_"):
+        if path.name != "decode_greedy.yaml" and path.stem.startswith("decode_"):
             assert f"conf/{path.name}" in named, path.name
 
 
-def test_every_command_names_files_that_are_there():
+def test_every_command_names_existing_files():
     for table in read_tables():
         folder = ROOT / "egs2" / table["recipe"] / "speechllm1"
         for row in table["rows"]:
+            if row["command"] is None:
+                continue
             first, *rest = row["command"].split()
             if first != "python":
                 assert (folder / first).exists(), row["command"]
@@ -50,50 +55,56 @@ def test_every_command_names_files_that_are_there():
                     assert (folder / word).exists(), row["command"]
 
 
-def test_the_names_in_the_results_are_those_that_the_template_gives():
-    """Stage 12 of a training config writes exp/speechllm_<config><suffix>/…"""
+def test_names_in_the_results_match_the_template():
+    """Stage 12 of a training config writes exp/speechllm_<config><suffix>/<decode>."""
     script = (ROOT / "egs2/TEMPLATE/speechllm1/speechllm.sh").read_text()
     assert "train_exp=${expdir}/speechllm_${train_tag}${suffix}" in script
-    assert "decode_dir=${final_exp}/${decode_name}" in script
     found = {(t["recipe"], r["system"], r["decode"]) for t in read_tables()
              for r in t["rows"]}  # fmt: skip
     assert {
         ("csj", "speechllm_train_ctc_removal", "decode_greedy"),
         ("csj", "speechllm_train_nue_asr", "decode_beam"),
+        ("jsut", "speechllm_speechllm_train_nue_asr", "decode_greedy"),
         ("must_c", "speechllm_train_whisper_gemma2_9b_en_de", "decode"),
         ("must_c", "whisper-large-v3_nllb-200-3_3B", "decode_beam5"),
         ("reazonspeech", "whisper-large-v3", "decode_beam5"),
     } <= found
 
 
-def test_must_c_has_its_table_in_the_readme():
-    readme = (ROOT / "egs2/must_c/speechllm1/README.md").read_text("utf-8")
-    (table,) = [t for t in read_tables() if t["recipe"] == "must_c"]
-    assert table_markdown(table, {}) in readme
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_readme_contains_the_printed_tables(recipe):
+    """Our figures of a README are in the YAML file, so no exp folder is needed here."""
+    assert readme_block(recipe) == recipe_markdown(recipe, {}), (
+        f"run tools/paper_tables.py {recipe} --update"
+    )
 
 
-# ---------------------------------------------------------------- our figures
+def test_every_recipe_with_a_table_is_tested():
+    assert {table["recipe"] for table in read_tables()} == set(RECIPES)
+
+
+# Our figures
 
 TABLE = {
     "recipe": "corpus",
     "title": "A table",
     "paper": "Somebody 2020",
+    "not_run": "the corpus is not at hand",
     "task": "asr_st",
     "language": "en",
     "target_language": "de",
     "decode": "decode",
     "suffix": "_en_de",
     "columns": [
-        {"name": "WER", "set": "test", "metric": "wer"},
-        {"name": "BLEU", "set": "test", "metric": "bleu"},
+        {"name": "test", "set": "test", "metric": "wer"},
+        {"name": "test", "set": "test", "metric": "bleu"},
     ],
     "rows": [
         {
             "row": "theirs and ours",
             "train": "train_a",
             "command": "./run.sh | tee log",
-            "paper": [10.0, None],
-            "source": "Table 1",
+            "figures": {"paper, Table 1": [10.0, None]},
         },
         {"row": "a baseline", "system": "x", "decode": "beam5", "command": "b.sh"},
     ],
@@ -108,7 +119,7 @@ RESULTS = [
 
 @pytest.fixture
 def corpus(tmp_path, monkeypatch):
-    """A recipe, its results, and a tables file; returns a way to change the table."""
+    """A recipe with results; returns a function that reads its changed tables."""
     folder = tmp_path / "egs2" / "corpus" / "speechllm1"
     for name in ("train_a", "decode"):
         (folder / "conf").mkdir(parents=True, exist_ok=True)
@@ -118,55 +129,95 @@ def corpus(tmp_path, monkeypatch):
 
     def write(**changes) -> list[dict]:
         path = tmp_path / "tables.yaml"
-        path.write_text(yaml.safe_dump({"tables": [TABLE | changes]}))
+        sources = {"page": "a page"}
+        content = {"sources": sources, "tables": [TABLE | changes]}
+        path.write_text(yaml.safe_dump(content))
         return read_tables(path, tmp_path / "egs2")
 
     monkeypatch.setattr(paper_tables, "RECIPES", tmp_path / "egs2")
     return write
 
 
-def test_our_figure_stands_beside_the_paper_s_with_the_difference(corpus, monkeypatch):
+def test_our_figure_follows_the_papers_with_the_difference(corpus, monkeypatch):
     tables = corpus()
     monkeypatch.setattr(paper_tables, "read_tables", lambda: tables)
-    lines = recipe_markdown("corpus").splitlines()
-    assert lines[:3] == ["### A table", "", "Somebody 2020."]
-    assert lines[4].startswith("| row | config | command | paper: WER / BLEU | ours |")
-    assert lines[6] == (
-        "| theirs and ours | `train_a.yaml` | `./run.sh \\| tee log` | 10 / – "
-        "| 8.50 / 31.25 | -1.50 / – |"
+    lines = recipe_markdown("corpus", find_results("corpus")).splitlines()
+    assert lines == [
+        "### A table",
+        "",
+        "Paper: Somebody 2020. In parentheses: our figure minus the paper's.",
+        "",
+        "| system | source | test WER | test BLEU |",
+        "| --- | --- | ---: | ---: |",
+        "| theirs and ours (`train_a.yaml`) | paper, Table 1 | 10.0 | unknown to us |",
+        "| theirs and ours (`train_a.yaml`) | ours | 8.50 (-1.50) | 31.25 |",
+        "| a baseline | paper | unknown to us | unknown to us |",
+        "",
+        "```sh",
+        "./run.sh | tee log",
+        "b.sh",
+        "```",
+    ]
+
+
+def test_decode_dirs_with_the_old_prefix_are_found(corpus, tmp_path):
+    path = tmp_path / "RESULTS.json"
+    rows = [row | {"decode": "decode_decode"} for row in RESULTS]
+    path.write_text(json.dumps(rows))
+    (table,) = corpus()
+    assert "| ours | 8.50 (-1.50) | 31.25 |" in table_markdown(
+        table, read_results(path)
     )
-    assert lines[7] == "| a baseline |  | `b.sh` | not published here | not run |  |"
-    assert "- theirs and ours: the paper's figures from Table 1." in lines
+    rows += [row | {"value": 1} for row in RESULTS]
+    path.write_text(json.dumps(rows))
+    assert "| ours | 1.00 " in table_markdown(table, read_results(path))
 
 
-def test_a_run_of_another_set_is_not_taken(corpus, tmp_path):
+def test_results_of_another_set_are_not_used(corpus, tmp_path):
     path = tmp_path / "RESULTS.json"
     path.write_text(json.dumps([row | {"set": "dev"} for row in RESULTS]))
     (table,) = corpus()
-    assert "| 10 / – | not run |" in table_markdown(table, read_results(path))
+    text = table_markdown(table, read_results(path))
+    assert "Not run by us: the corpus is not at hand." in text
+    assert "| ours |" not in text
 
 
-def test_figures_by_others_are_told_apart(corpus):
-    row = TABLE["rows"][1] | {"elsewhere": [1.5, 2], "source": "a page"}
+def test_rows_of_our_own_are_marked_where_they_are_not_run(corpus):
+    rows = [row | {"in_paper": False, "figures": {}} for row in TABLE["rows"]]
+    (table,) = corpus(rows=rows)
+    text = table_markdown(table, {})
+    assert "Not run by us: the corpus is not at hand." in text
+    assert "| a baseline | ours | – | – |" in text
+    rows[0]["ours"] = [9, None]
+    (table,) = corpus(rows=rows)
+    text = table_markdown(table, {})
+    assert "Paper: Somebody 2020. –: not run by us." in text
+    assert "| theirs and ours (`train_a.yaml`) | ours | 9.00 | – |" in text
+    (table,) = corpus(rows=rows, paper=None)
+    assert "Paper" not in table_markdown(table, {})
+
+
+def test_figures_of_other_sources_have_lines_of_their_own(corpus):
+    row = {"row": "a baseline", "figures": {"page": [1.5, 2]}}
     (table,) = corpus(rows=[row])
     text = table_markdown(table, {})
-    assert "| not published here | not run |" in text
-    assert (
-        "By others, whose normalisation may differ: a baseline 1.5 / 2 (a page)."
-        in (text)
-    )
+    assert "| a baseline | a page | 1.5 | 2 |" in text
+    assert "unknown to us" not in text
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"train": "train_b"}, "no config .*train_b.yaml"),
-        ({"paper": [1.0], "source": "x"}, "paper has not a figure for each column"),
-        ({"source": None}, "figures without a source"),
+        ({"figures": {"paper": [1.0]}}, "paper does not have a figure for each column"),
+        ({"ours": [1.0]}, "ours does not have a figure for each column"),
+        ({"figures": {None: [1.0, 2.0]}}, "figures without a source"),
+        ({"figures": {"book": [1.0, 2.0]}}, "figures without a source: 'book'"),
+        ({"command": None, "figures": {}}, "neither a command nor figures"),
         ({"papper": [1, 2]}, "unknown key 'papper'"),
     ],
 )
-def test_a_wrong_row_is_named(corpus, change, message):
+def test_wrong_rows_are_named(corpus, change, message):
     with pytest.raises(UserError, match=f"'theirs and ours': {message}"):
         corpus(rows=[TABLE["rows"][0] | change])
 
@@ -176,12 +227,27 @@ def test_bad_results_are_named(tmp_path):
     with pytest.raises(UserError, match=r"not a RESULTS.json; run stage 13"):
         read_results(tmp_path / "RESULTS.json")
     with pytest.raises(UserError, match="no such file; run stage 13 first"):
-        recipe_markdown("must_c", tmp_path / "none.json")
-    with pytest.raises(UserError, match="there are csj, must_c, reazonspeech"):
-        recipe_markdown("librispeech")
+        find_results("must_c", tmp_path / "none.json")
+    with pytest.raises(UserError, match="there are common_voice, covost2, csj, jsut"):
+        recipe_markdown("librispeech", {})
 
 
-def test_the_command_prints_markdown(tmp_path):
+# READMEs and the command
+
+
+def test_readme_is_updated_between_its_markers(corpus, tmp_path):
+    readme = tmp_path / "egs2" / "corpus" / "speechllm1" / "README.md"
+    readme.write_text("Before.\n")
+    with pytest.raises(UserError, match="README.md: 0 places .*paper_tables.py corpus"):
+        update_readme("corpus", "new\n")
+    marked = "Before.\n<!-- paper_tables.py corpus -->\n{}<!-- end -->\nAfter.\n"
+    readme.write_text(marked.format("old\n"))
+    assert update_readme("corpus", "new\n") == readme
+    assert readme.read_text() == marked.format("new\n")
+    assert readme_block("corpus") == "new\n"
+
+
+def test_command_prints_markdown(tmp_path):
     done = subprocess.run(
         [sys.executable, str(ROOT / "tools" / "paper_tables.py"), "csj"],
         capture_output=True,
@@ -189,5 +255,5 @@ def test_the_command_prints_markdown(tmp_path):
         check=True,
         env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
     )
-    assert done.stdout.startswith("### Domain adaptation by LoRA: CER\n")
-    assert "figure not known" not in done.stdout
+    assert done.stdout.startswith("### Domain adaptation by LoRA\n")
+    assert "not published here" not in done.stdout

@@ -1,4 +1,4 @@
-"""The report over small experiment folders, and curves from TensorBoard files."""
+"""Reports of small experiment folders, and training curves from TensorBoard files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ST = [{"metric": "bleu", "value": 31.4, "signature": "nrefs:1|tok:13a|version:2.
 
 
 def write_scores(exp_root, system, rows, task, source, target, decode="decode_greedy"):
-    """Write the scores.json of one group of a set named ``test``."""
+    """Write the ``scores.json`` of one group of the set ``test``."""
     folder = exp_root / system / decode / "test" / f"score_{task}_{source}_{target}"
     folder.mkdir(parents=True)
     place = {"task": task, "language": source, "target_language": target}
@@ -46,7 +46,7 @@ def exp_root(tmp_path):
 def write_events(folder, epochs):
     """Log epochs as ESPnet's trainer does: single iterations, then epoch means.
 
-    The loss of an epoch's three iterations is 9/epoch, 10/epoch and 11/epoch.
+    The losses of an epoch's three iterations are 9/epoch, 10/epoch and 11/epoch.
     """
     from espnet2.train.reporter import Reporter
     from torch.utils.tensorboard import SummaryWriter
@@ -120,20 +120,20 @@ def test_report_files(exp_root, tmp_path, capsys):
     assert "5 scores" in capsys.readouterr().out
 
 
-def test_nothing_scored_is_said(tmp_path):
-    with pytest.raises(UserError, match="nothing is scored"):
+def test_folder_without_scores_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="no scores below it"):
         collect_results(tmp_path)
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", '[{"task": "asr"}]'])
-def test_a_damaged_score_file_is_named(exp_root, content):
+def test_damaged_score_file_is_named(exp_root, content):
     path = next(exp_root.glob("joint/*/*/score_asr_*/scores.json"))
     path.write_text(content)
     with pytest.raises(UserError, match="score_asr_en_en.*score this set again"):
         collect_results(exp_root)
 
 
-def test_curves_hold_epoch_means_only(tmp_path):
+def test_curves_contain_only_epoch_means(tmp_path):
     write_events(tmp_path, [1, 2, 3])
     curves = epoch_curves(tmp_path)
     assert curves["train"]["loss"] == pytest.approx({1: 10.0, 2: 5.0, 3: 10 / 3})
@@ -142,13 +142,13 @@ def test_curves_hold_epoch_means_only(tmp_path):
     assert "iter_epoch" not in curves["train"]
 
 
-def test_curves_go_on_over_a_resumed_training(tmp_path):
+def test_curves_of_a_resumed_training_are_joined(tmp_path):
     write_events(tmp_path, [1, 2])
     write_events(tmp_path, [2, 3])
     assert list(epoch_curves(tmp_path)["valid"]["loss"]) == [1, 2, 3]
 
 
-def test_picture_is_a_png_of_some_size(tmp_path):
+def test_training_curves_are_a_png_of_readable_size(tmp_path):
     write_events(tmp_path / "tensorboard", [1, 2, 3])
     picture = draw_training_curves(tmp_path)
     content = picture.read_bytes()
@@ -158,6 +158,6 @@ def test_picture_is_a_png_of_some_size(tmp_path):
     assert picture == tmp_path / "training_curves.png"
 
 
-def test_no_training_no_picture(tmp_path):
+def test_no_figure_without_a_training(tmp_path):
     (tmp_path / "tensorboard" / "train").mkdir(parents=True)
     assert draw_training_curves(tmp_path) is None

@@ -1,4 +1,4 @@
-"""Scores against cases worked out by hand and against sacrebleu's own command line."""
+"""Scores compared with hand-computed cases and with sacrebleu's command line."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def values(rows):
     return {row["metric"]: row["value"] for row in rows}
 
 
-# ---------------------------------------------------------------- recognition
+# Recognition
 
 
 def test_word_error_rate_is_micro_averaged():
-    """Two errors in three words and two in two are 4 of 5, not the mean of 83.3 %."""
+    """Two errors in three words and two in two give 4 of 5, not the mean of 83.3 %."""
     group = Group(
         "asr", "en", "en", ["a", "b"], ["one two six", "red sky"], ["one tow", ""]
     )
@@ -50,7 +50,7 @@ def test_word_error_rate_is_micro_averaged():
         rows["wer"][name] for name in ("substitutions", "deletions", "insertions")
     ]
     assert counts == [1, 3, 0]
-    # "wo six" -> "ow": w deleted, o kept, one of four replaced, three deleted: 5;
+    # "wo six" -> "ow": w deleted, o kept, one of four substituted, three deleted: 5;
     # "red sky": 7 deleted; of 11 + 7 characters
     assert rows["cer"]["reference_characters"] == 18
     assert rows["cer"]["value"] == round(100 * 12 / 18, 2)
@@ -62,7 +62,7 @@ def test_insertions_can_exceed_the_reference():
     assert (row["metric"], row["value"], row["insertions"]) == ("wer", 300.0, 3)
 
 
-def test_raw_counts_case_and_punctuation_and_normalised_does_not():
+def test_only_raw_scores_count_case_and_punctuation():
     group = Group(
         "asr", "en", "en", ["a"], ["Please hold, thank you."], ["please hold thank you"]
     )
@@ -72,13 +72,13 @@ def test_raw_counts_case_and_punctuation_and_normalised_does_not():
     assert scores["cer_raw"] == round(100 * 3 / 23, 2)
 
 
-def test_all_empty_hypotheses_are_one_hundred_percent():
+def test_empty_hypotheses_give_one_hundred_percent():
     group = Group("asr", "en", "en", ["a", "b"], ["one two", "three"], ["", ""])
     scores = values(score_recognition(group).rows)
     assert set(scores.values()) == {100.0}
 
 
-def test_japanese_has_a_character_error_rate_only():
+def test_japanese_has_only_a_character_error_rate():
     group = Group("asr", "ja", "ja", ["a"], ["今日は 晴れ。"], ["今日は雨"])
     scores = score_recognition(group)
     assert set(values(scores.rows)) == {"cer", "cer_raw"}
@@ -98,7 +98,7 @@ def test_alignment_marks_each_error_under_its_word():
     ]
 
 
-def test_alignment_of_wide_characters_takes_two_columns():
+def test_wide_characters_take_two_columns_in_alignments():
     output = word_errors(["猫 が"], ["犬が が"])
     lines = align_lines(
         output.references[0], output.hypotheses[0], output.alignments[0]
@@ -118,11 +118,11 @@ def test_worst_utterance_comes_first_and_correct_ones_last():
     assert "day -> bay" in text
 
 
-# ---------------------------------------------------------------- translation
+# Translation
 
 
 def test_bleu_chrf_and_ter_by_hand():
-    """Four of five words in order: all precisions 1, brevity exp(1 - 5/4)."""
+    """Four of five words in order: all precisions 1, brevity penalty exp(1 - 5/4)."""
     group = Group("st", "fr", "en", ["a"], ["a b c d e"], ["a b c d"])
     scores = values(score_translation(group).rows)
     assert scores["bleu"] == 77.88
@@ -171,7 +171,7 @@ def test_signature_names_the_tokenizer(language, tokenizer):
     assert rows["chrf"]["signature"].startswith("nrefs:1|case:mixed")
 
 
-def test_the_same_numbers_as_the_command_line_of_sacrebleu(tmp_path):
+def test_scores_equal_those_of_the_sacrebleu_command(tmp_path):
     """The sentences of sacrebleu's README, first reference."""
     references = [
         "The dog bit the man.",
@@ -199,7 +199,7 @@ def test_the_same_numbers_as_the_command_line_of_sacrebleu(tmp_path):
     ]
 
 
-# ---------------------------------------------------------------- files
+# Files
 
 REFERENCES = {
     "u1-asr-en": "Good day.",
@@ -221,7 +221,7 @@ HYPOTHESES = {
 }
 
 
-def test_a_decode_dir_is_scored_group_by_group(tmp_path):
+def test_decode_dir_is_scored_by_group(tmp_path):
     shuffled = dict(reversed(HYPOTHESES.items()))
     examples, decode_dir = write_case(tmp_path, REFERENCES, TASKS, shuffled)
     rows, left_out = score_decode_dir(examples, decode_dir)
@@ -249,7 +249,7 @@ def test_a_decode_dir_is_scored_group_by_group(tmp_path):
     ]
 
 
-def test_scoring_twice_gives_the_same_files_and_drops_stale_groups(tmp_path):
+def test_scoring_again_writes_the_same_files_and_removes_stale_groups(tmp_path):
     examples, decode_dir = write_case(tmp_path, REFERENCES, TASKS, HYPOTHESES)
     score_decode_dir(examples, decode_dir)
     first = {p: p.read_bytes() for p in decode_dir.rglob("*") if p.is_file()}
@@ -259,7 +259,7 @@ def test_scoring_twice_gives_the_same_files_and_drops_stale_groups(tmp_path):
     assert not (decode_dir / "score_st_en_de").exists()
 
 
-def test_a_missing_hypothesis_is_named(tmp_path):
+def test_missing_hypothesis_is_named(tmp_path):
     fewer = {key: HYPOTHESES[key] for key in ("u1-asr-en", "u3-asr-fr")}
     examples, decode_dir = write_case(tmp_path, REFERENCES, TASKS, fewer)
     with pytest.raises(UserError, match=r"u1-st-fr is missing \(2 of 4 ids .* its 2"):
@@ -267,14 +267,14 @@ def test_a_missing_hypothesis_is_named(tmp_path):
     assert not list(decode_dir.glob("score_*"))
 
 
-def test_an_unknown_hypothesis_is_named(tmp_path):
+def test_unknown_hypothesis_is_named(tmp_path):
     more = HYPOTHESES | {"u9-asr-en": "what"}
     examples, decode_dir = write_case(tmp_path, REFERENCES, TASKS, more)
     with pytest.raises(UserError, match=r"u9-asr-en is not in .* \(1 of its 5 ids"):
         score_decode_dir(examples, decode_dir)
 
 
-def test_an_example_without_task_is_named(tmp_path):
+def test_example_without_task_is_named(tmp_path):
     fewer = {key: TASKS[key] for key in TASKS if key != "u2-asr-en"}
     examples, decode_dir = write_case(tmp_path, REFERENCES, fewer, HYPOTHESES)
     with pytest.raises(UserError, match="utt2task: u2-asr-en is missing"):
@@ -282,7 +282,7 @@ def test_an_example_without_task_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", " ", "?!"])
-def test_an_empty_reference_is_named(tmp_path, text):
+def test_empty_reference_is_named(tmp_path, text):
     examples, decode_dir = write_case(
         tmp_path, REFERENCES | {"u2-asr-en": text}, TASKS, HYPOTHESES
     )
@@ -292,7 +292,7 @@ def test_an_empty_reference_is_named(tmp_path, text):
 
 
 @pytest.mark.parametrize("line", ["asr en", "asr en en en", ""])
-def test_a_malformed_task_is_named(tmp_path, line):
+def test_malformed_task_is_named(tmp_path, line):
     examples, decode_dir = write_case(
         tmp_path, REFERENCES, TASKS | {"u2-asr-en": line}, HYPOTHESES
     )
@@ -300,7 +300,7 @@ def test_a_malformed_task_is_named(tmp_path, line):
         read_groups(examples, decode_dir / "text")
 
 
-def test_recognition_into_another_language_is_refused(tmp_path):
+def test_recognition_into_another_language_is_an_error(tmp_path):
     examples, decode_dir = write_case(
         tmp_path, REFERENCES, TASKS | {"u2-asr-en": "asr en fr"}, HYPOTHESES
     )
@@ -308,7 +308,7 @@ def test_recognition_into_another_language_is_refused(tmp_path):
         score_decode_dir(examples, decode_dir)
 
 
-def test_a_task_without_a_scorer_is_named_not_passed_over(tmp_path, capsys):
+def test_task_without_a_scorer_is_reported(tmp_path, capsys):
     examples, decode_dir = write_case(
         tmp_path, REFERENCES, TASKS | {"u1-st-fr": "tts en fr"}, HYPOTHESES
     )
@@ -318,7 +318,7 @@ def test_a_task_without_a_scorer_is_named_not_passed_over(tmp_path, capsys):
     assert "tts_en_fr: 1 examples of task 'tts' are not scored" in captured.err
 
 
-def test_an_unfinished_decoding_is_said(tmp_path):
+def test_unfinished_decoding_is_an_error(tmp_path):
     examples, decode_dir = write_case(tmp_path, REFERENCES, TASKS, HYPOTHESES)
     (decode_dir / "text").unlink()
     with pytest.raises(UserError, match="finish the decoding"):
@@ -328,7 +328,7 @@ def test_an_unfinished_decoding_is_said(tmp_path):
 @pytest.mark.parametrize(
     "content, message",
     [
-        (b"a one\nb two\na three\n", ":3: id a stands here twice"),
+        (b"a one\nb two\na three\n", ":3: id a is listed twice"),
         (b"a one\nb \xff\n", ":2: not UTF-8"),
         (b"a one\n\nb two\n", ":2: empty line"),
     ],
@@ -339,6 +339,6 @@ def test_bad_text_files_are_named_with_their_line(tmp_path, content, message):
         read_texts(tmp_path / "text")
 
 
-def test_any_white_space_in_a_text_is_one_space(tmp_path):
+def test_white_space_in_texts_becomes_one_space(tmp_path):
     (tmp_path / "text").write_text("a one\ttwo　three \nb\n", encoding="utf-8")
     assert read_texts(tmp_path / "text") == {"a": "one two three", "b": ""}

@@ -1,4 +1,4 @@
-"""The paired bootstrap against sacrebleu's command line and computations by hand."""
+"""Paired bootstrap compared with sacrebleu's command line and direct computations."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WORDS = ["press", "one", "to", "enter", "your", "number", "then", "the", "pound"
 
 
 def noisy(sentence: str, share: float, generator: random.Random) -> str:
-    """Some of the words replaced by others."""
+    """Replace a share of the words."""
     words = sentence.split()
     return " ".join(
         generator.choice(WORDS) if generator.random() < share else word
@@ -48,9 +48,9 @@ def case(tmp_path_factory):
                 transcripts["a"][name] = noisy(text, 0.3, generator)
                 transcripts["b"][name] = noisy(text, 0.3, generator)
     paths = {"examples": folder / "examples"}
-    for name, answers in (("a", a), ("b", b)):
+    for name, outputs in (("a", a), ("b", b)):
         paths[name] = folder / "exp" / f"system_{name}" / "greedy" / "test"
-        write(paths[name] / "text", answers)
+        write(paths[name] / "text", outputs)
         write(paths[name] / "text.transcript", transcripts[name])
     write(paths["examples"] / "text", references)
     write(paths["examples"] / "utt2task", tasks)
@@ -72,15 +72,15 @@ def rows(case):
     return {(row.task, row.metric): row for row in found}
 
 
-def test_what_is_compared(rows):
+def test_compared_tasks_and_metrics(rows):
     assert set(rows) == {
         *product(["asr", "asr_st"], ["wer", "cer"]),
         *product(["st", "asr_st"], ["bleu", "chrf", "ter"]),
     }
 
 
-def test_translations_are_compared_as_sacrebleu_does(case, rows, tmp_path):
-    """Against its command line with the same number of draws and its own seed."""
+def test_translation_scores_equal_those_of_the_sacrebleu_command(case, rows, tmp_path):
+    """Same number of samples and same seed as in the command."""
     references = read(case["examples"] / "text")
     names = sorted(name for name in references if "-st-" in name)
     for label, table in (
@@ -107,8 +107,8 @@ def test_translations_are_compared_as_sacrebleu_does(case, rows, tmp_path):
     assert rows["st", "bleu"].p < 0.05
 
 
-def test_the_word_error_rate_by_another_computation(case, rows):
-    """Draws one by one, errors by the edit distance of numbers, rates in plain Python."""
+def test_word_error_rate_equals_a_direct_computation(case, rows):
+    """Samples one by one, errors by edit distance, rates in plain Python."""
     references = read(case["examples"] / "text")
     names = sorted(name for name in references if "-asr-" in name)
 
@@ -126,9 +126,9 @@ def test_the_word_error_rate_by_another_computation(case, rows):
     words = [len(references[n].split()) for n in names]
     errors = {}
     for label in ("a", "b"):
-        answers = read(case[label] / "text")
+        outputs = read(case[label] / "text")
         errors[label] = [
-            distance(references[n].split(), answers[n].split()) for n in names
+            distance(references[n].split(), outputs[n].split()) for n in names
         ]
     row = rows["asr", "wer"]
     assert row.a == pytest.approx(100 * sum(errors["a"]) / sum(words))
@@ -149,7 +149,7 @@ def test_the_word_error_rate_by_another_computation(case, rows):
 
 
 def test_intervals_agree_with_the_normal_approximation():
-    """Errors of single words: the interval is that of a binomial share."""
+    """For errors of single words the interval is that of a binomial proportion."""
     generator = random.Random(1)
     a = [generator.random() < 0.3 for _ in range(2000)]
     value, _, interval, *_ = ratio_bootstrap(a, a, [1] * 2000, 1000)
@@ -164,14 +164,14 @@ def test_equal_systems_do_not_differ(case):
         assert row.improvement in (None, 0.5)
 
 
-def test_p_value_counts_itself():
+def test_p_value_includes_the_observed_sample():
     differences = np.array([1.0, 1.0, 1.0, 9.0])  # minus their mean: -2, -2, -2, 6
     assert p_value(differences, 5.0) == 2 / 5
     assert p_value(-differences, -7.0) == 1 / 5
     assert p_value(differences, 2.0) == 5 / 5
 
 
-def test_a_system_of_more_tasks_is_compared_on_those_of_the_other(case, tmp_path):
+def test_additional_tasks_of_a_system_are_ignored(case, tmp_path):
     for name in ("text", "utt2task"):
         table = read(case["examples"] / name)
         write(tmp_path / name, {k: v for k, v in table.items() if "-asr-" in k})
@@ -179,8 +179,8 @@ def test_a_system_of_more_tasks_is_compared_on_those_of_the_other(case, tmp_path
     assert {row.task for row in found} == {"asr"}
 
 
-def test_comet_is_compared_where_both_have_it(case, tmp_path):
-    """Scores of sentences that stand in scores.tsv; B is better by half a point each."""
+def test_comet_is_compared_if_both_systems_have_it(case, tmp_path):
+    """Sentence scores are read from scores.tsv; B is better by half a point in each."""
     folders = {}
     for label, gain in (("a", 0.0), ("b", 0.5)):
         folders[label] = tmp_path / label
@@ -199,7 +199,7 @@ def test_comet_is_compared_where_both_have_it(case, tmp_path):
     assert row.improvement == 1.0 and row.p < 0.01
 
 
-def test_the_command_prints_a_table(case, capsys):
+def test_command_prints_a_table(case, capsys):
     folders = ["--a", str(case["a"]), "--b", str(case["b"])]
     main(["--examples", str(case["examples"]), *folders, "--samples", "100"])
     lines = capsys.readouterr().out.splitlines()
@@ -212,7 +212,7 @@ def test_the_command_prints_a_table(case, capsys):
     assert "100 draws (seed 12345)" in lines[-1]
 
 
-def test_a_missing_answer_is_named(case, tmp_path):
+def test_missing_hypothesis_is_named(case, tmp_path):
     write(tmp_path / "text", {"u00-asr-en": "one"})
     with pytest.raises(UserError, match="u00-asr_st-de is missing"):
         compare(case["examples"], case["a"], tmp_path)
