@@ -1,9 +1,9 @@
-"""Installation of the package; tools/install.sh is the tried way to an environment.
+"""Installation of the package; tools/install.sh builds the tested environment.
 
-``install_requires`` names what the package imports, loosely; the exact versions,
-with hashes, are in tools/requirements. espnet is left out of it on purpose: its
-metadata demands setuptools < 74 and torch's demands >= 77, so pip can install
-both only when espnet comes with ``--no-deps`` (as tools/install.sh does).
+``install_requires`` lists what the package imports, with loose versions; the exact
+versions, with hashes, are in tools/requirements. espnet is not listed because its
+metadata requires setuptools < 74 and torch's requires >= 77: pip can install both only
+with ``--no-deps`` for espnet (as tools/install.sh does).
 """
 
 import re
@@ -15,13 +15,16 @@ ROOT = Path(__file__).parent
 
 
 def version() -> str:
+    """Return ``__version__`` of speechllm/__init__.py, without importing it."""
     text = (ROOT / "speechllm" / "__init__.py").read_text(encoding="utf-8")
     found = re.search(r'^__version__ = "([^"]+)"', text, re.MULTILINE)
-    return found.group(1) if found else "0.1.0"
+    if found is None:
+        raise ValueError('speechllm/__init__.py: no line __version__ = "…"')
+    return found.group(1)
 
 
 def pins(name: str) -> list[str]:
-    """The direct requirements of one group, from tools/requirements/<name>.in."""
+    """Return the direct requirements of a group, from tools/requirements/<name>.in."""
     lines = (ROOT / "tools" / "requirements" / f"{name}.in").read_text().splitlines()
     return [line for line in lines if line and not line.startswith("#")]
 
@@ -37,7 +40,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["speechllm", "speechllm.*"]),
-    package_data={"speechllm": ["**/*.yaml", "**/*.json", "**/*.tsv"]},
+    package_data={"speechllm": ["py.typed", "**/*.yaml", "**/*.json", "**/*.tsv"]},
     install_requires=[
         "ConfigArgParse",
         "accelerate>=1.10",
@@ -79,7 +82,7 @@ setup(
         "dev": pins("dev"),
         "demo": pins("demo"),
         "qlora": pins("qlora"),
-        # what `speechllm.bin.benchmark decode --against faster-whisper` asks for
+        # for `speechllm.bin.benchmark decode --against faster-whisper`
         "benchmark": ["faster-whisper==1.2.1"],
     },
     entry_points={"console_scripts": ["speechllm = speechllm.cli:console_main"]},

@@ -1,6 +1,6 @@
 """Pretrained speech encoders and large language models, trained as one model."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = ["SpeechToText", "__version__"]
 

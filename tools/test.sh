@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Install the environment, then run shellcheck and pytest. Arguments are passed to pytest.
+# Install the environment, then run the linters and the tests. Arguments go to pytest.
 set -euo pipefail
 
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -10,4 +10,15 @@ tools/install.sh --extras dev
 
 git ls-files -z '*.sh' .ci/run | xargs -0 shellcheck
 echo "shellcheck: passed"
+ruff check --quiet
+echo "ruff check: passed"
+ruff format --check --quiet || {
+    ruff format --check >&2 || true
+    echo "test.sh: error: files are not formatted; run 'ruff format'" >&2
+    exit 1
+}
+echo "ruff format: passed"
+mypy
+git grep -Ilz '' | xargs -0 codespell
+echo "codespell: passed"
 exec python3 -m pytest -q test "$@"
