@@ -28,9 +28,7 @@ _ARCHIVE = re.compile(r"^(?P<path>.+\.ark):(?P<offset>\d+)$")
 _BLOCK_SECONDS = 10.0  # of stream_audio
 _UNKNOWN_WAV_LENGTH = 0x7FFF0000  # from here on: sox and ffmpeg writing to a pipe
 _EXACT_LENGTH_FORMATS = {"WAV", "WAVEX", "RF64", "W64", "FLAC", "AIFF", "NIST"}
-# ITU-T G.722 at 64 kbit/s: 8000 bytes are 16000 samples.
-_G722_RATE = 16000
-_G722_SAMPLES_PER_BYTE = 2
+_G722_SAMPLES_PER_BYTE = 2  # ITU-T G.722 at 64 kbit/s, sampled at 16 kHz
 
 
 @dataclass(frozen=True)
@@ -176,7 +174,7 @@ def audio_info(source: str | Path) -> AudioInfo:
     _check_file(name)
     if name.endswith(".g722"):
         frames = os.path.getsize(name) * _G722_SAMPLES_PER_BYTE
-        return AudioInfo(frames / _G722_RATE, _G722_RATE, 1)
+        return AudioInfo(frames / SAMPLING_RATE, SAMPLING_RATE, 1)
     try:
         info = soundfile.info(name)
         return AudioInfo(info.frames / info.samplerate, info.samplerate, info.channels)
