@@ -21,6 +21,7 @@ from decimal import Decimal
 LANGUAGES_WITHOUT_SPACES = frozenset({"ja", "zh", "yue"})
 METRICS = ("wer", "cer")
 _APOSTROPHES = "'\u2018\u2019\u02bc\u2032\uff07`\u00b4"
+_TO_PLAIN_APOSTROPHE = str.maketrans(dict.fromkeys(_APOSTROPHES, "'"))
 _LONE_APOSTROPHE = re.compile(r"(?<!\w)'|'(?!\w)")
 _LONGEST_NUMBER = 15  # digits; longer ones are codes, read digit by digit
 
@@ -37,6 +38,21 @@ _ORDINALS = {
     "en": re.compile(r"\b([0-9]{1,15})(?:st|nd|rd|th)\b", re.IGNORECASE),
     "fr": re.compile(r"\b([0-9]{1,15})(?:ers?|res?|es?|[eè]mes?)\b", re.IGNORECASE),
 }
+
+
+class _KeepLetters(dict[int, int | str]):
+    """``str.translate`` table that keeps letters, marks, digits and apostrophes."""
+
+    def __missing__(self, code: int) -> int | str:
+        category = unicodedata.category(chr(code))
+        if category[0] in "LMN" or code == ord("'"):
+            self[code] = code
+        else:
+            self[code] = "" if category == "Cf" else " "
+        return self[code]
+
+
+_KEEP_LETTERS = _KeepLetters()
 
 
 def ctc_text(text: str, lang: str) -> str:
@@ -136,19 +152,3 @@ def _split_number(number: str, lang: str) -> tuple[str, str, str]:
     assert match is not None  # a number begins with a digit
     whole, rest = match[0], number[match.end() :]
     return re.sub("[^0-9]", "", whole), rest[:1], rest[1:]
-
-
-class _KeepLetters(dict[int, int | str]):
-    """``str.translate`` table that keeps letters, marks, digits and apostrophes."""
-
-    def __missing__(self, code: int) -> int | str:
-        category = unicodedata.category(chr(code))
-        if category[0] in "LMN" or code == ord("'"):
-            self[code] = code
-        else:
-            self[code] = "" if category == "Cf" else " "
-        return self[code]
-
-
-_KEEP_LETTERS = _KeepLetters()
-_TO_PLAIN_APOSTROPHE = str.maketrans(dict.fromkeys(_APOSTROPHES, "'"))
