@@ -1,4 +1,4 @@
-"""Write audio files in the formats of FFmpeg, for tests."""
+"""Audio files in FFmpeg's formats, for tests."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-RATE = 16000
+from speechllm.audio import SAMPLING_RATE as RATE
 
 
 def mux_one_picture(container) -> None:
+    """Add a video stream of one black picture."""
     import av
 
     stream = container.add_stream("mpeg4", rate=5)
@@ -23,6 +24,7 @@ def mux_one_picture(container) -> None:
 def encode_with_ffmpeg(
     path: Path, samples: np.ndarray, codec: str, video=False
 ) -> Path:
+    """Encode mono samples (samples,) with a codec of FFmpeg, optionally as a video."""
     import av
 
     with av.open(str(path), "w") as container:

@@ -156,7 +156,7 @@ def test_standard_input_that_stops_in_the_middle(
     assert entry["seconds"] == pytest.approx(1.0, abs=0.01)
     assert entry["text"]  # of what is there
     assert entry["error"].startswith(
-        "standard input: cut off, the header promises 2.00"
+        "standard input: cut off, the header states 2.00"
     )
     assert f"error: {entry['error']}" in err
 

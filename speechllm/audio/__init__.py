@@ -1,4 +1,4 @@
-"""Reading audio, voice activity detection and segmentation.
+"""Audio: reading, voice activity detection and segmentation.
 
 ``load_audio``, ``stream_audio`` and ``SAMPLING_RATE`` are importable from here.
 """

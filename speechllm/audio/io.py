@@ -1,9 +1,9 @@
-"""Audio of any common format as mono float32 samples at the rate a model wants.
+"""Audio files of any common format as mono float32 samples.
 
-libsndfile reads what it knows (wav, flac, ogg, mp3, NIST sphere, …) and can jump to
-a segment; FFmpeg (through PyAV) reads the rest (m4a, raw G.722, video containers).
-Kaldi archives (``x.ark:123``) go through kaldiio. Everything that is wrong with a
-recording comes out as a :class:`~speechllm.utils.errors.UserError` that names it.
+libsndfile reads its formats (wav, flac, ogg, mp3, NIST sphere, …) and can seek to a
+segment; FFmpeg (:mod:`speechllm.audio.ffmpeg`) reads the others (m4a, raw G.722, video
+containers); kaldiio reads Kaldi archives (``x.ark:123``). Every defect of a recording
+is a :class:`~speechllm.utils.errors.UserError` that names the file.
 """
 
 from __future__ import annotations
@@ -22,18 +22,24 @@ import numpy as np
 from speechllm.audio.ffmpeg import cut_off_error, ffmpeg_blocks, read_with_ffmpeg
 from speechllm.utils.errors import UserError
 
-SAMPLING_RATE = 16000
-MAX_OVERSHOOT_SECONDS = 0.5  # as Kaldi's extract-segments: clamp below, refuse above
+SAMPLING_RATE = 16000  # Hz, of all models and of formatted audio
+MAX_OVERSHOOT_SECONDS = 0.5  # as Kaldi's extract-segments: clip below, reject above
 _ARCHIVE = re.compile(r"^(?P<path>.+\.ark):(?P<offset>\d+)$")
-_BLOCK_SECONDS = 10.0  # of a stream
-_UNKNOWN_WAV_LENGTH = 0x7FFF0000  # sox and ffmpeg write such lengths into a pipe
+_BLOCK_SECONDS = 10.0  # of stream_audio
+_UNKNOWN_WAV_LENGTH = 0x7FFF0000  # from here on: sox and ffmpeg writing to a pipe
 _EXACT_LENGTH_FORMATS = {"WAV", "WAVEX", "RF64", "W64", "FLAC", "AIFF", "NIST"}
-_G722_SAMPLES_PER_BYTE = 2  # ITU-T G.722 at 64 kbit/s: 8000 bytes are 16000 samples
+_G722_SAMPLES_PER_BYTE = 2  # ITU-T G.722 at 64 kbit/s, sampled at 16 kHz
 
 
 @dataclass(frozen=True)
 class AudioInfo:
-    """Length in seconds, sampling rate in Hz and number of channels."""
+    """Properties of a recording.
+
+    Attributes:
+        seconds: length.
+        rate: sampling rate in Hz.
+        channels: number of channels.
+    """
 
     seconds: float
     rate: int
@@ -48,23 +54,23 @@ def load_audio(
     allow_pipes: bool = False,
     channel: int | None = None,
 ) -> np.ndarray:
-    """Read a recording, or the part of it between two times.
+    """Read a recording or a segment of it.
 
     Args:
-        source: a path, a Kaldi archive position ``x.ark:123``, or, with
-            ``allow_pipes``, a shell command that ends with ``|`` and prints audio.
-        start, end: seconds; ``None`` means the start and the end of the recording.
-            An end up to half a second past the recording is cut to it.
+        source: path, Kaldi archive position ``x.ark:123``, or, with ``allow_pipes``, a
+            shell command that ends with ``|`` and prints audio.
+        start, end: seconds; ``None`` is the start or the end of the recording. An end
+            up to half a second after the recording is clipped.
         sampling_rate: of the result, in Hz.
-        allow_pipes: run commands found in ``source``. Only for trusted lists.
-        channel: 0-based channel to take; ``None`` averages all channels.
+        allow_pipes: run commands in ``source``. Only for trusted lists.
+        channel: 0-based channel to read; ``None`` averages all channels.
 
     Returns:
         float32 samples in [-1, 1], shape (samples,), never empty, all finite.
 
     Raises:
-        UserError: the recording is missing, empty, cut off, not audio, has NaN or
-            infinite samples, or does not reach ``start`` or ``end``.
+        UserError: the recording is missing, empty, truncated, not audio, has NaN or
+            infinite samples, or ends before ``start`` or ``end``.
     """
     name = str(source)
     start = 0.0 if start is None else float(start)
@@ -73,7 +79,7 @@ def load_audio(
     samples, rate, offset = _read(name, start, end, allow_pipes)  # (frames, channels)
     samples = cut_seconds(samples, rate, start, end, name, offset)
     if len(samples) == 0:
-        raise UserError(f"{name}: the recording holds no samples")
+        raise UserError(f"{name}: the recording has no samples")
     if channel is not None:
         if not 0 <= channel < samples.shape[1]:
             raise UserError(
@@ -92,16 +98,16 @@ def stream_audio(
     """Read a recording of any length block by block, in bounded memory.
 
     Args:
-        source: a path, or a Kaldi archive position ``x.ark:123`` (read at once).
+        source: path, or Kaldi archive position ``x.ark:123`` (read at once).
         sampling_rate: of the result, in Hz.
 
     Yields:
-        float32 samples in [-1, 1], the mean of all channels; about 10 s each. Together
-        they are what :func:`load_audio` returns.
+        float32 samples in [-1, 1], shape (samples,), the mean of all channels; about
+        10 s each. Concatenated they equal the result of :func:`load_audio`.
 
     Raises:
-        UserError: as :func:`load_audio` does; for a recording that is cut off or
-            damaged in the middle, after all samples that are there.
+        UserError: as :func:`load_audio`; for a truncated or damaged recording after
+            all samples that can be read.
     """
     name = str(source)
     resampler, problem, held, count = None, None, [], 0
@@ -132,36 +138,33 @@ def stream_audio(
         raise problem
 
 
-def check_samples(samples: np.ndarray, name: str) -> np.ndarray:
-    """Return ``samples`` as contiguous float32, or say what is wrong with them."""
-    if samples.size == 0:
-        raise UserError(f"{name}: the recording holds no samples")
-    samples = np.ascontiguousarray(samples, dtype=np.float32)
-    bad = ~np.isfinite(samples)
-    if bad.any():
+def check_waveform(audio: str | Path | np.ndarray) -> np.ndarray:
+    """Read a file at 16 kHz, or check an array of samples.
+
+    Returns:
+        float32 samples (samples,), finite, not empty.
+
+    Raises:
+        UserError: the file cannot be read, or the array is empty, has another number
+            of dimensions, or NaN or infinite samples.
+    """
+    if isinstance(audio, (str, Path)):
+        return load_audio(audio, sampling_rate=SAMPLING_RATE)
+    wave = np.asarray(audio, dtype=np.float32)
+    if wave.ndim != 1 or wave.size == 0 or not np.isfinite(wave).all():
         raise UserError(
-            f"{name}: {int(bad.sum())} samples are NaN or infinite, "
-            f"the first at sample {int(bad.argmax())}; write the file again"
+            f"an array of shape {wave.shape}: expected finite samples (samples,) at "
+            "16 kHz, not empty"
         )
-    return samples
-
-
-def resample(samples: np.ndarray, rate: float, new_rate: float) -> np.ndarray:
-    """Resample (samples,) from ``rate`` to ``new_rate`` Hz with soxr's HQ filter."""
-    if rate == new_rate:
-        return samples
-    import soxr
-
-    return soxr.resample(samples, rate, new_rate).astype(np.float32, copy=False)
-
-
-def change_speed(samples: np.ndarray, factor: float) -> np.ndarray:
-    """Play ``factor`` times as fast: tempo and pitch change, as in ``sox speed``."""
-    return resample(samples, factor, 1.0)
+    return wave
 
 
 def audio_info(source: str | Path) -> AudioInfo:
-    """Tell length, rate and channels, from the header where there is one."""
+    """Return length, rate and channels, from the header where there is one.
+
+    Raises:
+        UserError: the recording is missing, empty or not audio.
+    """
     import soundfile
 
     name = str(source)
@@ -171,7 +174,7 @@ def audio_info(source: str | Path) -> AudioInfo:
     _check_file(name)
     if name.endswith(".g722"):
         frames = os.path.getsize(name) * _G722_SAMPLES_PER_BYTE
-        return AudioInfo(frames / 16000, 16000, 1)
+        return AudioInfo(frames / SAMPLING_RATE, SAMPLING_RATE, 1)
     try:
         info = soundfile.info(name)
         return AudioInfo(info.frames / info.samplerate, info.samplerate, info.channels)
@@ -181,7 +184,7 @@ def audio_info(source: str | Path) -> AudioInfo:
 
 
 def seconds_by_header(source: str | Path) -> float | None:
-    """Length in seconds as a file's header has it; None where nothing tells it."""
+    """Return the length in seconds that a file's header states; None without one."""
     import soundfile
 
     name = str(source)
@@ -200,7 +203,7 @@ def seconds_by_header(source: str | Path) -> float | None:
 
 
 def can_seek(source: str | Path) -> bool:
-    """Whether a segment can be read without decoding what lies before it."""
+    """Return True if a segment can be read without decoding the audio before it."""
     import soundfile
 
     name = str(source)
@@ -213,7 +216,7 @@ def can_seek(source: str | Path) -> bool:
 
 
 def encode_audio(samples: np.ndarray, audio_format: str, rate: int) -> bytes:
-    """Encode mono samples as a 16-bit ``flac`` or ``wav`` file, clipped to [-1, 1]."""
+    """Encode mono (samples,), clipped to [-1, 1], as a 16-bit ``flac`` or ``wav``."""
     import soundfile
 
     buffer = BytesIO()
@@ -222,10 +225,77 @@ def encode_audio(samples: np.ndarray, audio_format: str, rate: int) -> bytes:
     return buffer.getvalue()
 
 
+def resample(samples: np.ndarray, rate: float, new_rate: float) -> np.ndarray:
+    """Resample (samples,) from ``rate`` to ``new_rate`` in Hz with soxr's HQ filter."""
+    if rate == new_rate:
+        return samples
+    import soxr
+
+    return soxr.resample(samples, rate, new_rate).astype(np.float32, copy=False)
+
+
+def change_speed(samples: np.ndarray, factor: float) -> np.ndarray:
+    """Change tempo and pitch of (samples,) by ``factor``, as ``sox speed`` does."""
+    return resample(samples, factor, 1.0)
+
+
+def cut_seconds(
+    samples: np.ndarray,
+    rate: int,
+    start: float,
+    end: float | None,
+    name: str,
+    offset: float = 0.0,
+) -> np.ndarray:
+    """Cut a segment out of samples (frames, channels).
+
+    Args:
+        samples: of recording ``name``, from second ``offset`` on.
+        rate: in Hz.
+        start, end: seconds of the recording; see :func:`load_audio`.
+
+    Raises:
+        UserError: the recording ends before ``start``, or too long before ``end``.
+    """
+    seconds = offset + len(samples) / rate
+    first = round((start - offset) * rate)
+    if first and first >= len(samples):
+        raise UserError(
+            f"{name}: the segment begins at {start:g} s "
+            f"but the recording is {seconds:.2f} s long"
+        )
+    if end is None:
+        return samples[first:]
+    if end > seconds + MAX_OVERSHOOT_SECONDS:
+        raise UserError(
+            f"{name}: the segment ends at {end:g} s "
+            f"but the recording is {seconds:.2f} s long"
+        )
+    return samples[first : round((end - offset) * rate)]
+
+
+def check_samples(samples: np.ndarray, name: str) -> np.ndarray:
+    """Return ``samples`` as contiguous float32.
+
+    Raises:
+        UserError: there are none, or some are NaN or infinite.
+    """
+    if samples.size == 0:
+        raise UserError(f"{name}: the recording has no samples")
+    samples = np.ascontiguousarray(samples, dtype=np.float32)
+    bad = ~np.isfinite(samples)
+    if bad.any():
+        raise UserError(
+            f"{name}: {int(bad.sum())} samples are NaN or infinite, "
+            f"the first at sample {int(bad.argmax())}; write the file again"
+        )
+    return samples
+
+
 def _read(
     name: str, start: float, end: float | None, allow_pipes: bool
 ) -> tuple[np.ndarray, int, float]:
-    """Return samples (frames, channels), their rate and the second they begin at."""
+    """Return samples (frames, channels), rate in Hz and start time in seconds."""
     if name.rstrip().endswith("|"):
         if not allow_pipes:
             raise UserError(
@@ -253,7 +323,7 @@ def _read_with_soundfile(
 
     with soundfile.SoundFile(file) as sound:
         rate = sound.samplerate
-        if problem := _missing_wav(file, name):
+        if problem := _truncated_wav_error(file, name):
             raise problem
         first = min(round(start * rate), sound.frames) if sound.seekable() else 0
         last = sound.frames
@@ -273,10 +343,10 @@ def _read_with_soundfile(
 
 
 def _read_blocks(name: str) -> Iterator[tuple[np.ndarray, int]]:
-    """A recording as blocks (frames, channels), each with its rate.
+    """Yield a recording as blocks (frames, channels), each with its rate in Hz.
 
     Raises:
-        UserError: also after the last block, if the recording is cut off.
+        UserError: also after the last block, if the recording is truncated.
     """
     if name.rstrip().endswith("|"):
         raise UserError(f"{name}: this is a command, not a file")
@@ -295,52 +365,23 @@ def _read_blocks(name: str) -> Iterator[tuple[np.ndarray, int]]:
         yield from ffmpeg_blocks(name)
         return
     with sound:
-        rate, there = sound.samplerate, 0
-        problem = _missing_wav(name, name)
-        size = rate // 4  # what is lost where a file is damaged
+        rate, count = sound.samplerate, 0
+        problem = _truncated_wav_error(name, name)
+        size = rate // 4  # frames; a damaged block is lost as a whole
         try:
             while len(block := sound.read(size, dtype="float32", always_2d=True)):
-                there += len(block)
+                count += len(block)
                 yield block, rate
         except soundfile.LibsndfileError as error:
             problem = UserError(
-                f"{name}: cut off or damaged after {there / rate:.2f} s ({error})"
+                f"{name}: cut off or damaged after {count / rate:.2f} s ({error})"
             )
-        if there < sound.frames and sound.format in _EXACT_LENGTH_FORMATS:
-            problem = problem or cut_off_error(name, sound.frames / rate, there / rate)
+        if count < sound.frames and sound.format in _EXACT_LENGTH_FORMATS:
+            problem = problem or cut_off_error(name, sound.frames / rate, count / rate)
     if problem is not None:
         raise problem
-    if there == 0:
-        raise UserError(f"{name}: the recording holds no samples")
-
-
-def cut_seconds(
-    samples: np.ndarray,
-    rate: int,
-    start: float,
-    end: float | None,
-    name: str,
-    offset: float = 0.0,
-) -> np.ndarray:
-    """Cut (frames, channels) that begin at second ``offset`` of recording ``name``.
-
-    ``start`` and ``end`` are seconds of the recording; see :func:`load_audio`.
-    """
-    seconds = offset + len(samples) / rate
-    first = round((start - offset) * rate)
-    if first and first >= len(samples):
-        raise UserError(
-            f"{name}: the segment begins at {start:g} s "
-            f"but the recording is {seconds:.2f} s long"
-        )
-    if end is None:
-        return samples[first:]
-    if end > seconds + MAX_OVERSHOOT_SECONDS:
-        raise UserError(
-            f"{name}: the segment ends at {end:g} s "
-            f"but the recording is {seconds:.2f} s long"
-        )
-    return samples[first : round((end - offset) * rate)]
+    if count == 0:
+        raise UserError(f"{name}: the recording has no samples")
 
 
 def _read_archive(name: str) -> tuple[np.ndarray, int]:
@@ -350,17 +391,17 @@ def _read_archive(name: str) -> tuple[np.ndarray, int]:
     with open(path, "rb") as stream:
         stream.seek(offset)
         head = stream.read(3)
-    if head == b"PKL":  # unpickling can run any code that the archive's author likes
+    if head == b"PKL":  # unpickling runs code from the archive
         raise UserError(f"{name}: pickled archives are refused; write audio archives")
     import kaldiio
 
     try:
         loaded = kaldiio.load_mat(name)
-    # kaldiio raises whatever its parsing stumbles over, classes of its own among it
+    # kaldiio raises many classes on damaged input, some of its own
     except Exception as error:
         raise UserError(f"{name}: not a readable Kaldi archive ({error})") from None
     if not isinstance(loaded, tuple):
-        raise UserError(f"{name}: the archive holds a matrix, not audio")
+        raise UserError(f"{name}: the archive contains a matrix, not audio")
     rate, samples = loaded if isinstance(loaded[0], int) else loaded[::-1]
     samples = np.asarray(samples)
     if np.issubdtype(samples.dtype, np.integer):
@@ -397,11 +438,11 @@ def _check_file(path: str) -> None:
         raise UserError(f"{path}: the audio file is empty (0 bytes)")
 
 
-def _missing_wav(path: str, name: str) -> UserError | None:
-    """What is wrong with a RIFF file that is shorter than its data chunk says.
+def _truncated_wav_error(path: str, name: str) -> UserError | None:
+    """Return an error if a RIFF file is shorter than its data chunk states.
 
-    libsndfile silently takes what is there, and a recogniser would be trained on
-    half an utterance with the whole text.
+    libsndfile reads such a file without an error, and training would pair half an
+    utterance with its full text.
     """
     size = os.path.getsize(path)
     with open(path, "rb") as stream:
@@ -412,10 +453,10 @@ def _missing_wav(path: str, name: str) -> UserError | None:
         while len(chunk := stream.read(8)) == 8:
             kind, length = struct.unpack("<4sI", chunk)
             if kind == b"data":
-                there = size - stream.tell()
-                if there < length < _UNKNOWN_WAV_LENGTH:
+                available = size - stream.tell()
+                if available < length < _UNKNOWN_WAV_LENGTH:
                     return cut_off_error(
-                        name, length / bytes_per_second, there / bytes_per_second
+                        name, length / bytes_per_second, available / bytes_per_second
                     )
                 return None
             if kind == b"fmt " and length >= 16:
@@ -424,16 +465,3 @@ def _missing_wav(path: str, name: str) -> UserError | None:
             else:
                 stream.seek(length + length % 2, os.SEEK_CUR)
     return None
-
-
-def check_waveform(audio: str | Path | np.ndarray) -> np.ndarray:
-    """Read a file, or check an array: (samples,), finite, not empty."""
-    if isinstance(audio, (str, Path)):
-        return load_audio(audio, sampling_rate=SAMPLING_RATE)
-    wave = np.asarray(audio, dtype=np.float32)
-    if wave.ndim != 1 or wave.size == 0 or not np.isfinite(wave).all():
-        raise UserError(
-            f"an array of shape {wave.shape}: expected finite samples (samples,) at "
-            "16 kHz, not empty"
-        )
-    return wave

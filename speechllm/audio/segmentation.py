@@ -1,10 +1,9 @@
-"""Where there is speech, and where a long recording may be cut.
+"""Segmentation of long recordings into stretches of speech.
 
-Silero VAD (Silero Team 2024, https://github.com/snakers4/silero-vad) gives the
-probability of speech in every window of 32 ms. Stretches of speech become segments
-that a model can take: cut at pauses, and where there is no pause within reach, into
-windows that overlap, whose texts :mod:`speechllm.inference.long_form` merges. All of it runs on a
-stream of audio, in memory that does not depend on the recording's length.
+The probabilities of Silero VAD (:mod:`speechllm.audio.vad`) become segments that the
+model can take: cut at pauses, and without a pause within reach into windows that
+overlap, whose texts :mod:`speechllm.inference.long_form` merges. It works on a stream
+of audio, in memory that does not depend on the length of the recording.
 """
 
 from __future__ import annotations
@@ -23,10 +22,12 @@ from speechllm.audio.vad import (
 )
 from speechllm.utils.errors import UserError
 
-SPEECH = 0.5  # from this probability on a window begins speech, as in Silero's code
-SILENCE = 0.35  # below it a window belongs to a pause, as in Silero's code
-SURE = 0.9  # nearly all speech reaches it, in noise as loud too; music seldom
-HEARD = 0.1  # a short recording that never reaches it has no speech: digital silence
+# Thresholds on the speech probability of a window.
+SPEECH = 0.5  # speech begins, as in Silero's code
+SILENCE = 0.35  # below: part of a pause, as in Silero's code
+CERTAIN = 0.9  # reached by nearly all speech, in noise too, and rarely by music
+ANY_SPEECH = 0.1  # a short recording that never reaches it has no speech
+
 MAX_SECONDS = 15.0
 PAUSE_SECONDS = 0.1  # as in Silero's code
 LEAST_MAX_SECONDS = 1.0  # shorter segments would cut words
@@ -42,14 +43,17 @@ class Segment:
 
 @dataclass(frozen=True)
 class Cutting:
-    """How speech is cut into segments; all in seconds.
+    """Options of the segmentation, all in seconds.
 
     Attributes:
-        longest: no segment is longer.
-        pause: one this long always ends a segment.
-        margin: kept before and after speech, where the pause has room for it.
-        overlap: of two windows, where speech goes on without a pause.
-        shortest_speech: less than this is taken for a click.
+        longest: maximum length of a segment.
+        pause: minimum length of a pause that always ends a segment.
+        margin: kept before and after speech, as far as the pause allows.
+        overlap: of two windows of speech without a pause.
+        shortest_speech: minimum amount of speech in a segment; less is a click.
+
+    Raises:
+        UserError: ``longest`` is below 1 s, or ``pause`` is not above 0.
     """
 
     longest: float = MAX_SECONDS
@@ -59,7 +63,7 @@ class Cutting:
     shortest_speech: float = 0.1
 
     def __post_init__(self):
-        if not self.longest >= LEAST_MAX_SECONDS:  # also when it is NaN
+        if not self.longest >= LEAST_MAX_SECONDS:  # NaN included
             raise UserError(
                 f"max_seconds {self.longest:g}: at least {LEAST_MAX_SECONDS:g}"
             )
@@ -67,10 +71,53 @@ class Cutting:
             raise UserError(f"pause_seconds {self.pause:g}: more than 0")
 
 
-class Cutter:
-    """Turns probabilities, as they come, into segments of windows.
+def speech_segments(
+    blocks: Iterable[np.ndarray], cutting: Cutting
+) -> Iterator[tuple[Segment, np.ndarray]]:
+    """Cut a stream of audio into segments of speech.
 
-    ``needed`` is the first window that a segment to come can hold.
+    A recording of at most ``cutting.longest`` seconds is one whole segment, unless it
+    has no speech.
+
+    Args:
+        blocks: float32 samples (samples,) at 16 kHz, of any lengths.
+        cutting: options.
+
+    Yields:
+        Each segment and its samples, in order. A segment that begins before the end
+        of the previous one continues speech without a pause.
+    """
+    cutter = Cutter(cutting)
+    held, origin = np.zeros(0, np.float32), 0  # samples, and index of the first one
+    whole, highest = True, 0.0
+    waiting: list[tuple[int, int]] = []
+
+    for samples, probabilities in speech_probabilities(blocks):
+        held = np.concatenate([held, samples])
+        highest = max(highest, float(probabilities[0].max()))
+        for probability, recent in probabilities.T.tolist():
+            waiting.extend(cutter.push(probability, recent))
+        if whole and len(held) <= cutting.longest * SAMPLING_RATE:
+            continue
+        whole = False
+        for window in waiting:
+            yield _cut_out(held, origin, window)
+        waiting.clear()
+        done = cutter.needed * WINDOW - origin
+        held, origin = held[done:], origin + done
+    if whole:
+        if highest >= ANY_SPEECH:
+            yield Segment(0.0, len(held) / SAMPLING_RATE), held
+        return
+    for window in cutter.close():
+        yield _cut_out(held, origin, window)
+
+
+class Cutter:
+    """Incremental segmentation of speech probabilities into segments of windows.
+
+    Windows are counted from the beginning of the recording; a segment is the pair
+    (first window, last window + 1).
     """
 
     def __init__(self, cutting: Cutting):
@@ -84,16 +131,17 @@ class Cutter:
                 cutting.shortest_speech,
             )
         )
-        self.count = 0  # windows seen
-        self.free = 0  # where the segment before ended
+        self.count = 0  # windows so far
+        self.free = 0  # end of the previous segment
         self.start: int | None = None  # of the open segment
         self.first = 0  # its first window of speech
         self.held: list[float] = []  # probabilities from there on
-        self.quiet = 0  # how many of the last ones belong to a pause
-        self.onset = 0  # how many of the last ones have a high second probability
+        self.quiet = 0  # number of latest windows in a pause
+        self.onset = 0  # number of latest windows with a high ``recent`` probability
 
     @property
     def needed(self) -> int:
+        """First window that a later segment can contain."""
         if self.start is not None:
             return self.start
         return max(self.free, self.count - RECENT - self.margin)
@@ -101,13 +149,14 @@ class Cutter:
     def push(
         self, probability: float, recent: float = 0.0
     ) -> Iterator[tuple[int, int]]:
-        """Take one more window; yield the segment (first, last + 1) that it ends.
+        """Add a window; yield the segment that it ends, if any.
 
-        A segment begins where the first probability is high; from there back it takes
-        in the windows right before that have a high second one.
+        A segment begins at the first window with a high ``probability``, and includes
+        the windows right before it with a high ``recent``.
 
         Args:
-            probability, recent: the two of :class:`SpeechDetector`.
+            probability, recent: the two outputs of
+                :class:`~speechllm.audio.vad.SpeechDetector`.
         """
         self.count += 1
         before = self.onset
@@ -124,113 +173,74 @@ class Cutter:
         if self.quiet >= self.pause:
             yield from self.close()
         elif self.count - self.start >= self.longest:
-            yield from self.cut()
+            yield from self._cut()
 
     def close(self) -> Iterator[tuple[int, int]]:
-        """End the open segment, if there is one, where its speech ends."""
+        """End the open segment, if any, after its speech."""
         if self.start is None:
             return
         end = self.count - max(self.quiet - self.margin, 0)
-        yield from self.emit(end)
+        yield from self._emit(self.start, end)
         self.start = None
 
-    def cut(self) -> Iterator[tuple[int, int]]:
-        """End a segment that has grown too long; what is left of it stays open."""
-        pauses = self.pauses()
-        late = [p for p in pauses if p[0] - self.start >= self.longest // 2]
+    def _cut(self) -> Iterator[tuple[int, int]]:
+        """Cut a segment that is too long; its rest stays open."""
+        assert self.start is not None
+        begin_late = self.start + self.longest // 2
+        pauses = self._pauses()
+        late = [pause for pause in pauses if pause[0] >= begin_late]
         if not pauses:
-            yield from self.emit(self.count)
-            self.reopen(self.count - self.overlap)
+            yield from self._emit(self.start, self.count)
+            self._reopen(self.count - self.overlap)
             return
-        begin, end = max(late or pauses[-1:], key=self.depth)
-        if end == self.count:  # nothing is left
+        begin, end = max(late or pauses[-1:], key=self._depth)
+        if end == self.count:  # the pause is at the end: nothing is left
             yield from self.close()
             return
         middle = (begin + end + 1) // 2
-        yield from self.emit(min(begin + self.margin, middle))
-        self.reopen(max(end - self.margin, middle))
+        yield from self._emit(self.start, min(begin + self.margin, middle))
+        self._reopen(max(end - self.margin, middle))
 
-    def pauses(self) -> list[tuple[int, int]]:
-        """The pauses of the open segment, (first, last + 1) window of each."""
+    def _pauses(self) -> list[tuple[int, int]]:
+        """Return the pauses of the open segment: (first window, last window + 1)."""
         quiet = np.array([False, *(p < SILENCE for p in self.held), False])
         edges = self.first + np.flatnonzero(quiet[1:] != quiet[:-1])
         return [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2])]
 
-    def depth(self, pause: tuple[int, int]) -> float:
-        """How long and how quiet a pause is: its area below the threshold."""
+    def _depth(self, pause: tuple[int, int]) -> float:
+        """Return the area of a pause below the threshold: its length and quietness."""
         begin, end = (edge - self.first for edge in pause)
         return sum(SILENCE - p for p in self.held[begin:end])
 
-    def emit(self, end: int) -> Iterator[tuple[int, int]]:
-        """Give the segment, with music before and behind the speech left out.
+    def _emit(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Yield the segment without music before and after its speech.
 
-        Of what the detector is sure of, it is slow to believe in the beginning, but
-        not in the end. Where it is sure of nothing, such as a letter, all is kept.
+        The detector reaches ``CERTAIN`` late at the beginning of speech, but keeps it
+        to the end. A segment that never reaches it (a single letter, say) is kept
+        whole.
         """
         held = self.held[: end - self.first]
         spoken = sum(p >= SPEECH for p in held)
-        sure = [self.first + n for n, p in enumerate(held) if p >= SURE]
+        certain = [self.first + n for n, p in enumerate(held) if p >= CERTAIN]
         if spoken >= self.shortest_speech:
-            start = self.start
-            if sure:
-                start = max(start, sure[0] - RECENT - self.margin)
-                end = min(end, sure[-1] + 1 + self.margin)
+            if certain:
+                start = max(start, certain[0] - RECENT - self.margin)
+                end = min(end, certain[-1] + 1 + self.margin)
             yield start, end
             self.free = end
 
-    def reopen(self, start: int) -> None:
+    def _reopen(self, start: int) -> None:
         del self.held[: start - self.first]
         self.start = self.first = start
 
 
-def speech_segments(
-    blocks: Iterable[np.ndarray], cutting: Cutting
-) -> Iterator[tuple[Segment, np.ndarray]]:
-    """Cut a stream of audio into the segments that hold speech.
-
-    A recording that is short enough is one segment, whole, if any speech is heard.
-
-    Args:
-        blocks: float32 samples (samples,) at 16 kHz, of any lengths.
-        cutting: how to cut.
-
-    Yields:
-        Each segment and its samples, in order. A segment that begins before the one
-        before it ends continues speech without a pause.
-    """
-    cutter = Cutter(cutting)
-    held, origin = np.zeros(0, np.float32), 0  # samples, and where they begin
-    whole, heard = True, 0.0
-    waiting: list[tuple[int, int]] = []
-
-    for samples, probabilities in speech_probabilities(blocks):
-        held = np.concatenate([held, samples])
-        heard = max(heard, float(probabilities[0].max()))
-        for probability, recent in probabilities.T.tolist():
-            waiting.extend(cutter.push(probability, recent))
-        if whole and len(held) <= cutting.longest * SAMPLING_RATE:
-            continue
-        whole = False
-        for window in waiting:
-            yield cut_out(held, origin, window)
-        waiting.clear()
-        gone = cutter.needed * WINDOW - origin
-        held, origin = held[gone:], origin + gone
-    if whole:
-        if heard >= HEARD:
-            yield Segment(0.0, len(held) / SAMPLING_RATE), held
-        return
-    for window in cutter.close():
-        yield cut_out(held, origin, window)
-
-
-def cut_out(
+def _cut_out(
     held: np.ndarray, origin: int, windows: tuple[int, int]
 ) -> tuple[Segment, np.ndarray]:
-    """The segment of windows (first, last + 1) and a copy of its samples.
+    """Return the segment of some windows (first, last + 1) and a copy of its samples.
 
     Args:
-        held: samples, of which the first is number ``origin`` of the recording.
+        held: samples, the first of which has index ``origin`` in the recording.
     """
     first, last = (window * WINDOW for window in windows)
     samples = held[first - origin : last - origin].copy()

@@ -1,4 +1,9 @@
-"""Voice activity detection with Silero VAD."""
+"""Voice activity detection with Silero VAD.
+
+Silero VAD (Silero Team 2024, https://github.com/snakers4/silero-vad) gives the
+probability of speech of every window of 32 ms. The architecture is rebuilt here for
+whole blocks of audio; the weights come from the package silero-vad.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +19,17 @@ from torch.nn import functional as F
 from speechllm.audio.io import SAMPLING_RATE
 from speechllm.utils.errors import UserError
 
-WINDOW = 512  # samples, as the model was trained
-CONTEXT = 64  # samples of the window before, which the model sees again
+WINDOW = 512  # samples, fixed by the training of the model
+CONTEXT = 64  # samples of the previous window that are input again
 SECONDS_PER_WINDOW = WINDOW / SAMPLING_RATE
-RECENT = 16  # windows that the detector's second opinion rests on, about half a second
+RECENT = 16  # windows of the second probability, about half a second
 
 
 class SpeechDetector(nn.Module):
     """Silero VAD for 16 kHz, over many windows at once.
 
-    Its own code takes one window after the other; only the LSTM needs that order,
-    so the convolutions before it run over a whole block here.
+    Silero's own code runs one window after the other. Only the LSTM needs that order,
+    so the convolutions run over a whole block here.
     """
 
     def __init__(self):
@@ -44,18 +49,18 @@ class SpeechDetector(nn.Module):
 
     @torch.inference_mode()
     def forward(self, windows: Tensor, state: tuple | None = None):
-        """Probability of speech in consecutive windows.
+        """Return two speech probabilities of consecutive windows.
 
-        The LSTM hears a window twice: after all that came before it, as in Silero's
-        code, and after the last half second alone. Behind music the first takes its
-        time to believe in speech, and cuts off its beginning.
+        The LSTM runs over each window twice: with all earlier windows as context, as
+        in Silero's code, and with the last half second only. After music the first
+        rises late and would cut off the beginning of speech.
 
         Args:
-            windows: (windows, 64 + 512): the end of the window before, the window.
-            state: what the call for the windows before the first returned.
+            windows: (windows, 64 + 512), the end of the previous window and the window.
+            state: state that the call for the previous windows returned.
 
         Returns:
-            Both probabilities (2, windows), and the state after the last window.
+            Both probabilities (2, windows) and the state after the last window.
         """
         padded = F.pad(windows, (0, CONTEXT), mode="reflect")[:, None]
         spectrum = F.conv1d(padded, self.fourier, stride=128)  # (windows, 258, 4)
@@ -76,10 +81,10 @@ class SpeechDetector(nn.Module):
 
 @cache
 def load_detector() -> SpeechDetector:
-    """Silero VAD with the weights that its wheel ships.
+    """Load Silero VAD with the weights of the installed package.
 
-    They are read from the wheel's TorchScript file, without importing the package,
-    which sets torch's threads to 1 when it is imported.
+    They are read from its TorchScript file. The package itself is not imported,
+    because that would set torch's threads to 1.
 
     Raises:
         UserError: the package silero-vad is not installed.
@@ -91,24 +96,26 @@ def load_detector() -> SpeechDetector:
         path = next(f.locate() for f in files if f.name == "silero_vad.jit")
     except (metadata.PackageNotFoundError, StopIteration):
         raise UserError(
-            "finding speech needs silero-vad: pip install 'silero-vad>=6.2'"
+            "voice activity detection needs silero-vad: pip install 'silero-vad>=6.2'"
         ) from None
-    with warnings.catch_warnings():  # that TorchScript will go; torch is pinned
+    with warnings.catch_warnings():  # TorchScript is deprecated; torch is pinned
         warnings.simplefilter("ignore", DeprecationWarning)
         weights = torch.jit.load(str(path), map_location="cpu").state_dict()
     names = {"fourier": "stft.forward_basis_buffer"}
     for part in ("weight", "bias"):
         for layer in range(4):
-            theirs = f"encoder.{layer}.reparam_conv.{part}"
-            names[f"convolutions.{layer}.{part}"] = theirs
+            source = f"encoder.{layer}.reparam_conv.{part}"
+            names[f"convolutions.{layer}.{part}"] = source
         for side in ("ih", "hh"):
             names[f"lstm.{part}_{side}_l0"] = f"decoder.rnn.{part}_{side}"
         names[f"output.{part}"] = f"decoder.decoder.2.{part}"
     detector = SpeechDetector()
     detector.load_state_dict(
         {
-            ours: weights["_model." + theirs].reshape(detector.state_dict()[ours].shape)
-            for ours, theirs in names.items()
+            target: weights["_model." + source].reshape(
+                detector.state_dict()[target].shape
+            )
+            for target, source in names.items()
         }
     )
     return detector.eval()
@@ -117,31 +124,31 @@ def load_detector() -> SpeechDetector:
 def speech_probabilities(
     blocks: Iterable[np.ndarray],
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Probability of speech in every window of a stream.
+    """Yield the speech probabilities of a stream of audio.
 
     Args:
         blocks: float32 samples (samples,) at 16 kHz, of any lengths.
 
     Yields:
         Samples (512 × windows,) and the two probabilities (2, windows) of
-        :class:`SpeechDetector`. The last window is filled up with zeros for the
-        detector, and its samples come unfilled.
+        :class:`SpeechDetector`. The last window may be shorter; the detector gets it
+        padded with zeros.
     """
     detector, state = load_detector(), None
     context = np.zeros(CONTEXT, np.float32)
-    for samples in whole_windows(blocks):
+    for samples in _whole_windows(blocks):
         count = -(-len(samples) // WINDOW)
-        filled = np.zeros(CONTEXT + count * WINDOW, np.float32)
-        filled[:CONTEXT] = context
-        filled[CONTEXT : CONTEXT + len(samples)] = samples
-        windows = torch.from_numpy(filled).unfold(0, CONTEXT + WINDOW, WINDOW)
-        found, state = detector(windows, state)
-        context = filled[-CONTEXT:]
-        yield samples, found.numpy()
+        padded = np.zeros(CONTEXT + count * WINDOW, np.float32)
+        padded[:CONTEXT] = context
+        padded[CONTEXT : CONTEXT + len(samples)] = samples
+        windows = torch.from_numpy(padded).unfold(0, CONTEXT + WINDOW, WINDOW)
+        probabilities, state = detector(windows, state)
+        context = padded[-CONTEXT:]
+        yield samples, probabilities.numpy()
 
 
-def whole_windows(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """Cut a stream into blocks of whole windows; only the last may have a rest."""
+def _whole_windows(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Regroup a stream into blocks of whole windows; the last may end in a part."""
     rest = np.zeros(0, np.float32)
     for block in blocks:
         rest = np.concatenate([rest, block])

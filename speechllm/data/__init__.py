@@ -1,1 +1,1 @@
-"""Kaldi data dirs and example dirs (stages 2 to 5 and 7)."""
+"""Kaldi data dirs, example dirs and the CTC vocabulary (stages 1 to 5)."""

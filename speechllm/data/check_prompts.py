@@ -1,57 +1,72 @@
-"""Check that the LLM's tokenizer can write the targets, and show the prompts."""
+"""Check of prompts and targets against the LLM's tokenizer.
+
+A tokenizer may be unable to write a target, for example letters of a language that its
+vocabulary lacks. The check shows this before training.
+"""
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-MOST_EXAMPLES = 20000  # of each dir; enough to know a tokenizer by
+from speechllm.data.kaldi_table import read_table
+from speechllm.text.joint_target import find_separator, parse_answer, split_target
+from speechllm.text.prompts import answer_tokens, read_prompts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+MAX_EXAMPLES = 20000  # per dir
 
 
-def check_prompts(tokenizer, prompts_file: str, examples: list[Path]) -> list[str]:
-    """Tokenise the prompts and answers of the first examples of each dir.
+def check_prompts(
+    tokenizer: PreTrainedTokenizerBase, prompts_file: str | Path, examples: list[Path]
+) -> list[str]:
+    """Tokenise the prompts and targets of the first examples of each dir.
+
+    Args:
+        tokenizer: of the LLM.
+        prompts_file: YAML file of :mod:`speechllm.text.prompts`.
+        examples: example dirs.
 
     Returns:
-        A line for each task: its prompt as the LLM reads it, and the longest answer;
-        and a warning where answers do not come back from the tokenizer as they went
-        in (a tokenizer that normalises does that; one of another language, too).
+        One line per task with its prompt and the length of its longest target, and a
+        warning if the tokenizer decodes targets to another text (because it normalises
+        text or is made for another language).
 
     Raises:
-        UserError: a task or language without a prompt.
+        UserError: a task or language has no prompt.
     """
-    from itertools import islice
-
-    from speechllm.data.kaldi_table import read_table
-    from speechllm.text.joint_target import find_separator, parse_answer, split_target
-    from speechllm.text.prompts import answer_tokens, read_prompts
-
     prompts = read_prompts(prompts_file)
     longest: dict[str, int] = {}
     changed = []
     for folder in examples:
         texts = read_table(folder / "text")
         tasks = read_table(folder / "utt2task")
-        for example, task in islice(tasks.items(), MOST_EXAMPLES):
+        for example, task in islice(tasks.items(), MAX_EXAMPLES):
             place = f"{example} of {folder}/text"
-            wanted = split_target(task.split()[0], texts[example], place)
-            tokens = answer_tokens(tokenizer, *wanted)
-            back = tokenizer.decode(tokens, skip_special_tokens=True)
-            if len(wanted) == 2:
-                answer = parse_answer(back, find_separator(tokenizer))
+            expected = split_target(task.split()[0], texts[example], place)
+            tokens = answer_tokens(tokenizer, *expected)
+            text = tokenizer.decode(tokens, skip_special_tokens=True)
+            if len(expected) == 2:
+                answer = parse_answer(text, find_separator(tokenizer))
                 found = [answer.transcript, answer.translation]
             else:
-                found = [" ".join(back.split())]
-            if found != wanted:
-                changed.append((place, "\t".join(wanted), "\t".join(found)))
+                found = [" ".join(text.split())]
+            if found != expected:
+                changed.append((place, "\t".join(expected), "\t".join(found)))
             longest[task] = max(longest.get(task, 0), len(tokens))
     lines = []
     for task, size in sorted(longest.items()):
-        before, behind = prompts.tokens(*task.split(), tokenizer)
-        shown = f"{tokenizer.decode(before)}<speech>{tokenizer.decode(behind)}"
-        lines.append(f"{task}: {shown!r}, answers of at most {size} tokens")
+        name, source, target = task.split()
+        before, after = prompts.tokens(name, source, target, tokenizer)
+        shown = f"{tokenizer.decode(before)}<speech>{tokenizer.decode(after)}"
+        lines.append(f"{task}: {shown!r}, targets of at most {size} tokens")
     if changed:
-        place, text, back = changed[0]
+        place, text, decoded = changed[0]
         lines.append(
-            f"warning: the LLM's tokenizer changes {len(changed)} answers, the first "
-            f"is {place}: {text!r} comes back as {back!r}"
+            f"warning: the LLM's tokenizer changes {len(changed)} targets, the first "
+            f"is {place}: {text!r} is decoded to {decoded!r}"
         )
     return lines

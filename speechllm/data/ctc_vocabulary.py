@@ -1,6 +1,6 @@
-"""The vocabulary of the CTC branch: characters, or sentencepiece's byte pairs.
+"""Vocabulary of the CTC branch: characters or sentencepiece's BPE pieces.
 
-``tokens.txt`` has one token a line in ESPnet's order: ``<blank>``, ``<unk>``, the
+``tokens.txt`` has one token per line in ESPnet's order: ``<blank>``, ``<unk>``, the
 tokens, ``<sos/eos>``.
 """
 
@@ -21,22 +21,28 @@ BLANK, UNKNOWN, SPACE, END = "<blank>", "<unk>", "<space>", "<sos/eos>"
 def build_character_vocabulary(
     texts: Iterable[str | Path], output: str | Path, size: int | None = None
 ) -> list[str]:
-    """Write ``tokens.txt`` of the characters of some text tables, frequent ones first.
+    """Write ``tokens.txt`` with the characters of text tables, most frequent first.
 
     Args:
         texts: tables such as ``text_ctc``.
         output: folder to write.
-        size: at most so many tokens, special ones included; rarer characters become
+        size: maximum number of tokens, special ones included; rarer characters become
             ``<unk>``.
+
+    Returns:
+        The tokens.
+
+    Raises:
+        UserError: the tables have no text, or ``size`` is below 4.
     """
-    counts = Counter()
+    counts: Counter[str] = Counter()
     for line in _read_texts(texts):
         counts.update(line)
     counts.pop("\t", None)
     characters = sorted(counts, key=lambda character: (-counts[character], character))
     if size is not None:
         if size < 4:
-            raise UserError(f"a vocabulary of {size} tokens has no room for characters")
+            raise UserError(f"vocabulary size {size}: at least 4")
         characters = characters[: size - 3]
     tokens = [SPACE if character == " " else character for character in characters]
     tokens = [BLANK, UNKNOWN, *tokens, END]
@@ -48,10 +54,19 @@ def build_character_vocabulary(
 def build_bpe_vocabulary(
     texts: Iterable[str | Path], output: str | Path, size: int
 ) -> list[str]:
-    """Train ``bpe.model`` (sentencepiece) of ``size`` pieces; write ``tokens.txt``.
+    """Train ``bpe.model`` (sentencepiece) and write ``tokens.txt``.
+
+    Args:
+        texts: tables such as ``text_ctc``.
+        output: folder to write.
+        size: number of pieces, special ones included.
+
+    Returns:
+        The tokens.
 
     Raises:
-        UserError: the texts are too small or have too many characters for the size.
+        UserError: the tables have too little text, or too many characters for the
+            size.
     """
     import sentencepiece
 
@@ -63,7 +78,7 @@ def build_bpe_vocabulary(
                 model_type="bpe",
                 vocab_size=size,
                 character_coverage=1.0,
-                normalization_rule_name="identity",  # ctc_text has done that
+                normalization_rule_name="identity",  # ctc_text is normalised
                 num_threads=1,
                 minloglevel=2,
             )
@@ -82,12 +97,13 @@ def build_bpe_vocabulary(
 
 
 def _explain(error: str, size: int) -> str:
+    """Return the message for an error of sentencepiece's trainer."""
     if limit := re.search(r"value <= (\d+)", error):
-        return f"the texts give no {size} pieces, at most {limit[1]}; ask for fewer"
+        return f"{size} BPE pieces: the texts allow at most {limit[1]}; use fewer"
     if "smaller than required_chars" in error:
         least = re.search(r"required_chars\.\s*\d+ vs (\d+)", error)
-        least = f" ({least[1]})" if least else ""
-        return f"{size} pieces are fewer than the texts have characters{least}"
+        count = f" ({least[1]})" if least else ""
+        return f"{size} BPE pieces: fewer than the texts have characters{count}"
     return f"sentencepiece cannot train {size} pieces: {error.strip()}"
 
 
@@ -104,7 +120,7 @@ def _read_texts(texts: Iterable[str | Path]) -> Iterator[str]:
 
 def _write_tokens(folder: Path, tokens: list[str]) -> None:
     if len(set(tokens)) != len(tokens):
-        twice = next(token for token in tokens if tokens.count(token) > 1)
-        raise UserError(f"the texts contain the reserved token {twice}")
+        reserved = next(token for token in tokens if tokens.count(token) > 1)
+        raise UserError(f"the texts contain the reserved token {reserved}")
     content = "".join(f"{token}\n" for token in tokens)
     (folder / "tokens.txt").write_text(content, encoding="utf-8")

@@ -1,25 +1,25 @@
-"""Kaldi-style data directories: read, write, check, filter, combine, split.
+"""Kaldi data dirs: writing, filtering, combining, subsets and speed perturbation.
 
-A data dir holds tables, one entry a line, ``<id> <value>``, sorted by the bytes of
-the id (``LC_ALL=C sort``), ids unique, UTF-8, LF:
+A data dir contains tables with one entry ``<id> <value>`` per line, sorted by the
+bytes of the id (``LC_ALL=C sort``), with unique ids, UTF-8, LF. The format is Kaldi's
+(https://kaldi-asr.org/doc/data_prep.html) with some more tables:
 
 =================  ==========================================================
 ``wav.scp``        recording → audio file (or ``command |``, where allowed)
 ``segments``       optional; utterance → recording, start, end (seconds).
                    Without it, utterances are recordings
 ``utt2spk``        utterance → speaker, and its inverse ``spk2utt``
-``utt2lang``       utterance → two-letter code of the language spoken
-``text``           utterance → transcript, in the language spoken
+``utt2lang``       utterance → two-letter code of the spoken language
+``text``           utterance → transcript, in the spoken language
 ``text.<lang>``    utterance → translation into <lang>, for some utterances
-``utt2speed``      optional; factor that formatting plays the utterance at
+``utt2speed``      optional; speed factor, applied by formatting
 ``utt2dur``        optional; seconds
 ``utt2num_samples``  optional; samples of the formatted audio
-``dropped.tsv``    id, stage, reason, detail of all that was left out so far
+``dropped.tsv``    id, stage, reason, detail of all utterances left out so far
 =================  ==========================================================
 
-A million utterances have to pass in a minute and in little memory, so tables are
-streamed in step with each other, which their order makes possible, and at most a set
-of ids is held.
+A million utterances should take a minute and little memory. Therefore sorted tables
+are streamed in parallel, and at most a set of ids is kept in memory.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def write_data_dir(
     tables: Mapping[str, Mapping[str, str]],
     dropped: Iterable[Dropped] = (),
 ) -> None:
-    """Write a whole data dir at once from dicts, one per table; adds ``spk2utt``."""
+    """Write a data dir atomically from one dict per table; add ``spk2utt``."""
     with atomic_directory(directory) as new:
         fill_data_dir(new, tables, dropped)
 
@@ -64,7 +64,7 @@ def fill_data_dir(
     tables: Mapping[str, Mapping[str, str]],
     dropped: Iterable[Dropped] = (),
 ) -> None:
-    """Write a data dir's tables into an empty folder; adds ``spk2utt``."""
+    """Write the tables of a data dir into an empty folder; add ``spk2utt``."""
     for name, table in tables.items():
         write_table(folder / name, table)
     write_spk2utt(folder)
@@ -87,10 +87,15 @@ def select_utterances(
     keep: Callable[[str], bool],
     dropped: Iterable[Dropped] = (),
 ) -> int:
-    """Copy a data dir with only the utterances that ``keep`` accepts; count them.
+    """Copy the utterances of a data dir that ``keep`` accepts.
 
-    ``dropped`` is added to the source's list. The target appears whole or not at all
-    and may be the source itself.
+    The target is written atomically and may be the source itself.
+
+    Args:
+        dropped: entries to add to those of the source.
+
+    Returns:
+        The number of utterances.
     """
     source = Path(source)
     paths = table_paths(source)
@@ -116,9 +121,6 @@ def select_utterances(
     return count
 
 
-# --- operations ---------------------------------------------------------------------
-
-
 def filter_data_dir(
     source: str | Path,
     target: str | Path,
@@ -127,17 +129,20 @@ def filter_data_dir(
     min_text_length: int = 1,
     max_text_length: float = float("inf"),
 ) -> tuple[int, list[Dropped]]:
-    """Leave out utterances that are too short or long, or whose text is.
+    """Drop utterances with too short or too long audio or text.
 
     Lengths of text are in characters of the transcript. Durations come from
     ``utt2num_samples``, else ``utt2dur``, else ``segments``.
 
     Returns:
-        The number of utterances kept, and what was dropped (also in ``dropped.tsv``).
+        The number of utterances kept, and the dropped ones (also in ``dropped.tsv``).
+
+    Raises:
+        UserError: no utterance is left, or durations are unknown.
     """
     dropped = []
     for key, seconds, text in durations_and_texts(Path(source)):
-        if not seconds >= min_seconds:  # also when it is NaN
+        if not seconds >= min_seconds:  # NaN included
             reason, detail = "too short", f"{seconds:.2f} s < {min_seconds:g} s"
         elif seconds > max_seconds:
             reason, detail = "too long", f"{seconds:.2f} s > {max_seconds:g} s"
@@ -150,11 +155,11 @@ def filter_data_dir(
         else:
             continue
         dropped.append(Dropped(key, "filter", reason, detail))
-    gone = {entry.id for entry in dropped}
-    kept = select_utterances(source, target, lambda key: key not in gone, dropped)
+    removed = {entry.id for entry in dropped}
+    kept = select_utterances(source, target, lambda key: key not in removed, dropped)
     if kept == 0:
         raise UserError(
-            f"{source}: nothing passes the filter; see the reasons in "
+            f"{source}: no utterance passes the filter; see the reasons in "
             f"{Path(target) / DROPPED}"
         )
     return kept, dropped
@@ -163,53 +168,58 @@ def filter_data_dir(
 def perturb_speed(
     source: str | Path, target: str | Path, factors: Iterable[float]
 ) -> None:
-    """Write a data dir that holds each utterance once per speed factor.
+    """Write a data dir with each utterance once per speed factor.
 
-    Factor 1 keeps ids; factor 0.9 makes utterance ``sp0.9-<utt>`` of speaker
-    ``sp0.9-<spk>``, as Kaldi does, also of those that were left out so far.
-    ``utt2speed`` tells the formatting stage.
+    Factor 1 keeps ids; factor 0.9 gives utterance ``sp0.9-<utt>`` of speaker
+    ``sp0.9-<spk>``, as in Kaldi, also in ``dropped.tsv``. Formatting applies the
+    factors, which are in ``utt2speed``.
+
+    Raises:
+        UserError: a factor is not positive or is repeated, or the data dir has speed
+            factors already.
     """
     factors = list(factors)
     if len(set(factors)) != len(factors) or any(factor <= 0 for factor in factors):
-        raise UserError(f"speed factors must be positive and differ: {factors}")
+        raise UserError(f"speed factors {factors}: must be positive and different")
     source = Path(source)
     paths = table_paths(source)
     if "utt2speed" in paths:
-        raise UserError(f"{source}: the speeds are perturbed already (utt2speed)")
+        raise UserError(f"{source}: speed is perturbed already (utt2speed)")
     segmented = "segments" in paths
     with atomic_directory(target) as new:
         for name, path in {**paths, "wav.scp": source / "wav.scp"}.items():
             if name == "utt2num_samples":
-                continue  # formatting counts them anew
+                continue  # formatting counts the samples again
             if name == "wav.scp" and segmented:
                 write_stream(new / name, iterate_table(path))
                 continue
-            change = _CHANGE_WITH_SPEED.get(name, lambda value, factor: value)
-            tables = [_at_speed(path, factor, change) for factor in factors]
+            tables = [_at_speed(path, factor) for factor in factors]
             write_stream(new / name, heapq.merge(*tables))
-        speeds = [
-            _at_speed(source / "utt2spk", factor, lambda value, factor: f"{factor:g}")
-            for factor in factors
-        ]
+        speeds = [_speeds(source / "utt2spk", factor) for factor in factors]
         write_stream(new / "utt2speed", heapq.merge(*speeds))
         write_spk2utt(new)
-        gone = read_dropped(source)
+        entries = read_dropped(source)
         write_dropped(
             new,
             (
                 replace(entry, id=_speed_prefix(factor) + entry.id)
                 for factor in factors
-                for entry in gone
+                for entry in entries
             ),
         )
 
 
 def combine_data_dirs(sources: Iterable[str | Path], target: str | Path) -> int:
-    """Merge data dirs into one and count the utterances.
+    """Merge data dirs into one.
 
-    All must have the same tables, except translations, which may cover a part. If
-    some have ``segments``, the others' utterances become whole-file segments only
-    through formatting: combine such dirs after it.
+    All must have the same tables, except translations, which may be missing in some.
+    Data dirs with and without ``segments`` can be combined after formatting only.
+
+    Returns:
+        The number of utterances.
+
+    Raises:
+        UserError: a table is missing in one of the data dirs, or an id is repeated.
     """
     sources = [Path(source) for source in sources]
     names = [set(table_paths(source)) for source in sources]
@@ -246,27 +256,35 @@ def subset_data_dir(
     ids: Iterable[str] | None = None,
     seed: int = 0,
 ) -> int:
-    """Keep ``count`` utterances drawn at random (by ``seed``), or those named.
+    """Write ``count`` random utterances (by ``seed``), or those with given ids.
+
+    Returns:
+        The number of utterances.
 
     Raises:
-        UserError: an id is not in the data dir, or there are fewer than ``count``.
+        UserError: an id is not in the data dir, or there are fewer than ``count``
+            utterances.
     """
-    everything = [key for key, _ in iterate_table(Path(source) / "utt2spk")]
+    utterances = [key for key, _ in iterate_table(Path(source) / "utt2spk")]
     if ids is not None:
         chosen = set(ids)
-        if unknown := chosen.difference(everything):
+        if unknown := chosen.difference(utterances):
             raise UserError(f"{source}: has no utterance {min(unknown)}")
     else:
-        if count is None or not 0 < count <= len(everything):
+        if count is None or not 0 < count <= len(utterances):
             raise UserError(
-                f"{source}: cannot take {count} of {len(everything)} utterances"
+                f"{source}: cannot take {count} of {len(utterances)} utterances"
             )
-        chosen = set(random.Random(seed).sample(everything, count))
+        chosen = set(random.Random(seed).sample(utterances, count))
     return select_utterances(source, target, chosen.__contains__)
 
 
 def split_table(path: str | Path, outputs: list[str | Path]) -> list[int]:
-    """Split a table into consecutive parts of nearly equal size; return the sizes."""
+    """Split a table into consecutive parts of nearly equal size; return the sizes.
+
+    Raises:
+        UserError: there are more parts than entries, or no parts.
+    """
     if not outputs:
         raise UserError(f"{path}: cannot split into no parts")
     with open(path, "rb") as stream:
@@ -286,15 +304,18 @@ def _speed_prefix(factor: float) -> str:
     return "" if factor == 1 else f"sp{factor:g}-"
 
 
-_CHANGE_WITH_SPEED = {
-    "utt2spk": lambda value, factor: _speed_prefix(factor) + value,
-    "utt2dur": lambda value, factor: f"{float(value) / factor:.3f}",
-}
-
-
-def _at_speed(
-    path: Path, factor: float, change: Callable[[str, float], str]
-) -> Iterator[tuple[str, str]]:
+def _at_speed(path: Path, factor: float) -> Iterator[tuple[str, str]]:
+    """Yield the entries of a table with ids, speakers and durations at a speed."""
     prefix = _speed_prefix(factor)
     for key, value in iterate_table(path):
-        yield prefix + key, change(value, factor)
+        if path.name == "utt2spk":
+            value = prefix + value
+        elif path.name == "utt2dur":
+            value = f"{float(value) / factor:.3f}"
+        yield prefix + key, value
+
+
+def _speeds(path: Path, factor: float) -> Iterator[tuple[str, str]]:
+    """Yield the entries of ``utt2speed`` for the ids of a table."""
+    for key, _ in iterate_table(path):
+        yield _speed_prefix(factor) + key, f"{factor:g}"

@@ -1,16 +1,16 @@
-"""From a formatted data dir to examples: utterance × task × target language.
+"""Example dirs: formatted data dirs expanded to utterance × task × target language.
 
 A task specification is ``asr:en`` (transcribe English), ``st:en:fr`` (translate
-English speech into French) or ``asr_st:en:fr`` (both, in one answer). With a weight
-behind it, ``st:en:fr*2.5``, every utterance comes twice and half of them (always the
-same) a third time; ``*0.5`` takes half of them. A data dir's weight is a factor of
-its tasks' weights. An example dir has, keyed by
+English speech into French) or ``asr_st:en:fr`` (both, in one output). With a weight,
+``st:en:fr*2.5``, every utterance is used twice and half of them (always the same) a
+third time; ``*0.5`` uses half of them. The weight of a data dir multiplies the weights
+of its tasks. The tables of an example dir have the key
 ``<utterance>-<task>-<target language>`` (and ``-2``, ``-3`` for the repetitions):
 
 ===================  ========================================================
 ``wav.scp``          the utterance's audio file
 ``text``             the target of the task, as written (case, punctuation)
-``text_ctc``         the transcript, normalised for CTC, whatever the task
+``text_ctc``         the transcript, normalised for CTC, for every task
 ``utt2task``         task, source language, target language
 ``utt2num_samples``  samples of the audio file
 ``utt2spk``          speaker, and its inverse ``spk2utt``
@@ -33,6 +33,7 @@ from pathlib import Path
 
 import numpy as np
 
+from speechllm.audio.io import load_audio
 from speechllm.data.data_dir import write_spk2utt
 from speechllm.data.kaldi_table import (
     Dropped,
@@ -62,20 +63,21 @@ _FILES = (
 )
 
 
-def repetitions(utterance: str, task: Task, weight: float) -> int:
-    """How often an utterance comes in the mix; always the same, for the same names."""
-    digest = hashlib.sha256(f"{utterance} {task}".encode()).digest()
-    chance = int.from_bytes(digest[:8], "big") / 2**64  # from 0 to 1, even
-    return int(weight + 1 - chance)
+@dataclass(frozen=True)
+class Example:
+    """An example in memory.
 
-
-def utterance_of(example: str, task: str, target: str) -> str:
-    """The utterance that an example's id begins with.
-
-    Args:
-        example: ``<utterance>-<task>-<target>``, perhaps with ``-2`` behind it.
+    Attributes:
+        name: id.
+        wave: float32 samples (samples,) at 16 kHz.
+        task: of the example.
+        text: target.
     """
-    return re.sub(rf"-{re.escape(f'{task}-{target}')}(-[0-9]+)?$", "", example)
+
+    name: str
+    wave: np.ndarray
+    task: Task
+    text: str
 
 
 def make_examples(
@@ -87,33 +89,34 @@ def make_examples(
     """Write the example dir of all tasks over all data dirs.
 
     Args:
-        sources: formatted data dirs (one audio file per utterance), with no
-            utterance in common, with weights or without.
-        target: the example dir to write.
-        tasks: task specifications, with weights or without.
-        plain_transcripts: the transcript that ``asr`` and ``asr_st`` answer with is
-            the normalised one, without case and punctuation, which minutes of speech
-            cannot teach.
+        sources: formatted data dirs (one audio file per utterance) without common
+            utterances, with or without weights.
+        target: example dir to write.
+        tasks: task specifications, with or without weights.
+        plain_transcripts: use the normalised transcript as target of ``asr`` and
+            ``asr_st``; a few minutes of speech are too little to learn case and
+            punctuation.
 
     Returns:
-        The number of examples per task (``"asr en en"``), and what was left out:
-        utterances without a translation that a task needs, and utterances whose
-        transcript vanishes under normalisation. Also in ``dropped.tsv``.
+        The number of examples per task (``"asr en en"``), and what was dropped (also
+        in ``dropped.tsv``): utterances without a translation that a task needs, and
+        utterances with an empty normalised transcript.
 
     Raises:
-        UserError: a task is unknown or given twice, its source language is spoken in
-            no utterance, its target language has no table, or an id comes twice.
+        UserError: a task is unknown or repeated, no utterance is in its source
+            language, its target language has no table, or an id is repeated.
     """
-    sources = [split_weight(str(source)) for source in sources]
-    sources = [(Path(source), weight) for source, weight in sources]
+    split = [split_weight(str(source)) for source in sources]
+    weighted_sources = [(Path(source), weight) for source, weight in split]
     weighted = [parse_weighted(task) for task in tasks]
     parsed = [task for task, _ in weighted]
     if repeated := [task for task, count in Counter(parsed).items() if count > 1]:
         raise UserError(f"task '{repeated[0]}' is given twice")
-    _check_languages([source for source, _ in sources], parsed)
-    counts, dropped = Counter(), []
+    _check_languages([source for source, _ in weighted_sources], parsed)
+    counts: Counter[str] = Counter()
+    dropped: list[Dropped] = []
     streams = []
-    for source, factor in sources:
+    for source, factor in weighted_sources:
         mix = [(task, weight * factor) for task, weight in weighted]
         streams.append(_list_examples(source, mix, plain_transcripts, counts, dropped))
     with atomic_directory(target) as new:
@@ -127,15 +130,61 @@ def make_examples(
             previous = ""
             for example, values in heapq.merge(*streams):
                 if example == previous:
-                    raise UserError(
-                        f"{target}: example {example} comes from two data dirs"
-                    )
+                    raise UserError(f"{target}: example {example} is in two data dirs")
                 previous = example
                 for stream, value in zip(files, values, strict=True):
                     stream.write(table_line(example, value))
         write_spk2utt(new)
         write_dropped(new, dropped)
     return counts, dropped
+
+
+def read_examples(folder: str | Path, limit: int | None = None) -> list[Example]:
+    """Read an example dir with its audio.
+
+    Args:
+        folder: the example dir.
+        limit: maximum number of examples, evenly spaced over the sorted names.
+
+    Raises:
+        UserError: a table is missing or damaged, audio cannot be read, or there are no
+            examples.
+    """
+    wavs, texts = (read_table(Path(folder) / n) for n in ("wav.scp", "text"))
+    tasks = read_utt2task(folder)
+    names = evenly(sorted(wavs), limit)
+    if not names:
+        raise UserError(f"{folder}: no utterances")
+    if missing := [n for n in names if n not in tasks or n not in texts]:
+        raise UserError(f"{folder}: {missing[0]} is not in utt2task and text")
+    return [Example(n, load_audio(wavs[n]), tasks[n], texts[n]) for n in names]
+
+
+def read_utt2task(folder: str | Path) -> dict[str, Task]:
+    """Read the task of every example of an example dir.
+
+    Raises:
+        UserError: the table is missing, damaged or empty.
+    """
+    path = Path(folder) / "utt2task"
+    tasks = {
+        name: task_of(value, f"{path}, {name}")
+        for name, value in read_table(path).items()
+    }
+    if not tasks:
+        raise UserError(f"{path}: no example")
+    return tasks
+
+
+def utterance_of(example: str, task: str, target: str) -> str:
+    """Return the utterance id of an example id.
+
+    Args:
+        example: ``<utterance>-<task>-<target>``, optionally followed by ``-2``.
+        task: name of its task.
+        target: language code of its target.
+    """
+    return re.sub(rf"-{re.escape(f'{task}-{target}')}(-[0-9]+)?$", "", example)
 
 
 def _check_languages(sources: list[Path], tasks: list[Task]) -> None:
@@ -174,11 +223,11 @@ def _list_examples(
     counts: Counter,
     dropped: list[Dropped],
 ) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Yield (example, values in the order of _FILES), sorted by example.
+    """Yield (example, values in the order of ``_FILES``), sorted by example.
 
-    Utterance order is not example order ("a-b" is after "a", but "a-asr-en" is before
-    "a-b-asr-en" only by chance), so examples wait until no later one can precede
-    them: every later id begins with a later utterance.
+    The order of examples can differ from that of utterances ("a-b" follows "a", but
+    "a-b-asr-en" precedes "a-st-fr"). An example waits until the next utterance sorts
+    after it, since all later ids begin with a later utterance.
     """
     waiting: list[tuple[str, tuple[str, ...]]] = []
     paths = table_paths(source)
@@ -209,13 +258,13 @@ def _examples_of(
             dropped.append(Dropped(utterance, "make_examples", f"not in {name}"))
             return
     transcript = " ".join(row["text"].split())
-    heard = ctc_text(transcript, language)
-    if not heard:
+    normalised = ctc_text(transcript, language)
+    if not normalised:
         reason = "transcript empty after normalisation"
         dropped.append(Dropped(utterance, "make_examples", reason, transcript))
         return
     for task, weight in wanted:
-        text = heard if plain else transcript
+        text = normalised if plain else transcript
         if task.name != "asr":
             translation = " ".join(row.get(f"text.{task.target}", "").split())
             if not translation:
@@ -224,65 +273,23 @@ def _examples_of(
                 continue
             text = translation
             if task.name == "asr_st":
-                text = join_texts(heard if plain else transcript, translation)
+                text = join_texts(normalised if plain else transcript, translation)
         example = f"{utterance}-{task.name}-{task.target}"
         values = (
             text,
-            heard,
+            normalised,
             language,
             row["utt2num_samples"],
             row["utt2spk"],
             str(task),
             row["wav.scp"],
         )
-        for number in range(1, repetitions(utterance, task, weight) + 1):
+        for number in range(1, _repetitions(utterance, task, weight) + 1):
             yield example if number == 1 else f"{example}-{number}", values
 
 
-@dataclass(frozen=True)
-class Example:
-    """An utterance: its name, samples, what is asked for, and the true answer."""
-
-    name: str
-    wave: np.ndarray
-    task: Task
-    text: str
-
-
-def read_examples(folder: str | Path, limit: int | None = None) -> list[Example]:
-    """The utterances of an example dir.
-
-    Args:
-        limit: take only so many, evenly from the sorted names.
-
-    Raises:
-        UserError: a table is missing or damaged, or there is no utterance.
-    """
-    from speechllm.audio.io import load_audio
-    wavs, texts = (read_table(Path(folder) / n) for n in ("wav.scp", "text"))
-    tasks = read_utt2task(folder)
-    names = evenly(sorted(wavs), limit)
-    if not names:
-        raise UserError(f"{folder}: no utterance")
-    if missing := [n for n in names if n not in tasks or n not in texts]:
-        raise UserError(f"{folder}: {missing[0]} is not in utt2task and text")
-    return [
-        Example(n, load_audio(wavs[n]), tasks[n], texts[n])
-        for n in names
-    ]
-
-
-def read_utt2task(folder: str | Path) -> dict[str, Task]:
-    """Read the task of every example of an example dir.
-
-    Raises:
-        UserError: the table is missing, damaged or empty.
-    """
-    path = Path(folder) / "utt2task"
-    tasks = {
-        name: task_of(value, f"{path}, {name}")
-        for name, value in read_table(path).items()
-    }
-    if not tasks:
-        raise UserError(f"{path}: no example")
-    return tasks
+def _repetitions(utterance: str, task: Task, weight: float) -> int:
+    """Return the number of examples of an utterance and task; depends on names only."""
+    digest = hashlib.sha256(f"{utterance} {task}".encode()).digest()
+    chance = int.from_bytes(digest[:8], "big") / 2**64  # uniform in [0, 1)
+    return int(weight + 1 - chance)

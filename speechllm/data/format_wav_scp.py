@@ -1,10 +1,10 @@
-"""Cut, resample and write the audio of a data dir: one file per utterance.
+"""Audio formatting: cut and resample the audio of a data dir, one file per utterance.
 
-The utterances are split into shards of a thousand in their order. A shard's files
-lie in ``<output>/audio/<shard>/``; when it is complete, ``<shard>.tsv`` beside it
-says what came of each utterance and begins with a fingerprint of all that went in.
-A second start skips shards whose fingerprint still holds, so that a stage that was
-killed goes on where it was, and one whose input changed redoes what changed.
+The sorted utterances are split into shards of a thousand. The files of a shard are in
+``<output>/audio/<shard>/``. Once it is complete, ``<output>/audio/<shard>.tsv`` records
+the result of each utterance, after a fingerprint of all inputs. A re-run skips shards
+with a valid fingerprint: it resumes a killed stage, and repeats only shards with
+changed inputs.
 """
 
 from __future__ import annotations
@@ -49,12 +49,19 @@ from speechllm.utils.io import atomic_open
 SHARD_SIZE = 1000
 AUDIO_FORMATS = ("flac", "wav")
 _FORMAT_VERSION = "1"  # raise it when the written samples change
-_WARN_ABOVE = 0.1  # share of failed utterances that deserves a louder word
+_WARN_ABOVE = 0.1  # share of failed utterances
 
 
 @dataclass(frozen=True)
 class Cut:
-    """One utterance to write: where it lies in which recording, and its speed."""
+    """Source of an utterance.
+
+    Attributes:
+        utterance: id.
+        source: recording, see :func:`~speechllm.audio.io.load_audio`.
+        start, end: seconds of the recording; None for all of it.
+        speed: speed factor.
+    """
 
     utterance: str
     source: str
@@ -65,7 +72,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard's cuts and where its results go."""
+    """The cuts of a shard, and the folder and format of its audio files."""
 
     cuts: list[Cut]
     folder: Path
@@ -74,6 +81,7 @@ class Shard:
 
     @property
     def record(self) -> Path:
+        """File with the results, next to the folder."""
         return self.folder.with_suffix(".tsv")
 
 
@@ -84,44 +92,44 @@ def format_audio(
     audio_format: str = "flac",
     allow_pipes: bool = False,
 ) -> tuple[int, list[Dropped]]:
-    """Write every utterance of a data dir as a 16 kHz mono file of its own.
+    """Write each utterance of a data dir as a 16 kHz mono file.
 
-    Segments are cut and ``utt2speed`` is applied. Utterances whose audio cannot be
-    read are left out of every table of ``target`` and listed in its ``dropped.tsv``.
+    Segments are cut and ``utt2speed`` is applied. Utterances with unreadable audio are
+    left out of all tables of ``target`` and listed in its ``dropped.tsv``.
 
     Args:
         source: a valid data dir.
-        target: the data dir to write; the audio goes to ``target/audio``.
-        jobs: processes.
+        target: data dir to write; the audio is in ``target/audio``.
+        jobs: number of processes.
         audio_format: ``flac`` or ``wav``, 16 bit.
         allow_pipes: run commands in ``wav.scp``.
 
     Returns:
-        The number of utterances written, and what was left out.
+        The number of utterances written, and the dropped ones.
 
     Raises:
-        UserError: the data dir is not valid, or no utterance could be read.
+        UserError: the data dir is not valid, or no utterance can be read.
         OSError: the disk is full or cannot be written.
     """
     source, target = Path(source), Path(target)
     if source.resolve() == target.resolve():
-        raise UserError(f"{source}: the formatted data needs a folder of its own")
+        raise UserError(f"{source}: the formatted data needs another folder")
     check_data_dir(source, check_files=False, allow_pipes=allow_pipes)
     _remove_tables(target)
     shards = list_shards(source, target / "audio", audio_format, allow_pipes)
     records = _run_shards(shards, jobs, _count_utterances(source))
     _remove_others(target / "audio", records)
     failed = [entry for record in records for entry in read_record(record)[1]]
-    gone = {entry.id for entry in failed}
-    kept = _write_tables(source, target, records, gone)
+    failed_ids = {entry.id for entry in failed}
+    kept = _write_tables(source, target, records, failed_ids)
     write_dropped(target, [*read_dropped(source), *failed])
     if kept == 0:
         raise UserError(
             f"{source}: no audio could be read; {target / DROPPED} lists why, "
             f"first: {failed[0].detail or failed[0].reason}"
         )
-    if len(gone) > _WARN_ABOVE * (kept + len(gone)):
-        share = len(gone) / (kept + len(gone))
+    share = len(failed_ids) / (kept + len(failed_ids))
+    if share > _WARN_ABOVE:
         print(f"warning: {share:.0%} of {source} could not be read")
     return kept, failed
 
@@ -142,10 +150,13 @@ def list_shards(
 
 
 def write_shard(shard: Shard) -> Path:
-    """Write the audio of one shard unless that is done; return its record's path.
+    """Write the audio and the record of a shard unless they are up to date.
 
-    The record has the fingerprint in its first line, then tab-separated
+    The first line of the record is the fingerprint; the others are tab-separated:
     ``ok <utterance> <path> <samples>`` or ``dropped <utterance> <reason> <detail>``.
+
+    Returns:
+        The path of the record.
     """
     fingerprint = _fingerprint(shard)
     if _first_line(shard.record) == fingerprint:
@@ -161,12 +172,12 @@ def write_shard(shard: Shard) -> Path:
         try:
             samples = change_speed(recordings.read(cut), cut.speed)
             if len(samples) == 0:
-                raise UserError(f"{cut.source}: the segment holds no samples")
+                raise UserError(f"{cut.source}: the segment has no samples")
         except UserError as error:
             detail = " ".join(str(error).split())
             lines.append(f"dropped\t{cut.utterance}\tunreadable audio\t{detail}")
             continue
-        _write_file(path, encode_audio(samples, shard.audio_format, 16000))
+        _write_file(path, encode_audio(samples, shard.audio_format, SAMPLING_RATE))
         lines.append(f"ok\t{cut.utterance}\t{path}\t{len(samples)}")
     with atomic_open(shard.record) as stream:
         stream.write("\n".join(lines) + "\n")
@@ -174,7 +185,7 @@ def write_shard(shard: Shard) -> Path:
 
 
 def read_record(path: Path) -> tuple[list[tuple[str, str, int]], list[Dropped]]:
-    """Read a shard's record: [(utterance, path, samples)] and what failed."""
+    """Read a record: [(utterance, path, number of samples)] and the failures."""
     written, failed = [], []
     with open(path, encoding="utf-8") as stream:
         next(stream)
@@ -188,7 +199,7 @@ def read_record(path: Path) -> tuple[list[tuple[str, str, int]], list[Dropped]]:
 
 
 class _Recordings:
-    """Reads cuts; keeps the last recording that can only be decoded from its start."""
+    """Reader of cuts; caches the last recording that does not support seeking."""
 
     def __init__(self, shard: Shard) -> None:
         self.allow_pipes = shard.allow_pipes
@@ -197,6 +208,11 @@ class _Recordings:
         self.error: UserError | None = None
 
     def read(self, cut: Cut) -> np.ndarray:
+        """Return the samples (samples,) of a cut at 16 kHz and original speed.
+
+        Raises:
+            UserError: the audio cannot be read.
+        """
         if cut.end is None or can_seek(cut.source):
             return load_audio(
                 cut.source, cut.start, cut.end, allow_pipes=self.allow_pipes
@@ -249,7 +265,7 @@ def _count_utterances(source: Path) -> int:
 
 
 def _fingerprint(shard: Shard) -> str:
-    """Hash everything that decides the shard's files, the sources' sizes included."""
+    """Hash all inputs of a shard, including size and time of its sources."""
     digest = hashlib.sha256(f"{_FORMAT_VERSION} {shard.audio_format}".encode())
     states = {}
     for cut in shard.cuts:
@@ -278,7 +294,7 @@ def _first_line(path: Path) -> str | None:
 def _write_file(path: Path, content: bytes) -> None:
     try:
         path.write_bytes(content)
-    except OSError as error:  # a full disk does not tell which file it refused
+    except OSError as error:  # the error of a full disk lacks the path
         raise OSError(error.errno, error.strerror, str(path)) from None
 
 
@@ -293,7 +309,7 @@ def _run_shards(shards: Iterable[Shard], jobs: int, total: int) -> list[Path]:
                 records.append(write_shard(shard))
                 progress.update(len(shard.cuts))
             return records
-        # Spawned, not forked: tqdm and the caller may have threads.
+        # spawn, not fork: tqdm and the caller may have threads
         pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"))
         try:
             running = {}
@@ -305,8 +321,8 @@ def _run_shards(shards: Iterable[Shard], jobs: int, total: int) -> list[Path]:
                 _collect(running, records, progress)
         except BrokenProcessPool:
             raise UserError(
-                "a process that formats audio was killed, perhaps for want of memory; "
-                "start again with fewer jobs, what is done stays done"
+                "a process that formats audio was killed, perhaps for lack of memory; "
+                "run again with fewer jobs (finished shards are kept)"
             ) from None
         finally:
             pool.shutdown(cancel_futures=True)
@@ -321,7 +337,7 @@ def _collect(running: dict, records: list[Path], progress) -> None:
 
 
 def _remove_tables(target: Path) -> None:
-    """Remove an earlier run's tables: what is stopped from here on is no data dir."""
+    """Remove the tables of an earlier run, so that a partial result has none."""
     if target.is_dir():
         tables = table_paths(target).values()
         for path in (target / "wav.scp", target / "spk2utt", *tables):
@@ -329,24 +345,24 @@ def _remove_tables(target: Path) -> None:
 
 
 def _remove_others(audio_folder: Path, records: list[Path]) -> None:
-    """Remove shards that an earlier, longer version of the data left behind."""
-    ours = {path for record in records for path in (record, record.with_suffix(""))}
+    """Remove the shards of an earlier run that this run does not have."""
+    current = {path for record in records for path in (record, record.with_suffix(""))}
     for path in audio_folder.iterdir():
-        if path not in ours:
+        if path not in current:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _write_tables(
-    source: Path, target: Path, records: list[Path], gone: set[str]
+    source: Path, target: Path, records: list[Path], failed_ids: set[str]
 ) -> int:
-    """Write the tables of the formatted data dir, ``wav.scp`` last."""
+    """Write the tables of the target, ``wav.scp`` last; return the utterance count."""
     skip = {"segments", "utt2speed", "utt2dur", "utt2num_samples"}
     for name, path in table_paths(source).items():
         if name in skip:
             continue
         with atomic_open(target / name) as stream:
             for key, value in iterate_table(path):
-                if key not in gone:
+                if key not in failed_ids:
                     stream.write(table_line(key, value))
     write_spk2utt(target)
     count = 0

@@ -1,4 +1,11 @@
-"""Kaldi tables (``<id> <value>`` lines): reading, writing and joining them."""
+"""Kaldi tables: reading, writing and joining.
+
+A table is a text file with one entry ``<id> <value>`` per line, UTF-8, LF, sorted by
+the bytes of the id, with unique ids. The format is Kaldi's
+(https://kaldi-asr.org/doc/data_prep.html); :mod:`speechllm.data.data_dir` lists the
+tables of a data dir. ``dropped.tsv``, which lists the utterances that were left out of
+a data dir, is ours.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +14,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from speechllm.audio.io import SAMPLING_RATE
 from speechllm.utils.errors import UserError
 from speechllm.utils.io import atomic_open
 
-SAMPLING_RATE = 16000  # of formatted audio, to turn utt2num_samples into seconds
 DROPPED = "dropped.tsv"
+TRANSLATION_TABLE = re.compile(r"^text\.([a-z]{2,3})$")
 _UTTERANCE_TABLES = (
     "segments",
     "text",
@@ -23,12 +31,18 @@ _UTTERANCE_TABLES = (
     "utt2spk",
     "utt2task",
 )
-TRANSLATION_TABLE = re.compile(r"^text\.([a-z]{2,3})$")
 
 
 @dataclass(frozen=True)
 class Dropped:
-    """One thing that was left out: which, by what stage, and why."""
+    """An utterance or translation that was left out, a line of ``dropped.tsv``.
+
+    Attributes:
+        id: of the utterance.
+        stage: name of the stage that left it out.
+        reason: the same words for all such cases; statistics count by it.
+        detail: particulars of the case.
+    """
 
     id: str
     stage: str
@@ -36,19 +50,17 @@ class Dropped:
     detail: str = ""
 
     def line(self) -> str:
+        """Return the line, tab-separated, with white space in fields collapsed."""
         fields = (self.id, self.stage, self.reason, self.detail)
         return "\t".join(" ".join(field.split()) for field in fields) + "\n"
 
 
-# --- tables -------------------------------------------------------------------------
-
-
 def iterate_table(path: str | Path) -> Iterator[tuple[str, str]]:
-    """Yield (id, value) of a table, in order; the value of a bare id is ``""``.
+    """Yield (id, value) of a table in order; the value of a bare id is ``""``.
 
     Raises:
-        UserError: naming file and line, when the table is missing, is not UTF-8, has
-            an empty line, an id twice, or ids out of order.
+        UserError: the table is missing, not UTF-8, or has an empty line, a repeated id
+            or ids out of order; the message has file and line.
     """
     path = Path(path)
     if not path.is_file():
@@ -63,7 +75,7 @@ def iterate_table(path: str | Path) -> Iterator[tuple[str, str]]:
                     raise UserError(f"{path}:{number}: the line is empty; remove it")
                 key = parts[0].decode("utf-8")
                 if key <= previous:
-                    _refuse_order(path, number, key, previous)
+                    raise _order_error(path, number, key, previous)
                 previous = key
                 yield key, parts[1].rstrip().decode("utf-8") if len(parts) > 1 else ""
         except UnicodeDecodeError as error:
@@ -74,49 +86,17 @@ def iterate_table(path: str | Path) -> Iterator[tuple[str, str]]:
 
 
 def read_table(path: str | Path) -> dict[str, str]:
-    """Read a whole table; the errors are those of :func:`iterate_table`."""
+    """Read a table into a dict; see :func:`iterate_table` for the errors."""
     return dict(iterate_table(path))
-
-
-def write_table(path: str | Path, mapping: Mapping[str, str]) -> None:
-    """Write a table sorted and at once; ids and values may not break its lines."""
-    with atomic_open(path) as stream:
-        for key in sorted(mapping):
-            stream.write(table_line(key, mapping[key]))
-
-
-def table_line(key: str, value: str) -> str:
-    """Return one line of a table, or refuse an id or value that would break it."""
-    if not key or len(key.split()) != 1 or key.strip() != key:
-        raise UserError(f"{key!r} cannot be an id: it is empty or has white space")
-    if "\n" in value or "\r" in value:
-        raise UserError(f"the value of {key!r} has a line break: {value!r}")
-    return f"{key} {value}\n" if value else f"{key}\n"
-
-
-def read_dropped(path: str | Path) -> list[Dropped]:
-    """Read the list of what was left out of a data dir; none when there is no list."""
-    path = Path(path) / DROPPED
-    if not path.exists():
-        return []
-    with open(path, encoding="utf-8") as stream:
-        return [Dropped(*line.rstrip("\n").split("\t")) for line in stream]
-
-
-def write_dropped(directory: str | Path, dropped: Iterable[Dropped]) -> None:
-    """Write ``dropped.tsv``, sorted by id."""
-    with atomic_open(Path(directory) / DROPPED) as stream:
-        for entry in sorted(dropped, key=lambda entry: (entry.id, entry.stage)):
-            stream.write(entry.line())
 
 
 def join_tables(
     paths: Mapping[str, Path], base: str
 ) -> Iterator[tuple[str, dict[str, str]]]:
-    """Walk sorted tables in step: (id, {name: value}) for each id of table ``base``.
+    """Join sorted tables: yield (id, {name: value}) for each id of table ``base``.
 
-    A table that lacks the id is absent from the dict. Entries of ids that ``base``
-    lacks are skipped. Memory does not grow with the tables.
+    The dict has no entry for a table without the id. Ids that ``base`` lacks are
+    skipped. Memory does not grow with the tables.
     """
     others = {name: iterate_table(path) for name, path in paths.items() if name != base}
     heads = {name: next(table, None) for name, table in others.items()}
@@ -132,63 +112,15 @@ def join_tables(
         yield key, row
 
 
-# --- directories --------------------------------------------------------------------
+def write_table(path: str | Path, mapping: Mapping[str, str]) -> None:
+    """Write a sorted table atomically.
 
-
-def table_paths(directory: str | Path) -> dict[str, Path]:
-    """Return the tables keyed by utterance that a data dir has, by name."""
-    directory = Path(directory)
-    if not directory.is_dir():
-        raise UserError(f"{directory}: the data dir does not exist")
-    paths = {name: directory / name for name in _UTTERANCE_TABLES}
-    paths |= {p.name: p for p in directory.iterdir() if TRANSLATION_TABLE.match(p.name)}
-    return {name: path for name, path in sorted(paths.items()) if path.is_file()}
-
-
-def translation_languages(directory: str | Path) -> list[str]:
-    """Return the codes of the ``text.<lang>`` tables of a data dir, sorted."""
-    matches = map(TRANSLATION_TABLE.match, table_paths(directory))
-    return sorted(match[1] for match in matches if match)
-
-
-def _refuse_order(path: Path, number: int, key: str, previous: str) -> None:
-    if key == previous:
-        raise UserError(f"{path}:{number}: {key} is there twice; ids must be unique")
-    raise UserError(
-        f"{path}:{number}: {key} comes after {previous}; sort the file with "
-        f"'LC_ALL=C sort -k1,1 -o {path} {path}'"
-    )
-
-
-def parse_segment(value: str) -> tuple[str, float, float]:
-    """Split a value of ``segments`` into recording, start and end in seconds."""
-    recording, start, end = value.split()
-    return recording, float(start), float(end)
-
-
-def durations_and_texts(directory: Path) -> Iterator[tuple[str, float, str]]:
-    paths = table_paths(directory)
-    if "text" not in paths:
-        raise UserError(f"{directory / 'text'}: the table does not exist")
-    for key, row in join_tables(paths, "utt2spk"):
-        yield key, utterance_seconds(directory, key, row), row.get("text", "")
-
-
-def utterance_seconds(directory: Path, key: str, row: Mapping[str, str]) -> float:
-    try:
-        if "utt2num_samples" in row:
-            return int(row["utt2num_samples"]) / SAMPLING_RATE
-        if "utt2dur" in row:
-            return float(row["utt2dur"])
-        if "segments" in row:
-            _, start, end = parse_segment(row["segments"])
-            return end - start
-    except ValueError:
-        raise UserError(f"{directory}: the duration of {key} is no number") from None
-    raise UserError(
-        f"{directory}: the duration of {key} is unknown; format the audio first "
-        "(utt2num_samples) or give utt2dur"
-    )
+    Raises:
+        UserError: an id or value is not valid, see :func:`table_line`.
+    """
+    with atomic_open(path) as stream:
+        for key in sorted(mapping):
+            stream.write(table_line(key, mapping[key]))
 
 
 def write_stream(
@@ -197,11 +129,19 @@ def write_stream(
     name: str = "",
     same_twice: bool = False,
 ) -> int:
-    """Write sorted entries of a new data dir, refusing the same id twice.
+    """Write sorted entries into a table and count them.
 
-    With ``same_twice`` an entry that is repeated word for word is written once.
+    Args:
+        path: table of a new data dir.
+        entries: ids and values.
+        name: table in the message; by default the name of the file.
+        same_twice: write identical entries once.
+
+    Raises:
+        UserError: an id is repeated.
     """
-    count, previous = 0, (None, None)
+    count = 0
+    previous: tuple[str | None, str | None] = (None, None)
     with open(path, "w", encoding="utf-8", newline="\n") as stream:
         for entry in entries:
             if entry[0] == previous[0]:
@@ -215,3 +155,113 @@ def write_stream(
             previous = entry
             count += 1
     return count
+
+
+def table_line(key: str, value: str) -> str:
+    """Return one line of a table.
+
+    Raises:
+        UserError: the id is empty or has white space, or the value has a line break.
+    """
+    if not key or len(key.split()) != 1 or key.strip() != key:
+        raise UserError(f"{key!r} cannot be an id: it is empty or has white space")
+    if "\n" in value or "\r" in value:
+        raise UserError(f"the value of {key!r} has a line break: {value!r}")
+    return f"{key} {value}\n" if value else f"{key}\n"
+
+
+def parse_segment(value: str) -> tuple[str, float, float]:
+    """Split a value of ``segments`` into recording, start and end in seconds.
+
+    Raises:
+        ValueError: another number of fields, or times that are not numbers.
+    """
+    recording, start, end = value.split()
+    return recording, float(start), float(end)
+
+
+def table_paths(directory: str | Path) -> dict[str, Path]:
+    """Return the paths of a data dir's tables over utterances, by name.
+
+    Raises:
+        UserError: the data dir does not exist.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise UserError(f"{directory}: the data dir does not exist")
+    paths = {name: directory / name for name in _UTTERANCE_TABLES}
+    paths |= {p.name: p for p in directory.iterdir() if TRANSLATION_TABLE.match(p.name)}
+    return {name: path for name, path in sorted(paths.items()) if path.is_file()}
+
+
+def translation_languages(directory: str | Path) -> list[str]:
+    """Return the sorted language codes of a data dir's ``text.<lang>`` tables."""
+    matches = map(TRANSLATION_TABLE.match, table_paths(directory))
+    return sorted(match[1] for match in matches if match)
+
+
+def durations_and_texts(directory: Path) -> Iterator[tuple[str, float, str]]:
+    """Yield utterance, duration in seconds and transcript of a data dir.
+
+    Raises:
+        UserError: a table is missing or damaged, or a duration is unknown.
+    """
+    paths = table_paths(directory)
+    if "text" not in paths:
+        raise UserError(f"{directory / 'text'}: the table does not exist")
+    for key, row in join_tables(paths, "utt2spk"):
+        yield key, utterance_seconds(directory, key, row), row.get("text", "")
+
+
+def utterance_seconds(directory: Path, key: str, row: Mapping[str, str]) -> float:
+    """Return the duration of an utterance from a row of :func:`join_tables`.
+
+    It comes from ``utt2num_samples``, else ``utt2dur``, else ``segments``.
+
+    Args:
+        directory: data dir, for the message.
+        key: id of the utterance, for the message.
+        row: its values by table.
+
+    Raises:
+        UserError: the duration is unknown or not a number.
+    """
+    try:
+        if "utt2num_samples" in row:
+            return int(row["utt2num_samples"]) / SAMPLING_RATE
+        if "utt2dur" in row:
+            return float(row["utt2dur"])
+        if "segments" in row:
+            _, start, end = parse_segment(row["segments"])
+            return end - start
+    except ValueError:
+        raise UserError(f"{directory}: the duration of {key} is not a number") from None
+    raise UserError(
+        f"{directory}: the duration of {key} is unknown; format the audio first "
+        "(utt2num_samples) or give utt2dur"
+    )
+
+
+def read_dropped(path: str | Path) -> list[Dropped]:
+    """Read ``dropped.tsv`` of a data dir; an empty list if it is missing."""
+    path = Path(path) / DROPPED
+    if not path.exists():
+        return []
+    with open(path, encoding="utf-8") as stream:
+        return [Dropped(*line.rstrip("\n").split("\t")) for line in stream]
+
+
+def write_dropped(directory: str | Path, dropped: Iterable[Dropped]) -> None:
+    """Write ``dropped.tsv``, sorted by id."""
+    with atomic_open(Path(directory) / DROPPED) as stream:
+        for entry in sorted(dropped, key=lambda entry: (entry.id, entry.stage)):
+            stream.write(entry.line())
+
+
+def _order_error(path: Path, number: int, key: str, previous: str) -> UserError:
+    if key == previous:
+        return UserError(f"{path}:{number}: {key} is repeated; ids must be unique")
+    return UserError(
+        f"{path}:{number}: {key} comes after {previous}; sort the file with "
+        f"'LC_ALL=C sort -k1,1 -o {path} {path}'"
+    )

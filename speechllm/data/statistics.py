@@ -1,4 +1,4 @@
-"""What the sets of a recipe hold and what was left out of them: a table, a picture."""
+"""Statistics of data dirs, dropped utterances included: a table and a plot."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from speechllm.utils.io import atomic_open
 _COLUMNS = ["set", "language", "utterances", "hours", "speakers", "mean s", "max s"]
 _COLUMNS += ["characters", "tokens", "dropped"]
 _NOTE = (
-    "Lengths are in seconds. Tokens are what white space parts, or characters in "
-    "languages written without it. `→ de` counts translations into German. A set "
-    "with several speeds has each utterance once for each.\n"
+    "Lengths are in seconds. Tokens are separated by white space, or are characters in "
+    "languages without it. `→ de` counts translations into German. A set with several "
+    "speeds has each utterance once per speed.\n"
 )
 
 
 @dataclass(frozen=True)
 class SetStatistics:
-    """One data dir, counted.
+    """Statistics of a data dir.
 
     Attributes:
         name: of the set.
-        languages: rows of :func:`speechllm.data.statistics.statistics`, the last for all.
+        languages: rows of :func:`statistics`, the last one over all languages.
         translations: rows ``target``, ``utterances``, ``characters``, ``words``.
-        dropped: reason → utterances that were left out for it.
+        dropped: reason → number of utterances left out.
     """
 
     name: str
@@ -46,12 +46,12 @@ class SetStatistics:
     @property
     def dropped_share(self) -> float:
         """Share of the corpus's utterances that were left out, 0 to 1."""
-        gone = self.dropped.total()
-        return gone / max(gone + self.languages[-1]["utterances"], 1)
+        dropped = self.dropped.total()
+        return dropped / max(dropped + self.languages[-1]["utterances"], 1)
 
 
 def describe_sets(directories: Iterable[str | Path]) -> list[SetStatistics]:
-    """Count data dirs; the set's name is that of its folder.
+    """Return the statistics of data dirs; the name of a set is that of its folder.
 
     Raises:
         UserError: a table is damaged, or durations are unknown.
@@ -67,12 +67,38 @@ def describe_sets(directories: Iterable[str | Path]) -> list[SetStatistics]:
     ]
 
 
+def statistics(directory: str | Path) -> list[dict]:
+    """Count the content of a data dir per spoken language and overall (``*``).
+
+    Returns:
+        One dict per language with ``language``, ``utterances``, ``speakers``,
+        ``minutes``, ``max_seconds``, ``characters`` and ``words`` (separated by white
+        space) of the transcripts, and ``lengths`` (whole seconds → utterances).
+
+    Raises:
+        UserError: a table is damaged, or a duration is unknown.
+    """
+    directory = Path(directory)
+    paths = table_paths(directory)
+    rows: dict[str, _Count] = defaultdict(_Count)
+    for key, row in join_tables(paths, "utt2spk"):
+        seconds, text = utterance_seconds(directory, key, row), row.get("text", "")
+        rows[row.get("utt2lang", "?")].add(seconds, row["utt2spk"], text)
+    everything = _Count()
+    for count in rows.values():
+        everything.merge(count)
+    return [
+        {"language": language, **count.row()}
+        for language, count in [*sorted(rows.items()), ("*", everything)]
+    ]
+
+
 def write_statistics(sets: list[SetStatistics], output: Path | None = None) -> str:
-    """Return the table in Markdown; write it and the picture where ``output`` is set.
+    """Return the table in Markdown; also write it and the plot if ``output`` is given.
 
     Args:
         sets: from :func:`describe_sets`.
-        output: path without ending, of ``<output>.md`` and ``<output>.png``.
+        output: path of ``<output>.md`` and ``<output>.png``, without suffix.
     """
     table = statistics_markdown(sets)
     if output is None:
@@ -84,7 +110,7 @@ def write_statistics(sets: list[SetStatistics], output: Path | None = None) -> s
 
 
 def statistics_markdown(sets: list[SetStatistics]) -> str:
-    """The table, and a line on each reason for which something was left out."""
+    """Return the table and a list of the reasons for left-out utterances."""
     lines = [_line(_COLUMNS), _line(["---", "---", *["---:"] * (len(_COLUMNS) - 2)])]
     for entry in sets:
         rows = entry.languages if len(entry.languages) > 2 else entry.languages[:1]
@@ -103,7 +129,7 @@ def statistics_markdown(sets: list[SetStatistics]) -> str:
 
 
 def draw_statistics(sets: list[SetStatistics], path: Path) -> None:
-    """Draw each set: hours by length of utterance, and the share left out by reason."""
+    """Plot per set the hours by utterance length and the share left out by reason."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -113,7 +139,7 @@ def draw_statistics(sets: list[SetStatistics], path: Path) -> None:
     for (left, right), entry in zip(panels, sets, strict=True):
         total = entry.languages[-1]
         lengths = total["lengths"]
-        # every utterance of a bar lasts half a second more than its whole seconds
+        # a bar's utterances last half a second more than its whole seconds on average
         hours = [count * (second + 0.5) / 3600 for second, count in lengths.items()]
         left.bar([second + 0.5 for second in lengths], hours, width=0.9)
         left.set_title(
@@ -122,11 +148,11 @@ def draw_statistics(sets: list[SetStatistics], path: Path) -> None:
         )
         left.set_xlabel("length of the utterance (s)")
         left.set_ylabel("hours")
-        whole = total["utterances"] + entry.dropped.total()
+        all_utterances = total["utterances"] + entry.dropped.total()
         reasons = entry.dropped.most_common()[::-1]
         right.barh(
             [reason for reason, _ in reasons],
-            [100 * count / max(whole, 1) for _, count in reasons],
+            [100 * count / max(all_utterances, 1) for _, count in reasons],
             color="C1",
         )
         right.set_title(f"left out: {entry.dropped_share:.2%}")
@@ -138,10 +164,10 @@ def draw_statistics(sets: list[SetStatistics], path: Path) -> None:
 
 
 def _count_translations(directory: Path) -> list[dict]:
-    """Count translations by the language they are written in."""
+    """Count translations by target language."""
     rows = []
     for target in translation_languages(directory):
-        row = Counter(utterances=0, characters=0, words=0)
+        row: Counter[str] = Counter(utterances=0, characters=0, words=0)
         for _, text in iterate_table(directory / f"text.{target}"):
             row["utterances"] += 1
             row["characters"] += len(text)
@@ -151,9 +177,10 @@ def _count_translations(directory: Path) -> list[dict]:
 
 
 def _count_dropped(directory: Path) -> Counter[str]:
-    """Count utterances by the first reason for which they went.
+    """Count dropped utterances by their first reason.
 
-    Entries of utterances that stayed (with one translation less, say) do not count.
+    Entries of utterances that are still in the set (a dropped translation, say) do not
+    count.
     """
     reasons: dict[str, str] = {}
     for entry in read_dropped(directory):
@@ -196,32 +223,9 @@ def _line(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |\n"
 
 
-def statistics(directory: str | Path) -> list[dict]:
-    """Count what a data dir holds per language spoken, and in all (``*``).
-
-    Returns:
-        For each language ``language``, ``utterances``, ``speakers``, ``minutes``,
-        ``max_seconds``, ``characters`` and ``words`` (as white space parts them) of
-        the transcripts, and ``lengths``: whole seconds → utterances as long.
-    """
-    directory = Path(directory)
-    paths = table_paths(directory)
-    rows: dict[str, _Count] = defaultdict(_Count)
-    for key, row in join_tables(paths, "utt2spk"):
-        seconds, text = utterance_seconds(directory, key, row), row.get("text", "")
-        rows[row.get("utt2lang", "?")].add(seconds, row["utt2spk"], text)
-    everything = _Count()
-    for count in rows.values():
-        everything.merge(count)
-    return [
-        {"language": language, **count.row()}
-        for language, count in [*sorted(rows.items()), ("*", everything)]
-    ]
-
-
 @dataclass
 class _Count:
-    """Sums over utterances."""
+    """Sums over the utterances of a language."""
 
     utterances: int = 0
     seconds: float = 0.0

@@ -1,11 +1,15 @@
-"""Checks of a Kaldi data dir."""
+"""Validation of data dirs by the rules of Kaldi's ``utils/validate_data_dir.sh``.
+
+Tables are sorted, ids are unique and the same in all tables, utterance ids begin with
+the speaker; in addition each utterance has a language.
+"""
 
 from __future__ import annotations
 
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from speechllm.data.kaldi_table import (
@@ -20,21 +24,18 @@ _ARCHIVE_OFFSET = re.compile(r"\.ark:\d+$")
 _MAX_PROBLEMS_PER_FILE = 20
 
 
-# --- checks -------------------------------------------------------------------------
-
-
 def validate_data_dir(
     directory: str | Path,
     check_files: bool = True,
     allow_pipes: bool = False,
 ) -> list[str]:
-    """Check a data dir by Kaldi's rules and return what is wrong, file and line first.
+    """Return the problems of a data dir; each message begins with file and line.
 
-    Empty transcripts are allowed here: filtering takes them out and lists them.
+    Empty transcripts are valid here; filtering drops and lists them.
 
     Args:
         directory: the data dir.
-        check_files: also look whether each audio file of ``wav.scp`` exists.
+        check_files: also check that each audio file of ``wav.scp`` exists.
         allow_pipes: accept commands in ``wav.scp``.
     """
     directory = Path(directory)
@@ -46,7 +47,7 @@ def validate_data_dir(
     ]
     if problems:
         return problems
-    checks = [
+    checks: list[Callable[[], Iterator[str]]] = [
         lambda: _check_wav_scp(directory / "wav.scp", check_files, allow_pipes),
         lambda: _check_speakers(directory),
         lambda: _check_languages(directory / "utt2lang"),
@@ -73,7 +74,7 @@ def validate_data_dir(
                     problems.append(problem)
                     found += 1
                 if found == _MAX_PROBLEMS_PER_FILE:
-                    problems.append("… and more of the same kind")
+                    problems.append("… and more of the same type")
                     break
         except UserError as error:
             if str(error) not in problems:
@@ -84,7 +85,7 @@ def validate_data_dir(
 def check_data_dir(
     directory: str | Path, check_files: bool = True, allow_pipes: bool = False
 ) -> None:
-    """Raise a UserError with the first problem of a data dir, if it has any."""
+    """Raise UserError with the first problem of a data dir, if it has any."""
     problems = validate_data_dir(directory, check_files, allow_pipes)
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
@@ -110,20 +111,20 @@ def _check_wav_scp(path: Path, check_files: bool, allow_pipes: bool) -> Iterator
 
 def _check_speakers(directory: Path) -> Iterator[str]:
     path = directory / "utt2spk"
-    counts = Counter()
+    counts: Counter[str] = Counter()
     last = ""
     for number, (key, speaker) in enumerate(iterate_table(path), 1):
         if len(speaker.split()) != 1:
             yield f"{path}:{number}: utterance {key} needs exactly one speaker"
         elif speaker < last:
             yield (
-                f"{path}:{number}: speaker {speaker} comes after {last}: begin "
-                "utterance ids with the speaker, so that both sort alike"
+                f"{path}:{number}: speaker {speaker} comes after {last}; begin "
+                "utterance ids with the speaker, so that both have the same order"
             )
         last = speaker
         counts[speaker] += 1
     path = directory / "spk2utt"
-    listed = Counter()
+    listed: Counter[str] = Counter()
     for number, (speaker, value) in enumerate(iterate_table(path), 1):
         listed[speaker] = len(value.split())
         if listed[speaker] != counts[speaker]:
@@ -138,13 +139,16 @@ def _check_speakers(directory: Path) -> Iterator[str]:
 def _check_languages(path: Path) -> Iterator[str]:
     for number, (key, language) in enumerate(iterate_table(path), 1):
         if not re.fullmatch("[a-z]{2,3}", language):
-            yield f"{path}:{number}: {language!r} is no language code (utterance {key})"
+            yield (
+                f"{path}:{number}: {language!r} is not a language code of 2 or 3 "
+                f"letters (utterance {key})"
+            )
 
 
 def _check_durations(path: Path) -> Iterator[str]:
     for number, (key, seconds) in enumerate(iterate_table(path), 1):
         if not re.fullmatch(r"[0-9]+(\.[0-9]*)?(e[+-]?[0-9]+)?", seconds):
-            yield f"{path}:{number}: {seconds!r} are no seconds (utterance {key})"
+            yield f"{path}:{number}: {seconds!r} is not a duration (utterance {key})"
 
 
 def _check_segments(directory: Path) -> Iterator[str]:
@@ -154,7 +158,9 @@ def _check_segments(directory: Path) -> Iterator[str]:
         try:
             recording, start, end = parse_segment(value)
         except ValueError:
-            yield f"{path}:{number}: utterance {key}: expected <recording> <start> <end>"
+            yield (
+                f"{path}:{number}: utterance {key}: expected <recording> <start> <end>"
+            )
             continue
         if recording not in recordings:
             yield f"{path}:{number}: recording {recording} of {key} is not in wav.scp"
@@ -163,17 +169,23 @@ def _check_segments(directory: Path) -> Iterator[str]:
 
 
 def _compare_ids(base: Path, other: Path, subset: bool) -> Iterator[str]:
-    """Yield where the ids of ``other`` differ from those of ``base``."""
+    """Yield the differences between the ids of two tables.
+
+    Args:
+        subset: ``other`` may lack ids of ``base``.
+    """
     expected = ((key, n) for n, (key, _) in enumerate(iterate_table(base), 1))
     found = ((key, n) for n, (key, _) in enumerate(iterate_table(other), 1))
-    want, have = next(expected, None), next(found, None)
-    while want or have:
-        if have is None or (want is not None and want[0] < have[0]):
+    left, right = next(expected, None), next(found, None)
+    while left or right:
+        if right is None or (left is not None and left[0] < right[0]):
             if not subset:
-                yield f"{base}:{want[1]}: utterance {want[0]} has no line in {other.name}"
-            want = next(expected, None)
-        elif want is None or have[0] < want[0]:
-            yield f"{other}:{have[1]}: utterance {have[0]} is not in {base.name}"
-            have = next(found, None)
+                yield (
+                    f"{base}:{left[1]}: utterance {left[0]} has no line in {other.name}"
+                )
+            left = next(expected, None)
+        elif left is None or right[0] < left[0]:
+            yield f"{other}:{right[1]}: utterance {right[0]} is not in {base.name}"
+            right = next(found, None)
         else:
-            want, have = next(expected, None), next(found, None)
+            left, right = next(expected, None), next(found, None)

@@ -1,1 +1,1 @@
-"""Pretrained weights: from a name to a local folder."""
+"""Pretrained models: resolve a name to a local folder of weights."""

@@ -1,4 +1,4 @@
-"""Read checkpoints of tensors without running anything that is in them."""
+"""Reading of checkpoints as plain tensors, without running code from them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from speechllm.utils.errors import UserError
 
 
 def is_hub_id(start: str) -> bool:
-    """Whether what training starts from lies on the hub: no file or folder here."""
+    """Return True if an initialisation is a hub id, not a local file or folder."""
     path = Path(start)
     return path.suffix not in (".pth", ".safetensors") and not path.exists()
 
@@ -17,10 +17,11 @@ def load_tensors(path: str | Path, device: str = "cpu") -> dict:
     """Read named tensors from a safetensors or torch file.
 
     Args:
-        path: the file, or a folder that holds ``model.safetensors``.
+        path: the file, or a folder with ``model.safetensors``.
+        device: torch device of the tensors.
 
     Raises:
-        UserError: it is missing, damaged, or holds more than tensors.
+        UserError: the file is missing, damaged, or contains more than tensors.
     """
     path = Path(path)
     if path.is_dir():

@@ -1,13 +1,13 @@
-"""CTranslate2's Whisper → a folder that transformers loads.
+"""Conversion of Whisper from CTranslate2 to transformers.
 
 CTranslate2 (https://github.com/OpenNMT/CTranslate2) stores a converted Whisper as
-``model.bin`` beside ``config.json`` (language ids, suppressed tokens, alignment
-heads) and ``tokenizer.json``. The weights are those of OpenAI's release, with the
-projections of an attention fused and most names changed. Here they are named and
-split again as ``transformers.WhisperForConditionalGeneration`` has them, and the
-files that OpenAI's folder on the hub has beside the weights are written anew.
+``model.bin``, ``config.json`` (language ids, suppressed tokens, alignment heads) and
+``tokenizer.json``. The weights are those of OpenAI's release, with the projections of
+each attention fused and most names changed. The conversion splits and renames them as
+in ``transformers.WhisperForConditionalGeneration``, and writes the other files of
+OpenAI's folder on the hub.
 
-``model.bin``, version 6, little-endian, nothing aligned::
+``model.bin``, version 6, little-endian, without alignment::
 
     u32 version · string specification · u32 revision
     u32 number of variables, each: string name · u8 rank · u32 × rank shape
@@ -15,7 +15,7 @@ files that OpenAI's folder on the hub has beside the weights are written anew.
     u32 number of aliases, each: string alias · string name
     string = u16 length · that many bytes, the last one NUL
 
-Needs numpy and safetensors only; neither torch nor transformers.
+It needs numpy and safetensors, but neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ _TYPES = {
     3: np.dtype("<i4"),
     4: np.dtype("<f2"),
 }
-_TIMESTAMPS = 1501  # <|0.00|> … <|30.00|>, a token every 20 ms
+_TIMESTAMPS = 1501  # <|0.00|> … <|30.00|>, one token per 20 ms
 
 
 def convert_whisper(source: str | Path, target: str | Path) -> None:
-    """Write a transformers Whisper folder, weights in float32.
+    """Write a Whisper folder for transformers, weights in float32.
 
     Args:
         source: folder with ``model.bin``, ``config.json`` and ``tokenizer.json`` of
             a Whisper that CTranslate2 converted without integer quantisation.
-        target: an existing folder that receives ``config.json``,
+        target: existing folder that receives ``config.json``,
             ``generation_config.json``, ``model.safetensors``,
             ``preprocessor_config.json``, ``tokenizer.json`` and
             ``tokenizer_config.json``.
@@ -68,7 +68,7 @@ def convert_whisper(source: str | Path, target: str | Path) -> None:
         generation = _generation_config(config, hints, tokens)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"{source}: not a Whisper that CTranslate2 wrote ({error!r})"
+            f"{source}: not a Whisper model of CTranslate2 ({error!r})"
         ) from error
 
     write_json(target / "config.json", config)
@@ -88,7 +88,7 @@ def read_model(path: str | Path) -> tuple[str, dict[str, np.ndarray]]:
         (read-only views of one buffer, shapes and types as stored).
 
     Raises:
-        UserError: another version, an unknown type, a truncated file.
+        UserError: the file is truncated, or has another version or an unknown type.
     """
     path = Path(path)
     data = path.read_bytes()
@@ -108,7 +108,9 @@ def read_model(path: str | Path) -> tuple[str, dict[str, np.ndarray]]:
     try:
         (version,) = take("I")
         if version != 6:
-            raise UserError(f"{path}: CTranslate2 format {version}, only 6 is known")
+            raise UserError(
+                f"{path}: CTranslate2 format {version}, only 6 is supported"
+            )
         specification = take_string()
         _revision, count = take("II")
         for _ in range(count):
@@ -136,7 +138,7 @@ def read_model(path: str | Path) -> tuple[str, dict[str, np.ndarray]]:
 
 
 def _whisper_tensors(variables: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Name and split the variables as transformers has them, in float32.
+    """Rename and split the variables as in transformers, in float32.
 
     The output projection is tied to the embeddings and therefore not stored.
     """
@@ -148,7 +150,7 @@ def _whisper_tensors(variables: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         tensors["model." + name] = np.ascontiguousarray(value, dtype=np.float32)
 
     def linear(source: str, names: list[str]) -> None:
-        """A projection, or several stacked along their outputs: (n × out, in)."""
+        """Put one projection, or several stacked along their outputs (n × out, in)."""
         weights = np.split(variables[f"{source}/weight"], len(names))
         biases = np.split(variables[f"{source}/bias"], len(names))
         for name, weight, bias in zip(names, weights, biases):
@@ -156,7 +158,7 @@ def _whisper_tensors(variables: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             if not name.endswith("k_proj"):
                 put(f"{name}.bias", bias)
             elif np.any(bias):
-                raise ValueError(f"{source}: keys have a bias, Whisper's have none")
+                raise ValueError(f"{source}: the keys have a bias, unlike Whisper's")
 
     def norm(source: str, name: str) -> None:
         put(f"{name}.weight", variables[f"{source}/gamma"])
@@ -206,7 +208,7 @@ def _model_config(
     tensors: dict[str, np.ndarray],
     tokens: dict[str, int],
 ) -> dict:
-    """``config.json``, read off the shapes and the tokenizer's special tokens."""
+    """Return ``config.json``, from the shapes and the tokenizer's special tokens."""
     vocabulary, width = tensors["model.decoder.embed_tokens.weight"].shape
     end = tokens["<|endoftext|>"]
     return {
@@ -236,10 +238,10 @@ def _model_config(
 
 
 def _generation_config(config: dict, hints: dict, tokens: dict[str, int]) -> dict:
-    """``generation_config.json`` with the ids that Whisper's ``generate`` asks for.
+    """Return ``generation_config.json`` with the ids that ``generate`` needs.
 
-    An English-only Whisper (one token fewer in its vocabulary) takes neither a
-    language nor a task.
+    An English-only Whisper (one token fewer in its vocabulary) has neither languages
+    nor tasks.
     """
     multilingual = config["vocab_size"] >= 51865
     generation = {
@@ -257,7 +259,7 @@ def _generation_config(config: dict, hints: dict, tokens: dict[str, int]) -> dic
         "max_length": config["max_target_positions"],
         "return_timestamps": False,
     }
-    # a language that is not given is detected; the task then comes from here
+    # without a given language, Whisper detects it and takes the task from here
     if multilingual:
         languages = set(hints["lang_ids"])
         generation["task"] = "transcribe"
@@ -271,7 +273,7 @@ def _generation_config(config: dict, hints: dict, tokens: dict[str, int]) -> dic
 
 
 def _feature_config(config: dict) -> dict:
-    """``preprocessor_config.json``: log-mel of 30 s at 16 kHz, a frame every 10 ms."""
+    """Return ``preprocessor_config.json``: log-mel of 30 s at 16 kHz, 10 ms hop."""
     return {
         "feature_extractor_type": "WhisperFeatureExtractor",
         "processor_class": "WhisperProcessor",
@@ -289,7 +291,7 @@ def _feature_config(config: dict) -> dict:
 
 
 def _add_timestamps(tokenizer: dict, first: int) -> None:
-    """Add the timestamp tokens, which CTranslate2's ``tokenizer.json`` leaves out."""
+    """Add the timestamp tokens, which CTranslate2's ``tokenizer.json`` lacks."""
     known = {token["id"] for token in tokenizer["added_tokens"]}
     for step in range(_TIMESTAMPS):
         if first + step not in known:
@@ -307,7 +309,7 @@ def _add_timestamps(tokenizer: dict, first: int) -> None:
 
 
 def _tokenizer_config(tokens: dict[str, int]) -> dict:
-    """``tokenizer_config.json``; the class adds language and task when asked to."""
+    """Return ``tokenizer_config.json``."""
     return {
         "tokenizer_class": "WhisperTokenizer",
         "processor_class": "WhisperProcessor",

@@ -1,10 +1,10 @@
-"""GGUF → a folder that transformers loads, for models of the Llama family.
+"""Conversion of Llama models from GGUF to transformers.
 
 GGUF (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md) is llama.cpp's
 single file of metadata, vocabulary and (mostly quantised) weights. The package
-``gguf`` reads it and dequantises; here the tensors get transformers' names back,
-the query and key rows their order (llama.cpp interleaves the two halves that
-rotary positions rotate), and the vocabulary becomes a ``tokenizer.json``.
+``gguf`` reads and dequantises it. The conversion restores transformers' names of the
+tensors and the order of the query and key rows (llama.cpp interleaves the two halves
+of the rotary position embedding), and writes the vocabulary as ``tokenizer.json``.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _TOP_NAMES = {
     "output_norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
 }
-# What splits text before the merges, by llama.cpp's name for it.
+# Splitting of text before the BPE merges, by llama.cpp's name of it.
 _BYTE_LEVEL = {
     "type": "ByteLevel",
     "add_prefix_space": False,
@@ -51,17 +51,17 @@ _CONTROL, _USER_DEFINED = 3, 4  # token types of GGUF
 
 
 def convert_llama(source: str | Path, target: str | Path) -> None:
-    """Write a transformers Llama folder, weights dequantised to float32.
+    """Write a Llama folder for transformers, weights dequantised to float32.
 
     Args:
-        source: a GGUF file whose architecture is ``llama``.
-        target: an existing folder that receives ``config.json``,
+        source: GGUF file of architecture ``llama``.
+        target: existing folder that receives ``config.json``,
             ``generation_config.json``, ``model.safetensors``, ``tokenizer.json``
             and ``tokenizer_config.json`` (with the chat template).
 
     Raises:
-        UserError: not a GGUF file, damaged, or a model or vocabulary of a kind that
-            is not known here.
+        UserError: the file is damaged or not GGUF, or its model or vocabulary is of
+            an unsupported type.
     """
     from gguf import GGUFReader
 
@@ -70,7 +70,7 @@ def convert_llama(source: str | Path, target: str | Path) -> None:
         reader = GGUFReader(source)
         fields = {name: field.contents() for name, field in reader.fields.items()}
     except (ValueError, IndexError, KeyError) as error:
-        raise UserError(f"{source}: not a whole GGUF file ({error})") from error
+        raise UserError(f"{source}: not a complete GGUF file ({error})") from error
     for key, known in {
         "general.architecture": ["llama"],
         "tokenizer.ggml.model": ["gpt2"],
@@ -97,7 +97,7 @@ def convert_llama(source: str | Path, target: str | Path) -> None:
 
 
 def _model_config(fields: dict) -> dict:
-    """``config.json`` of a ``LlamaForCausalLM``, without the special tokens."""
+    """Return ``config.json`` of a ``LlamaForCausalLM`` without special tokens."""
     heads = fields["llama.attention.head_count"]
     width = fields["llama.embedding_length"]
     return {
@@ -112,7 +112,7 @@ def _model_config(fields: dict) -> dict:
         "num_key_value_heads": fields.get("llama.attention.head_count_kv", heads),
         "head_dim": fields.get("llama.attention.key_length", width // heads),
         "max_position_embeddings": fields["llama.context_length"],
-        # stored as float32: 1e-5 comes back as 9.9999997e-06
+        # stored as float32: 1e-5 is read as 9.9999997e-06
         "rms_norm_eps": float(
             f"{fields['llama.attention.layer_norm_rms_epsilon']:.6g}"
         ),
@@ -124,7 +124,7 @@ def _model_config(fields: dict) -> dict:
 
 
 def _llama_tensors(source: Path, stored: list, config: dict) -> dict[str, np.ndarray]:
-    """Dequantise every tensor and name it as transformers does."""
+    """Dequantise and rename the tensors as in transformers."""
     from gguf.quants import dequantize
 
     heads = {
@@ -141,21 +141,21 @@ def _llama_tensors(source: Path, stored: list, config: dict) -> dict[str, np.nda
             index, _, rest = rest.partition(".")
             kind, _, suffix = rest.partition(".")
             if block != "blk" or suffix != "weight" or kind not in _LAYER_NAMES:
-                raise UserError(f"{source}: no place for the tensor {tensor.name}")
+                raise UserError(f"{source}: unknown tensor {tensor.name}")
             name = f"model.layers.{index}.{_LAYER_NAMES[kind]}.weight"
-        # GGUF names the fastest dimension first: (in, out) is our (out, in)
+        # GGUF lists the fastest dimension first: (in, out) is torch's (out, in)
         value = dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
         value = value.reshape(tensor.shape[::-1].tolist())
         if kind in heads:
-            value = _halves_apart(value, heads[kind])
+            value = _deinterleave(value, heads[kind])
         tensors[name] = np.ascontiguousarray(value)
     return tensors
 
 
-def _halves_apart(weight: np.ndarray, heads: int) -> np.ndarray:
-    """Undo llama.cpp's interleaving of a head's rows.
+def _deinterleave(weight: np.ndarray, heads: int) -> np.ndarray:
+    """Undo llama.cpp's interleaving of the rows of each head.
 
-    llama.cpp rotates neighbouring pairs of rows, transformers the two halves:
+    llama.cpp rotates adjacent pairs of rows, transformers the two halves:
     (heads × size/2 × 2, in) → (heads × 2 × size/2, in).
     """
     rows, columns = weight.shape
@@ -164,7 +164,7 @@ def _halves_apart(weight: np.ndarray, heads: int) -> np.ndarray:
 
 
 def _tokenizer(fields: dict) -> dict:
-    """``tokenizer.json``: byte-level BPE with the special tokens of the vocabulary."""
+    """Return ``tokenizer.json``: byte-level BPE with the special tokens."""
     tokens = fields["tokenizer.ggml.tokens"]
     types = fields["tokenizer.ggml.token_type"]
     added = [
@@ -204,10 +204,10 @@ def _tokenizer(fields: dict) -> dict:
 
 
 def _tokenizer_config(fields: dict) -> dict:
-    """``tokenizer_config.json``: special tokens by role and the chat template."""
+    """Return ``tokenizer_config.json``: special tokens by role, chat template."""
     tokens = fields["tokenizer.ggml.tokens"]
     config = {
-        # the class that takes tokenizer.json as it is
+        # loads tokenizer.json unchanged
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": fields["llama.context_length"],
         "clean_up_tokenization_spaces": False,

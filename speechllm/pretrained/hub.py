@@ -1,7 +1,7 @@
-"""Models from the Hugging Face hub and its local cache, without long waits.
+"""Download of models from the Hugging Face hub, with short time-outs.
 
-What ``huggingface_hub`` fetches stays in its own cache (``HF_HOME``), shared with
-every other program of the user.
+Downloads stay in the cache of ``huggingface_hub`` (``HF_HOME``), which all programs of
+the user share.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from speechllm.pretrained.model_folder import missing_parts
 from speechllm.utils.errors import UserError
 
-_HUB_SECONDS = 5  # the hub is given that long to answer
+_HUB_SECONDS = 5  # time-out of a request
 _TEXT_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
 _INPUT_FILES = (
     "tokenizer.json",
@@ -26,7 +26,7 @@ _INPUT_FILES = (
 
 
 def cached_snapshot(name: str) -> Path | None:
-    """The copy of a model in the hub's cache, if it is whole; asks no network."""
+    """Return a complete copy of a model in the hub's cache, without network access."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
@@ -34,7 +34,7 @@ def cached_snapshot(name: str) -> Path | None:
         config = try_to_load_from_cache(name, "config.json")
     except HFValidationError:
         return None
-    if not isinstance(config, str):  # None, or a mark that the hub has no such file
+    if not isinstance(config, str):  # None, or a marker that the hub lacks the file
         return None
     folder = Path(config).parent
     has_input = any((folder / file).is_file() for file in _INPUT_FILES)
@@ -42,20 +42,23 @@ def cached_snapshot(name: str) -> Path | None:
 
 
 def download(name: str) -> tuple[Path | None, str]:
-    """Download a model from the hub: (folder, "") or (None, why not).
+    """Download a model from the hub.
+
+    Returns:
+        The folder and ``""``, or None and the reason why it is not available.
 
     Raises:
-        UserError: the hub has the model, but the download broke off.
+        UserError: the hub has the model, but the download failed.
     """
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import GatedRepoError
 
     if constants.HF_HUB_OFFLINE:
         return None, "HF_HUB_OFFLINE is set"
-    files = _ask_hub(name)
+    files = _list_files(name)
     if isinstance(files, str):
         return None, files
-    # weights last: where they are, the rest is too
+    # weights last: a copy with weights is complete
     safe = any(re.fullmatch(r"model(-.*)?\.safetensors", file) for file in files)
     stem, suffix = ("model", "safetensors") if safe else ("pytorch_model", "bin")
     weights = [f"{stem}.{suffix}", f"{stem}-*-of-*.{suffix}"]
@@ -68,50 +71,50 @@ def download(name: str) -> tuple[Path | None, str]:
             )
     except GatedRepoError:
         return None, _gated(name)
-    except Exception as error:  # whatever the HTTP library of the day raises
+    except Exception as error:  # depends on the HTTP library
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EACCES):
             raise
         raise UserError(
-            f"the download of {name} from {constants.ENDPOINT} broke off: "
-            f"{_first_line(error)}; the same command goes on from there "
-            "(HF_HUB_OFFLINE=1 does without the hub)"
+            f"the download of {name} from {constants.ENDPOINT} failed: "
+            f"{_first_line(error)}; run the same command again to resume it, or set "
+            "HF_HUB_OFFLINE=1 to skip the hub"
         ) from error
     if missing := missing_parts(folder):
-        return None, f"{name} has no {' and '.join(missing)} there"
+        return None, f"{name} has no {' and '.join(missing)} on the hub"
     return folder, ""
 
 
-def _ask_hub(name: str) -> list[str] | str:
-    """The names of a model's files on the hub, or why they cannot be had.
+def _list_files(name: str) -> list[str] | str:
+    """Return the names of a model's files on the hub, or the reason of a failure.
 
-    In a thread, since a name server that keeps silent heeds no time-out.
+    The request runs in a thread, because the time-out does not cover DNS look-ups.
     """
-    answer: list[list[str] | str] = []
+    response: list[list[str] | str] = []
 
-    def ask() -> None:
+    def request() -> None:
         from huggingface_hub import HfApi
         from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
         try:
             info = HfApi().model_info(name, timeout=_HUB_SECONDS)
-            answer.append([sibling.rfilename for sibling in info.siblings or []])
+            response.append([sibling.rfilename for sibling in info.siblings or []])
         except GatedRepoError:
-            answer.append(_gated(name))
+            response.append(_gated(name))
         except RepositoryNotFoundError:
-            answer.append("no such model, or no access without HF_TOKEN")
+            response.append("no such model, or no access without HF_TOKEN")
         except Exception as error:
-            answer.append(f"cannot be reached ({_first_line(error)})")
+            response.append(f"cannot be reached ({_first_line(error)})")
 
-    thread = threading.Thread(target=ask, daemon=True)
+    thread = threading.Thread(target=request, daemon=True)
     thread.start()
     thread.join(_HUB_SECONDS + 1)
-    return answer[0] if answer else f"no answer within {_HUB_SECONDS} s"
+    return response[0] if response else f"no response within {_HUB_SECONDS} s"
 
 
 def _gated(name: str) -> str:
-    """What a user does to get a gated model; the token stays with huggingface_hub."""
+    """Return instructions for a gated model; huggingface_hub stores the token."""
     return (
-        f"it is gated: log in at https://huggingface.co/{name}, accept its licence "
+        f"the model is gated: log in at https://huggingface.co/{name}, accept its licence "
         "there, then run `hf auth login` once or set HF_TOKEN"
     )
 

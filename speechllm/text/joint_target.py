@@ -1,11 +1,10 @@
-"""Transcript and translation in one answer: how they are joined and told apart.
+"""Joint target of ``asr_st``: transcript and translation in one output.
 
-In the tables of an example dir the target of ``asr_st`` is transcript, tab,
-translation; white space in texts is collapsed there, so that no text holds a tab. The
-LLM writes the tab too where its tokenizer keeps one. Some tokenizers (T5's kind) turn
-every white space into a plain space; for these the separator is a bar, and a bar in a
-text is written ``\\p`` (and a backslash twice), so that the first bar is the separator
-always and nothing is guessed in reading back.
+In the tables of an example dir the target is transcript, tab, translation; white space
+within the texts is collapsed, so that they contain no tab. The LLM writes the tab too
+if its tokenizer keeps it. Some tokenizers (such as T5's) turn all white space into
+plain spaces; with these the separator is a bar, and a bar in a text is escaped as
+``\\p`` (and a backslash is doubled), so that the first bar is always the separator.
 """
 
 from __future__ import annotations
@@ -13,34 +12,38 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from speechllm.utils.errors import UserError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 TAB = "\t"  # between transcript and translation in a table
-CANDIDATES = (TAB, "\n", "|")  # what the LLM may write there; the first that is kept
+CANDIDATES = (TAB, "\n", "|")  # separators in the LLM's output, in order of preference
 
 
 @dataclass(frozen=True)
 class Separator:
-    """What stands between transcript and translation in an LLM's answer.
+    """Separator between transcript and translation in the LLM's output.
 
     Attributes:
         text: one character.
-        tokens: its tokens, put between those of the two texts.
+        tokens: its tokens, inserted between those of the two texts.
     """
 
     text: str
     tokens: tuple[int, ...]
 
     def escape(self, text: str) -> str:
-        """A text as it is written beside this separator, without holding it."""
+        """Collapse white space and escape the separator, if it is printable."""
         text = " ".join(text.split())
         if self.text.isspace():
             return text
         return text.replace("\\", "\\\\").replace(self.text, r"\p")
 
     def unescape(self, text: str) -> str:
-        """The text that :meth:`escape` was given, white space collapsed."""
+        """Undo :meth:`escape`, white space collapsed."""
         if not self.text.isspace():
             text = re.sub(r"\\(.)", lambda m: self.text if m[1] == "p" else m[1], text)
         return " ".join(text.split())
@@ -48,12 +51,12 @@ class Separator:
 
 @dataclass(frozen=True)
 class JointAnswer:
-    """An LLM's answer taken apart.
+    """Output of the LLM split into its two texts.
 
     Attributes:
-        transcript: what stands before the separator; all of it if there is none.
-        translation: what stands behind it, or nothing.
-        whole: one separator, with a text before and a text behind it.
+        transcript: text before the separator; the whole output without one.
+        translation: text after the separator, may be empty.
+        whole: there is exactly one separator, with text on both sides.
     """
 
     transcript: str
@@ -62,20 +65,20 @@ class JointAnswer:
 
 
 def join_texts(transcript: str, translation: str) -> str:
-    """The target of ``asr_st`` as it stands in a table."""
+    """Return the target of ``asr_st`` as it is written in a table."""
     return TAB.join(" ".join(text.split()) for text in (transcript, translation))
 
 
 def split_target(task: str, target: str, place: str) -> list[str]:
-    """The texts that a task's target in a table consists of, white space collapsed.
+    """Split the target of a task into its texts, white space collapsed.
 
     Args:
-        task: ``asr_st`` has two, transcript and translation; any other one.
-        target: as it stands in the table.
-        place: where it stands, for the message.
+        task: ``asr_st`` has two texts, transcript and translation; others have one.
+        target: as written in the table.
+        place: file and id of the target, for the message.
 
     Raises:
-        UserError: a target of ``asr_st`` is not text, tab, text.
+        UserError: a target of ``asr_st`` is not transcript, tab, translation.
     """
     texts = target.split(TAB) if task == "asr_st" else [target]
     texts = [" ".join(text.split()) for text in texts]
@@ -87,34 +90,34 @@ def split_target(task: str, target: str, place: str) -> list[str]:
 
 
 @lru_cache(maxsize=4)
-def find_separator(tokenizer) -> Separator:
-    """The first of ``CANDIDATES`` that a tokenizer of transformers writes and reads.
+def find_separator(tokenizer: PreTrainedTokenizerBase) -> Separator:
+    """Return the first of ``CANDIDATES`` that a tokenizer encodes and decodes.
 
     Raises:
-        UserError: it keeps none of them.
+        UserError: the tokenizer keeps none of them.
     """
 
     def encode(text: str) -> list[int]:
-        return tokenizer(text, add_special_tokens=False)["input_ids"]
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
     for mark in CANDIDATES:
         tokens = encode(mark)
         separator = Separator(mark, tuple(tokens))
-        hard = separator.escape(f"a{mark}\\")  # a text that needs what escaping needs
-        # alone if it can be: sentencepiece puts a space's token in front
+        hard = separator.escape(f"a{mark}\\")  # contains all escape sequences
+        # the last token alone if possible: sentencepiece adds a space before it
         for chosen in (tokens[-1:], tokens):
-            answer = [*encode(" " + hard), *chosen, *encode(" " + hard)]
-            back = tokenizer.decode(answer, skip_special_tokens=True)
+            output = [*encode(" " + hard), *chosen, *encode(" " + hard)]
+            back = str(tokenizer.decode(output, skip_special_tokens=True))
             if chosen and [part.strip() for part in back.split(mark)] == [hard, hard]:
                 return Separator(mark, tuple(chosen))
     raise UserError(
-        "the LLM's tokenizer keeps no tab, line break or bar, so that transcript and "
-        "translation cannot be told apart; train asr and st with this LLM"
+        "the LLM's tokenizer keeps no tab, line break or bar, so transcript and "
+        "translation of asr_st cannot be separated; train asr and st with this LLM"
     )
 
 
 def parse_answer(text: str, separator: Separator) -> JointAnswer:
-    """Take apart what an LLM wrote; a malformed answer yields what is there."""
+    """Split the LLM's output; a malformed one gives the texts that it contains."""
     transcript, *rest = (separator.unescape(p) for p in text.split(separator.text))
     translation = " ".join(rest).strip()
     whole = len(rest) == 1 and bool(transcript and translation)

@@ -1,28 +1,31 @@
-"""Text normalisation: the one place that says what counts as the same text.
+"""Text normalisation for the CTC branch and for scoring.
 
-``ctc_text`` is what the CTC branch is trained on and what ``normalize`` adds to for
-scoring. Both take a two-letter language code.
+The CTC branch is trained on ``ctc_text``; scoring uses ``normalize``, which also
+spells numbers. Both take a two-letter language code.
 
-Japanese is scored by characters, and so that the same speech is the same text:
-NFKC (full-width letters and digits, half-width kana, circled numbers become the plain
-ones), lower case, no punctuation, brackets or middle dots, no spaces, and numerals in
-kanji as they are read (``２,０００年`` and ``2000年`` are ``二千年``, ``3.5`` is
-``三点五``, ``090`` is ``零九零``). What needs a dictionary stays as it is written:
-kana against kanji, ``二〇〇〇年``, ``%`` (gone, as all symbols).
+Japanese is scored by characters, after a normalisation that maps the same speech to
+the same text: NFKC (full-width letters and digits, half-width kana and circled numbers
+become plain ones), lower case, no punctuation, brackets, middle dots or spaces, and
+numerals in kanji as they are read (``２,０００年`` and ``2000年`` are ``二千年``,
+``3.5`` is ``三点五``, ``090`` is ``零九零``). Nothing that needs a dictionary is
+changed (kana against kanji, ``二〇〇〇年``); symbols such as ``%`` are removed.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Callable
+from decimal import Decimal
 
 LANGUAGES_WITHOUT_SPACES = frozenset({"ja", "zh", "yue"})
 METRICS = ("wer", "cer")
 _APOSTROPHES = "'\u2018\u2019\u02bc\u2032\uff07`\u00b4"
+_TO_PLAIN_APOSTROPHE = str.maketrans(dict.fromkeys(_APOSTROPHES, "'"))
 _LONE_APOSTROPHE = re.compile(r"(?<!\w)'|'(?!\w)")
-_LONGEST_NUMBER = 15  # digits; longer ones are codes that are read digit by digit
+_LONGEST_NUMBER = 15  # digits; longer ones are codes, read digit by digit
 
-# Grouped thousands and decimals: English and Japanese write 1,000.5, the others 1.000,5.
+# Grouped thousands and decimals: 1,000.5 in English and Japanese, 1.000,5 elsewhere.
 _POINT_LANGUAGES = frozenset({"en", "ja"})
 _NUMBER_WITH_POINT = re.compile(
     r"(?<![0-9])(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?"
@@ -37,29 +40,51 @@ _ORDINALS = {
 }
 
 
+class _KeepLetters(dict[int, int | str]):
+    """``str.translate`` table that keeps letters, marks, digits and apostrophes."""
+
+    def __missing__(self, code: int) -> int | str:
+        category = unicodedata.category(chr(code))
+        if category[0] in "LMN" or code == ord("'"):
+            self[code] = code
+        else:
+            self[code] = "" if category == "Cf" else " "
+        return self[code]
+
+
+_KEEP_LETTERS = _KeepLetters()
+
+
 def ctc_text(text: str, lang: str) -> str:
-    """Reduce a text to what is heard: letters, marks, digits and inner apostrophes.
+    """Reduce a text to letters, marks, digits and apostrophes within words.
 
-    Lower case, NFKC; punctuation, symbols, hyphens and dashes become spaces, and
-    runs of white space one space. An apostrophe between letters stays, as a plain
-    ``'``. Languages written without spaces lose them. The result may be empty.
-    """
-    text = unicodedata.normalize("NFKC", text.translate(_TO_PLAIN_APOSTROPHE))
-    text = unicodedata.normalize("NFKC", text.lower()).translate(_HEARD)
-    words = _LONE_APOSTROPHE.sub(" ", text).split()
-    gap = "" if lang in LANGUAGES_WITHOUT_SPACES else " "
-    # a mark may now stand behind a letter that a space or a sign kept it from
-    return unicodedata.normalize("NFC", gap.join(words))
-
-
-def normalize(text: str, lang: str, metric: str = "wer") -> str:
-    """Normalise a reference or hypothesis for scoring: ``ctc_text``, numbers spelt.
+    Lower case, NFKC; punctuation, symbols, hyphens and dashes become spaces, and runs
+    of white space one space. An apostrophe between letters becomes a plain ``'``.
+    Spaces are removed in languages written without them. The result may be empty.
 
     Args:
         text: raw text.
         lang: two-letter code of the text's language.
-        metric: ``wer`` or ``cer``; both are taken from the same text, so that the
-            two rates speak of the same errors.
+    """
+    text = unicodedata.normalize("NFKC", text.translate(_TO_PLAIN_APOSTROPHE))
+    text = unicodedata.normalize("NFKC", text.lower()).translate(_KEEP_LETTERS)
+    words = _LONE_APOSTROPHE.sub(" ", text).split()
+    gap = "" if lang in LANGUAGES_WITHOUT_SPACES else " "
+    # a removed sign may have separated a combining mark from its letter
+    return unicodedata.normalize("NFC", gap.join(words))
+
+
+def normalize(text: str, lang: str, metric: str = "wer") -> str:
+    """Normalise a reference or hypothesis for scoring: ``ctc_text`` of spelt numbers.
+
+    Args:
+        text: raw text.
+        lang: two-letter code of the text's language.
+        metric: ``wer`` or ``cer``; both score the same text, so that the two rates
+            count the same errors.
+
+    Raises:
+        ValueError: another metric.
     """
     if metric not in METRICS:
         raise ValueError(f"metric is {metric!r}, not one of {METRICS}")
@@ -67,12 +92,12 @@ def normalize(text: str, lang: str, metric: str = "wer") -> str:
 
 
 def spell_numbers(text: str, lang: str) -> str:
-    """Write the numbers of a text in words: ``press 2`` → ``press two``.
+    """Spell the numbers of a text in words: ``press 2`` → ``press two``.
 
     Numbers with a leading zero or more than 15 digits are spelt digit by digit.
     English and French ordinals (``1st``, ``2e``) become ordinal words. Japanese
-    numbers become kanji (the text is put into NFKC first). Languages that num2words does not
-    know and the others that are written without spaces stay as they are.
+    numbers become kanji, after NFKC. Text in other languages without spaces, or in
+    languages that num2words does not support, is returned unchanged.
     """
     if lang == "ja":
         text = unicodedata.normalize("NFKC", text)
@@ -85,10 +110,10 @@ def spell_numbers(text: str, lang: str) -> str:
     if lang not in num2words.CONVERTER_CLASSES:
         return text
 
-    def words(number, **options) -> str:
-        return num2words.num2words(number, lang=lang, **options)
+    def words(number: int | Decimal, to: str = "cardinal") -> str:
+        return str(num2words.num2words(number, lang=lang, to=to))
 
-    def cardinal(match: re.Match) -> str:
+    def cardinal(match: re.Match[str]) -> str:
         spelt = _spell(match[0], lang, words)
         if lang == "ja":
             return spelt.replace(" ", "")
@@ -106,13 +131,12 @@ def spell_numbers(text: str, lang: str) -> str:
     return pattern.sub(cardinal, text_now)
 
 
-def _spell(number: str, lang: str, words) -> str:
+def _spell(number: str, lang: str, words: Callable[[int | Decimal], str]) -> str:
+    """Spell one number, written with digits and the separators of the language."""
     whole, mark, fraction = _split_number(number, lang)
     if len(whole) > _LONGEST_NUMBER or (whole.startswith("0") and len(whole) > 1):
         spelt = " ".join(words(int(digit)) for digit in whole)
     elif mark and len(fraction) <= _LONGEST_NUMBER:
-        from decimal import Decimal
-
         return words(Decimal(f"{whole}.{fraction}"))
     else:
         spelt = words(int(whole))
@@ -124,23 +148,7 @@ def _spell(number: str, lang: str, words) -> str:
 def _split_number(number: str, lang: str) -> tuple[str, str, str]:
     """Split ``1,234.5`` (or ``1.234,5``) into ``1234``, the mark and ``5``."""
     group = "," if lang in _POINT_LANGUAGES else "[.\u00a0\u202f]"
-    grouped = re.match(rf"[0-9]{{1,3}}(?:{group}[0-9]{{3}})+(?![0-9])", number)
-    whole = grouped[0] if grouped else re.match("[0-9]+", number)[0]
-    rest = number[len(whole) :]
+    match = re.match(rf"[0-9]{{1,3}}(?:{group}[0-9]{{3}})+(?![0-9])|[0-9]+", number)
+    assert match is not None  # a number begins with a digit
+    whole, rest = match[0], number[match.end() :]
     return re.sub("[^0-9]", "", whole), rest[:1], rest[1:]
-
-
-class _Heard(dict):
-    """``str.translate`` table: letters, marks and digits stay, others do not."""
-
-    def __missing__(self, code: int) -> int | str:
-        category = unicodedata.category(chr(code))
-        if category[0] in "LMN" or code == ord("'"):
-            self[code] = code
-        else:
-            self[code] = "" if category == "Cf" else " "
-        return self[code]
-
-
-_HEARD = _Heard()
-_TO_PLAIN_APOSTROPHE = str.maketrans(dict.fromkeys(_APOSTROPHES, "'"))

@@ -1,6 +1,6 @@
-"""Prompts live in YAML: what the LLM is told around the speech, per task.
+"""Prompts of the LLM: the text around the speech, per task, from a YAML file.
 
-A prompts file looks so::
+A prompts file::
 
     chat: false
     languages: {en: English, fr: French}
@@ -8,18 +8,22 @@ A prompts file looks so::
       asr: "{speech} Transcript in {source}:"
       st: "{speech} Translation into {target}:"
 
-``{speech}`` stands where the speech embeddings go; ``{source}`` and ``{target}`` are
+``{speech}`` is the place of the speech embeddings; ``{source}`` and ``{target}`` are
 the names of the languages. With ``chat: true`` the prompt is the user's turn in the
-LLM's own chat template, and the answer the assistant's.
+LLM's own chat template, and the output the assistant's.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from speechllm.text.joint_target import find_separator
 from speechllm.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 SPEECH = "{speech}"
 
@@ -31,8 +35,8 @@ class Prompts:
     Attributes:
         tasks: task name to prompt.
         languages: language code to the name that the prompt uses.
-        chat: whether the LLM's chat template goes around the prompt.
-        origin: where they were read, for messages.
+        chat: wrap the prompt in the LLM's chat template.
+        origin: file of the prompts, for messages.
     """
 
     tasks: dict[str, str]
@@ -41,7 +45,7 @@ class Prompts:
     origin: str = "prompts"
 
     def text(self, task: str, source: str, target: str) -> str:
-        """The prompt of a task with its languages' names filled in.
+        """Return the prompt of a task with the names of its languages filled in.
 
         Raises:
             UserError: the file has no such task or language.
@@ -63,12 +67,17 @@ class Prompts:
         )
 
     def tokens(
-        self, task: str, source: str, target: str, tokenizer
+        self, task: str, source: str, target: str, tokenizer: PreTrainedTokenizerBase
     ) -> tuple[list[int], list[int]]:
-        """Token ids before and behind the speech.
+        """Return the token ids before and after the speech.
 
         Args:
-            tokenizer: the LLM's, of transformers.
+            task, source, target: task and the codes of its languages.
+            tokenizer: of the LLM.
+
+        Raises:
+            UserError: the file has no such task or language, or needs a chat template
+                that the tokenizer lacks.
         """
         text = self.text(task, source, target)
         if self.chat:
@@ -77,46 +86,50 @@ class Prompts:
                     f"{self.origin}: 'chat: true', but the LLM has no chat template"
                 )
             turn = [{"role": "user", "content": text}]
-            text = tokenizer.apply_chat_template(
-                turn, tokenize=False, add_generation_prompt=True
+            text = str(
+                tokenizer.apply_chat_template(
+                    turn, tokenize=False, add_generation_prompt=True
+                )
             )
         prefix, suffix = text.split(SPEECH)
-        bos = [] if self.chat or tokenizer.bos_token_id is None else None
-        if bos is None:  # plain prompts begin as the LLM's texts do
+        bos: list[int] = []
+        if not self.chat and tokenizer.bos_token_id is not None:
+            # plain prompts begin as all texts of the LLM do
             probe = tokenizer("", add_special_tokens=True)["input_ids"]
             bos = [t for t in probe if t == tokenizer.bos_token_id]
         return bos + encode(tokenizer, prefix), encode(tokenizer, suffix)
 
 
-def encode(tokenizer, text: str) -> list[int]:
-    """Token ids of a text, without special tokens put in front or behind."""
+def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Return the token ids of a text, without special tokens at its ends."""
     if not text:
         return []
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def answer_tokens(tokenizer, *texts: str) -> list[int]:
-    """The ids that the LLM is to write for a text: its tokens, then end of text.
+def answer_tokens(tokenizer: PreTrainedTokenizerBase, *texts: str) -> list[int]:
+    """Return the target token ids of the LLM: the text's, then end of text.
 
-    A text begins with a space, so that its first word is the token that it is
-    anywhere else. Of two texts, transcript and translation, each is so written, with
-    the separator between that the tokenizer keeps.
+    A text begins with a space, so that its first word has the same token as within a
+    text. Two texts, transcript and translation, are joined by the tokenizer's
+    separator (:func:`~speechllm.text.joint_target.find_separator`).
     """
+    end = tokenizer.eos_token_id
     if len(texts) == 1:
-        return [*encode(tokenizer, " " + texts[0].strip()), tokenizer.eos_token_id]
+        return [*encode(tokenizer, " " + texts[0].strip()), end]
     separator = find_separator(tokenizer)
     transcript, translation = (
         encode(tokenizer, " " + separator.escape(text)) for text in texts
     )
-    return [*transcript, *separator.tokens, *translation, tokenizer.eos_token_id]
+    return [*transcript, *separator.tokens, *translation, end]
 
 
 def read_prompts(path: str | Path) -> Prompts:
     """Read a prompts file.
 
     Raises:
-        UserError: it is missing, is no YAML, lacks a part, or a prompt does not hold
-            ``{speech}`` exactly once.
+        UserError: the file is missing or not YAML, lacks a key, or a prompt does not
+            contain ``{speech}`` exactly once.
     """
     import yaml
 
@@ -133,15 +146,16 @@ def read_prompts(path: str | Path) -> Prompts:
         raise UserError(f"{path}: unknown key {sorted(unknown)[0]!r}")
     for key in ("tasks", "languages"):
         if not isinstance(content.get(key), dict) or not content[key]:
-            raise UserError(f"{path}: {key!r} is missing or is no mapping")
+            raise UserError(f"{path}: {key!r} is missing or not a mapping")
     for task, prompt in content["tasks"].items():
         if str(prompt).count(SPEECH) != 1:
             raise UserError(
-                f"{path}: the prompt of task {task!r} must hold {SPEECH} exactly once"
+                f"{path}: the prompt of task {task!r} must contain {SPEECH} exactly "
+                "once"
             )
     return Prompts(
         tasks={str(k): str(v) for k, v in content["tasks"].items()},
-        # YAML reads the language code of Norwegian, no, as false
+        # YAML parses the language code of Norwegian, no, as false
         languages={
             "no" if k is False else str(k): str(v)
             for k, v in content["languages"].items()

@@ -1,16 +1,18 @@
-"""rinna's tokenizers as their authors load them: "slow" and in legacy mode.
+"""Tokenizers of an LLM's folder, including rinna's, which need sentencepiece itself.
 
-Their folders hold ``spiece.model`` and name transformers' ``T5Tokenizer``, which from
-version 5 on is another program of that name: it splits at white space, puts a space in
-front and knows nothing of sentencepiece's byte fallback, so that a rare character
-comes out as ``<0xE9><0xB5><0xBA>``. Here sentencepiece itself does the work again.
+rinna's folders contain ``spiece.model`` and name transformers' ``T5Tokenizer``. From
+transformers 5 on this class splits at white space, adds a leading space and lacks
+sentencepiece's byte fallback, so that a rare character decodes to
+``<0xE9><0xB5><0xBA>``. The class here calls sentencepiece as transformers 4 did in its
+"slow" legacy mode, which rinna's models were trained with.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 
 from speechllm.utils.errors import UserError
@@ -28,8 +30,8 @@ VOCABULARIES = (
 class T5Tokenizer(SentencePieceBackend):
     """``T5Tokenizer(use_fast=False, legacy=True)`` of transformers 4.
 
-    T5's sentinels are left out. It has that name so that the files it saves name the
-    class that other programs are to load.
+    T5's sentinel tokens are left out. The class has transformers' name because the
+    files that it saves contain the name, for other programs.
     """
 
     vocab_files_names = {"vocab_file": "spiece.model"}
@@ -41,7 +43,7 @@ class T5Tokenizer(SentencePieceBackend):
         eos_token: str = "</s>",
         unk_token: str = "<unk>",
         pad_token: str = "<pad>",
-        **options,
+        **options: Any,
     ):
         options["legacy"] = True
         options["extra_ids"] = 0
@@ -56,36 +58,38 @@ class T5Tokenizer(SentencePieceBackend):
         )
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
-        """Join tokens to text: bytes to characters, special tokens as they are."""
+        """Join tokens to text: decode bytes, keep special tokens as they are."""
         special = set(self.all_special_tokens)
-        text, pieces, behind_special = "", [], False
+        text, after_special = "", False
+        pieces: list[str] = []
         for token in tokens:
             if token not in special:
                 pieces.append(token)
-                behind_special = False
+                after_special = False
                 continue
             text += self.sp_model.decode(pieces)
-            text += token if behind_special else " " + token
-            pieces, behind_special = [], True
-        return (text + self.sp_model.decode(pieces)).strip()
+            text += token if after_special else " " + token
+            pieces, after_special = [], True
+        return str(text + self.sp_model.decode(pieces)).strip()
 
 
-def load_tokenizer(folder: str | Path):
-    """The tokenizer of a model's folder.
+def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model's folder.
 
     Raises:
-        UserError: there is none, or it is damaged.
+        UserError: the folder has no tokenizer, or a damaged one.
     """
     folder = Path(folder)
     if not any((folder / name).exists() for name in VOCABULARIES):
-        # transformers would make up a tokenizer without a vocabulary
+        # transformers would return a tokenizer without a vocabulary
         raise UserError(
             f"{folder}: no tokenizer can be loaded: none of {', '.join(VOCABULARIES)}"
         )
     old = not (folder / "tokenizer.json").exists()
     kind = T5Tokenizer if old and (folder / "spiece.model").exists() else AutoTokenizer
     try:
-        return kind.from_pretrained(folder)
+        tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(folder)
+        return tokenizer
     except (OSError, ValueError, TypeError, RuntimeError, ImportError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{folder}: no tokenizer can be loaded: {reason}") from error

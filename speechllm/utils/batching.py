@@ -1,4 +1,4 @@
-"""Which utterances go together."""
+"""Length-based batching."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from speechllm.utils.errors import UserError
 
 
 def batches_by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """Group indices of like lengths, longest first, ``batch_size`` at a time."""
+    """Yield batches of indices of similar length, longest first.
+
+    Raises:
+        UserError: ``batch_size`` is below 1.
+    """
     if batch_size < 1:
         raise UserError(f"batch_size {batch_size}: at least 1")
     order = by_length(lengths)
@@ -19,12 +23,13 @@ def batches_by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[
 def groups_of_like_length(
     lengths: Sequence[int], most: float = float("inf"), padding: float = 0.1
 ) -> Iterator[list[int]]:
-    """Group indices so that padding is at most a given share, longest first.
+    """Yield groups of indices whose padding is limited, longest first.
 
     Args:
-        lengths: of the utterances.
-        most: a padded group is no longer than that in sum; one utterance may be.
-        padding: share of a padded group that may be padding.
+        lengths: lengths of the utterances.
+        most: maximum padded length of a group, summed over its utterances; a longer
+            utterance is a group of its own.
+        padding: maximum ratio of padding in a group, 0 to 1.
     """
     group: list[int] = []
     filled = 0
@@ -40,12 +45,12 @@ def groups_of_like_length(
 
 
 def by_length(lengths: Sequence[int]) -> list[int]:
-    """Indices, longest first; equal ones in order."""
+    """Return the indices, longest first; equal lengths keep their order."""
     return sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
 
 
 def evenly(names: Sequence[str], limit: int | None) -> list[str]:
-    """At most ``limit`` of the names, all over the list; all of them if None."""
+    """Return at most ``limit`` names, spaced evenly over the list; all if None."""
     if limit is None or limit >= len(names):
         return list(names)
     return [names[i * len(names) // limit] for i in range(limit)]

@@ -1,45 +1,45 @@
-"""One way to tell a user what is wrong: a sentence on stderr and a non-zero exit."""
+"""User errors: one line on stderr and a non-zero exit status."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
 
-FULL = (
-    "the memory is full: take a smaller batch (batch_bins of the config in training, "
-    "--batch_size in decoding); `speechllm estimate --config FILE --gpu GIB` tells "
-    "what a training needs and what would fit"
+OUT_OF_MEMORY = (
+    "the memory is full: use a smaller batch (batch_bins of the config in training, "
+    "--batch_size in decoding); `speechllm estimate --config FILE --gpu GIB` prints "
+    "the memory that a training needs and settings that fit"
 )
 
 
 class UserError(Exception):
-    """Something the user can mend; the message names the place and the remedy."""
+    """An error that the user can fix; the message names the place and the remedy."""
 
 
 def run_main(main: Callable[[], int | None]) -> None:
-    """Run a command line and turn the errors a user can mend into one line.
+    """Run a command line and print errors that the user can fix as one line.
 
-    ``UserError``, a full disk or unreadable file (``OSError``) and a full GPU end the
-    process with status 1 and no traceback; an interrupt ends it with 130; all else is a
-    defect of ours and keeps its traceback.
+    ``UserError``, a full disk, an unreadable file (``OSError``) and a full memory exit
+    with status 1 and no traceback; an interrupt exits with status 130. All other
+    exceptions are bugs and keep their traceback.
     """
     try:
         sys.exit(main() or 0)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
     except MemoryError:
-        print(f"error: {FULL}", file=sys.stderr)
-    except RuntimeError as error:  # torch's OutOfMemoryError is one
+        print(f"error: {OUT_OF_MEMORY}", file=sys.stderr)
+    except RuntimeError as error:  # includes torch's OutOfMemoryError
         if type(error).__name__ != "OutOfMemoryError":
             raise
         reason = str(error).splitlines()[0]
-        print(f"error: {FULL} ({reason})", file=sys.stderr)
+        print(f"error: {OUT_OF_MEMORY} ({reason})", file=sys.stderr)
     except OSError as error:
         if error.errno is None:
             raise
         place = f": {error.filename}" if error.filename else ""
         print(f"error: {error.strerror}{place}", file=sys.stderr)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+        print("interrupted; run the same command again to resume", file=sys.stderr)
         sys.exit(130)
     sys.exit(1)

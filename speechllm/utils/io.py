@@ -1,4 +1,8 @@
-"""Files that are either whole or not there: written beside and renamed."""
+"""Atomic file I/O, YAML, JSON, tar files and checksums.
+
+Atomic: written to a temporary sibling and renamed, so that a file or folder is either
+complete or not there.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, Literal
 
 from speechllm.utils.errors import UserError
 
@@ -20,19 +24,25 @@ _FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
-def atomic_open(path: str | Path, mode: str = "w") -> Iterator[IO]:
-    """Open a file that takes the place of ``path`` only when it is complete.
+def atomic_open(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """Open a file that replaces ``path`` once it is complete.
 
     Args:
-        path: the file to write; its folder is made when it is missing.
+        path: file to write; a missing parent folder is created.
         mode: ``"w"`` (UTF-8, LF) or ``"wb"``.
+
+    Raises:
+        OSError: the disk is full or cannot be written.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
+    encoding, newline = (None, None) if "b" in mode else ("utf-8", "\n")
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
-        with _naming(path), open(handle, mode, **text) as stream:
+        with (
+            _name_full_disk(path),
+            open(handle, mode, encoding=encoding, newline=newline) as stream,
+        ):
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
@@ -44,34 +54,17 @@ def atomic_open(path: str | Path, mode: str = "w") -> Iterator[IO]:
         raise
 
 
-def read_yaml(path: str | Path) -> dict:
-    """Read a YAML file of ``name: value`` lines; an empty one has none.
-
-    Raises:
-        UserError: it is missing, damaged, or something else than a mapping.
-    """
-    import yaml
-
-    try:
-        content = yaml.safe_load(Path(path).read_text("utf-8")) or {}
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected options as 'name: value'")
-    return content
-
-
 @contextmanager
 def atomic_directory(path: str | Path) -> Iterator[Path]:
-    """Yield an empty sibling folder that takes the place of ``path`` at the end.
+    """Yield an empty sibling folder that replaces ``path`` once it is complete.
 
-    What stood at ``path`` stays until the new folder is complete.
+    An earlier folder at ``path`` stays until then.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
-        with _naming(path):
+        with _name_full_disk(path):
             yield temporary
         os.chmod(temporary, 0o777 & ~_umask())
         if path.exists():
@@ -86,18 +79,50 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
         raise
 
 
-def unpack_tar(path: str | Path, folder: str | Path, mode: str = "r:") -> None:
-    """Unpack the folders and regular files of a tar; nothing else, nowhere else.
-
-    Python's own filter for that is not in all releases of Python 3.11.
-
-    Args:
-        mode: of ``tarfile.open``: ``"r:"`` as it is, ``"r:gz"`` compressed.
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a YAML mapping; an empty file is an empty mapping.
 
     Raises:
-        tarfile.TarError: the tar is damaged, or a member is a link, a device or would
-            land outside of the folder.
-        EOFError: the compressed tar is cut off.
+        UserError: the file is missing, damaged, or not a mapping.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(Path(path).read_text("utf-8")) or {}
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected options as 'name: value'")
+    return content
+
+
+def write_json(path: str | Path, value: dict[str, Any]) -> None:
+    """Write a JSON file atomically."""
+    with atomic_open(path, "w") as stream:
+        json.dump(value, stream, indent=2, ensure_ascii=False)
+        stream.write("\n")
+
+
+def file_sha256(path: str | Path) -> str:
+    """Return the SHA-256 of a file's content as hexadecimal digits."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def unpack_tar(
+    path: str | Path, folder: str | Path, mode: Literal["r:", "r:gz"] = "r:"
+) -> None:
+    """Unpack a tar file of folders and regular files into ``folder``.
+
+    Python's own extraction filter is missing in some releases of Python 3.11.
+
+    Args:
+        mode: of ``tarfile.open``: ``"r:"`` uncompressed, ``"r:gz"`` compressed.
+
+    Raises:
+        tarfile.TarError: the tar file is damaged, or a member is a link, a device or
+            has a path outside of the folder.
+        EOFError: the compressed tar file is truncated.
     """
     root = Path(folder).resolve()
     with tarfile.open(path, mode) as archive:
@@ -113,13 +138,15 @@ def unpack_tar(path: str | Path, folder: str | Path, mode: str = "r:") -> None:
                 target.mkdir(parents=True, exist_ok=True)
                 continue
             target.parent.mkdir(parents=True, exist_ok=True)
-            with archive.extractfile(member) as source, open(target, "wb") as stream:
+            source = archive.extractfile(member)
+            assert source is not None  # a regular file has content
+            with source, open(target, "wb") as stream:
                 shutil.copyfileobj(source, stream)
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Say which file or folder a full disk refused; the system does not tell."""
+def _name_full_disk(path: Path) -> Iterator[None]:
+    """Add the path to the error of a full disk, which the system leaves out."""
     try:
         yield
     except OSError as error:
@@ -132,16 +159,3 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
-
-
-def file_sha256(path: str | Path) -> str:
-    """SHA-256 of a file's content, in hexadecimal digits."""
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def write_json(path: str | Path, value: dict) -> None:
-    """Write a JSON file, whole or not at all."""
-    with atomic_open(path, "w") as stream:
-        json.dump(value, stream, indent=2, ensure_ascii=False)
-        stream.write("\n")

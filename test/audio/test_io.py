@@ -1,4 +1,4 @@
-"""Reading audio: every format gives the same waveform, every defect a clear error."""
+"""Audio reading: all formats give the same waveform, all defects a clear error."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_8_khz_is_resampled_to_16(tmp_path):
     assert correlation(loaded, tone(440, 1, RATE)) > 0.999
 
 
-def test_stereo_is_averaged_or_one_channel_taken(tmp_path):
+def test_stereo_is_averaged_or_one_channel_selected(tmp_path):
     left, right = tone(440, 1, RATE), tone(1000, 1, RATE)
     path = write(tmp_path / "a.wav", np.stack([left, right], axis=1), subtype="FLOAT")
     assert audio_info(path).channels == 2
@@ -86,7 +86,7 @@ def test_stereo_is_averaged_or_one_channel_taken(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac", "g722"])
-def test_segments_are_cut_alike_in_every_format(tmp_path, speech, speech_file, suffix):
+def test_segments_are_the_same_in_every_format(tmp_path, speech, speech_file, suffix):
     path = tmp_path / f"a.{suffix}"
     if suffix == "g722":
         path.write_bytes(speech_file.read_bytes())
@@ -104,7 +104,7 @@ def test_segments_are_cut_alike_in_every_format(tmp_path, speech, speech_file, s
         load_audio(path, 1, 1)
 
 
-def test_archives(tmp_path, speech):
+def test_kaldi_archives(tmp_path, speech):
     with kaldiio.WriteHelper(f"ark,scp:{tmp_path}/a.ark,{tmp_path}/a.scp") as writer:
         writer("one", (RATE, (speech * 32768).astype(np.int16)))
         writer("two", (RATE, (speech[::-1] * 32768).astype(np.int16)))
@@ -116,7 +116,7 @@ def test_archives(tmp_path, speech):
         assert audio_info(source).seconds == pytest.approx(len(speech) / RATE)
 
 
-def test_pickled_archives_are_refused(tmp_path):
+def test_pickled_archives_are_rejected(tmp_path):
     (tmp_path / "a.ark").write_bytes(b"one PKL\x80\x04N.")
     with pytest.raises(UserError, match="pickled archives are refused"):
         load_audio(f"{tmp_path}/a.ark:4")
@@ -134,13 +134,13 @@ def test_pickled_archives_are_refused(tmp_path):
         b"?",
     ],
 )
-def test_damaged_archives(tmp_path, content):
+def test_damaged_archives_are_named(tmp_path, content):
     (tmp_path / "a.ark").write_bytes(b"one " + content)
     with pytest.raises(UserError, match=r"a\.ark:4: "):
         load_audio(f"{tmp_path}/a.ark:4")
 
 
-def test_pipes_only_where_allowed(tmp_path, speech):
+def test_pipes_run_only_if_allowed(tmp_path, speech):
     write(tmp_path / "a.wav", speech)
     command = f"cat {tmp_path}/a.wav |"
     with pytest.raises(UserError, match="only when pipes are allowed"):
@@ -166,12 +166,12 @@ def test_empty_file(tmp_path, suffix):
 
 def test_zero_samples(tmp_path):
     path = write(tmp_path / "a.wav", np.zeros(0))
-    with pytest.raises(UserError, match=r"a\.wav: the recording holds no samples"):
+    with pytest.raises(UserError, match=r"a\.wav: the recording has no samples"):
         load_audio(path)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_nan_and_infinity(tmp_path, value):
+def test_nan_and_infinity_are_rejected(tmp_path, value):
     samples = tone(440, 1, RATE)
     samples[17] = value
     path = write(tmp_path / "a.wav", samples, subtype="FLOAT")
@@ -180,15 +180,15 @@ def test_nan_and_infinity(tmp_path, value):
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac"])
-def test_truncated_file_says_how_much_is_there(tmp_path, speech, suffix):
+def test_error_of_a_truncated_file_gives_both_lengths(tmp_path, speech, suffix):
     path = write(tmp_path / f"a.{suffix}", speech)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(UserError, match=r"(cut off|damaged)") as error:
         load_audio(path)
     if suffix == "wav":
-        promised, there = map(float, re.findall(r"([\d.]+) s", str(error.value)))
-        assert promised == pytest.approx(len(speech) / RATE, abs=0.01)
-        assert there == pytest.approx(promised / 2, abs=0.01)
+        expected, found = map(float, re.findall(r"([\d.]+) s", str(error.value)))
+        assert expected == pytest.approx(len(speech) / RATE, abs=0.01)
+        assert found == pytest.approx(expected / 2, abs=0.01)
 
 
 def test_truncated_m4a(tmp_path, speech):
@@ -207,7 +207,7 @@ def test_wav_from_a_pipe_may_have_an_unknown_length(tmp_path, speech):
     assert len(load_audio(path)) == len(speech)
 
 
-def test_text_is_not_audio(tmp_path):
+def test_text_file_is_not_audio(tmp_path):
     (tmp_path / "a.wav").write_text("this is no audio at all\n" * 100)
     with pytest.raises(UserError, match=r"a\.wav: not a readable audio file"):
         load_audio(tmp_path / "a.wav")
@@ -229,14 +229,14 @@ def test_speed_changes_tempo_and_pitch():
     assert peak == pytest.approx(440 * 0.8, abs=1)
 
 
-def test_encoding_clips_instead_of_wrapping(tmp_path):
+def test_encoding_clips(tmp_path):
     path = tmp_path / "a.flac"
     path.write_bytes(encode_audio(np.full(100, 1.5, np.float32), "flac", RATE))
     assert load_audio(path).min() > 0.99
 
 
 def streamed(source) -> tuple[np.ndarray, str | None]:
-    """What a stream gives before it ends, and the error that it ends with."""
+    """Return all samples of a stream and the message of its error, if any."""
     blocks, problem = [np.zeros(0, np.float32)], None
     try:
         for block in stream_audio(source):
@@ -255,8 +255,8 @@ def streamed(source) -> tuple[np.ndarray, str | None]:
         ("mp4", RATE),
     ],
 )
-def test_a_stream_gives_what_loading_gives(tmp_path, speech, suffix, rate):
-    path, samples = tmp_path / f"a.{suffix}", np.tile(speech, 9)  # some blocks
+def test_stream_equals_loaded_recording(tmp_path, speech, suffix, rate):
+    path, samples = tmp_path / f"a.{suffix}", np.tile(speech, 9)  # several blocks
     if suffix in ("g722", "mp4"):
         codec, form = {"g722": ("g722", None), "mp4": ("aac", True)}[suffix]
         encode_with_ffmpeg(path, samples, codec, form)
@@ -270,7 +270,7 @@ def test_a_stream_gives_what_loading_gives(tmp_path, speech, suffix, rate):
         assert seconds_by_header(path) == pytest.approx(len(found) / RATE, abs=0.2)
 
 
-def test_a_stream_of_an_archive(tmp_path, speech):
+def test_stream_of_a_kaldi_archive(tmp_path, speech):
     with kaldiio.WriteHelper(f"ark,scp:{tmp_path}/a.ark,{tmp_path}/a.scp") as writer:
         writer("one", (8000, (speech * 32768).astype(np.int16)))
     source = (tmp_path / "a.scp").read_text().split()[1]
@@ -278,7 +278,7 @@ def test_a_stream_of_an_archive(tmp_path, speech):
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac", "mp3", "m4a"])
-def test_a_stream_that_is_cut_off_gives_what_is_there(tmp_path, speech, suffix):
+def test_truncated_stream_yields_all_readable_samples(tmp_path, speech, suffix):
     path, samples = tmp_path / f"a.{suffix}", np.tile(speech, 9)
     if suffix == "m4a":
         encode_with_ffmpeg(path, samples, "aac")
@@ -287,14 +287,14 @@ def test_a_stream_that_is_cut_off_gives_what_is_there(tmp_path, speech, suffix):
     whole = load_audio(path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     found, problem = streamed(path)
-    if suffix == "m4a":  # its index stands at its end
+    if suffix == "m4a":  # its index is at the end of the file
         assert len(found) == 0
         assert "a.m4a: not a readable audio file" in problem
         return
     assert len(found) == pytest.approx(len(whole) / 2, rel=0.15)
     inner = slice(0, len(found) - RATE // 10)
     np.testing.assert_allclose(found[inner], whole[inner], atol=1e-4)
-    if suffix != "mp3":  # which does not say how long it is
+    if suffix != "mp3":  # has no length in its header
         assert "a." + suffix + ": cut off" in problem
 
 
@@ -310,7 +310,7 @@ def test_telephone_speech(tmp_path, speech, encoding):
 
 
 @pytest.mark.parametrize("source", ["none.wav", "empty.wav", "text.wav", "nan.wav"])
-def test_a_stream_of_nothing_is_an_error(tmp_path, source):
+def test_unreadable_stream_is_an_error(tmp_path, source):
     (tmp_path / "empty.wav").touch()
     (tmp_path / "text.wav").write_text("this is no audio at all\n" * 100)
     write(tmp_path / "nan.wav", np.full(100, np.nan), subtype="FLOAT")

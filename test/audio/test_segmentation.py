@@ -1,4 +1,4 @@
-"""Finding speech as Silero does, and cutting it where nobody speaks."""
+"""Voice activity detection as Silero's, and segmentation at pauses."""
 
 from __future__ import annotations
 
@@ -11,19 +11,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from speechllm.audio.io import SAMPLING_RATE as RATE
 from speechllm.audio.io import load_audio
 from speechllm.audio.segmentation import (
+    CERTAIN,
     SILENCE,
     SPEECH,
-    SURE,
     Cutter,
     Cutting,
     speech_segments,
 )
 from speechllm.audio.vad import SECONDS_PER_WINDOW, WINDOW, speech_probabilities
 from speechllm.utils.errors import UserError
-
-RATE = 16000
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +35,11 @@ def blocks_of(samples: np.ndarray, size: int) -> list[np.ndarray]:
 
 
 def probabilities(blocks) -> np.ndarray:
-    """After all that came before, and after the last half second: (2, windows)."""
+    """Return both speech probabilities of each window: (2, windows)."""
     return np.concatenate([found for _, found in speech_probabilities(blocks)], axis=1)
 
 
-def test_probabilities_are_those_of_silero(speech):
+def test_probabilities_match_silero(speech):
     file = next(f for f in metadata.files("silero-vad") if f.name == "silero_vad.jit")
     silero = torch.jit.load(str(file.locate()))
     samples = np.concatenate([speech, np.zeros(RATE, np.float32), speech[::-1]])
@@ -55,23 +54,23 @@ def test_probabilities_are_those_of_silero(speech):
         np.testing.assert_allclose(found[0], expected, atol=1e-5)
 
 
-def test_the_second_opinion_forgets_all_but_the_last_half_second(speech):
+def test_second_probability_depends_on_the_last_half_second_only(speech):
     noise = np.random.default_rng(0).normal(0, 0.1, 40 * WINDOW).astype(np.float32)
     found = probabilities([speech])
-    assert found[1, 15] == pytest.approx(found[0, 15], abs=1e-6)  # has heard the same
+    assert found[1, 15] == pytest.approx(found[0, 15], abs=1e-6)  # same context
     before = probabilities(blocks_of(np.concatenate([noise, speech]), 7000))[:, 40:]
     np.testing.assert_allclose(before[1, 16:], found[1, 16:], atol=1e-5)
     assert np.abs(before[0, 16:] - found[0, 16:]).max() > 1e-3
 
 
-def test_a_segment_begins_where_the_second_opinion_hears_speech():
+def test_segment_begins_at_speech_of_the_second_probability():
     cutter = Cutter(Cutting(margin=0.1))  # 3 windows
     for probability, recent in [(0.0, 0.0)] * 30 + [(0.2, 0.9)] * 5 + [(0.9, 0.9)] * 20:
         assert list(cutter.push(probability, recent)) == []
     assert list(cutter.close()) == [(27, 55)]
 
 
-def test_every_sample_comes_out_once(speech):
+def test_every_sample_is_returned_once(speech):
     samples = np.concatenate(
         [s for s, _ in speech_probabilities(blocks_of(speech, 999))]
     )
@@ -95,7 +94,7 @@ def test_prompts_between_pauses_are_found(speech):
         assert len(samples) == round((segment.end - segment.start) * RATE)
 
 
-def test_a_short_recording_stays_whole(speech):
+def test_short_recording_is_one_segment(speech):
     [(segment, samples)] = speech_segments(blocks_of(speech, 3000), Cutting())
     assert (segment.start, segment.end) == (0.0, len(speech) / RATE)
     np.testing.assert_array_equal(samples, speech)
@@ -113,7 +112,7 @@ def windows_of(found: list[float], cutting: Cutting) -> list[tuple[int, int]]:
     return segments + list(cutter.close())
 
 
-def test_a_cut_goes_through_the_longest_pause_within_reach():
+def test_long_segment_is_cut_at_the_longest_pause_within_reach():
     found = [1.0] * 1000
     for begin, length in [(200, 3), (300, 8), (420, 2)]:
         found[begin : begin + length] = [0.1] * length
@@ -124,7 +123,7 @@ def test_a_cut_goes_through_the_longest_pause_within_reach():
     assert windows_of(found, Cutting(15.0, pause=0.5))[:2][0] == (0, 202)
 
 
-def test_speech_without_a_pause_gets_windows_that_overlap():
+def test_speech_without_pauses_is_cut_into_overlapping_windows():
     segments = windows_of([1.0] * 1500, Cutting(longest=15.0, overlap=3.0))
     assert segments[0] == (0, 468)
     assert segments[1] == (468 - 93, 468 - 93 + 468)
@@ -141,7 +140,7 @@ def test_margins_are_kept_and_never_overlap():
 def test_music_around_speech_is_left_out():
     music, speech = [0.7] * 60, [1.0] * 20
     cutting = Cutting(margin=0.2)  # 6 windows, and 16 to begin
-    assert windows_of(music, cutting) == [(0, 60)]  # it might be a letter
+    assert windows_of(music, cutting) == [(0, 60)]  # could be a letter
     assert windows_of(music + speech + music, cutting) == [(60 - 22, 80 + 6)]
     assert windows_of(speech + music[:30] + speech, cutting) == [(0, 70)]
 
@@ -155,7 +154,7 @@ def test_music_around_speech_is_left_out():
     st.floats(1, 15),
     st.floats(0.03, 1.0),
 )
-def test_whatever_is_heard(runs, longest, pause):
+def test_segments_of_any_probabilities_cover_speech_within_limits(runs, longest, pause):
     found = [p for p, length in runs for _ in range(length)]
     cutting = Cutting(longest, pause, shortest_speech=0.0)
     segments = windows_of(found, cutting)
@@ -164,14 +163,14 @@ def test_whatever_is_heard(runs, longest, pause):
         assert 0 <= begin < end <= len(found)
         assert (end - begin) * SECONDS_PER_WINDOW <= longest + 1e-9
         covered[begin:end] = True
-    assert [s for s, p in enumerate(found) if p >= SURE and not covered[s]] == []
+    assert [s for s, p in enumerate(found) if p >= CERTAIN and not covered[s]] == []
     for (_, end), (begin, _) in pairwise(segments):
         if begin < end:  # only where no pause was within reach
             assert min(found[begin:end]) >= SILENCE
     assert segments == sorted(segments)
 
 
-def test_segments_that_are_too_short_to_hold_words_are_refused():
+def test_too_short_limits_are_rejected():
     for seconds in (0.0, 0.5, float("nan")):
         with pytest.raises(UserError, match="max_seconds .*: at least 1"):
             Cutting(longest=seconds)

@@ -1,4 +1,4 @@
-"""The check of prompts and answers against an LLM's tokenizer."""
+"""Check of prompts and targets against an LLM's tokenizer."""
 
 import pytest
 from transformers import AutoTokenizer
@@ -19,17 +19,17 @@ def examples(tmp_path):
     return folder
 
 
-def test_every_task_gets_a_line(examples, smollm2):
+def test_every_task_has_a_line(examples, smollm2):
     tokenizer = AutoTokenizer.from_pretrained(smollm2)
     lines = check_prompts(tokenizer, examples.parent / "prompts.yaml", [examples])
     assert lines == [
-        "asr en en: '<speech> English:', answers of at most 4 tokens",
-        "asr fr fr: '<speech> French:', answers of at most "
+        "asr en en: '<speech> English:', targets of at most 4 tokens",
+        "asr fr fr: '<speech> French:', targets of at most "
         f"{len(tokenizer(' Bonjour à tous, ça va ?')['input_ids']) + 1} tokens",
     ]
 
 
-def test_a_task_without_a_prompt_is_named(examples, smollm2):
+def test_task_without_prompt_is_named(examples, smollm2):
     (examples / "utt2task").write_text("a asr fr fr\nb st en fr\n")
     with pytest.raises(UserError, match="no prompt for task 'st'"):
         check_prompts(
@@ -39,7 +39,7 @@ def test_a_task_without_a_prompt_is_named(examples, smollm2):
         )
 
 
-def test_an_answer_that_the_tokenizer_changes_is_named(examples):
+def test_target_that_the_tokenizer_changes_is_named(examples):
     class OnlyLetters:
         eos_token_id = 32
 
@@ -52,5 +52,5 @@ def test_an_answer_that_the_tokenizer_changes_is_named(examples):
             return "".join(map(chr, tokens))
 
     lines = check_prompts(OnlyLetters(), examples.parent / "prompts.yaml", [examples])
-    assert "changes 1 answers, the first is a of" in lines[-1]
-    assert "'Bonjour à tous, ça va ?' comes back as 'Bonjour tous, a va ?'" in lines[-1]
+    assert "changes 1 targets, the first is a of" in lines[-1]
+    assert "'Bonjour à tous, ça va ?' is decoded to 'Bonjour tous, a va ?'" in lines[-1]

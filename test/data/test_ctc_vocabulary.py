@@ -1,4 +1,4 @@
-"""The CTC vocabulary in ESPnet's order, and what cannot be built."""
+"""CTC vocabulary in ESPnet's order, and sizes that are impossible."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def text(tmp_path):
     return path
 
 
-def test_characters_by_frequency(text, tmp_path):
+def test_characters_are_sorted_by_frequency(text, tmp_path):
     tokens = build_character_vocabulary([text], tmp_path / "char")
     assert tokens[:5] == ["<blank>", "<unk>", "o", "<space>", "a"]
     assert tokens[-1] == "<sos/eos>"
@@ -33,7 +33,7 @@ def test_characters_by_frequency(text, tmp_path):
     ]
 
 
-def test_byte_pairs(text, tmp_path):
+def test_bpe_pieces_are_in_the_token_list(text, tmp_path):
     tokens = build_bpe_vocabulary([text], tmp_path / "bpe", 22)
     assert len(tokens) == 22
     assert (tokens[:2], tokens[-1]) == (["<blank>", "<unk>"], "<sos/eos>")
@@ -47,13 +47,13 @@ def test_byte_pairs(text, tmp_path):
     ("size", "message"),
     [(5, "fewer than the texts have characters"), (5000, "at most")],
 )
-def test_sizes_that_cannot_be(text, tmp_path, size, message):
+def test_impossible_sizes_are_errors(text, tmp_path, size, message):
     with pytest.raises(UserError, match=message):
         build_bpe_vocabulary([text], tmp_path / "bpe", size)
     assert not (tmp_path / "bpe").exists()
 
 
-def test_no_text(tmp_path):
+def test_empty_tables_are_an_error(tmp_path):
     (tmp_path / "text").write_text("a\nb\n")
     for build in (build_character_vocabulary, build_bpe_vocabulary):
         with pytest.raises(UserError, match="no text to build tokens from"):

@@ -1,4 +1,4 @@
-"""Data dirs: what is valid, what each defect says, what each operation keeps."""
+"""Data dirs: validation and all operations."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from speechllm.utils.errors import UserError
 
 @pytest.fixture
 def data(tmp_path):
-    """A small valid data dir: two speakers, two languages, three utterances."""
+    """Write a small valid data dir: two speakers, two languages, three utterances."""
     for name in ("a", "b", "c"):
         (tmp_path / f"{name}.wav").touch()
     tables = {
@@ -54,7 +54,7 @@ def lines(path) -> list[str]:
     return path.read_text().splitlines()
 
 
-def test_a_valid_data_dir_has_no_problems(data):
+def test_valid_data_dir_has_no_problems(data):
     assert validate_data_dir(data) == []
     check_data_dir(data)
     assert lines(data / "spk2utt") == ["s1 s1-a s1-b", "s2 s2-c"]
@@ -78,19 +78,24 @@ def test_a_valid_data_dir_has_no_problems(data):
             r"utt2spk:2: utterance s1-b has no line in text",
         ),
         ("text", "s1-b", "s1-bb", r"text:2: utterance s1-bb is not in utt2spk"),
-        ("text", "s1-b", "s1-a", r"text:2: s1-a is there twice; ids must be unique"),
+        ("text", "s1-b", "s1-a", r"text:2: s1-a is repeated; ids must be unique"),
         ("text", "s2-c", "s0-c", r"text:3: s0-c comes after s1-b; sort .*LC_ALL=C"),
         ("text", "s1-b Good", "\ns1-b Good", r"text:2: the line is empty"),
         ("text.fr", "s1-a", "s1-x", r"text.fr:1: utterance s1-x is not in utt2spk"),
         ("utt2spk", "s2-c s2", "s2-c s0", r"utt2spk:3: speaker s0 comes after s1"),
         ("utt2spk", "s2-c s2", "s2-c", r"utt2spk:3: .*needs exactly one speaker"),
         ("spk2utt", "s1-a ", "", r"spk2utt:1: speaker s1 has 1 utterances here and 2"),
-        ("utt2lang", "s2-c fr", "s2-c French", r"utt2lang:3: 'French' is no language"),
-        ("utt2dur", "s1-b 20", "s1-b -2", r"utt2dur:2: '-2' are no seconds .*s1-b"),
-        ("utt2dur", "s2-c 3", "s2-c 3 s", r"utt2dur:3: '3 s' are no seconds"),
+        (
+            "utt2lang",
+            "s2-c fr",
+            "s2-c French",
+            r"utt2lang:3: 'French' is not a language",
+        ),
+        ("utt2dur", "s1-b 20", "s1-b -2", r"utt2dur:2: '-2' is not a duration .*s1-b"),
+        ("utt2dur", "s2-c 3", "s2-c 3 s", r"utt2dur:3: '3 s' is not a duration"),
     ],
 )
-def test_a_defect_is_named_with_file_and_line(data, table, old, new, problem):
+def test_message_of_a_defect_has_file_and_line(data, table, old, new, problem):
     replace(data / table, old, new)
     problems = validate_data_dir(data)
     assert len(problems) >= 1
@@ -98,21 +103,21 @@ def test_a_defect_is_named_with_file_and_line(data, table, old, new, problem):
         raise UserError("\n".join(problems))
 
 
-def test_audio_without_text(data):
+def test_ids_of_audio_and_text_must_match(data):
     replace(data / "wav.scp", "s2-c", "s2-cc")
     problems = "\n".join(validate_data_dir(data, check_files=False))
     assert "utt2spk:3: utterance s2-c has no line in wav.scp" in problems
     assert "wav.scp:3: utterance s2-cc is not in utt2spk" in problems
 
 
-def test_text_that_is_not_utf8(data):
+def test_text_must_be_utf8(data):
     content = (data / "text").read_bytes()
     (data / "text").write_bytes(content.replace("ç".encode(), "ç".encode("latin-1")))
     with pytest.raises(UserError, match=r"text:3: not UTF-8 \(byte 0xe7\).*iconv"):
         check_data_dir(data)
 
 
-def test_missing_tables_and_folders(data, tmp_path):
+def test_missing_tables_and_folders_are_named(data, tmp_path):
     (data / "utt2lang").unlink()
     with pytest.raises(UserError, match="utt2lang: the table is missing"):
         check_data_dir(data)
@@ -138,12 +143,12 @@ def test_segments_are_checked(data, tmp_path, segments, problem):
     assert any(problem in found for found in validate_data_dir(data))
 
 
-def test_many_problems_are_not_all_listed(data):
+def test_number_of_listed_problems_is_limited(data):
     write_table(data / "text", {f"x{number:03}": "a" for number in range(100)})
     assert len(validate_data_dir(data)) < 30
 
 
-def test_filter_lists_what_went_and_why(data):
+def test_filter_lists_dropped_utterances_with_reasons(data):
     replace(data / "text", "s2-c Bonjour, ça va ?", "s2-c")
     target = data.parent / "filtered"
     kept, dropped = filter_data_dir(data, target, 1, 15)
@@ -159,7 +164,7 @@ def test_filter_lists_what_went_and_why(data):
     assert lines(target / "spk2utt") == ["s1 s1-a"]
 
 
-def test_filter_by_length_of_text_and_of_short_audio(data):
+def test_filter_by_text_length_and_minimum_duration(data):
     target = data.parent / "filtered"
     _, dropped = filter_data_dir(data, target, min_seconds=2, min_text_length=10)
     assert {entry.id: entry.reason for entry in dropped} == {
@@ -170,12 +175,12 @@ def test_filter_by_length_of_text_and_of_short_audio(data):
     assert [(entry.id, entry.detail) for entry in dropped] == [("s2-c", "16 > 15")]
 
 
-def test_filter_that_leaves_nothing_is_an_error(data):
-    with pytest.raises(UserError, match="nothing passes the filter"):
+def test_filter_without_result_is_an_error(data):
+    with pytest.raises(UserError, match="no utterance passes the filter"):
         filter_data_dir(data, data.parent / "filtered", min_seconds=100)
 
 
-def test_filter_in_place_keeps_the_earlier_list(data):
+def test_filter_in_place_keeps_earlier_dropped_entries(data):
     filter_data_dir(data, data, max_seconds=15)
     filter_data_dir(data, data, min_seconds=2)
     assert [entry.id for entry in read_dropped(data)] == ["s1-a", "s1-b"]
@@ -187,9 +192,9 @@ def test_speed_perturbation(data):
     write_dropped(data, [Dropped("s3-d", "filter", "too long")])
     perturb_speed(data, target, [0.9, 1.0, 1.1])
     assert validate_data_dir(target) == []
-    # the share of what was left out stays what it was
-    gone = [entry.id for entry in read_dropped(target)]
-    assert gone == ["s3-d", "sp0.9-s3-d", "sp1.1-s3-d"]
+    # the share of dropped utterances does not change
+    dropped = [entry.id for entry in read_dropped(target)]
+    assert dropped == ["s3-d", "sp0.9-s3-d", "sp1.1-s3-d"]
     text = read_table(target / "text")
     assert len(text) == 9
     assert text["sp0.9-s1-a"] == text["s1-a"] == "Hello you."
@@ -236,7 +241,7 @@ def test_subset(data):
 
 @given(st.integers(1, 60), st.integers(0, 9))
 @settings(max_examples=20)
-def test_parts_of_a_table_make_the_table(tmp_path_factory, entries, parts):
+def test_parts_of_a_table_concatenate_to_the_table(tmp_path_factory, entries, parts):
     folder = tmp_path_factory.mktemp("split")
     write_table(folder / "t", {f"{n:03}": str(n) for n in range(entries)})
     outputs = [folder / f"t.{part}" for part in range(parts)]
@@ -262,7 +267,7 @@ values = st.text(st.characters(exclude_categories=["Zl", "Zp", "C"])).map(str.st
 
 
 @given(st.dictionaries(ids, values))
-def test_what_is_written_is_read_again(tmp_path_factory, table):
+def test_written_table_is_read_back(tmp_path_factory, table):
     path = tmp_path_factory.mktemp("table") / "t"
     write_table(path, table)
     assert read_table(path) == table
@@ -270,7 +275,7 @@ def test_what_is_written_is_read_again(tmp_path_factory, table):
 
 
 @pytest.mark.parametrize(("key", "value"), [("a b", "x"), ("", "x"), ("a", "x\ny")])
-def test_entries_that_would_break_a_table_are_refused(tmp_path, key, value):
+def test_invalid_entries_are_rejected(tmp_path, key, value):
     with pytest.raises(UserError):
         write_table(tmp_path / "t", {key: value})
     assert list(tmp_path.iterdir()) == []
@@ -282,4 +287,4 @@ def test_command_line(data, capsys):
     replace(data / "text", "s1-b", "s1-a")
     with pytest.raises(UserError, match="1 problems"):
         main(["validate", "--input", str(data)])
-    assert "text:2: s1-a is there twice" in capsys.readouterr().out
+    assert "text:2: s1-a is repeated" in capsys.readouterr().out

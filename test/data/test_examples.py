@@ -1,4 +1,4 @@
-"""Examples: tasks over data dirs, and what is left out of them."""
+"""Example dirs: tasks, weights and dropped utterances."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from speechllm.utils.errors import UserError
 
 
 def make_data(folder, utterances: dict, **tables):
-    """A formatted data dir of (language, transcript) per utterance."""
+    """Write a formatted data dir of (language, transcript) per utterance."""
     write_data_dir(
         folder,
         {
@@ -45,7 +45,7 @@ def data(tmp_path):
     )
 
 
-def test_tasks_targets_and_order(data, tmp_path):
+def test_examples_of_several_tasks(data, tmp_path):
     target = tmp_path / "examples"
     counts, dropped = make_examples(
         [data], target, ["asr:en", "asr:fr", "st:en:fr", "asr_st:en:fr"]
@@ -58,9 +58,9 @@ def test_tasks_targets_and_order(data, tmp_path):
         "en-a-st-fr": "Salut, toi !",
         "fr-a-asr-fr": "Salut toi",
     }
-    heard = read_table(target / "text_ctc")
-    assert heard["en-a-st-fr"] == "hello you"
-    assert heard["en-a-b-asr-en"] == "good bye"
+    ctc_texts = read_table(target / "text_ctc")
+    assert ctc_texts["en-a-st-fr"] == "hello you"
+    assert ctc_texts["en-a-b-asr-en"] == "good bye"
     assert read_table(target / "utt2task")["en-a-st-fr"] == "st en fr"
     assert read_table(target / "utt2lang")["en-a-st-fr"] == "en"
     assert read_table(target / "wav.scp")["en-a-st-fr"] == "audio/en-a.flac"
@@ -72,7 +72,7 @@ def test_tasks_targets_and_order(data, tmp_path):
     assert read_dropped(target) == sorted(dropped, key=lambda entry: entry.id)
 
 
-def test_plain_transcripts_and_written_translations(data, tmp_path):
+def test_plain_transcripts_leave_translations_unchanged(data, tmp_path):
     main(
         ["--input", str(data), "--tasks", "asr:en st:en:fr", "--plain_transcripts"]
         + ["--output", str(tmp_path / "examples")]
@@ -84,12 +84,12 @@ def test_plain_transcripts_and_written_translations(data, tmp_path):
     }
 
 
-def test_several_data_dirs(data, tmp_path):
+def test_examples_of_several_data_dirs(data, tmp_path):
     other = make_data(tmp_path / "other", {"en-b": ("en", "More.")})
     make_examples([data, other], tmp_path / "examples", ["asr:en"])
     examples = list(read_table(tmp_path / "examples" / "text"))
     assert examples == ["en-a-asr-en", "en-a-b-asr-en", "en-b-asr-en"]
-    with pytest.raises(UserError, match="en-a-asr-en comes from two data dirs"):
+    with pytest.raises(UserError, match="en-a-asr-en is in two data dirs"):
         make_examples([data, data], tmp_path / "twice", ["asr:en"])
     assert not (tmp_path / "twice").exists()
 
@@ -106,13 +106,13 @@ def test_several_data_dirs(data, tmp_path):
         (["sing:en"], "expected asr:<lang>"),
     ],
 )
-def test_tasks_that_cannot_be(data, tmp_path, tasks, message):
+def test_invalid_tasks_are_errors(data, tmp_path, tasks, message):
     with pytest.raises(UserError, match=message):
         make_examples([data], tmp_path / "examples", tasks)
     assert not (tmp_path / "examples").exists()
 
 
-def test_audio_has_to_be_formatted_first(data, tmp_path):
+def test_unformatted_data_dir_is_an_error(data, tmp_path):
     (data / "utt2num_samples").unlink()
     with pytest.raises(UserError, match="utt2num_samples: missing; format the audio"):
         make_examples([data], tmp_path / "examples", ["asr:en"])
@@ -128,11 +128,11 @@ names = st.text("abs-.!0_~", min_size=1, max_size=5)
 
 @given(st.sets(names, min_size=1, max_size=12))
 @settings(max_examples=50)
-def test_any_utterance_ids_give_sorted_examples(tmp_path_factory, utterances):
+def test_examples_are_sorted_for_any_utterance_ids(tmp_path_factory, utterances):
     folder = tmp_path_factory.mktemp("ids")
     source = make_data(folder / "data", dict.fromkeys(utterances, ("en", "a")))
     counts, _ = make_examples([source], folder / "examples", ["asr:en"])
-    examples = read_table(folder / "examples" / "text")  # refuses disorder
+    examples = read_table(folder / "examples" / "text")  # raises if unsorted
     assert len(examples) == len(utterances) == counts["asr en en"]
 
 
@@ -149,7 +149,7 @@ def test_command_line(data, tmp_path, capsys):
     ]
 
 
-def test_weights_repeat_and_thin_out(tmp_path):
+def test_weights_repeat_and_subsample_examples(tmp_path):
     texts = {f"u{number:03d}": ("en", f"word {number}") for number in range(200)}
     data = make_data(tmp_path / "data", texts)
     counts, _ = make_examples([data], tmp_path / "twice", ["asr:en*2"])
@@ -161,14 +161,14 @@ def test_weights_repeat_and_thin_out(tmp_path):
     assert 70 < len(half) < 130
     make_examples([data], tmp_path / "more", ["asr:en*1.5"])
     more = read_table(tmp_path / "more" / "text")
-    # of those that come twice by weight 1.5, every one comes by weight 0.5
+    # weight 1.5 repeats exactly the utterances that weight 0.5 selects
     assert {name for name in more if name.endswith("-2")} == {n + "-2" for n in half}
     make_examples([data], tmp_path / "again", ["asr:en*0.5"])
     again = (tmp_path / "again" / "text").read_bytes()
     assert again == (tmp_path / "half" / "text").read_bytes()
 
 
-def test_the_weight_of_a_data_dir_is_a_factor(data, tmp_path):
+def test_weight_of_a_data_dir_multiplies_task_weights(data, tmp_path):
     def examples(source, task):
         make_examples([source], tmp_path / "examples", [task])
         return (tmp_path / "examples/text").read_text("utf-8")
@@ -182,11 +182,11 @@ def test_the_weight_of_a_data_dir_is_a_factor(data, tmp_path):
 
 
 @pytest.mark.parametrize("weight", ["0", "-1", "x", "", "nan", "inf"])
-def test_weights_that_are_none(data, tmp_path, weight):
+def test_invalid_weights_are_errors(data, tmp_path, weight):
     with pytest.raises(UserError, match="a weight is a number above 0"):
         make_examples([data], tmp_path / "examples", [f"asr:en*{weight}"])
 
 
-def test_a_translation_into_the_same_language_is_refused():
+def test_translation_into_the_source_language_is_an_error():
     with pytest.raises(UserError, match="asr_st:en:en.*the same"):
         parse_task("asr_st:en:en")

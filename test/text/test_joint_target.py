@@ -1,4 +1,4 @@
-"""Transcript and translation in one answer: joined, told apart, searched, decoded."""
+"""Joint target: joining, splitting, joint search, decoding and scoring of asr_st."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ BAR = Separator("|", (0,))
 
 
 def write_sentencepiece(folder: Path, **options) -> Path:
-    """A tokenizer of T5's kind over a handful of characters."""
+    """Write a tokenizer of T5's type over a few characters."""
     folder.mkdir()
     corpus = folder / "corpus.txt"
     corpus.write_text("ab é a b ab| \\p ba\\ é|\n" * 20, "utf-8")
@@ -62,7 +62,7 @@ def write_sentencepiece(folder: Path, **options) -> Path:
 
 @pytest.fixture(scope="module")
 def tokenizers(smollm2, tmp_path_factory):
-    """By name; sentencepiece's own rule (T5's) turns every white space into a space."""
+    """Return tokenizers by name; T5's turns all white space into plain spaces."""
     root = tmp_path_factory.mktemp("tokenizers")
     plain = write_sentencepiece(root / "t5", vocab_size=20)
     bytes_too = write_sentencepiece(
@@ -76,7 +76,7 @@ def tokenizers(smollm2, tmp_path_factory):
     return {name: load_tokenizer(folder) for name, folder in folders.items()}
 
 
-def test_each_tokenizer_has_a_separator_that_it_keeps(tokenizers):
+def test_separator_of_each_tokenizer(tokenizers):
     found = {name: find_separator(t) for name, t in tokenizers.items()}
     assert {name: s.text for name, s in found.items()} == {
         "smollm2": "\t",
@@ -88,8 +88,10 @@ def test_each_tokenizer_has_a_separator_that_it_keeps(tokenizers):
 
 @pytest.mark.parametrize("name", ["smollm2", "t5", "bytes"])
 @given(transcript=TEXT.filter(str.strip), translation=TEXT.filter(str.strip))
-def test_answers_come_back_as_they_went_in(tokenizers, name, transcript, translation):
-    """Whatever they hold: tabs, line breaks, bars, backslashes."""
+def test_answer_tokens_decode_to_the_same_texts(
+    tokenizers, name, transcript, translation
+):
+    """Also with tabs, line breaks, bars and backslashes in the texts."""
     tokenizer = tokenizers[name]
     tokens = answer_tokens(tokenizer, transcript, translation)
     assert tokens[-1] == tokenizer.eos_token_id
@@ -101,7 +103,7 @@ def test_answers_come_back_as_they_went_in(tokenizers, name, transcript, transla
 
 
 @given(transcript=TEXT, translation=TEXT)
-def test_tables_keep_them_apart(transcript, translation):
+def test_join_and_split_of_table_targets(transcript, translation):
     expected = [" ".join(part.split()) for part in (transcript, translation)]
     target = join_texts(transcript, translation)
     assert target.count("\t") == 1
@@ -114,8 +116,7 @@ def test_tables_keep_them_apart(transcript, translation):
 
 @given(texts=st.lists(TEXT, min_size=2, max_size=2), cut=st.integers(0, 30))
 @pytest.mark.parametrize("separator", [TAB, BAR])
-def test_a_cut_off_answer_yields_what_is_there(separator, texts, cut):
-    """Any beginning of an answer is read as beginnings of the two texts."""
+def test_truncated_answer_gives_prefixes_of_the_texts(separator, texts, cut):
     whole = [separator.escape(text) for text in texts]
     begun = f"{whole[0]}{separator.text}{whole[1]}"[:cut]
     answer = parse_answer(begun, separator)
@@ -124,11 +125,11 @@ def test_a_cut_off_answer_yields_what_is_there(separator, texts, cut):
     expected = [" ".join(text.split()) for text in texts]
     found = answer.transcript, answer.translation
     for text, part in zip(expected, found):
-        # an escape that was cut through leaves its backslash
+        # a truncated escape sequence leaves its backslash
         assert text.startswith((part, part.removesuffix("\\")))
 
 
-def test_malformed_answers():
+def test_malformed_answers_are_parsed():
     read = {
         "hello": JointAnswer("hello", "", False),
         "hello\t": JointAnswer("hello", "", False),
@@ -141,7 +142,7 @@ def test_malformed_answers():
         assert parse_answer(text, TAB) == expected
 
 
-def test_a_tokenizer_that_keeps_no_separator():
+def test_tokenizer_without_separator_is_an_error():
     class Letters:
         def __call__(self, text, add_special_tokens=True):
             return {"input_ids": [ord(c) for c in text if c.isalpha()]}
@@ -149,11 +150,11 @@ def test_a_tokenizer_that_keeps_no_separator():
         def decode(self, tokens, skip_special_tokens=False):
             return "".join(map(chr, tokens))
 
-    with pytest.raises(UserError, match="cannot be told apart"):
+    with pytest.raises(UserError, match="cannot be separated"):
         find_separator(Letters())
 
 
-def test_the_preprocessor_writes_both(tokenizers):
+def test_preprocessor_joins_both_texts(tokenizers):
     prompts = Prompts({"asr_st": "{speech}:"}, {"en": "English", "fr": "French"})
     preprocess = ExamplePreprocessor(None, tokenizers["smollm2"], prompts)
     example = {"task": "asr_st en fr", "text": "press one\tAppuyez sur un."}
@@ -163,7 +164,7 @@ def test_the_preprocessor_writes_both(tokenizers):
         preprocess("u1", {"task": "asr_st en fr", "text": "press one"})
 
 
-# ---------------------------------------------------------------- joint search
+# Joint search
 
 EOS, SEPARATOR = 4, 3  # of a model with five tokens
 
@@ -174,15 +175,15 @@ def five_tokens() -> LanguageModel:
 
 
 def transcript_of(answer: list[int]) -> list[int]:
-    """Labels of what stands before the separator: token k is label k + 1."""
+    """Return the labels of the tokens before the separator: token k is label k + 1."""
     before = itertools.takewhile(lambda token: token != SEPARATOR, answer)
     return [token + 1 for token in before]
 
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("weight", [0.3, 0.8])
-def test_ctc_judges_the_transcript_alone(five_tokens, seed, weight):
-    """Against the scores of all answers: CTC's loss of the text before the separator."""
+def test_ctc_scores_the_transcript_only(five_tokens, seed, weight):
+    """Compare with all hypotheses, scored by torch's CTC loss of their transcripts."""
     from speechllm.decoding.beam_search import beam_search
     from speechllm.decoding.ctc_prefix_scorer import CTCPrefixScorer
     from speechllm.decoding.hypothesis import SearchRequest
@@ -192,7 +193,7 @@ def test_ctc_judges_the_transcript_alone(five_tokens, seed, weight):
     generator = torch.Generator().manual_seed(seed)
     prompt = torch.randn(3, five_tokens.hidden_size, generator=generator)
     logits = 2 * torch.randn(1, 5, 4, generator=generator)
-    logits[..., 0] += 3.0  # short transcripts: the separator comes early
+    logits[..., 0] += 3.0  # favours short transcripts
     frames = torch.tensor([5])
 
     def spell(tokens: list[int]) -> list[int]:
@@ -214,7 +215,7 @@ def test_ctc_judges_the_transcript_alone(five_tokens, seed, weight):
         scores = output.logits[0].log_softmax(1)
         return scores[places, torch.tensor([*answer, EOS])].sum().item()
 
-    def heard(answer: list[int]) -> float:
+    def ctc_score(answer: list[int]) -> float:
         labels = torch.tensor([transcript_of(answer)], dtype=torch.long)
         return -torch.nn.functional.ctc_loss(
             logits.double().log_softmax(2).transpose(0, 1),
@@ -226,7 +227,7 @@ def test_ctc_judges_the_transcript_alone(five_tokens, seed, weight):
 
     answers = [a for n in range(5) for a in itertools.product(range(4), repeat=n)]
     ranked = sorted(
-        ((1 - weight) * log_prob(list(a)) + weight * heard(list(a)), list(a))
+        ((1 - weight) * log_prob(list(a)) + weight * ctc_score(list(a)), list(a))
         for a in answers
     )[::-1]
     assert any(SEPARATOR in answer[:2] for _, answer in ranked[:60])
@@ -235,12 +236,12 @@ def test_ctc_judges_the_transcript_alone(five_tokens, seed, weight):
         assert hypothesis.score == pytest.approx(score, abs=1e-4)
 
 
-# ---------------------------------------------------------------- a whole model
+# A complete model
 
 
 @pytest.fixture(scope="module")
 def joint_model(tiny_model, tmp_path_factory) -> Path:
-    """The tiny model with a prompt for the joint task."""
+    """Return the tiny model with a prompt for the joint task."""
     folder = tmp_path_factory.mktemp("joint") / "model"
     shutil.copytree(tiny_model, folder)
     with open(folder / "prompts.yaml", "a", encoding="utf-8") as stream:
@@ -265,8 +266,8 @@ def test_ctc_labels_end_at_the_separator(joint_model):
 
 
 @pytest.mark.parametrize("options", [{}, {"beam_size": 4, "ctc_weight": 0.5}])
-def test_any_batch_gives_the_same_answers(joint_model, speech_file, options):
-    """A random model's answers are malformed, and are said to be."""
+def test_joint_output_does_not_depend_on_the_batch(joint_model, speech_file, options):
+    """The outputs of a random model are malformed and flagged as such."""
     model = SpeechToText.from_pretrained(joint_model)
     speech = load_audio(speech_file)
     waves = [speech[:9000], speech[4000:30000], speech[100:5000]]
@@ -279,8 +280,8 @@ def test_any_batch_gives_the_same_answers(joint_model, speech_file, options):
         assert one.flags == ["malformed"] and one.entry()["flags"] == ["malformed"]
 
 
-def test_from_decoding_to_scores(joint_model, speech_file, tmp_path, monkeypatch):
-    """One decode dir: the transcript's errors, the translation's, and malformed ones."""
+def test_joint_decode_dir_is_scored(joint_model, speech_file, tmp_path, monkeypatch):
+    """Transcripts, translations and malformed outputs of one decode dir are scored."""
     examples = tmp_path / "examples"
     examples.mkdir()
     soundfile.write(tmp_path / "a.wav", load_audio(speech_file)[:9000], 16000)
@@ -313,7 +314,7 @@ def test_from_decoding_to_scores(joint_model, speech_file, tmp_path, monkeypatch
     rows, left_out = score_decode_dir(examples, decode)
     assert left_out == []
     joint = {r["metric"]: r for r in rows if r["task"] == "asr_st"}
-    assert joint["wer"]["value"] == 20.0  # one of five words is missing
+    assert joint["wer"]["value"] == 20.0  # one of five words is deleted
     assert joint["wer"]["deletions"] == 1
     assert joint["malformed"]["value"] == 50.0 and joint["malformed"]["malformed"] == 1
     assert 0 < joint["bleu"]["value"] < 100 and joint["ter"]["value"] == 40.0

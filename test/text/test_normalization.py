@@ -1,4 +1,4 @@
-"""Normalisation: what counts as the same text, per language."""
+"""Text normalisation per language."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_spell_numbers(lang, raw, expected):
     assert spell_numbers(raw, lang) == expected
 
 
-def test_normalize_is_ctc_text_with_numbers_spelt():
+def test_normalize_is_ctc_text_of_spelt_numbers():
     assert normalize("Press 21!", "en", "wer") == "press twenty one"
     assert normalize("Press 21!", "en", "cer") == "press twenty one"
     assert normalize("「Ｗｅｂ」は、２０００年・ｶﾀｶﾅ 3.5％。", "ja", "cer") == (
@@ -69,7 +69,7 @@ def test_normalize_is_ctc_text_with_numbers_spelt():
         normalize("a", "en", "bleu")
 
 
-@example("E\u00af", "ja")  # a macron of its own, which NFKC makes a space and a mark
+@example("E\u00af", "ja")  # a spacing macron: NFKC gives a space and a mark
 @example("e\u00ad\u0301", "fr")  # a soft hyphen before an accent
 @given(st.text(), st.sampled_from(["en", "fr", "es", "it", "ru", "ja"]))
 def test_normalisation_is_idempotent_and_clean(text, lang):
@@ -81,5 +81,5 @@ def test_normalisation_is_idempotent_and_clean(text, lang):
 
 
 @given(st.text(alphabet="0123456789.,ae ", max_size=30), st.sampled_from(["en", "fr"]))
-def test_no_digit_is_left(text, lang):
+def test_normalized_text_has_no_digits(text, lang):
     assert not any(character in "0123456789" for character in normalize(text, lang))

@@ -1,4 +1,4 @@
-"""Prompts: from YAML to token ids around the speech."""
+"""Prompts: from a YAML file to the token ids around the speech."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def write(tmp_path, text: str):
     return path
 
 
-def test_a_prompt_names_its_languages(tmp_path):
+def test_prompt_contains_language_names(tmp_path):
     prompts = read_prompts(write(tmp_path, GOOD))
     assert prompts.text("asr", "en", "en") == "{speech} in English:"
     expected = "Translate {speech} from English to French:"
@@ -48,8 +48,8 @@ def test_tokens_around_the_speech(tmp_path, tokenizer):
     assert tokenizer.decode(behind) == " in French:"
 
 
-def test_a_tokenizer_that_begins_texts_with_a_token(tmp_path, tokenizer):
-    """Llama 2 and its kin: the prompt begins with it too, once."""
+def test_prompt_begins_with_bos_token(tmp_path, tokenizer):
+    """Some tokenizers (Llama 2) begin texts with a token: the prompt has it once."""
 
     class WithBegin:
         bos_token_id = 1
@@ -62,7 +62,7 @@ def test_a_tokenizer_that_begins_texts_with_a_token(tmp_path, tokenizer):
     assert prompts.tokens("asr", "en", "en", WithBegin()) == ([1, 97, 98], [99])
 
 
-def test_the_chat_template_goes_around(tmp_path, tokenizer):
+def test_chat_template_wraps_the_prompt(tmp_path, tokenizer):
     prompts = read_prompts(write(tmp_path, GOOD + "chat: true\n"))
     before, behind = prompts.tokens("asr", "en", "en", tokenizer)
     turn = [{"role": "user", "content": "X in English:"}]
@@ -75,7 +75,7 @@ def test_the_chat_template_goes_around(tmp_path, tokenizer):
     assert behind[-1] != tokenizer.eos_token_id
 
 
-def test_a_chat_without_a_template(tmp_path):
+def test_missing_chat_template_is_an_error(tmp_path):
     class Plain:
         bos_token_id = None
         chat_template = None
@@ -85,13 +85,13 @@ def test_a_chat_without_a_template(tmp_path):
         prompts.tokens("asr", "en", "en", Plain())
 
 
-def test_an_answer_ends_and_begins_with_a_space(tokenizer):
+def test_answer_begins_with_space_and_ends_with_eos(tokenizer):
     tokens = answer_tokens(tokenizer, "  Hello you. ")
     assert tokens[-1] == tokenizer.eos_token_id
     assert tokenizer.decode(tokens[:-1]) == " Hello you."
 
 
-def test_unknown_task_and_language(tmp_path):
+def test_unknown_task_and_language_are_named(tmp_path):
     prompts = read_prompts(write(tmp_path, GOOD))
     with pytest.raises(UserError, match=r"no prompt for task 'tts' \(has asr, st\)"):
         prompts.text("tts", "en", "en")
@@ -100,7 +100,7 @@ def test_unknown_task_and_language(tmp_path):
             prompts.text("st", *pair)
 
 
-def test_norwegian_is_no_boolean(tmp_path):
+def test_language_code_of_norwegian_is_not_a_boolean(tmp_path):
     text = 'languages: {no: Norwegian}\ntasks: {asr: "{speech} in {source}"}\n'
     prompts = read_prompts(write(tmp_path, text))
     assert prompts.text("asr", "no", "no") == "{speech} in Norwegian"
@@ -115,22 +115,22 @@ def test_norwegian_is_no_boolean(tmp_path):
         (GOOD + "chats: true", "unknown key 'chats'"),
         ("tasks: {asr: '{speech}'}", "'languages' is missing"),
         ("languages: {en: English}", "'tasks' is missing"),
-        ("languages: {en: E}\ntasks: asr", "'tasks' is missing or is no mapping"),
-        ("languages: {en: E}\ntasks: {asr: 'no place'}", "task 'asr' must hold"),
+        ("languages: {en: E}\ntasks: asr", "'tasks' is missing or not a mapping"),
+        ("languages: {en: E}\ntasks: {asr: 'no place'}", "task 'asr' must contain"),
         (
             "languages: {en: E}\ntasks: {st: '{speech}{speech}'}",
-            "task 'st' must hold {speech} exactly once",
+            "task 'st' must contain {speech} exactly once",
         ),
     ],
 )
-def test_files_that_are_no_prompts(tmp_path, text, message):
+def test_malformed_prompts_file_is_named(tmp_path, text, message):
     path = write(tmp_path, text)
     with pytest.raises(UserError, match=message) as caught:
         read_prompts(path)
     assert str(path) in str(caught.value)
 
 
-def test_missing_or_not_utf8(tmp_path):
+def test_missing_or_non_utf8_file_is_named(tmp_path):
     with pytest.raises(UserError, match="no such prompts file"):
         read_prompts(tmp_path / "none.yaml")
     path = tmp_path / "latin.yaml"
@@ -139,7 +139,7 @@ def test_missing_or_not_utf8(tmp_path):
         read_prompts(path)
 
 
-def test_the_recipes_own_prompts():
+def test_prompts_of_all_recipes_are_valid():
     root = Path(__file__).parents[2] / "egs2"
     files = sorted(root.glob("*/speechllm1/conf/**/prompts*.yaml"))
     assert files

@@ -1,4 +1,4 @@
-"""The promise: the text of an utterance does not depend on its batch."""
+"""The text of an utterance does not depend on its batch."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def models(tmp_path_factory, tiny_whisper, tiny_llm) -> dict[tuple, SpeechToText
     batch_size=st.integers(1, 32),
     order=st.randoms(use_true_random=False),
 )
-def test_text_is_the_same_in_every_batch(
+def test_text_does_not_depend_on_the_batch(
     models, encoder, bridge, search, seconds, batch_size, order
 ):
     model = models[encoder, bridge]
@@ -83,7 +83,7 @@ def test_text_is_the_same_in_every_batch(
         assert result.score == pytest.approx(alone[index].score, abs=1e-3)
 
 
-def test_draws_are_the_same_in_every_batch(models):
+def test_sampling_does_not_depend_on_the_batch(models):
     model = models["hubert-group", "convolution"]
     waves = [
         (0.1 * torch.randn(n, generator=torch.Generator().manual_seed(n))).numpy()
