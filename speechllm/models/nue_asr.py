@@ -163,7 +163,7 @@ class NueASRModel(PreTrainedModel):
         """
         if len(audio_sample) != 1:
             raise ValueError(
-                f"{len(audio_sample)} utterances, expected 1; SpeechToText takes batches"
+                f"{len(audio_sample)} utterances, not 1; SpeechToText takes batches"
             )
         seconds = audio_sample.shape[1] / SAMPLING_RATE
         limit = GENERATION["tokens_per_second"] * seconds + GENERATION["extra_tokens"]

@@ -15,7 +15,7 @@ from speechllm.utils.errors import UserError
 
 
 def install_replacements() -> None:
-    """Put the replacements into ``sys.modules``; call before importing espnet2.tasks."""
+    """Install the replacements; must run before ``espnet2.tasks`` is imported."""
     for package, function in (
         ("layers", create_adapter),
         ("main_funcs", calculate_all_attentions),

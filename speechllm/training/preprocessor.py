@@ -62,8 +62,8 @@ class ExamplePreprocessor:
                 seconds = len(speech) / SAMPLING_RATE
                 limit = self.max_samples / SAMPLING_RATE
                 raise UserError(
-                    f"utterance {uid}: {seconds:.1f} s, the encoder takes {limit:.0f} s; "
-                    "lower --max_wav_duration"
+                    f"utterance {uid}: {seconds:.1f} s, the encoder takes "
+                    f"{limit:.0f} s; lower --max_wav_duration"
                 )
             example["speech"] = speech
         if self.ctc_tokenizer is not None and "text_ctc" in data:
