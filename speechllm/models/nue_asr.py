@@ -342,7 +342,7 @@ def speech_llm_state(folder: str | Path) -> dict[str, Tensor]:
     Raises:
         UserError: the folder is not such a model.
     """
-    ours = {
+    prefixes = {
         "audio_encoder.": "encoder.encoder.",
         "bridge_convs.": "bridge.convolutions.",
         "bridge_proj.": "bridge.projection.",
@@ -350,8 +350,8 @@ def speech_llm_state(folder: str | Path) -> dict[str, Tensor]:
     }
     state = {}
     for name, value in read_weights(Path(folder), torch.float32).state_dict().items():
-        theirs = next(prefix for prefix in ours if name.startswith(prefix))
-        state[ours[theirs] + name.removeprefix(theirs)] = value
+        prefix = next(prefix for prefix in prefixes if name.startswith(prefix))
+        state[prefixes[prefix] + name.removeprefix(prefix)] = value
     state.pop("encoder.encoder.masked_spec_embed", None)
     return state
 

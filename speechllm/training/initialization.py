@@ -24,7 +24,7 @@ from speechllm.utils.io import atomic_open, read_yaml
 
 @contextmanager
 def atomic_checkpoints() -> Iterator[None]:
-    """Make ESPnet's trainer write checkpoints atomically and initialise from ours.
+    """Make ESPnet's trainer write checkpoints atomically and read safetensors.
 
     ``torch.save`` to a path writes a temporary file and renames it, so that a kill
     leaves the previous checkpoint intact. ``--init_param`` accepts safetensors, too,

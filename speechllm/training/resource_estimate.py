@@ -169,7 +169,7 @@ def load_shape(name: str):
     """Return a model's transformers config, from a folder, a cache or the hub.
 
     Raises:
-        UserError: it cannot be found; says what to do.
+        UserError: it cannot be found; the message names the remedy.
     """
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError

@@ -164,7 +164,7 @@ def test_frozen_weights_keep_their_precision(tiny_llm):
 
 
 def test_gated_model(monkeypatch):
-    """The message says what the user must do."""
+    """The message names the remedy."""
     from huggingface_hub.errors import GatedRepoError
 
     from speechllm.pretrained import hub
