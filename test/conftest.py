@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, settings
 
 from speechllm.corpora._asterisk_fetch import fetch_asterisk
 
-pytest_plugins = ["fixtures_models", "fixtures_training"]
+pytest_plugins = ["fixtures_models", "fixtures_nue_asr", "fixtures_training"]
 
 # Tests measure results, not time: a busy machine is no failure.
 settings.register_profile(

@@ -1,4 +1,4 @@
-"""Pretrained models for tests: real ones, fetched once and kept in the cache."""
+"""Fixtures: pretrained models, downloaded once and cached, and tiny random ones."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ def smollm2() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_whisper(tmp_path_factory) -> Path:
-    """Folder of a small random Whisper."""
+    """Folder of a tiny random Whisper."""
     return tiny_models.write_tiny_whisper(tmp_path_factory.mktemp("tiny") / "whisper")
 
 
 @pytest.fixture(scope="session")
 def tiny_llm(tmp_path_factory, smollm2) -> Path:
-    """Folder of a small random Llama with SmolLM2's tokenizer."""
+    """Folder of a tiny random Llama with SmolLM2's tokenizer."""
     return tiny_models.write_tiny_llm(tmp_path_factory.mktemp("tiny") / "llm", smollm2)
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory, smollm2) -> Path:
-    """An inference folder of a small random model."""
+    """Exported model folder of a tiny random model."""
     return tiny_models.write_tiny_model(
         tmp_path_factory.mktemp("tiny") / "model", smollm2
     )

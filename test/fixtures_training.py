@@ -17,7 +17,7 @@ UTTERANCES = 8
 
 @pytest.fixture(scope="module")
 def examples(tmp_path_factory) -> Path:
-    """An example dir of noise, half a second to a second each."""
+    """Example dir of noise, half a second to a second each."""
     folder = tmp_path_factory.mktemp("task") / "examples"
     folder.mkdir()
     generator = np.random.default_rng(0)
@@ -42,7 +42,7 @@ def examples(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def train(tmp_path, examples, tiny_whisper, tiny_llm):
-    """Trains a small model in this process: ``train(output, option=value, …)``."""
+    """Train a tiny model in this process: ``train(output, option=value, …)``."""
 
     def run(output: Path, *arguments: str, data: Path = examples, **changes) -> Path:
         config = {

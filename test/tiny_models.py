@@ -1,4 +1,4 @@
-"""Models of random weights and a few thousand parameters, as folders, for tests."""
+"""Tiny models with random weights, as folders, for tests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ tasks:
 
 
 def write_tiny_whisper(folder: Path) -> Path:
-    """A Whisper encoder of two layers, as transformers keeps it."""
+    """Write a Whisper encoder of two layers in transformers' format."""
     from transformers import WhisperConfig, WhisperModel
 
     torch.manual_seed(1)
@@ -42,10 +42,10 @@ def write_tiny_whisper(folder: Path) -> Path:
 
 
 def write_tiny_hubert(folder: Path, norm: str, kind: str = "hubert") -> Path:
-    """HuBERT or its kin with real convolutions and two small transformer layers.
+    """Write HuBERT or a related model: real convolutions, two small layers.
 
     Args:
-        norm: ``"group"`` as HuBERT base has it, ``"layer"`` as HuBERT large.
+        norm: ``"group"`` as in HuBERT base, ``"layer"`` as in HuBERT large.
         kind: ``hubert``, ``wav2vec2`` or ``wavlm``.
     """
     import transformers
@@ -66,7 +66,7 @@ def write_tiny_hubert(folder: Path, norm: str, kind: str = "hubert") -> Path:
         vocab_size=32,
     )
     model = getattr(transformers, names[kind] + "Model")(config)
-    for parameter in model.parameters():  # norms and biases begin as 1 and 0
+    for parameter in model.parameters():  # norms and biases are initialised to 1 and 0
         if parameter.ndim == 1:
             parameter.data += 0.3 * torch.randn_like(parameter)
     model.save_pretrained(folder)
@@ -74,11 +74,11 @@ def write_tiny_hubert(folder: Path, norm: str, kind: str = "hubert") -> Path:
 
 
 def five_token_llm(seed: int, pieces: list[str]):
-    """A random Llama with a vocabulary of five, small enough to try all answers.
+    """Return a random Llama with five tokens, small enough for exhaustive search.
 
     Args:
-        seed: of its weights.
-        pieces: text of each token; the last one ends an answer.
+        seed: seed of its weights.
+        pieces: text of each token; the last one is the end of text.
     """
     from types import SimpleNamespace
 
@@ -105,7 +105,7 @@ def five_token_llm(seed: int, pieces: list[str]):
 
 
 def write_tiny_llm(folder: Path, smollm2: Path, size: int = 32) -> Path:
-    """A Llama of two layers with SmolLM2's tokenizer."""
+    """Write a Llama of two layers with SmolLM2's tokenizer."""
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(2)
@@ -127,7 +127,7 @@ def write_tiny_llm(folder: Path, smollm2: Path, size: int = 32) -> Path:
 
 
 def write_tiny_model(folder: Path, smollm2: Path) -> Path:
-    """An inference folder as the export stage writes it, with its own base models.
+    """Write an exported model folder that contains its pretrained models.
 
     Whisper, CTC over characters, a convolution bridge, Llama with LoRA.
     """
@@ -156,15 +156,16 @@ def write_tiny_model(folder: Path, smollm2: Path) -> Path:
     return folder
 
 
-BOS, EOS, SEP = 2, 3, 5  # of the tokenizer below
+BOS, EOS, SEP = 2, 3, 5  # ids of the tokenizer below
 SENTENCES = (
-    "今日は良い天気です。 明日は雨が降るでしょう。 電車が遅れています。 会議は三時からです。 "
-    "ありがとうございます。 日本語の音声を認識します。 東京と大阪の間を走る。 hello world 123"
+    "今日は良い天気です。 明日は雨が降るでしょう。 電車が遅れています。 "
+    "会議は三時からです。 ありがとうございます。 日本語の音声を認識します。 "
+    "東京と大阪の間を走る。 hello world 123"
 ).split(" ")
 
 
 def write_tokenizer(folder: Path) -> sentencepiece.SentencePieceProcessor:
-    """A sentencepiece model with the options of rinna's, and its config files."""
+    """Write a sentencepiece model with the options of rinna's, and its config files."""
     corpus = folder / "corpus.txt"
     corpus.write_text("\n".join(SENTENCES * 20), "utf-8")
     sentencepiece.SentencePieceTrainer.train(

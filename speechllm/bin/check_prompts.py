@@ -18,7 +18,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--examples", required=True, nargs="+", type=Path)
     args = parser.parse_args(argv)
 
-    from speechllm.training.task import load_tokenizer
+    from speechllm.models.llm import load_llm_tokenizer
 
     config = read_yaml(args.config)
     if not config.get("llm", "causal_lm"):
@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> None:
     name = (config.get("llm_conf") or {}).get("model")
     if name is None:
         raise UserError(f"{args.config}: llm_conf has no model")
-    for line in check_prompts(load_tokenizer(name), args.prompts, args.examples):
+    for line in check_prompts(load_llm_tokenizer(name), args.prompts, args.examples):
         print(line)
 
 

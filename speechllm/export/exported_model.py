@@ -1,4 +1,4 @@
-"""A trained model as one small folder: what was trained, and what it stands on."""
+"""Exported model: a small folder of trained weights, based on pretrained models."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from speechllm.utils.io import atomic_directory
 def export_model(exp_dir: str | Path, checkpoint: str, output: str | Path) -> int:
     """Write an inference folder from a training.
 
-    The folder holds ``config.yaml`` (the model's parts, and the pretrained models
-    with their fingerprints), ``model.safetensors`` (only what was trained),
-    ``tokens.txt`` and ``bpe.model`` (CTC labels) and ``prompts.yaml``.
+    The folder has ``config.yaml`` (the model's parts, and the fingerprints of the
+    pretrained models under ``stands_on``), ``model.safetensors`` (trained tensors
+    only), ``tokens.txt`` and ``bpe.model`` (CTC labels) and ``prompts.yaml``.
 
     Args:
         exp_dir: ESPnet's output folder, with ``config.yaml``.
-        checkpoint: name of the checkpoint in it.
+        checkpoint: file name of the checkpoint in it.
         output: the folder to write; replaced as a whole.
 
     Returns:
-        Bytes of ``model.safetensors``.
+        Size of ``model.safetensors`` in bytes.
 
     Raises:
-        UserError: no training, no such checkpoint.
+        UserError: the training or the checkpoint is missing.
     """
     import yaml
     from safetensors.torch import save_file
@@ -40,7 +40,7 @@ def export_model(exp_dir: str | Path, checkpoint: str, output: str | Path) -> in
         trained = yaml.safe_load((exp_dir / "config.yaml").read_text("utf-8"))
     except FileNotFoundError:
         raise UserError(
-            f"{exp_dir}: no config.yaml, so no training; run stage 9"
+            f"{exp_dir}: no training, config.yaml is missing; run stage 9"
         ) from None
     state = load_tensors(exp_dir / checkpoint)
     config = {key: trained.get(key) for key in MODEL_KEYS}

@@ -10,15 +10,12 @@ from speechllm.export.pack import model_files
 from speechllm.utils.errors import UserError
 from speechllm.utils.io import atomic_open
 
-#: A card with this line is ours and written anew; take it out to keep your own text.
+#: A card with this line is replaced; a card without it is the user's and is kept.
 CARD_MARK = "<!-- written by speechllm; delete this line to keep your changes -->"
 
 
-# ---------------------------------------------------------------- hub
-
-
 def base_models(config: dict) -> list[str]:
-    """Hub ids of the pretrained parts that ``config.yaml`` names."""
+    """Return the hub ids of the pretrained models in a ``config.yaml``."""
     names = [
         (config.get(part) or {}).get("model") for part in ("encoder_conf", "llm_conf")
     ]
@@ -26,12 +23,15 @@ def base_models(config: dict) -> list[str]:
 
 
 def model_card(model_dir: str | Path, rows: list[dict], repo_id: str) -> str:
-    """The text of a model card: metadata, how to use the model, and its scores.
+    """Return the text of a model card: metadata, usage and scores.
 
     Args:
         model_dir: exported model, for its ``config.yaml``.
         rows: this system's rows of ``RESULTS.json``; may be empty.
         repo_id: ``<user>/<name>`` on the hub.
+
+    Raises:
+        UserError: ``config.yaml`` is not YAML.
     """
     import yaml
 
@@ -65,7 +65,7 @@ def model_card(model_dir: str | Path, rows: list[dict], repo_id: str) -> str:
         "---\n" + yaml.safe_dump(head, sort_keys=False) + "---",
         CARD_MARK,
         f"# {repo_id.split('/')[-1]}\n",
-        "A large language model that hears, trained with `speechllm`"
+        "A large language model for speech, trained with `speechllm`"
         + (f" on {' and '.join(f'`{name}`' for name in bases)}" if bases else "")
         + f" (speechllm `{git_hash()}`).\n",
         "```python\n"
@@ -81,10 +81,10 @@ def model_card(model_dir: str | Path, rows: list[dict], repo_id: str) -> str:
 
 
 def read_results(path: str | Path, system: str | None = None) -> list[dict]:
-    """Rows of a ``RESULTS.json``, of one system where one is named.
+    """Read the rows of a ``RESULTS.json``, of one system if one is given.
 
     Raises:
-        UserError: the file is missing or no list of rows, or lacks the system.
+        UserError: the file is missing, is not a list of rows, or lacks the system.
     """
     path = Path(path)
     if not path.is_file():
@@ -100,7 +100,7 @@ def read_results(path: str | Path, system: str | None = None) -> list[dict]:
 
 
 def write_model_card(model_dir: str | Path, rows: list[dict], repo_id: str) -> Path:
-    """Write ``README.md`` into a model folder, unless somebody else wrote one there."""
+    """Write ``README.md`` into a model folder, unless the user wrote one there."""
     path = Path(model_dir) / "README.md"
     if not path.exists() or CARD_MARK in path.read_text(encoding="utf-8"):
         with atomic_open(path, "w") as stream:
@@ -115,29 +115,29 @@ def upload(
     private: bool = False,
     api=None,
 ) -> str:
-    """Put an exported model and its card into a repository on the Hugging Face hub.
+    """Upload an exported model and its card to the Hugging Face hub.
 
-    The token is the one of ``HF_TOKEN`` or ``hf auth login``; it is neither read into
-    a file nor printed here.
+    The token is that of ``HF_TOKEN`` or ``hf auth login``; it is neither stored nor
+    printed here.
 
     Args:
-        model_dir: exported model; its ``README.md`` is made if it has none.
-        repo_id: ``<user or organisation>/<name>``; made when it is missing.
+        model_dir: exported model; ``README.md`` is written if it has none.
+        repo_id: ``<user or organisation>/<name>``; created if it is missing.
         rows: scores for the card.
         private: make a new repository private.
-        api: an ``huggingface_hub.HfApi``; made here when None.
+        api: an ``huggingface_hub.HfApi``; created if None.
 
     Returns:
-        the address of the commit.
+        The URL of the commit.
 
     Raises:
-        UserError: no token, a name that is none, or the hub refuses or is not reached.
+        UserError: no token, an invalid name, or the hub refuses or cannot be reached.
     """
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     if repo_id.count("/") != 1:
-        raise UserError(f"repo_id '{repo_id}': want <user or organisation>/<name>")
+        raise UserError(f"repo_id '{repo_id}': expected <user or organisation>/<name>")
     model_files(model_dir)
     if api is None:
         if not get_token():
@@ -161,15 +161,15 @@ def upload(
     except Exception as error:
         if is_connection_error(error):
             raise UserError(
-                f"{repo_id}: the hub is not reached ({error}); "
-                "the same command uploads once there is a connection"
+                f"{repo_id}: the hub cannot be reached ({error}); "
+                "run the same command again when there is a connection"
             ) from None
         raise
     return str(commit)
 
 
 def is_connection_error(error: Exception) -> bool:
-    """Whether the network failed, whichever HTTP client the hub's package uses."""
+    """Return true for a network error of any HTTP client that the hub package uses."""
     return isinstance(error, (ConnectionError, TimeoutError)) or any(
         kind.__module__.split(".")[0] in ("httpx", "requests", "httpcore")
         for kind in type(error).__mro__

@@ -1,4 +1,4 @@
-"""Export a model in the format of the released Nue-ASR checkpoint."""
+"""Export in the format of the released Nue-ASR checkpoint (rinna/nue-asr)."""
 
 from __future__ import annotations
 
@@ -32,14 +32,11 @@ if TYPE_CHECKING:
     from speechllm.inference.speech_to_text import SpeechToText
 
 
-# --- writing ------------------------------------------------------------------------
-
-
 def check_output(folder: str | Path) -> None:
-    """Refuse to replace what is no model, and a place where nothing can be made.
+    """Check that a folder can be written and holds nothing but a Nue-ASR model.
 
     Raises:
-        UserError: the folder cannot be written, or holds something else.
+        UserError: it cannot be written, or holds something else.
     """
     folder = Path(folder)
     try:
@@ -49,31 +46,33 @@ def check_output(folder: str | Path) -> None:
         raise UserError(f"{folder}: cannot be written: {error.strerror}") from error
     if not empty and not is_nue_asr(folder):
         raise UserError(
-            f"{folder}: is there and no model in Nue-ASR's format, so it is not "
+            f"{folder}: exists, but is not a model in Nue-ASR's format, so it is not "
             "replaced; name a new folder"
         )
 
 
-def save_nue_asr(model: SpeechToText, folder: str | Path, license: str = "") -> None:
+def save_nue_asr(
+    recognizer: SpeechToText, folder: str | Path, license: str = ""
+) -> None:
     """Write a trained model in the released format, with a model card.
 
-    The CTC branch stays behind: the format has no place for it.
+    The CTC branch is left out, since the format has no place for it.
 
     Args:
-        model: HuBERT, convolution bridge and GPT-NeoX; adapters are merged already.
-        folder: to write; a model in it is replaced as a whole.
-        license: of the weights, for the card; as the hub names licenses.
+        recognizer: HuBERT, convolution bridge and GPT-NeoX, with adapters merged.
+        folder: the folder to write; a model in it is replaced as a whole.
+        license: licence of the weights for the card, as the hub names it.
 
     Raises:
-        UserError: another architecture, a prompt that the format cannot tell, or a
+        UserError: another architecture, a prompt that the format cannot express, or a
             folder that cannot be written or holds something else.
     """
     import yaml
 
     check_output(folder)
-    speech_llm, prompts = model.model, model.prompts
+    speech_llm, prompts = recognizer.model, recognizer.prompts
     if speech_llm.llm is None:
-        raise UserError("Nue-ASR's format has an LLM, and this model is CTC alone")
+        raise UserError("Nue-ASR's format needs an LLM, and this model is CTC only")
     encoder, bridge, llm = speech_llm.encoder, speech_llm.bridge, speech_llm.llm
     for part, kind in (
         (getattr(encoder, "encoder", encoder), HubertModel),
@@ -82,17 +81,17 @@ def save_nue_asr(model: SpeechToText, folder: str | Path, license: str = "") -> 
     ):
         if not isinstance(part, kind):
             raise UserError(
-                f"Nue-ASR's format has a {kind.__name__} where this model has a "
+                f"Nue-ASR's format needs a {kind.__name__} where this model has a "
                 f"{type(part).__name__}"
             )
     if encoder.layer_weights is not None:
-        raise UserError("Nue-ASR's format reads HuBERT's last layer, not a mixture")
+        raise UserError("Nue-ASR's format uses HuBERT's last layer, not a weighted sum")
     language = check_prompt(prompts, llm.tokenizer)
     audio_config = HubertConfig.from_dict(encoder.encoder.config.to_dict())
     audio_config.num_hidden_layers = len(encoder.layers)
     config = NueASRConfig(
         audio_config.to_dict(),
-        {**llm.causal_lm.config.to_dict(), "use_cache": True},  # off while training
+        {**llm.causal_lm.config.to_dict(), "use_cache": True},  # off in training
         [c.kernel_size[0] for c in bridge.convolutions],
         [c.stride[0] for c in bridge.convolutions],
     )
@@ -116,14 +115,18 @@ def save_nue_asr(model: SpeechToText, folder: str | Path, license: str = "") -> 
 
 
 def check_prompt(prompts: Prompts, tokenizer) -> str:
-    """The language of a model whose prompt is the format's; refuse all others."""
+    """Check that a model's prompt is the format's, and return its language.
+
+    Raises:
+        UserError: the prompt differs.
+    """
     language = next(iter(prompts.languages))
     expected = tuple(
         tokenizer.encode(text, add_special_tokens=False) for text in (PREFIX, SUFFIX)
     )
     if prompts.tokens("asr", language, language, tokenizer) != expected:
         raise UserError(
-            f"{prompts.origin}: Nue-ASR's format knows one prompt, "
+            f"{prompts.origin}: Nue-ASR's format has one prompt, "
             f"{PREFIX}{{speech}}{SUFFIX}, and this model was trained with another"
         )
     return language

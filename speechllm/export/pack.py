@@ -1,14 +1,13 @@
-"""A trained model as one zip with a manifest, or on the Hugging Face hub with a card.
+"""Exported model as a zip with a manifest (stage 14).
 
-The zip holds the files of an exported model folder, files named besides (results,
-curves), and ``meta.yaml`` as ESPnet's pack writes it: what is in it (here with size and
-SHA-256) and the environment it was made in. :func:`unpack` takes out only what the
-manifest names, and only where size and checksum agree.
+The zip has the files of an exported model folder, further files (results, curves), and
+``meta.yaml`` as ESPnet's pack writes it: the files (here with size and SHA-256) and the
+environment that it was made in. :func:`unpack` extracts only the files in the manifest,
+and checks their size and checksum.
 """
 
 from __future__ import annotations
 
-import hashlib
 import platform
 import shutil
 import zipfile
@@ -17,24 +16,19 @@ from pathlib import Path, PurePosixPath
 
 from speechllm.evaluation.report import git_hash, package_version
 from speechllm.utils.errors import UserError
-from speechllm.utils.io import atomic_directory, atomic_open
+from speechllm.utils.io import atomic_directory, atomic_open, file_sha256
 
 MANIFEST = "meta.yaml"
-
-#: Without these a folder is no exported model.
-REQUIRED = ("config.yaml", "model.safetensors")
-
-
-# ---------------------------------------------------------------- zip
+REQUIRED = ("config.yaml", "model.safetensors")  # files of an exported model
 
 
 def model_files(model_dir: str | Path) -> dict[str, Path]:
-    """The files of an exported model by their name in the archive, sorted.
+    """Return the files of an exported model by their name in the archive, sorted.
 
     Hidden files are left out.
 
     Raises:
-        UserError: no folder, or not an exported model.
+        UserError: the folder is missing or not an exported model.
     """
     model_dir = Path(model_dir)
     for name in REQUIRED:
@@ -48,12 +42,6 @@ def model_files(model_dir: str | Path) -> dict[str, Path]:
     return files
 
 
-def sha256(path: str | Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def pack(
     model_dir: str | Path,
     output: str | Path,
@@ -63,23 +51,23 @@ def pack(
     """Write an exported model folder and its manifest into a zip.
 
     Args:
-        model_dir: what ``speechllm.bin.export_model`` wrote.
-        output: the zip; it is there whole or not at all.
+        model_dir: folder that ``speechllm.bin.export_model`` wrote.
+        output: the zip; written atomically.
         include: further files, put at the top of the archive under their own names.
-        force: replace a zip that is there.
+        force: replace an existing zip.
 
     Returns:
-        the manifest.
+        The manifest.
 
     Raises:
-        UserError: the zip is there already, a file is missing, or two files have the
-            same name in the archive.
+        UserError: the zip exists, a file is missing, or two files have the same name
+            in the archive.
     """
     import yaml
 
     output = Path(output)
     if output.exists() and not force:
-        raise UserError(f"{output} is there already; --force replaces it")
+        raise UserError(f"{output}: exists already; --force replaces it")
     files = model_files(model_dir)
     for path in map(Path, include):
         if not path.is_file():
@@ -88,10 +76,12 @@ def pack(
             raise UserError(f"{path}: the archive already has a file {path.name}")
         files[path.name] = path
     if MANIFEST in files:
-        raise UserError(f"{files[MANIFEST]}: this name is kept for the manifest")
+        raise UserError(
+            f"{files[MANIFEST]}: the name is reserved for the manifest; rename it"
+        )
     manifest = {
         "files": {
-            name: {"size": path.stat().st_size, "sha256": sha256(path)}
+            name: {"size": path.stat().st_size, "sha256": file_sha256(path)}
             for name, path in files.items()
         },
         "timestamp": datetime.now().timestamp(),
@@ -107,23 +97,26 @@ def pack(
     ):
         archive.writestr(MANIFEST, yaml.safe_dump(manifest, sort_keys=False))
         for name, path in files.items():
-            weights = path.suffix == ".safetensors"  # noise: not worth compressing
+            weights = path.suffix == ".safetensors"  # do not compress
             kind = zipfile.ZIP_STORED if weights else zipfile.ZIP_DEFLATED
             archive.write(path, name, compress_type=kind)
     return manifest
 
 
 def unpack(archive: str | Path, output_dir: str | Path, force: bool = False) -> Path:
-    """Take a packed model apart again, checking every file.
+    """Extract a packed model, checking every file.
 
     Args:
         archive: a zip made by :func:`pack`.
-        output_dir: the folder to make; it is there whole or not at all.
-        force: replace a folder that is there.
+        output_dir: the folder to make; written atomically.
+        force: replace an existing folder.
+
+    Returns:
+        The folder.
 
     Raises:
-        UserError: not such a zip, a name that leads out of the folder, a file that the
-            manifest lacks or that differs from it, or a folder that is there already.
+        UserError: not such a zip, a name outside of the folder, a file that is not in
+            the manifest or differs from it, or an existing folder.
     """
     import yaml
 
@@ -131,14 +124,14 @@ def unpack(archive: str | Path, output_dir: str | Path, force: bool = False) -> 
     if not archive.is_file():
         raise UserError(f"{archive}: no such file")
     if output_dir.exists() and not force:
-        raise UserError(f"{output_dir} is there already; --force replaces it")
+        raise UserError(f"{output_dir}: exists already; --force replaces it")
     try:
         with zipfile.ZipFile(archive) as packed:
             entries = {entry.filename: entry for entry in packed.infolist()}
             if MANIFEST not in entries:
                 raise UserError(f"{archive}: no {MANIFEST}, not a packed model")
             if len(entries) != len(packed.infolist()):
-                raise UserError(f"{archive}: a name stands in it twice")
+                raise UserError(f"{archive}: two entries have the same name")
             manifest = yaml.safe_load(packed.read(MANIFEST))
             if not isinstance(manifest, dict) or not isinstance(
                 manifest.get("files"), dict
@@ -157,18 +150,20 @@ def unpack(archive: str | Path, output_dir: str | Path, force: bool = False) -> 
                     target.parent.mkdir(parents=True, exist_ok=True)
                     limit = listed[name]["size"] if name in listed else entry.file_size
                     if entry.file_size != limit:
-                        raise UserError(f"{archive}: {name} has not its listed size")
+                        raise UserError(
+                            f"{archive}: {name} differs from its listed size"
+                        )
                     with packed.open(entry) as source, open(target, "wb") as stream:
                         shutil.copyfileobj(source, stream, 1 << 20)
-                    if name in listed and sha256(target) != listed[name]["sha256"]:
+                    if name in listed and file_sha256(target) != listed[name]["sha256"]:
                         raise UserError(f"{archive}: {name} has a wrong checksum")
     except (zipfile.BadZipFile, yaml.YAMLError, KeyError, TypeError) as error:
-        raise UserError(f"{archive}: damaged ({error}); fetch it again") from None
+        raise UserError(f"{archive}: damaged ({error}); download it again") from None
     return output_dir
 
 
 def require_safe_name(archive: Path, name: str) -> None:
-    """Refuse a name in an archive that does not stay below the target folder."""
+    """Raise UserError for a name that could be outside of the target folder."""
     parts = PurePosixPath(name).parts
     unsafe = not isinstance(name, str) or not parts or name.endswith("/")
     if unsafe or name.startswith("/") or ".." in parts or "\\" in name or ":" in name:

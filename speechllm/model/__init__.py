@@ -1,1 +1,1 @@
-"""Import path of release 0.1; the modules are in speechllm.models."""
+"""Import path of release 0.1; the modules are in :mod:`speechllm.models`."""

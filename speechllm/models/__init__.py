@@ -1,1 +1,1 @@
-"""The modules of the model: encoders, bridges, LLM, SpeechLLM."""
+"""Neural networks: speech encoders, bridges, the LLM and the model of all three."""

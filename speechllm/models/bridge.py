@@ -1,9 +1,9 @@
-"""Bridges: from frames of speech features to embeddings that the LLM reads.
+"""Bridges from encoder features to LLM input embeddings.
 
-Each takes features ``(batch, frames, input_size)``, their lengths and, where
-``needs_ctc``, the CTC logits ``(batch, frames, vocabulary)`` of the same frames. Each
-returns embeddings ``(batch, positions, output_size)`` and their lengths, and none
-lets padding reach an embedding.
+A bridge takes features ``(batch, frames, input_size)``, their lengths ``(batch,)``
+and, with ``needs_ctc``, the CTC logits ``(batch, frames, vocabulary)`` of the same
+frames. It returns embeddings ``(batch, positions, output_size)`` and their lengths
+``(batch,)``. Padding never reaches an embedding.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from speechllm.text.ctc_labels import BLANK, label_runs, label_text
 
 
 class StackBridge(nn.Module):
-    """Stacked frames and two linear layers with ReLU between (SLAM-ASR).
+    """Frame stacking and two linear layers with ReLU (SLAM-ASR).
 
     Ma et al. 2024, "An Embarrassingly Simple Approach for LLM with Strong ASR
-    Capacity", section 2.2: five frames are put behind each other, so that 10 positions
-    a second are left after HuBERT or Whisper, and projected through 2048 dimensions.
-    The last position of an utterance is filled up with zeros.
+    Capacity", section 2.2: five frames are concatenated, which leaves 10 positions a
+    second after HuBERT or Whisper, and projected through 2048 dimensions. The last
+    position of an utterance is padded with zeros.
     """
 
     needs_ctc = False
@@ -54,6 +54,7 @@ class StackBridge(nn.Module):
         hidden = features * length_mask(lengths, frames)[:, :, None]
         hidden = F.pad(hidden, (0, 0, 0, -frames % self.factor))
         hidden = hidden.reshape(batch, -1, self.factor * size)
+        # (batch, positions, factor * size)
         positions = torch.div(
             lengths + self.factor - 1, self.factor, rounding_mode="floor"
         )
@@ -61,10 +62,10 @@ class StackBridge(nn.Module):
 
 
 class ConvolutionBridge(nn.Module):
-    """Strided convolutions, each with GELU, and a projection (Nue-ASR, section 3).
+    """Strided convolutions with GELU, and a projection (Nue-ASR, section 3).
 
-    With the defaults a quarter of the encoder's frames is left: 12.5 a second after
-    HuBERT or Whisper. No padding: a position sees only frames of its utterance.
+    The defaults leave a quarter of the encoder's frames: 12.5 positions a second after
+    HuBERT or Whisper. The convolutions do not pad.
     """
 
     needs_ctc = False
@@ -89,8 +90,8 @@ class ConvolutionBridge(nn.Module):
         hidden = features.transpose(1, 2)  # (batch, input_size, frames)
         for convolution in self.convolutions:
             kernel, stride = convolution.kernel_size[0], convolution.stride[0]
-            # an utterance shorter than the kernel leaves one position, of its frames
-            # and zeros, in a batch of longer ones too
+            # an utterance shorter than the kernel gives one position, padded with
+            # zeros, also in a batch with longer ones
             hidden = hidden * length_mask(lengths, hidden.shape[2])[:, None]
             hidden = F.pad(hidden, (0, max(0, kernel - hidden.shape[2])))
             hidden = F.gelu(convolution(hidden))
@@ -100,13 +101,13 @@ class ConvolutionBridge(nn.Module):
 
 
 class CTCCompressionBridge(nn.Module):
-    """Keep what the CTC branch heard, and project it.
+    """CTC-based compression of the features, and a projection.
 
     ``remove`` drops the frames whose best label is blank; ``average`` averages each
-    run of frames with the same best label, blanks too (Gaido et al. 2021, "CTC-based
-    Compression for Direct Speech Translation"; both are compared in Nue-ASR). About
-    as many positions as CTC labels are left (some 15 characters a second), or twice
-    that with ``average``.
+    run of frames with the same best label, blanks included (Gaido et al. 2021,
+    "CTC-based Compression for Direct Speech Translation"; both are compared in
+    Nue-ASR). About as many positions as CTC labels are left (some 15 characters a
+    second), or twice that with ``average``.
     """
 
     needs_ctc = True
@@ -137,23 +138,23 @@ class CTCCompressionBridge(nn.Module):
             compressed.append(mean_over_spans(frames, spans or [(0, length)]))
         sizes = torch.tensor([len(c) for c in compressed], device=features.device)
         hidden = nn.utils.rnn.pad_sequence(compressed, batch_first=True)
+        # (batch, positions, input_size)
         return self.projection(hidden), sizes
 
 
 class TranscriptBridge(nn.Module):
-    """Let the LLM read what CTC heard in its own tokens, with the sound beside them.
+    """The CTC transcript in LLM tokens, plus projected features of each token.
 
-    The CTC branch's best path is spelt out, cut into the LLM's tokens, and each
-    token stands as its LLM embedding plus a projection of the mean feature of the
-    frames that it was heard in. The projection starts at zero: at the first step
-    the LLM reads a misspelt transcript, which it nearly can already, and learns from
-    there to listen. This is the project's own answer to corpora of minutes, where a
-    bridge that starts from noise leaves the LLM ignoring the audio. Two to five
-    positions a second are left.
+    The best path of the CTC branch is converted to text and tokenised for the LLM. An
+    embedding is that of the token plus a projection of the mean feature over the
+    token's frames. The projection is initialised to zero: training starts from the
+    CTC transcript, which a pretrained LLM can read, instead of from random
+    embeddings, which the LLM learns to ignore on corpora of minutes. This bridge is
+    original to the project. Two to five positions a second are left.
 
     Args:
-        noise: standard deviation of Gaussian noise on the CTC logits in training,
-            so that the transcript read in training errs as on unseen speech.
+        noise: standard deviation of Gaussian noise on the CTC logits in training, so
+            that the transcripts have errors as on unseen speech.
     """
 
     needs_ctc = True
@@ -169,8 +170,8 @@ class TranscriptBridge(nn.Module):
     def connect(
         self, token_list: Sequence[str], tokenizer, embed: Callable[[Tensor], Tensor]
     ) -> None:
-        """Make known the CTC labels, the LLM's tokenizer and its embedding."""
-        self._llm = (token_list, tokenizer, embed)  # a tuple: no submodule of ours
+        """Set the CTC labels, the LLM's tokenizer and its embedding function."""
+        self._llm = (token_list, tokenizer, embed)  # a tuple: not a submodule
 
     def forward(
         self, features: Tensor, lengths: Tensor, ctc_logits: Tensor
@@ -178,7 +179,7 @@ class TranscriptBridge(nn.Module):
         token_list, tokenizer, embed = self._llm
         if self.training and self.noise:
             ctc_logits = ctc_logits + self.noise * torch.randn_like(ctc_logits)
-        best = ctc_logits.argmax(2).tolist()
+        best = ctc_logits.argmax(2).tolist()  # (batch, frames)
         ids, means = [], []
         for frames, labels, length in zip(features, best, lengths.tolist()):
             runs = [r for r in label_runs(labels[:length]) if r[0] != BLANK]
@@ -187,9 +188,10 @@ class TranscriptBridge(nn.Module):
             ids.append(torch.tensor(tokens, device=features.device))
             means.append(mean_over_spans(frames, spans))
         sizes = torch.tensor([len(t) for t in ids], device=features.device)
-        tokens = nn.utils.rnn.pad_sequence(ids, batch_first=True)
-        heard = nn.utils.rnn.pad_sequence(means, batch_first=True)
-        return embed(tokens) + self.projection(self.normalization(heard)), sizes
+        tokens = nn.utils.rnn.pad_sequence(ids, batch_first=True)  # (batch, positions)
+        acoustic = nn.utils.rnn.pad_sequence(means, batch_first=True)
+        # (batch, positions, input_size)
+        return embed(tokens) + self.projection(self.normalization(acoustic)), sizes
 
 
 def mean_over_spans(frames: Tensor, spans: Sequence[tuple[int, int]]) -> Tensor:
@@ -204,17 +206,17 @@ def mean_over_spans(frames: Tensor, spans: Sequence[tuple[int, int]]) -> Tensor:
 def align_tokens(
     pieces: Sequence[tuple[str, int, int]], tokenizer, length: int
 ) -> tuple[list[int], list[tuple[int, int]]]:
-    """Cut a spelt transcript into the LLM's tokens and say where each was heard.
+    """Tokenise a CTC transcript for the LLM and locate each token in the audio.
 
     Args:
-        pieces: (text, first frame, frame behind the last) of each CTC label.
+        pieces: (text, first frame, end frame) of each CTC label.
         tokenizer: a fast tokenizer of transformers.
-        length: frames of the utterance, which an empty transcript stands for.
+        length: number of frames; the span of an empty transcript's token.
 
     Returns:
-        Token ids and their spans of frames; at least one of each.
+        Token ids and their spans [begin, end) in frames; at least one of each.
     """
-    text, owners = " ", [0]
+    text, owners = " ", [0]  # owners: index of the piece of each character
     for index, (piece, _, _) in enumerate(pieces):
         for character in piece:
             if character == " " and text.endswith(" "):
@@ -235,6 +237,7 @@ def align_tokens(
     return tokens, spans
 
 
+#: Values of the option ``bridge``.
 BRIDGES = {
     "stack": StackBridge,
     "convolution": ConvolutionBridge,

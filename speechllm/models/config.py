@@ -1,22 +1,63 @@
-"""The configuration of a model: its keys and the pretrained models it names."""
+"""Model configuration: its keys, the classes and the pretrained models it names."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from speechllm.pretrained.checkpoint import is_hub_id
 from speechllm.utils.errors import UserError
 from speechllm.utils.io import read_yaml
 
+#: Keys of a training configuration that define the model; export keeps only these.
+MODEL_KEYS = (
+    "encoder",
+    "encoder_conf",
+    "bridge",
+    "bridge_conf",
+    "llm",
+    "llm_conf",
+    "ctc_conf",
+    "model_conf",
+)
 
-def models_of_config(path: str | Path) -> list[str]:
-    """The pretrained models of a training configuration: encoder, LLM, start.
+Choice = TypeVar("Choice")
 
-    They stand in ``encoder_conf.model`` and ``llm_conf.model``; a part that is
-    absent, or has no such entry, needs none. ``init_param`` may name models, too.
+
+def read_config(path: Path) -> dict:
+    """Read the ``config.yaml`` of an exported model (stage 11).
 
     Raises:
-        UserError: no such file, or not a YAML mapping.
+        UserError: the file is missing or not YAML, an option group is not a mapping,
+            or a part has no pretrained model.
+    """
+    config = read_yaml(path)
+    for key in (*(key for key in MODEL_KEYS if key.endswith("_conf")), "stands_on"):
+        if not isinstance(config.get(key) or {}, dict):
+            raise UserError(f"{path}: {key} is not a mapping of names to values")
+    for part in ["encoder", "llm"] if config.get("llm") else ["encoder"]:
+        name = (config.get(f"{part}_conf") or {}).get("model")
+        if not name or not isinstance(name, str):
+            raise UserError(f"{path}: {part}_conf names no model")
+    return config
+
+
+def pretrained_names(config: dict) -> list[str]:
+    """Return the pretrained models that a model configuration is based on, sorted."""
+    parts = ["encoder_conf"] + (["llm_conf"] if config.get("llm") else [])
+    names = [config[part]["model"] for part in parts]
+    return sorted(set(names))
+
+
+def models_of_config(path: str | Path) -> list[str]:
+    """Return the pretrained models that a training configuration needs.
+
+    They are ``encoder_conf.model``, ``llm_conf.model`` and the hub ids of
+    ``init_param``. A part that is null or has no ``model`` needs none.
+
+    Raises:
+        UserError: the file is missing or not a YAML mapping.
     """
     import yaml
 
@@ -39,33 +80,12 @@ def models_of_config(path: str | Path) -> list[str]:
     return names + [start for start in starts if is_hub_id(start)]
 
 
-MODEL_KEYS = (
-    "encoder",
-    "encoder_conf",
-    "bridge",
-    "bridge_conf",
-    "llm",
-    "llm_conf",
-    "ctc_conf",
-    "model_conf",
-)
+def choose(option: str, name: object, choices: Mapping[str, Choice]) -> Choice:
+    """Return the class that an option names.
 
-
-def pretrained_names(config: dict) -> list[str]:
-    """Names of the pretrained models that a configuration builds on."""
-    parts = ["encoder_conf"] + (["llm_conf"] if config.get("llm") else [])
-    names = [config[part]["model"] for part in parts]
-    return sorted(set(names))
-
-
-def read_config(path: Path) -> dict:
-    """Read the configuration of a model that stage 11 wrote."""
-    config = read_yaml(path)
-    for key in (*(key for key in MODEL_KEYS if key.endswith("_conf")), "stands_on"):
-        if not isinstance(config.get(key) or {}, dict):
-            raise UserError(f"{path}: {key} is no mapping of names to values")
-    for part in ["encoder", "llm"] if config.get("llm") else ["encoder"]:
-        name = (config.get(f"{part}_conf") or {}).get("model")
-        if not name or not isinstance(name, str):
-            raise UserError(f"{path}: {part}_conf names no model")
-    return config
+    Raises:
+        ValueError: the name is unknown; lists the known ones.
+    """
+    if name not in choices:
+        raise ValueError(f"{option} {name!r}: one of {', '.join(choices)}")
+    return choices[name]

@@ -1,10 +1,9 @@
-"""Pretrained speech encoders whose features do not depend on the batch.
+"""Base class of the speech encoders, whose features do not depend on the batch.
 
-Every encoder maps padded waveforms ``(batch, samples)`` at 16 kHz and their lengths
-to features ``(batch, frames, dim)`` and frame counts. What stands behind the end of
-an utterance never reaches its features: statistics over time leave padding out,
-convolutions see the zeros that they would see in a batch of one, and attention is
-masked to the last layer.
+Every encoder maps padded 16 kHz waveforms ``(batch, samples)`` and their lengths to
+features ``(batch, frames, dim)`` and frame counts. Padding never reaches a feature:
+statistics over time leave it out, convolutions read the same zeros as in a batch of
+one, and attention is masked in every layer.
 """
 
 from __future__ import annotations
@@ -14,33 +13,34 @@ from torch import Tensor, nn
 
 
 def length_mask(lengths: Tensor, size: int) -> Tensor:
-    """Tell which places of a padded batch are filled.
+    """Return the mask of a padded batch.
 
     Args:
         lengths: (batch,)
         size: the padded length.
 
     Returns:
-        Booleans (batch, size), true where the utterance has something.
+        Booleans (batch, size), true within the utterance.
     """
     return torch.arange(size, device=lengths.device)[None] < lengths[:, None]
 
 
 class SpeechEncoder(nn.Module):
-    """What all encoders share: which layer is read, and what is trained.
+    """Pretrained speech encoder: layer selection and freezing.
 
     Args:
         model: hub id or folder of the pretrained encoder.
         layer: ``"last"``, the number of a transformer layer (1 is the first), or
-            ``"weighted"`` for a learnt mixture of all of them (Yang et al. 2021,
+            ``"weighted"`` for a learnt weighted sum of all layers (Yang et al. 2021,
             SUPERB, section 3).
-        trainable_layers: how many of the top transformer layers are trained; 0
-            freezes the encoder, ``"all"`` trains everything but HuBERT's waveform
-            convolutions (Nue-ASR, section 3).
+        trainable_layers: number of top transformer layers to train; 0 freezes the
+            encoder, ``"all"`` trains everything but HuBERT's waveform convolutions
+            (Nue-ASR, section 3).
         random_init: build the architecture from its config, without its weights.
-        specaug: masks put on the log-mel spectrogram in training, as the options of
-            ``espnet2.asr.specaug.specaug.SpecAug``; only for encoders that read one.
-        dropout: of Whisper's trained layers, which have none themselves.
+        specaug: options of ``espnet2.asr.specaug.specaug.SpecAug``, applied in
+            training; only for encoders with a log-mel input.
+        dropout: dropout in the trained layers; only for Whisper, whose config has
+            none.
     """
 
     num_frames_per_second: float
@@ -63,11 +63,11 @@ class SpeechEncoder(nn.Module):
             from espnet2.asr.specaug.specaug import SpecAug
 
             self.specaug = SpecAug(**specaug)
-        self.cut_unused_layers()
+        self.drop_unused_layers()
         self.layer_weights = None
         if layer == "weighted":
             self.layer_weights = nn.Parameter(torch.zeros(len(self.layers) + 1))
-        self.choose_trainable()
+        self.freeze()
         if dropout:
             self.set_dropout(dropout)
 
@@ -78,15 +78,19 @@ class SpeechEncoder(nn.Module):
 
     @property
     def layers(self) -> nn.ModuleList:
-        """The transformer layers, bottom first."""
+        """The transformer layers, first layer first."""
         return self.encoder.layers
 
     def load(self, model: str, random_init: bool) -> tuple[nn.Module, object]:
         """Return the transformers module and its config."""
         raise NotImplementedError
 
-    def cut_unused_layers(self) -> None:
-        """Drop the layers above the one that is read."""
+    def drop_unused_layers(self) -> None:
+        """Delete the layers above the selected one.
+
+        Raises:
+            ValueError: the model has no such layer.
+        """
         if isinstance(self.layer, str):
             if self.layer not in ("last", "weighted"):
                 raise ValueError(f"encoder layer {self.layer!r}: last, weighted or N")
@@ -98,20 +102,28 @@ class SpeechEncoder(nn.Module):
         del self.layers[self.layer :]
 
     def set_dropout(self, dropout: float) -> None:
-        """Give the trained layers dropout."""
+        """Set the dropout of the trained layers.
+
+        Raises:
+            ValueError: the encoder takes its dropout from its own config.
+        """
         raise ValueError(
             "option dropout is for Whisper; this encoder's config has its own"
         )
 
-    def untrained_modules(self) -> list[nn.Module]:
-        """What stays as it is even when all layers are trained."""
+    def always_frozen(self) -> list[nn.Module]:
+        """Return the modules that are frozen with ``trainable_layers: all``, too."""
         return []
 
-    def choose_trainable(self) -> None:
-        """Freeze all but what ``trainable_layers`` names."""
+    def freeze(self) -> None:
+        """Freeze everything that ``trainable_layers`` does not select.
+
+        Raises:
+            ValueError: ``trainable_layers`` is neither ``all`` nor a number of layers.
+        """
         count = self.trainable_layers
         if count == "all":
-            for module in self.untrained_modules():
+            for module in self.always_frozen():
                 module.requires_grad_(False)
             return
         if not isinstance(count, int) or not 0 <= count <= len(self.layers):
@@ -127,7 +139,7 @@ class SpeechEncoder(nn.Module):
                 final.requires_grad_(True)
 
     def train(self, mode: bool = True) -> SpeechEncoder:
-        """Set the mode; what is frozen stays in evaluation mode (no dropout)."""
+        """Set the mode; frozen modules stay in evaluation mode (no dropout)."""
         super().train(mode)
         if mode:
             for module in self.encoder.modules():
@@ -139,20 +151,27 @@ class SpeechEncoder(nn.Module):
         return self
 
     def mix(self, states: list[Tensor]) -> Tensor:
-        """Return the layer that is read: (batch, frames, dim)."""
+        """Return the selected layer or the weighted sum of all layers.
+
+        Args:
+            states: hidden states (batch, frames, dim), input embeddings first.
+
+        Returns:
+            (batch, frames, dim)
+        """
         if self.layer_weights is None:
             return states[-1]
-        weights = self.layer_weights.softmax(0)
+        weights = self.layer_weights.softmax(0)  # (layers + 1,)
         return sum(w * s for w, s in zip(weights, states, strict=True))
 
     def forward(self, speech: Tensor, speech_lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Encode waveforms.
 
         Args:
-            speech: (batch, samples), 16 kHz, padded behind the end.
+            speech: (batch, samples), 16 kHz, padded at the end.
             speech_lengths: (batch,), in samples.
 
         Returns:
-            features (batch, frames, dim), zero behind the end, and frames (batch,).
+            features (batch, frames, dim), zero in the padding, and frames (batch,).
         """
         raise NotImplementedError

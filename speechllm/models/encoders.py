@@ -1,4 +1,4 @@
-"""Encoders by name, and any encoder of transformers by ``AutoModel``."""
+"""Registry of the speech encoders, and a generic one for ``AutoModel``."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from speechllm.models.whisper_encoder import WhisperEncoder
 class AutoEncoder(SpeechEncoder):
     """Any other speech encoder that ``transformers.AutoModel`` loads.
 
-    The model's own feature extractor makes its input (waveform or log-mel). Since
-    nothing is known of how it treats padding, utterances go through it one by one,
-    so that its features never depend on the batch.
+    The model's own feature extractor computes its input (waveform or log-mel).
+    Utterances are encoded one by one: an unknown model may treat padding in any way,
+    and features must not depend on the batch.
     """
 
     def load(self, model: str, random_init: bool) -> tuple[nn.Module, object]:
@@ -58,10 +58,11 @@ class AutoEncoder(SpeechEncoder):
                 list(output.hidden_states)
                 if self.layer == "weighted"
                 else [output.last_hidden_state]
-            )
+            )  # each (1, frames, dim)
             features.append(self.mix(states)[0])
         lengths = torch.tensor([len(f) for f in features], device=speech.device)
         return nn.utils.rnn.pad_sequence(features, batch_first=True), lengths
 
 
+#: Values of the option ``encoder``.
 ENCODERS = {"whisper": WhisperEncoder, "hubert": HubertEncoder, "auto": AutoEncoder}

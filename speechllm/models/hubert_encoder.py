@@ -1,4 +1,4 @@
-"""HuBERT, with padding kept out of its statistics and convolutions."""
+"""HuBERT and related encoders, with padding kept out of every statistic."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ from torch.nn import functional as F
 from speechllm.audio.io import SAMPLING_RATE
 from speechllm.models.encoder import SpeechEncoder, length_mask
 
-FRAMES_AT_ONCE = {True: 128, False: 1 << 14}  # of HuBERT's waveform: a CPU, or others
+# Frames per pass through the waveform convolutions, on a CPU and elsewhere.
+CHUNK_FRAMES = {True: 128, False: 1 << 14}
 
 
 class WaveformConvolutions(nn.Module):
-    """HuBERT's convolutions of the waveform, some frames at a time.
+    """HuBERT's waveform convolutions, computed in chunks of frames.
 
-    A frame hears its own stretch of samples and nothing else, so that what the many
-    channels of the lower layers hold need not leave the processor's cache. What is
-    over the whole utterance, GroupNorm in the base models, is known beforehand.
-    ``lengths`` (batch,), in samples, is set before each forward.
+    A frame depends on its own samples only. Chunks keep the many channels of the lower
+    layers in the processor's cache. The one statistic over the whole utterance,
+    GroupNorm in the base models, is computed beforehand. ``lengths`` (batch,), in
+    samples, must be set before each forward pass.
 
     Args:
-        extractor: the module of transformers; its layers are taken over.
+        extractor: the module of transformers; its layers are reused.
 
     Attributes:
-        width, hop: samples that a frame hears, and from one frame to the next.
+        width, hop: receptive field and stride of a frame, in samples.
     """
 
     lengths: Tensor | None = None
@@ -40,34 +41,34 @@ class WaveformConvolutions(nn.Module):
             self.hop *= layer.conv.stride[0]
 
     def frames(self, samples: int | Tensor) -> int | Tensor:
-        """Frames of so many samples."""
+        """Return the number of frames of so many samples."""
         return (samples - self.width) // self.hop + 1
 
     def forward(self, speech: Tensor) -> Tensor:
-        """(batch, samples) to (batch, channels, frames)."""
+        """Map waveforms (batch, samples) to (batch, channels, frames)."""
         first = self.conv_layers[0]
         if isinstance(first, NormalizedConvolution):
-            first.hear(speech, self.lengths)
+            first.fold_normalization(speech, self.lengths)
         frames = self.frames(speech.shape[1])
-        at_once = max(1, FRAMES_AT_ONCE[speech.device.type == "cpu"] // len(speech))
-        pieces = []
-        for begin in range(0, frames, at_once):
-            last = min(begin + at_once, frames) - 1
+        size = max(1, CHUNK_FRAMES[speech.device.type == "cpu"] // len(speech))
+        chunks = []
+        for begin in range(0, frames, size):
+            last = min(begin + size, frames) - 1
             hidden = speech[:, None, begin * self.hop : last * self.hop + self.width]
             for layer in self.conv_layers:
                 hidden = layer(hidden)
-            pieces.append(hidden)
-        return torch.cat(pieces, dim=2)
+            chunks.append(hidden)
+        return torch.cat(chunks, dim=2)
 
 
 class NormalizedConvolution(nn.Module):
-    """HuBERT base's first layer: convolution, GroupNorm over time, GELU.
+    """First layer of HuBERT base: convolution, GroupNorm over time, GELU.
 
-    Each channel is a group there, so its mean and variance follow from those of the
-    samples under the kernel: they are put into weights of each utterance.
+    Each channel is a group, so that its mean and variance follow from those of the
+    samples under the kernel; they are folded into weights for each utterance.
 
     Args:
-        layer: that layer of transformers; its parameters are taken over.
+        layer: that layer of transformers; its parameters are reused.
     """
 
     def __init__(self, layer: nn.Module):
@@ -78,44 +79,49 @@ class NormalizedConvolution(nn.Module):
             raise ValueError("GroupNorm over time takes one channel a group")
 
     def windows(self, speech: Tensor) -> Tensor:
-        """(batch, samples) to (batch, frames, samples under the kernel)."""
+        """View (batch, samples) as (batch, frames, samples under the kernel)."""
         return speech.unfold(1, self.conv.kernel_size[0], self.conv.stride[0])
 
-    def hear(self, speech: Tensor, lengths: Tensor) -> None:
-        """Make the weights of utterances (batch, samples) of these lengths."""
+    def fold_normalization(self, speech: Tensor, lengths: Tensor) -> None:
+        """Set the weights for these utterances.
+
+        Args:
+            speech: (batch, samples)
+            lengths: (batch,), in samples.
+        """
         kernel = self.conv.weight[:, 0].double()  # (channels, width)
         scale, shift = self.layer_norm.weight.double(), self.layer_norm.bias.double()
         weights, biases = [], []
         for wave, length in zip(speech, lengths.tolist()):
-            (heard,) = self.windows(wave[None, :length])
-            heard = heard.double()
-            centre = heard.mean(0)
-            heard = heard - centre
-            products = heard.T @ heard / len(heard)  # (width, width)
-            variance = ((kernel @ products) * kernel).sum(1).clamp(min=0)
-            gain = scale * torch.rsqrt(variance + self.layer_norm.eps)
+            (windows,) = self.windows(wave[None, :length])  # (frames, width)
+            windows = windows.double()
+            centre = windows.mean(0)  # (width,)
+            windows = windows - centre
+            covariance = windows.T @ windows / len(windows)  # (width, width)
+            variance = ((kernel @ covariance) * kernel).sum(1).clamp(min=0)
+            gain = scale * torch.rsqrt(variance + self.layer_norm.eps)  # (channels,)
             weights.append(gain * kernel.T)  # (width, channels)
             biases.append(shift - gain * (kernel @ centre))
-        self.weight = torch.stack(weights).to(speech.dtype)
+        self.weight = torch.stack(weights).to(speech.dtype)  # (batch, width, channels)
         self.bias = torch.stack(biases).to(speech.dtype)[:, None]
 
     def forward(self, speech: Tensor) -> Tensor:
-        """A piece (batch, 1, samples) to (batch, channels, frames)."""
+        """Map a chunk (batch, 1, samples) to (batch, channels, frames)."""
         hidden = torch.baddbmm(self.bias, self.windows(speech[:, 0]), self.weight)
         return self.activation(hidden).transpose(1, 2)
 
 
 class HubertEncoder(SpeechEncoder):
-    """HuBERT (Hsu et al. 2021), and its kin that read waveforms: wav2vec 2.0, WavLM.
+    """HuBERT (Hsu et al. 2021), wav2vec 2.0 and WavLM; 50 frames a second.
 
-    50 frames a second. With ``trainable_layers: all`` the waveform convolutions stay
-    frozen, as in Nue-ASR.
+    With ``trainable_layers: all`` the waveform convolutions stay frozen, as in
+    Nue-ASR.
 
     Args:
-        model: hub id or folder, or a module of transformers that is built already.
-        normalize: bring each waveform to zero mean and unit variance first;
-            ``None`` does what the model's ``preprocessor_config.json`` says (the
-            "layer" kinds were trained so, the "group" kinds were not).
+        model: hub id or folder, or a transformers module.
+        normalize: scale each waveform to zero mean and unit variance; ``None``
+            follows the model's ``preprocessor_config.json`` and, without that file,
+            the pretraining ("layer" norm: yes, "group" norm: no).
     """
 
     num_frames_per_second = 50.0
@@ -160,23 +166,23 @@ class HubertEncoder(SpeechEncoder):
         rate = settings.get("sampling_rate", SAMPLING_RATE)
         if rate != SAMPLING_RATE:
             raise ValueError(
-                f"{preprocessor}: sampling_rate {rate!r}, but speech comes here at "
-                f"{SAMPLING_RATE} Hz"
+                f"{preprocessor}: sampling_rate {rate!r}, but the input is "
+                f"{SAMPLING_RATE} Hz; choose an encoder for {SAMPLING_RATE} Hz"
             )
         self.normalize = self._normalize
         if self.normalize is None:
             trained_so = config.feat_extract_norm == "layer"
             self.normalize = settings.get("do_normalize", trained_so)
-        # time masks inside the model draw from numpy's global state: leave them off
+        # time masks inside the model use numpy's global random state
         hubert.config.apply_spec_augment = False
         hubert.config.layerdrop = 0.0
         return hubert, config
 
-    def untrained_modules(self) -> list[nn.Module]:
-        return [self.encoder.feature_extractor]
+    def always_frozen(self) -> list[nn.Module]:
+        return [self.encoder.get_submodule("feature_extractor")]
 
     def forward(self, speech: Tensor, speech_lengths: Tensor) -> tuple[Tensor, Tensor]:
-        mask = length_mask(speech_lengths, speech.shape[1])
+        mask = length_mask(speech_lengths, speech.shape[1])  # (batch, samples)
         if self.normalize:
             count = speech_lengths[:, None]
             mean = (speech * mask).sum(1, keepdim=True) / count
@@ -195,12 +201,12 @@ class HubertEncoder(SpeechEncoder):
             attention_mask=length_mask(speech_lengths, speech.shape[1]).long(),
             output_hidden_states=self.layer == "weighted",
         )
-        lengths = convolutions.frames(speech_lengths)
+        lengths = convolutions.frames(speech_lengths)  # (batch,)
         states = (
             list(output.hidden_states)
             if self.layer == "weighted"
             else [output.last_hidden_state]
-        )
+        )  # each (batch, frames, dim)
         features = self.mix(states)
         keep = length_mask(lengths, features.shape[1])
         return features * keep[..., None], lengths

@@ -1,7 +1,8 @@
-"""The decoder-only LLM: loaded, tuned and read without work that no loss needs."""
+"""Decoder-only LLM: loading, tuning (full, frozen, LoRA, QLoRA) and target losses."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -12,27 +13,30 @@ from speechllm.models.encoder import length_mask
 
 
 class LanguageModel(nn.Module):
-    """A causal LM of transformers, whole, frozen, with LoRA or with QLoRA.
+    """Causal LM of transformers with full, frozen, LoRA or QLoRA tuning.
 
-    The head is apart from the body, so that logits are computed only where a loss or
-    a decision needs them.
+    The head is separate from the body, so that logits are computed only where a loss
+    or a search needs them.
 
     Args:
-        model: hub id or folder, or a model of transformers that is built already.
-        tuning: ``"full"``, ``"frozen"``, ``"lora"``, or ``"qlora"``: LoRA on weights
-            in 4 bits, as in Dettmers et al. 2023 ("QLoRA: Efficient Finetuning of
-            Quantized LLMs", section 3): NF4 with double quantisation, multiplied in
-            bfloat16 (see :func:`quantization_obstacle`).
+        model: hub id or folder, or a transformers model.
+        tuning: ``"full"``, ``"frozen"``, ``"lora"``, or ``"qlora"``: LoRA on 4-bit
+            weights, as in Dettmers et al. 2023 ("QLoRA: Efficient Finetuning of
+            Quantized LLMs", section 3): NF4 with double quantisation and products in
+            bfloat16 (requirements: :func:`quantization_obstacle`).
         lora: options of ``peft.LoraConfig`` (``r``, ``lora_alpha``, ``lora_dropout``,
             ``target_modules``; all linear layers by default).
-        dtype: of the weights that are not trained: ``"float32"``, ``"bfloat16"``, or
-            ``"auto"``: bfloat16 where the machine multiplies it in hardware. They
-            keep it when a trainer casts the whole model.
+        dtype: precision of the frozen weights: ``"float32"``, ``"bfloat16"``, or
+            ``"auto"``: bfloat16 if the hardware multiplies it. They keep it when a
+            trainer casts the whole model.
         random_init: build the architecture from its config, without its weights.
         gradient_checkpointing: recompute activations in the backward pass.
-        tokenizer: that of a model that is built already.
-        dequantize: of ``qlora``: have the values of the 4-bit weights in ``dtype``, as
-            decoding wants them: adapters can be merged, and no kernel is needed.
+        tokenizer: the tokenizer, if ``model`` is a transformers model.
+        dequantize: for ``qlora``: convert the 4-bit weights to ``dtype``, for
+            decoding: adapters can be merged, and no 4-bit kernel is needed.
+
+    Raises:
+        ValueError: an unknown tuning, or weights that cannot be quantised.
     """
 
     def __init__(
@@ -75,15 +79,15 @@ class LanguageModel(nn.Module):
                 adapter["target_modules"] = linear_layers(causal_lm)
             inject_adapter_in_model(LoraConfig(**adapter), causal_lm)
             for parameter in causal_lm.parameters():
-                if parameter.requires_grad:  # adapters learn in float32
+                if parameter.requires_grad:  # adapters are trained in float32
                     parameter.data = parameter.data.float()
         self.tuning = tuning
-        self._lengths: dict[int, int] = {}  # of tokens, in characters
+        self._lengths: dict[int, int] = {}  # token to characters
         self.causal_lm = causal_lm
 
     @property
     def config(self):
-        """The model's own config of transformers."""
+        """The transformers config."""
         return self.causal_lm.config
 
     @property
@@ -93,17 +97,17 @@ class LanguageModel(nn.Module):
 
     @property
     def eos_id(self) -> int:
-        """The token that ends an answer."""
+        """The end-of-text token."""
         return self.tokenizer.eos_token_id
 
     def token_length(self, token: int) -> int:
-        """Characters of a token's text, the space in front of a word included."""
+        """Return the length of a token's text in characters, leading space included."""
         if token not in self._lengths:
             self._lengths[token] = len(self.tokenizer.decode([token]))
         return self._lengths[token]
 
     def _apply(self, fn, recurse: bool = True) -> LanguageModel:
-        """Move the weights, but keep their precision: ESPnet's trainer casts all."""
+        """Move the weights without casting them; ESPnet's trainer casts all models."""
 
         def move(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
@@ -116,14 +120,14 @@ class LanguageModel(nn.Module):
         return super().train(mode and self.tuning != "frozen")
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """Input embeddings (…, hidden) of token ids (…)."""
+        """Return the input embeddings (…, hidden) of token ids (…)."""
         return self.causal_lm.get_input_embeddings()(tokens)
 
     def embed_lists(self, lists: Sequence[Sequence[int]]) -> list[Tensor]:
-        """Input embeddings (tokens, hidden) of each list of ids.
+        """Return the input embeddings (tokens, hidden) of each list of ids.
 
-        They are looked up at once: every lookup has a gradient as large as the
-        whole table.
+        All lists share one lookup, since the gradient of every lookup is as large as
+        the whole table.
         """
         device = self.causal_lm.get_input_embeddings().weight.device
         tokens = torch.tensor([t for ids in lists for t in ids], device=device)
@@ -134,9 +138,9 @@ class LanguageModel(nn.Module):
 
         Args:
             embeddings: (batch, new positions, hidden)
-            mask: (batch, old and new positions), 1 where there is something.
-            cache: a cache of transformers, or None.
-            positions: (batch, new positions); counted from the mask when None.
+            mask: (batch, cached and new positions), 0 for padding.
+            cache: a transformers cache, or None.
+            positions: (batch, new positions); counted from the mask if None.
 
         Returns:
             hidden states (batch, new positions, hidden)
@@ -154,7 +158,7 @@ class LanguageModel(nn.Module):
         return output.last_hidden_state
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Logits (…, vocabulary) in float32 of hidden states (…, hidden)."""
+        """Return the float32 logits (…, vocabulary) of hidden states (…, hidden)."""
         logits = self.causal_lm.get_output_embeddings()(hidden).float()
         config = self.config
         if getattr(config, "logits_scaling", None):  # Granite
@@ -172,18 +176,18 @@ class LanguageModel(nn.Module):
         answers: Sequence[Sequence[int]],
         label_smoothing: float = 0.0,
     ) -> tuple[Tensor, Tensor]:
-        """Next-token cross-entropy on the answers alone.
+        """Compute the next-token cross-entropy on the answers alone.
 
-        The head is computed only where an answer is predicted. The loss is summed
-        over an answer and averaged over the batch, as ESPnet's attention loss is.
+        The loss is summed over an answer and averaged over the batch, as ESPnet's
+        attention loss.
 
         Args:
-            prompts: (positions, hidden) of what stands before each answer.
-            answers: token ids of each, end of text included.
+            prompts: embeddings (positions, hidden) that precede each answer.
+            answers: target token ids of each utterance, end of text included.
 
         Returns:
-            The loss, and the best token at each place of all answers, one behind
-            the other (answer tokens,).
+            The loss (a scalar), and the best token at each position of all answers,
+            concatenated: (answer tokens,).
         """
         logits, targets = self.answer_logits(prompts, answers)
         loss = F.cross_entropy(
@@ -194,11 +198,11 @@ class LanguageModel(nn.Module):
     def answer_log_probs(
         self, prompts: Sequence[Tensor], answers: Sequence[Sequence[int]]
     ) -> list[Tensor]:
-        """Log probability of each token of each answer, given those before it.
+        """Return the log probability of each answer token given its predecessors.
 
         Args:
-            prompts: (positions, hidden) of what stands before each answer.
-            answers: token ids of each, end of text included.
+            prompts: embeddings (positions, hidden) that precede each answer.
+            answers: token ids of each utterance, end of text included.
 
         Returns:
             (tokens,) for each answer.
@@ -210,66 +214,85 @@ class LanguageModel(nn.Module):
     def answer_logits(
         self, prompts: Sequence[Tensor], answers: Sequence[Sequence[int]]
     ) -> tuple[Tensor, Tensor]:
-        """Logits (answer tokens, vocabulary) at the places of all answers, one behind
-        the other, and the tokens (answer tokens,) that stand there.
+        """Compute the logits at the positions of all answers, concatenated.
+
+        The head runs at these positions only.
+
+        Returns:
+            logits (answer tokens, vocabulary) and target tokens (answer tokens,).
         """
         sequences = [
-            torch.cat([prompt, said])
-            for prompt, said in zip(
+            torch.cat([prompt, answer])  # (positions, hidden)
+            for prompt, answer in zip(
                 prompts, self.embed_lists([a[:-1] for a in answers]), strict=True
             )
         ]
         lengths = torch.tensor([len(s) for s in sequences], device=prompts[0].device)
         padded = nn.utils.rnn.pad_sequence(sequences, batch_first=True)
+        # (batch, positions, hidden)
         rows, places = [], []
         for row, (prompt, answer) in enumerate(zip(prompts, answers)):
             rows += [row] * len(answer)
             places += range(len(prompt) - 1, len(prompt) - 1 + len(answer))
         targets = torch.tensor([t for a in answers for t in a], device=padded.device)
         mask = length_mask(lengths, padded.shape[1]).long()
-        hidden = self.body(padded, mask)  # (batch, positions, hidden)
+        hidden = self.body(padded, mask)
         return self.head(hidden[rows, places]), targets
 
 
-def load_llm(model: str, dtype: torch.dtype, random_init: bool):
-    """The tokenizer and the causal LM of a hub id or folder."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+@functools.lru_cache(maxsize=1)
+def load_llm_tokenizer(model: str):
+    """Return the tokenizer of a hub id or folder.
 
+    Cached: a training needs it for the LLM and for the preprocessor of each data set.
+
+    Raises:
+        UserError: the model or its tokenizer cannot be loaded.
+    """
     from speechllm.pretrained.resolve import resolve_model
     from speechllm.text.t5_tokenizer import load_tokenizer
 
+    return load_tokenizer(resolve_model(model))
+
+
+def load_llm(model: str, dtype: torch.dtype, random_init: bool):
+    """Return the tokenizer and the causal LM of a hub id or folder."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from speechllm.pretrained.resolve import resolve_model
+
     path = resolve_model(model)
-    options = {"dtype": dtype, "attn_implementation": attention()}
+    options = {"dtype": dtype, "attn_implementation": attention_implementation()}
     if random_init:
         config = AutoConfig.from_pretrained(path)
         causal_lm = AutoModelForCausalLM.from_config(config, **options)
     else:
         causal_lm = AutoModelForCausalLM.from_pretrained(path, **options)
-    return load_tokenizer(path), causal_lm
+    return load_llm_tokenizer(model), causal_lm
 
 
-def attention() -> str | None:
-    """The kernel: on a CPU the fused one is the slower at a sentence's length.
+def attention_implementation() -> str | None:
+    """Return the attention implementation: eager on a CPU, else the model's default.
 
-    None is the best that the architecture has: Gemma 2 caps its scores, which the
-    fused kernel cannot.
+    On a CPU the fused kernel is slower at the length of a sentence. None lets
+    transformers choose: Gemma 2 caps its attention scores, which the fused kernel
+    cannot.
     """
     return None if torch.cuda.is_available() else "eager"
 
 
 def load_quantized_llm(model: str):
-    """The tokenizer and the causal LM of a hub id or folder, in 4 bits.
+    """Return the tokenizer and the 4-bit causal LM of a hub id or folder.
 
     Norms, embeddings and the head are in float32, as peft prepares them.
 
     Raises:
-        ValueError: it cannot be quantised here.
+        ValueError: this machine or this model cannot be quantised.
     """
     from peft import prepare_model_for_kbit_training
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     from speechllm.pretrained.resolve import resolve_model
-    from speechllm.text.t5_tokenizer import load_tokenizer
 
     if obstacle := quantization_obstacle():
         raise ValueError(obstacle)
@@ -277,7 +300,7 @@ def load_quantized_llm(model: str):
     causal_lm = AutoModelForCausalLM.from_pretrained(
         path,
         dtype=torch.bfloat16,
-        attn_implementation=attention(),
+        attn_implementation=attention_implementation(),
         quantization_config=BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
@@ -289,14 +312,14 @@ def load_quantized_llm(model: str):
     causal_lm = prepare_model_for_kbit_training(
         causal_lm, use_gradient_checkpointing=False
     )
-    return load_tokenizer(path), causal_lm
+    return load_llm_tokenizer(model), causal_lm
 
 
 def check_cpu_layers(causal_lm: nn.Module) -> None:
-    """Keep bitsandbytes' CPU kernels to what they do right (0.50.2).
+    """Work around defects of bitsandbytes' CPU kernels (0.50.2).
 
-    They read rows that are no multiple of a block of 64 wrongly, and pack weights in
-    evaluation with scales rounded to bfloat16.
+    They misread rows that are not a multiple of the block size of 64, and in
+    evaluation mode repack weights with scales rounded to bfloat16.
 
     Raises:
         ValueError: a layer on the CPU has such rows.
@@ -313,7 +336,7 @@ def check_cpu_layers(causal_lm: nn.Module) -> None:
 
 
 def quantization_obstacle() -> str | None:
-    """Why weights cannot be had in 4 bits here, or None where they can."""
+    """Return the reason why this machine has no 4-bit weights, or None if it has."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         from bitsandbytes import functional
@@ -325,7 +348,9 @@ def quantization_obstacle() -> str | None:
         )
         functional.dequantize_4bit(weights, state)
     except ImportError:
-        return "qlora needs bitsandbytes, which is not here: pip install bitsandbytes"
+        return (
+            "qlora needs bitsandbytes, which is not installed: pip install bitsandbytes"
+        )
     except (RuntimeError, NotImplementedError, AttributeError) as error:
         reason = str(error).strip().splitlines()[0]
         return f"qlora: bitsandbytes has no 4-bit weights on this {device}: {reason}"
@@ -333,7 +358,7 @@ def quantization_obstacle() -> str | None:
 
 
 def linear_layers(causal_lm: nn.Module) -> list[str]:
-    """Names of all linear layers but the head, as LoRA's ``all-linear`` has them."""
+    """Return the names of all linear layers but the head (LoRA's ``all-linear``)."""
     head = causal_lm.get_output_embeddings()
     return sorted(
         name
@@ -343,7 +368,13 @@ def linear_layers(causal_lm: nn.Module) -> list[str]:
 
 
 def resolve_dtype(name: str) -> torch.dtype:
-    """Turn ``float32``, ``bfloat16``, ``float16`` or ``auto`` into a dtype."""
+    """Convert ``float32``, ``bfloat16``, ``float16`` or ``auto`` to a dtype.
+
+    ``auto`` is bfloat16 if the hardware multiplies it, else float32.
+
+    Raises:
+        ValueError: another name.
+    """
     if name != "auto":
         if name not in ("float32", "bfloat16", "float16"):
             raise ValueError(f"dtype {name!r}: float32, bfloat16, float16 or auto")

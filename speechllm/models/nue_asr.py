@@ -1,13 +1,13 @@
-"""Nue-ASR's released format: ``rinna/nue-asr``, and models of ours written like it.
+"""Nue-ASR's released format (``rinna/nue-asr``) as classes of transformers.
 
 The architecture is that of Hono et al. 2024 (arXiv 2312.03668): HuBERT, two strided
-convolutions with GELU and a projection, GPT-NeoX, which reads ``<s>``, the speech and
-``[SEP]`` and writes the transcript. The names of configuration and weights are those
-of the authors' package (github.com/rinnakk/nue-asr, Apache-2.0), so that its
-``transcribe`` takes a :class:`NueASRModel` too. Importing this module makes the format
-known to transformers::
+convolutions with GELU and a projection, and GPT-NeoX with the input ``<s>``, speech,
+``[SEP]``, which generates the transcript. Configuration keys and weight names are
+those of the authors' package (github.com/rinnakk/nue-asr, Apache-2.0), so that its
+``transcribe`` accepts a :class:`NueASRModel`, too. Importing this module registers the
+format with transformers::
 
-    import speechllm.model.nue_asr
+    import speechllm.models.nue_asr
     from transformers import AutoModel, AutoProcessor
 
     model = AutoModel.from_pretrained("rinna/nue-asr")
@@ -15,14 +15,13 @@ known to transformers::
     tokens = model(**processor(waveform))  # one utterance at a time
     text = processor.decode(tokens[0])
 
-``SpeechToText.from_pretrained`` puts the same weights behind the batched search of
-this package.
+``SpeechToText.from_pretrained`` loads the same weights for this package's batched
+search.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import tempfile
 from pathlib import Path
 
@@ -51,21 +50,19 @@ from speechllm.text.t5_tokenizer import load_tokenizer
 from speechllm.utils.errors import UserError
 
 MODEL_TYPE = "nue_asr"
-PREFIX, SUFFIX = "<s>", "[SEP]"  # around the speech
-# how the authors' package decodes; the rest is greedy
+PREFIX, SUFFIX = "<s>", "[SEP]"  # prompt before and after the speech
+# search options of the authors' package, which is greedy otherwise
 GENERATION = {"min_tokens": 2, "tokens_per_second": 4.0, "extra_tokens": 20.5}
-UNUSED = "audio_encoder.masked_spec_embed"  # only for masks in training
-
-logger = logging.getLogger(__name__)
+UNUSED = "audio_encoder.masked_spec_embed"  # for time masks in training only
 
 
 class NueASRConfig(PreTrainedConfig):
     """Configuration of a Nue-ASR model.
 
     Args:
-        audio_encoder_config: a ``HubertConfig``, or its content.
-        llm_config: a ``GPTNeoXConfig``, or its content.
-        bridge_conv_kernel_size, bridge_conv_stride: of the bridge's convolutions.
+        audio_encoder_config: a ``HubertConfig`` or its content.
+        llm_config: a ``GPTNeoXConfig`` or its content.
+        bridge_conv_kernel_size, bridge_conv_stride: of each convolution of the bridge.
     """
 
     model_type = MODEL_TYPE
@@ -90,27 +87,27 @@ class NueASRConfig(PreTrainedConfig):
         super().__init__(**options)
 
     def to_dict(self) -> dict:
-        """As JSON, with rotary positions under their older names beside the new."""
+        """Return the content of config.json, with rotary options under both names."""
         content = super().to_dict()
         rope = content["llm_config"].get("rope_parameters") or {}
-        if "rope_theta" in rope:  # transformers before version 5 reads these
+        if "rope_theta" in rope:  # names before transformers 5
             content["llm_config"]["rotary_emb_base"] = rope["rope_theta"]
             content["llm_config"]["rotary_pct"] = rope.get("partial_rotary_factor", 1.0)
         return content
 
 
 class NueASRModel(PreTrainedModel):
-    """HuBERT, bridge and GPT-NeoX as one model of transformers.
+    """HuBERT, bridge and GPT-NeoX as one transformers model.
 
-    Its forward pass takes one utterance, as the authors' does; for many at once there
-    is :class:`speechllm.SpeechToText`.
+    The forward pass takes one utterance, as the authors' does; use
+    :class:`speechllm.SpeechToText` for batches.
     """
 
     config_class = NueASRConfig
     main_input_name = "audio_sample"
     _supports_sdpa = True
     _supports_flash_attn = True
-    _keys_to_ignore_on_load_unexpected = [  # buffers in checkpoints of GPT-NeoX's age
+    _keys_to_ignore_on_load_unexpected = [  # buffers in old GPT-NeoX checkpoints
         r"attention\.bias$",
         r"attention\.masked_bias$",
         r"rotary_emb\.inv_freq$",
@@ -131,12 +128,13 @@ class NueASRModel(PreTrainedModel):
         self.post_init()
 
     def encode_token(self, token: Tensor) -> Tensor:
-        """Embeddings (batch, tokens, hidden) of token ids (batch, tokens)."""
+        """Return embeddings (batch, tokens, hidden) of token ids (batch, tokens)."""
         return self.llm.get_input_embeddings()(token)
 
     def encode_audio(self, audio: Tensor) -> Tensor:
-        """Embeddings (batch, positions, hidden) of waveforms (batch, samples)."""
+        """Map waveforms (batch, samples) to embeddings (batch, positions, hidden)."""
         hidden = self.audio_encoder(audio).last_hidden_state.transpose(1, 2)
+        # (batch, size, frames)
         for convolution in self.bridge_convs:
             hidden = F.gelu(convolution(hidden))
         return self.bridge_proj(hidden.transpose(1, 2))
@@ -152,16 +150,21 @@ class NueASRModel(PreTrainedModel):
         """Generate the transcript of one utterance.
 
         Args:
-            prefix_token, postfix_token: (1, tokens) around the speech.
+            prefix_token, postfix_token: (1, tokens) before and after the speech.
             audio_sample: (1, samples) at 16 kHz.
-            **generation: options of ``generate``; greedy, and as many tokens as the
-                authors' package allows, unless they say otherwise.
+            **generation: options of ``generate``; the defaults are greedy search and
+                the token limits of the authors' package.
 
         Returns:
             Token ids (1, tokens), end of text included.
+
+        Raises:
+            ValueError: more than one utterance.
         """
         if len(audio_sample) != 1:
-            raise ValueError("one utterance at a time; SpeechToText takes many")
+            raise ValueError(
+                f"{len(audio_sample)} utterances, not 1; SpeechToText takes batches"
+            )
         seconds = audio_sample.shape[1] / SAMPLING_RATE
         limit = GENERATION["tokens_per_second"] * seconds + GENERATION["extra_tokens"]
         if generation.get("max_new_tokens") is None:
@@ -175,7 +178,7 @@ class NueASRModel(PreTrainedModel):
                 self.encode_token(postfix_token),
             ],
             dim=1,
-        )
+        )  # (1, positions, hidden)
         mask = torch.ones_like(embeddings[:, :, 0], dtype=torch.long)
         return self.llm.generate(
             inputs_embeds=embeddings, attention_mask=mask, **generation
@@ -192,13 +195,13 @@ class NueASRModel(PreTrainedModel):
         create_pr: bool = False,
         max_shard_size: int | str = "50GB",
     ) -> str:
-        """Upload to the hub as every model of transformers does.
+        """Upload the model to the hub, like any transformers model.
 
-        A repository without a card gets :func:`model_card`. The processor has a
-        ``push_to_hub`` of its own.
+        A repository without a card gets :func:`model_card`. The processor has its own
+        ``push_to_hub``.
 
         Returns:
-            The address of the commit.
+            The URL of the commit.
         """
         from huggingface_hub import HfApi
 
@@ -218,7 +221,7 @@ class NueASRModel(PreTrainedModel):
 
 
 class NueASRProcessor(ProcessorMixin):
-    """Waveform → inputs of :class:`NueASRModel`, and its tokens → text."""
+    """Waveforms to inputs of :class:`NueASRModel`, and its tokens to text."""
 
     def __init__(self, feature_extractor, tokenizer):
         super().__init__(feature_extractor, tokenizer)
@@ -233,7 +236,7 @@ class NueASRProcessor(ProcessorMixin):
     def __call__(
         self, audio: np.ndarray | Tensor, sampling_rate: int = SAMPLING_RATE
     ) -> BatchFeature:
-        """Inputs of the model for one waveform (samples,)."""
+        """Return the model inputs for one waveform (samples,)."""
         encoded = self.feature_extractor(
             audio, sampling_rate=sampling_rate, return_tensors="pt"
         )
@@ -250,7 +253,7 @@ class NueASRProcessor(ProcessorMixin):
         )
 
     def decode(self, tokens: Tensor, skip_special_tokens: bool = True) -> str:
-        """The text of token ids (tokens,)."""
+        """Return the text of token ids (tokens,)."""
         return self.tokenizer.decode(tokens, skip_special_tokens=skip_special_tokens)
 
 
@@ -260,7 +263,11 @@ AutoProcessor.register(NueASRConfig, NueASRProcessor, exist_ok=True)
 
 
 def read_config(folder: Path) -> NueASRConfig:
-    """Read and check ``config.json``."""
+    """Read and check ``config.json``.
+
+    Raises:
+        UserError: it cannot be read, lacks a part, or is not a valid configuration.
+    """
     path = folder / "config.json"
     try:
         content = json.loads(path.read_text("utf-8"))
@@ -268,16 +275,21 @@ def read_config(folder: Path) -> NueASRConfig:
         raise UserError(f"{path}: cannot be read as JSON: {error}") from None
     for key in NueASRConfig.sub_configs:
         if not isinstance(content.get(key), dict):
-            raise UserError(f"{path}: the key {key!r} is missing or is no mapping")
+            raise UserError(f"{path}: the key {key!r} is missing or not a mapping")
     try:
         return NueASRConfig(**content)
-    except Exception as error:  # transformers' checks raise classes of their own
+    except Exception as error:  # transformers raises many classes
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: not a valid configuration: {reason}") from error
 
 
 def read_weights(folder: Path, dtype: torch.dtype) -> NueASRModel:
-    """Read config and weights, and check that they fit each other."""
+    """Read configuration and weights, and check that they match.
+
+    Raises:
+        UserError: a file is missing or damaged, or weights are missing, unknown or of
+            another shape.
+    """
     if missing := missing_parts(folder):
         raise UserError(f"{folder}: no model: it lacks {' and '.join(missing)}")
     config = read_config(folder)
@@ -285,23 +297,25 @@ def read_weights(folder: Path, dtype: torch.dtype) -> NueASRModel:
     try:
         with torch.device("meta"):
             size = sum(p.numel() for p in NueASRModel(config).parameters())
-    except Exception as error:  # whatever a layer says of a size that is none
+    except Exception as error:  # layers raise various classes for bad sizes
         reason = " ".join(str(error).split())[:300]
         raise UserError(
             f"{folder / 'config.json'}: no model can be built from it: {reason}"
         ) from error
     held = sum(file.stat().st_size for file in weight_files(folder))
-    if size > held:  # far larger than its files: find out why without its memory
+    if size > held:  # more weights than bytes: find the mismatch without their memory
         options["device_map"] = "meta"
+    model: NueASRModel
+    info: dict
     try:
         model, info = NueASRModel.from_pretrained(
             folder,
             config=config,
             dtype=dtype,
-            ignore_mismatched_sizes=True,  # said below, with names
+            ignore_mismatched_sizes=True,  # reported below, with names
             **options,
         )
-    except Exception as error:  # of json, safetensors, pickle or torch
+    except Exception as error:  # from json, safetensors, pickle or torch
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{folder}: the weights cannot be read: {reason}") from error
     shapes = [
@@ -311,7 +325,7 @@ def read_weights(folder: Path, dtype: torch.dtype) -> NueASRModel:
     for names, what in (
         (shapes, "are of another shape than config.json says"),
         (sorted(set(info["missing_keys"]) - {UNUSED}), "are missing"),
-        (sorted(set(info["unexpected_keys"]) - {UNUSED}), "are none of this model's"),
+        (sorted(set(info["unexpected_keys"]) - {UNUSED}), "are not part of this model"),
     ):
         if names:
             raise UserError(
@@ -323,12 +337,12 @@ def read_weights(folder: Path, dtype: torch.dtype) -> NueASRModel:
 
 
 def speech_llm_state(folder: str | Path) -> dict[str, Tensor]:
-    """The weights of a released model by the names they have in a ``SpeechLLM``.
+    """Return the weights of a released model under their names in a ``SpeechLLM``.
 
     Raises:
-        UserError: the folder is no such model.
+        UserError: the folder is not such a model.
     """
-    ours = {
+    prefixes = {
         "audio_encoder.": "encoder.encoder.",
         "bridge_convs.": "bridge.convolutions.",
         "bridge_proj.": "bridge.projection.",
@@ -336,17 +350,19 @@ def speech_llm_state(folder: str | Path) -> dict[str, Tensor]:
     }
     state = {}
     for name, value in read_weights(Path(folder), torch.float32).state_dict().items():
-        theirs = next(prefix for prefix in ours if name.startswith(prefix))
-        state[ours[theirs] + name.removeprefix(theirs)] = value
+        prefix = next(prefix for prefix in prefixes if name.startswith(prefix))
+        state[prefixes[prefix] + name.removeprefix(prefix)] = value
     state.pop("encoder.encoder.masked_spec_embed", None)
     return state
 
 
 def load_feature_extractor(folder: Path) -> Wav2Vec2FeatureExtractor:
-    """What the folder says of waveforms; the released model leaves them as they are.
+    """Return the feature extractor of a folder.
+
+    Without a configuration file it does not normalise, as for the released model.
 
     Raises:
-        UserError: the file is damaged, or wants another sampling rate than 16 kHz.
+        UserError: the file is damaged, or its sampling rate is not 16 kHz.
     """
     for name in ("processor_config.json", "preprocessor_config.json"):
         if not (folder / name).exists():
@@ -358,15 +374,20 @@ def load_feature_extractor(folder: Path) -> Wav2Vec2FeatureExtractor:
             raise UserError(f"{folder / name}: cannot be read: {reason}") from error
         if extractor.sampling_rate != SAMPLING_RATE:
             raise UserError(
-                f"{folder / name}: sampling_rate {extractor.sampling_rate!r}; such "
-                f"models hear {SAMPLING_RATE} Hz"
+                f"{folder / name}: sampling_rate {extractor.sampling_rate!r}, but the "
+                f"input is {SAMPLING_RATE} Hz; use a model for {SAMPLING_RATE} Hz"
             )
         return extractor
     return Wav2Vec2FeatureExtractor(do_normalize=False, sampling_rate=SAMPLING_RATE)
 
 
 def model_card(model: NueASRModel, language: str = "", license: str = "") -> str:
-    """The hub's README.md for a model of this format."""
+    """Return the README.md of a model in this format, with hub metadata.
+
+    Args:
+        language: language code for the metadata, or empty.
+        license: licence of the weights as the hub names it, or empty.
+    """
     config = model.config
     millions = {
         name: sum(p.numel() for p in part.parameters()) / 1e6
@@ -392,13 +413,13 @@ def model_card(model: NueASRModel, language: str = "", license: str = "") -> str
             f"(kernels {config.bridge_conv_kernel_size}, strides "
             f"{config.bridge_conv_stride}) and GPT-NeoX, as in Hono et al. 2024, "
             '"Integrating Pre-Trained Speech and Language Models for End-to-End Speech '
-            'Recognition" (arXiv 2312.03668). The LLM reads `<s>`, the speech and '
-            "`[SEP]`, and writes the transcript.",
+            'Recognition" (arXiv 2312.03668). The input of the LLM is `<s>`, the '
+            "speech and `[SEP]`, its output the transcript.",
             "",
             *table,
             "",
-            "Input: mono waveforms at 16 kHz. Utterances of more than 16 s are longer "
-            "than such models are usually trained on: split them.",
+            "Input: mono waveforms at 16 kHz. Split utterances of more than 16 s: they "
+            "are longer than the usual training data of such models.",
             "",
             "```python",
             "from speechllm import SpeechToText",

@@ -1,4 +1,4 @@
-"""A window-level Q-Former: a few learnt queries read each stretch of the speech."""
+"""Window-level Q-Former bridge."""
 
 from __future__ import annotations
 
@@ -8,19 +8,18 @@ from torch.nn import functional as F
 
 
 class QFormerBridge(nn.Module):
-    """Queries that attend to one window of frames at a time, and a projection.
+    """Window-level Q-Former: learnt queries attend to one window at a time.
 
     Window and queries are those of Tang et al. 2024 ("SALMONN: Towards Generic Hearing
     Abilities for Large Language Models", section 3.1): windows of 17 frames, a third
-    of a second after Whisper or HuBERT, and one query for each, so that 2.9 positions
-    a second are left. The transformer that reads a window is ours: small, pre-norm.
+    of a second after Whisper or HuBERT, and one query each, which leaves 2.9 positions
+    a second. The transformer is a small pre-norm one of the project's own.
 
     Args:
-        window: frames that the queries see at once; the last window of an utterance
-            is as long as what is left.
-        queries: positions that a window leaves.
-        size, layers, heads: of the transformer.
-        dropout: in its layers.
+        window: frames per window; the last window of an utterance may be shorter.
+        queries: queries, and so positions, per window.
+        size, layers, heads: dimensions of the transformer.
+        dropout: dropout in its layers.
     """
 
     needs_ctc = False
@@ -40,7 +39,7 @@ class QFormerBridge(nn.Module):
         if min(window, queries, layers) < 1:
             raise ValueError("window, queries and layers of a qformer are at least 1")
         if size % heads:
-            raise ValueError(f"qformer size {size} is no multiple of heads {heads}")
+            raise ValueError(f"qformer size {size} is not a multiple of heads {heads}")
         self.window = window
         self.queries = nn.Parameter(torch.randn(queries, size) * size**-0.5)
         self.input = nn.Sequential(
@@ -68,13 +67,14 @@ class QFormerBridge(nn.Module):
         count = -(-frames // self.window)  # windows of the longest utterance
         memory = F.pad(self.input(features), (0, 0, 0, count * self.window - frames))
         memory = memory.reshape(batch * count, self.window, -1)
-        places = torch.arange(count * self.window, device=features.device)
-        beyond = (places >= lengths[:, None]).reshape(batch * count, self.window)
-        # windows behind an utterance are dropped, but attention to nothing is no number
-        beyond = beyond & ~beyond.all(1, keepdim=True)
+        # (batch * count, window, size)
+        times = torch.arange(count * self.window, device=features.device)
+        padding = (times >= lengths[:, None]).reshape(batch * count, self.window)
+        # windows of padding alone are cut off below; fully masked they would give NaN
+        padding = padding & ~padding.all(1, keepdim=True)
         hidden = self.queries.expand(batch * count, -1, -1)
-        for layer in self.layers:
-            hidden = layer(hidden, memory, memory_key_padding_mask=beyond)
+        for layer in self.layers:  # (batch * count, queries, size)
+            hidden = layer(hidden, memory, memory_key_padding_mask=padding)
         hidden = self.projection(self.normalization(hidden))
         hidden = hidden.reshape(batch, count * len(self.queries), -1)
         windows = torch.div(

@@ -1,8 +1,10 @@
-"""The model's whole story: build, encode, splice, losses, and what a checkpoint holds.
+"""SpeechLLM, the whole model: construction, encoding, prompts, losses, checkpoints.
 
     waveform → encoder → (CTC) → bridge → [prompt, speech, prompt, answer] → LLM
 
-An answer is a transcript or a translation, whichever the prompt asks for.
+The module reads top to bottom: :func:`build_speech_llm` and the constructor, then
+:class:`SpeechLLM` from waveform to losses, then the content of a checkpoint. The
+answer is a transcript or a translation, depending on the prompt.
 """
 
 from __future__ import annotations
@@ -16,27 +18,63 @@ from espnet2.train.abs_espnet_model import AbsESPnetModel
 from torch import Tensor, nn
 
 from speechllm.models.bridge import BRIDGES
+from speechllm.models.config import choose
 from speechllm.models.encoder import SpeechEncoder
 from speechllm.models.encoders import ENCODERS
 from speechllm.models.llm import LanguageModel, resolve_dtype
 from speechllm.text.ctc_labels import label_runs, label_text
 
 
-class SpeechLLM(AbsESPnetModel):
-    """A speech encoder, a bridge and a decoder-only LLM, trained as one.
+def build_speech_llm(config: Mapping) -> SpeechLLM:
+    """Build a model from its configuration.
 
     Args:
-        encoder: waveform to features.
+        config: ``encoder``, ``bridge``, ``llm`` (names; the last two may be None),
+            ``encoder_conf``, ``bridge_conf``, ``llm_conf``, ``ctc_conf``,
+            ``model_conf`` (options of each) and ``token_list`` (the CTC labels, or
+            None for a model without CTC).
+
+    Raises:
+        ValueError: an unknown part, or parts that do not fit each other.
+    """
+    encoder = choose("encoder", config.get("encoder"), ENCODERS)(
+        **config["encoder_conf"]
+    )
+    token_list = config.get("token_list") or []
+    ctc = None
+    if token_list:
+        ctc = CTC(len(token_list), encoder.output_size, **config.get("ctc_conf") or {})
+    llm = bridge = None
+    if config.get("llm"):
+        llm = LanguageModel(**config["llm_conf"])
+        if not config.get("bridge"):
+            raise ValueError("an LLM needs a bridge to the encoder: name a bridge")
+        bridge = choose("bridge", config["bridge"], BRIDGES)(
+            encoder.output_size, llm.hidden_size, **config.get("bridge_conf") or {}
+        )
+    return SpeechLLM(
+        encoder, ctc, bridge, llm, token_list, **config.get("model_conf") or {}
+    )
+
+
+class SpeechLLM(AbsESPnetModel):
+    """Speech encoder, bridge and decoder-only LLM, with an optional CTC branch.
+
+    Args:
+        encoder: waveforms to features.
         ctc: ESPnet's CTC over ``token_list`` on the encoder's features, or None.
-        bridge: features to LLM embeddings; None while only CTC is trained.
-        llm: the decoder; None while only CTC is trained.
+        bridge: features to LLM embeddings; None in CTC-only training.
+        llm: the decoder; None in CTC-only training.
         token_list: labels of the CTC branch, ``<blank>`` first.
         ctc_weight: loss = ctc_weight · CTC + (1 − ctc_weight) · LLM, as in ESPnet.
-        label_smoothing: share of the target's mass spread over the vocabulary.
+        label_smoothing: probability mass spread over the vocabulary.
         feature_dropout: dropout on the features in training.
         autocast: precision of matrix products in training: ``"float32"``,
-            ``"bfloat16"``, or ``"auto"``: bfloat16 where the machine has it in
-            hardware. Losses are in float32 always, and decoding does not use it.
+            ``"bfloat16"``, or ``"auto"``: bfloat16 if the hardware multiplies it.
+            Losses are always in float32, and decoding does not use it.
+
+    Raises:
+        ValueError: parts that do not fit each other.
     """
 
     def __init__(
@@ -59,7 +97,7 @@ class SpeechLLM(AbsESPnetModel):
         if llm is None and ctc_weight < 1:
             raise ValueError(f"ctc_weight {ctc_weight} without an LLM: set it to 1.0")
         if bridge is not None and bridge.needs_ctc and ctc is None:
-            raise ValueError("this bridge reads CTC, and there is no CTC vocabulary")
+            raise ValueError("this bridge reads CTC output: set a CTC vocabulary")
         self.encoder = encoder
         self.dropout = nn.Dropout(feature_dropout)
         self.ctc = ctc
@@ -73,52 +111,27 @@ class SpeechLLM(AbsESPnetModel):
             ctc.requires_grad_(False)
         if hasattr(bridge, "connect"):
             bridge.connect(self.token_list, llm.tokenizer, llm.embed)
+        # names of the tensors in a checkpoint: they differ from the pretrained models
         self.changed = {
             name
             for name, parameter in self.named_parameters()
             if parameter.requires_grad or name.startswith(("ctc.", "bridge."))
         }
 
-    # What a checkpoint holds
-
-    def state_dict(self, *args, **options) -> dict[str, Tensor]:
-        """Only what differs from the pretrained models: megabytes."""
-        state = super().state_dict(*args, **options)
-        return {name: value for name, value in state.items() if name in self.changed}
-
-    def load_state_dict(
-        self, state: Mapping[str, Tensor], strict: bool = True, assign: bool = False
-    ):
-        """Load a checkpoint; what it holds counts as changed from then on.
-
-        Raises:
-            RuntimeError: a tensor is unknown here or of another shape, or (strict)
-                one that was changed here is missing; names the first ones.
-        """
-        own = {name: tensor.shape for name, tensor in super().state_dict().items()}
-        unknown = sorted(set(state) - set(own))
-        missing = sorted(self.changed - set(state)) if strict else []
-        shapes = sorted(k for k in state if k in own and state[k].shape != own[k])
-        for names, what in (
-            (unknown, "not in this model"),
-            (missing, "missing in the checkpoint"),
-            (shapes, "of another shape than in the checkpoint"),
-        ):
-            if names:
-                raise RuntimeError(
-                    f"{len(names)} tensors are {what}: {', '.join(names[:3])}"
-                )
-        self.changed.update(state)
-        return super().load_state_dict(state, strict=False, assign=assign)
-
-    # From waveform to losses
+    # Encoding and prompt assembly
 
     def encode(
         self, speech: Tensor, speech_lengths: Tensor
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Features (batch, frames, dim), their lengths, CTC logits or None.
+        """Encode waveforms.
 
-        The CTC logits (batch, frames, labels) are of the same frames.
+        Args:
+            speech: (batch, samples), 16 kHz, padded at the end.
+            speech_lengths: (batch,), in samples.
+
+        Returns:
+            features (batch, frames, dim), their lengths (batch,), and the CTC logits
+            (batch, frames, labels) of the same frames or None.
         """
         features, lengths = self.encoder(speech, speech_lengths)
         features = self.dropout(features)
@@ -132,26 +145,32 @@ class SpeechLLM(AbsESPnetModel):
         prefixes: Sequence[Sequence[int]],
         suffixes: Sequence[Sequence[int]],
     ) -> tuple[list[Tensor], Tensor | None, Tensor]:
-        """What the LLM reads before it answers.
+        """Assemble the LLM's input up to the answer: prefix, speech, suffix.
 
         Args:
-            prefixes, suffixes: token ids around the speech of each utterance.
+            speech: (batch, samples), 16 kHz, padded at the end.
+            speech_lengths: (batch,), in samples.
+            prefixes, suffixes: token ids before and after the speech of each
+                utterance.
 
         Returns:
-            One tensor (positions, hidden) for each utterance; the CTC logits (batch,
-            frames, labels) or None; the frames (batch,).
+            Embeddings (positions, hidden) of each utterance; the CTC logits (batch,
+            frames, labels) or None; the numbers of frames (batch,).
         """
         features, frames, logits = self.encode(speech, speech_lengths)
         embeddings, lengths = self.bridge(features, frames, logits)
-        around = self.llm.embed_lists([*prefixes, *suffixes])
-        before, behind = around[: len(prefixes)], around[len(prefixes) :]
+        # (batch, positions, hidden), (batch,)
+        texts = self.llm.embed_lists([*prefixes, *suffixes])  # each (tokens, hidden)
+        before, after = texts[: len(prefixes)], texts[len(prefixes) :]
         prompts = [
-            torch.cat([prefix, heard[:length].to(self.llm.dtype), suffix])
-            for prefix, heard, length, suffix in zip(
-                before, embeddings, lengths.tolist(), behind, strict=True
+            torch.cat([prefix, row[:length].to(self.llm.dtype), suffix])
+            for prefix, row, length, suffix in zip(
+                before, embeddings, lengths.tolist(), after, strict=True
             )
-        ]
+        ]  # each (positions, hidden)
         return prompts, logits, frames
+
+    # Losses and validation statistics
 
     def forward(
         self,
@@ -167,13 +186,13 @@ class SpeechLLM(AbsESPnetModel):
         prompt_suffix_lengths: Tensor | None = None,
         **unused,
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """Losses of a batch, as ESPnet's trainer wants them.
+        """Compute the losses of a batch for ESPnet's trainer.
 
         Args:
-            speech: (batch, samples); lengths in samples.
+            speech: (batch, samples), 16 kHz; lengths in samples.
             text: (batch, tokens) the answer in LLM tokens, end of text included.
             text_ctc: (batch, labels) the transcript in CTC labels.
-            prompt_prefix, prompt_suffix: (batch, tokens) around the speech.
+            prompt_prefix, prompt_suffix: (batch, tokens) before and after the speech.
 
         Returns:
             loss, statistics, and the batch size as their weight.
@@ -201,9 +220,10 @@ class SpeechLLM(AbsESPnetModel):
                 stats.update(answer_stats)
         if self.ctc_weight > 0:
             labels = torch.cat([t[:n] for t, n in zip(text_ctc, text_ctc_lengths)])
+            # (sum of text_ctc_lengths,)
             loss_ctc = self.ctc.loss_fn(
                 logits.transpose(0, 1), labels, frames, text_ctc_lengths
-            )
+            )  # logits (frames, batch, labels)
         if not self.training and text_ctc is not None and self.ctc is not None:
             truth = unpad(text_ctc, text_ctc_lengths)
             stats["cer_ctc"] = self.ctc_character_error_rate(logits, frames, truth)
@@ -221,11 +241,14 @@ class SpeechLLM(AbsESPnetModel):
     def answer_loss(
         self, prompts: Sequence[Tensor], answers: Sequence[Sequence[int]]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The LLM's loss on the answers and statistics: acc, and wer on validation.
+        """Compute the LLM's loss on the answers, with acc and (in validation) wer.
 
         Args:
-            prompts: (positions, hidden) for each utterance.
-            answers: token ids of each, end of text included.
+            prompts: embeddings (positions, hidden) of each utterance.
+            answers: target token ids of each utterance, end of text included.
+
+        Returns:
+            loss (a scalar) and statistics.
         """
         loss, best = self.llm.answer_loss(prompts, answers, self.label_smoothing)
         targets = torch.tensor([t for a in answers for t in a], device=best.device)
@@ -237,7 +260,12 @@ class SpeechLLM(AbsESPnetModel):
     def teacher_forced_word_error_rate(
         self, best: Tensor, answers: Sequence[Sequence[int]]
     ) -> Tensor:
-        """Word error rate of the best next tokens, given the true ones before them."""
+        """Compute the word error rate of the best next tokens under teacher forcing.
+
+        Args:
+            best: (answer tokens,), all answers concatenated.
+            answers: target token ids of each utterance.
+        """
         import jiwer
 
         pieces = best.split([len(a) for a in answers])
@@ -253,10 +281,16 @@ class SpeechLLM(AbsESPnetModel):
     def ctc_character_error_rate(
         self, logits: Tensor, frames: Tensor, truth: Sequence[Sequence[int]]
     ) -> Tensor:
-        """Character error rate of the CTC branch's best path."""
+        """Compute the character error rate of the CTC branch's best path.
+
+        Args:
+            logits: (batch, frames, labels)
+            frames: (batch,)
+            truth: CTC labels of each utterance.
+        """
         import jiwer
 
-        references = [self.spell(ids) for ids in truth]
+        references = [self.labels_to_text(ids) for ids in truth]
         hypotheses = self.ctc_transcripts(logits, frames)
         pairs = [(r, h) for r, h in zip(references, hypotheses) if r]
         if not pairs:
@@ -265,60 +299,63 @@ class SpeechLLM(AbsESPnetModel):
         return torch.tensor(rate, device=logits.device)
 
     def ctc_transcripts(self, logits: Tensor, frames: Tensor) -> list[str]:
-        """Best path of the CTC branch as text, for (batch, frames, labels) logits."""
+        """Return the text of the CTC branch's best path for each utterance.
+
+        Args:
+            logits: (batch, frames, labels)
+            frames: (batch,)
+        """
         best = logits.argmax(2).tolist()
         return [
-            self.spell([k for k, _, _ in label_runs(row[:length])])
+            self.labels_to_text([k for k, _, _ in label_runs(row[:length])])
             for row, length in zip(best, frames.tolist())
         ]
 
-    def spell(self, labels: Sequence[int]) -> str:
-        """Text of CTC labels; blanks and special labels are silent."""
+    def labels_to_text(self, labels: Sequence[int]) -> str:
+        """Return the text of CTC labels; blank and special labels have none."""
         text = "".join(label_text(self.token_list[k]) for k in labels)
         return " ".join(text.split())
 
     def collect_feats(self, **batch: Tensor) -> dict[str, Tensor]:
-        """Nothing: the encoder normalises its own input, no statistics are needed."""
+        """Return nothing: the encoder normalises its input without statistics."""
         return {}
+
+    # Checkpoints
+
+    def state_dict(self, *args, **options) -> dict[str, Tensor]:
+        """Return only the tensors that differ from the pretrained models."""
+        state = super().state_dict(*args, **options)
+        return {name: value for name, value in state.items() if name in self.changed}
+
+    def load_state_dict(
+        self, state: Mapping[str, Tensor], strict: bool = True, assign: bool = False
+    ):
+        """Load a checkpoint; its tensors are part of every later checkpoint.
+
+        Args:
+            strict: require all tensors that differ from the pretrained models.
+
+        Raises:
+            RuntimeError: a tensor is unknown, missing (strict) or of another shape;
+                names the first ones.
+        """
+        own = {name: tensor.shape for name, tensor in super().state_dict().items()}
+        unknown = sorted(set(state) - set(own))
+        missing = sorted(self.changed - set(state)) if strict else []
+        shapes = sorted(k for k in state if k in own and state[k].shape != own[k])
+        for names, what in (
+            (unknown, "not in this model"),
+            (missing, "missing in the checkpoint"),
+            (shapes, "of another shape than in the checkpoint"),
+        ):
+            if names:
+                raise RuntimeError(
+                    f"{len(names)} tensors are {what}: {', '.join(names[:3])}"
+                )
+        self.changed.update(state)
+        return super().load_state_dict(state, strict=False, assign=assign)
 
 
 def unpad(tokens: Tensor, lengths: Tensor) -> list[list[int]]:
-    """Take a padded batch (batch, tokens) apart into lists of ids."""
+    """Split a padded batch (batch, tokens) into lists of ids."""
     return [row[:n] for row, n in zip(tokens.tolist(), lengths.tolist())]
-
-
-def build_speech_llm(config: Mapping) -> SpeechLLM:
-    """Build a model from its configuration.
-
-    Args:
-        config: ``encoder``, ``bridge``, ``llm`` (names; the last two may be None),
-            ``encoder_conf``, ``bridge_conf``, ``llm_conf``, ``ctc_conf``,
-            ``model_conf`` (options of each) and ``token_list`` (the CTC labels, or
-            None for a model without CTC).
-
-    Raises:
-        ValueError: parts that do not fit each other.
-    """
-    encoder = choose("encoder", ENCODERS, config)(**config["encoder_conf"])
-    token_list = config.get("token_list") or []
-    ctc = None
-    if token_list:
-        ctc = CTC(len(token_list), encoder.output_size, **config.get("ctc_conf") or {})
-    llm = bridge = None
-    if config.get("llm"):
-        llm = LanguageModel(**config["llm_conf"])
-        if not config.get("bridge"):
-            raise ValueError("an LLM without a bridge cannot hear: name a bridge")
-        bridge = choose("bridge", BRIDGES, config)(
-            encoder.output_size, llm.hidden_size, **config.get("bridge_conf") or {}
-        )
-    return SpeechLLM(
-        encoder, ctc, bridge, llm, token_list, **config.get("model_conf") or {}
-    )
-
-
-def choose(part: str, choices: Mapping[str, type], config: Mapping) -> type:
-    """The class that a configuration names for a part."""
-    if config.get(part) not in choices:
-        raise ValueError(f"{part} {config.get(part)!r}: one of {', '.join(choices)}")
-    return choices[config[part]]

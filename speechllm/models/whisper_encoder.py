@@ -1,4 +1,4 @@
-"""The encoder of Whisper."""
+"""Whisper's encoder without padding to 30 seconds."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from speechllm.models.encoder import SpeechEncoder, length_mask
 
 
 class WhisperEncoder(SpeechEncoder):
-    """Whisper's encoder (Radford et al. 2022), cut to the utterance's true length.
+    """Whisper's encoder (Radford et al. 2022), limited to the utterance's length.
 
-    Whisper pads every utterance to 30 s; this one computes the log-mel spectrogram
-    of what is there and 50 frames a second from it, with the positions it was
-    trained with. Utterances over 30 s do not fit its positions.
+    Whisper pads every utterance to 30 s. This encoder computes the log-mel spectrogram
+    of the utterance alone and 50 frames a second from it, with the first of the
+    pretrained positions. Utterances over 30 s exceed the positions.
     """
 
     num_frames_per_second = 50.0
@@ -38,25 +38,31 @@ class WhisperEncoder(SpeechEncoder):
         )
         extractor = WhisperFeatureExtractor(feature_size=config.num_mel_bins)
         self.hop, self.window_size = extractor.hop_length, extractor.n_fft
-        # no buffers: they stay in float32 when the model is cast to less
+        # not buffers: they stay in float32 when the model is cast
         self.mel_filters = torch.as_tensor(extractor.mel_filters, dtype=torch.float32)
         self.window = torch.hann_window(self.window_size)
         return whisper.encoder, config
 
-    def untrained_modules(self) -> list[nn.Module]:
-        return [self.encoder.embed_positions]
+    def always_frozen(self) -> list[nn.Module]:
+        return [self.encoder.get_submodule("embed_positions")]
 
     @property
     def max_samples(self) -> int:
-        """Longest utterance that the positions reach."""
+        """Length of the longest utterance that the positions cover, in samples."""
         return self.config.max_source_positions * 2 * self.hop
 
     def log_mel(self, waveform: Tensor) -> Tensor:
-        """Whisper's log-mel spectrogram of one utterance: (mel bins, frames).
+        """Compute Whisper's log-mel spectrogram of one utterance.
 
         Same as ``transformers.WhisperFeatureExtractor`` without padding.
+
+        Args:
+            waveform: (samples,), 16 kHz.
+
+        Returns:
+            (mel bins, frames), 100 frames a second.
         """
-        if len(waveform) <= self.window_size // 2:  # reflection needs that many
+        if len(waveform) <= self.window_size // 2:  # minimum for reflection padding
             waveform = F.pad(waveform, (0, self.window_size // 2 + 1 - len(waveform)))
         self.mel_filters = self.mel_filters.to(waveform.device)
         self.window = self.window.to(waveform.device)
@@ -68,7 +74,9 @@ class WhisperEncoder(SpeechEncoder):
             return_complex=True,
         )[:, :-1]
         power = spectrum.abs() ** 2  # (bins, frames)
-        log = (self.mel_filters.T @ power).clamp(min=1e-10).log10()
+        log = (
+            (self.mel_filters.T @ power).clamp(min=1e-10).log10()
+        )  # (mel bins, frames)
         log = torch.maximum(log, log.max() - 8.0)
         return (log + 4.0) / 4.0
 
@@ -96,11 +104,13 @@ class WhisperEncoder(SpeechEncoder):
         hidden = F.gelu(self.encoder.conv1(mel))  # (batch, dim, mel frames)
         hidden = hidden * length_mask(mel_lengths, hidden.shape[2])[:, None]
         hidden = F.gelu(self.encoder.conv2(hidden)).transpose(1, 2)
+        # (batch, frames, dim)
         hidden = hidden + self.encoder.embed_positions.weight[: hidden.shape[1]]
         mask = length_mask(lengths, hidden.shape[1])  # (batch, frames)
         attention = torch.zeros_like(mask, dtype=hidden.dtype)
         attention = attention.masked_fill(~mask, torch.finfo(hidden.dtype).min)
         attention = attention[:, None, None, :].expand(-1, 1, hidden.shape[1], -1)
+        # (batch, 1, frames, frames)
         states = [hidden]
         for layer in self.layers:
             output = layer(states[-1], attention)

@@ -1,3 +1,5 @@
-"""The ESPnet task and all that training needs (stages 7 to 10)."""
+"""The ESPnet task and everything that training needs (stages 7 to 10)."""
 
-from speechllm.training import espnet_compat  # noqa: F401
+from speechllm.training.espnet_compat import install_replacements
+
+install_replacements()  # before any module here imports espnet2.tasks

@@ -1,4 +1,4 @@
-"""Initialise a training from a checkpoint, and repair one that a kill left."""
+"""Initialisation from checkpoints, and checkpoints that survive a kill."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from speechllm.pretrained.checkpoint import is_hub_id, load_tensors
 from speechllm.pretrained.model_folder import is_nue_asr
 from speechllm.text.ctc_labels import read_token_list
 from speechllm.utils.errors import UserError
-from speechllm.utils.io import atomic_open
+from speechllm.utils.io import atomic_open, read_yaml
 
 
 @contextmanager
-def whole_checkpoints() -> Iterator[None]:
-    """Make ESPnet's trainer write files that are whole or absent, and read ours.
+def atomic_checkpoints() -> Iterator[None]:
+    """Make ESPnet's trainer write checkpoints atomically and read safetensors.
 
-    ``torch.save`` to a path writes beside and renames, so that a kill leaves the last
-    checkpoint as it was; ``--init_param`` also takes safetensors, and reads torch
-    files without running what is in them.
+    ``torch.save`` to a path writes a temporary file and renames it, so that a kill
+    leaves the previous checkpoint intact. ``--init_param`` accepts safetensors, too,
+    and reads torch files without executing pickled code.
     """
     save, load = torch.save, abs_task.load_pretrained_model
 
     @functools.wraps(save)
-    def save_whole(obj, f, *args, **options):
+    def save_atomically(obj, f, *args, **options):
         if not isinstance(f, (str, os.PathLike)):
             return save(obj, f, *args, **options)
         with atomic_open(f, "wb") as stream:
             save(obj, stream, *args, **options)
 
-    torch.save, abs_task.load_pretrained_model = save_whole, load_init_param
+    torch.save, abs_task.load_pretrained_model = save_atomically, load_init_param
     try:
         yield
     finally:
@@ -49,22 +49,24 @@ def whole_checkpoints() -> Iterator[None]:
 def load_init_param(
     init_param: str, model: SpeechLLM, ignore_init_mismatch: bool, map_location: str
 ) -> None:
-    """Start from a trained model: ``--init_param START[:PREFIX]``.
+    """Initialise a model from trained weights: ``--init_param START[:PREFIX]``.
 
     Args:
-        init_param: ``.safetensors`` or ``.pth`` of a SpeechLLM, a folder that holds
+        init_param: ``.safetensors`` or ``.pth`` of a SpeechLLM, a folder with
             ``model.safetensors``, or a folder or hub id in Nue-ASR's released format
             (``rinna/nue-asr``); with ``:PREFIX`` only the tensors whose names begin
-            so (``encoder``, ``ctc``, …). Weights of a layer that has an adapter here
-            and had none there go below the adapter.
-        ignore_init_mismatch: leave out what does not fit instead of failing.
+            with it (``encoder``, ``ctc``, …). Weights of a layer that has an adapter
+            only in this model are loaded below the adapter.
+        model: the model to initialise.
+        ignore_init_mismatch: skip tensors that do not fit instead of failing.
+        map_location: device of the tensors.
 
     Raises:
-        UserError: no such model, or tensors that this model has not, or of another
-            shape, names the first ones; or a CTC head of other labels.
+        UserError: the model is missing, tensors are unknown or of another shape
+            (names the first ones), or the CTC head has other labels.
     """
     path, _, prefix = init_param.partition(":")
-    state = read_start(path, map_location)
+    state = read_init_tensors(path, map_location)
     if prefix:
         state = {k: v for k, v in state.items() if k.startswith(prefix)}
     if any(k.startswith("ctc.") for k in state) and getattr(model, "token_list", None):
@@ -86,12 +88,12 @@ def load_init_param(
         first = ", ".join(
             f"{k} {tuple(state[k].shape)} instead of {tuple(own[k])}"
             if k in own
-            else f"{k}, which is not in it"
+            else f"{k}, which this model lacks"
             for k in misfits[:3]
         )
         raise UserError(
             f"--init_param {init_param}: {len(misfits)} tensors do not fit this "
-            f"model: {first}; --ignore_init_mismatch true leaves them out"
+            f"model: {first}; --ignore_init_mismatch true skips them"
         )
     for name in misfits:
         logging.warning(f"not loaded from {path}: {name}")
@@ -100,12 +102,13 @@ def load_init_param(
 
 
 def require_same_labels(folder: Path, labels: Sequence[str]) -> None:
-    """Refuse a training's or a model's folder whose CTC labels are others.
+    """Check that a training's or an exported model's folder has these CTC labels.
 
-    A head of as many labels in another order fits, and would spell other letters.
+    A head for the same number of labels in another order would load without an error.
+
+    Raises:
+        UserError: the labels differ; names the first difference.
     """
-    from speechllm.utils.io import read_yaml
-
     if (folder / "tokens.txt").exists():
         known = read_token_list(str(folder / "tokens.txt"))
     elif (folder / "config.yaml").exists():
@@ -118,13 +121,13 @@ def require_same_labels(folder: Path, labels: Sequence[str]) -> None:
     number, (there, here) = next((n, pair) for n, pair in pairs if pair[0] != pair[1])
     raise UserError(
         f"{folder}: trained with other CTC labels, number {number} is {there!r} there "
-        f"and {here!r} here; train the warm-up anew, or give it the token list that it "
-        "had"
+        f"and {here!r} here; train the warm-up again, or use the token list that it "
+        "was trained with"
     )
 
 
-def read_start(path: str, map_location: str) -> dict[str, torch.Tensor]:
-    """The tensors of a checkpoint, a model's folder or a hub id, by our names."""
+def read_init_tensors(path: str, map_location: str) -> dict[str, torch.Tensor]:
+    """Return the tensors of a checkpoint, folder or hub id under SpeechLLM's names."""
     from speechllm.pretrained.resolve import resolve_model
 
     start = resolve_model(path) if is_hub_id(path) else Path(path)
@@ -135,19 +138,19 @@ def read_start(path: str, map_location: str) -> dict[str, torch.Tensor]:
     return load_tensors(start, map_location)
 
 
-def mend_checkpoint(output_dir: Path, criteria: Sequence[Sequence[str]] = ()) -> None:
-    """Write what a kill behind ``checkpoint.pth`` left unwritten.
+def repair_checkpoint(output_dir: Path, criteria: Sequence[Sequence[str]] = ()) -> None:
+    """Write the files that a kill right after ``checkpoint.pth`` left missing.
 
-    That is the epoch's model and the links to the latest and the best one.
+    These are the epoch's model and the links to the latest and the best model.
 
     Args:
-        output_dir: ESPnet's folder of the training.
-        criteria: ``best_model_criterion``.
+        output_dir: ESPnet's output folder of the training.
+        criteria: ``best_model_criterion``: (phase, name, ``min`` or ``max``) of each.
     """
     checkpoint = output_dir / "checkpoint.pth"
     if not checkpoint.exists():
         return
-    # our own file; ESPnet's reporter state in it is more than tensors
+    # weights_only=False: our own file, with ESPnet's reporter state
     states = torch.load(checkpoint, map_location="cpu", weights_only=False)
     reporter = Reporter()
     reporter.load_state_dict(states["reporter"])

@@ -1,4 +1,4 @@
-"""From the lines of an example dir to the arrays that the model is trained on."""
+"""Preprocessing and collation of training examples."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from speechllm.audio.io import SAMPLING_RATE
 from speechllm.text.ctc_labels import CTCTokenizer
 from speechllm.text.joint_target import split_target
 from speechllm.text.prompts import Prompts, answer_tokens
@@ -14,13 +15,13 @@ from speechllm.utils.errors import UserError
 
 
 class ExamplePreprocessor:
-    """Turn one example's texts into token ids; ESPnet calls it for each.
+    """Tokeniser of one example's texts, which ESPnet calls for each example.
 
     Args:
-        ctc_tokenizer: transcript to CTC labels, or None.
-        llm_tokenizer: of transformers, or None while only CTC is trained.
-        prompts: the prompts of all tasks; needed with an LLM.
-        max_samples: longest utterance that the encoder takes, or None.
+        ctc_tokenizer: transcript to CTC labels, or None without CTC.
+        llm_tokenizer: a transformers tokenizer, or None in CTC-only training.
+        prompts: the prompts of all tasks; required with an LLM.
+        max_samples: maximum length that the encoder accepts, or None.
     """
 
     def __init__(
@@ -41,13 +42,16 @@ class ExamplePreprocessor:
         """Tokenise one example.
 
         Args:
-            uid: the example's id, for messages.
-            data: ``speech`` (samples,), ``text`` the answer, ``text_ctc`` the
-                normalised transcript, ``task`` as ``<task> <source> <target>``.
+            uid: the example's id, for error messages.
+            data: ``speech`` (samples,) at 16 kHz, ``text`` the answer, ``text_ctc``
+                the normalised transcript, ``task`` as ``<task> <source> <target>``.
 
         Returns:
-            ``speech`` float32, and int64 arrays ``text``, ``text_ctc``,
-            ``prompt_prefix``, ``prompt_suffix``.
+            ``speech`` (samples,) float32, and int64 arrays ``text``, ``text_ctc``,
+            ``prompt_prefix``, ``prompt_suffix``, each (tokens,).
+
+        Raises:
+            UserError: the audio is empty or too long, or the task or text is invalid.
         """
         example = {}
         if "speech" in data:
@@ -55,9 +59,11 @@ class ExamplePreprocessor:
             if len(speech) == 0:
                 raise UserError(f"utterance {uid}: no samples; run stage 4 again")
             if self.max_samples is not None and len(speech) > self.max_samples:
+                seconds = len(speech) / SAMPLING_RATE
+                limit = self.max_samples / SAMPLING_RATE
                 raise UserError(
-                    f"utterance {uid}: {len(speech) / 16000:.1f} s, the encoder takes "
-                    f"{self.max_samples / 16000:.0f} s; lower --max_wav_duration"
+                    f"utterance {uid}: {seconds:.1f} s, the encoder takes "
+                    f"{limit:.0f} s; lower --max_wav_duration"
                 )
             example["speech"] = speech
         if self.ctc_tokenizer is not None and "text_ctc" in data:
@@ -86,13 +92,13 @@ class ExamplePreprocessor:
 def collate(
     examples: Sequence[tuple[str, dict[str, np.ndarray]]],
 ) -> tuple[list[str], dict[str, torch.Tensor]]:
-    """Pad examples to a batch, in the form that ESPnet's trainer takes.
+    """Pad examples to a batch for ESPnet's trainer.
 
     ESPnet's own collation does the same, but importing it needs its text-to-speech
     front ends.
 
     Args:
-        examples: (id, arrays) of each; waveforms are padded with 0, ids with -1.
+        examples: (id, arrays) of each; waveforms are padded with 0, token ids with -1.
 
     Returns:
         The ids; ``name`` (batch, longest) and ``name_lengths`` (batch,) of each array.

@@ -1,4 +1,4 @@
-"""Progress lines of a training."""
+"""Progress lines of a training on stderr."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from espnet2.iterators.abs_iter_factory import AbsIterFactory
 
 
 class ProgressIterFactory(AbsIterFactory):
-    """Print ``progress:`` lines to stderr while batches are drawn.
+    """Iterator factory that prints ``progress:`` lines while batches are drawn.
 
     Args:
-        factory: makes the batches of an epoch.
-        max_epoch: epochs in all.
-        seconds: the least time between two lines.
+        factory: ESPnet's factory of the batches of an epoch.
+        max_epoch: total number of epochs.
+        seconds: minimum time between two lines.
     """
 
     def __init__(self, factory: AbsIterFactory, max_epoch: int, seconds: float = 5.0):
         self.factory = factory
         self.max_epoch = max_epoch
         self.seconds = seconds
-        self.started: tuple[float, int] | None = None
+        self.started: tuple[float, int] | None = None  # time and first epoch
 
     def build_iter(self, epoch: int, shuffle: bool | None = None) -> Iterator:
-        """Yield the batches of an epoch."""
+        """Return the batches of an epoch."""
         batches = self.factory.build_iter(epoch, shuffle)
         try:
             size = len(batches)
@@ -37,7 +37,7 @@ class ProgressIterFactory(AbsIterFactory):
 
 
 class ProgressIterator:
-    """The batches of one epoch, with a progress line now and then."""
+    """The batches of one epoch; prints progress lines in between."""
 
     def __init__(self, batches, size: int | None, epoch: int, owner):
         self.batches, self.size, self.epoch, self.owner = batches, size, epoch, owner
@@ -57,7 +57,7 @@ class ProgressIterator:
                 print(self.line(index, now), file=sys.stderr, flush=True)
 
     def line(self, index: int, now: float) -> str:
-        """E.g. ``progress: epoch 2/12, batch 30/86, about 7 min left``."""
+        """Return a line: ``progress: epoch 2/12, batch 30/86, about 7 min left``."""
         begin, first = self.owner.started
         text = f"progress: epoch {self.epoch}/{self.owner.max_epoch}, batch {index}"
         if self.size is None:

@@ -1,19 +1,18 @@
-"""What a training needs: parameters, memory and time, without a weight loaded.
+"""Estimate of a training's parameters, memory and time, without loading weights.
 
-Parameters are counted on models of the right shapes without storage. Activations are
-those that PyTorch itself keeps for the backward pass: a forward pass of one and of two
-layers is run on tensors without storage, and what it saves is added up. All else is
-arithmetic, and said here:
+Parameters are counted on models without storage. Activations are those that PyTorch
+keeps for the backward pass: a forward pass of one and of two layers runs on tensors
+without storage, and the saved tensors are added up. Everything else is arithmetic:
 
-* whole weights and adapters are in float32, as are gradients; AdamW keeps two numbers
-  for each trained one (Kingma and Ba 2015); frozen LLM weights are in ``dtype``, or in
-  4.127 bits with double quantisation (Dettmers et al. 2023, section 3);
-* a recomputed layer (gradient checkpointing) keeps its input alone;
+* full weights, adapters and gradients are in float32; AdamW keeps two numbers for each
+  trained one (Kingma and Ba 2015); frozen LLM weights are in ``dtype``, or in 4.127
+  bits with double quantisation (Dettmers et al. 2023, section 3);
+* a recomputed layer (gradient checkpointing) keeps only its input;
 * a trained encoder layer keeps 34 bytes for each frame and dimension (Korthikanti et
   al. 2023, "Reducing Activation Recomputation in Large Transformer Models", section 4,
   without the attention that a fused kernel recomputes);
-* a weight costs 2 operations a position forwards, 2 for the gradient of its input, 2
-  more where it is trained itself, and 2 where its layer is recomputed.
+* a weight costs 2 operations a position in the forward pass, 2 for the gradient of its
+  input, 2 more if it is trained, and 2 if its layer is recomputed.
 """
 
 from __future__ import annotations
@@ -22,19 +21,19 @@ import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from speechllm.audio.io import SAMPLING_RATE
 from speechllm.utils.errors import UserError
 
 GIB = 2**30
-SAMPLES_PER_SECOND = 16000
-FRAMES_PER_SECOND = 50  # of every encoder here
-UTTERANCE_SECONDS = 10.0  # assumed of the utterances of a batch
-TOKENS_PER_SECOND = 8.0  # assumed of transcript and translation together
+FRAMES_PER_SECOND = 50  # of all supported encoders
+UTTERANCE_SECONDS = 10.0  # assumed length of an utterance
+TOKENS_PER_SECOND = 8.0  # assumed for transcript and translation together
 PROMPT_TOKENS = 20  # assumed
-RESERVE = 1.5 * GIB  # assumed of the driver, the kernels and the allocator's gaps
-FOUR_BITS = (4 + 8 / 64 + 32 / (64 * 256)) / 8  # bytes of a weight, with its scales
+RESERVE = 1.5 * GIB  # assumed for driver, kernels and fragmentation
+FOUR_BITS = (4 + 8 / 64 + 32 / (64 * 256)) / 8  # bytes of a weight, scales included
 
-# The shapes in config.json on the hub, for models whose files are gated or large.
-# Gemma's stand in transformers' convert_gemma2_weights_to_hf.py too.
+# Shapes as in config.json on the hub, for models that are gated or large. Gemma's are
+# also in transformers' convert_gemma2_weights_to_hf.py.
 KNOWN = {
     "google/gemma-2-9b": {
         "model_type": "gemma2",
@@ -89,13 +88,13 @@ KNOWN = {
 
 @dataclass(frozen=True)
 class Estimate:
-    """What one GPU holds in training, in bytes, and the work of it.
+    """Memory of a training on one GPU, in bytes, and its floating-point operations.
 
     Attributes:
-        parameters, trainable: numbers.
-        weights, gradients, optimizer: bytes, whatever the batch.
-        activations: bytes of a batch, at the worst moment.
-        operations: floating-point operations of an hour of speech.
+        parameters, trainable: numbers of parameters.
+        weights, gradients, optimizer: bytes, for any batch.
+        activations: peak bytes of a batch.
+        operations: floating-point operations for one hour of speech.
     """
 
     parameters: int
@@ -108,25 +107,27 @@ class Estimate:
 
     @property
     def total(self) -> float:
-        """Bytes in all, without what the driver takes."""
+        """Total bytes, without the driver's."""
         return self.weights + self.gradients + self.optimizer + self.activations
 
 
 def estimate(config: dict) -> Estimate:
-    """Memory and work of a training.
+    """Estimate memory and operations of a training.
 
     Args:
-        config: a training configuration, with encoder, bridge and LLM.
+        config: a training configuration with encoder, bridge and LLM.
 
     Raises:
-        UserError: a model's ``config.json`` cannot be had, or a part does not exist.
+        UserError: a model's ``config.json`` cannot be found, or a part is unknown.
     """
     config = {"encoder": "whisper", "bridge": "convolution", **config}
     if not config.get("llm", "causal_lm"):
-        raise UserError("a CTC warm-up has no LLM: estimate the training behind it")
+        raise UserError(
+            "a CTC warm-up has no LLM: estimate the training that follows it"
+        )
     try:
-        encoder_config = shape_of(config["encoder_conf"]["model"])
-        llm_config = shape_of(config["llm_conf"]["model"])
+        encoder_config = load_shape(config["encoder_conf"]["model"])
+        llm_config = load_shape(config["llm_conf"]["model"])
         encoder, layers = build_encoder(config["encoder_conf"], encoder_config)
         llm = build_llm(config["llm_conf"], llm_config)
         bridge = build_bridge(config, encoder_config.hidden_size, llm.hidden_size)
@@ -139,20 +140,20 @@ def estimate(config: dict) -> Estimate:
     weights = 4.0 * (counts["encoder"][0] + counts["bridge"][0])
     weights += llm_bytes(llm, config["llm_conf"])
     seconds = batch_seconds(config)
-    heard = positions(config, UTTERANCE_SECONDS)
+    speech = positions(config, UTTERANCE_SECONDS)
     activations = (seconds / UTTERANCE_SECONDS) * utterance_bytes(
-        config, llm_config, encoder_config, len(layers), heard
+        config, llm_config, encoder_config, len(layers), speech
     )
     hour = 3600 / UTTERANCE_SECONDS
-    read = heard + PROMPT_TOKENS + TOKENS_PER_SECOND * UTTERANCE_SECONDS
-    again = 2 if config["llm_conf"].get("gradient_checkpointing") else 0
+    length = speech + PROMPT_TOKENS + TOKENS_PER_SECOND * UTTERANCE_SECONDS
+    recomputed = 2 if config["llm_conf"].get("gradient_checkpointing") else 0
     embeddings = llm.causal_lm.get_input_embeddings().weight
     tied = llm.causal_lm.get_output_embeddings().weight is embeddings
-    unread = 0 if tied else embeddings.numel()
-    operations = hour * read * work(counts["llm"], 4 + again, unread)
+    lookup = 0 if tied else embeddings.numel()
+    operations = hour * length * work(counts["llm"], 4 + recomputed, lookup)
     frames = FRAMES_PER_SECOND * UTTERANCE_SECONDS
     operations += hour * frames * work(counts["encoder"], 2)
-    operations += hour * heard * work(counts["bridge"], 4)
+    operations += hour * speech * work(counts["bridge"], 4)
     return Estimate(
         parameters,
         trainable,
@@ -164,11 +165,11 @@ def estimate(config: dict) -> Estimate:
     )
 
 
-def shape_of(name: str):
-    """The config of transformers of a model, wherever it can be had.
+def load_shape(name: str):
+    """Return a model's transformers config, from a folder, a cache or the hub.
 
     Raises:
-        UserError: nowhere; says what to do.
+        UserError: it cannot be found; the message names the remedy.
     """
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
@@ -192,17 +193,17 @@ def shape_of(name: str):
             return AutoConfig.for_model(values.pop("model_type"), **values)
     try:
         path = hf_hub_download(name, "config.json", etag_timeout=5)
-    except Exception as error:  # whatever the HTTP library of the day raises
+    except Exception as error:  # HTTP libraries raise various classes
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"{name}: its config.json, which tells its size, cannot be had ({reason}); "
-            "name a folder that holds it, or run `hf auth login` for a gated model"
+            f"{name}: its config.json cannot be read ({reason}); name a folder with "
+            "it, or run `hf auth login` for a gated model"
         ) from error
     return AutoConfig.from_pretrained(Path(path).parent)
 
 
 def build_encoder(conf: dict, config):
-    """The encoder without storage, frozen as in training, and its trained layers."""
+    """Return the encoder without storage, frozen as in training, and trained layers."""
     import torch
     from transformers import AutoModel
     from transformers.models.whisper.modeling_whisper import WhisperEncoder
@@ -226,15 +227,15 @@ def build_encoder(conf: dict, config):
 
 
 def build_llm(conf: dict, config, layers: int | None = None, dtype=None):
-    """The LLM with its adapters, without storage.
+    """Return the LLM with its adapters, without storage.
 
     Args:
-        layers: how many transformer layers; all when None.
+        layers: number of transformer layers; all if None.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
-    from speechllm.models.llm import LanguageModel, attention
+    from speechllm.models.llm import LanguageModel, attention_implementation
 
     config = copy.deepcopy(config)
     if layers is not None:
@@ -243,34 +244,35 @@ def build_llm(conf: dict, config, layers: int | None = None, dtype=None):
             config.layer_types = config.layer_types[:layers]
     with torch.device("meta"):
         causal_lm = AutoModelForCausalLM.from_config(
-            config, dtype=dtype or torch.float32, attn_implementation=attention()
+            config,
+            dtype=dtype or torch.float32,
+            attn_implementation=attention_implementation(),
         )
         tuning = conf.get("tuning", "lora")
         return LanguageModel(causal_lm, tuning=tuning, lora=conf.get("lora"))
 
 
 def build_bridge(config: dict, input_size: int, output_size: int):
-    """The bridge without storage."""
+    """Return the bridge without storage."""
     import torch
 
     from speechllm.models.bridge import BRIDGES
+    from speechllm.models.config import choose
 
-    if config["bridge"] not in BRIDGES:
-        raise UserError(f"bridge {config['bridge']!r}: one of {', '.join(BRIDGES)}")
     with torch.device("meta"):
-        return BRIDGES[config["bridge"]](
+        return choose("bridge", config["bridge"], BRIDGES)(
             input_size, output_size, **config.get("bridge_conf") or {}
         )
 
 
 def count(module) -> tuple[int, int]:
-    """Parameters of a module, and those of them that are trained."""
+    """Return the numbers of parameters and of trained parameters of a module."""
     sizes = [(p.numel(), p.requires_grad) for p in module.parameters()]
     return sum(n for n, _ in sizes), sum(n for n, trained in sizes if trained)
 
 
 def llm_bytes(llm, conf: dict) -> float:
-    """Bytes of an LLM's weights: trained ones in float32, frozen ones as it says."""
+    """Return the bytes of an LLM's weights: trained in float32, frozen in ``dtype``."""
     from torch import nn
 
     tuning, dtype = conf.get("tuning", "lora"), conf.get("dtype", "auto")
@@ -293,51 +295,57 @@ def llm_bytes(llm, conf: dict) -> float:
 
 
 def batch_seconds(config: dict) -> float:
-    """Seconds of speech that one batch holds, padding included."""
+    """Return the seconds of speech in one batch, padding included."""
     if config.get("batch_type", "folded") in ("numel", "length"):
         bins = config.get("batch_bins", 1000000)
-        return max(bins / SAMPLES_PER_SECOND, UTTERANCE_SECONDS)
+        return max(bins / SAMPLING_RATE, UTTERANCE_SECONDS)
     return config.get("batch_size", 20) * UTTERANCE_SECONDS
 
 
 def positions(config: dict, seconds: float) -> int:
-    """LLM positions that an utterance leaves, by a bridge of few dimensions."""
+    """Return the LLM positions of an utterance, by a bridge of few dimensions."""
     import torch
 
     from speechllm.models.bridge import BRIDGES, CTCCompressionBridge
 
     bridge = BRIDGES[config["bridge"]](8, 8, **config.get("bridge_conf") or {})
-    if bridge.needs_ctc:  # as many as are heard: letters, or the LLM's tokens
+    if bridge.needs_ctc:  # as many as letters, or LLM tokens
         return int(seconds * (15 if isinstance(bridge, CTCCompressionBridge) else 5))
     frames = int(FRAMES_PER_SECOND * seconds)
     return bridge(torch.zeros(1, frames, 8), torch.tensor([frames]))[1].item()
 
 
-def work(counts: tuple[int, int], frozen: int, unread: int = 0) -> float:
-    """Operations of one position: ``frozen`` for a weight, 2 more for a trained one.
+def work(counts: tuple[int, int], frozen: int, lookup: int = 0) -> float:
+    """Return the operations of one position.
 
     Args:
-        counts: parameters, and those that are trained.
-        unread: parameters of embeddings, which are looked up.
+        counts: parameters, and trained parameters.
+        frozen: operations for each weight; a trained one costs 2 more.
+        lookup: parameters of embeddings, which are looked up.
     """
-    whole, trained = counts
-    return frozen * (whole - unread) + 2 * trained
+    parameters, trained = counts
+    return frozen * (parameters - lookup) + 2 * trained
 
 
 def utterance_bytes(
-    config: dict, llm_config, encoder_config, trained_layers: int, heard: int
+    config: dict, llm_config, encoder_config, trained_layers: int, speech: int
 ) -> float:
-    """Bytes of activations of one utterance at the worst moment."""
+    """Return the peak bytes of activations of one utterance.
+
+    Args:
+        trained_layers: number of the encoder's trained layers.
+        speech: LLM positions of the speech.
+    """
     conf = config["llm_conf"]
     answer = int(TOKENS_PER_SECOND * UTTERANCE_SECONDS)
-    read = heard + PROMPT_TOKENS + answer
+    length = speech + PROMPT_TOKENS + answer
     precision = (config.get("model_conf") or {}).get("autocast", "auto")
     one, two = (
-        saved_bytes(conf, llm_config, layers, read, answer, precision)
+        saved_bytes(conf, llm_config, layers, length, answer, precision)
         for layers in (1, 2)
     )
     layer = two - one
-    inputs = read * llm_config.hidden_size * stream_bytes(conf)
+    inputs = length * llm_config.hidden_size * stream_bytes(conf)
     kept = inputs if conf.get("gradient_checkpointing") else layer
     llm = (one - layer) + llm_config.num_hidden_layers * kept
     llm += layer if conf.get("gradient_checkpointing") else 0
@@ -347,26 +355,27 @@ def utterance_bytes(
     encoder = trained_layers * 34 * frames * size
     if encoder_config.model_type == "whisper":
         passing = 4 * frames * (encoder_config.encoder_ffn_dim + 6 * size)
-    else:  # the first of HuBERT's convolutions leaves a fifth of the samples
-        first = SAMPLES_PER_SECOND * UTTERANCE_SECONDS / 5
+    else:  # HuBERT's first convolution has a stride of 5 samples
+        first = SAMPLING_RATE * UTTERANCE_SECONDS / 5
         passing = 4 * 3 * first * encoder_config.conv_dim[0]
     return max(passing, encoder + llm) + 4 * frames * size
 
 
 def stream_bytes(conf: dict) -> int:
-    """Bytes of a number between the LLM's layers."""
+    """Return the bytes of a number between the LLM's layers."""
     whole = conf.get("tuning") in ("full", "qlora") or conf.get("dtype") == "float32"
     return 4 if whole else 2
 
 
 def saved_bytes(
-    conf: dict, config, layers: int, read: int, answer: int, precision: str
+    conf: dict, config, layers: int, length: int, answer: int, precision: str
 ) -> int:
-    """What PyTorch keeps for the backward pass of an LLM of so many layers.
+    """Return the bytes that PyTorch keeps for the backward pass of the LLM.
 
     Args:
-        read: positions in all; the last ``answer`` of them are predicted.
-        precision: of matrix products.
+        layers: number of transformer layers.
+        length: positions; the last ``answer`` of them are predicted.
+        precision: ``autocast`` of the matrix products.
     """
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -381,7 +390,7 @@ def saved_bytes(
     dtype = torch.float32 if stream_bytes(conf) == 4 else torch.bfloat16
     llm = build_llm(conf, config, layers, dtype).train()
     with FakeTensorMode():
-        for module in llm.modules():  # as if on a CPU, where autocast is at work
+        for module in llm.modules():  # as on a CPU, where autocast applies
             for held in (module._parameters, module._buffers):
                 for name, old in held.items():
                     if old is not None:
@@ -389,7 +398,9 @@ def saved_bytes(
                         if held is module._parameters:
                             new = torch.nn.Parameter(new, old.requires_grad)
                         held[name] = new
-        inputs = torch.zeros(1, read, llm.hidden_size, dtype=dtype, requires_grad=True)
+        inputs = torch.zeros(
+            1, length, llm.hidden_size, dtype=dtype, requires_grad=True
+        )
         targets = torch.zeros(answer, dtype=torch.long)
         enabled = precision != "float32"
         with (
@@ -398,7 +409,7 @@ def saved_bytes(
         ):
             output = llm.causal_lm.base_model(
                 inputs_embeds=inputs,
-                position_ids=torch.arange(read)[None],
+                position_ids=torch.arange(length)[None],
                 use_cache=False,
             )
             logits = llm.head(output.last_hidden_state[0, -answer:])
@@ -409,14 +420,14 @@ def saved_bytes(
 
 @dataclass(frozen=True)
 class Advice:
-    """A change of a configuration that makes it fit."""
+    """Changes of a configuration that make it fit, and the new estimate."""
 
     change: str
     estimate: Estimate
 
 
-def what_fits(config: dict, gpu: float) -> Advice | None:
-    """The mildest change that fits into ``gpu`` bytes, or None if there is none."""
+def find_advice(config: dict, gpu: float) -> Advice | None:
+    """Return the smallest change that fits into ``gpu`` bytes, or None."""
     tried = []
     changed = copy.deepcopy(config)
     for change in ({}, {"gradient_checkpointing": True}, {"tuning": "qlora"}):
@@ -433,17 +444,22 @@ def what_fits(config: dict, gpu: float) -> Advice | None:
 
 
 def smaller_batch(found: Estimate, part: int) -> Estimate:
-    """The estimate with a ``part``-th of the batch."""
+    """Return the estimate for a ``part``-th of the batch."""
     return replace(found, activations=found.activations / part)
 
 
 def fits(found: Estimate, gpu: float) -> bool:
-    """Whether a training fits into ``gpu`` bytes."""
+    """Return true if a training fits into ``gpu`` bytes."""
     return found.total + RESERVE <= gpu
 
 
 def report(config: dict, gpu_gib: float | None, teraflops: float) -> tuple[str, bool]:
-    """The estimate as text, and whether it fits (true when no GPU is named)."""
+    """Return the estimate as text, and true if it fits or no GPU is given.
+
+    Args:
+        gpu_gib: memory of the GPU in GiB, or None.
+        teraflops: its speed in 10¹² operations a second.
+    """
     found = estimate(config)
     hours = 1000 * found.operations / (teraflops * 1e12) / 3600
     rows = [
@@ -466,7 +482,7 @@ def report(config: dict, gpu_gib: float | None, teraflops: float) -> tuple[str, 
     if fits(found, gpu_gib * GIB):
         return "\n".join([*lines, f"fits into {gpu_gib:g} GiB"]), True
     lines.append(f"does not fit into {gpu_gib:g} GiB")
-    advice = what_fits(config, gpu_gib * GIB)
+    advice = find_advice(config, gpu_gib * GIB)
     if advice is None:
         lines.append("nor with qlora and a 16th of the batch: take a smaller LLM")
     else:

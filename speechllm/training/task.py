@@ -1,9 +1,8 @@
-"""The ESPnet task: the one file that knows ESPnet's arguments and trainer."""
+"""ESPnet task of the SpeechLLM: options, data, model, optimizer and training."""
 
 from __future__ import annotations
 
 import argparse
-import functools
 import inspect
 import logging
 from collections.abc import Callable, Mapping
@@ -18,17 +17,22 @@ from espnet2.utils.get_default_kwargs import get_default_kwargs
 from espnet2.utils.nested_dict_action import NestedDictAction
 from espnet2.utils.types import str_or_none
 
+from speechllm.audio.io import SAMPLING_RATE
 from speechllm.models.bridge import BRIDGES
-from speechllm.models.config import MODEL_KEYS
+from speechllm.models.config import MODEL_KEYS, choose
 from speechllm.models.encoders import ENCODERS
-from speechllm.models.llm import LanguageModel, quantization_obstacle
+from speechllm.models.llm import (
+    LanguageModel,
+    load_llm_tokenizer,
+    quantization_obstacle,
+)
 from speechllm.models.speech_llm import SpeechLLM, build_speech_llm
 from speechllm.text.ctc_labels import CTCTokenizer, read_token_list
 from speechllm.text.prompts import read_prompts
 from speechllm.training.initialization import (
-    mend_checkpoint,
+    atomic_checkpoints,
+    repair_checkpoint,
     require_same_labels,
-    whole_checkpoints,
 )
 from speechllm.training.preprocessor import ExamplePreprocessor, collate
 from speechllm.training.progress import ProgressIterFactory
@@ -48,7 +52,7 @@ def paged_adamw(
     eps: float = 1e-8,
     weight_decay: float = 0.01,
 ) -> torch.optim.Optimizer:
-    """AdamW of bitsandbytes whose state goes to the CPU when a GPU's memory is full.
+    """Return bitsandbytes' AdamW, whose state is paged out when GPU memory is full.
 
     Dettmers et al. 2023, "QLoRA", section 3 (paged optimizers).
 
@@ -78,7 +82,7 @@ class SpeechLLMTask(AbsTask):
 
     @classmethod
     def add_task_arguments(cls, parser: argparse.ArgumentParser):
-        """Add what this task has beside ESPnet's own options."""
+        """Add this task's options to ESPnet's."""
         group = parser.add_argument_group(description="Task related")
         group.add_argument(
             "--ctc_token_list",
@@ -96,14 +100,14 @@ class SpeechLLMTask(AbsTask):
             "--prompts",
             type=str_or_none,
             default=None,
-            help="YAML file with a prompt for each task; needed with an LLM",
+            help="YAML file with a prompt for each task; required with an LLM",
         )
         group.add_argument(
             "--lr_scales",
             action=NestedDictAction,
             default={},
-            help="Factors on the learning rate by the beginning of a parameter's "
-            "name, e.g. '{encoder: 0.1}'",
+            help="Factors on the learning rate by prefix of the parameter's name, e.g. "
+            "'{encoder: 0.1}'",
         )
         group.add_argument(
             "--ctc_conf",
@@ -122,12 +126,12 @@ class SpeechLLMTask(AbsTask):
 
     @classmethod
     def build_collate_fn(cls, args: argparse.Namespace, train: bool):
-        """Pad waveforms with zeros and token ids with -1."""
+        """Return the collation: pads waveforms with 0 and token ids with -1."""
         return collate
 
     @classmethod
     def build_preprocess_fn(cls, args: argparse.Namespace, train: bool):
-        """Tokenise with the CTC labels and the LLM's tokenizer."""
+        """Return the preprocessor with the CTC labels and the LLM's tokenizer."""
         ctc_tokenizer = tokenizer = prompts = None
         if args.ctc_token_list:
             ctc_tokenizer = CTCTokenizer(
@@ -136,26 +140,27 @@ class SpeechLLMTask(AbsTask):
         if args.llm:
             if args.prompts is None:
                 raise UserError("an LLM needs --prompts, a YAML file")
-            tokenizer = load_tokenizer(args.llm_conf["model"])
+            tokenizer = load_llm_tokenizer(args.llm_conf["model"])
             prompts = read_prompts(args.prompts)
-        limit = 480000 if args.encoder == "whisper" else None
+        limit = 30 * SAMPLING_RATE if args.encoder == "whisper" else None
         return ExamplePreprocessor(ctc_tokenizer, tokenizer, prompts, limit)
 
     @classmethod
     def required_data_names(cls, train: bool = True, inference: bool = False):
-        """Data that every example has."""
+        """Return the data names that every example must have."""
         return ("speech",)
 
     @classmethod
     def optional_data_names(cls, train: bool = True, inference: bool = False):
-        """Data that an example may have."""
+        """Return the data names that an example may have."""
         return ("text", "text_ctc", "task")
 
     @classmethod
     def build_model(cls, args: argparse.Namespace) -> SpeechLLM:
-        """Build the model; the CTC labels go into ``args``, and so to config.yaml.
+        """Build the model.
 
-        So does ``tuning: lora`` where the weights cannot be had in 4 bits.
+        The CTC labels are put into ``args`` and so saved to config.yaml, as is
+        ``tuning: lora`` where this machine has no 4-bit weights.
         """
         if isinstance(args.ctc_token_list, str):
             args.ctc_token_list = read_token_list(args.ctc_token_list)
@@ -171,9 +176,21 @@ class SpeechLLMTask(AbsTask):
 
     @classmethod
     def build_optimizers(cls, args: argparse.Namespace, model: torch.nn.Module):
-        """One optimizer over what is trained, with ``lr_scales`` applied."""
-        optimizer = choose("optim", abs_task.optim_classes, args)
-        groups: dict[float, list] = {}
+        """Return one optimizer for the trained parameters, with ``lr_scales``.
+
+        Raises:
+            UserError: an unknown optimizer, scheduler or option, an ``lr_scales``
+                prefix without trained parameters, or no trained parameter at all.
+        """
+        scheduler = None
+        try:
+            optimizer = choose("optim", args.optim, abs_task.optim_classes)
+            if args.scheduler is not None:
+                classes = abs_task.scheduler_classes
+                scheduler = choose("scheduler", args.scheduler, classes)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        groups: dict[float, list] = {}  # scale to parameters
         used = set()
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad:
@@ -184,12 +201,11 @@ class SpeechLLMTask(AbsTask):
             scale = 1.0 if longest is None else float(args.lr_scales[longest])
             groups.setdefault(scale, []).append(parameter)
         for prefix in set(args.lr_scales) - used:
-            raise UserError(f"lr_scales: nothing that is trained begins with {prefix}")
+            raise UserError(f"lr_scales: no trained parameter begins with {prefix}")
         if not groups:
-            raise UserError("nothing is trained: every part of the model is frozen")
+            raise UserError("nothing to train: every part of the model is frozen")
         check_options("optim_conf", optimizer, args.optim_conf)
-        if args.scheduler is not None:
-            scheduler = choose("scheduler", abs_task.scheduler_classes, args)
+        if scheduler is not None:
             check_options("scheduler_conf", scheduler, args.scheduler_conf)
         conf = dict(args.optim_conf)
         lr = conf.pop("lr", 1e-3)
@@ -203,7 +219,7 @@ class SpeechLLMTask(AbsTask):
 
     @classmethod
     def build_iter_factory(cls, args, distributed_option, mode, kwargs=None):
-        """ESPnet's batches; those of training say how far they are."""
+        """Return ESPnet's batches, in training with progress lines."""
         factory = super().build_iter_factory(args, distributed_option, mode, kwargs)
         if mode == "train" and distributed_option.dist_rank in (None, 0):
             return ProgressIterFactory(factory, args.max_epoch)
@@ -211,44 +227,27 @@ class SpeechLLMTask(AbsTask):
 
     @classmethod
     def main_worker(cls, args: argparse.Namespace):
-        """Train, or collect statistics, with whole checkpoints and our own loading."""
-        if args.collect_stats:  # lengths only: nothing to normalise
+        """Train or collect statistics, with atomic checkpoints; resume after a kill."""
+        if args.collect_stats:  # lengths only, no features to normalise
             args.model_conf = {"extract_feats_in_collect_stats": False}
         else:
             output_dir = Path(args.output_dir)
             if (output_dir / "checkpoint.pth").exists() and args.ctc_token_list:
                 labels = read_token_list(args.ctc_token_list)
                 require_same_labels(output_dir, labels)
-            mend_checkpoint(output_dir, args.best_model_criterion)
+            repair_checkpoint(output_dir, args.best_model_criterion)
         try:
-            with whole_checkpoints():
+            with atomic_checkpoints():
                 super().main_worker(args)
-        except UserError as error:  # torch puts a worker's traceback before it
+        except UserError as error:  # drop the worker's traceback that torch prepends
             raise UserError(str(error).rpartition("UserError: ")[2].strip()) from error
 
 
-def choose(option: str, choices: Mapping[str, type], args: argparse.Namespace) -> type:
-    """The class that an option names; a config file may hold any name."""
-    name = getattr(args, option)
-    if name not in choices:
-        raise UserError(f"{option} {name!r}: one of {', '.join(sorted(choices))}")
-    return choices[name]
-
-
-def check_options(what: str, function: Callable, options: Mapping) -> None:
-    """Refuse options that an optimizer or scheduler does not have."""
+def check_options(section: str, function: Callable, options: Mapping) -> None:
+    """Raise UserError if an optimizer or scheduler lacks one of the options."""
     known = inspect.signature(function).parameters.keys() - {"params", "optimizer"}
     for name in options:
         if name not in known:
             raise UserError(
-                f"{what}: unknown option {name!r}; one of {', '.join(sorted(known))}"
+                f"{section}: unknown option {name!r}; one of {', '.join(sorted(known))}"
             )
-
-
-@functools.lru_cache(maxsize=1)
-def load_tokenizer(model: str):
-    """The LLM's tokenizer, without the LLM."""
-    from speechllm.pretrained.resolve import resolve_model
-    from speechllm.text import t5_tokenizer
-
-    return t5_tokenizer.load_tokenizer(resolve_model(model))

@@ -1,4 +1,4 @@
-"""A packed model comes back the same; what is no packed model is refused."""
+"""Packing, unpacking, model cards and uploads."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from speechllm.export.hub import (
     upload,
     write_model_card,
 )
-from speechllm.export.pack import pack, sha256, unpack
+from speechllm.export.pack import pack, unpack
 from speechllm.utils.errors import UserError
+from speechllm.utils.io import file_sha256
 
 ROWS = [
     {"set": "test", "task": "asr", "language": "en", "target_language": "en",
@@ -47,7 +48,7 @@ def model_dir(tmp_path):
 
 
 def rewrite(path, changes, drop=()):
-    """Write the zip again with entries changed, added or dropped."""
+    """Rewrite the zip with entries changed, added or dropped."""
     with zipfile.ZipFile(path) as archive:
         entries = {name: archive.read(name) for name in archive.namelist()}
     entries |= changes
@@ -57,10 +58,10 @@ def rewrite(path, changes, drop=()):
                 archive.writestr(name, content)
 
 
-# ---------------------------------------------------------------- zip
+# Zip
 
 
-def test_what_is_packed_comes_back_the_same(model_dir, tmp_path, capsys):
+def test_unpacked_files_equal_packed_files(model_dir, tmp_path, capsys):
     results = tmp_path / "RESULTS.md"
     results.write_text("# RESULTS\n")
     output, copy = tmp_path / "model.zip", tmp_path / "copy"
@@ -78,7 +79,7 @@ def test_what_is_packed_comes_back_the_same(model_dir, tmp_path, capsys):
     for name in ("config.yaml", "llm/tokenizer.json", "model.safetensors"):
         assert (copy / name).read_bytes() == (model_dir / name).read_bytes()
     meta = yaml.safe_load((copy / "meta.yaml").read_text())
-    assert meta["files"]["model.safetensors"]["sha256"] == sha256(
+    assert meta["files"]["model.safetensors"]["sha256"] == file_sha256(
         model_dir / "model.safetensors"
     )
     assert {"timestamp", "python", "torch", "espnet", "speechllm"} <= meta.keys()
@@ -102,7 +103,7 @@ def test_nothing_is_overwritten_without_force(model_dir, tmp_path):
     assert not (copy / "mine").exists()
 
 
-def test_a_failure_leaves_no_zip(model_dir, tmp_path, monkeypatch):
+def test_failed_packing_leaves_no_zip(model_dir, tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
@@ -112,13 +113,13 @@ def test_a_failure_leaves_no_zip(model_dir, tmp_path, monkeypatch):
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_a_folder_that_is_no_model_is_refused(model_dir, tmp_path):
+def test_folder_without_a_model_is_refused(model_dir, tmp_path):
     (model_dir / "model.safetensors").unlink()
     with pytest.raises(UserError, match="model.safetensors is missing"):
         pack(model_dir, tmp_path / "model.zip")
 
 
-def test_included_files_must_be_there_and_have_their_own_name(model_dir, tmp_path):
+def test_included_files_must_exist_with_unique_names(model_dir, tmp_path):
     with pytest.raises(UserError, match="no such file to include"):
         pack(model_dir, tmp_path / "model.zip", [tmp_path / "none"])
     (tmp_path / "config.yaml").write_text("")
@@ -129,7 +130,7 @@ def test_included_files_must_be_there_and_have_their_own_name(model_dir, tmp_pat
 @pytest.mark.parametrize(
     "name", ["../evil", "/tmp/evil", "a/../../evil", "..\\evil", "C:evil"]
 )
-def test_no_path_leads_out_of_the_folder(model_dir, tmp_path, name):
+def test_unsafe_names_are_refused(model_dir, tmp_path, name):
     output = tmp_path / "model.zip"
     manifest = pack(model_dir, output)
     manifest["files"][name] = {"size": 1, "sha256": "0"}
@@ -142,7 +143,7 @@ def test_no_path_leads_out_of_the_folder(model_dir, tmp_path, name):
 
 def test_changed_added_and_missing_files_are_named(model_dir, tmp_path):
     for changes, drop, message in (
-        ({"config.yaml": b"x"}, (), "config.yaml has not its listed size"),
+        ({"config.yaml": b"x"}, (), "config.yaml differs from its listed size"),
         ({"model.safetensors": bytes(10240)}, (), "model.safetensors has a wrong"),
         ({"more.py": b"x"}, (), "more.py is not in its meta.yaml"),
         ({}, ("config.yaml",), "config.yaml of its meta.yaml is missing"),
@@ -157,7 +158,7 @@ def test_changed_added_and_missing_files_are_named(model_dir, tmp_path):
         assert not (tmp_path / "copy").exists()
 
 
-def test_a_cut_off_zip_is_named(model_dir, tmp_path):
+def test_truncated_zip_is_refused(model_dir, tmp_path):
     output = tmp_path / "model.zip"
     pack(model_dir, output)
     output.write_bytes(output.read_bytes()[:-200])
@@ -165,11 +166,11 @@ def test_a_cut_off_zip_is_named(model_dir, tmp_path):
         unpack(output, tmp_path / "copy")
 
 
-# ---------------------------------------------------------------- hub
+# Hub
 
 
 class FakeApi:
-    """Takes the calls that ``upload`` makes of ``huggingface_hub.HfApi``."""
+    """Recorder of the calls that ``upload`` makes of ``huggingface_hub.HfApi``."""
 
     def __init__(self, error=None):
         self.calls, self.error = [], error
@@ -184,7 +185,7 @@ class FakeApi:
         return f"https://huggingface.co/{repo_id}/commit/1"
 
 
-def test_card_has_metadata_call_and_scores(model_dir):
+def test_card_has_metadata_usage_and_scores(model_dir):
     card = model_card(model_dir, ROWS, "me/mini")
     head = yaml.safe_load(card.split("---")[1])
     assert head["base_model"] == [
@@ -197,7 +198,7 @@ def test_card_has_metadata_call_and_scores(model_dir):
     assert "| 9.87 |" in card and "| 31.40 |" in card
 
 
-def test_a_card_of_the_user_stays(model_dir):
+def test_user_written_card_is_kept(model_dir):
     path = write_model_card(model_dir, [], "me/mini")
     assert CARD_MARK in path.read_text()
     write_model_card(model_dir, ROWS, "me/mini")
@@ -207,7 +208,7 @@ def test_a_card_of_the_user_stays(model_dir):
     assert path.read_text() == "mine"
 
 
-def test_upload_makes_the_repository_and_sends_the_folder(model_dir):
+def test_upload_creates_the_repository_and_sends_the_folder(model_dir):
     api = FakeApi()
     assert upload(model_dir, "me/mini", ROWS, private=True, api=api).endswith("/1")
     assert api.calls == [
@@ -217,19 +218,19 @@ def test_upload_makes_the_repository_and_sends_the_folder(model_dir):
     assert "31.40" in (model_dir / "README.md").read_text(encoding="utf-8")
 
 
-def test_no_connection_is_said(model_dir):
-    with pytest.raises(UserError, match="the hub is not reached"):
+def test_missing_connection(model_dir):
+    with pytest.raises(UserError, match="the hub cannot be reached"):
         upload(model_dir, "me/mini", api=FakeApi(ConnectionError("no route")))
 
 
-def test_no_token_is_said(model_dir, monkeypatch):
+def test_missing_token(model_dir, monkeypatch):
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     with pytest.raises(UserError, match="hf auth login"):
         upload(model_dir, "me/mini")
     assert not (model_dir / "README.md").exists()
 
 
-def test_a_name_without_user_is_refused(model_dir):
+def test_repository_name_without_user_is_refused(model_dir):
     with pytest.raises(UserError, match="<user or organisation>/<name>"):
         upload(model_dir, "mini", api=FakeApi())
 

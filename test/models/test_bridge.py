@@ -1,4 +1,4 @@
-"""Bridges: lengths, padding, compression by hand, and what was heard where."""
+"""Bridges: lengths, padding, compression and alignment against manual results."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def tokenizer(smollm2):
 
 @pytest.fixture(scope="module")
 def bridges(tokenizer):
-    """One of each kind, with random weights."""
+    """One bridge of each kind, with random weights."""
     torch.manual_seed(1)
     transcript = TranscriptBridge(DIM, OUT)
     torch.nn.init.normal_(transcript.projection.weight)
@@ -51,7 +51,7 @@ def bridges(tokenizer):
 
 
 def logits_of(rows: list[list[int]]) -> torch.Tensor:
-    """CTC logits (batch, frames, labels) whose best path is ``rows``."""
+    """Return CTC logits (batch, frames, labels) whose best path is ``rows``."""
     longest = max(map(len, rows))
     logits = torch.zeros(len(rows), longest, len(LABELS))
     for row, labels in zip(logits, rows):
@@ -75,7 +75,7 @@ def test_embeddings_do_not_depend_on_the_batch(bridges, name, lengths, seed):
     logits = torch.randn(len(lengths), frames, len(LABELS), generator=generator)
     logits[..., 0] += 2.0
     for row, length in enumerate(lengths):
-        features[row, length:] = 0.0  # as the encoder leaves it
+        features[row, length:] = 0.0  # as the encoder returns it
     found, sizes = bridges[name](features, torch.tensor(lengths), logits)
     assert found.shape[1] == sizes.max()
     for row, (length, size) in enumerate(zip(lengths, sizes.tolist())):
@@ -91,7 +91,7 @@ def test_embeddings_do_not_depend_on_the_batch(bridges, name, lengths, seed):
 @pytest.mark.parametrize(
     ("frames", "positions"), [(1, 1), (4, 1), (13, 1), (14, 2), (18, 3), (100, 23)]
 )
-def test_convolutions_leave_a_quarter(bridges, frames, positions):
+def test_convolution_lengths(bridges, frames, positions):
     features = torch.randn(1, frames, DIM)
     found, lengths = bridges["convolution"](features, torch.tensor([frames]))
     assert found.shape == (1, positions, OUT)
@@ -115,7 +115,7 @@ def test_convolution_by_hand():
 
 
 @pytest.mark.parametrize(("frames", "positions"), [(1, 1), (5, 1), (6, 2), (50, 10)])
-def test_stacked_frames_by_hand(bridges, frames, positions):
+def test_frame_stacking_by_hand(bridges, frames, positions):
     features = torch.randn(1, frames, DIM)
     found, lengths = bridges["stack"](features, torch.tensor([frames]))
     assert lengths.tolist() == [positions]
@@ -130,7 +130,7 @@ def test_stacked_frames_by_hand(bridges, frames, positions):
 
 
 @pytest.mark.parametrize(("frames", "windows"), [(1, 1), (7, 1), (8, 2), (50, 8)])
-def test_queries_see_their_window_alone(bridges, frames, windows):
+def test_queries_attend_to_their_window_only(bridges, frames, windows):
     bridge = bridges["qformer"]
     features = torch.randn(1, frames, DIM)
     found, lengths = bridge(features, torch.tensor([frames]))
@@ -143,13 +143,13 @@ def test_queries_see_their_window_alone(bridges, frames, windows):
     assert not torch.allclose(found[0, 0], found[0, 1])
 
 
-def test_a_query_attends_as_attention_is_defined():
-    """One layer by hand: softmax of query times keys over the frames of the window."""
+def test_qformer_layer_by_hand():
+    """Softmax of query times keys over the frames of the window."""
     torch.manual_seed(0)
     bridge = QFormerBridge(DIM, OUT, window=4, size=8, layers=1, heads=1).eval()
     features = torch.randn(1, 3, DIM)
     layer, memory = bridge.layers[0], bridge.input(features)[0]  # (frames, size)
-    hidden = bridge.queries  # one query attends to itself alone: its own value
+    hidden = bridge.queries  # self-attention of one query: its own value
     inner = layer.norm1(hidden)
     weight, bias = layer.self_attn.in_proj_weight, layer.self_attn.in_proj_bias
     value = inner @ weight[16:].T + bias[16:]
@@ -171,13 +171,13 @@ def test_a_query_attends_as_attention_is_defined():
 
 
 @pytest.mark.parametrize("options", [{"window": 0}, {"size": 10, "heads": 4}])
-def test_qformers_that_cannot_be(options):
+def test_invalid_qformer_options(options):
     with pytest.raises(ValueError, match="qformer"):
         QFormerBridge(DIM, OUT, **options)
 
 
-def test_a_short_utterance_beside_a_long_one_can_be_learnt_from(bridges):
-    """Windows behind an utterance leave no NaN in any gradient."""
+def test_gradients_are_finite_with_padded_windows(bridges):
+    """Windows of padding only must not give NaN gradients."""
     features = torch.randn(2, 40, DIM, requires_grad=True)
     found, lengths = bridges["qformer"](features, torch.tensor([40, 3]))
     assert lengths.tolist() == [12, 2]
@@ -209,7 +209,7 @@ def test_compression_removes_blanks(bridges):
     torch.testing.assert_close(found[0], expected)
 
 
-def test_compression_of_blanks_alone_leaves_their_mean(bridges):
+def test_compression_of_blanks_only_returns_their_mean(bridges):
     for name in ("remove", "average"):
         features = torch.randn(1, 4, DIM)
         found, sizes = bridges[name](features, torch.tensor([4]), logits_of([[0] * 4]))
@@ -218,7 +218,7 @@ def test_compression_of_blanks_alone_leaves_their_mean(bridges):
         torch.testing.assert_close(found[0, 0], mean)
 
 
-def test_compression_knows_two_modes():
+def test_unknown_compression_mode():
     with pytest.raises(ValueError, match="'max': average or remove"):
         CTCCompressionBridge(2, 2, "max")
 
@@ -231,7 +231,7 @@ def test_runs_and_means():
     assert means.tolist() == [[1.0, 2.0], [4.0, 5.0], [6.0, 7.0]]
 
 
-def test_what_a_label_says():
+def test_label_text():
     assert [label_text(k) for k in ("<space>", "<unk>", "a", "▁ab", "▁")] == [
         " ",
         "",
@@ -242,21 +242,21 @@ def test_what_a_label_says():
 
 
 def spell(text: str) -> list[tuple[str, int, int]]:
-    """Each character heard for two frames, with a blank between."""
+    """Return each character with a span of two frames and a blank in between."""
     return [(c, 3 * i, 3 * i + 2) for i, c in enumerate(text)]
 
 
-def test_tokens_stand_where_they_were_heard(tokenizer):
+def test_tokens_are_aligned_with_their_labels(tokenizer):
     text = "please wait"
     tokens, spans = align_tokens(spell(text), tokenizer, 40)
     assert tokens == tokenizer(" " + text, add_special_tokens=False)["input_ids"]
     assert tokenizer.decode(tokens) == " please wait"
     assert len(tokens) == 2
-    # the second token begins with the space, heard at frame 18
+    # the second token begins with the space at frame 18
     assert spans == [(0, 17), (18, 32)]
 
 
-def test_spaces_around_and_in_a_row_are_one(tokenizer):
+def test_extra_spaces_are_collapsed(tokenizer):
     tokens, spans = align_tokens(spell("  a  b "), tokenizer, 40)
     assert tokenizer.decode(tokens) == " a b"
     assert len(spans) == 2
@@ -264,7 +264,7 @@ def test_spaces_around_and_in_a_row_are_one(tokenizer):
     assert spans[1] == (9, 17)
 
 
-def test_nothing_heard_is_one_token_over_the_whole_utterance(tokenizer):
+def test_empty_transcript_is_one_token_over_the_utterance(tokenizer):
     for pieces in ([], [("", 2, 3)], [(" ", 2, 3)]):
         tokens, spans = align_tokens(pieces, tokenizer, 7)
         assert len(tokens) == len(spans) == 1
@@ -275,7 +275,7 @@ def test_nothing_heard_is_one_token_over_the_whole_utterance(tokenizer):
 
 @settings(max_examples=60, deadline=None)
 @given(text=st.text("abé ñж'日", max_size=12))
-def test_alignments_of_any_text(tokenizer, text):
+def test_alignment_of_any_text(tokenizer, text):
     pieces = spell(text)
     length = max(3 * len(text), 1)
     tokens, spans = align_tokens(pieces, tokenizer, length)
@@ -286,7 +286,7 @@ def test_alignments_of_any_text(tokenizer, text):
     assert begins == sorted(begins)
 
 
-def test_the_transcript_bridge_begins_as_the_transcript(tokenizer):
+def test_transcript_bridge_is_initialised_to_the_transcript(tokenizer):
     torch.manual_seed(2)
     embed = torch.nn.Embedding(len(tokenizer), OUT)
     bridge = TranscriptBridge(DIM, OUT)
@@ -300,7 +300,7 @@ def test_the_transcript_bridge_begins_as_the_transcript(tokenizer):
     assert torch.equal(found[0], embed(tokens))
 
 
-def test_a_double_letter_needs_a_blank(tokenizer):
+def test_double_letters_need_a_blank(tokenizer):
     bridge = TranscriptBridge(DIM, OUT)
     embed = torch.nn.Embedding(len(tokenizer), OUT)
     bridge.connect(LABELS, tokenizer, embed)
@@ -312,7 +312,7 @@ def test_a_double_letter_needs_a_blank(tokenizer):
         assert torch.equal(found[0], embed(torch.tensor(ids)))
 
 
-def test_noise_only_in_training(tokenizer):
+def test_noise_is_added_in_training_only(tokenizer):
     bridge = TranscriptBridge(DIM, OUT, noise=100.0)
     bridge.connect(LABELS, tokenizer, torch.nn.Embedding(len(tokenizer), OUT))
     features, logits = torch.randn(1, 30, DIM), logits_of([[A, 0, B] * 10])
@@ -325,7 +325,7 @@ def test_noise_only_in_training(tokenizer):
     assert first.shape != second.shape or not torch.equal(first, second)
 
 
-def test_the_bridge_holds_none_of_the_llms_weights(tokenizer):
+def test_state_dict_has_no_llm_weights(tokenizer):
     bridge = TranscriptBridge(DIM, OUT)
     bridge.connect(LABELS, tokenizer, torch.nn.Embedding(len(tokenizer), OUT))
     names = {name.split(".")[0] for name in bridge.state_dict()}

@@ -1,4 +1,4 @@
-"""Encoders: exact under padding, equal to transformers' own, frozen as asked."""
+"""Encoders: batch invariance, equality with transformers, freezing."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from speechllm.models.hubert_encoder import HubertEncoder
 from speechllm.models.whisper_encoder import WhisperEncoder
 
 KINDS = ("hubert-group", "hubert-layer", "wav2vec2-layer", "wavlm-group", "whisper")
-# Of features in float32 against the utterance on its own; where features are greater
-# than one (real Whisper's reach 20), as a share of the greatest.
+# Difference of float32 features to those of the utterance alone; relative to the
+# largest feature if that is above one (up to 20 in pretrained Whisper).
 TOLERANCE = 1e-5
 
 
 @pytest.fixture(scope="module")
 def encoders(tmp_path_factory, tiny_whisper):
-    """A small encoder of each kind."""
+    """One tiny encoder of each kind."""
     root = tmp_path_factory.mktemp("encoders")
     made = {"whisper": WhisperEncoder(str(tiny_whisper))}
     for name in KINDS[:-1]:
@@ -32,11 +32,11 @@ def encoders(tmp_path_factory, tiny_whisper):
     return {name: encoder.eval() for name, encoder in made.items()}
 
 
-def pad(waves: list[torch.Tensor], rubbish: bool = False):
-    """A padded batch; with ``rubbish`` what stands behind the end is noise."""
+def pad(waves: list[torch.Tensor], noisy: bool = False):
+    """Return a padded batch; with ``noisy`` the padding is noise instead of zeros."""
     lengths = torch.tensor([len(w) for w in waves])
     speech = torch.nn.utils.rnn.pad_sequence(waves, batch_first=True)
-    if rubbish:
+    if noisy:
         noise = torch.randn(speech.shape)
         speech = torch.where(length_mask(lengths, speech.shape[1]), speech, noise)
     return speech, lengths
@@ -50,9 +50,9 @@ def alone(encoder, wave: torch.Tensor) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def check_batch(encoder, waves, rubbish=False, tolerance=TOLERANCE):
-    """Each utterance's features in the batch are those that it has alone."""
-    features, lengths = encoder(*pad(waves, rubbish))
+def check_batch(encoder, waves, noisy=False, tolerance=TOLERANCE):
+    """Compare the features in a batch with those of each utterance alone."""
+    features, lengths = encoder(*pad(waves, noisy))
     for row, length, wave in zip(features, lengths.tolist(), waves):
         expected = alone(encoder, wave)
         assert length == len(expected)
@@ -72,11 +72,11 @@ def test_features_do_not_depend_on_the_batch(encoders, kind, lengths, seed):
     generator = torch.Generator().manual_seed(seed)
     waves = [torch.randn(n, generator=generator) * 0.1 for n in lengths]
     check_batch(encoders[kind], waves)
-    check_batch(encoders[kind], waves[::-1], rubbish=True)
+    check_batch(encoders[kind], waves[::-1], noisy=True)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_from_a_tenth_of_a_second_to_twenty_seconds_in_one_batch(encoders, kind):
+def test_batch_of_very_different_lengths(encoders, kind):
     generator = torch.Generator().manual_seed(1)
     seconds = [0.1, 20.0, 0.37, 7.77, 1.0, 12.3]
     waves = [torch.randn(int(16000 * s), generator=generator) * 0.1 for s in seconds]
@@ -84,7 +84,7 @@ def test_from_a_tenth_of_a_second_to_twenty_seconds_in_one_batch(encoders, kind)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_few_samples_still_give_a_frame(encoders, kind):
+def test_a_few_samples_give_one_frame(encoders, kind):
     generator = torch.Generator().manual_seed(1)
     lengths = (1, 200, 201, 399, 400, 401, 4000)
     waves = [torch.randn(n, generator=generator) * 0.1 for n in lengths]
@@ -92,12 +92,14 @@ def test_a_few_samples_still_give_a_frame(encoders, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_silence_gives_numbers(encoders, kind):
+def test_silence_gives_finite_features(encoders, kind):
     assert torch.isfinite(alone(encoders[kind], torch.zeros(3000))).all()
 
 
 @pytest.mark.slow
-def test_features_of_real_whisper_do_not_depend_on_the_batch(whisper_base, speech_file):
+def test_features_of_pretrained_whisper_do_not_depend_on_the_batch(
+    whisper_base, speech_file
+):
     encoder = WhisperEncoder(str(whisper_base)).eval()
     speech = torch.from_numpy(load_audio(speech_file))
     check_batch(encoder, [speech[:9000], speech, speech[20000:41234], speech[:1600]])
@@ -119,8 +121,8 @@ def test_log_mel_equals_transformers(tiny_whisper, speech_file):
 
 
 @torch.inference_mode()
-def test_thirty_seconds_equal_transformers_own_whisper(tiny_whisper):
-    """At 30 s there is no padding to leave out, so both must agree."""
+def test_thirty_seconds_equal_transformers_whisper(tiny_whisper):
+    """At 30 s there is no padding, so both must agree."""
     from transformers import WhisperFeatureExtractor, WhisperModel
 
     generator = torch.Generator().manual_seed(2)
@@ -136,7 +138,7 @@ def test_thirty_seconds_equal_transformers_own_whisper(tiny_whisper):
 
 @pytest.mark.parametrize("kind", KINDS[:-1])
 @torch.inference_mode()
-def test_one_utterance_equals_transformers_own_model(tmp_path, kind):
+def test_one_utterance_equals_transformers_model(tmp_path, kind):
     from transformers import AutoModel
 
     name, norm = kind.split("-")
@@ -152,7 +154,7 @@ def test_one_utterance_equals_transformers_own_model(tmp_path, kind):
     torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=0)
 
 
-def test_normalisation_follows_the_models_own_file(tmp_path):
+def test_normalisation_follows_the_preprocessor_config(tmp_path):
     group = write_tiny_hubert(tmp_path / "group", "group")
     layer = write_tiny_hubert(tmp_path / "layer", "layer")
     assert not HubertEncoder(str(group)).normalize
@@ -163,8 +165,8 @@ def test_normalisation_follows_the_models_own_file(tmp_path):
 
 @pytest.mark.parametrize("kind", ["hubert-group", "whisper"])
 @torch.inference_mode()
-def test_layer_choice(tmp_path, tiny_whisper, kind):
-    """A layer in the middle, and the weighted sum, which begins as the mean."""
+def test_layer_selection(tmp_path, tiny_whisper, kind):
+    """An intermediate layer and the weighted sum of all layers."""
     folder = (
         tiny_whisper
         if kind == "whisper"
@@ -188,13 +190,13 @@ def test_layer_choice(tmp_path, tiny_whisper, kind):
 
 
 @pytest.mark.parametrize("layer", [0, 3, "first"])
-def test_a_layer_that_is_not_there(tiny_whisper, layer):
+def test_invalid_layer(tiny_whisper, layer):
     with pytest.raises(ValueError, match="encoder layer"):
         WhisperEncoder(str(tiny_whisper), layer=layer)
 
 
 def trained(encoder) -> set[str]:
-    """Which parts of the encoder are trained, down to the number of a layer."""
+    """Return the names of the modules with trained parameters."""
     names = [n for n, p in encoder.named_parameters() if p.requires_grad]
     return {".".join(n.split(".")[:-1]) for n in names}
 
@@ -216,7 +218,7 @@ def test_freezing(tiny_whisper, encoders, tmp_path):
             WhisperEncoder(str(tiny_whisper), trainable_layers=wrong)
 
 
-def test_what_is_frozen_has_no_dropout(tmp_path):
+def test_frozen_modules_have_no_dropout(tmp_path):
     folder = write_tiny_hubert(tmp_path / "hubert", "group")  # dropout 0.1
     wave = torch.randn(4000)[None] * 0.1, torch.tensor([4000])
     frozen = HubertEncoder(str(folder)).train()
@@ -226,7 +228,7 @@ def test_what_is_frozen_has_no_dropout(tmp_path):
     assert torch.equal(trained.eval()(*wave)[0], trained.eval()(*wave)[0])
 
 
-def test_dropout_of_whisper_is_in_the_trained_layers_alone(tiny_whisper):
+def test_whisper_dropout_is_in_trained_layers_only(tiny_whisper):
     encoder = WhisperEncoder(str(tiny_whisper), trainable_layers=1, dropout=0.5)
     assert [layer.dropout for layer in encoder.layers][-1] == 0.5
     assert all(layer.dropout == 0 for layer in encoder.layers[:-1])
@@ -239,7 +241,7 @@ def test_dropout_of_whisper_is_in_the_trained_layers_alone(tiny_whisper):
     assert torch.equal(encoder(speech, lengths)[0], encoder(speech, lengths)[0])
 
 
-def test_gradients_reach_only_what_is_trained(tmp_path):
+def test_gradients_reach_trained_parameters_only(tmp_path):
     folder = write_tiny_hubert(tmp_path / "hubert", "group")
     encoder = HubertEncoder(str(folder), trainable_layers=1).train()
     waves = [torch.randn(n) * 0.1 for n in (4000, 9000)]
@@ -249,7 +251,7 @@ def test_gradients_reach_only_what_is_trained(tmp_path):
         assert parameter.grad is None or torch.isfinite(parameter.grad).all()
 
 
-def test_masks_on_the_spectrogram_only_in_training(tiny_whisper):
+def test_specaug_is_applied_in_training_only(tiny_whisper):
     specaug = {
         "apply_time_warp": False,
         "freq_mask_width_range": [10, 27],
@@ -265,7 +267,7 @@ def test_masks_on_the_spectrogram_only_in_training(tiny_whisper):
     assert torch.equal(encoder(*wave)[0], plain(*wave)[0])
 
 
-def test_too_long_for_whisper(tiny_whisper):
+def test_utterance_too_long_for_whisper(tiny_whisper):
     encoder = WhisperEncoder(str(tiny_whisper)).eval()
     assert encoder.max_samples == 480000
     speech, lengths = torch.zeros(1, 481000), torch.tensor([481000])
@@ -273,7 +275,7 @@ def test_too_long_for_whisper(tiny_whisper):
         encoder(speech, lengths)
 
 
-def test_random_weights_from_the_architecture_alone(tiny_whisper):
+def test_random_init(tiny_whisper):
     torch.manual_seed(8)
     built = WhisperEncoder(str(tiny_whisper), random_init=True)
     loaded = WhisperEncoder(str(tiny_whisper))
@@ -281,8 +283,8 @@ def test_random_weights_from_the_architecture_alone(tiny_whisper):
     assert not torch.equal(built.encoder.conv1.weight, loaded.encoder.conv1.weight)
 
 
-def test_any_other_encoder_of_transformers(tmp_path):
-    """One that reads log-mel frames of its own feature extractor."""
+def test_auto_encoder(tmp_path):
+    """An encoder whose own feature extractor computes log-mel frames."""
     from transformers import (
         SeamlessM4TFeatureExtractor,
         Wav2Vec2BertConfig,

@@ -1,4 +1,4 @@
-"""QLoRA: 4-bit weights, their training and decoding, and machines without them."""
+"""QLoRA: 4-bit weights, training, decoding, and machines without 4-bit support."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ QLORA = {"tuning": "qlora", "lora": {"r": 2, "lora_dropout": 0.0}}
 
 @pytest.fixture(scope="module")
 def tiny_llm(tmp_path_factory, smollm2) -> Path:
-    """A random Llama whose layers are whole blocks of 64 weights."""
+    """Folder of a random Llama whose layer sizes are multiples of 64."""
     return write_tiny_llm(tmp_path_factory.mktemp("qlora") / "llm", smollm2, size=64)
 
 
@@ -49,7 +49,7 @@ def dequantized(tiny_llm) -> LanguageModel:
     return llm.eval()
 
 
-def test_weights_are_the_papers_levels(dequantized, tiny_llm):
+def test_weights_are_the_levels_of_the_paper(dequantized, tiny_llm):
     """Every weight is the nearest of 16 levels times the largest of its block of 64."""
     original = AutoModelForCausalLM.from_pretrained(tiny_llm, dtype=torch.bfloat16)
     weight = original.get_submodule(LAYER).weight.float().reshape(-1, 64)
@@ -58,13 +58,13 @@ def test_weights_are_the_papers_levels(dequantized, tiny_llm):
     nearest = ((weight / largest)[..., None] - levels).abs().argmin(2)
     expected = levels[nearest] * largest
     found = dequantized.causal_lm.get_submodule(LAYER).get_base_layer().weight
-    # the largest of a block is kept in 8 bits: double quantisation
+    # double quantisation: the maximum of a block is stored in 8 bits
     error = (found.reshape(-1, 64) - expected).abs() / largest
     assert error.max() < 0.02
     assert (found.reshape(-1, 64) - weight).abs().max() > 0.05 * largest.max()
 
 
-def test_four_bits_and_adapters(quantized):
+def test_layers_are_4_bit_with_adapters(quantized):
     from bitsandbytes.nn import Linear4bit
 
     layer = quantized.causal_lm.get_submodule(LAYER)
@@ -78,7 +78,7 @@ def test_four_bits_and_adapters(quantized):
 
 
 @torch.inference_mode()
-def test_dequantized_it_is_the_same_function(quantized, dequantized):
+def test_dequantized_model_gives_the_same_logits(quantized, dequantized):
     tokens = torch.arange(40).reshape(2, 20)
     mask = torch.ones_like(tokens)
     outputs = [
@@ -88,7 +88,7 @@ def test_dequantized_it_is_the_same_function(quantized, dequantized):
     assert (outputs[0] - outputs[1]).abs().mean() < 0.02 * scale  # bfloat16 products
 
 
-def test_training_exporting_and_decoding(train, tmp_path, tiny_llm):
+def test_training_export_and_decoding(train, tmp_path, tiny_llm):
     exp = tmp_path / "exp"
     model = {"model": str(tiny_llm), **QLORA}
     train(exp, llm_conf=model, optim="paged_adamw", optim_conf={"lr": 1e-2})
@@ -107,7 +107,9 @@ def test_training_exporting_and_decoding(train, tmp_path, tiny_llm):
         assert not [name for name in stream.keys() if "absmax" in name]
 
 
-def test_where_it_cannot_be_it_is_lora(train, tmp_path, monkeypatch, caplog, tiny_llm):
+def test_fallback_to_lora_without_4_bit_weights(
+    train, tmp_path, monkeypatch, caplog, tiny_llm
+):
     reason = "qlora: bitsandbytes has no 4-bit weights on this cpu: none"
     monkeypatch.setattr(
         speechllm.training.task, "quantization_obstacle", lambda: reason
@@ -117,10 +119,10 @@ def test_where_it_cannot_be_it_is_lora(train, tmp_path, monkeypatch, caplog, tin
         train(exp, llm_conf={"model": str(tiny_llm), **QLORA}, max_epoch=1)
     assert f"{reason}; LoRA on whole weights instead" in caplog.text
     config = yaml.safe_load((exp / "config.yaml").read_text())
-    assert config["llm_conf"]["tuning"] == "lora"  # and so it is decoded
+    assert config["llm_conf"]["tuning"] == "lora"  # used in decoding
 
 
-def test_without_bitsandbytes(monkeypatch, tiny_llm):
+def test_missing_bitsandbytes(monkeypatch, tiny_llm):
     for name in [n for n in sys.modules if n.split(".")[0] == "bitsandbytes"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
@@ -131,7 +133,7 @@ def test_without_bitsandbytes(monkeypatch, tiny_llm):
         speechllm.training.task.paged_adamw([torch.nn.Parameter(torch.ones(1))])
 
 
-def test_a_gpu_that_it_does_not_know(monkeypatch):
+def test_unsupported_gpu(monkeypatch):
     from bitsandbytes import functional
 
     def refuse(*_, **__):
@@ -141,13 +143,13 @@ def test_a_gpu_that_it_does_not_know(monkeypatch):
     assert quantization_obstacle().endswith("on this cpu: no kernel image")
 
 
-def test_layers_that_bitsandbytes_reads_wrongly(tmp_path, smollm2):
+def test_layer_sizes_that_bitsandbytes_misreads(tmp_path, smollm2):
     narrow = write_tiny_llm(tmp_path / "llm", smollm2, size=32)
     with pytest.raises(ValueError, match="multiple of 64 inputs; .*q_proj has 32"):
         LanguageModel(str(narrow), tuning="qlora")
 
 
-def test_weights_that_are_not_there_cannot_be_quantized(tiny_llm):
+def test_random_init_cannot_be_quantized(tiny_llm):
     with pytest.raises(ValueError, match="pretrained weights"):
         LanguageModel(str(tiny_llm), tuning="qlora", random_init=True)
 
@@ -161,8 +163,8 @@ def test_frozen_weights_keep_their_precision(tiny_llm):
         assert parameter.dtype == expected, name
 
 
-def test_a_gated_model(monkeypatch):
-    """What the user must do is said."""
+def test_gated_model(monkeypatch):
+    """The message names the remedy."""
     from huggingface_hub.errors import GatedRepoError
 
     from speechllm.pretrained import hub

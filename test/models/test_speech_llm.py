@@ -1,4 +1,4 @@
-"""The model as a whole: losses against transformers' and ESPnet's, and checkpoints."""
+"""SpeechLLM: losses against transformers and ESPnet, statistics, checkpoints."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def config(tiny_whisper, tiny_llm, bridge="convolution", **options) -> dict:
 
 @pytest.fixture
 def make(tiny_whisper, tiny_llm):
-    """Builds a small model; keywords replace parts of its configuration."""
+    """Build a tiny model; keywords replace parts of its configuration."""
 
     def build(seed: int = 1, **options) -> SpeechLLM:
         torch.manual_seed(seed)
@@ -44,7 +44,7 @@ def pad(rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def make_batch(model: SpeechLLM, rows=(0, 1, 2)) -> dict[str, torch.Tensor]:
-    """Examples of different lengths in all respects."""
+    """Return examples whose audio, texts and prompts all differ in length."""
     generator = torch.Generator().manual_seed(5)
     waves = [0.1 * torch.randn(n, generator=generator) for n in (16000, 6000, 30000)]
     columns = {
@@ -72,26 +72,26 @@ def make_batch(model: SpeechLLM, rows=(0, 1, 2)) -> dict[str, torch.Tensor]:
 
 
 def spliced(model: SpeechLLM, batch: dict) -> tuple[list, list]:
-    """Embeddings of prompt, speech, prompt, answer of each, and labels, by hand."""
+    """Return the embeddings of prefix, speech, suffix and answer, and the labels."""
     embed = model.llm.causal_lm.get_input_embeddings()
     features, frames = model.encoder(batch["speech"], batch["speech_lengths"])
     logits = model.ctc.ctc_lo(features)
-    heard, sizes = model.bridge(features, frames, logits)
+    embeddings, sizes = model.bridge(features, frames, logits)
     inputs, labels = [], []
-    for row in range(len(heard)):
+    for row in range(len(embeddings)):
         before, behind, answer = (
             batch[name][row, : batch[name + "_lengths"][row]]
             for name in ("prompt_prefix", "prompt_suffix", "text")
         )
-        speech = heard[row, : sizes[row]]
+        speech = embeddings[row, : sizes[row]]
         inputs.append(torch.cat([embed(before), speech, embed(behind), embed(answer)]))
-        told = len(before) + len(speech) + len(behind)
-        labels.append(torch.cat([torch.full((told,), -100), answer]))
+        prompt = len(before) + len(speech) + len(behind)
+        labels.append(torch.cat([torch.full((prompt,), -100), answer]))
     return inputs, labels
 
 
 def transformers_loss(model: SpeechLLM, batch: dict, smoothing=0.0) -> torch.Tensor:
-    """The loss on the answers through transformers' own head over all positions."""
+    """Return transformers' loss on the answers, with its head at all positions."""
     inputs, labels = spliced(model, batch)
     mask = torch.nn.utils.rnn.pad_sequence([torch.ones(len(x)) for x in inputs], True)
     padded = torch.nn.utils.rnn.pad_sequence(inputs, True)
@@ -111,8 +111,8 @@ def transformers_loss(model: SpeechLLM, batch: dict, smoothing=0.0) -> torch.Ten
 
 @pytest.mark.parametrize("bridge", ["convolution", "ctc_compression", "transcript"])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_the_loss_is_transformers_own(make, bridge, smoothing):
-    """Head at the targets alone against ``labels=`` over the whole sequence."""
+def test_loss_equals_transformers(make, bridge, smoothing):
+    """Logits at the targets only, against ``labels=`` over the whole sequence."""
     model_conf = {
         "ctc_weight": 0.0,
         "label_smoothing": smoothing,
@@ -128,7 +128,7 @@ def test_the_loss_is_transformers_own(make, bridge, smoothing):
     torch.testing.assert_close(stats["loss_att"], stats["loss"])
 
 
-def test_gradients_are_transformers_own(make):
+def test_gradients_equal_transformers(make):
     model = make(model_conf={"ctc_weight": 0.0, "autocast": "float32"})
     batch = make_batch(model)
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
@@ -140,7 +140,7 @@ def test_gradients_are_transformers_own(make):
         torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-4, msg=name)
 
 
-def test_the_ctc_loss_is_espnets_own(make):
+def test_ctc_loss_equals_espnet(make):
     model = make(llm=None, bridge=None, model_conf={"ctc_weight": 1.0})
     model.autocast_dtype = torch.float32
     batch = make_batch(model)
@@ -152,7 +152,7 @@ def test_the_ctc_loss_is_espnets_own(make):
     assert 0 < stats["cer_ctc"]
 
 
-def test_the_two_losses_are_weighted_as_in_espnet(make):
+def test_losses_are_weighted_as_in_espnet(make):
     model = make()
     loss, stats, _ = model(**make_batch(model))
     expected = 0.3 * stats["loss_ctc"] + 0.7 * stats["loss_att"]
@@ -162,7 +162,7 @@ def test_the_two_losses_are_weighted_as_in_espnet(make):
     assert set(stats) == {"loss", "loss_ctc", "loss_att", "acc"}
 
 
-def test_the_loss_of_a_batch_is_the_mean_of_its_utterances(make):
+def test_batch_loss_is_the_mean_over_utterances(make):
     for bridge in ("convolution", "transcript"):
         model = make(bridge=bridge)
         together = model(**make_batch(model))[1]
@@ -172,7 +172,7 @@ def test_the_loss_of_a_batch_is_the_mean_of_its_utterances(make):
             torch.testing.assert_close(together[name], mean, atol=1e-3, rtol=1e-4)
 
 
-def test_statistics_tell_a_perfect_model(make):
+def test_statistics_of_a_perfect_model(make):
     model = make()
     answers = unpad(*(make_batch(model)[k] for k in ("text", "text_lengths")))
     best = torch.tensor([t for a in answers for t in a])
@@ -189,8 +189,8 @@ def test_statistics_tell_a_perfect_model(make):
     assert model.ctc_transcripts(logits, frames) == list(SENTENCES)
 
 
-def test_text_longer_than_the_speech_spoils_no_batch(make):
-    """CTC cannot say it; the loss stays a number and the gradient too."""
+def test_text_longer_than_the_speech_gives_a_finite_loss(make):
+    """No CTC path exists; loss and gradients must be finite."""
     model = make(llm=None, bridge=None, model_conf={"ctc_weight": 1.0}).train()
     batch = make_batch(model)
     batch["speech_lengths"] = torch.tensor([16000, 6000, 1600])
@@ -200,7 +200,7 @@ def test_text_longer_than_the_speech_spoils_no_batch(make):
     assert torch.isfinite(model.ctc.ctc_lo.weight.grad).all()
 
 
-def test_bfloat16_products_give_nearly_the_same_loss(make):
+def test_bfloat16_loss_is_close_to_float32(make):
     exact, half = make(), make()
     half.autocast_dtype = torch.bfloat16
     batch = make_batch(exact)
@@ -212,7 +212,7 @@ def test_bfloat16_products_give_nearly_the_same_loss(make):
 # Checkpoints
 
 
-def test_a_checkpoint_holds_what_is_trained(make, tiny_whisper):
+def test_checkpoint_has_trained_tensors_only(make, tiny_whisper):
     model = make()
     names = set(model.state_dict())
     trained = {n for n, p in model.named_parameters() if p.requires_grad}
@@ -225,14 +225,14 @@ def test_a_checkpoint_holds_what_is_trained(make, tiny_whisper):
     assert encoder and all(".layers.1." in n or "layer_norm" in n for n in encoder)
 
 
-def test_a_frozen_ctc_branch_is_kept_too(make):
-    """It comes from the warm-up, so the pretrained models do not hold it."""
+def test_checkpoint_includes_a_frozen_ctc_branch(make):
+    """It is trained in the warm-up, so it is in no pretrained model."""
     model = make(model_conf={"ctc_weight": 0.0})
     assert not any(p.requires_grad for p in model.ctc.parameters())
     assert "ctc.ctc_lo.weight" in model.state_dict()
 
 
-def test_a_checkpoint_round_trip(make):
+def test_checkpoint_round_trip(make):
     first, second = make(seed=1), make(seed=2)
     batch = make_batch(first)
     expected = first(**batch)[0]
@@ -242,7 +242,7 @@ def test_a_checkpoint_round_trip(make):
     assert set(second.state_dict()) == set(first.state_dict())
 
 
-def test_what_a_warm_up_trained_stays_in_the_checkpoint(make, tiny_whisper):
+def test_checkpoint_keeps_tensors_of_the_warm_up(make, tiny_whisper):
     tuned = {"model": str(tiny_whisper), "trainable_layers": 1}
     warm = make(
         llm=None, bridge=None, encoder_conf=tuned, model_conf={"ctc_weight": 1.0}
@@ -260,7 +260,7 @@ def test_what_a_warm_up_trained_stays_in_the_checkpoint(make, tiny_whisper):
     assert torch.equal(third(**batch)[0], model(**batch)[0])
 
 
-def test_a_checkpoint_that_does_not_fit_names_the_tensors(make):
+def test_mismatched_checkpoint_names_the_tensors(make):
     model = make()
     state = model.state_dict()
     with pytest.raises(RuntimeError, match="1 tensors are not in this model: bridge.x"):
@@ -298,7 +298,7 @@ def test_parts_that_do_not_fit_each_other(make):
             make(**options)
 
 
-def test_no_ctc_at_all(make):
+def test_model_without_ctc(make):
     model = make(token_list=[], model_conf={"ctc_weight": 0.0, "autocast": "float32"})
     assert model.ctc is None
     loss, stats, _ = model(**make_batch(model))
@@ -307,7 +307,7 @@ def test_no_ctc_at_all(make):
 
 
 @pytest.mark.parametrize("tuning", ["full", "frozen", "lora"])
-def test_tuning_of_the_llm(make, tiny_llm, tuning):
+def test_llm_tuning(make, tiny_llm, tuning):
     model = make(
         llm_conf={"model": str(tiny_llm), "dtype": "float32", "tuning": tuning}
     ).train()

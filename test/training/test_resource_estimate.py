@@ -1,4 +1,4 @@
-"""Estimates: against published sizes, arithmetic by hand, and a measured run."""
+"""Resource estimates against published sizes, manual arithmetic and measured memory."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ BATCH, TOLERANCE = 8, 0.3
 
 @pytest.mark.parametrize(
     ("name", "millions"),
-    [  # as the hub counts the tensors of these models
+    [  # as counted by the hub
         ("google/gemma-2-9b-it", 9241.7),
         ("meta-llama/Meta-Llama-3-8B-Instruct", 8030.3),
         ("HuggingFaceTB/SmolLM2-1.7B-Instruct", 1711.4),
     ],
 )
-def test_parameters_are_those_published(name, millions):
-    llm = e.build_llm({"tuning": "frozen"}, e.shape_of(name))
+def test_published_parameter_counts(name, millions):
+    llm = e.build_llm({"tuning": "frozen"}, e.load_shape(name))
     assert e.count(llm) == (pytest.approx(millions * 1e6, rel=1e-4), 0)
 
 
-def test_four_bits_and_whole_weights():
+def test_bytes_of_4_bit_and_full_weights():
     conf = {"tuning": "qlora", "lora": {"r": 2}}
     llm = e.build_llm(conf, AutoConfig.for_model("llama", **SHAPE))
     linear = 4 * (4 * 256 * 256 + 3 * 256 * 1024)
@@ -56,8 +56,8 @@ def test_four_bits_and_whole_weights():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_measured_run(checkpointing):
-    """The peak of resident memory, within 30 %."""
+def test_measured_peak_memory(checkpointing):
+    """The estimate is within 30 % of the peak of resident memory."""
     conf = {
         "tuning": "lora",
         "lora": {"r": 8},
@@ -65,23 +65,23 @@ def test_a_measured_run(checkpointing):
         "gradient_checkpointing": checkpointing,
     }
     config = AutoConfig.for_model("llama", **SHAPE)
-    heard = 125
+    speech = 125
     encoder = AutoConfig.for_model("whisper", d_model=32, encoder_ffn_dim=64)
     whole = {"llm_conf": conf, "model_conf": {"autocast": "float32"}}
-    activations = BATCH * e.utterance_bytes(whole, config, encoder, 0, heard)
+    activations = BATCH * e.utterance_bytes(whole, config, encoder, 0, speech)
     llm = e.build_llm(conf, config)
     expected = e.llm_bytes(llm, conf) + 12 * e.count(llm)[1] + activations
     answer = int(e.TOKENS_PER_SECOND * e.UTTERANCE_SECONDS)
-    asked = {"shape": SHAPE, "batch": BATCH, "answer": answer}
-    asked |= {"read": heard + e.PROMPT_TOKENS + answer}
-    asked["llm_conf"] = {k: v for k, v in conf.items() if k != "dtype"}
-    # memory goes back to the system as soon as it is free
+    request = {"shape": SHAPE, "batch": BATCH, "answer": answer}
+    request |= {"length": speech + e.PROMPT_TOKENS + answer}
+    request["llm_conf"] = {k: v for k, v in conf.items() if k != "dtype"}
+    # return freed memory to the system at once
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
     done = subprocess.run(
         [
             sys.executable,
             Path(__file__).with_name("measure_step.py"),
-            json.dumps(asked),
+            json.dumps(request),
         ],
         capture_output=True,
         text=True,
@@ -91,16 +91,16 @@ def test_a_measured_run(checkpointing):
     assert expected == pytest.approx(int(done.stdout), rel=TOLERANCE)
 
 
-def config_of(name: str = "train_whisper_llama3_8b.yaml", **changes) -> dict:
+def read_config(name: str = "train_whisper_llama3_8b.yaml", **changes) -> dict:
     config = yaml.safe_load((CONF / name).read_text())
     config["llm_conf"] |= changes
     return config
 
 
-def test_what_makes_it_smaller():
-    qlora = e.estimate(config_of())
-    lora = e.estimate(config_of(tuning="lora"))
-    kept = e.estimate(config_of(gradient_checkpointing=False))
+def test_options_that_save_memory():
+    qlora = e.estimate(read_config())
+    lora = e.estimate(read_config(tuning="lora"))
+    kept = e.estimate(read_config(gradient_checkpointing=False))
     assert qlora.weights < 0.7 * lora.weights
     assert qlora.trainable == lora.trainable < 0.02 * qlora.parameters
     assert qlora.optimizer == 2 * qlora.gradients == 8 * qlora.trainable
@@ -108,7 +108,7 @@ def test_what_makes_it_smaller():
     assert kept.operations < qlora.operations
 
 
-def test_the_command(capsys):
+def test_command_line(capsys):
     config = str(CONF / "train_whisper_llama3_8b.yaml")
     assert main(["estimate", "--config", config, "--gpu", "80"]) == 0
     assert "fits into 80 GiB" in capsys.readouterr().out
@@ -128,18 +128,18 @@ def test_the_command(capsys):
         ({"bridge": "rope"}, "bridge 'rope': one of stack"),
     ],
 )
-def test_configs_that_cannot_be(changes, message):
+def test_invalid_configs(changes, message):
     with pytest.raises(UserError, match=message):
-        e.estimate({**config_of(), **changes})
+        e.estimate({**read_config(), **changes})
 
 
-def test_a_model_whose_size_is_not_known(monkeypatch):
+def test_unknown_model_size(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="none/such: its config.json.*hf auth login"):
-        e.shape_of("none/such")
+        e.load_shape("none/such")
 
 
-def test_a_full_gpu_is_one_sentence(capsys):
+def test_out_of_memory_message(capsys):
     import torch
 
     def fill():

@@ -1,4 +1,4 @@
-"""The ESPnet task: training, going on after a kill, and settings that are wrong."""
+"""ESPnet task: training, resuming after a kill, initialisation, invalid settings."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from tiny_models import LABELS
 from speechllm.text.ctc_labels import CTCTokenizer
 from speechllm.text.prompts import read_prompts
 from speechllm.training.initialization import (
+    atomic_checkpoints,
     load_init_param,
-    mend_checkpoint,
-    whole_checkpoints,
+    repair_checkpoint,
 )
 from speechllm.training.preprocessor import ExamplePreprocessor, collate
 from speechllm.utils.errors import UserError
@@ -38,7 +38,7 @@ def assert_same(one: Path, other: Path) -> None:
 
 @pytest.fixture
 def whole(train, tmp_path) -> Path:
-    """A training of two epochs that nothing interrupted."""
+    """Folder of an uninterrupted training of two epochs."""
     return train(tmp_path / "whole")
 
 
@@ -54,17 +54,17 @@ def test_training_writes_small_checkpoints(whole):
     reporter = torch.load(whole / "checkpoint.pth", weights_only=False)["reporter"]
     losses = [reporter["stats"][epoch]["valid"]["loss"] for epoch in (1, 2)]
     assert np.isfinite(losses).all()
-    assert losses[1] < losses[0]  # eight equal texts are soon known
+    assert losses[1] < losses[0]  # eight equal texts are learnt fast
 
 
-def test_the_average_is_that_of_the_epochs(whole):
+def test_averaged_model_is_the_mean_of_the_epochs(whole):
     average = tensors(whole / "valid.loss.ave_2best.pth")
     epochs = [tensors(whole / f"{epoch}epoch.pth") for epoch in (1, 2)]
     for name, value in average.items():
         torch.testing.assert_close(value, (epochs[0][name] + epochs[1][name]) / 2)
 
 
-def test_killed_between_the_epochs_it_goes_on_to_the_same(train, whole, tmp_path):
+def test_resuming_after_an_epoch_gives_the_same_model(train, whole, tmp_path):
     killed = train(tmp_path / "killed", max_epoch=1)
     train(killed)
     for name in ("2epoch.pth", "valid.loss.ave.pth"):
@@ -72,8 +72,8 @@ def test_killed_between_the_epochs_it_goes_on_to_the_same(train, whole, tmp_path
 
 
 @pytest.mark.parametrize("lost", ["1epoch.pth", "links"])
-def test_killed_behind_the_checkpoint(train, whole, tmp_path, lost):
-    """checkpoint.pth is written, what belongs to it is not yet."""
+def test_resuming_after_a_kill_behind_the_checkpoint(train, whole, tmp_path, lost):
+    """checkpoint.pth is written, the model and the links are not."""
     killed = train(tmp_path / "killed", max_epoch=1)
     for name in ("latest.pth", "valid.loss.best.pth", "valid.loss.ave.pth"):
         (killed / name).unlink()
@@ -86,7 +86,7 @@ def test_killed_behind_the_checkpoint(train, whole, tmp_path, lost):
     assert (killed / "valid.loss.best.pth").readlink() == best
 
 
-def test_killed_behind_the_last_checkpoint(train, whole, tmp_path):
+def test_resuming_after_a_kill_behind_the_last_checkpoint(train, whole, tmp_path):
     killed = tmp_path / "killed"
     shutil.copytree(whole, killed, symlinks=True)
     for name in ("2epoch.pth", "latest.pth", "valid.loss.best.pth"):
@@ -97,7 +97,7 @@ def test_killed_behind_the_last_checkpoint(train, whole, tmp_path):
         assert_same(killed / name, whole / name)
 
 
-def test_mending_what_is_whole_changes_nothing(whole):
+def test_repairing_a_complete_checkpoint_changes_nothing(whole):
     def state() -> dict:
         return {
             p.name: p.readlink() if p.is_symlink() else p.read_bytes()
@@ -105,19 +105,19 @@ def test_mending_what_is_whole_changes_nothing(whole):
         }
 
     before = state()
-    mend_checkpoint(whole, [("valid", "loss", "min"), ("valid", "nothing", "max")])
+    repair_checkpoint(whole, [("valid", "loss", "min"), ("valid", "nothing", "max")])
     assert state() == before
-    mend_checkpoint(whole / "nothing here")
+    repair_checkpoint(whole / "nothing here")
 
 
-def test_a_checkpoint_is_whole_or_the_last_one(tmp_path):
+def test_checkpoints_are_written_atomically(tmp_path):
     path = tmp_path / "model.pth"
 
     class Killed:
         def __reduce__(self):
             raise KeyboardInterrupt
 
-    with whole_checkpoints():
+    with atomic_checkpoints():
         torch.save({"a": torch.ones(2)}, path)
         with pytest.raises(KeyboardInterrupt):
             torch.save({"a": torch.zeros(2), "b": Killed()}, path)
@@ -125,7 +125,7 @@ def test_a_checkpoint_is_whole_or_the_last_one(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["model.pth"]
 
 
-def test_statistics(train, examples, tmp_path):
+def test_collect_stats(train, examples, tmp_path):
     ids = tmp_path / "ids"
     ids.write_text("".join(f"u{i} x\n" for i in range(UTTERANCES)))
     output = train(
@@ -155,7 +155,7 @@ def test_warm_up_without_an_llm(train, tmp_path, tiny_whisper):
     assert sorted(r / max(rates) for r in rates) == pytest.approx([0.1, 1.0])
 
 
-# What training starts from
+# Initialisation
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +168,7 @@ def warm_state() -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("form", ["file.safetensors", "model.safetensors", "file.pth"])
-def test_start_from_another_training(train, tmp_path, warm_state, form):
+def test_initialisation_from_another_training(train, tmp_path, warm_state, form):
     """A safetensors file, a folder that holds one, a torch file."""
     path = tmp_path / "warm" / form
     path.parent.mkdir()
@@ -192,7 +192,7 @@ class Holder(torch.nn.Module):
         self.other = torch.nn.Linear(2, 2)
 
 
-def test_only_tensors_with_a_prefix(tmp_path):
+def test_initialisation_with_a_prefix(tmp_path):
     state = Holder().state_dict()
     save_file(state, tmp_path / "a.safetensors")
     model = Holder()
@@ -204,7 +204,7 @@ def test_only_tensors_with_a_prefix(tmp_path):
         load_init_param(f"{tmp_path / 'a.safetensors'}:llm", model, False, "cpu")
 
 
-def test_a_checkpoint_that_does_not_fit(tmp_path):
+def test_mismatched_checkpoint(tmp_path):
     state = {**Holder().state_dict(), "ctc.weight": torch.zeros(9, 9)}
     path = tmp_path / "a.pth"
     torch.save(state, path)
@@ -215,8 +215,8 @@ def test_a_checkpoint_that_does_not_fit(tmp_path):
     assert torch.equal(model.other.weight, state["other.weight"])
 
 
-def test_a_checkpoint_of_other_labels(tmp_path):
-    """As many labels in another order would fit, and spell other letters."""
+def test_checkpoint_with_other_labels(tmp_path):
+    """The same number of labels in another order would load without an error."""
     torch.save(Holder().state_dict(), tmp_path / "a.pth")
     labels = "ctc_token_list: ['<blank>', e, t]\n"
     (tmp_path / "config.yaml").write_text(labels)
@@ -235,7 +235,7 @@ def test_a_checkpoint_of_other_labels(tmp_path):
     assert torch.equal(model.other.weight, start.other.weight)
 
 
-def test_a_checkpoint_that_is_none(tmp_path):
+def test_invalid_checkpoint_files(tmp_path):
     class Evil:
         def __reduce__(self):
             return (print, ("run",))
@@ -249,10 +249,10 @@ def test_a_checkpoint_that_is_none(tmp_path):
             load_init_param(str(tmp_path / name), Holder(), False, "cpu")
 
 
-# Settings that are wrong
+# Invalid settings
 
 
-def test_an_unknown_key_in_the_config(train, tmp_path, capsys):
+def test_unknown_key_in_the_config(train, tmp_path, capsys):
     with pytest.raises(SystemExit) as caught:
         train(tmp_path / "exp", colour="red")
     assert caught.value.code == 2
@@ -273,15 +273,15 @@ def test_an_unknown_key_in_the_config(train, tmp_path, capsys):
         ({"model_conf": {"ctc_weight": 2.0}}, "ctc_weight 2.0: from 0 to 1"),
         ({"optim_conf": {"rate": 1}}, "optim_conf: unknown option 'rate'"),
         ({"scheduler_conf": {"steps": 1}}, "scheduler_conf: unknown option 'steps'"),
-        ({"lr_scales": {"decoder": 0.1}}, "nothing that is trained begins with dec"),
+        ({"lr_scales": {"decoder": 0.1}}, "no trained parameter begins with dec"),
     ],
 )
-def test_wrong_settings(train, tmp_path, changes, message):
+def test_invalid_settings(train, tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
         train(tmp_path / "exp", **changes)
 
 
-def test_no_prompts_and_no_token_list(train, tmp_path):
+def test_missing_prompts_or_token_list(train, tmp_path):
     with pytest.raises(UserError, match="no such prompts file"):
         train(tmp_path / "exp", "--prompts", str(tmp_path / "none.yaml"))
     with pytest.raises(UserError, match="no such token list; run stage 5"):
@@ -292,8 +292,8 @@ def test_no_prompts_and_no_token_list(train, tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_utterance_longer_than_the_encoder_takes(train, tmp_path, examples, workers):
-    """One sentence, from a worker process too."""
+def test_utterance_too_long_for_the_encoder(train, tmp_path, examples, workers):
+    """The message is one sentence, also from a worker process."""
     folder = tmp_path / "long"
     shutil.copytree(examples, folder)
     soundfile.write(folder / "long.wav", np.zeros(31 * 16000), 16000)
@@ -307,11 +307,11 @@ def test_an_utterance_longer_than_the_encoder_takes(train, tmp_path, examples, w
     )
 
 
-# One example
+# Preprocessing
 
 
 class Tokenizer:
-    """As much of transformers' as the preprocessor needs; a word is a token."""
+    """Minimal tokenizer for the preprocessor; a token is the length of a word."""
 
     bos_token_id = None
     eos_token_id = 0
@@ -336,7 +336,7 @@ def example(**changes) -> dict:
     }
 
 
-def test_an_example_becomes_arrays(preprocessor):
+def test_preprocessing_of_an_example(preprocessor):
     found = preprocessor("u", example())
     assert found["speech"].dtype == np.float32
     assert found["text"].tolist() == [2, 6, 0]
@@ -355,7 +355,7 @@ def test_an_example_becomes_arrays(preprocessor):
         ({"task": "asr de de"}, "language 'de' has no name"),
     ],
 )
-def test_an_example_that_is_wrong(preprocessor, changes, message):
+def test_invalid_examples(preprocessor, changes, message):
     with pytest.raises(UserError, match=message):
         preprocessor("u", example(**changes))
 
