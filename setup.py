@@ -1,9 +1,9 @@
-"""Installation of the package; tools/install.sh is the tried way to an environment.
+"""Packaging. Use tools/install.sh to set up a tested environment.
 
-``install_requires`` names what the package imports, loosely; the exact versions,
-with hashes, are in tools/requirements. espnet is left out of it on purpose: its
-metadata demands setuptools < 74 and torch's demands >= 77, so pip can install
-both only when espnet comes with ``--no-deps`` (as tools/install.sh does).
+``install_requires`` lists the imported packages with loose versions; the exact
+versions, with hashes, are in tools/requirements. espnet is not listed: its metadata
+requires setuptools < 74 and torch's >= 77, so pip can install both only if espnet is
+installed with ``--no-deps``, as tools/install.sh does.
 """
 
 import re
@@ -15,13 +15,14 @@ ROOT = Path(__file__).parent
 
 
 def version() -> str:
+    """Return the version of ``speechllm/__init__.py``."""
     text = (ROOT / "speechllm" / "__init__.py").read_text(encoding="utf-8")
     found = re.search(r'^__version__ = "([^"]+)"', text, re.MULTILINE)
     return found.group(1) if found else "0.1.0"
 
 
 def pins(name: str) -> list[str]:
-    """The direct requirements of one group, from tools/requirements/<name>.in."""
+    """Return the requirements listed in tools/requirements/<name>.in."""
     lines = (ROOT / "tools" / "requirements" / f"{name}.in").read_text().splitlines()
     return [line for line in lines if line and not line.startswith("#")]
 
@@ -79,7 +80,7 @@ setup(
         "dev": pins("dev"),
         "demo": pins("demo"),
         "qlora": pins("qlora"),
-        # what `speechllm.bin.benchmark decode --against faster-whisper` asks for
+        # for `speechllm.bin.benchmark decode --against faster-whisper`
         "benchmark": ["faster-whisper==1.2.1"],
     },
     entry_points={"console_scripts": ["speechllm = speechllm.cli:console_main"]},

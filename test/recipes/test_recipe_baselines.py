@@ -1,4 +1,4 @@
-"""local/baselines.sh of the translation recipes, on a few words of real speech."""
+"""Test local/baselines.sh of the translation recipes on a few words of real speech."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from speechllm.data.kaldi_table import write_table
 
 
 def write_stage_5(folder: Path, name: str, speech_file: Path) -> None:
-    """What stages 3 to 5 make of a set with two English utterances."""
+    """Write the output of stages 3 to 5 for a set of two English utterances."""
     raw = folder / "dump" / "raw" / name
     raw.mkdir(parents=True)
     speech = load_audio(speech_file)
@@ -55,7 +55,7 @@ def run_script(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.slow
-def test_baselines_end_in_the_table_of_results(tmp_path, speech_file, whisper_base):
+def test_baselines_write_results_table(tmp_path, speech_file, whisper_base):
     folder = clone(tmp_path / "clone", "covost2") / "covost2" / "speechllm1"
     write_stage_5(folder, "test", speech_file)
     models = tmp_path / "models"
@@ -80,14 +80,14 @@ def test_baselines_end_in_the_table_of_results(tmp_path, speech_file, whisper_ba
 
 
 @pytest.mark.parametrize("recipe", ["must_c", "covost2"])
-def test_stage_5_comes_first(tmp_path, recipe):
+def test_missing_stage_5_is_reported(tmp_path, recipe):
     done = run_script(clone(tmp_path, recipe) / recipe / "speechllm1")
     assert done.returncode == 1
     assert "run stage 5 first" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_an_unknown_option_gets_one_line(tmp_path):
+def test_unknown_option_prints_one_line(tmp_path):
     done = run_script(
         clone(tmp_path, "covost2") / "covost2" / "speechllm1", "--wisper", "x"
     )
