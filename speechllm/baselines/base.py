@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from speechllm.utils.errors import UserError
@@ -48,6 +48,28 @@ class Baseline(ABC):
         Returns:
             ``{"text", "tokens"}`` for each input; for ``asr_st`` also ``"transcript"``.
         """
+
+
+class TextTranslator(Baseline):
+    """A text translator, the second stage of a cascade."""
+
+    takes_speech = False
+
+    @abstractmethod
+    def translate(self, texts: Sequence[str], source: str, target: str) -> list[dict]:
+        """Return ``{"text", "tokens"}`` for each sentence."""
+
+    def decode(
+        self, inputs: list[str], task: str, source: str, target: str
+    ) -> list[dict]:
+        """Translate transcripts; ``asr`` examples keep the transcript itself."""
+        if task == "asr":
+            return [{"text": text, "tokens": text.split()} for text in inputs]
+        outputs = self.translate(inputs, source, target)
+        if task == "asr_st":
+            for output, text in zip(outputs, inputs):
+                output["transcript"] = text
+        return outputs
 
 
 class PretrainedSystem(Baseline):
@@ -141,24 +163,6 @@ class PretrainedSystem(Baseline):
                 f"{self.name}: the weights need {gib(needed)} in {self.dtype}, but "
                 f"{self.device} has {gib(free)} free; {remedy}"
             )
-
-
-def decode_cascade(
-    transcripts: Sequence[str],
-    task: str,
-    translate: Callable[[Sequence[str]], list[dict]],
-) -> list[dict]:
-    """Return the outputs of a cascade's translator for one batch of transcripts.
-
-    ``asr`` examples get the transcript itself, ``asr_st`` examples both texts.
-    """
-    if task == "asr":
-        return [{"text": text, "tokens": text.split()} for text in transcripts]
-    outputs = translate(transcripts)
-    if task == "asr_st":
-        for output, text in zip(outputs, transcripts):
-            output["transcript"] = text
-    return outputs
 
 
 def decode_tokens(tokenizer, token_ids) -> dict:

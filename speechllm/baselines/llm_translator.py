@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from speechllm.baselines.base import Baseline, decode_cascade
+from speechllm.baselines.base import TextTranslator
 from speechllm.data.examples import utterance_of
 from speechllm.utils.errors import UserError
 from speechllm.utils.io import read_yaml
@@ -64,7 +64,7 @@ def text_pairs(examples: str | Path) -> list[tuple[str, str, str]]:
     return [(*pair, languages) for pair, languages in pairs.items()]
 
 
-class TextTranslator(Baseline):
+class LLMTranslator(TextTranslator):
     """An LLM that translates text, with the prompts of the speech model.
 
     Args:
@@ -82,8 +82,6 @@ class TextTranslator(Baseline):
     Raises:
         UserError: the speech model has no LLM, or there are no sentence pairs.
     """
-
-    takes_speech = False
 
     def __init__(
         self,
@@ -260,14 +258,6 @@ class TextTranslator(Baseline):
         sources, targets, languages = zip(*pairs)
         labels = [answer_tokens(self.llm.tokenizer, text) for text in targets]
         return self.llm.answer_loss(self.embed(sources, languages), labels)[0]
-
-    def decode(
-        self, inputs: list[str], task: str, source: str, target: str
-    ) -> list[dict]:
-        """Translate transcripts; ``asr`` examples keep the transcript itself."""
-        return decode_cascade(
-            inputs, task, lambda texts: self.translate(texts, source, target)
-        )
 
     def translate(self, texts: Sequence[str], source: str, target: str) -> list[dict]:
         """Translate sentences."""

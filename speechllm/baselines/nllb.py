@@ -7,17 +7,16 @@ from collections.abc import Sequence
 from speechllm.baselines.base import (
     MAX_NEW_TOKENS,
     PretrainedSystem,
-    decode_cascade,
+    TextTranslator,
     decode_tokens,
     language_token,
 )
 from speechllm.baselines.language_codes import flores_code
 
 
-class Nllb(PretrainedSystem):
+class Nllb(TextTranslator, PretrainedSystem):
     """Text translation between any two languages of NLLB-200."""
 
-    takes_speech = False
     architecture = "M2M100ForConditionalGeneration"
     model_types = ("m2m_100",)
 
@@ -37,14 +36,6 @@ class Nllb(PretrainedSystem):
         code = flores_code(language)
         message = f"{self.name} does not support {language!r} ({code})"
         return language_token(self.tokenizer, code, message)
-
-    def decode(
-        self, inputs: list[str], task: str, source: str, target: str
-    ) -> list[dict]:
-        """Translate transcripts; ``asr`` examples keep the transcript itself."""
-        return decode_cascade(
-            inputs, task, lambda texts: self.translate(texts, source, target)
-        )
 
     def translate(self, texts: Sequence[str], source: str, target: str) -> list[dict]:
         """Translate sentences; an empty one stays empty."""

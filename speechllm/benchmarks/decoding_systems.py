@@ -75,12 +75,12 @@ class DecodingSet:
 
     @property
     def random(self) -> bool:
-        """Whether the model is a randomly initialised one."""
+        """True for a randomly initialised model."""
         return self.model in RANDOM
 
 
 class UnsupportedError(Exception):
-    """A system cannot decode the set; the message says why."""
+    """A system cannot decode the set; the message is the reason."""
 
 
 def load_system(system: str, content: DecodingSet) -> Decode:

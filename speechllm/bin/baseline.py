@@ -101,9 +101,9 @@ def main(argv: list[str] | None = None) -> None:
 def make_system(args: argparse.Namespace) -> Baseline:
     """Return the system that the command line names, not loaded yet."""
     if args.system == "llm":
-        from speechllm.baselines.llm_translator import TextTranslator
+        from speechllm.baselines.llm_translator import LLMTranslator
 
-        return TextTranslator(
+        return LLMTranslator(
             args.model, args.train_examples, args.output, args.epochs,
             args.learning_rate, args.beam_size, args.device, args.dtype,
         )  # fmt: skip

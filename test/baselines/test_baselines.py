@@ -15,7 +15,7 @@ from speechllm.audio.io import load_audio
 from speechllm.baselines import nllb, seamless
 from speechllm.baselines.base import gib
 from speechllm.baselines.language_codes import FLORES_200, flores_code, seamless_code
-from speechllm.baselines.llm_translator import TextTranslator, text_pairs
+from speechllm.baselines.llm_translator import LLMTranslator, text_pairs
 from speechllm.baselines.nllb import Nllb
 from speechllm.baselines.runner import decode_batch, read_transcripts, run_baseline
 from speechllm.baselines.seamless import Seamless
@@ -321,7 +321,7 @@ def test_llm_is_trained_once_and_lowers_its_loss(
     output = tmp_path / "cascade"
 
     def translator(**options):
-        return TextTranslator(
+        return LLMTranslator(
             tiny_model, train, output, epochs=2, learning_rate=1e-2, **options
         )
 
@@ -330,10 +330,10 @@ def test_llm_is_trained_once_and_lowers_its_loss(
     assert written["u0-asr-en"] == "goodbye"
     first = translator()
     first.load()
-    before = TextTranslator(tiny_model, train, tmp_path / "other", epochs=0)
+    before = LLMTranslator(tiny_model, train, tmp_path / "other", epochs=0)
     before.load()
 
-    def loss(system: TextTranslator) -> float:
+    def loss(system: LLMTranslator) -> float:
         with torch.no_grad():
             return system.loss(system.pairs).item()
 
@@ -342,7 +342,7 @@ def test_llm_is_trained_once_and_lowers_its_loss(
     def no_training(*_):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(TextTranslator, "train", no_training)
+    monkeypatch.setattr(LLMTranslator, "train", no_training)
     (output / "hypotheses.1.jsonl").unlink()
     assert run_baseline(translator(), examples, output, examples) == 2
     assert read_table(output / "text") == written
@@ -355,7 +355,7 @@ def test_llm_is_trained_once_and_lowers_its_loss(
 
 def test_batch_does_not_affect_llm_translations(tiny_model, tmp_path):
     train = write_pairs(tmp_path / "train")
-    translator = TextTranslator(tiny_model, train, tmp_path, epochs=0)
+    translator = LLMTranslator(tiny_model, train, tmp_path, epochs=0)
     translator.load()
     sentences = ["press one now please", "goodbye", "hold"]
     together = translator.decode(sentences, "asr_st", "en", "fr")
