@@ -1,4 +1,4 @@
-"""Pretrained speech encoders and large language models, trained as one model."""
+"""Speech recognition and translation with pretrained speech encoders and LLMs."""
 
 __version__ = "0.2.0"
 
@@ -6,7 +6,7 @@ __all__ = ["SpeechToText", "__version__"]
 
 
 def __getattr__(name: str):
-    if name == "SpeechToText":  # imported when used: torch takes seconds
+    if name == "SpeechToText":  # imported on first use: torch takes seconds
         from speechllm.inference.speech_to_text import SpeechToText
 
         return SpeechToText

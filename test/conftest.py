@@ -1,4 +1,4 @@
-"""Fixtures that several test modules share: real speech and real models."""
+"""Shared fixtures and settings of all tests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from speechllm.corpora._asterisk_fetch import fetch_asterisk
 
 pytest_plugins = ["fixtures_models", "fixtures_nue_asr", "fixtures_training"]
 
-# Tests measure results, not time: a busy machine is no failure.
+# Tests check results, not time: a busy machine must not fail them.
 settings.register_profile(
     "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
@@ -20,14 +20,14 @@ settings.load_profile("any machine")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    os.environ["SPEECHLLM_COMET_MODEL"] = "none"  # though it may be installed here
-    config.addinivalue_line("markers", "slow: takes more than some seconds")
+    os.environ["SPEECHLLM_COMET_MODEL"] = "none"  # even if it is installed
+    config.addinivalue_line("markers", "slow: takes more than a few seconds")
     config.addinivalue_line("markers", "gpu: needs a CUDA device")
 
 
 @pytest.fixture(scope="session")
 def asterisk_dir() -> Path:
-    """Folder of the unpacked Asterisk sounds, fetched once and kept in the cache."""
+    """Return the folder of the Asterisk sounds, downloaded once into the cache."""
     if given := os.environ.get("SPEECHLLM_ASTERISK_DIR"):
         return Path(given)
     cache = Path(os.environ.get("SPEECHLLM_CACHE") or "~/.cache/speechllm")
@@ -36,6 +36,6 @@ def asterisk_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def speech_file(asterisk_dir: Path) -> Path:
-    """Three seconds of English: "Please enter your password …"; raw G.722, 16 kHz."""
+    """Return 3 s of English, "Please enter your password …", as raw 16 kHz G.722."""
     folder = asterisk_dir / "usr/share/asterisk/sounds/en_US_f_Allison"
     return folder / "agent-pass.g722"

@@ -1,4 +1,4 @@
-"""The command ``speechllm transcribe``: what it reads, what it writes, what it says."""
+"""Test the command ``speechllm transcribe``: inputs, outputs and errors."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def model_dir(tmp_path_factory, smollm2) -> Path:
 
 @pytest.fixture(scope="module")
 def recordings(tmp_path_factory, speech_file) -> Path:
-    """A folder with real speech as wav, flac and mp3, of three lengths."""
+    """Write a folder of real speech as wav, flac and mp3, of three lengths."""
     folder = tmp_path_factory.mktemp("recordings")
     samples = load_audio(speech_file)
     soundfile.write(folder / "a.wav", samples[: 2 * RATE], RATE)
@@ -43,7 +43,7 @@ def recordings(tmp_path_factory, speech_file) -> Path:
 
 @pytest.fixture(scope="module")
 def expected(model_dir, recordings) -> dict[str, str]:
-    """What the API makes of the recordings, one by one."""
+    """Return the texts of the Python API for each recording alone."""
     model = SpeechToText.from_pretrained(model_dir)
     paths = ["a.wav", "c.mp3", "deeper/b.flac"]
     return {
@@ -57,7 +57,7 @@ def run(capsys, *arguments) -> tuple[int, str, str]:
     return status, captured.out, captured.err
 
 
-def test_help_answers_at_once():
+def test_help_is_fast_and_does_not_import_torch():
     begin = time.monotonic()
     command = [sys.executable, "-m", "speechllm.cli", "transcribe", "--help"]
     printed = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -67,7 +67,7 @@ def test_help_answers_at_once():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_files_and_folders_as_a_table(capsys, model_dir, recordings, expected):
+def test_table_of_files_and_folders(capsys, model_dir, recordings, expected):
     status, out, err = run(
         capsys, "--model", model_dir, recordings / "c.mp3", recordings
     )
@@ -78,7 +78,7 @@ def test_files_and_folders_as_a_table(capsys, model_dir, recordings, expected):
     assert f"{seconds}/{seconds} s of audio" in err  # progress
 
 
-def test_json_lines_from_a_wav_scp_into_a_file(
+def test_json_lines_from_wav_scp_to_file(
     capsys, tmp_path, model_dir, recordings, expected
 ):
     scp, output = tmp_path / "wav.scp", tmp_path / "new" / "out.jsonl"
@@ -99,14 +99,16 @@ def test_json_lines_from_a_wav_scp_into_a_file(
     assert first["passages"] == [[0.0, 2.0, first["text"]]]
 
 
-def test_standard_input(capsys, monkeypatch, model_dir, recordings, expected):
+def test_standard_input_is_transcribed(
+    capsys, monkeypatch, model_dir, recordings, expected
+):
     audio = io.BytesIO((recordings / "deeper" / "b.flac").read_bytes())
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(audio))
     status, out, _ = run(capsys, "--model", model_dir, "--format", "text", "-")
     assert (status, out) == (0, expected["deeper/b.flac"] + "\n")
 
 
-def test_translation_is_asked_for(capsys, model_dir, recordings):
+def test_translation_task(capsys, model_dir, recordings):
     model = SpeechToText.from_pretrained(model_dir)
     one = model.transcribe(
         [recordings / "a.wav"], task="st", language="fr", target_language="en"
@@ -119,12 +121,12 @@ def test_translation_is_asked_for(capsys, model_dir, recordings):
 
 
 @pytest.mark.parametrize("form", ["table", "text", "json"])
-def test_others_go_on_after_one_that_fails(
+def test_failed_recordings_do_not_stop_others(
     capsys, tmp_path, model_dir, recordings, expected, form
 ):
     broken = tmp_path / "broken.wav"
     broken.write_bytes(b"RIFF")
-    silent = tmp_path / "silent.wav"  # and longer than Whisper's 30 s
+    silent = tmp_path / "silent.wav"  # longer than Whisper's 30 s
     soundfile.write(silent, np.zeros(31 * RATE), RATE)
     inputs = [broken, recordings / "a.wav", silent, tmp_path / "missing.wav"]
     status, out, err = run(capsys, "--model", model_dir, "--format", form, *inputs)
@@ -144,9 +146,7 @@ def test_others_go_on_after_one_that_fails(
         assert (entries[2]["text"], entries[2]["seconds"]) == ("", 31.0)
 
 
-def test_standard_input_that_stops_in_the_middle(
-    capsys, monkeypatch, model_dir, recordings
-):
+def test_truncated_standard_input(capsys, monkeypatch, model_dir, recordings):
     content = (recordings / "a.wav").read_bytes()
     half = io.BytesIO(content[: len(content) // 2])
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(half))
@@ -154,7 +154,7 @@ def test_standard_input_that_stops_in_the_middle(
     entry = json.loads(out)
     assert status == 1
     assert entry["seconds"] == pytest.approx(1.0, abs=0.01)
-    assert entry["text"]  # of what is there
+    assert entry["text"]  # of the first half
     assert entry["error"].startswith(
         "standard input: cut off, the header states 2.00"
     )
@@ -162,7 +162,9 @@ def test_standard_input_that_stops_in_the_middle(
 
 
 @pytest.mark.parametrize("content", [b"", b"no audio at all" * 99])
-def test_standard_input_without_audio(capsys, monkeypatch, model_dir, content):
+def test_standard_input_without_audio_is_an_error(
+    capsys, monkeypatch, model_dir, content
+):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
     status, out, err = run(capsys, "--model", model_dir, "-")
     assert (status, out) == (1, "")
@@ -170,7 +172,7 @@ def test_standard_input_without_audio(capsys, monkeypatch, model_dir, content):
 
 
 @pytest.mark.parametrize("form", ["srt", "vtt"])
-def test_subtitles_of_several_recordings_go_into_a_folder(
+def test_subtitles_of_several_recordings_in_a_folder(
     capsys, tmp_path, model_dir, recordings, form
 ):
     broken = tmp_path / "broken.wav"
@@ -189,7 +191,7 @@ def test_subtitles_of_several_recordings_go_into_a_folder(
     assert " --> 00:00:02" in out
 
 
-def test_a_full_or_forbidden_output_leaves_what_was_there(
+def test_failed_write_keeps_the_previous_output(
     capsys, tmp_path, monkeypatch, model_dir, recordings
 ):
     output = tmp_path / "out.tsv"
@@ -234,7 +236,7 @@ def test_a_full_or_forbidden_output_leaves_what_was_there(
         (["{wav}", "--output", "{wav}/out"], "cannot be written"),
     ],
 )
-def test_what_cannot_be_done_is_said(
+def test_wrong_arguments_are_errors(
     tmp_path, model_dir, recordings, arguments, message
 ):
     names = {"empty": tmp_path, "wav": recordings / "a.wav"}
@@ -243,14 +245,14 @@ def test_what_cannot_be_done_is_said(
         cli.main(["transcribe", "--model", str(model_dir), *given])
 
 
-def test_an_empty_list_is_an_error(tmp_path):
+def test_empty_wav_scp_is_an_error(tmp_path):
     scp = tmp_path / "wav.scp"
     scp.write_text("")
     with pytest.raises(UserError, match="the list is empty"):
         find_recordings([str(scp)])
 
 
-def test_a_model_folder_that_lacks_its_base_is_an_error(tmp_path, model_dir):
+def test_missing_pretrained_model_is_an_error(tmp_path, model_dir):
     copy = tmp_path / "copy"
     shutil.copytree(model_dir, copy)
     text = (copy / "config.yaml").read_text()

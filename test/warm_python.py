@@ -1,9 +1,9 @@
-"""Run ``python3 -m …`` of recipes in forks of one process that has imported PyTorch.
+"""Run a recipe's ``python3 -m …`` in forks of one process that has imported PyTorch.
 
-A recipe starts a dozen Python processes, each of which imports PyTorch, ESPnet and
-transformers for seconds. With :func:`warm_python` around it, its shell scripts call
-the same modules with the same arguments, working folder, environment and files, but
-in a fork of a process where the imports are done.
+A recipe starts a dozen Python processes, each of which spends seconds importing
+PyTorch, ESPnet and transformers. Inside :func:`warm_python`, its shell scripts run the
+same modules with the same arguments, working folder, environment and files, but in a
+fork of a process with finished imports.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from pathlib import Path
 
 IMPORTS = """
     espnet2.bin.aggregate_stats_dirs espnet2.bin.launch jiwer matplotlib.figure peft
-    soundfile soxr speechllm.inference.speech_to_text speechllm.models.nue_asr speechllm.training.task
+    soundfile soxr
+    speechllm.inference.speech_to_text speechllm.models.nue_asr speechllm.training.task
     transformers.models.gpt_neox.modeling_gpt_neox
     transformers.models.hubert.modeling_hubert
 """.split()
@@ -36,10 +37,10 @@ FUNCTION = """() {{
 
 @contextmanager
 def warm_python(**variables: str) -> Iterator[dict[str, str]]:
-    """Yield an environment in which bash's ``python3 -m`` is answered by forks.
+    """Yield an environment in which bash runs ``python3 -m`` in forks.
 
     Args:
-        **variables: of that environment; libraries read some when they are imported.
+        **variables: added to the environment before libraries are imported.
     """
     environment = {
         **os.environ,
@@ -64,12 +65,12 @@ def warm_python(**variables: str) -> Iterator[dict[str, str]]:
 
 
 def serve(address: str) -> None:
-    """Import, then fork for each call until the end."""
+    """Import the libraries, then fork for each request until terminated."""
     import importlib
 
     for name in IMPORTS:
         importlib.import_module(name)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forks
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no zombie processes
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         listener.bind(address + ".new")
         listener.listen(64)
@@ -78,12 +79,12 @@ def serve(address: str) -> None:
             caller, _ = listener.accept()
             if os.fork() == 0:
                 listener.close()
-                answer(caller)
+                run_request(caller)
             caller.close()
 
 
-def answer(caller: socket.socket) -> None:
-    """Be the process that was called for: run its module, send back its status."""
+def run_request(caller: socket.socket) -> None:
+    """Run the requested module in this process and send back its exit status."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     request, files, _, _ = socket.recv_fds(caller, 1 << 20, 3)
     folder, environment, arguments = json.loads(request)
@@ -112,7 +113,7 @@ def answer(caller: socket.socket) -> None:
 
 
 def call(address: str, arguments: list[str]) -> int:
-    """Have a call answered; its exit status."""
+    """Send a request and return the exit status."""
     request = json.dumps([os.getcwd(), dict(os.environ), arguments]).encode()
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
         server.connect(address)

@@ -1,4 +1,4 @@
-"""Print what the environment has and what it lacks, as a short table."""
+"""Print which packages and tools the environment has, and which are missing."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ TOOLS = Path(__file__).parent
 
 
 def version(package: str) -> str | None:
+    """Return the installed version of a package, None if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -19,6 +20,7 @@ def version(package: str) -> str | None:
 
 
 def gpus() -> str | None:
+    """Return the names of the GPUs, None if torch finds none."""
     import torch
 
     if not torch.cuda.is_available():
@@ -28,11 +30,12 @@ def gpus() -> str | None:
 
 
 def main() -> int:
+    """Print the table; return 1 if a required package is missing, else 0."""
     print(f"Python {platform.python_version()} in {sys.prefix}")
-    needed = "torch espnet transformers peft accelerate numpy soundfile av soxr "
-    needed += "kaldiio lhotse sentencepiece jiwer sacrebleu speechllm"
+    required = "torch espnet transformers peft accelerate numpy soundfile av soxr "
+    required += "kaldiio lhotse sentencepiece jiwer sacrebleu speechllm"
     missing = False
-    for package in needed.split():
+    for package in required.split():
         found = version(package)
         missing |= found is None
         print(f"  {package:<16} {found or 'MISSING: run tools/install.sh'}")
@@ -40,18 +43,18 @@ def main() -> int:
     extra = "not installed (tools/install.sh --extras {})"
     comet = TOOLS / "venv-comet" / "bin" / "comet-score"
     rows = {
-        "GPU": gpus() or "none seen by torch; training and decoding run on the CPU",
+        "GPU": gpus() or "not found by torch; training and decoding run on the CPU",
         "extra dev": version("pytest") or extra.format("dev"),
         "extra demo": version("gradio") or extra.format("demo"),
         "extra qlora": version("bitsandbytes") or extra.format("qlora"),
         "extra comet": "tools/venv-comet" if comet.exists() else extra.format("comet"),
         "torchaudio": version("torchaudio")
-        or "not installed, not needed (its wheel needs CUDA's libraries)",
+        or "not installed, not required (its wheel needs the CUDA libraries)",
         "apt-get, dpkg-deb": "found"
         if shutil.which("apt-get") and shutil.which("dpkg-deb")
-        else "not found (mini_asterisk then fetches upstream's archives)",
+        else "not found (mini_asterisk downloads the upstream archives instead)",
         "sbatch": shutil.which("sbatch")
-        or "not found (only cmd_backend=slurm needs it)",
+        or "not found (required only for cmd_backend=slurm)",
     }
     for name, state in rows.items():
         print(f"  {name:<17} {state}")

@@ -1,15 +1,15 @@
-"""The systems that a speech LLM is measured against, on the same example dirs.
+"""Baseline systems that are decoded and scored on the same example dirs.
 
 ================= ============================================================
-``whisper``       Whisper's own decoder: recognition, translation into English
-``seamless``      SeamlessM4T v2: recognition and translation, end to end
-``nllb``          NLLB on transcripts that another system wrote: a cascade
-``llm``           our LLM as a text translator on such transcripts: a cascade of
-                  our own parts
+``whisper``       Whisper: recognition, and translation into English
+``seamless``      SeamlessM4T v2: end-to-end recognition and translation
+``nllb``          NLLB on the transcripts of another system (cascade)
+``llm``           the speech model's LLM as a text translator on transcripts
+                  (cascade of our own components)
 ================= ============================================================
 
-:func:`speechllm.baselines.runner.run_baseline` writes a decode dir as
-``speechllm.inference.decode_examples`` does, so that scoring and reports know no difference. An
-``asr_st`` example gets both texts: ``text`` is the translation and
-``text.transcript`` the transcript.
+:func:`speechllm.baselines.runner.run_baseline` writes a decode dir in the format of
+``speechllm.inference.decode_examples``, so scoring and reports treat all systems alike.
+For ``asr_st`` examples, ``text`` holds the translation and ``text.transcript`` the
+transcript.
 """

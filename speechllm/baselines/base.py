@@ -1,35 +1,94 @@
-"""What all systems share: a model of transformers that is loaded when it is needed."""
+"""Interface of the baselines, and the base class of the pretrained ones."""
 
 from __future__ import annotations
 
 import json
-from typing import ClassVar
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 from speechllm.utils.errors import UserError
 
-MAX_NEW_TOKENS = 256  # of a translation or a Seamless transcript; the same in any batch
+MAX_NEW_TOKENS = 256  # of a translation or a Seamless transcript, for any batch
 
 
-class PretrainedSystem:
-    """A system that answers requests: task, source language, target language.
+class Baseline(ABC):
+    """A system that :func:`speechllm.baselines.runner.run_baseline` can decode with.
 
-    A subclass names its architecture, loads it and answers. ``hears`` says what it is
-    given: speech, or the transcript that another system wrote.
+    Attributes:
+        takes_speech: True if the input is speech, False if it is the transcripts of
+            another system.
+        beam_size: number of hypotheses in the beam; 1 is greedy search.
+        device: ``cpu``, ``cuda``, …
+    """
+
+    takes_speech: ClassVar[bool] = True
+    beam_size: int
+    device: str
+
+    @abstractmethod
+    def check(self, task: str, source: str, target: str) -> None:
+        """Raise UserError if the system does not support a task and its languages."""
+
+    @abstractmethod
+    def settings(self) -> dict:
+        """Return everything that a hypothesis depends on except its input."""
+
+    @abstractmethod
+    def load(self) -> None:
+        """Load the model onto the device; called before :meth:`decode`."""
+
+    @abstractmethod
+    def decode(self, inputs: list, task: str, source: str, target: str) -> list[dict]:
+        """Decode one batch.
+
+        Args:
+            inputs: float arrays (samples,) at 16 kHz, or transcripts.
+
+        Returns:
+            ``{"text", "tokens"}`` for each input; for ``asr_st`` also ``"transcript"``.
+        """
+
+
+class TextTranslator(Baseline):
+    """A text translator, the second stage of a cascade."""
+
+    takes_speech = False
+
+    @abstractmethod
+    def translate(self, texts: Sequence[str], source: str, target: str) -> list[dict]:
+        """Return ``{"text", "tokens"}`` for each sentence."""
+
+    def decode(
+        self, inputs: list[str], task: str, source: str, target: str
+    ) -> list[dict]:
+        """Translate transcripts; ``asr`` examples keep the transcript itself."""
+        if task == "asr":
+            return [{"text": text, "tokens": text.split()} for text in inputs]
+        outputs = self.translate(inputs, source, target)
+        if task == "asr_st":
+            for output, text in zip(outputs, inputs):
+                output["transcript"] = text
+        return outputs
+
+
+class PretrainedSystem(Baseline):
+    """A pretrained model of transformers, which a subclass names and decodes with.
 
     Args:
         model: hub id or folder.
-        beam_size: hypotheses kept; 1 is greedy.
+        beam_size: number of hypotheses in the beam; 1 is greedy search.
         device: ``cpu``, ``cuda``, …
-        dtype: ``float32``, ``bfloat16``, ``float16`` or ``auto``. In float32 an answer
-            does not depend on its batch.
+        dtype: ``float32``, ``bfloat16``, ``float16`` or ``auto``. In float32 a
+            hypothesis does not depend on its batch.
 
     Raises:
-        UserError: no such model or device, or a model of another architecture.
+        UserError: the model or device does not exist, or the model has another
+            architecture.
     """
 
-    hears: ClassVar[bool] = True
     architecture: ClassVar[str]  # class of transformers
-    model_types: ClassVar[tuple[str, ...]]  # in its config.json
+    model_types: ClassVar[tuple[str, ...]]  # accepted in config.json
 
     def __init__(
         self,
@@ -53,29 +112,15 @@ class PretrainedSystem:
         content = json.loads((self.folder / "config.json").read_text("utf-8"))
         if content.get("model_type") not in self.model_types:
             raise UserError(
-                f"{model} is of kind {content.get('model_type')!r}, but "
-                f"{type(self).__name__.lower()} takes {' or '.join(self.model_types)}"
+                f"{model}: the model type is {content.get('model_type')!r}, but "
+                f"{type(self).__name__.lower()} requires "
+                f"{' or '.join(self.model_types)}"
             )
         self.config = AutoConfig.from_pretrained(self.folder)
-        self.model = None
-
-    def check(self, task: str, source: str, target: str) -> None:
-        """Refuse a request that the system cannot answer (UserError)."""
-        raise NotImplementedError
-
-    def answer(self, inputs: list, task: str, source: str, target: str) -> list[dict]:
-        """Answer one batch.
-
-        Args:
-            inputs: float arrays (samples,) at 16 kHz, or transcripts.
-
-        Returns:
-            ``{"text", "tokens"}`` of each; of ``asr_st`` with its ``"transcript"``.
-        """
-        raise NotImplementedError
+        self.model: Any = None
 
     def settings(self) -> dict:
-        """All that an answer depends on, besides its input."""
+        """Return everything that a hypothesis depends on except its input."""
         from speechllm.pretrained.model_folder import model_fingerprint
 
         return {
@@ -89,7 +134,7 @@ class PretrainedSystem:
         """Load the weights onto the device.
 
         Raises:
-            UserError: the device has not the memory; the message says what fits.
+            UserError: too little memory on the device; the message names a remedy.
         """
         import transformers
 
@@ -101,7 +146,7 @@ class PretrainedSystem:
         self.model.eval()
 
     def check_memory(self, architecture) -> None:
-        """Compare the weights' size with what is free on the GPU."""
+        """Raise UserError if the weights exceed the free memory of the GPU."""
         import torch
 
         if not self.device.startswith("cuda"):
@@ -111,15 +156,38 @@ class PretrainedSystem:
             count = sum(p.numel() for p in architecture(self.config).parameters())
         needed = count * self.torch_dtype.itemsize
         if needed > free:
-            remedy = "take a smaller model or another GPU"
+            remedy = "use a smaller model or another GPU"
             if 2 * count <= free:
-                remedy = f"--dtype bfloat16 takes {gib(2 * count)}"
+                remedy = f"--dtype bfloat16 needs {gib(2 * count)}"
             raise UserError(
-                f"{self.name}: its weights take {gib(needed)} in {self.dtype}, but "
+                f"{self.name}: the weights need {gib(needed)} in {self.dtype}, but "
                 f"{self.device} has {gib(free)} free; {remedy}"
             )
 
 
-def gib(count: float) -> str:
-    """Bytes as ``1.5 GiB``."""
-    return f"{count / 2**30:.1f} GiB"
+def decode_tokens(tokenizer, token_ids) -> dict:
+    """Return text and tokens of a generated sequence (tokens,) without special ones."""
+    special = set(tokenizer.all_special_ids)
+    kept = [t for t in token_ids.tolist() if t not in special]
+    text = tokenizer.decode(kept, skip_special_tokens=True)
+    return {
+        "text": " ".join(text.split()),
+        "tokens": tokenizer.convert_ids_to_tokens(kept),
+    }
+
+
+def language_token(tokenizer, token: str, message: str) -> int:
+    """Return the id of a language token.
+
+    Raises:
+        UserError: the tokenizer has no such token; the message is ``message``.
+    """
+    token_id = tokenizer.convert_tokens_to_ids(token)
+    if token_id is None or token_id == tokenizer.unk_token_id:
+        raise UserError(message)
+    return token_id
+
+
+def gib(size: float) -> str:
+    """Format a number of bytes, such as ``1.5 GiB``."""
+    return f"{size / 2**30:.1f} GiB"

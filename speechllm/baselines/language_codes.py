@@ -1,16 +1,16 @@
-"""What each pretrained system calls a language that our data calls ``de`` or ``yue``.
+"""Language codes of NLLB and SeamlessM4T for our codes, such as ``de`` or ``yue``.
 
-NLLB's codes are those of FLORES-200 (its list is in transformers'
-``tokenization_nllb.py``). SeamlessM4T's are their first halves, but ``cmn`` for Mandarin
-(facebookresearch/seamless_communication, docs/m4t/README.md); which of them a
-checkpoint knows is in its generation config. Whisper's are ours.
+NLLB uses the codes of FLORES-200 (listed in transformers' ``tokenization_nllb.py``).
+SeamlessM4T uses their first half, except ``cmn`` for Mandarin
+(facebookresearch/seamless_communication, docs/m4t/README.md); a checkpoint's generation
+config lists the ones it supports. Whisper's codes are ours.
 """
 
 from __future__ import annotations
 
 from speechllm.utils.errors import UserError
 
-#: ISO 639-1 (or 639-3 where there is none) → FLORES-200.
+#: ISO 639-1 (639-3 for languages without one) → FLORES-200.
 FLORES_200 = {
     "af": "afr_Latn",
     "ar": "arb_Arab",
@@ -70,19 +70,20 @@ FLORES_200 = {
 
 
 def flores_code(language: str) -> str:
-    """NLLB's name of a language: ``de`` → ``deu_Latn``.
+    """Return NLLB's code of a language: ``de`` → ``deu_Latn``.
 
     Raises:
         UserError: the language is not in the table.
     """
     if language not in FLORES_200:
         raise UserError(
-            f"language {language!r} has no code for NLLB and SeamlessM4T here; known "
-            f"are {', '.join(FLORES_200)} (speechllm/baselines/languages.py)"
+            f"language {language!r} has no code for NLLB and SeamlessM4T; use one of "
+            f"{', '.join(FLORES_200)}, or add it to "
+            "speechllm/baselines/language_codes.py"
         )
     return FLORES_200[language]
 
 
 def seamless_code(language: str) -> str:
-    """SeamlessM4T's name of a language: ``de`` → ``deu``, ``zh`` → ``cmn``."""
+    """Return SeamlessM4T's code of a language: ``de`` → ``deu``, ``zh`` → ``cmn``."""
     return "cmn" if language == "zh" else flores_code(language).split("_")[0]

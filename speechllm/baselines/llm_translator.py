@@ -1,8 +1,8 @@
-"""Our LLM as a text translator: the second half of a cascade of our own parts.
+"""The speech model's LLM as a text translator, the second stage of a cascade.
 
-The same LLM with the same LoRA learns to translate text, from the transcripts and
+The LLM, with the same LoRA configuration, is fine-tuned on the transcripts and
 translations of the training examples. It then translates the transcripts that the
-recognition of the speech model wrote.
+speech model wrote.
 """
 
 from __future__ import annotations
@@ -15,62 +15,73 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from speechllm.baselines.base import TextTranslator
 from speechllm.data.examples import utterance_of
 from speechllm.utils.errors import UserError
 from speechllm.utils.io import read_yaml
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PROGRESS_SECONDS = 15  # between two log lines of the training
+
 
 def text_pairs(examples: str | Path) -> list[tuple[str, str, str]]:
-    """Sentence pairs of an example dir: (source, target, "source target" languages).
+    """Return the sentence pairs of an example dir: (source, target, languages).
 
-    They come from ``asr_st`` examples, and from ``st`` examples whose utterance has an
-    ``asr`` example. Each pair stands once, however many speeds it was spoken at.
+    They are taken from ``asr_st`` examples, and from ``st`` examples whose utterance
+    has an ``asr`` example. Duplicates, such as copies at other speeds, are dropped.
+    The languages are written ``"<source> <target>"``.
 
     Raises:
-        UserError: there is no pair.
+        UserError: the example dir has no sentence pair.
     """
     from speechllm.evaluation.groups import read_texts
     from speechllm.text.joint_target import split_target
 
     examples = Path(examples)
     texts = read_texts(examples / "text", collapse=False)
-    pairs = {}
+    pairs: dict[tuple[str, ...], str] = {}
     for name, request in read_texts(examples / "utt2task").items():
         task, source, target = request.split()
-        spoken = f"{utterance_of(name, task, target)}-asr-{source}"
+        asr_example = f"{utterance_of(name, task, target)}-asr-{source}"
         if task == "asr_st":
             pair = tuple(
                 split_target(task, texts[name], f"{examples / 'text'}, {name}")
             )
-        elif task == "st" and spoken in texts:
-            pair = texts[spoken], texts[name]
+        elif task == "st" and asr_example in texts:
+            pair = texts[asr_example], texts[name]
         else:
             continue
         pairs[pair] = f"{source} {target}"
     if not pairs:
         raise UserError(
-            f"{examples}: no asr_st example, and no st example whose asr example is "
-            "there too"
+            f"{examples}: no sentence pairs; they come from asr_st examples, and from "
+            "st examples with an asr example of the same utterance"
         )
-    return [(*pair, direction) for pair, direction in pairs.items()]
+    return [(*pair, languages) for pair, languages in pairs.items()]
 
 
-class TextTranslator:
-    """An LLM that translates text, prompted as the speech model is.
+class LLMTranslator(TextTranslator):
+    """An LLM that translates text, with the prompts of the speech model.
 
     Args:
-        model_dir: the speech model's folder; its LLM and prompts are used.
-        train_examples: example dir whose sentence pairs are learnt.
-        work_dir: where the trained LoRA is kept, so that a second start need not
-            train again.
-        epochs, learning_rate: of the training; warm-up over a tenth, cosine decay.
-        beam_size: hypotheses kept; 1 is greedy.
+        model_dir: folder of the speech model, whose LLM and prompts are used.
+        train_examples: example dir whose sentence pairs are trained on.
+        work_dir: folder for the trained LoRA weights, which a re-run loads.
+        epochs: number of training epochs.
+        learning_rate: peak learning rate; linear warm-up over the first tenth of the
+            steps, then cosine decay.
+        beam_size: number of hypotheses in the beam; 1 is greedy search.
         device: ``cpu``, ``cuda``, …
-        dtype: that it decodes in; it trains in that of the speech model's config.
-    """
+        dtype: precision of decoding; the training uses that of the speech model's
+            config.
 
-    hears = False
+    Raises:
+        UserError: the speech model has no LLM, or there are no sentence pairs.
+    """
 
     def __init__(
         self,
@@ -90,25 +101,28 @@ class TextTranslator:
         folder = find_model(model_dir)
         config = read_yaml(folder / "config.yaml")
         if not config.get("llm"):
-            raise UserError(f"{folder}: a model without an LLM, which cannot translate")
+            raise UserError(
+                f"{folder}: a model without an LLM cannot translate; give one with an "
+                "LLM"
+            )
         self.llm_conf = config["llm_conf"]
         self.prompts = read_prompts(folder / "prompts.yaml")
         self.pairs = text_pairs(train_examples)
-        self.trained = Path(work_dir) / "translator.safetensors"
+        self.weights_file = Path(work_dir) / "translator.safetensors"
         self.epochs, self.learning_rate = epochs, learning_rate
         self.beam_size, self.device, self.dtype = beam_size, device, dtype
 
     def check(self, task: str, source: str, target: str) -> None:
-        """Refuse a direction that no training pair has."""
-        known = {direction for _, _, direction in self.pairs}
-        if task != "asr" and f"{source} {target}" not in known:
+        """Raise UserError if no training pair has the translation direction."""
+        trained = {languages for _, _, languages in self.pairs}
+        if task != "asr" and f"{source} {target}" not in trained:
             raise UserError(
-                f"{task} from {source} into {target}: no training pair; there are "
-                f"{', '.join(sorted(known))}"
+                f"{task} from {source} into {target}: no training pair; the training "
+                f"examples have {', '.join(sorted(trained))}"
             )
 
     def settings(self) -> dict:
-        """All that an answer depends on, besides its input."""
+        """Return everything that a hypothesis depends on except its input."""
         return {
             "training": self.training_key(),
             "beam_size": self.beam_size,
@@ -116,7 +130,7 @@ class TextTranslator:
         }
 
     def training_key(self) -> str:
-        """A digest of what is trained, on what, and how."""
+        """Return a digest of the LLM's configuration, the data and the options."""
         parts = [
             self.llm_conf, self.prompts.tasks, self.prompts.languages,
             self.prompts.chat, self.pairs, self.epochs, self.learning_rate,
@@ -124,52 +138,56 @@ class TextTranslator:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def load(self) -> None:
-        """Train the LLM unless an earlier start has, then build it to decode with."""
+        """Load the LLM for decoding; train it first unless an earlier run has."""
         import torch
         from safetensors.torch import load_file
 
         from speechllm.inference.loading import merge_adapters
         from speechllm.models.llm import LanguageModel
 
-        if self.training_of_file() != self.training_key():
+        if self.training_key_of_file() != self.training_key():
             self.train()
         own = {"dtype": self.dtype, "gradient_checkpointing": False, "dequantize": True}
         self.llm = LanguageModel(**{**self.llm_conf, **own})
         parameters = dict(self.llm.named_parameters())
         with torch.no_grad():
-            for name, value in load_file(self.trained).items():
+            for name, value in load_file(self.weights_file).items():
                 parameters[name].copy_(value)
         merge_adapters(self.llm)
         self.llm.to(self.device).eval()
 
-    def training_of_file(self) -> str | None:
-        """The :meth:`training_key` of what was trained and kept, if anything was."""
+    def training_key_of_file(self) -> str | None:
+        """Return the :meth:`training_key` stored with the weights, None without any."""
         from safetensors import safe_open
 
-        if not self.trained.exists():
+        if not self.weights_file.exists():
             return None
-        with safe_open(self.trained, "pt") as file:
+        with safe_open(self.weights_file, "pt") as file:
             return (file.metadata() or {}).get("training")
 
-    def embed(self, texts: Sequence[str], directions: Sequence[str]) -> list:
-        """Prompt embeddings (positions, hidden) of sentences."""
+    def embed(self, texts: Sequence[str], languages: Sequence[str]) -> list[Tensor]:
+        """Return the prompt embeddings (positions, hidden) of each sentence."""
         from speechllm.text.prompts import encode
 
         tokenizer = self.llm.tokenizer
         prompts = []
-        for text, direction in zip(texts, directions):
-            prefix, suffix = self.prompts.tokens("st", *direction.split(), tokenizer)
+        for text, pair in zip(texts, languages):
+            source, target = pair.split()
+            prefix, suffix = self.prompts.tokens("st", source, target, tokenizer)
             prompts.append(prefix + encode(tokenizer, " " + text.strip()) + suffix)
         return self.llm.embed_lists(prompts)
 
     def train(self, batch_size: int = 16) -> None:
-        """Train the LLM as its config says on the sentence pairs, and keep the result."""
+        """Train the LLM on the sentence pairs and save the trained weights.
+
+        Raises:
+            UserError: the LLM is frozen.
+        """
         import torch
         from safetensors.torch import save_file
         from transformers import get_cosine_schedule_with_warmup
 
         from speechllm.models.llm import LanguageModel, resolve_dtype
-        from speechllm.text.prompts import answer_tokens
 
         random.seed(1)
         torch.manual_seed(1)
@@ -177,7 +195,8 @@ class TextTranslator:
         trained = {n: p for n, p in self.llm.named_parameters() if p.requires_grad}
         if not trained:
             raise UserError(
-                "the speech model's LLM is frozen; there is nothing to train"
+                "the speech model's LLM is frozen and cannot be trained; use a model "
+                "with LoRA"
             )
         parameters, autocast = list(trained.values()), resolve_dtype("auto")
         optimizer = torch.optim.AdamW(
@@ -186,27 +205,18 @@ class TextTranslator:
         steps = self.epochs * math.ceil(len(self.pairs) / batch_size)
         schedule = get_cosine_schedule_with_warmup(optimizer, steps // 10, steps)
         self.llm.train()
-        begin = said = time.monotonic()
+        begin = reported = time.monotonic()
         step = 0
         for epoch in range(1, self.epochs + 1):
-            order = sorted(
-                self.pairs, key=lambda p: len(p[0]) * random.uniform(0.8, 1.25)
-            )
-            batches = [
-                order[i : i + batch_size] for i in range(0, len(order), batch_size)
-            ]
-            random.shuffle(batches)
+            batches = self.shuffled_batches(batch_size)
             total = 0.0
             for number, batch in enumerate(batches, 1):
-                sources, targets, directions = zip(*batch)
-                prompts = self.embed(sources, directions)
-                answers = [answer_tokens(self.llm.tokenizer, t) for t in targets]
                 with torch.autocast(
                     torch.device(self.device).type,
                     dtype=autocast,
                     enabled=autocast is not torch.float32,
                 ):
-                    loss, _ = self.llm.answer_loss(prompts, answers)
+                    loss = self.loss(batch)
                 optimizer.zero_grad()
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -215,9 +225,9 @@ class TextTranslator:
                 step += 1
                 total += loss.item()
                 now = time.monotonic()
-                if now - said < 15 and number < len(batches):
+                if now - reported < PROGRESS_SECONDS and number < len(batches):
                     continue
-                said, left = now, (now - begin) / step * (steps - step) / 60
+                reported, left = now, (now - begin) / step * (steps - step) / 60
                 print(
                     f"progress: epoch {epoch}/{self.epochs}, batch {number}/"
                     f"{len(batches)}, loss {total / number:.3f}, "
@@ -225,41 +235,51 @@ class TextTranslator:
                     file=sys.stderr,
                     flush=True,
                 )
-        self.trained.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.trained.with_suffix(".partial")
+        self.weights_file.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.weights_file.with_suffix(".partial")
         save_file(
             {name: p.detach().cpu().contiguous() for name, p in trained.items()},
             partial,
             {"training": self.training_key()},
         )
-        partial.replace(self.trained)
+        partial.replace(self.weights_file)
 
-    def answer(
-        self, inputs: Sequence[str], task: str, source: str, target: str
-    ) -> list[dict]:
-        """Translate transcripts; what an ``asr`` example wants is there already."""
+    def shuffled_batches(self, batch_size: int) -> list[list[tuple[str, str, str]]]:
+        """Return an epoch's sentence pairs in shuffled batches of similar length."""
+        order = sorted(self.pairs, key=lambda p: len(p[0]) * random.uniform(0.8, 1.25))
+        batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+        random.shuffle(batches)
+        return batches
+
+    def loss(self, pairs: Sequence[tuple[str, str, str]]) -> Tensor:
+        """Return the next-token cross-entropy of the translations, a scalar."""
+        from speechllm.text.prompts import answer_tokens
+
+        sources, targets, languages = zip(*pairs)
+        labels = [answer_tokens(self.llm.tokenizer, text) for text in targets]
+        return self.llm.answer_loss(self.embed(sources, languages), labels)[0]
+
+    def translate(self, texts: Sequence[str], source: str, target: str) -> list[dict]:
+        """Translate sentences."""
         import torch
 
         from speechllm.decoding.beam_search import beam_search
         from speechllm.decoding.options import SearchOptions
 
-        if task == "asr":
-            return [{"text": text, "tokens": text.split()} for text in inputs]
         tokenizer = self.llm.tokenizer
         with torch.inference_mode():
-            prompts = self.embed(inputs, [f"{source} {target}"] * len(inputs))
+            prompts = self.embed(texts, [f"{source} {target}"] * len(texts))
             limits = [3 * len(p) + 20 for p in prompts]
             options = SearchOptions(beam_size=self.beam_size)
             nbests = beam_search(self.llm, prompts, limits, options)
-        answers = []
-        for text, nbest in zip(inputs, nbests):
+        outputs = []
+        for nbest in nbests:
             tokens = nbest[0].tokens
-            spelt = tokenizer.decode(tokens, skip_special_tokens=True)
-            answer = {
-                "text": " ".join(spelt.split()),
-                "tokens": tokenizer.convert_ids_to_tokens(tokens),
-            }
-            if task == "asr_st":
-                answer["transcript"] = text
-            answers.append(answer)
-        return answers
+            text = tokenizer.decode(tokens, skip_special_tokens=True)
+            outputs.append(
+                {
+                    "text": " ".join(text.split()),
+                    "tokens": tokenizer.convert_ids_to_tokens(tokens),
+                }
+            )
+        return outputs

@@ -1,4 +1,4 @@
-"""Run a baseline over an example dir: batches, going on after a kill, the decode dir."""
+"""Decode an example dir with a baseline: batching, resuming and the decode dir."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from speechllm.audio.io import load_audio
-from speechllm.baselines.base import gib
+from speechllm.baselines.base import Baseline, gib
 from speechllm.data.examples import utterance_of
 from speechllm.data.kaldi_table import read_table
 from speechllm.inference.decode_dir import (
@@ -21,42 +21,45 @@ from speechllm.utils.errors import UserError
 
 
 def run_baseline(
-    system,
+    system: Baseline,
     examples: str | Path,
     output: str | Path,
     transcripts: str | Path | None = None,
     batch_size: int = 8,
 ) -> int:
-    """Answer every example that is not answered yet.
+    """Decode every example that has no hypothesis yet.
 
-    The decode dir is as ``speechllm.inference.decode_examples`` writes it: ``hypotheses.1.jsonl`` line by
-    line, and in the end ``text`` (with ``text.transcript`` for ``asr_st``). A second
-    start goes on; with another model, other options or examples it starts anew. An
-    audio file that cannot be read gets an empty text and a line in ``failed.1.tsv``.
+    The decode dir has the format of ``speechllm.inference.decode_examples``:
+    ``hypotheses.1.jsonl``, written line by line, and at the end ``text`` (with
+    ``text.transcript`` for ``asr_st``). A re-run resumes; with another model, other
+    options or other examples it starts again. For an audio file that cannot be read,
+    the text is empty and ``failed.1.tsv`` has a line.
 
     Args:
-        system: a ``PretrainedSystem``, or what has its methods.
+        system: a baseline, not loaded yet.
         examples: example dir.
         output: decode dir to write.
-        transcripts: for a system that does not hear: the decode dir of the recognition
-            (or an example dir, for the true transcripts).
-        batch_size: examples of one language pair answered at once.
+        transcripts: for a baseline that takes transcripts: decode dir of the
+            recognition, or an example dir for the reference transcripts.
+        batch_size: maximum number of examples, of one task and language pair, in a
+            batch.
 
     Returns:
-        The number of examples answered now.
+        The number of examples decoded by this call.
 
     Raises:
-        UserError: an example that the system cannot answer, or without a transcript;
-            too little memory on the GPU.
+        UserError: the system does not support an example, a transcript is missing,
+            or the GPU has too little memory.
     """
     examples, output = Path(examples), Path(output)
     requests = read_requests(examples)
-    for request, name in {r: n for n, r in reversed(requests.items())}.items():
-        try:  # each request once, with the first that asks it
+    first_examples = {r: n for n, r in reversed(requests.items())}
+    for request, name in first_examples.items():
+        try:
             system.check(*request)
         except UserError as error:
             raise UserError(f"{examples}/utt2task, {name}: {error}") from None
-    if system.hears:
+    if system.takes_speech:
         inputs = read_table(examples / "wav.scp")
         sizes = read_table(examples / "utt2num_samples")
         lengths = {name: int(sizes.get(name, 0)) for name in requests}
@@ -71,28 +74,30 @@ def run_baseline(
     done = read_hypotheses(path, key)
     todo = [n for n in sorted(requests) if n not in done or done[n].get("failed")]
     if todo:
-        (output / "text").unlink(missing_ok=True)
+        (output / "text").unlink(missing_ok=True)  # of an earlier, other run
         system.load()
         answer_examples(
             path,
             key,
             bool(done),
-            batches_of_pairs(todo, requests, lengths, batch_size),
+            batches_by_task(todo, requests, lengths, batch_size),
             requests,
-            lambda name: load_audio(inputs[name]) if system.hears else inputs[name],
-            lambda names, given: answer_batch(system, given, requests[names[0]]),
+            lambda name: (
+                load_audio(inputs[name]) if system.takes_speech else inputs[name]
+            ),
+            lambda names, batch: decode_batch(system, batch, requests[names[0]]),
         )
     collect_text(output, sorted(requests), key, 1)
     return len(todo)
 
 
-def batches_of_pairs(
+def batches_by_task(
     names: list[str],
     requests: dict[str, tuple[str, str, str]],
     lengths: dict[str, int],
     batch_size: int,
 ) -> list[list[str]]:
-    """Examples of like length and the same task and languages."""
+    """Batch examples of similar length with the same task and languages."""
     groups: dict[tuple, list[str]] = {}
     for name in names:
         groups.setdefault(requests[name], []).append(name)
@@ -103,57 +108,66 @@ def batches_of_pairs(
     ]
 
 
-def answer_batch(system, given: list, request: tuple[str, str, str]) -> list[dict]:
-    """One batch; too little memory becomes a message that says what would fit."""
+def decode_batch(
+    system: Baseline, inputs: list, request: tuple[str, str, str]
+) -> list[dict]:
+    """Decode one batch.
+
+    Raises:
+        UserError: the GPU has too little memory; the message names smaller settings.
+    """
     import torch
 
     try:
-        return system.answer(given, *request)
+        return system.decode(inputs, *request)
     except torch.OutOfMemoryError:
         free, total = torch.cuda.mem_get_info(system.device)
         remedy = "another GPU, --dtype bfloat16 or a smaller model"
-        if len(given) > 1:
-            remedy = f"--batch_size {len(given) // 2}, or {remedy}"
+        if len(inputs) > 1:
+            remedy = f"--batch_size {len(inputs) // 2}, or {remedy}"
         elif system.beam_size > 1:
             remedy = f"--beam_size 1, {remedy}"
         raise UserError(
-            f"{system.device} ({gib(total)}, {gib(free)} free) has not the memory for "
-            f"{len(given)} at once; take {remedy}; what is decoded stays"
+            f"{system.device} ({gib(total)}, {gib(free)} free): too little memory for "
+            f"a batch of {len(inputs)}; use {remedy}; hypotheses written so far are "
+            "kept"
         ) from None
 
 
 def read_transcripts(
     folder: str | Path | None, requests: dict[str, tuple[str, str, str]]
 ) -> dict[str, str]:
-    """The transcript of every example's utterance.
+    """Return the transcript of every example's utterance.
 
-    That is the text of its ``asr`` example, or else what ``text.transcript`` holds for
-    its own ``asr_st`` example.
+    It is the text of the utterance's ``asr`` example or, without one, the entry of the
+    ``asr_st`` example itself in ``text.transcript``.
 
     Raises:
-        UserError: no folder is given, or an utterance has no transcript in it.
+        UserError: no folder is given, or it has no transcript of an utterance.
     """
     from speechllm.evaluation.groups import read_texts
 
     if folder is None:
-        raise UserError("this system hears nothing: --transcripts names what it reads")
+        raise UserError(
+            "this system translates text and needs transcripts: give --transcripts"
+        )
     folder = Path(folder)
     texts, joint = read_texts(folder / "text"), {}
     if (folder / "text.transcript").exists():
         joint = read_texts(folder / "text.transcript")
     found = {}
     for name, (task, source, target) in requests.items():
-        spoken = f"{utterance_of(name, task, target)}-asr-{source}"
-        if spoken not in texts and name not in joint:
+        asr_example = f"{utterance_of(name, task, target)}-asr-{source}"
+        if asr_example not in texts and name not in joint:
             raise UserError(
-                f"{folder}/text: no transcript of {name} ({spoken} is missing); "
+                f"{folder}/text: no transcript of {name} ({asr_example} is missing); "
                 "decode the asr examples of the same utterances first"
             )
-        found[name] = texts[spoken] if spoken in texts else joint[name]
+        found[name] = texts[asr_example] if asr_example in texts else joint[name]
     return found
 
 
 def settings_key(settings: dict, inputs: dict, requests: dict) -> str:
-    """A digest of all that the answers depend on (and so not of the batch size)."""
+    """Return a digest of everything the hypotheses depend on; not the batch size."""
     parts = [settings, sorted(inputs.items()), sorted(requests.items())]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

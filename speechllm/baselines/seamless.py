@@ -1,18 +1,26 @@
-"""SeamlessM4T v2: recognition and translation of speech by one model, end to end."""
+"""SeamlessM4T v2: end-to-end speech recognition and translation."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from speechllm.audio.io import SAMPLING_RATE
-from speechllm.baselines.base import MAX_NEW_TOKENS, PretrainedSystem
+from speechllm.baselines.base import (
+    MAX_NEW_TOKENS,
+    PretrainedSystem,
+    decode_tokens,
+    language_token,
+)
 from speechllm.baselines.language_codes import seamless_code
-from speechllm.baselines.nllb import spelt
-from speechllm.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Seamless(PretrainedSystem):
-    """Speech to text in the language spoken or another; twice for ``asr_st``."""
+    """Speech to text in the source or the target language; in both for ``asr_st``."""
 
     architecture = "SeamlessM4Tv2ForSpeechToText"
     model_types = ("seamless_m4t_v2",)
@@ -24,22 +32,20 @@ class Seamless(PretrainedSystem):
         self.tokenizer = AutoTokenizer.from_pretrained(self.folder)
 
     def check(self, task: str, source: str, target: str) -> None:
-        """Refuse languages that the checkpoint does not write.
+        """Raise UserError if the checkpoint cannot write one of the output languages.
 
-        It is not told the language that it hears, so a source language matters only
-        where it is to be written.
+        The model does not take the source language as input, so it is checked only if
+        it is an output language.
         """
-        written = {"asr": [source], "st": [target]}.get(task, [source, target])
-        for language in written:
+        outputs = {"asr": [source], "st": [target]}.get(task, [source, target])
+        for language in outputs:
             self.language_token(language)
 
     def language_token(self, language: str) -> int:
-        """Id of the token that names a language."""
+        """Return the id of the token that names an output language."""
         code = seamless_code(language)
-        token = self.tokenizer.convert_tokens_to_ids(f"__{code}__")
-        if token is None or token == self.tokenizer.unk_token_id:
-            raise UserError(f"{self.name} does not write {language!r} ({code})")
-        return token
+        message = f"{self.name} does not write {language!r} ({code})"
+        return language_token(self.tokenizer, f"__{code}__", message)
 
     def load(self) -> None:
         """Load the weights and the feature extractor."""
@@ -48,27 +54,27 @@ class Seamless(PretrainedSystem):
         super().load()
         self.features = AutoFeatureExtractor.from_pretrained(self.folder)
 
-    def answer(
+    def decode(
         self, inputs: list[np.ndarray], task: str, source: str, target: str
     ) -> list[dict]:
-        """Write the language that is spoken, the other one, or both."""
+        """Transcribe, translate, or both."""
         import torch
 
         with torch.inference_mode():
             states, mask = self.encode(inputs)
-            answers = self.write(states, mask, source if task == "asr" else target)
+            outputs = self.generate(states, mask, source if task == "asr" else target)
             if task == "asr_st":
-                transcripts = self.write(states, mask, source)
-                for answer, transcript in zip(answers, transcripts):
-                    answer["transcript"] = transcript["text"]
-        return answers
+                transcripts = self.generate(states, mask, source)
+                for output, transcript in zip(outputs, transcripts):
+                    output["transcript"] = transcript["text"]
+        return outputs
 
-    def encode(self, waves: list[np.ndarray]):
-        """Encoder states (batch, positions, hidden), mask (batch, feature frames).
+    def encode(self, waves: list[np.ndarray]) -> tuple[Tensor, Tensor]:
+        """Return encoder states (batch, positions, hidden) and mask (batch, frames).
 
-        Each wave goes through the encoder alone: in a batch the strided convolutions
-        of transformers' adapter would see the padding behind the shorter ones. The
-        decoder, which takes most of the time, works on the whole batch.
+        Each utterance is encoded alone: the strided convolutions of transformers'
+        adapter would otherwise see the padding of shorter utterances. The decoder,
+        which takes most of the time, works on the whole batch.
         """
         import torch
         from torch.nn.utils.rnn import pad_sequence
@@ -90,13 +96,13 @@ class Seamless(PretrainedSystem):
             pad_sequence(masks, batch_first=True).to(torch.long),
         )
 
-    def write(self, states, mask, language: str) -> list[dict]:
-        """Generate text in a language from encoder states."""
+    def generate(self, states: Tensor, mask: Tensor, language: str) -> list[dict]:
+        """Generate text from encoder states (batch, positions, hidden)."""
         from transformers.modeling_outputs import BaseModelOutput
 
         code = seamless_code(language)
-        # transformers 5 drops this table where a generation config says that it was
-        # made from a model config
+        # transformers 5 drops this table if the generation config is marked as
+        # derived from a model config
         self.model.generation_config.text_decoder_lang_to_code_id = {
             code: self.language_token(language)
         }
@@ -108,4 +114,4 @@ class Seamless(PretrainedSystem):
             num_beams=self.beam_size,
             max_new_tokens=MAX_NEW_TOKENS,
         )
-        return [spelt(self.tokenizer, tokens) for tokens in sequences]
+        return [decode_tokens(self.tokenizer, token_ids) for token_ids in sequences]

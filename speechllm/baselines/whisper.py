@@ -1,52 +1,55 @@
-"""Whisper's own decoder: what a user would pick instead."""
+"""Whisper with its own decoder: speech recognition and translation into English."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 
 from speechllm.audio.io import SAMPLING_RATE
-from speechllm.baselines.base import PretrainedSystem
+from speechllm.baselines.base import PretrainedSystem, decode_tokens
 from speechllm.utils.errors import UserError
 
-WINDOW = 30 * SAMPLING_RATE  # samples that Whisper hears at once
+WINDOW = 30 * SAMPLING_RATE  # samples of one encoder input
 
 
 class Whisper(PretrainedSystem):
-    """Recognition in Whisper's languages, and translation of them into English.
+    """Recognition of Whisper's languages, and translation of them into English.
 
-    Speech of at most 30 s is padded to 30 s, so a batch changes nothing. Longer speech
-    is decoded alone, window after window, by transformers' sequential algorithm.
+    Speech of at most 30 s is padded to 30 s, so the batch does not affect the text.
+    Longer speech is decoded alone, window by window, by transformers' sequential
+    long-form algorithm.
     """
 
     architecture = "WhisperForConditionalGeneration"
     model_types = ("whisper",)
 
     def check(self, task: str, source: str, target: str) -> None:
-        """Refuse what Whisper was not trained for."""
+        """Raise UserError if Whisper was not trained for the task or the language."""
         if task not in ("asr", "st", "asr_st") or (task != "asr" and target != "en"):
             raise UserError(
                 f"{task} from {source} into {target}: Whisper transcribes, and "
-                "translates into English only; give its transcripts to nllb"
+                "translates into English only; translate its transcripts with nllb"
             )
-        known = self.languages()
-        if source not in known or (task != "asr" and not self.multilingual()):
+        supported = self.languages()
+        if source not in supported or (task != "asr" and not self.multilingual()):
             raise UserError(
-                f"{task} from {source}: {self.name} knows {', '.join(known)}"
+                f"{task} from {source}: {self.name} supports {', '.join(supported)}"
                 + ("" if self.multilingual() else " and does not translate")
             )
 
     def generation_config(self):
-        """The checkpoint's generation config."""
+        """Return the checkpoint's generation config."""
         from transformers import GenerationConfig
 
         return GenerationConfig.from_pretrained(self.folder)
 
     def multilingual(self) -> bool:
-        """Whether it is one of the models without ``.en`` in their names."""
+        """Return True unless the checkpoint is an English-only one (``*.en``)."""
         return bool(getattr(self.generation_config(), "is_multilingual", True))
 
     def languages(self) -> list[str]:
-        """The languages that it was trained on."""
+        """Return the languages that the checkpoint was trained on."""
         if not self.multilingual():
             return ["en"]
         return [code[2:-2] for code in self.generation_config().lang_to_id]
@@ -58,44 +61,47 @@ class Whisper(PretrainedSystem):
         super().load()
         self.processor = WhisperProcessor.from_pretrained(self.folder)
 
-    def answer(
+    def decode(
         self, inputs: list[np.ndarray], task: str, source: str, target: str
     ) -> list[dict]:
         """Transcribe, translate into English, or both."""
-        answers: list[dict | None] = [None] * len(inputs)
+        modes = {"asr": ["transcribe"], "st": ["translate"]}.get(
+            task, ["transcribe", "translate"]
+        )
         short = [i for i, wave in enumerate(inputs) if len(wave) <= WINDOW]
         groups = [short] if short else []
-        groups += [[i] for i in range(len(inputs)) if i not in short]
-        kinds = {"asr": ["transcribe"], "st": ["translate"]}
+        groups += [[i] for i, wave in enumerate(inputs) if len(wave) > WINDOW]
+        outputs: list[dict] = [{} for _ in inputs]
         for group in groups:
             waves = [inputs[i] for i in group]
-            found = [
-                self.generate(waves, source, kind)
-                for kind in kinds.get(task, ["transcribe", "translate"])
-            ]
-            for place, index in enumerate(group):
-                answers[index] = found[-1][place]
+            results = [self.generate(waves, source, mode) for mode in modes]
+            for row, index in enumerate(group):
+                outputs[index] = results[-1][row]
                 if task == "asr_st":
-                    answers[index]["transcript"] = found[0][place]["text"]
-        return answers
+                    outputs[index]["transcript"] = results[0][row]["text"]
+        return outputs
 
-    def generate(self, waves: list[np.ndarray], language: str, kind: str) -> list[dict]:
-        """Decode waves of at most 30 s, or a single longer one."""
+    def generate(self, waves: list[np.ndarray], language: str, mode: str) -> list[dict]:
+        """Decode utterances of at most 30 s, or a single longer one.
+
+        Args:
+            mode: ``transcribe`` or ``translate``.
+        """
         import torch
 
-        options = {"num_beams": self.beam_size}
+        options: dict[str, Any] = {"num_beams": self.beam_size}
         if self.multilingual():
-            options |= {"language": language, "task": kind}
-        whole = {}
+            options |= {"language": language, "task": mode}
+        padding: dict[str, Any] = {}
         if len(waves[0]) > WINDOW:
-            whole = {"truncation": False, "padding": "longest"}
+            padding = {"truncation": False, "padding": "longest"}
             options["return_timestamps"] = True
         features = self.processor(
             waves,
             sampling_rate=SAMPLING_RATE,
             return_tensors="pt",
             return_attention_mask=True,
-            **whole,
+            **padding,
         )
         with torch.inference_mode():
             sequences = self.model.generate(
@@ -104,14 +110,4 @@ class Whisper(PretrainedSystem):
                 **options,
             )
         tokenizer = self.processor.tokenizer
-        special = set(tokenizer.all_special_ids)
-        texts = tokenizer.batch_decode(sequences, skip_special_tokens=True)
-        return [
-            {
-                "text": " ".join(text.split()),
-                "tokens": tokenizer.convert_ids_to_tokens(
-                    [t for t in tokens.tolist() if t not in special]
-                ),
-            }
-            for text, tokens in zip(texts, sequences)
-        ]
+        return [decode_tokens(tokenizer, token_ids) for token_ids in sequences]

@@ -1,1 +1,1 @@
-"""Measurements of speed, memory and robustness."""
+"""Benchmarks of speed, memory and robustness; not part of a recipe."""

@@ -1,4 +1,4 @@
-"""Benchmark of data preparation: seconds and memory per utterance."""
+"""Benchmark of data preparation: time and memory on synthetic corpora."""
 
 from __future__ import annotations
 
@@ -14,20 +14,27 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from speechllm.audio.io import SAMPLING_RATE
 from speechllm.utils.errors import UserError
 
 CORPORA = ("must_c", "covost2")
-_SMALL_SET = 10  # utterances of each set but train
+_SMALL_SET = 10  # utterances of each set except train
 _SEGMENTS_OF_A_TALK = 250
 _SECONDS_OF_A_SEGMENT = 4
-_CLIP_SECONDS, _CLIP_RATE = 5, 48000  # about as Common Voice's
+_CLIP_SECONDS, _CLIP_RATE = 5, 48000  # similar to Common Voice
 _WORDS = 12  # of a sentence
-_ENTRY_SECONDS, _ENTRY_MIB = 60e-6, 1024  # what is promised of each stage
+_ENTRY_SECONDS, _ENTRY_MIB = 60e-6, 1024  # targets: per utterance, and in total
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a command took: seconds, seconds of processor time, and MiB at most."""
+    """Cost of a command.
+
+    Attributes:
+        seconds: wall-clock time.
+        cpu_seconds: processor time.
+        mebibytes: peak memory.
+    """
 
     seconds: float
     cpu_seconds: float
@@ -35,12 +42,12 @@ class Cost:
 
 
 def measure(command: list[str], log: Path) -> Cost:
-    """Run a command, its output into ``log``, and say what it took.
+    """Run a command with its output in ``log`` and return its cost.
 
-    The memory is never less than this process's own, which a new process starts as.
+    The peak memory is at least that of this process, which the new one is forked from.
 
     Raises:
-        UserError: the command failed; names the last line that it printed.
+        UserError: the command failed; the message has its last line of output.
     """
     started = time.perf_counter()
     with open(log, "wb") as stream:
@@ -54,10 +61,17 @@ def measure(command: list[str], log: Path) -> Cost:
     return Cost(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
 
 
-# --- tables -------------------------------------------------------------------------
+# Tables
 
 
 def benchmark_tables(folder: Path, corpus: str, sizes: list[int]) -> None:
+    """Print the cost of each stage on a synthetic corpus of each size.
+
+    Args:
+        folder: working folder.
+        corpus: one of ``CORPORA``.
+        sizes: numbers of training utterances.
+    """
     print("| stage | utterances | seconds | CPU seconds | MiB | of the promise |")
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
     seconds: dict[str, list[float]] = {}
@@ -84,7 +98,7 @@ def benchmark_tables(folder: Path, corpus: str, sizes: list[int]) -> None:
 
 
 def _stages(corpus: str, root: Path, size: int) -> Iterator[tuple[str, list[str]]]:
-    """Yield (stage, command), making what each of them needs."""
+    """Yield (stage, command) after writing the command's inputs."""
     raw, data = root / "corpus", root / "data"
     if corpus == "must_c":
         write_must_c(raw, size)
@@ -98,7 +112,7 @@ def _stages(corpus: str, root: Path, size: int) -> Iterator[tuple[str, list[str]
     data_dir = [*python, "speechllm.bin.data_dir"]
     train, filtered = data / "train", root / "filtered"
     yield "validate", [*data_dir, "validate", "--input", str(train)]
-    if corpus == "covost2":  # as after formatting, which tells lengths
+    if corpus == "covost2":  # lengths that formatting would have measured
         with (
             open(train / "text", encoding="utf-8") as stream,
             open(train / "utt2num_samples", "w", encoding="utf-8") as lengths,
@@ -113,7 +127,7 @@ def _stages(corpus: str, root: Path, size: int) -> Iterator[tuple[str, list[str]
 
 
 def write_must_c(root: Path, size: int) -> None:
-    """Write en-de with ``size`` segments to train on; the talks are silence."""
+    """Write MuST-C en-de with ``size`` training segments of silent talks."""
     sentences = _sentences(size)
     for name in ("train", "dev", "tst-COMMON", "tst-HE"):
         count = size if name == "train" else _SMALL_SET
@@ -126,8 +140,8 @@ def write_must_c(root: Path, size: int) -> None:
                 for ending in ("yaml", "en", "de")
             )
             for number in range(count):
-                talk, position = divmod(number, _SEGMENTS_OF_A_TALK)
-                talk = f"{name}_{talk}"
+                talk_number, position = divmod(number, _SEGMENTS_OF_A_TALK)
+                talk = f"{name}_{talk_number}"
                 offset = _SECONDS_OF_A_SEGMENT * position
                 if position == 0:
                     _write_silence(wavs / f"ted_{talk}.wav")
@@ -141,7 +155,7 @@ def write_must_c(root: Path, size: int) -> None:
 
 
 def write_covost2(root: Path, size: int) -> None:
-    """Write en_de with ``size`` clips to train on; the clips are empty files."""
+    """Write CoVoST 2 en_de with ``size`` training clips, which are empty files."""
     sentences = _sentences(size)
     clips = root / "en/clips"
     clips.mkdir(parents=True)
@@ -162,6 +176,7 @@ def write_covost2(root: Path, size: int) -> None:
 
 
 def _sentences(seed: int) -> Iterator[str]:
+    """Yield lines of random words, without end."""
     draw = random.Random(seed)
     letters = "abcdefghijklmnopqrstuvwxyz"
     words = ["".join(draw.choices(letters, k=draw.randint(1, 9))) for _ in range(5000)]
@@ -170,20 +185,29 @@ def _sentences(seed: int) -> Iterator[str]:
 
 
 def _write_silence(path: Path) -> None:
-    """Write a talk's header; the samples are a hole that takes no room on disk."""
-    size = 2 * 16000 * _SEGMENTS_OF_A_TALK * _SECONDS_OF_A_SEGMENT
+    """Write a silent talk as a sparse file, which uses no disk space for samples."""
+    size = 2 * SAMPLING_RATE * _SEGMENTS_OF_A_TALK * _SECONDS_OF_A_SEGMENT
     header = b"RIFF" + struct.pack("<I", 36 + size) + b"WAVEfmt "
-    header += struct.pack("<IHHIIHH", 16, 1, 1, 16000, 32000, 2, 16)
+    header += struct.pack("<IHHIIHH", 16, 1, 1, SAMPLING_RATE, 2 * SAMPLING_RATE, 2, 16)
     with open(path, "wb") as stream:
         stream.write(header + b"data" + struct.pack("<I", size))
         stream.truncate(len(header) + 8 + size)
 
 
-# --- audio --------------------------------------------------------------------------
+# Audio
 
 
 def benchmark_formatting(folder: Path, count: int, ffmpeg: str) -> None:
-    """Format mp3 clips with one process, and the same with ffmpeg, clip by clip."""
+    """Print the cost of formatting mp3 clips with one process and with ffmpeg.
+
+    Args:
+        folder: working folder.
+        count: number of clips.
+        ffmpeg: command to compare with, run once per clip.
+
+    Raises:
+        UserError: the command does not exist or fails.
+    """
     if shutil.which(ffmpeg) is None:
         raise UserError(f"{ffmpeg}: no such command to compare with; give --ffmpeg")
     clips = write_clips(folder / "clips", count)
@@ -193,7 +217,8 @@ def benchmark_formatting(folder: Path, count: int, ffmpeg: str) -> None:
     for audio_format in ("flac", "wav"):
         target = folder / f"ffmpeg_{audio_format}"
         target.mkdir()
-        options = f"-nostdin -v error -threads 1 -i {{}} -ac 1 -ar 16000 {target}/{{}}"
+        options = "-nostdin -v error -threads 1 -i {} -ac 1 "
+        options += f"-ar {SAMPLING_RATE} {target}/{{}}"
         script = "\n".join(
             f"{ffmpeg} {options.format(clip, f'{clip.stem}.{audio_format}')} || exit 1"
             for clip in clips
@@ -214,7 +239,7 @@ def benchmark_formatting(folder: Path, count: int, ffmpeg: str) -> None:
 
 
 def write_clips(folder: Path, count: int) -> list[Path]:
-    """Write a data dir of mp3 clips of noise that comes and goes; return the clips."""
+    """Write a data dir of mp3 clips of amplitude-modulated noise; return the clips."""
     import numpy as np
     import soundfile
 

@@ -1,12 +1,13 @@
-"""What the guard is worth: texts with and without it where a speech LLM invents.
+"""Benchmark of the guard against hallucination: texts with and without it.
 
-Silence, noise, music, a language the model has not learnt, clips that hold no word,
-clipped audio, one word said thirty times (true speech, which must stay), and the clean
-test set.
+Conditions without speech to write are silence, noise, music, a language that the model
+was not trained on, and clips too short for a word. Conditions with true speech, which
+must be kept, are clipped audio, one word repeated thirty times, and the clean test set.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from speechllm.audio.io import SAMPLING_RATE, load_audio
-from speechllm.data.examples import Example
+from speechllm.data.examples import Example, read_examples
 from speechllm.inference.guard_thresholds import Thresholds
 from speechllm.inference.tuning import count_errors
 from speechllm.text.normalization import LANGUAGES_WITHOUT_SPACES, ctc_text, normalize
@@ -27,18 +28,20 @@ if TYPE_CHECKING:
     from speechllm.inference.speech_to_text import SpeechToText
 
 
-PIECE_SECONDS = 10.0  # of noise and music at a time
-NOISE_LEVELS = (-60, -40, -20, -6)  # dB, root mean square below full scale
+PIECE_SECONDS = 10.0  # length of a piece of noise or music
+NOISE_LEVELS = (-60, -40, -20, -6)  # root mean square in dB relative to full scale
 REPETITIONS, LONGEST_SECONDS = 30, 29.0
 CLIP_SECONDS, CLIP_GAIN = 0.05, 30.0
 
 
 @dataclass(frozen=True)
 class Condition:
-    """A name, and utterances; the true text is empty where there is nothing to hear.
+    """Utterances of one kind.
 
     Attributes:
-        spoken: whether the texts are true ones, that errors are counted against.
+        name: name in the table.
+        examples: utterances, with an empty reference if there is no speech to write.
+        spoken: whether the texts are references to count errors against.
     """
 
     name: str
@@ -48,14 +51,17 @@ class Condition:
 
 @dataclass
 class Row:
-    """Figures of one condition, (without, with) the guard.
+    """Results of one condition; pairs are (without, with) the guard.
 
     Attributes:
-        minutes: of audio, each task counted.
-        invented: words for each minute where nothing true can be written.
-        too_long: hypotheses over the length bound of ``guard.yaml``.
-        error_rate: in percent, of recognition of true speech.
-        flags: how often each was raised.
+        name: of the condition.
+        utterances: number of utterances, counted once per task.
+        minutes: of audio, counted once per task.
+        invented: words per minute; None for true speech.
+        too_long: number of hypotheses over the length bound of ``guard.yaml``.
+        error_rate: word (or character) error rate in percent; None unless the
+            condition is recognition of true speech.
+        flags: number of times that each flag was raised.
     """
 
     name: str
@@ -67,7 +73,39 @@ class Row:
     flags: dict[str, int] = field(default_factory=dict)
 
 
-def conditions(
+def benchmark_guard(
+    model_dir: str,
+    examples: str,
+    music: Sequence[str | Path] = (),
+    foreign: Sequence[tuple[str, str | Path]] = (),
+    words: Sequence[tuple[str, str | Path]] = (),
+    limit: int | None = None,
+    generation: dict | None = None,
+    batch_size: int = 8,
+    device: str = "cpu",
+) -> str:
+    """Decode all conditions and return the results as a Markdown table.
+
+    Args:
+        model_dir: folder of a model with ``guard.yaml``.
+        examples: example dir of the test set.
+        music, foreign, words: as for :func:`make_conditions`.
+        limit: number of test examples; all if None.
+        generation: fields of ``SearchOptions``.
+        batch_size: maximum number of utterances decoded together.
+        device: ``cpu``, ``cuda``, …
+
+    Raises:
+        UserError: the model has no thresholds.
+    """
+    from speechllm.inference.speech_to_text import SpeechToText
+
+    model = SpeechToText.from_pretrained(model_dir, device)
+    conditions = make_conditions(read_examples(examples, limit), music, foreign, words)
+    return guard_table(guard_rows(model, conditions, generation or {}, batch_size))
+
+
+def make_conditions(
     clean: Sequence[Example],
     music: Sequence[str | Path] = (),
     foreign: Sequence[tuple[str, str | Path]] = (),
@@ -78,82 +116,82 @@ def conditions(
     """Make the conditions of the table.
 
     Args:
-        clean: the test set; its tasks are asked of everything.
+        clean: the test set; every utterance is decoded with all of its tasks.
         music: audio files.
-        foreign: (language, audio file) of speech that the model has not learnt.
+        foreign: (language, audio file) of speech that the model was not trained on.
         words: (word, audio file) of recordings of one word.
-        pieces: utterances of each noise, and pieces of each piece of music.
+        pieces: number of utterances of each noise and of each piece of music.
         seed: of the noise.
     """
-    random = np.random.default_rng(seed)
-    asks = sorted({example.ask for example in clean})
-    spoken = [ask for ask in asks if ask[0] == "asr"]
+    rng = np.random.default_rng(seed)
+    tasks = sorted({example.ask for example in clean})
+    recognition = [task for task in tasks if task[0] == "asr"]
 
-    def asked(waves: Sequence[np.ndarray]) -> list[Example]:
+    def unspoken(waves: Sequence[np.ndarray]) -> list[Example]:
         return [
-            Example(f"{i}", w, ask, "") for i, w in enumerate(waves) for ask in asks
+            Example(f"{i}", w, task, "") for i, w in enumerate(waves) for task in tasks
         ]
 
     samples = round(PIECE_SECONDS * SAMPLING_RATE)
     seconds = (0.5, 2.0, 10.0, 25.0)
     silence = [np.zeros(round(s * SAMPLING_RATE), np.float32) for s in seconds]
-    found = [Condition("digital silence", asked(silence))]
+    conditions = [Condition("digital silence", unspoken(silence))]
     for name, make in (("white noise", white_noise), ("pink noise", pink_noise)):
         for level in NOISE_LEVELS:
-            waves = [at_level(make(samples, random), level) for _ in range(pieces)]
-            found.append(Condition(f"{name} {level} dB", asked(waves)))
+            waves = [at_level(make(samples, rng), level) for _ in range(pieces)]
+            conditions.append(Condition(f"{name} {level} dB", unspoken(waves)))
     if music:
         waves = [w for path in music for w in pieces_of(load_audio(path), pieces)]
-        found.append(Condition("hold music", asked(waves)))
+        conditions.append(Condition("hold music", unspoken(waves)))
     for language in sorted({language for language, _ in foreign}):
         waves = [load_audio(path) for name, path in foreign if name == language]
         waves = [wave for wave in waves if len(wave)]
-        found.append(Condition(f"speech in {language}", asked(waves)))
+        conditions.append(Condition(f"speech in {language}", unspoken(waves)))
     clip = round(CLIP_SECONDS * SAMPLING_RATE)
-    waves = [e.wave[len(e.wave) // 2 :][:clip] for e in clean if e.ask == asks[0]]
-    found.append(Condition(f"clips of {CLIP_SECONDS} s", asked(waves[:20])))
+    waves = [e.wave[len(e.wave) // 2 :][:clip] for e in clean if e.ask == tasks[0]]
+    conditions.append(Condition(f"clips of {CLIP_SECONDS} s", unspoken(waves[:20])))
     repeated = []
     for word, path in words:
         wave = load_audio(path)
         times = min(REPETITIONS, int(LONGEST_SECONDS * SAMPLING_RATE / len(wave)))
         text = " ".join([word] * times)
         repeated += [
-            Example(word, np.tile(wave, times), ask, text) for ask in spoken[:1]
+            Example(word, np.tile(wave, times), task, text) for task in recognition[:1]
         ]
     if repeated:
-        found.append(Condition("one word 30 times", repeated, spoken=True))
-    heard = [example for example in clean if example.ask[0] == "asr"]
+        conditions.append(Condition("one word 30 times", repeated, spoken=True))
     clipped = [
         replace(e, wave=np.clip(CLIP_GAIN * e.wave, -1, 1).astype(np.float32))
-        for e in heard
+        for e in clean
+        if e.ask[0] == "asr"
     ]
-    found.append(Condition("clipped audio", clipped, spoken=True))
-    for ask in asks:
-        chosen = [example for example in clean if example.ask == ask]
-        found.append(Condition(f"clean {group_name(ask)}", chosen, spoken=True))
-    return found
+    conditions.append(Condition("clipped audio", clipped, spoken=True))
+    for task in tasks:
+        chosen = [example for example in clean if example.ask == task]
+        conditions.append(Condition(f"clean {group_name(task)}", chosen, spoken=True))
+    return conditions
 
 
-def white_noise(samples: int, random: np.random.Generator) -> np.ndarray:
-    """Noise of equal power at all frequencies, of unit power."""
-    return random.standard_normal(samples)
+def white_noise(samples: int, rng: np.random.Generator) -> np.ndarray:
+    """Return noise (samples,) of unit power with a flat spectrum."""
+    return rng.standard_normal(samples)
 
 
-def pink_noise(samples: int, random: np.random.Generator) -> np.ndarray:
-    """Noise whose power falls by 3 dB an octave, of unit power."""
-    spectrum = np.fft.rfft(random.standard_normal(samples))
+def pink_noise(samples: int, rng: np.random.Generator) -> np.ndarray:
+    """Return noise (samples,) of unit power that falls by 3 dB per octave."""
+    spectrum = np.fft.rfft(rng.standard_normal(samples))
     spectrum /= np.sqrt(np.maximum(np.arange(len(spectrum)), 1))
     noise = np.fft.irfft(spectrum, samples)
     return noise / noise.std()
 
 
 def at_level(wave: np.ndarray, level: float) -> np.ndarray:
-    """A waveform of unit power at ``level`` dB below full scale, clipped there."""
+    """Scale a waveform of unit power to ``level`` dB of full scale, and clip it."""
     return np.clip(10 ** (level / 20) * wave, -1, 1).astype(np.float32)
 
 
 def pieces_of(wave: np.ndarray, pieces: int) -> list[np.ndarray]:
-    """Pieces of ``PIECE_SECONDS``, evenly from a recording."""
+    """Cut pieces of ``PIECE_SECONDS``, spread evenly over a recording."""
     size = round(PIECE_SECONDS * SAMPLING_RATE)
     room = max(len(wave) - size, 0)
     starts = sorted({room * i // max(pieces - 1, 1) for i in range(pieces)})
@@ -162,11 +200,11 @@ def pieces_of(wave: np.ndarray, pieces: int) -> list[np.ndarray]:
 
 def guard_rows(
     model: SpeechToText,
-    found: Sequence[Condition],
+    conditions: Sequence[Condition],
     generation: dict,
     batch_size: int = 8,
 ) -> list[Row]:
-    """Decode each condition with the guard, which keeps the texts that it changed.
+    """Decode each condition with the guard, whose results keep the unguarded text too.
 
     Raises:
         UserError: the model has no thresholds.
@@ -176,18 +214,18 @@ def guard_rows(
             "the model has no guard.yaml: run python -m speechllm.bin.guard_thresholds"
         )
     rows = []
-    for condition in found:
+    for condition in conditions:
         guarded = decode_all(
             model, condition.examples, {**generation, "guard": True}, batch_size
         )
-        free = [
+        unguarded = [
             result
             if result.unguarded is None
             else replace(result, text=result.unguarded)
             for result in guarded
         ]
-        results = (free, guarded)
-        rows.append(figures(condition, results, model.guard.thresholds))
+        results = (unguarded, guarded)
+        rows.append(evaluate(condition, results, model.guard.thresholds))
         print(table_line(rows[-1]), flush=True)
     return rows
 
@@ -195,63 +233,65 @@ def guard_rows(
 def decode_all(
     model: SpeechToText, examples: Sequence[Example], generation: dict, batch_size: int
 ) -> list[Result]:
-    """One result for each example, in order."""
+    """Return one result per example, in order."""
     from speechllm.utils.batching import batches_by_length
 
     options = model.options(generation)
     results: dict[int, Result] = {}
     for batch in batches_by_length([len(e.wave) for e in examples], batch_size):
         part = [examples[i] for i in batch]
-        answers = model.decode([e.wave for e in part], [e.ask for e in part], options)
-        results.update(zip(batch, answers))
+        decoded = model.decode([e.wave for e in part], [e.ask for e in part], options)
+        results.update(zip(batch, decoded))
     return [results[i] for i in range(len(examples))]
 
 
-def figures(
+def evaluate(
     condition: Condition,
-    results: Sequence[Sequence[Result]],
+    results: tuple[Sequence[Result], Sequence[Result]],
     thresholds: Thresholds,
 ) -> Row:
-    """The figures of one condition, from results without and with the guard."""
+    """Return the row of a condition, from results (without, with) the guard."""
     examples = condition.examples
     minutes = sum(len(e.wave) for e in examples) / SAMPLING_RATE / 60
     row = Row(condition.name, len(examples), minutes)
-    row.too_long = tuple(
-        sum(is_too_long(e, r, thresholds) for e, r in zip(examples, found))
-        for found in results
-    )
+    unguarded, guarded = results
+
+    def too_long(found: Sequence[Result]) -> int:
+        return sum(is_too_long(e, r, thresholds) for e, r in zip(examples, found))
+
+    def words_per_minute(found: Sequence[Result]) -> float:
+        return sum(count_words(e, r) for e, r in zip(examples, found)) / minutes
+
+    row.too_long = too_long(unguarded), too_long(guarded)
     if not condition.spoken:
-        words = [sum(words_in(e, r) for e, r in zip(examples, f)) for f in results]
-        row.invented = tuple(count / minutes for count in words)
+        row.invented = words_per_minute(unguarded), words_per_minute(guarded)
     elif examples[0].ask[0] == "asr":
-        row.error_rate = tuple(error_rate(examples, found) for found in results)
-    for result in results[1]:
-        for flag in result.flags:
-            row.flags[flag] = row.flags.get(flag, 0) + 1
+        row.error_rate = error_rate(examples, unguarded), error_rate(examples, guarded)
+    row.flags = dict(Counter(flag for result in guarded for flag in result.flags))
     return row
 
 
-def written(result: Result) -> str:
-    """All that an answer says: of ``asr_st`` transcript and translation."""
+def output_text(result: Result) -> str:
+    """Return all text of a result: for ``asr_st``, transcript and translation."""
     return f"{result.transcript or ''} {result.text}"
 
 
 def is_too_long(example: Example, result: Result, thresholds: Thresholds) -> bool:
-    """Whether an answer is longer than the guard's length bound."""
+    """Return whether a hypothesis exceeds the guard's length bound."""
     limits = thresholds.limits(example.ask)
     seconds = len(example.wave) / SAMPLING_RATE
-    most = max(limits.longest(result.ctc_text or "", seconds), 0)
-    return len(ctc_text(written(result), example.ask[2])) > most
+    bound = max(limits.longest(result.ctc_text or "", seconds), 0)
+    return len(ctc_text(output_text(result), example.ask[2])) > bound
 
 
-def words_in(example: Example, result: Result) -> int:
-    """Words (in Japanese and its like: characters) of an answer."""
-    text = normalize(written(result), example.ask[2])
+def count_words(example: Example, result: Result) -> int:
+    """Count the words of a hypothesis (characters in languages without spaces)."""
+    text = normalize(output_text(result), example.ask[2])
     return len(text if example.ask[2] in LANGUAGES_WITHOUT_SPACES else text.split())
 
 
 def error_rate(examples: Sequence[Example], results: Sequence[Result]) -> float:
-    """Word (or character) error rate in percent."""
+    """Return the word (or character) error rate in percent."""
     errors = total = 0
     for example, result in zip(examples, results):
         language = example.ask[1]
@@ -261,7 +301,7 @@ def error_rate(examples: Sequence[Example], results: Sequence[Result]) -> float:
 
 
 def table_line(row: Row) -> str:
-    """The row as a line of a Markdown table."""
+    """Format a row as a line of a Markdown table."""
 
     def pair(values, digits: int) -> str:
         if values is None:
@@ -270,13 +310,14 @@ def table_line(row: Row) -> str:
 
     flags = ", ".join(f"{name} {n}" for name, n in sorted(row.flags.items()))
     return (
-        f"| {row.name} | {row.utterances} | {row.minutes:.1f} | {pair(row.invented, 1)} "
-        f"| {pair(row.too_long, 0)} | {pair(row.error_rate, 1)} | {flags} |"
+        f"| {row.name} | {row.utterances} | {row.minutes:.1f} "
+        f"| {pair(row.invented, 1)} | {pair(row.too_long, 0)} "
+        f"| {pair(row.error_rate, 1)} | {flags} |"
     )
 
 
 def guard_table(rows: Sequence[Row]) -> str:
-    """The rows as a Markdown table, with the sum over noise and music below."""
+    """Format the rows as a Markdown table with a total over noise and music."""
     names = [
         "condition",
         "utterances",
@@ -290,13 +331,14 @@ def guard_table(rows: Sequence[Row]) -> str:
         "flags",
     ]
     head = [f"| {' | '.join(names)} |", "| --- |" + " ---: |" * 8 + " --- |"]
+    lines = [table_line(row) for row in rows]
     noise = [row for row in rows if "noise" in row.name or "music" in row.name]
     minutes = sum(row.minutes for row in noise)
-    lines = [table_line(row) for row in rows]
     if minutes:
-        words = [sum(r.invented[k] * r.minutes for r in noise) for k in (0, 1)]
         total = Row("all noise and music", sum(r.utterances for r in noise), minutes)
-        total.invented = tuple(count / minutes for count in words)
-        total.too_long = tuple(sum(r.too_long[k] for r in noise) for k in (0, 1))
+        words = [sum(r.invented[k] * r.minutes for r in noise) for k in (0, 1)]
+        total.invented = words[0] / minutes, words[1] / minutes
+        counts = [sum(r.too_long[k] for r in noise) for k in (0, 1)]
+        total.too_long = counts[0], counts[1]
         lines.append(table_line(total))
     return "\n".join(head + lines) + "\n"

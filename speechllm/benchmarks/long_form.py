@@ -1,35 +1,77 @@
-"""Benchmark of long-form recognition on joined recordings."""
+"""Benchmark of long-form recognition on recordings joined from short prompts.
+
+The prompts of an example dir are joined in shuffled rounds to a recording of some
+minutes. Between two prompts, ``pauses`` inserts 0.3 to 2 s of near silence, ``music``
+2 to 8 s of hold music and ``none`` nothing; ``trimmed`` also removes the silence at the
+edges of the prompts, so that words of two prompts touch. Each recording is transcribed,
+and its WER is compared with that of the same prompts decoded one by one.
+
+The reference of word times is the position of the prompt in the recording, from the
+first to the last 10 ms frame that is at most 35 dB below the prompt's loudest frame. A
+recognised word is *inside* if it exceeds its prompt by at most 100 ms at either end;
+first and last words of a prompt must begin and end within 100 ms of its limits.
+"""
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from speechllm.audio.io import SAMPLING_RATE, load_audio, stream_audio
 from speechllm.utils.errors import UserError
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from speechllm.decoding.result import Word
-
+    from speechllm.inference.speech_to_text import SpeechToText
 
 JOINS = ("pauses", "music", "none", "trimmed")
 TOLERANCE = 0.1  # seconds
-SILENCE_DB = -35.0  # of a frame at a prompt's edge, beside its loudest frame
-RATE = 16000
-FRAME = RATE // 100
-NOISE = 10 ** (-70 / 20)  # level of the near silence
+SILENCE_DB = -35.0  # threshold at a prompt's edges, relative to its loudest frame
+FRAME = SAMPLING_RATE // 100  # samples
+NOISE = 10 ** (-70 / 20)  # root mean square of the near silence
+COLUMNS = (
+    "join", "minutes", "prompts", "segments", "WER", "one by one", "difference",
+    "inside", "first", "last", "seconds",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LongFormSet:
+    """The recordings to make and how to transcribe them.
+
+    Attributes:
+        examples: example dir of the prompts.
+        output_dir: folder for the recordings and their subtitles.
+        language: of the prompts.
+        minutes: length of each recording.
+        joins: some of ``JOINS``.
+        music: folder of hold music, needed for the join ``music``.
+        max_seconds: maximum length of a segment.
+        pause_seconds: minimum pause between two segments.
+        seed: of the order of the prompts and of the pauses.
+    """
+
+    examples: str
+    output_dir: str
+    language: str = "en"
+    minutes: float = 10.0
+    joins: Sequence[str] = JOINS
+    music: str | None = None
+    max_seconds: float = 15.0
+    pause_seconds: float = 0.1
+    seed: int = 0
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt, its words, and the samples (first, last + 1) where it is loud."""
+    """A prompt: its words, its samples, and the limits (first, last + 1) of speech."""
 
     words: list[str]
     samples: np.ndarray
@@ -38,89 +80,111 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Placed:
-    """Where a prompt's speech begins and ends in a recording, in seconds."""
+    """The index of a prompt, and where its speech lies in a recording, in seconds."""
 
     prompt: int
     start: float
     end: float
 
 
-def benchmark(args: argparse.Namespace, options: dict) -> None:
-    """Transcribe the prompts one by one, and then each recording."""
+def benchmark_long_form(model_dir: str, content: LongFormSet, options: dict) -> None:
+    """Print the WER of the prompts one by one, then a table row for each recording.
+
+    Args:
+        model_dir: folder of a trained model.
+        options: ``batch_size`` and fields of ``SearchOptions``.
+
+    Raises:
+        UserError: no prompts in the language, or no music for the join ``music``.
+    """
     from speechllm.inference.speech_to_text import SpeechToText
     from speechllm.text.normalization import normalize
 
-    model = SpeechToText.from_pretrained(args.model)
-    options.setdefault("batch_size", 8)
-    prompts = read_prompts(Path(args.examples), args.language)
+    if "music" in content.joins and not content.music:
+        raise UserError("--joins music needs a folder of hold music: give --music")
+    model = SpeechToText.from_pretrained(model_dir)
+    options = {"batch_size": 8, **options}
+    prompts = read_prompts(Path(content.examples), content.language)
     begin = time.monotonic()
     single = model.transcribe(
-        [prompt.samples for prompt in prompts], language=args.language, **options
+        [prompt.samples for prompt in prompts], language=content.language, **options
     )
-    texts = [normalize(result.text, args.language).split() for result in single]
-    seconds = sum(len(prompt.samples) for prompt in prompts) / RATE
-    took = time.monotonic() - begin
+    texts = [normalize(result.text, content.language).split() for result in single]
+    seconds = sum(len(prompt.samples) for prompt in prompts) / SAMPLING_RATE
+    elapsed = time.monotonic() - begin
     print(
-        f"{len(prompts)} prompts, {seconds:.0f} s of audio, one by one in {took:.0f} s"
+        f"{len(prompts)} prompts, {seconds:.0f} s of audio, one by one in "
+        f"{elapsed:.0f} s"
     )
     rate = word_error_rate([p.words for p in prompts], texts)
     print(f"WER one by one, each once: {rate:.1f}\n")
-    print(
-        "| join | minutes | prompts | segments | WER | one by one | difference "
-        "| inside | first | last | seconds |"
-    )
-    print("| --- " * 11 + "|")
-    for join in args.joins:
-        row = [join, *benchmark_join(model, prompts, texts, join, args, options)]
+    print(f"| {' | '.join(COLUMNS)} |")
+    print("| --- " * len(COLUMNS) + "|")
+    for join in content.joins:
+        row = [join, *measure_join(model, prompts, texts, join, content, options)]
         print("| " + " | ".join(row) + " |", flush=True)
 
 
-def benchmark_join(model, prompts, texts, join, args, options) -> list[str]:
-    """The cells of a recording's row."""
-    from speechllm.audio.io import stream_audio
+def measure_join(
+    model: SpeechToText,
+    prompts: Sequence[Prompt],
+    texts: Sequence[list[str]],
+    join: str,
+    content: LongFormSet,
+    options: dict,
+) -> list[str]:
+    """Make and transcribe one recording; return the cells of its table row.
+
+    Args:
+        texts: words recognised in each prompt decoded alone.
+    """
     from speechllm.inference.long_form import transcribe_long
     from speechllm.inference.subtitles import format_srt, make_cues
     from speechllm.text.normalization import normalize
     from speechllm.utils.io import atomic_open
 
-    path = Path(args.output_dir) / f"{join}_{args.minutes:g}.wav"
-    placed = write_recording(path, prompts, join, args)
-    times = model.ctc_tokenizer is not None
+    language, minutes = content.language, content.minutes
+    path = Path(content.output_dir) / f"{join}_{minutes:g}.wav"
+    placed = write_recording(path, prompts, join, minutes, content.music, content.seed)
+    has_times = model.ctc_tokenizer is not None
     begin = time.monotonic()
     [found] = transcribe_long(
         model,
         [stream_audio(path)],
-        language=args.language,
-        max_seconds=args.max_seconds,
-        pause_seconds=args.pause_seconds,
-        **({"word_times": True} if times else {}),
+        language=language,
+        max_seconds=content.max_seconds,
+        pause_seconds=content.pause_seconds,
+        **({"word_times": True} if has_times else {}),
         **options,
     )
-    took = time.monotonic() - begin
+    elapsed = time.monotonic() - begin
     with atomic_open(path.with_suffix(".srt")) as stream:
-        stream.write(format_srt(make_cues(found.result, args.language)))
+        stream.write(format_srt(make_cues(found.result, language)))
     reference = [word for p in placed for word in prompts[p.prompt].words]
     rate = word_error_rate(
-        [reference], [normalize(found.result.text, args.language).split()]
+        [reference], [normalize(found.result.text, language).split()]
     )
     alone = word_error_rate(
         [prompts[p.prompt].words for p in placed], [texts[p.prompt] for p in placed]
     )
     shares = ["-"] * 3
-    if times:
+    if has_times:
         words = found.result.words or []
         shares = [
             f"{100 * share:.1f} %"
-            for share in time_shares(prompts, placed, words, args.language)
+            for share in time_shares(prompts, placed, words, language)
         ]
-    counts = [f"{args.minutes:g}", str(len(placed)), str(len(found.result.passages))]
+    counts = [f"{minutes:g}", str(len(placed)), str(len(found.result.passages))]
     rates = [f"{rate:.1f}", f"{alone:.1f}", f"{rate - alone:+.1f}"]
-    return [*counts, *rates, *shares, f"{took:.0f}"]
+    return [*counts, *rates, *shares, f"{elapsed:.0f}"]
 
 
 def read_prompts(examples: Path, language: str) -> list[Prompt]:
-    """The transcribed prompts of one language."""
-    from speechllm.audio.io import load_audio
+    """Read the recognition examples of one language.
+
+    Raises:
+        UserError: the example dir has none.
+    """
     from speechllm.data.kaldi_table import read_table
     from speechllm.text.normalization import normalize
 
@@ -128,7 +192,9 @@ def read_prompts(examples: Path, language: str) -> list[Prompt]:
     wavs, texts = read_table(examples / "wav.scp"), read_table(examples / "text")
     names = [u for u, task in tasks.items() if task == f"asr {language} {language}"]
     if not names:
-        raise UserError(f"{examples}: nothing to transcribe in {language}")
+        raise UserError(
+            f"{examples}: nothing to transcribe in {language}; check --language"
+        )
     prompts = []
     for name in names:
         samples = load_audio(wavs[name])
@@ -138,124 +204,128 @@ def read_prompts(examples: Path, language: str) -> list[Prompt]:
 
 
 def speech_limits(samples: np.ndarray) -> tuple[int, int]:
-    """Samples (first, last + 1) of what is loud, in steps of 10 ms."""
-    import numpy as np
-
+    """Return the limits (first, last + 1) of speech in samples, in steps of 10 ms."""
     frames = samples[: len(samples) // FRAME * FRAME].reshape(-1, FRAME)
-    level = np.sqrt((frames**2).mean(1))
+    level = np.sqrt((frames**2).mean(1))  # (frames,)
     loud = np.flatnonzero(level > level.max() * 10 ** (SILENCE_DB / 20))
     return int(loud[0]) * FRAME, (int(loud[-1]) + 1) * FRAME
 
 
 def write_recording(
-    path: Path, prompts: list[Prompt], join: str, args: argparse.Namespace
+    path: Path,
+    prompts: Sequence[Prompt],
+    join: str,
+    minutes: float,
+    music: str | None = None,
+    seed: int = 0,
 ) -> list[Placed]:
-    """Write a recording of joined prompts, and tell where they are."""
+    """Write a recording of joined prompts and return their positions."""
     import soundfile
 
     placed: list[Placed] = []
     path.parent.mkdir(parents=True, exist_ok=True)
-    choose = random.Random(args.seed)
-    order = shuffled_rounds(len(prompts), choose)
-    between = gaps(join, args, choose)
-    with soundfile.SoundFile(path, "w", RATE, 1, "PCM_16") as sound:
-        while (there := sound.tell()) < args.minutes * 60 * RATE:
-            number = next(order)
-            first, last = prompts[number].limits
+    rng = random.Random(seed)
+    order = shuffled_rounds(len(prompts), rng)
+    gaps = make_gaps(join, music, seed, rng)
+    with soundfile.SoundFile(path, "w", SAMPLING_RATE, 1, "PCM_16") as sound:
+        while (position := sound.tell()) < minutes * 60 * SAMPLING_RATE:
+            index = next(order)
+            first, last = prompts[index].limits
             cut = first if join == "trimmed" else 0
-            begin, end = (there + edge - cut for edge in (first, last))
-            placed.append(Placed(number, begin / RATE, end / RATE))
-            samples = prompts[number].samples
+            begin, end = (position + edge - cut for edge in (first, last))
+            placed.append(Placed(index, begin / SAMPLING_RATE, end / SAMPLING_RATE))
+            samples = prompts[index].samples
             sound.write(samples[first:last] if join == "trimmed" else samples)
-            sound.write(next(between))
+            sound.write(next(gaps))
     return placed
 
 
-def shuffled_rounds(count: int, choose: random.Random) -> Iterator[int]:
-    """All numbers in shuffled order, again and again."""
+def shuffled_rounds(count: int, rng: random.Random) -> Iterator[int]:
+    """Yield all indices in shuffled order, round after round, without end."""
     while True:
         order = list(range(count))
-        choose.shuffle(order)
+        rng.shuffle(order)
         yield from order
 
 
-def gaps(
-    join: str, args: argparse.Namespace, choose: random.Random
+def make_gaps(
+    join: str, music: str | None, seed: int, rng: random.Random
 ) -> Iterator[np.ndarray]:
-    """What stands between one prompt and the next, without end."""
-    import numpy as np
-
-    from speechllm.audio.io import load_audio
+    """Yield the samples between two prompts, without end."""
     from speechllm.inference.recordings import find_recordings
 
     if join in ("none", "trimmed"):
         yield from itertools.repeat(np.zeros(0, np.float32))
-    noise = np.random.default_rng(args.seed)
+    noise = np.random.default_rng(seed)
     while join == "pauses":
-        count = round(choose.uniform(0.3, 2.0) * RATE)
+        count = round(rng.uniform(0.3, 2.0) * SAMPLING_RATE)
         yield (NOISE * noise.standard_normal(count)).astype(np.float32)
-    pieces = find_recordings([args.music])
+    pieces = find_recordings([music] if music else [])
     while True:
-        music = load_audio(choose.choice(pieces).source)
-        for _ in range(20):  # parts of a piece before the next one
-            count = round(choose.uniform(2.0, 8.0) * RATE)
-            begin = choose.randrange(max(len(music) - count, 1))
-            yield music[begin : begin + count]
+        samples = load_audio(rng.choice(pieces).source)
+        for _ in range(20):  # excerpts of a piece before the next piece
+            count = round(rng.uniform(2.0, 8.0) * SAMPLING_RATE)
+            begin = rng.randrange(max(len(samples) - count, 1))
+            yield samples[begin : begin + count]
 
 
-def word_error_rate(references: list[list[str]], found: list[list[str]]) -> float:
-    """In percent of the reference's words."""
+def word_error_rate(
+    references: Sequence[list[str]], hypotheses: Sequence[list[str]]
+) -> float:
+    """Return the word error rate in percent."""
     import jiwer
 
-    def joined(texts: list[list[str]]) -> list[str]:
+    def joined(texts: Sequence[list[str]]) -> list[str]:
         return [" ".join(words) for words in texts]
 
-    return 100 * jiwer.wer(joined(references), joined(found))
+    return 100 * jiwer.wer(joined(references), joined(hypotheses))
 
 
 def time_shares(
-    prompts: list[Prompt], placed: list[Placed], words: list[Word], language: str
+    prompts: Sequence[Prompt],
+    placed: Sequence[Placed],
+    words: Sequence[Word],
+    language: str,
 ) -> tuple[float, float, float]:
-    """Which share of the recognised words lies where its prompt lies.
+    """Return the shares of correctly recognised words with correct times.
 
     Returns:
-        Of all words that were recognised, those inside their prompts; of the
-        recognised first words those that begin, of the last ones those that end, where
-        their prompts do. See the module's docstring.
+        Shares, 0 to 1, of words inside their prompts, of first words that begin and of
+        last words that end where their prompts do; see the module's docstring.
     """
     import jiwer
 
     from speechllm.text.normalization import normalize
 
-    expected = [  # (word, its prompt's place, first, last)
+    expected = [  # (word, position of its prompt, is first, is last)
         (word, place, number == 0, number == len(prompts[place.prompt].words) - 1)
         for place in placed
         for number, word in enumerate(prompts[place.prompt].words)
     ]
-    heard = [
-        (plain, word)
+    recognised = [
+        (part, word)
         for word in words
-        for plain in normalize(word.text, language).split()
+        for part in normalize(word.text, language).split()
     ]
     aligned = jiwer.process_words(
         [" ".join(word for word, *_ in expected)],
-        [" ".join(word for word, _ in heard)],
+        [" ".join(part for part, _ in recognised)],
     )
     inside, first, last = [], [], []
     for chunk in aligned.alignments[0]:
         if chunk.type != "equal":
             continue
         for offset in range(chunk.ref_end_idx - chunk.ref_start_idx):
-            _, place, begins, ends = expected[chunk.ref_start_idx + offset]
-            _, word = heard[chunk.hyp_start_idx + offset]
+            _, place, is_first, is_last = expected[chunk.ref_start_idx + offset]
+            _, word = recognised[chunk.hyp_start_idx + offset]
             early, late = place.start - word.start, word.end - place.end
             inside.append(max(early, late) <= TOLERANCE)
-            if begins:
+            if is_first:
                 first.append(abs(early) <= TOLERANCE)
-            if ends:
+            if is_last:
                 last.append(abs(late) <= TOLERANCE)
 
-    def share(found: list[bool]) -> float:
-        return sum(found) / max(len(found), 1)
+    def share(marks: list[bool]) -> float:
+        return sum(marks) / max(len(marks), 1)
 
     return share(inside), share(first), share(last)

@@ -1,4 +1,4 @@
-"""Benchmark of the loss at the target positions against the whole sequence."""
+"""Benchmark of the LLM loss: head at target positions versus over whole sequences."""
 
 from __future__ import annotations
 
@@ -8,31 +8,35 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from speechllm.benchmarks.resources import MEBIBYTE, PeakMemory, measured_apart
+from speechllm.benchmarks.resources import MEBIBYTE, PeakMemory, measure_in_process
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from speechllm.models.llm import LanguageModel
 
-
-# Loss
+#: Ways to compute the loss, as described in the tables.
+METHODS = {
+    "targets": "head at the target positions only (speechllm)",
+    "sequence": "logits over the whole sequence (transformers, labels=)",
+}
 
 
 @dataclass(frozen=True)
 class LossBatch:
-    """A batch of prompts (speech and what is around it) and answers of equal length.
+    """A random batch of prompts (speech and its surroundings) and targets.
 
     Attributes:
         model: the LLM.
         tuning: ``lora`` on all linear layers, ``full`` or ``frozen``.
-        batch_size: utterances.
-        prompt_positions: embeddings before each answer.
-        answer_tokens: tokens of each answer, end of text included.
-        steps: timed steps, after one that warms up.
+        batch_size: number of utterances.
+        prompt_positions: embeddings in front of each target.
+        answer_tokens: tokens of each target, including end of text.
+        steps: timed steps, after one warm-up step.
         backward: 1 for training steps, 0 for the loss alone, as in validation.
         gradient_checkpointing: 1 recomputes activations in the backward pass.
-        device, dtype: where and in what precision.
+        device: ``cpu``, ``cuda``, …
+        dtype: precision of weights and matrix products.
     """
 
     model: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -49,31 +53,37 @@ class LossBatch:
 
 @dataclass
 class LossCost:
-    """A step: seconds (median), bytes above the loaded model, the loss."""
+    """Cost of one step.
+
+    Attributes:
+        seconds: median over the steps.
+        peak_bytes: peak memory above the loaded model.
+        loss: value of the loss.
+    """
 
     seconds: float
     peak_bytes: int
     loss: float
 
 
-METHODS = {
-    "targets": "head at the target positions only (speechllm)",
-    "sequence": "logits over the whole sequence (transformers, labels=)",
-}
-
-
-def benchmark_loss(batch: LossBatch) -> dict[str, LossCost]:
-    """Measure each way to the loss on the same batch."""
-    return {
-        method: measured_apart("loss", method, batch, LossCost) for method in METHODS
+def loss_report(batch: LossBatch) -> str:
+    """Measure each method on the same batch and return a table with a heading."""
+    costs = {
+        method: measure_in_process("loss", method, batch, LossCost)
+        for method in METHODS
     }
+    heading = (
+        f"{batch.model}, {batch.tuning}, {batch.dtype}, {batch.device}: "
+        f"{batch.batch_size} utterances of {batch.prompt_positions} positions and "
+        f"{batch.answer_tokens} answer tokens"
+    )
+    return f"{heading}\n\n{loss_table(costs)}"
 
 
 def measure_loss(method: str, batch: LossBatch) -> LossCost:
-    """Steps of one method, in this process.
+    """Measure steps of one method in this process.
 
-    The prompts ask for gradients as those that come from a bridge do. Products are
-    in the precision of the weights.
+    The prompts require gradients, like those of a bridge.
     """
     import torch
 
@@ -91,14 +101,14 @@ def measure_loss(method: str, batch: LossBatch) -> LossCost:
         batch.batch_size, batch.prompt_positions, llm.hidden_size, device=batch.device
     )
     prompts = (prompts * 0.1).to(llm.dtype).requires_grad_()
-    answers = torch.randint(
+    targets = torch.randint(
         llm.config.vocab_size,
         (batch.batch_size, batch.answer_tokens),
         device=batch.device,
     )
     step = {"targets": loss_at_targets, "sequence": loss_over_sequence}[method]
     for parameter in llm.parameters():
-        parameter.sum()  # weights that are mapped from the file come in now
+        parameter.sum()  # page in weights that are mapped from the file
     memory = PeakMemory(batch.device)
     seconds = []
     for _ in range(batch.steps + 1):
@@ -107,64 +117,69 @@ def measure_loss(method: str, batch: LossBatch) -> LossCost:
             torch.set_grad_enabled(bool(batch.backward)),
             torch.autocast(batch.device, llm.dtype, llm.dtype != torch.float32),
         ):
-            loss = step(llm, prompts, answers)
+            loss = step(llm, prompts, targets)
         if batch.backward:
             loss.backward()
-        value = loss.item()  # waits for a GPU
+        value = loss.item()  # synchronises with a GPU
         seconds.append(time.perf_counter() - begin)
         llm.zero_grad()
         prompts.grad = None
     return LossCost(statistics.median(seconds[1:]), memory.peak(), value)
 
 
-def loss_at_targets(llm: LanguageModel, prompts: Tensor, answers: Tensor) -> Tensor:
-    """Our loss: summed over an answer, averaged over the batch."""
-    return llm.answer_loss(list(prompts), answers.tolist())[0]
+def loss_at_targets(llm: LanguageModel, prompts: Tensor, targets: Tensor) -> Tensor:
+    """Return our loss: summed over a target, averaged over the batch.
+
+    Args:
+        prompts: embeddings (batch, positions, hidden).
+        targets: token ids (batch, tokens).
+    """
+    return llm.answer_loss(list(prompts), targets.tolist())[0]
 
 
-def loss_over_sequence(llm: LanguageModel, prompts: Tensor, answers: Tensor) -> Tensor:
-    """The same by transformers' own ``labels=``."""
-    output, _ = output_with_labels(llm, list(prompts), answers.tolist())
-    return output.loss * answers.shape[1]
+def loss_over_sequence(llm: LanguageModel, prompts: Tensor, targets: Tensor) -> Tensor:
+    """Return the same loss, computed by transformers' ``labels=``."""
+    output, _ = output_with_labels(llm, list(prompts), targets.tolist())
+    return output.loss * targets.shape[1]
 
 
 def output_with_labels(
-    llm: LanguageModel, prompts: Sequence[Tensor], answers: Sequence[Sequence[int]]
+    llm: LanguageModel, prompts: Sequence[Tensor], targets: Sequence[Sequence[int]]
 ):
-    """What transformers' model says of prompts and answers with ``labels=``.
+    """Run transformers' model on prompts and targets with ``labels=``.
 
     Args:
-        prompts: (positions, hidden) of what stands before each answer.
-        answers: token ids of each, end of text included.
+        prompts: embeddings (positions, hidden) in front of each target.
+        targets: token ids of each, including end of text.
 
     Returns:
-        The model's output, whose loss is the mean over all answers' tokens, and the
-        labels (batch, positions), -100 where no answer stands.
+        The model's output, whose loss is the mean over all target tokens, and the
+        labels (batch, positions), -100 outside the targets.
     """
     import torch
     from torch.nn.utils.rnn import pad_sequence
 
     sequences = [
-        torch.cat([prompt, said])
-        for prompt, said in zip(prompts, llm.embed_lists(answers))
+        torch.cat([prompt, embedded])
+        for prompt, embedded in zip(prompts, llm.embed_lists(targets))
     ]
     labels = [
-        torch.tensor([-100] * len(prompt) + list(answer), device=prompt.device)
-        for prompt, answer in zip(prompts, answers)
+        torch.tensor([-100] * len(prompt) + list(target), device=prompt.device)
+        for prompt, target in zip(prompts, targets)
     ]
-    labels = pad_sequence(labels, batch_first=True, padding_value=-100)
-    filled = [torch.ones(len(s), dtype=torch.long, device=s.device) for s in sequences]
+    padded_labels = pad_sequence(labels, batch_first=True, padding_value=-100)
+    masks = [torch.ones(len(s), dtype=torch.long, device=s.device) for s in sequences]
     output = llm.causal_lm(
         inputs_embeds=pad_sequence(sequences, batch_first=True).to(llm.dtype),
-        attention_mask=pad_sequence(filled, batch_first=True),
-        labels=labels,
+        attention_mask=pad_sequence(masks, batch_first=True),
+        labels=padded_labels,
         use_cache=False,
     )
-    return output, labels
+    return output, padded_labels
 
 
 def loss_table(costs: dict[str, LossCost]) -> str:
-    """The costs as a Markdown table, with the share of ours in the last row."""
+    """Format the costs as a Markdown table; the last row compares ours with theirs."""
     rows = [
         "| loss | s/step | peak memory above the model, MiB | value |",
         "| --- | ---: | ---: | ---: |",

@@ -1,4 +1,4 @@
-"""Measure what batches and losses cost: time, memory, and whether texts agree."""
+"""Resource measurement: peak memory, and measurements in separate processes."""
 
 from __future__ import annotations
 
@@ -9,21 +9,27 @@ import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, TypeVar
 
 from speechllm.utils.errors import UserError
 
 MEBIBYTE = 1 << 20
 
+Cost = TypeVar("Cost")
+
 
 class PeakMemory:
-    """The most memory that a stretch of work needs, in bytes above its beginning.
+    """Peak memory of a block of code, in bytes above its beginning.
 
-    On a GPU the allocator tells; elsewhere Linux does, whose record of this
-    process's greatest size is reset at the beginning.
+    It is read from PyTorch's allocator on a GPU, and from Linux's resident set size of
+    this process elsewhere.
 
         memory = PeakMemory("cpu")
         work()
         print(memory.peak())
+
+    Raises:
+        UserError: the operating system does not report peak memory.
     """
 
     def __init__(self, device: str):
@@ -36,16 +42,16 @@ class PeakMemory:
             self.start = torch.cuda.memory_allocated()
             return
         try:
-            ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back first
-            Path("/proc/self/clear_refs").write_text("5")
+            ctypes.CDLL(None).malloc_trim(0)  # return freed memory first
+            Path("/proc/self/clear_refs").write_text("5")  # reset the peak
         except (AttributeError, OSError) as error:
             raise UserError(
-                f"peak memory can be measured on Linux with glibc only: {error}"
+                f"peak memory cannot be measured: {error}; run on Linux with glibc"
             ) from error
         self.start = process_memory("VmRSS")
 
     def peak(self) -> int:
-        """Bytes above the beginning, at most, up to now."""
+        """Return the peak up to now, in bytes above the beginning."""
         import torch
 
         if self.cuda:
@@ -55,25 +61,30 @@ class PeakMemory:
 
 
 def process_memory(name: str) -> int:
-    """A size of this process in bytes: ``VmRSS`` now, ``VmHWM`` at most."""
+    """Return this process's resident memory in bytes: ``VmRSS`` now, ``VmHWM`` peak."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(name + ":"):
             return int(line.split()[1]) * 1024
-    raise UserError(f"/proc/self/status has no {name}")
+    raise UserError(f"/proc/self/status has no {name}; run on Linux")
 
 
-def measured_apart(command: str, system: str, content, kind: type):
+def measure_in_process(
+    benchmark: str, system: str, content: Any, cost_class: type[Cost]
+) -> Cost:
     """Measure one system in a process of its own.
 
     Args:
-        command: of :mod:`speechllm.bin.benchmark`.
-        system: one of those it compares.
-        content: a dataclass that tells what is measured.
-        kind: the dataclass of the result.
+        benchmark: ``decode``, ``train`` or ``loss``.
+        system: one of the systems that the benchmark compares.
+        content: dataclass that describes the work.
+        cost_class: dataclass of the result.
+
+    Raises:
+        UserError: the process failed; the message has its last line.
     """
-    call = [sys.executable, "-m", "speechllm.bin.benchmark", "one", command, system]
+    command = [sys.executable, "-m", "speechllm.bin.benchmark", "one", benchmark]
     done = subprocess.run(
-        [*call, json.dumps(asdict(content))],
+        [*command, system, json.dumps(asdict(content))],
         capture_output=True,
         text=True,
         check=False,
@@ -81,4 +92,4 @@ def measured_apart(command: str, system: str, content, kind: type):
     if done.returncode:
         reason = (done.stderr.strip() or f"status {done.returncode}").splitlines()
         raise UserError(f"{system}: {reason[-1].removeprefix('error: ')}")
-    return kind(**json.loads(done.stdout.splitlines()[-1]))
+    return cost_class(**json.loads(done.stdout.splitlines()[-1]))

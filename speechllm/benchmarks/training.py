@@ -1,8 +1,8 @@
-"""Steps of a training: speed, memory, and how much of a batch is padding.
+"""Benchmark of training steps: speed, memory, and the padding of batches.
 
-The batches are those that the training's own config makes of its shape files. The
-loss is computed in two ways: with the head at the answers' tokens alone, and by
-transformers' ``labels=`` over whole sequences, each in a process of its own.
+The batches are built from the training's own config and shape files. The loss is
+computed with the head at the target tokens only, and by transformers' ``labels=`` over
+whole sequences, each in a process of its own.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from speechllm.benchmarks.loss import METHODS, output_with_labels
-from speechllm.benchmarks.resources import MEBIBYTE, PeakMemory, measured_apart
+from speechllm.benchmarks.resources import MEBIBYTE, PeakMemory, measure_in_process
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainingSteps:
-    """What is measured.
+    """The steps to measure.
 
     Attributes:
-        config: ``config.yaml`` that a training wrote into its folder; paths in it are
-            relative to where the command runs.
-        steps: batches, taken evenly from an epoch.
-        device: where.
+        config: ``config.yaml`` of a training's folder; its paths are relative to the
+            working directory.
+        steps: number of batches, spread evenly over an epoch.
+        device: ``cpu``, ``cuda``, …
     """
 
     config: str
@@ -42,16 +42,17 @@ class TrainingSteps:
 
 @dataclass
 class TrainingCost:
-    """Steps of a training by one way to the loss.
+    """Cost of the steps with one method of computing the loss.
 
     Attributes:
-        seconds: of all steps: forward, backward and optimizer.
-        cpu_seconds: of the processor for them, all threads.
-        target_tokens, speech_seconds: in all steps.
-        flops: operations of matrix products and convolutions, as PyTorch counts them.
-        machine_flops: operations a second of a large matrix product here, in the
-            training's precision.
-        peak_bytes: above the loaded model.
+        seconds: wall-clock time of forward pass, backward pass and optimizer.
+        cpu_seconds: processor time of all threads.
+        target_tokens: number of target tokens.
+        speech_seconds: duration of the speech.
+        flops: operations of matrix products and convolutions, as counted by PyTorch.
+        machine_flops: operations per second of a large matrix product on this device,
+            in the training's precision.
+        peak_bytes: peak memory above the loaded model.
         loss: mean over the steps.
     """
 
@@ -65,16 +66,19 @@ class TrainingCost:
     loss: float
 
 
-def benchmark_training(steps: TrainingSteps) -> dict[str, TrainingCost]:
-    """Measure both ways to the loss on the same batches."""
-    return {
-        method: measured_apart("train", method, steps, TrainingCost)
+def training_report(steps: TrainingSteps) -> str:
+    """Measure each method on the same batches and return a table with a heading."""
+    padding = padding_share(training_options(steps.config))
+    costs = {
+        method: measure_in_process("train", method, steps, TrainingCost)
         for method in METHODS
     }
+    heading = f"{steps.config}, {steps.device}: {steps.steps} steps"
+    return f"{heading}\n\n{training_table(costs, padding)}"
 
 
 def measure_training(method: str, steps: TrainingSteps) -> TrainingCost:
-    """Train by one way in this process: once counting operations, once timed."""
+    """Train with one method in this process: once counting operations, once timed."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -94,7 +98,7 @@ def measure_training(method: str, steps: TrainingSteps) -> TrainingCost:
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        return loss.item()  # waits for a GPU
+        return loss.item()  # synchronises with a GPU
 
     memory = PeakMemory(steps.device)
     with FlopCounterMode(display=False) as counter:
@@ -116,7 +120,7 @@ def measure_training(method: str, steps: TrainingSteps) -> TrainingCost:
 
 
 def training_options(config: str) -> argparse.Namespace:
-    """The options of a training, ESPnet's defaults included."""
+    """Return the options of a training, including ESPnet's defaults."""
     from speechllm.training.task import SpeechLLMTask
     from speechllm.utils.io import read_yaml
 
@@ -127,7 +131,7 @@ def training_options(config: str) -> argparse.Namespace:
 def training_batches(
     args: argparse.Namespace, steps: TrainingSteps
 ) -> list[dict[str, Tensor]]:
-    """Some batches of the first epoch, on the device."""
+    """Return batches spread evenly over the first epoch, on the device."""
     from espnet2.train.distributed_utils import DistributedOption
 
     from speechllm.training.task import SpeechLLMTask
@@ -145,7 +149,7 @@ def training_batches(
 
 
 def padding_share(args: argparse.Namespace) -> float:
-    """Share of the waveforms' padded samples, over all batches of an epoch."""
+    """Return the share of padding in the waveforms of all batches of an epoch."""
     from espnet2.samplers.build_batch_sampler import build_batch_sampler
 
     sampler = build_batch_sampler(
@@ -174,22 +178,22 @@ def answer_loss_over_sequence(
     answers: Sequence[Sequence[int]],
     label_smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """``LanguageModel.answer_loss`` by transformers' ``labels=``.
+    """Compute ``LanguageModel.answer_loss`` by transformers' ``labels=``.
 
-    Label smoothing has no place there and is left out.
+    Label smoothing is not supported there and is ignored.
     """
     output, labels = output_with_labels(llm, prompts, answers)
-    told = labels[:, 1:] != -100
-    best = output.logits[:, :-1].argmax(2)[told]
-    return output.loss * told.sum() / len(prompts), best
+    is_target = labels[:, 1:] != -100  # (batch, positions - 1)
+    predictions = output.logits[:, :-1].argmax(2)[is_target]
+    return output.loss * is_target.sum() / len(prompts), predictions
 
 
 def matmul_flops(
     device: str, dtype, size: int | None = None, rounds: int = 50
 ) -> float:
-    """Operations a second of the fastest of some products of square matrices.
+    """Return the operations per second of square matrix products, best of ``rounds``.
 
-    On a CPU they are small, so that one of them is not broken off by other work.
+    They are small on a CPU so that other processes seldom interrupt one.
     """
     import torch
 
@@ -199,13 +203,13 @@ def matmul_flops(
     for _ in range(rounds):
         begin = time.perf_counter()
         product = matrix @ matrix
-        product[0, 0].item()  # waits for a GPU
+        product[0, 0].item()  # synchronises with a GPU
         seconds.append(time.perf_counter() - begin)
     return 2 * size**3 / min(seconds)
 
 
 def training_table(costs: dict[str, TrainingCost], padding: float) -> str:
-    """The costs as a Markdown table, with the share of ours in the last row."""
+    """Format the costs as a Markdown table; the last row compares ours with theirs."""
     rows = [
         f"padding: {padding:.1%} of the samples of an epoch's batches",
         "",

@@ -1,0 +1,1 @@
+"""Commands ``python -m speechllm.bin.<name>``; they only parse arguments."""

@@ -1,74 +1,109 @@
-"""Decode an example dir with another system, to compare; a second start goes on."""
+"""Decode an example dir with a baseline system; a re-run resumes.
+
+    python -m speechllm.bin.baseline whisper --examples dump/examples/test \\
+        --output exp/whisper/decode_beam5/test --beam_size 5
+    python -m speechllm.bin.baseline nllb --examples dump/examples/test \\
+        --transcripts exp/whisper/decode_beam5/test --output exp/cascade/decode/test
+"""
 
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from speechllm.utils.errors import run_main
 
+if TYPE_CHECKING:
+    from speechllm.baselines.base import Baseline
+
+#: Default model and description of each system.
 SYSTEMS = {
     "whisper": (
         "openai/whisper-base",
-        "Whisper's decoder: asr of its languages, st and asr_st into English",
+        "Whisper: asr in its languages, st and asr_st into English",
     ),
     "seamless": (
         "facebook/seamless-m4t-v2-large",
-        "SeamlessM4T v2: asr, st and asr_st of speech, end to end",
+        "SeamlessM4T v2: asr, st and asr_st, end to end",
     ),
     "nllb": (
         "facebook/nllb-200-distilled-600M",
-        "NLLB on the transcripts of a decode dir: the second half of a cascade",
+        "NLLB on the transcripts of a decode dir: the second stage of a cascade",
     ),
     "llm": (
         None,
-        "the LLM of a speech model, trained on its texts, on such transcripts",
+        "the LLM of a speech model, fine-tuned as a text translator, on the "
+        "transcripts of a decode dir",
     ),
 }
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="speechllm.bin.baseline", description=__doc__)
+    """Return the command-line parser."""
+    parser = argparse.ArgumentParser(
+        prog="python -m speechllm.bin.baseline",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     systems = parser.add_subparsers(dest="system", required=True)
     for name, (model, text) in SYSTEMS.items():
-        one = systems.add_parser(name, help=text, description=text)
+        system = systems.add_parser(name, help=text, description=text)
+        add = system.add_argument
         if model:
-            one.add_argument(
-                "--model", default=model, help=f"hub id or folder [{model}]"
-            )
+            add("--model", default=model, help=f"hub id or folder [{model}]")
         else:
-            one.add_argument("--model", required=True, help="folder of stage 11")
-            one.add_argument(
-                "--train_examples", required=True, help="example dir to learn from"
-            )
-            one.add_argument("--epochs", type=int, default=8)
-            one.add_argument("--learning_rate", type=float, default=5e-4)
-        one.add_argument("--examples", required=True, help="example dir")
-        one.add_argument("--output", required=True, help="decode dir to write")
+            add("--model", required=True, help="model folder of stage 11")
+            add("--train_examples", required=True, help="example dir to train on")
+            add("--epochs", type=int, default=8, help="training epochs [8]")
+            add("--learning_rate", type=float, default=5e-4, help="peak [0.0005]")
+        add("--examples", required=True, help="example dir")
+        add("--output", required=True, help="decode dir to write")
         if name in ("nllb", "llm"):
-            one.add_argument(
+            add(
                 "--transcripts",
                 required=True,
-                help="decode dir of the recognition; or an example dir, for what was "
-                "truly said",
+                help="decode dir of the recognition, or an example dir for the "
+                "reference transcripts",
             )
-        one.add_argument("--batch_size", type=int, default=8)
-        one.add_argument("--beam_size", type=int, default=1, help="[1: greedy]")
-        one.add_argument("--device", default="cpu", help="cpu, cuda, … [cpu]")
-        one.add_argument(
+        add("--batch_size", type=int, default=8, help="examples per batch [8]")
+        add(
+            "--beam_size",
+            type=int,
+            default=1,
+            help="hypotheses in the beam, 1 is greedy search [1]",
+        )
+        add("--device", default="cpu", help="cpu, cuda, … [cpu]")
+        add(
             "--dtype",
             default="float32",
             choices=("float32", "bfloat16", "float16", "auto"),
-            help="in float32 no answer depends on its batch [float32]",
+            help="precision; in float32 the batch does not affect the text [float32]",
         )
     return parser
 
 
-def build(args: argparse.Namespace):
-    """The system that the command line names, not loaded yet."""
-    if args.system == "llm":
-        from speechllm.baselines.llm_translator import TextTranslator
+def main(argv: list[str] | None = None) -> None:
+    """Decode the examples that have no hypothesis yet."""
+    args = get_parser().parse_args(argv)
 
-        return TextTranslator(
+    from speechllm.baselines.runner import run_baseline
+
+    count = run_baseline(
+        make_system(args),
+        args.examples,
+        args.output,
+        getattr(args, "transcripts", None),
+        args.batch_size,
+    )
+    print(f"{args.output}: {count} examples decoded now by {args.model}")
+
+
+def make_system(args: argparse.Namespace) -> Baseline:
+    """Return the system that the command line names, not loaded yet."""
+    if args.system == "llm":
+        from speechllm.baselines.llm_translator import LLMTranslator
+
+        return LLMTranslator(
             args.model, args.train_examples, args.output, args.epochs,
             args.learning_rate, args.beam_size, args.device, args.dtype,
         )  # fmt: skip
@@ -78,20 +113,6 @@ def build(args: argparse.Namespace):
 
     system = {"whisper": Whisper, "seamless": Seamless, "nllb": Nllb}[args.system]
     return system(args.model, args.beam_size, args.device, args.dtype)
-
-
-def main(argv: list[str] | None = None) -> None:
-    args = get_parser().parse_args(argv)
-    from speechllm.baselines.runner import run_baseline
-
-    count = run_baseline(
-        build(args),
-        args.examples,
-        args.output,
-        getattr(args, "transcripts", None),
-        args.batch_size,
-    )
-    print(f"{args.output}: {count} examples answered now by {args.model}")
 
 
 if __name__ == "__main__":

@@ -1,99 +1,143 @@
-"""Time and memory of decoding, training and the loss, beside what others would do."""
+"""Benchmark decoding, training steps and the loss against alternatives.
+
+    python -m speechllm.bin.benchmark decode --model exp/speechllm_train/model \\
+        --examples dump/examples/test --against plain espnet
+    python -m speechllm.bin.benchmark train --config exp/speechllm_train/config.yaml
+    python -m speechllm.bin.benchmark loss --batch_size 16
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
 from dataclasses import asdict, fields
+from typing import Any
 
-from speechllm.benchmarks.decoding import AGAINST, RANDOM, DecodingSet
+from speechllm.benchmarks.decoding_systems import AGAINST, RANDOM, DecodingSet
 from speechllm.benchmarks.loss import LossBatch
 from speechllm.benchmarks.training import TrainingSteps
 from speechllm.utils.errors import UserError, run_main
 
-
-def main(argv: list[str] | None = None) -> None:
-    """Parse the command line and print a table."""
-    args = parse(argv)
-    work = {"decode": decode, "train": train, "loss": loss, "one": one}
-    print(work[args.command](args))
+FLAGS = ("backward", "gradient_checkpointing")  # 0 or 1
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def get_parser() -> argparse.ArgumentParser:
+    """Return the command-line parser."""
+    parser = argparse.ArgumentParser(
+        prog="python -m speechllm.bin.benchmark",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     commands = parser.add_subparsers(dest="command", required=True)
-
-    command = commands.add_parser(
-        "decode", help="the same utterances by several systems"
+    decode = commands.add_parser(
+        "decode", help="decode the same utterances with several systems"
     )
-    add = command.add_argument
-    add("--model", help="folder that stage 11 wrote")
-    add("--random", choices=RANDOM, help="a model of random weights, of this size")
+    add = decode.add_argument
+    add("--model", help="model folder of stage 11")
+    add("--random", choices=RANDOM, help="size of a randomly initialised model instead")
     add("--examples", required=True, help="example dir")
-    add("--batch_sizes", type=int, nargs="+", default=[1, 16], help="ours [1 16]")
-    add("--against", choices=AGAINST, nargs="*", default=[], help="others, before ours")
-    add("--config", help="YAML as for decoding")
-    add("--rounds", type=int, default=1, help="median of so many [1]")
-    add("--utterances", type=int, help="only so many [all; 32 with --random]")
-    add("--task", help="only the utterances of this task, such as asr")
-
-    command = commands.add_parser(
-        "train", help="steps of a training, two ways to the loss"
+    add(
+        "--batch_sizes",
+        type=int,
+        nargs="+",
+        default=[1, 16],
+        help="batch sizes of this package [1 16]",
     )
-    default = TrainingSteps("").steps
-    command.add_argument("--config", required=True, help="config.yaml of a training")
-    command.add_argument("--steps", type=int, default=default, help=f"[{default}]")
-    command.add_argument("--device", default="cpu")
-
-    command = commands.add_parser(
-        "loss", help="head at the target positions against logits over the sequence"
+    add(
+        "--against",
+        choices=AGAINST,
+        nargs="*",
+        default=[],
+        help="other systems, measured first [none]",
     )
+    add("--config", help="decoding config of stage 12, YAML")
+    add("--rounds", type=int, default=1, help="rounds to take the median of [1]")
+    add("--utterances", type=int, help="number of utterances [all; 32 with --random]")
+    add("--task", help="decode only utterances of this task, e.g. asr [all]")
+
+    train = commands.add_parser(
+        "train", help="training steps with two methods of computing the loss"
+    )
+    add = train.add_argument
+    steps = TrainingSteps("").steps
+    add("--config", required=True, help="config.yaml of a training")
+    add("--steps", type=int, default=steps, help=f"steps to measure [{steps}]")
+
+    loss = commands.add_parser(
+        "loss", help="head at the target positions versus over whole sequences"
+    )
+    add = loss.add_argument
     defaults = LossBatch()
-    command.add_argument("--model", default=defaults.model)
-    command.add_argument("--tuning", choices=["lora", "full", "frozen"], default="lora")
-    for name, what in (
+    add("--model", default=defaults.model, help=f"LLM [{defaults.model}]")
+    add(
+        "--tuning",
+        choices=["lora", "full", "frozen"],
+        default=defaults.tuning,
+        help=f"trained weights [{defaults.tuning}]",
+    )
+    for name, text in (
         ("batch_size", "utterances"),
-        ("prompt_positions", "embeddings before an answer"),
-        ("answer_tokens", "tokens of an answer"),
+        ("prompt_positions", "embeddings in front of a target"),
+        ("answer_tokens", "tokens of a target"),
         ("steps", "timed steps"),
         ("backward", "1: training steps, 0: the loss alone"),
         ("gradient_checkpointing", "1: recompute activations"),
     ):
         default = getattr(defaults, name)
-        command.add_argument(
-            f"--{name}", type=int, default=default, help=f"{what} [{default}]"
-        )
+        add(f"--{name}", type=int, default=default, help=f"{text} [{default}]")
 
-    for name in ("decode", "loss"):
-        command = commands.choices[name]
-        command.add_argument("--device", default="cpu")
-        command.add_argument("--dtype", default="float32")
-    command = commands.add_parser("one")  # of a table's rows, in this process
-    for name in ("work", "system", "content"):
-        command.add_argument(name)
-    args = parser.parse_args(argv)
-    flags = ("backward", "gradient_checkpointing")
+    for command in (decode, train, loss):
+        command.add_argument("--device", default="cpu", help="cpu, cuda, … [cpu]")
+    for command in (decode, loss):
+        command.add_argument("--dtype", default="float32", help="precision [float32]")
+    one = commands.add_parser("one")  # internal: one row of a table, result as JSON
+    for name in ("benchmark", "system", "content"):
+        one.add_argument(name)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Print a table."""
+    args = get_parser().parse_args(argv)
+    check_positive(args)
+    if args.command == "decode":
+        from speechllm.benchmarks.decoding import decoding_report
+
+        print(decoding_report(args.batch_sizes, args.against, decoding_set(args)))
+    elif args.command == "train":
+        from speechllm.benchmarks.training import training_report
+
+        print(training_report(TrainingSteps(args.config, args.steps, args.device)))
+    elif args.command == "loss":
+        from speechllm.benchmarks.loss import loss_report
+
+        batch = LossBatch(**{f.name: getattr(args, f.name) for f in fields(LossBatch)})
+        print(loss_report(batch))
+    else:
+        content = json.loads(args.content)
+        print(json.dumps(measure(args.benchmark, args.system, content)))
+
+
+def check_positive(args: argparse.Namespace) -> None:
+    """Raise UserError if a number that is not a flag is below 1."""
     for name, value in vars(args).items():
-        if name in flags:
+        if name in FLAGS:
             continue
         for number in value if isinstance(value, list) else [value]:
             if isinstance(number, int) and number < 1:
                 raise UserError(f"--{name} {number}: at least 1")
-    return args
 
 
-def decode(args: argparse.Namespace) -> str:
-    """Measure decoding."""
-    from speechllm.benchmarks.decoding import benchmark_decoding, decoding_table
+def decoding_set(args: argparse.Namespace) -> DecodingSet:
+    """Return the work of the command ``decode``."""
     from speechllm.utils.io import read_yaml
 
     if (args.model is None) == (args.random is None):
-        raise UserError("name either a --model or a --random one")
+        raise UserError("give either --model or --random")
     generation = read_yaml(args.config) if args.config else {}
-    for name in ("batch_size", "dtype", "engine"):
+    for name in ("batch_size", "dtype", "engine"):  # set by the benchmark
         generation.pop(name, None)
-    content = DecodingSet(
+    return DecodingSet(
         args.random or args.model,
         args.examples,
         generation,
@@ -103,55 +147,19 @@ def decode(args: argparse.Namespace) -> str:
         device=args.device,
         dtype=args.dtype,
     )
-    costs = benchmark_decoding(args.batch_sizes, args.against, content)
-    last = costs[-1]
-    head = (
-        f"{content.model}, {args.dtype}, {args.device}: {last.utterances} utterances, "
-        f"{last.speech_seconds:.0f} s of speech"
-    )
-    return f"{head}\n\n{decoding_table(costs)}"
 
 
-def train(args: argparse.Namespace) -> str:
-    """Measure training."""
-    from speechllm.benchmarks.training import (
-        benchmark_training,
-        padding_share,
-        training_options,
-        training_table,
-    )
-
-    padding = padding_share(training_options(args.config))
-    steps = TrainingSteps(args.config, args.steps, args.device)
-    head = f"{args.config}, {args.device}: {args.steps} steps"
-    return f"{head}\n\n{training_table(benchmark_training(steps), padding)}"
-
-
-def loss(args: argparse.Namespace) -> str:
-    """Measure the loss."""
-    from speechllm.benchmarks.loss import benchmark_loss, loss_table
-
-    batch = LossBatch(**{f.name: getattr(args, f.name) for f in fields(LossBatch)})
-    head = (
-        f"{args.model}, {args.tuning}, {args.dtype}, {args.device}: "
-        f"{batch.batch_size} utterances of {batch.prompt_positions} positions and "
-        f"{batch.answer_tokens} answer tokens"
-    )
-    return f"{head}\n\n{loss_table(benchmark_loss(batch))}"
-
-
-def one(args: argparse.Namespace) -> str:
-    """Measure one system in this process; the result as JSON."""
+def measure(benchmark: str, system: str, content: dict) -> dict[str, Any]:
+    """Measure one system in this process and return its cost."""
     from speechllm.benchmarks.decoding import measure_decoding
     from speechllm.benchmarks.loss import measure_loss
     from speechllm.benchmarks.training import measure_training
 
-    kind, measure = {
-        "decode": (DecodingSet, measure_decoding),
-        "train": (TrainingSteps, measure_training),
-        "loss": (LossBatch, measure_loss),
-    }[args.work]
-    return json.dumps(asdict(measure(args.system, kind(**json.loads(args.content)))))
+    if benchmark == "decode":
+        return asdict(measure_decoding(system, DecodingSet(**content)))
+    if benchmark == "train":
+        return asdict(measure_training(system, TrainingSteps(**content)))
+    return asdict(measure_loss(system, LossBatch(**content)))
 
 
 if __name__ == "__main__":

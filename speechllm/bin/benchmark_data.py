@@ -1,4 +1,10 @@
-"""Time data preparation on synthetic corpora, and formatting against ffmpeg."""
+"""Benchmark data preparation on synthetic corpora, and audio formatting against ffmpeg.
+
+    python -m speechllm.bin.benchmark_data --corpus must_c --utterances 10000 100000
+    python -m speechllm.bin.benchmark_data --clips 1000
+
+With --clips, the conversion of audio is measured instead of the tables.
+"""
 
 from __future__ import annotations
 
@@ -10,27 +16,41 @@ from speechllm.benchmarks.data import CORPORA, benchmark_formatting, benchmark_t
 from speechllm.utils.errors import run_main
 
 
+def get_parser() -> argparse.ArgumentParser:
+    """Return the command-line parser."""
+    parser = argparse.ArgumentParser(
+        prog="python -m speechllm.bin.benchmark_data",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add(
+        "--corpus",
+        choices=CORPORA,
+        default=CORPORA[0],
+        help=f"corpus to imitate [{CORPORA[0]}]",
+    )
+    add(
+        "--utterances",
+        type=int,
+        nargs="+",
+        default=[10_000, 100_000, 1_000_000],
+        help="sizes of the corpus [10000 100000 1000000]",
+    )
+    add("--clips", type=int, help="format this number of mp3 clips instead")
+    add("--ffmpeg", default="ffmpeg", help="command to compare with [ffmpeg]")
+    add("--folder", type=Path, help="parent of the temporary folder [system default]")
+    return parser
+
+
 def main(argv: list[str] | None = None) -> None:
-    args = _parser().parse_args(argv)
+    """Print a table."""
+    args = get_parser().parse_args(argv)
     with tempfile.TemporaryDirectory(dir=args.folder, prefix="benchmark.") as folder:
         if args.clips:
             benchmark_formatting(Path(folder), args.clips, args.ffmpeg)
         else:
             benchmark_tables(Path(folder), args.corpus, args.utterances)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--corpus", choices=CORPORA, default=CORPORA[0])
-    parser.add_argument(
-        "--utterances", type=int, nargs="+", default=[10_000, 100_000, 1_000_000]
-    )
-    parser.add_argument(
-        "--clips", type=int, help="format so many mp3 clips instead, with one process"
-    )
-    parser.add_argument("--ffmpeg", default="ffmpeg", help="the command to compare")
-    parser.add_argument("--folder", type=Path, help="for what is made, removed then")
-    return parser
 
 
 if __name__ == "__main__":

@@ -1,4 +1,8 @@
-"""Build the CTC branch's vocabulary from text tables: tokens.txt (and bpe.model)."""
+"""Build the vocabulary of the CTC branch: tokens.txt, and bpe.model for subwords.
+
+    python -m speechllm.bin.build_vocabulary --text dump/examples/train/text_ctc \\
+        --type bpe --size 1000 --output dump/ctc_vocabulary
+"""
 
 from __future__ import annotations
 
@@ -8,17 +12,31 @@ from pathlib import Path
 from speechllm.utils.errors import UserError, run_main
 
 
+def get_parser() -> argparse.ArgumentParser:
+    """Return the command-line parser."""
+    parser = argparse.ArgumentParser(
+        prog="python -m speechllm.bin.build_vocabulary",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--text", required=True, nargs="+", type=Path, help="text tables, e.g. text_ctc"
+    )
+    parser.add_argument(
+        "--type", choices=("char", "bpe"), default="char", help="unit of a token [char]"
+    )
+    parser.add_argument(
+        "--size",
+        type=int,
+        help="vocabulary size: required for bpe, a maximum for char",
+    )
+    parser.add_argument("--output", required=True, type=Path, help="folder to write")
+    return parser
+
+
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--text", required=True, nargs="+", type=Path, help="tables such as text_ctc"
-    )
-    parser.add_argument("--type", choices=("char", "bpe"), default="char")
-    parser.add_argument(
-        "--size", type=int, help="tokens in all; needed for bpe, a limit for char"
-    )
-    parser.add_argument("--output", required=True, type=Path, help="folder")
-    args = parser.parse_args(argv)
+    """Build the vocabulary."""
+    args = get_parser().parse_args(argv)
 
     from speechllm.data.ctc_vocabulary import (
         build_bpe_vocabulary,

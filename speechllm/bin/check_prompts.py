@@ -1,25 +1,36 @@
-"""Check that the LLM's tokenizer can write the answers, and show the prompts."""
+"""Check that the LLM's tokenizer preserves the target texts, and show the prompts.
+
+    python -m speechllm.bin.check_prompts --config conf/train.yaml \\
+        --prompts conf/prompts.yaml --examples dump/examples/train
+"""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from speechllm.data.check_prompts import check_prompts
 from speechllm.utils.errors import UserError, run_main
 from speechllm.utils.io import read_yaml
 
 
+def get_parser() -> argparse.ArgumentParser:
+    """Return the command-line parser."""
+    parser = argparse.ArgumentParser(
+        prog="python -m speechllm.bin.check_prompts",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", required=True, help="training config, YAML")
+    parser.add_argument("--prompts", required=True, help="prompts file, YAML")
+    parser.add_argument(
+        "--examples", required=True, nargs="+", type=Path, help="example dirs"
+    )
+    return parser
+
+
 def main(argv: list[str] | None = None) -> None:
-    """Parse the command line and check."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config", required=True, help="training config")
-    parser.add_argument("--prompts", required=True, help="prompts file")
-    parser.add_argument("--examples", required=True, nargs="+", type=Path)
-    args = parser.parse_args(argv)
-
-    from speechllm.models.llm import load_llm_tokenizer
-
+    """Print a line per task, and warnings."""
+    args = get_parser().parse_args(argv)
     config = read_yaml(args.config)
     if not config.get("llm", "causal_lm"):
         print(f"{args.config}: no LLM, nothing to check")
@@ -27,6 +38,10 @@ def main(argv: list[str] | None = None) -> None:
     name = (config.get("llm_conf") or {}).get("model")
     if name is None:
         raise UserError(f"{args.config}: llm_conf has no model")
+
+    from speechllm.data.check_prompts import check_prompts
+    from speechllm.models.llm import load_llm_tokenizer
+
     for line in check_prompts(load_llm_tokenizer(name), args.prompts, args.examples):
         print(line)
 

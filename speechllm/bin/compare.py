@@ -1,4 +1,8 @@
-"""Compare two decode dirs by the paired bootstrap: is the difference chance?"""
+"""Compare two decode dirs: paired bootstrap significance test.
+
+    python -m speechllm.bin.compare --examples dump/examples/test \\
+        --a exp/whisper/decode_beam5/test --b exp/speechllm_train/decode/test
+"""
 
 from __future__ import annotations
 
@@ -9,25 +13,39 @@ from speechllm.utils.errors import run_main
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="speechllm.bin.compare", description=__doc__)
+    """Return the command-line parser."""
+    parser = argparse.ArgumentParser(
+        prog="python -m speechllm.bin.compare",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument(
-        "--examples", required=True, help="example dir that both have answered"
+        "--examples", required=True, help="example dir that both systems decoded"
     )
     parser.add_argument("--a", required=True, help="decode dir <system>/<decode>/<set>")
     parser.add_argument("--b", required=True, help="decode dir of the other system")
-    parser.add_argument("--samples", type=int, default=1000, help="draws [1000]")
+    parser.add_argument(
+        "--samples", type=int, default=1000, help="bootstrap samples [1000]"
+    )
     return parser
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Print the comparison as a table."""
     args = get_parser().parse_args(argv)
+
     from speechllm.evaluation.significance import compare, comparison_table
 
     rows = compare(args.examples, args.a, args.b, args.samples)
-    names = [
-        "/".join(Path(folder).parts[-3:-1]) or folder for folder in (args.a, args.b)
-    ]
-    print(comparison_table(rows, *names, args.samples), end="")
+    table = comparison_table(
+        rows, system_name(args.a), system_name(args.b), args.samples
+    )
+    print(table, end="")
+
+
+def system_name(decode_dir: str) -> str:
+    """Return ``<system>/<decode>`` of a decode dir ``<system>/<decode>/<set>``."""
+    return "/".join(Path(decode_dir).parts[-3:-1]) or decode_dir
 
 
 if __name__ == "__main__":

@@ -1,8 +1,15 @@
-"""Check, filter, combine, split and count Kaldi-style data dirs."""
+"""Validate, filter, combine, split and count Kaldi-style data dirs.
+
+    python -m speechllm.bin.data_dir validate --input data/train data/dev
+    python -m speechllm.bin.data_dir filter --input data/train \\
+        --output data/train_filtered --max_seconds 30
+    python -m speechllm.bin.data_dir statistics --input dump/raw/train
+"""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 from speechllm.data.data_dir import (
@@ -17,50 +24,104 @@ from speechllm.data.validation import validate_data_dir
 from speechllm.utils.errors import UserError, run_main
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = _parser().parse_args(argv)
-    args.function(args)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__)
+def get_parser() -> argparse.ArgumentParser:
+    """Return the command-line parser."""
+    parser = argparse.ArgumentParser(
+        prog="python -m speechllm.bin.data_dir",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     commands = parser.add_subparsers(required=True, metavar="command")
 
-    def command(function, output: bool = True, inputs: str | None = None):
-        name = function.__name__.strip("_")
-        sub = commands.add_parser(name, help=function.__doc__)
-        sub.set_defaults(function=function)
-        sub.add_argument("--input", required=True, nargs=inputs, type=Path)
-        if output:
-            sub.add_argument("--output", required=True, type=Path)
+    def command(
+        name: str,
+        run: Callable[[argparse.Namespace], None],
+        text: str,
+        input_help: str = "data dir",
+        nargs: str | None = None,
+    ) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(run=run)
+        sub.add_argument(
+            "--input", required=True, nargs=nargs, type=Path, help=input_help
+        )
         return sub
 
-    sub = command(_validate, output=False, inputs="+")
-    sub.add_argument("--allow_pipes", action="store_true")
-    sub = command(_filter)
-    sub.add_argument("--min_seconds", type=float, default=0.0)
-    sub.add_argument("--max_seconds", type=float, default=float("inf"))
-    sub.add_argument("--min_text_length", type=int, default=1, help="characters")
-    sub.add_argument("--max_text_length", type=float, default=float("inf"))
-    sub = command(_perturb_speed)
-    sub.add_argument("--factors", type=float, nargs="+", default=[0.9, 1.0, 1.1])
-    command(_combine, inputs="+")
-    sub = command(_subset)
-    which = sub.add_mutually_exclusive_group(required=True)
-    which.add_argument("--count", type=int, help="utterances drawn at random")
-    which.add_argument("--ids", type=Path, help="table whose ids to keep")
-    sub.add_argument("--seed", type=int, default=0)
-    sub = command(_split)
-    sub.add_argument("--parts", type=int, required=True)
-    sub = command(_statistics, output=False, inputs="+")
+    def output(sub: argparse.ArgumentParser, text: str = "data dir to write") -> None:
+        sub.add_argument("--output", required=True, type=Path, help=text)
+
+    sub = command(
+        "validate",
+        run_validate,
+        "check Kaldi's rules; print file and line of each problem",
+        "data dirs",
+        "+",
+    )
     sub.add_argument(
-        "--output", type=Path, help="write OUTPUT.md and the picture OUTPUT.png too"
+        "--allow_pipes", action="store_true", help="accept commands in wav.scp"
+    )
+    sub = command(
+        "filter",
+        run_filter,
+        "drop utterances that are too short, too long or without text",
+    )
+    output(sub)
+    for name, kind, default, text in (
+        ("min_seconds", float, 0.0, "minimum duration [0]"),
+        ("max_seconds", float, float("inf"), "maximum duration [none]"),
+        ("min_text_length", int, 1, "minimum length in characters [1]"),
+        ("max_text_length", float, float("inf"), "maximum length [none]"),
+    ):
+        sub.add_argument(f"--{name}", type=kind, default=default, help=text)
+    sub = command(
+        "perturb_speed",
+        run_perturb_speed,
+        "add copies at other speeds (applied by format_audio)",
+    )
+    output(sub)
+    sub.add_argument(
+        "--factors",
+        type=float,
+        nargs="+",
+        default=[0.9, 1.0, 1.1],
+        help="speed factors [0.9 1.0 1.1]",
+    )
+    output(command("combine", run_combine, "merge data dirs", "data dirs", "+"))
+    sub = command("subset", run_subset, "select utterances at random or by id")
+    output(sub)
+    which = sub.add_mutually_exclusive_group(required=True)
+    which.add_argument("--count", type=int, help="number of random utterances")
+    which.add_argument("--ids", type=Path, help="table whose ids are selected")
+    sub.add_argument("--seed", type=int, default=0, help="of the selection [0]")
+    sub = command(
+        "split",
+        run_split,
+        "split a table into OUTPUT/<name>.1, .2, …",
+        "table",
+    )
+    output(sub, "folder to write")
+    sub.add_argument("--parts", type=int, required=True, help="number of parts")
+    sub = command(
+        "statistics",
+        run_statistics,
+        "count utterances, hours, speakers, texts and dropped utterances",
+        "data dirs",
+        "+",
+    )
+    sub.add_argument(
+        "--output", type=Path, help="also write OUTPUT.md and the figure OUTPUT.png"
     )
     return parser
 
 
-def _validate(args: argparse.Namespace) -> None:
-    """check by Kaldi's rules, naming file and line"""
+def main(argv: list[str] | None = None) -> None:
+    """Run the subcommand."""
+    args = get_parser().parse_args(argv)
+    args.run(args)
+
+
+def run_validate(args: argparse.Namespace) -> None:
+    """Print the problems of each data dir; raise UserError if there are any."""
     total = 0
     for directory in args.input:
         problems = validate_data_dir(directory, allow_pipes=args.allow_pipes)
@@ -70,8 +131,8 @@ def _validate(args: argparse.Namespace) -> None:
         raise UserError(f"{total} problems in the data")
 
 
-def _filter(args: argparse.Namespace) -> None:
-    """leave out utterances that are too short, too long or without text"""
+def run_filter(args: argparse.Namespace) -> None:
+    """Filter a data dir and print the counts."""
     kept, dropped = filter_data_dir(
         args.input,
         args.output,
@@ -84,34 +145,34 @@ def _filter(args: argparse.Namespace) -> None:
     print(f"{args.output}: {kept} utterances kept, {len(dropped)} dropped ({place})")
 
 
-def _perturb_speed(args: argparse.Namespace) -> None:
-    """repeat each utterance at other speeds (applied by format_audio)"""
+def run_perturb_speed(args: argparse.Namespace) -> None:
+    """Write a data dir with copies at other speeds."""
     perturb_speed(args.input, args.output, args.factors)
 
 
-def _combine(args: argparse.Namespace) -> None:
-    """merge data dirs"""
+def run_combine(args: argparse.Namespace) -> None:
+    """Merge data dirs and print the count."""
     count = combine_data_dirs(args.input, args.output)
     print(f"{args.output}: {count} utterances")
 
 
-def _subset(args: argparse.Namespace) -> None:
-    """keep some utterances, drawn at random or named"""
+def run_subset(args: argparse.Namespace) -> None:
+    """Write the selected utterances and print their count."""
     ids = None if args.ids is None else read_table(args.ids)
     count = subset_data_dir(args.input, args.output, args.count, ids, args.seed)
     print(f"{args.output}: {count} utterances")
 
 
-def _split(args: argparse.Namespace) -> None:
-    """split a table into parts OUTPUT/<name>.1, .2, …"""
+def run_split(args: argparse.Namespace) -> None:
+    """Split a table."""
     outputs = [
         args.output / f"{args.input.name}.{part}" for part in range(1, args.parts + 1)
     ]
     split_table(args.input, outputs)
 
 
-def _statistics(args: argparse.Namespace) -> None:
-    """count utterances, hours, speakers and texts, and what was dropped"""
+def run_statistics(args: argparse.Namespace) -> None:
+    """Print the statistics of data dirs, and write them to ``--output``."""
     from speechllm.data.statistics import describe_sets, write_statistics
 
     sets = describe_sets(args.input)

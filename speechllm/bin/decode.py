@@ -1,4 +1,9 @@
-"""Decode an example dir with a trained model (stage 12); a second start goes on."""
+"""Decode an example dir with a trained model (stage 12); a re-run resumes.
+
+    python -m speechllm.bin.decode --model exp/speechllm_train/model \\
+        --examples dump/examples/test --config conf/decode.yaml \\
+        --output_dir exp/speechllm_train/decode/test
+"""
 
 from __future__ import annotations
 
@@ -7,45 +12,75 @@ import argparse
 from speechllm.utils.errors import run_main
 from speechllm.utils.io import read_yaml
 
+#: Options that may also be in the config.
+OPTIONS = (
+    "batch_size",
+    "beam_size",
+    "nbest",
+    "ctc_weight",
+    "penalty",
+    "candidates",
+    "rescore_ctc_weight",
+    "guard",
+    "dtype",
+    "engine",
+)
 
-def main(argv: list[str] | None = None) -> None:
-    """Parse the command line and decode."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", required=True, help="folder that stage 11 wrote")
-    parser.add_argument("--examples", required=True, help="example dir")
-    parser.add_argument("--output_dir", required=True)
-    parser.add_argument("--config", help="YAML with any of the options below")
-    parser.add_argument("--batch_size", type=int, help="utterances at once [16]")
-    parser.add_argument("--beam_size", type=int, help="hypotheses kept [1: greedy]")
-    parser.add_argument("--nbest", type=int, help="hypotheses written [1]")
-    parser.add_argument("--ctc_weight", type=float, help="share of CTC's score [0]")
-    parser.add_argument("--penalty", type=float, help="added for each token [0]")
-    parser.add_argument("--candidates", type=int, help="tokens CTC judges [20]")
-    parser.add_argument(
+
+def get_parser() -> argparse.ArgumentParser:
+    """Return the command-line parser."""
+    parser = argparse.ArgumentParser(
+        prog="python -m speechllm.bin.decode",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--model", required=True, help="model folder of stage 11")
+    add("--examples", required=True, help="example dir")
+    add("--output_dir", required=True, help="decode dir to write")
+    add(
+        "--config",
+        help="YAML with any of the options below; the command line overrides",
+    )
+    add("--batch_size", type=int, help="utterances decoded concurrently [16]")
+    add("--beam_size", type=int, help="hypotheses in the beam, 1 is greedy search [1]")
+    add("--nbest", type=int, help="hypotheses written per utterance [1]")
+    add("--ctc_weight", type=float, help="weight of the CTC score, 0 to 1 [0]")
+    add("--penalty", type=float, help="score added per token [0]")
+    add(
+        "--candidates",
+        type=int,
+        help="tokens per hypothesis that the CTC branch scores [20]",
+    )
+    add(
         "--rescore_ctc_weight",
         type=float,
-        help="share of CTC's score in ranking the n-best anew [0: not]",
+        help="weight of the CTC score in rescoring the n-best list [0: no rescoring]",
     )
-    parser.add_argument(
+    add(
         "--guard",
         action=argparse.BooleanOptionalAction,
-        help="check answers against the audio [if the model has a guard.yaml]",
+        help="check hypotheses against the CTC output [if the model has a guard.yaml]",
     )
-    parser.add_argument("--num_shards", type=int, default=1)
-    parser.add_argument("--shard", type=int, default=1, help="from 1")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", help="float32, bfloat16, float16, auto [float32]")
-    parser.add_argument("--engine", help="auto, eager, deepspeed [auto]")
-    args = parser.parse_args(argv)
+    add("--num_shards", type=int, default=1, help="shards of the example dir [1]")
+    add("--shard", type=int, default=1, help="shard to decode, from 1 [1]")
+    add("--device", default="cpu", help="cpu, cuda, … [cpu]")
+    add("--dtype", help="float32, bfloat16, float16 or auto [float32]")
+    add("--engine", help="inference backend: auto, eager or deepspeed [auto]")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Decode the examples that have no hypothesis yet."""
+    args = get_parser().parse_args(argv)
     options = read_yaml(args.config) if args.config else {}
-    named = "batch_size beam_size nbest ctc_weight penalty candidates "
-    named += "rescore_ctc_weight guard dtype engine"
-    for name in named.split():
+    for name in OPTIONS:
         if getattr(args, name) is not None:
             options[name] = getattr(args, name)
     batch_size = options.pop("batch_size", 16)
     dtype = options.pop("dtype", "float32")
     engine = options.pop("engine", "auto")
+
     from speechllm.inference.decode_examples import decode_examples
 
     count = decode_examples(

@@ -1,10 +1,10 @@
-"""Fetch the pretrained models that a configuration names.
+"""Fetch pretrained models and print their names and local folders.
 
     python -m speechllm.bin.fetch_models openai/whisper-base
     python -m speechllm.bin.fetch_models --config conf/train.yaml
 
-prints, per model, its name and the local folder it is loaded from. Training and
-decoding do the same on their own; here it is done ahead, once, with the network on.
+Training and decoding fetch models on demand; this command does it in advance, for
+machines without network access.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ from __future__ import annotations
 import argparse
 import logging
 
-from speechllm.models.config import models_of_config
 from speechllm.utils.errors import run_main
 
 
-def main(argv: list[str] | None = None) -> None:
+def get_parser() -> argparse.ArgumentParser:
+    """Return the command-line parser."""
     parser = argparse.ArgumentParser(
-        description="Fetch pretrained models and print where they lie.",
+        prog="python -m speechllm.bin.fetch_models",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("models", nargs="*", metavar="NAME", help="hub id or folder")
     parser.add_argument(
@@ -26,18 +28,25 @@ def main(argv: list[str] | None = None) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help="training configuration whose encoder and LLM are fetched; repeatable",
+        help="training config whose encoder and LLM are fetched; repeatable",
     )
     parser.add_argument(
         "--cache_dir",
-        help="where models are kept (default: ${SPEECHLLM_CACHE:-~/.cache/speechllm})",
+        help="folder of the models [${SPEECHLLM_CACHE:-~/.cache/speechllm}]",
     )
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Fetch the models."""
+    parser = get_parser()
     args = parser.parse_args(argv)
     if not args.models and not args.config:
         parser.error("name a model or a --config")
     logging.basicConfig(format="%(message)s")
     logging.getLogger("speechllm").setLevel(logging.INFO)
 
+    from speechllm.models.config import models_of_config
     from speechllm.pretrained.resolve import resolve_model
 
     names = list(args.models)

@@ -1,4 +1,8 @@
-"""Write the audio of a data dir as 16 kHz mono files, one per utterance."""
+"""Convert the audio of a data dir to 16 kHz mono files, one per utterance.
+
+    python -m speechllm.bin.format_audio --input data/train --output dump/raw/train \\
+        --nj 8
+"""
 
 from __future__ import annotations
 
@@ -8,18 +12,35 @@ from pathlib import Path
 from speechllm.utils.errors import run_main
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def get_parser() -> argparse.ArgumentParser:
+    """Return the command-line parser."""
+    parser = argparse.ArgumentParser(
+        prog="python -m speechllm.bin.format_audio",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--input", required=True, type=Path, help="data dir")
-    parser.add_argument("--output", required=True, type=Path, help="formatted data dir")
-    parser.add_argument("--nj", type=int, default=1, help="processes")
-    parser.add_argument("--audio_format", choices=("flac", "wav"), default="flac")
+    parser.add_argument(
+        "--output", required=True, type=Path, help="formatted data dir to write"
+    )
+    parser.add_argument("--nj", type=int, default=1, help="parallel processes [1]")
+    parser.add_argument(
+        "--audio_format",
+        choices=("flac", "wav"),
+        default="flac",
+        help="format of the audio files [flac]",
+    )
     parser.add_argument(
         "--allow_pipes",
         action="store_true",
         help="run commands found in wav.scp; only for data you trust",
     )
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Format the data dir."""
+    args = get_parser().parse_args(argv)
 
     from speechllm.data.format_wav_scp import format_audio
 

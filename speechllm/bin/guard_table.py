@@ -1,63 +1,82 @@
-"""Texts with and without the guard on silence, noise, music, foreign speech and more."""
+"""Compare texts with and without the guard on silence, noise, music and speech.
+
+    python -m speechllm.bin.guard_table --model exp/speechllm_train/model \\
+        --examples dump/examples/test --music moh/*.wav --foreign it=it/hello.wav
+"""
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from speechllm.utils.errors import UserError, run_main
 from speechllm.utils.io import atomic_open
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Parse the command line, decode, print the table and write it."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", required=True, help="a folder with guard.yaml")
-    parser.add_argument("--examples", required=True, help="test example dir")
-    parser.add_argument("--music", nargs="*", default=[], help="audio files of music")
-    parser.add_argument(
+def get_parser() -> argparse.ArgumentParser:
+    """Return the command-line parser."""
+    parser = argparse.ArgumentParser(
+        prog="python -m speechllm.bin.guard_table",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--model", required=True, help="model folder with guard.yaml")
+    add("--examples", required=True, help="example dir of the test set")
+    add("--music", nargs="*", default=[], help="audio files of music")
+    add(
         "--foreign",
         nargs="*",
         default=[],
         metavar="LANGUAGE=FILE",
-        help="speech of languages that the model has not learnt",
+        help="speech in languages that the model was not trained on",
     )
-    parser.add_argument(
+    add(
         "--words",
         nargs="*",
         default=[],
         metavar="WORD=FILE",
-        help="recordings of one word, to be said thirty times",
+        help="recordings of one word, which are repeated thirty times",
     )
-    parser.add_argument("--limit", type=int, help="only so many test examples")
-    parser.add_argument("--config", help="YAML of stage 12: how answers are searched")
-    parser.add_argument("--batch_size", type=int, default=8)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--output", help="Markdown file to write")
-    args = parser.parse_args(argv)
+    add("--limit", type=int, help="number of test examples [all]")
+    add("--config", help="decoding config of stage 12, YAML")
+    add("--batch_size", type=int, default=8, help="utterances per batch [8]")
+    add("--device", default="cpu", help="cpu, cuda, … [cpu]")
+    add("--output", help="Markdown file to write")
+    return parser
 
-    from speechllm.benchmarks.guard import conditions, guard_rows, guard_table
-    from speechllm.data.examples import read_examples
-    from speechllm.inference.speech_to_text import SpeechToText
+
+def main(argv: list[str] | None = None) -> None:
+    """Print the table, and write it to ``--output``."""
+    args = get_parser().parse_args(argv)
+    foreign = [parse_named_file(text, "--foreign") for text in args.foreign]
+    words = [parse_named_file(text, "--words") for text in args.words]
+
+    from speechllm.benchmarks.guard import benchmark_guard
     from speechllm.inference.tuning import read_generation
 
-    generation = read_generation(args.config)
-    model = SpeechToText.from_pretrained(args.model, args.device)
-    found = conditions(
-        read_examples(args.examples, args.limit),
-        [Path(path) for path in args.music],
-        [named_file(text, "--foreign") for text in args.foreign],
-        [named_file(text, "--words") for text in args.words],
+    table = benchmark_guard(
+        args.model,
+        args.examples,
+        args.music,
+        foreign,
+        words,
+        args.limit,
+        read_generation(args.config),
+        args.batch_size,
+        args.device,
     )
-    table = guard_table(guard_rows(model, found, generation, args.batch_size))
     print(table, end="")
     if args.output:
         with atomic_open(args.output) as stream:
             stream.write(table)
 
 
-def named_file(text: str, option: str) -> tuple[str, str]:
-    """Take ``NAME=FILE`` apart."""
+def parse_named_file(text: str, option: str) -> tuple[str, str]:
+    """Parse ``NAME=FILE``.
+
+    Raises:
+        UserError: the text has another form.
+    """
     name, mark, path = text.partition("=")
     if not (name and mark and path):
         raise UserError(f"{option} {text!r}: expected NAME=FILE")

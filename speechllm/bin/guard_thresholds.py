@@ -1,4 +1,8 @@
-"""Choose the guard's thresholds on a development set and put them beside the model."""
+"""Choose the guard's thresholds on a development set (writes guard.yaml).
+
+    python -m speechllm.bin.guard_thresholds --model exp/speechllm_train/model \\
+        --examples dump/examples/dev
+"""
 
 from __future__ import annotations
 
@@ -7,21 +11,31 @@ import argparse
 from speechllm.utils.errors import UserError, run_main
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Parse the command line, choose, write ``guard.yaml`` and say what is in it."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", required=True, help="folder that stage 11 wrote")
-    parser.add_argument("--examples", required=True, help="development example dir")
-    parser.add_argument("--config", help="YAML of stage 12: how answers are searched")
-    parser.add_argument("--batch_size", type=int, default=8)
-    parser.add_argument(
+def get_parser() -> argparse.ArgumentParser:
+    """Return the command-line parser."""
+    parser = argparse.ArgumentParser(
+        prog="python -m speechllm.bin.guard_thresholds",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--model", required=True, help="model folder of stage 11")
+    add("--examples", required=True, help="example dir of the development set")
+    add("--config", help="decoding config of stage 12, YAML")
+    add("--batch_size", type=int, default=8, help="utterances per batch [8]")
+    add(
         "--margin",
         type=float,
         default=1.25,
-        help="how far beyond the set lengths may go, as a factor [1.25]",
+        help="factor between the extremes of the set and the thresholds [1.25]",
     )
-    parser.add_argument("--device", default="cpu")
-    args = parser.parse_args(argv)
+    add("--device", default="cpu", help="cpu, cuda, … [cpu]")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Choose, write and print the thresholds."""
+    args = get_parser().parse_args(argv)
     if args.margin < 1:
         raise UserError(f"--margin {args.margin}: at least 1")
 

@@ -1,4 +1,8 @@
-"""Write the example dir of some tasks over formatted data dirs."""
+"""Write the example dir of some tasks from formatted data dirs (stage 5).
+
+    python -m speechllm.bin.make_examples --input dump/raw/train \\
+        --tasks asr:en st:en:fr --output dump/examples/train
+"""
 
 from __future__ import annotations
 
@@ -9,27 +13,39 @@ from pathlib import Path
 from speechllm.utils.errors import run_main
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def get_parser() -> argparse.ArgumentParser:
+    """Return the command-line parser."""
+    parser = argparse.ArgumentParser(
+        prog="python -m speechllm.bin.make_examples",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument(
         "--input",
         required=True,
         nargs="+",
-        help='formatted data dirs; with a weight: "dump/raw/more*0.5"',
+        help='formatted data dirs, with an optional weight: "dump/raw/more*0.5"',
     )
     parser.add_argument(
         "--tasks",
         required=True,
         nargs="+",
-        help='such as "asr:en st:en:fr asr_st:en:fr"; with a weight: "asr:en*2"',
+        help='e.g. "asr:en st:en:fr asr_st:en:fr", with an optional weight: "asr:en*2"',
     )
-    parser.add_argument("--output", required=True, type=Path, help="example dir")
+    parser.add_argument(
+        "--output", required=True, type=Path, help="example dir to write"
+    )
     parser.add_argument(
         "--plain_transcripts",
         action="store_true",
-        help="asr answers without case and punctuation",
+        help="asr targets without case and punctuation",
     )
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Write the examples and print their number per task."""
+    args = get_parser().parse_args(argv)
 
     from speechllm.data.examples import make_examples
 

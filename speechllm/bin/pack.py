@@ -1,4 +1,10 @@
-"""Pack an exported model into one zip with a manifest, or take such a zip apart."""
+"""Pack an exported model into one zip with a manifest, or unpack such a zip.
+
+    python -m speechllm.bin.pack --model exp/speechllm_train/model --output model.zip
+    python -m speechllm.bin.pack --unpack model.zip --output model
+
+Unpacking verifies the checksums of the manifest.
+"""
 
 from __future__ import annotations
 
@@ -8,28 +14,35 @@ from speechllm.utils.errors import UserError, run_main
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="speechllm.bin.pack", description=__doc__)
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--model", help="exported model folder to pack")
-    what.add_argument("--unpack", metavar="ZIP", help="packed model to take apart")
+    """Return the command-line parser."""
+    parser = argparse.ArgumentParser(
+        prog="python -m speechllm.bin.pack",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    mode = parser.add_mutually_exclusive_group(required=True)
+    mode.add_argument("--model", help="exported model folder to pack")
+    mode.add_argument("--unpack", metavar="ZIP", help="packed model to unpack")
     parser.add_argument(
-        "--output", required=True, help="the zip to make, or the folder to unpack into"
+        "--output", required=True, help="zip to write, or folder to unpack into"
     )
     parser.add_argument(
         "--include",
         nargs="+",
         default=[],
         metavar="FILE",
-        help="further files to pack: results, training curves",
+        help="further files to pack, e.g. results or training curves",
     )
     parser.add_argument(
-        "--force", action="store_true", help="replace an output that is there"
+        "--force", action="store_true", help="replace an existing output"
     )
     return parser
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Pack or unpack."""
     args = get_parser().parse_args(argv)
+
     from speechllm.export.pack import pack, unpack
 
     if args.unpack:

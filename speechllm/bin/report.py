@@ -1,4 +1,9 @@
-"""Gather all scores below an experiment folder into RESULTS.md and RESULTS.json."""
+"""Collect all scores of an experiment folder in RESULTS.md and RESULTS.json.
+
+    python -m speechllm.bin.report --exp_root exp --output RESULTS
+
+The report covers every scored decode dir below the folder.
+"""
 
 from __future__ import annotations
 
@@ -8,24 +13,31 @@ from speechllm.utils.errors import run_main
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="speechllm.bin.report", description=__doc__)
-    parser.add_argument("--exp_root", default="exp", help="folder of the experiments")
+    """Return the command-line parser."""
+    parser = argparse.ArgumentParser(
+        prog="python -m speechllm.bin.report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--exp_root", default="exp", help="experiment folder [exp]")
     parser.add_argument(
         "--output",
         default="RESULTS",
-        help="path without suffix; .md and .json are made",
+        help="path without suffix of the .md and .json file [RESULTS]",
     )
     parser.add_argument(
         "--command",
         action="append",
         default=[],
-        help="a command to name in the report as what made the numbers (repeatable)",
+        help="command that produced the scores, named in the report; repeatable",
     )
     return parser
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Write the report."""
     args = get_parser().parse_args(argv)
+
     from speechllm.evaluation.report import write_report
 
     rows = write_report(args.exp_root, args.output, args.command)

@@ -1,6 +1,10 @@
-"""Score a decoded set: WER and CER (recognition), BLEU, chrF and TER (translation).
+"""Score a decode dir: WER and CER (recognition), BLEU, chrF and TER (translation).
 
-Translations get COMET too where tools/install_comet.sh was run."""
+    python -m speechllm.bin.score --examples dump/examples/test \\
+        --decode_dir exp/speechllm_train/decode/test
+
+Translations are also scored with COMET if tools/install_comet.sh has been run.
+"""
 
 from __future__ import annotations
 
@@ -11,30 +15,37 @@ from speechllm.utils.errors import UserError, run_main
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="speechllm.bin.score", description=__doc__)
+    """Return the command-line parser."""
+    parser = argparse.ArgumentParser(
+        prog="python -m speechllm.bin.score",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument(
         "--examples", required=True, help="example dir with text and utt2task"
     )
     parser.add_argument(
         "--decode_dir",
         required=True,
-        help="folder whose text holds the hypotheses; score_* folders are made in it",
+        help="decode dir with the hypotheses in text; score_* folders are added to it",
     )
     return parser
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Write the scores and print them, one per line."""
     args = get_parser().parse_args(argv)
+
     from speechllm.evaluation.score import score_decode_dir
 
     rows, left_out = score_decode_dir(args.examples, args.decode_dir)
     for row in rows:
-        pair = row["language"]
+        languages = row["language"]
         if row["task"] != "asr":
-            pair += "-" + row["target_language"]
-        print(f"{row['task']} {pair} {row['metric']} {row['value']:.2f}")
-    for sentence in left_out:
-        print(f"warning: {sentence}", file=sys.stderr)
+            languages += "-" + row["target_language"]
+        print(f"{row['task']} {languages} {row['metric']} {row['value']:.2f}")
+    for warning in left_out:
+        print(f"warning: {warning}", file=sys.stderr)
     if not rows:
         raise UserError(f"{args.decode_dir}: no example of it has a task to score")
 

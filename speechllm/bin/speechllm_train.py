@@ -1,15 +1,26 @@
-"""Train a speech encoder, a bridge and an LLM as one model, as an ESPnet task.
+"""Train a speech encoder, a bridge and an LLM as one model (stage 10, an ESPnet task).
 
-Takes ESPnet's options; ``--config conf/train.yaml`` holds most of them.
+    python -m speechllm.bin.speechllm_train --config conf/train.yaml --output_dir exp/a
+
+It takes ESPnet's options; conf/train.yaml holds most of them.
 """
 
 from __future__ import annotations
 
+import argparse
+
 from speechllm.utils.errors import run_main
 
 
+def get_parser() -> argparse.ArgumentParser:
+    """Return the command-line parser."""
+    from speechllm.training.task import SpeechLLMTask
+
+    return SpeechLLMTask.get_parser()
+
+
 def main(argv: list[str] | None = None) -> None:
-    """Parse the command line and train."""
+    """Train the model."""
     from speechllm.training.task import SpeechLLMTask
 
     SpeechLLMTask.main(cmd=argv)

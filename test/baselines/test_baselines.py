@@ -1,4 +1,4 @@
-"""Baselines against plain calls of transformers, and as decode dirs that are scored."""
+"""Test the baselines against plain calls of transformers, and their decode dirs."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ import tiny_baselines
 import torch
 
 from speechllm.audio.io import load_audio
-from speechllm.baselines import base as system
-from speechllm.baselines import language_codes as languages
-from speechllm.baselines import llm_translator as llm
 from speechllm.baselines import nllb, seamless
-from speechllm.baselines import runner as run
+from speechllm.baselines.base import gib
+from speechllm.baselines.language_codes import FLORES_200, flores_code, seamless_code
+from speechllm.baselines.llm_translator import LLMTranslator, text_pairs
 from speechllm.baselines.nllb import Nllb
-from speechllm.baselines.runner import run_baseline
+from speechllm.baselines.runner import decode_batch, read_transcripts, run_baseline
 from speechllm.baselines.seamless import Seamless
 from speechllm.baselines.whisper import Whisper
 from speechllm.bin.baseline import main
@@ -28,18 +27,18 @@ from speechllm.text.prompts import read_prompts
 from speechllm.utils.errors import UserError
 
 SENTENCES = ["a bad cab", "hello", "abc def gab bead feed", "", "z"]
-SHORT = 12  # most tokens of a tiny model's answer
+SHORT = 12  # maximum number of tokens of a tiny model
 
 
 @pytest.fixture(autouse=True)
-def short_answers(monkeypatch):
+def short_outputs(monkeypatch):
     for module in (nllb, seamless):
         monkeypatch.setattr(module, "MAX_NEW_TOKENS", SHORT)
 
 
 @pytest.fixture(scope="module")
 def waves(speech_file) -> list[np.ndarray]:
-    """Pieces of real speech, of three lengths."""
+    """Return pieces of real speech of different lengths."""
     speech = load_audio(speech_file)
     return [speech[:9000], speech[5000:30000], speech[2000:18000], speech]
 
@@ -60,12 +59,12 @@ def tiny_decoder(tmp_path_factory, whisper_base) -> Path:
     return tiny_baselines.write_tiny_whisper_decoder(folder, whisper_base)
 
 
-def texts(answers: list[dict]) -> list[str]:
-    return [answer["text"] for answer in answers]
+def texts(outputs: list[dict]) -> list[str]:
+    return [output["text"] for output in outputs]
 
 
 def write_examples(folder: Path, waves, requests: dict[str, str], references) -> Path:
-    """An example dir: the utterances' audio, and a request and reference of each id."""
+    """Write an example dir with the task and reference of each id ``u<index>-…``."""
     folder.mkdir(parents=True)
     wavs, samples = {}, {}
     for name in requests:
@@ -101,19 +100,19 @@ def examples(tmp_path, waves) -> Path:
     return write_examples(tmp_path / "examples", waves, REQUESTS, REFERENCES)
 
 
-# ---------------------------------------------------------------- the same tokens
+# Texts compared with transformers
 
 
 @pytest.mark.parametrize("beam_size", [1, 3])
-def test_whisper_is_transformers_whisper(tiny_decoder, waves, beam_size):
+def test_whisper_matches_transformers(tiny_decoder, waves, beam_size):
     from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
     whisper = Whisper(tiny_decoder, beam_size=beam_size)
     whisper.load()
-    answers = whisper.answer(waves, "asr_st", "fr", "en")
+    outputs = whisper.decode(waves, "asr_st", "fr", "en")
     plain = WhisperForConditionalGeneration.from_pretrained(tiny_decoder)
     processor = WhisperProcessor.from_pretrained(tiny_decoder)
-    for wave, answer in zip(waves, answers):
+    for wave, output in zip(waves, outputs):
         features = processor(wave, sampling_rate=16000, return_tensors="pt")
         for task, key in (("transcribe", "transcript"), ("translate", "text")):
             tokens = plain.generate(
@@ -123,23 +122,23 @@ def test_whisper_is_transformers_whisper(tiny_decoder, waves, beam_size):
                 num_beams=beam_size,
             )
             (text,) = processor.batch_decode(tokens, skip_special_tokens=True)
-            assert answer[key] == " ".join(text.split())
-    assert len({answer["text"] for answer in answers}) > 1
+            assert output[key] == " ".join(text.split())
+    assert len(set(texts(outputs))) > 1
 
 
 @pytest.mark.parametrize("beam_size", [1, 3])
-def test_nllb_is_transformers_nllb(tiny_nllb, beam_size):
+def test_nllb_matches_transformers(tiny_nllb, beam_size):
     from transformers import AutoTokenizer, M2M100ForConditionalGeneration
 
     translator = Nllb(tiny_nllb, beam_size=beam_size)
     translator.load()
-    answers = translator.answer(SENTENCES, "asr_st", "en", "de")
+    outputs = translator.decode(SENTENCES, "asr_st", "en", "de")
     plain = M2M100ForConditionalGeneration.from_pretrained(tiny_nllb)
     tokenizer = AutoTokenizer.from_pretrained(tiny_nllb, src_lang="eng_Latn")
-    for sentence, answer in zip(SENTENCES, answers):
-        assert answer["transcript"] == sentence
+    for sentence, output in zip(SENTENCES, outputs):
+        assert output["transcript"] == sentence
         if not sentence:
-            assert answer["text"] == ""
+            assert output["text"] == ""
             continue
         tokens = plain.generate(
             **tokenizer(sentence, return_tensors="pt"),
@@ -148,12 +147,12 @@ def test_nllb_is_transformers_nllb(tiny_nllb, beam_size):
             max_new_tokens=SHORT,
         )
         (text,) = tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        assert answer["text"] == " ".join(text.split())
-    assert len(set(texts(answers))) > 2
+        assert output["text"] == " ".join(text.split())
+    assert len(set(texts(outputs))) > 2
 
 
 @pytest.mark.parametrize("beam_size", [1, 3])
-def test_seamless_is_transformers_seamless(tiny_seamless, waves, beam_size):
+def test_seamless_matches_transformers(tiny_seamless, waves, beam_size):
     from transformers import (
         AutoFeatureExtractor,
         AutoTokenizer,
@@ -162,11 +161,11 @@ def test_seamless_is_transformers_seamless(tiny_seamless, waves, beam_size):
 
     model = Seamless(tiny_seamless, beam_size=beam_size)
     model.load()
-    answers = model.answer(waves, "asr_st", "en", "zh")
+    outputs = model.decode(waves, "asr_st", "en", "zh")
     plain = SeamlessM4Tv2ForSpeechToText.from_pretrained(tiny_seamless)
     extractor = AutoFeatureExtractor.from_pretrained(tiny_seamless)
     tokenizer = AutoTokenizer.from_pretrained(tiny_seamless)
-    for wave, answer in zip(waves, answers):
+    for wave, output in zip(waves, outputs):
         features = extractor(wave, sampling_rate=16000, return_tensors="pt")
         for code, key in (("__eng__", "transcript"), ("__cmn__", "text")):
             tokens = plain.generate(
@@ -178,26 +177,26 @@ def test_seamless_is_transformers_seamless(tiny_seamless, waves, beam_size):
                 max_new_tokens=SHORT,
             )
             (text,) = tokenizer.batch_decode(tokens, skip_special_tokens=True)
-            assert answer[key] == " ".join(text.split())
-    assert len(set(texts(answers))) > 1
+            assert output[key] == " ".join(text.split())
+    assert len(set(texts(outputs))) > 1
 
 
 @pytest.mark.slow
-def test_speech_of_more_than_half_a_minute_is_decoded_to_its_end(whisper_base, waves):
-    """The same three seconds a dozen times: more of them than one window holds."""
+def test_whisper_decodes_more_than_30_seconds(whisper_base, waves):
+    """Repeat three seconds of speech beyond one window of 30 s."""
     whisper = Whisper(whisper_base)
     whisper.load()
     once = waves[3]
     long = np.concatenate([once] * 12)
-    short, whole = texts(whisper.answer([once, long], "asr", "en", "en"))
+    short, whole = texts(whisper.decode([once, long], "asr", "en", "en"))
     assert "password" in short.lower()
     assert whole.lower().count("password") > 30 * 16000 / len(once)
 
 
-# ---------------------------------------------------------------- decode dirs
+# Decode dirs
 
 
-def test_a_decode_dir_of_seamless_is_scored(tiny_seamless, examples, tmp_path):
+def test_seamless_decode_dir_is_scored(tiny_seamless, examples, tmp_path):
     output = tmp_path / "exp" / "seamless" / "decode_greedy" / "test"
     model = ["--model", str(tiny_seamless), "--examples", str(examples)]
     main(["seamless", *model, "--output", str(output), "--batch_size", "3"])
@@ -214,7 +213,7 @@ def test_a_decode_dir_of_seamless_is_scored(tiny_seamless, examples, tmp_path):
     assert {row["task"] for row in rows} == {"asr", "st", "asr_st"}
 
 
-def test_a_killed_run_goes_on_and_batches_change_nothing(
+def test_rerun_resumes_and_batch_size_does_not_affect_texts(
     tiny_seamless, examples, tmp_path
 ):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -227,12 +226,10 @@ def test_a_killed_run_goes_on_and_batches_change_nothing(
     for name in ("text", "text.transcript"):
         assert (killed / name).read_text() == (whole / name).read_text()
     beam = Seamless(tiny_seamless, beam_size=2)
-    assert run_baseline(beam, examples, killed) == 8  # other settings start anew
+    assert run_baseline(beam, examples, killed) == 8  # other settings start again
 
 
-def test_an_unreadable_file_is_reported_and_tried_again(
-    tiny_seamless, examples, tmp_path
-):
+def test_unreadable_file_is_reported_and_retried(tiny_seamless, examples, tmp_path):
     damaged = Path(read_table(examples / "wav.scp")["u1-st-de"])
     damaged.write_bytes(b"no audio")
     output = tmp_path / "out"
@@ -248,12 +245,12 @@ def test_an_unreadable_file_is_reported_and_tried_again(
         run_baseline(Seamless(tiny_seamless), examples, output)
 
 
-def test_a_cascade_of_a_recogniser_and_nllb(
+def test_cascade_of_seamless_and_nllb(
     tiny_seamless, tiny_nllb, examples, waves, tmp_path
 ):
-    spoken = {name: task for name, task in REQUESTS.items() if "-asr-" in name}
-    heard = write_examples(tmp_path / "asr", waves, spoken, REFERENCES)
-    run_baseline(Seamless(tiny_seamless), heard, tmp_path / "recognition")
+    asr_requests = {name: task for name, task in REQUESTS.items() if "-asr-" in name}
+    asr = write_examples(tmp_path / "asr", waves, asr_requests, REFERENCES)
+    run_baseline(Seamless(tiny_seamless), asr, tmp_path / "recognition")
     transcripts = read_table(tmp_path / "recognition" / "text")
     transcripts["u1-asr-en"] = "a bad cab"
     write_table(tmp_path / "recognition" / "text", transcripts)
@@ -275,15 +272,15 @@ def test_a_cascade_of_a_recogniser_and_nllb(
     }
 
 
-def test_the_transcripts_of_a_joint_model_are_translated(tiny_nllb, tmp_path):
-    """Where a decode dir has no asr examples, ``text.transcript`` is read."""
+def test_transcripts_of_joint_model_are_read(tiny_nllb, tmp_path):
+    """Without asr examples, ``text.transcript`` of the decode dir is used."""
     write_table(tmp_path / "text", {"u0-asr_st-de": "x"})
     write_table(tmp_path / "text.transcript", {"u0-asr_st-de": "a bad cab"})
     requests = {"u0-asr_st-de": ("asr_st", "en", "de")}
-    assert run.read_transcripts(tmp_path, requests) == {"u0-asr_st-de": "a bad cab"}
+    assert read_transcripts(tmp_path, requests) == {"u0-asr_st-de": "a bad cab"}
 
 
-# ---------------------------------------------------------------- the LLM translates
+# The LLM as a translator
 
 
 def write_pairs(folder: Path) -> Path:
@@ -305,18 +302,18 @@ def write_pairs(folder: Path) -> Path:
     return folder
 
 
-def test_each_sentence_pair_is_learnt_once(tmp_path):
-    assert sorted(llm.text_pairs(write_pairs(tmp_path / "train"))) == [
+def test_sentence_pairs_are_deduplicated(tmp_path):
+    assert sorted(text_pairs(write_pairs(tmp_path / "train"))) == [
         ("goodbye", "au revoir", "en fr"),
         ("please hold", "patientez", "en fr"),
         ("press one", "tapez un", "en fr"),
     ]
 
 
-def test_the_llm_learns_pairs_and_is_trained_once(
+def test_llm_is_trained_once_and_lowers_its_loss(
     tiny_model, tmp_path, monkeypatch, waves
 ):
-    """Trained long enough, the tiny LLM has the pairs by heart; so does its copy."""
+    """Training lowers the loss on the pairs; a re-run loads the trained weights."""
     train = write_pairs(tmp_path / "train")
     tasks = {"u0-asr-en": "asr en en", "u0-st-fr": "st en fr"}
     references = {"u0-asr-en": "goodbye", "u0-st-fr": "au revoir"}
@@ -324,7 +321,7 @@ def test_the_llm_learns_pairs_and_is_trained_once(
     output = tmp_path / "cascade"
 
     def translator(**options):
-        return llm.TextTranslator(
+        return LLMTranslator(
             tiny_model, train, output, epochs=2, learning_rate=1e-2, **options
         )
 
@@ -333,66 +330,61 @@ def test_the_llm_learns_pairs_and_is_trained_once(
     assert written["u0-asr-en"] == "goodbye"
     first = translator()
     first.load()
-    before = llm.TextTranslator(tiny_model, train, tmp_path / "other", epochs=0)
+    before = LLMTranslator(tiny_model, train, tmp_path / "other", epochs=0)
     before.load()
 
-    def loss(system) -> float:
-        from speechllm.text.prompts import answer_tokens
-
-        sources, _, directions = zip(*system.pairs)
-        prompts = system.embed(sources, directions)
-        answers = [answer_tokens(system.llm.tokenizer, t) for _, t, _ in system.pairs]
+    def loss(system: LLMTranslator) -> float:
         with torch.no_grad():
-            return system.llm.answer_loss(prompts, answers)[0].item()
+            return system.loss(system.pairs).item()
 
     assert loss(first) < loss(before) - 0.05
 
     def no_training(*_):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(llm.TextTranslator, "train", no_training)
+    monkeypatch.setattr(LLMTranslator, "train", no_training)
     (output / "hypotheses.1.jsonl").unlink()
     assert run_baseline(translator(), examples, output, examples) == 2
     assert read_table(output / "text") == written
-    alone = translator()
-    alone.load()
-    assert loss(alone) == pytest.approx(loss(first), abs=1e-5)
+    again = translator()
+    again.load()
+    assert loss(again) == pytest.approx(loss(first), abs=1e-5)
     with pytest.raises(UserError, match="from fr into en: no training pair"):
-        alone.check("st", "fr", "en")
+        again.check("st", "fr", "en")
 
 
-def test_llm_translations_do_not_depend_on_the_batch(tiny_model, tmp_path):
+def test_batch_does_not_affect_llm_translations(tiny_model, tmp_path):
     train = write_pairs(tmp_path / "train")
-    translator = llm.TextTranslator(tiny_model, train, tmp_path, epochs=0)
+    translator = LLMTranslator(tiny_model, train, tmp_path, epochs=0)
     translator.load()
     sentences = ["press one now please", "goodbye", "hold"]
-    together = translator.answer(sentences, "asr_st", "en", "fr")
-    alone = [translator.answer([s], "asr_st", "en", "fr")[0] for s in sentences]
+    together = translator.decode(sentences, "asr_st", "en", "fr")
+    alone = [translator.decode([s], "asr_st", "en", "fr")[0] for s in sentences]
     assert together == alone
-    assert [answer["transcript"] for answer in together] == sentences
+    assert [output["transcript"] for output in together] == sentences
 
 
-# ---------------------------------------------------------------- languages
+# Languages
 
 
-def test_flores_codes_are_those_of_transformers():
+def test_language_codes_match_transformers():
     from transformers.models.nllb.tokenization_nllb import FAIRSEQ_LANGUAGE_CODES
 
-    assert set(languages.FLORES_200.values()) <= set(FAIRSEQ_LANGUAGE_CODES)
-    assert languages.flores_code("de") == "deu_Latn"
-    assert languages.seamless_code("de") == "deu"
-    assert languages.seamless_code("zh") == "cmn"
-    assert languages.seamless_code("yue") == "yue"
+    assert set(FLORES_200.values()) <= set(FAIRSEQ_LANGUAGE_CODES)
+    assert flores_code("de") == "deu_Latn"
+    assert seamless_code("de") == "deu"
+    assert seamless_code("zh") == "cmn"
+    assert seamless_code("yue") == "yue"
 
 
 @pytest.mark.parametrize("recipe", ["must_c", "covost2", "mini_asterisk"])
-def test_every_language_of_a_recipe_has_a_code(recipe):
+def test_every_recipe_language_has_a_code(recipe):
     conf = Path(__file__).parents[2] / "egs2" / recipe / "speechllm1" / "conf"
     for language in read_prompts(conf / "prompts.yaml").languages:
-        assert languages.flores_code(language)
+        assert flores_code(language)
 
 
-def test_an_unknown_language_is_refused_before_anything_is_loaded(
+def test_unsupported_language_is_an_error_before_loading(
     tiny_nllb, tiny_seamless, tiny_decoder, examples
 ):
     for system_class, folder in ((Nllb, tiny_nllb), (Seamless, tiny_seamless)):
@@ -400,43 +392,47 @@ def test_an_unknown_language_is_refused_before_anything_is_loaded(
             system_class(folder).check("st", "en", "xx")
         with pytest.raises(UserError, match=r"'fi' \(fin"):
             system_class(folder).check("st", "en", "fi")
-    with pytest.raises(UserError, match="asr from xx: .* knows af, am, ar"):
+    with pytest.raises(UserError, match="asr from xx: .* supports af, am, ar"):
         Whisper(tiny_decoder).check("asr", "xx", "xx")
     with pytest.raises(UserError, match="utt2task, u0-asr_st-de: .*into English only"):
         run_baseline(Whisper(tiny_decoder), examples, examples / "out")
     assert not (examples / "out").exists()
 
 
-# ---------------------------------------------------------------- bad input
+# Errors
 
 
-def test_a_missing_transcript_is_named(tiny_nllb, examples, tmp_path):
-    (tmp_path / "heard").mkdir()
-    write_table(tmp_path / "heard" / "text", {"u0-asr-en": "a"})
+def test_missing_transcript_is_an_error(tiny_nllb, examples, tmp_path):
+    (tmp_path / "recognition").mkdir()
+    write_table(tmp_path / "recognition" / "text", {"u0-asr-en": "a"})
     with pytest.raises(UserError, match=r"no transcript of u1-.*u1-asr-en is missing"):
-        run_baseline(Nllb(tiny_nllb), examples, tmp_path / "out", tmp_path / "heard")
+        run_baseline(
+            Nllb(tiny_nllb), examples, tmp_path / "out", tmp_path / "recognition"
+        )
 
 
-def test_a_model_of_another_kind_is_refused(tiny_nllb):
-    with pytest.raises(UserError, match="of kind 'm2m_100', but whisper takes whisper"):
+def test_model_of_another_type_is_an_error(tiny_nllb):
+    with pytest.raises(
+        UserError, match="type is 'm2m_100', but whisper requires whisper"
+    ):
         Whisper(tiny_nllb)
 
 
-def test_a_malformed_task_is_named(tiny_seamless, examples):
+def test_malformed_task_is_an_error(tiny_seamless, examples):
     write_table(examples / "utt2task", {"u0-asr-en": "asr en"})
     with pytest.raises(UserError, match="utt2task, u0-asr-en: expected"):
         run_baseline(Seamless(tiny_seamless), examples, examples / "out")
 
 
-def test_too_little_gpu_memory_for_the_weights(tiny_nllb, monkeypatch):
-    """A GPU that is only told of: the sizes are those of the real model."""
+def test_weights_exceeding_gpu_memory_are_an_error(tiny_nllb, monkeypatch):
+    """Simulate a GPU whose free memory is near the size of the weights."""
     from transformers import M2M100ForConditionalGeneration
 
     translator = Nllb(tiny_nllb)
     whole = M2M100ForConditionalGeneration.from_pretrained(tiny_nllb)
     count = sum(p.numel() for p in whole.parameters())
     translator.device = "cuda"
-    for free, remedy in ((3 * count, "--dtype bfloat16 takes"), (count, "smaller")):
+    for free, remedy in ((3 * count, "--dtype bfloat16 needs"), (count, "smaller")):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, f=free: (f, 1 << 30))
         with pytest.raises(UserError, match=f"in float32, but cuda has .*{remedy}"):
             translator.load()
@@ -444,27 +440,27 @@ def test_too_little_gpu_memory_for_the_weights(tiny_nllb, monkeypatch):
     translator.check_memory(M2M100ForConditionalGeneration)
 
 
-def test_too_little_gpu_memory_for_a_batch(tiny_nllb, monkeypatch):
+def test_batch_exceeding_gpu_memory_is_an_error(tiny_nllb, monkeypatch):
     translator = Nllb(tiny_nllb, beam_size=4)
 
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(translator, "answer", full)
+    monkeypatch.setattr(translator, "decode", full)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1 << 28, 16 << 30))
     with pytest.raises(UserError, match=r"16.0 GiB, 0.2 GiB free.*--batch_size 4"):
-        run.answer_batch(translator, ["a"] * 8, ("st", "en", "de"))
+        decode_batch(translator, ["a"] * 8, ("st", "en", "de"))
     with pytest.raises(UserError, match="--beam_size 1, another GPU"):
-        run.answer_batch(translator, ["a"], ("st", "en", "de"))
-    assert system.gib(3 << 29) == "1.5 GiB"
+        decode_batch(translator, ["a"], ("st", "en", "de"))
+    assert gib(3 << 29) == "1.5 GiB"
 
 
-# ---------------------------------------------------------------- the real Whisper
+# The real Whisper
 
 
 @pytest.mark.slow
-def test_whisper_base_on_real_prompts(asterisk_dir, tmp_path):
-    """What Whisper-base makes of prompts that it was never trained on here."""
+def test_whisper_base_on_asterisk_prompts(asterisk_dir, tmp_path):
+    """Whisper-base transcribes and translates with low error rates."""
     from speechllm.corpora.asterisk import read_language
 
     keys = ["agent-user", "vm-forward", "vm-mailboxfull"]

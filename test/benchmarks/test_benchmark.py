@@ -1,4 +1,4 @@
-"""The benchmarks run and count right; nothing is timed here."""
+"""Test that the benchmarks of decoding, training and loss run and count correctly."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from tiny_models import LABELS, PROMPTS
 
 from speechllm.benchmarks.decoding import (
     DecodingCost,
-    DecodingSet,
     cut_speech,
     decoding_table,
     measure_decoding,
-    random_model,
 )
+from speechllm.benchmarks.decoding_systems import DecodingSet, random_model
 from speechllm.benchmarks.loss import (
     METHODS,
     LossBatch,
@@ -42,7 +41,7 @@ from speechllm.utils.errors import UserError
 
 @pytest.fixture
 def examples(tmp_path):
-    """Three utterances of noise."""
+    """Write an example dir of three utterances of noise."""
     folder = tmp_path / "examples"
     folder.mkdir()
     generator = np.random.default_rng(0)
@@ -62,8 +61,7 @@ def rows_of(table: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:]]
 
 
-def test_decoding(tiny_model, examples, tmp_path, capsys):
-    """The plain loop, ESPnet's decoder and ours hear the same."""
+def test_all_systems_decode_the_same_texts(tiny_model, examples, tmp_path, capsys):
     config = tmp_path / "decode.yaml"
     config.write_text("batch_size: 9\nextra_tokens: 3\n")
     arguments = ["--model", str(tiny_model), "--examples", str(examples)]
@@ -82,7 +80,7 @@ def test_decoding(tiny_model, examples, tmp_path, capsys):
     assert [row[-1] for row in rows] == ["the same"] * 4
 
 
-def test_decoding_of_random_weights(examples, capsys):
+def test_decoding_with_random_weights(examples, capsys):
     main(["decode", "--random", "tiny", "--examples", str(examples), "--utterances",
         "3", "--batch_sizes", "2", "--against", "plain"])  # fmt: skip
     out = capsys.readouterr().out
@@ -90,7 +88,7 @@ def test_decoding_of_random_weights(examples, capsys):
     assert [row[-1] for row in rows_of(out)] == ["the same"] * 2
 
 
-def test_pieces_of_speech():
+def test_speech_is_cut_into_pieces():
     waves = [np.arange(30000.0), -np.arange(1000.0)]
     pieces = cut_speech(waves, 40)
     assert len(pieces) == 40
@@ -104,8 +102,8 @@ def test_pieces_of_speech():
     )
 
 
-def test_random_weights_answer_as_long_as_they_may():
-    """The authors' number of tokens, and the same in each process."""
+def test_random_model_reaches_its_token_limit():
+    """The limit is that of Nue-ASR's authors; the tokens are reproducible."""
     content = DecodingSet("tiny", "", {})
     wave = np.random.default_rng(0).normal(size=40000).astype(np.float32) / 20
     (result,) = random_model(content).transcribe([wave])
@@ -114,14 +112,14 @@ def test_random_weights_answer_as_long_as_they_may():
     assert again.tokens == result.tokens
 
 
-def test_faster_whisper_is_named_where_it_is_missing(tiny_model, examples, monkeypatch):
+def test_missing_faster_whisper_is_reported(tiny_model, examples, monkeypatch):
     monkeypatch.setitem(sys.modules, "faster_whisper", None)
     content = DecodingSet(str(tiny_model), str(examples), {})
     cost = measure_decoding("faster-whisper", content)
     assert cost.problem == "not installed: pip install faster-whisper"
 
 
-def test_the_tables_tell_ratios_and_other_texts():
+def test_tables_show_ratios_and_differing_texts():
     costs = [
         DecodingCost("plain", 8.0, 9.0, 4, 16.0, 100 << 20, list("abcd")),
         DecodingCost("faster-whisper", 4.0, 6.0, 4, 16.0, 100 << 20, list("wxyz")),
@@ -144,8 +142,7 @@ def test_the_tables_tell_ratios_and_other_texts():
     assert last == "| ratio | 2.00 × the speed | 0.25 × the memory | |"
 
 
-def test_loss(tiny_llm, capsys):
-    """Both ways, each in its process, come to the same value."""
+def test_both_methods_give_the_same_loss(tiny_llm, capsys):
     shape = ["--batch_size", "2", "--prompt_positions", "5", "--answer_tokens", "3"]
     main(["loss", "--model", str(tiny_llm), "--steps", "1", *shape])
     lines = capsys.readouterr().out.strip().splitlines()
@@ -156,13 +153,13 @@ def test_loss(tiny_llm, capsys):
 
 
 @pytest.mark.parametrize("tuning", ["frozen", "full"])
-def test_loss_of_other_tunings(tiny_llm, tuning):
+def test_loss_with_other_tunings(tiny_llm, tuning):
     batch = LossBatch(str(tiny_llm), tuning, 2, 5, 3, steps=1)
     costs = [measure_loss(method, batch) for method in METHODS]
     assert costs[0].loss == pytest.approx(costs[1].loss, abs=2e-3)
 
 
-def test_peak_memory_sees_what_was_freed():
+def test_peak_memory_includes_freed_memory():
     memory = PeakMemory("cpu")
     array = np.ones(8 << 20)  # 64 MiB
     del array
@@ -171,7 +168,7 @@ def test_peak_memory_sees_what_was_freed():
     assert PeakMemory("cpu").peak() < first // 2
 
 
-def test_wrong_arguments(tiny_model, examples, tmp_path, capsys):
+def test_wrong_arguments_are_errors(tiny_model, examples, tmp_path, capsys):
     model = ["--model", str(tiny_model), "--examples", str(examples)]
     with pytest.raises(UserError, match="--batch_sizes 0: at least 1"):
         main(["decode", *model, "--batch_sizes", "4", "0"])
@@ -179,7 +176,7 @@ def test_wrong_arguments(tiny_model, examples, tmp_path, capsys):
         main(["loss", "--steps", "0"])
     with pytest.raises(UserError, match="no/such/model"):
         main(["loss", "--model", "no/such/model"])
-    with pytest.raises(UserError, match="either a --model or a --random one"):
+    with pytest.raises(UserError, match="give either --model or --random"):
         main(["decode", "--examples", str(examples)])
     (examples / "wav.scp").write_text("")
     with pytest.raises(UserError, match="examples"):
@@ -188,7 +185,7 @@ def test_wrong_arguments(tiny_model, examples, tmp_path, capsys):
 
 @pytest.fixture
 def training(tmp_path, examples, tiny_whisper, tiny_llm) -> Path:
-    """The config of a training on the examples, as ESPnet writes it."""
+    """Write the config of a training on the examples in ESPnet's format."""
     tables = {
         "text": "u0 one\nu1 two three\nu2 four\n",
         "text_ctc": "u0 one\nu1 two three\nu2 four\n",
@@ -230,23 +227,22 @@ def training(tmp_path, examples, tiny_whisper, tiny_llm) -> Path:
     return path
 
 
-def test_training(training):
-    """Both ways to the loss train alike, on what is there."""
+def test_both_methods_train_alike(training):
     steps = TrainingSteps(str(training), steps=2)
     costs = {method: measure_training(method, steps) for method in METHODS}
     ours, theirs = costs["targets"], costs["sequence"]
     assert ours.loss == pytest.approx(theirs.loss, rel=1e-3)
     assert ours.target_tokens == theirs.target_tokens > 0
     assert ours.speech_seconds == pytest.approx(24000 / 16000)
-    assert 0 < ours.flops < theirs.flops  # no head at the prompts
+    assert 0 < ours.flops < theirs.flops  # no head at prompt positions
     assert ours.machine_flops > 0
     table = training_table(costs, 0.054)
     assert table.startswith("padding: 5.4% of the samples")
     assert "× the speed" in table.splitlines()[-1]
 
 
-def test_training_in_processes_of_their_own(training, capsys, monkeypatch):
-    """With the arguments where ESPnet's own parser could see them, too."""
+def test_training_in_separate_processes(training, capsys, monkeypatch):
+    """ESPnet's own parser does not read the benchmark's arguments."""
     arguments = ["train", "--config", str(training), "--steps", "1"]
     monkeypatch.setattr(sys, "argv", ["benchmark", *arguments])
     main(arguments)
@@ -259,12 +255,12 @@ def test_training_in_processes_of_their_own(training, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(("bins", "share"), [(10**9, 1 - 24000 / 30000), (1, 0.0)])
-def test_padding_of_an_epochs_batches(training, bins, share):
-    """All in one batch of the longest's length, or each alone."""
+def test_padding_share_of_an_epoch(training, bins, share):
+    """Put all utterances in one batch, or each in its own."""
     args = training_options(str(training))
     args.batch_bins = bins
     assert padding_share(args) == pytest.approx(share)
 
 
-def test_a_matrix_product_is_timed():
+def test_matmul_flops_are_positive():
     assert matmul_flops("cpu", torch.float32, size=64, rounds=2) > 1e6

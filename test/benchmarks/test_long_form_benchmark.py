@@ -1,8 +1,7 @@
-"""Joining prompts to long recordings, and judging what comes out."""
+"""Test the benchmark of long-form recognition: joined recordings and word times."""
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +28,7 @@ RATE = 16000
 
 @pytest.fixture(scope="module")
 def examples(tmp_path_factory, speech_file) -> Path:
-    """An example dir of three prompts, and one that is not to be transcribed."""
+    """Write an example dir of three English prompts and one French translation."""
     folder = tmp_path_factory.mktemp("examples")
     samples, wavs = load_audio(speech_file), {}
     for number, name in enumerate(["u1", "u2", "u3", "u4"]):
@@ -44,9 +43,7 @@ def examples(tmp_path_factory, speech_file) -> Path:
     return folder
 
 
-def test_prompts_are_the_transcribed_ones_and_their_words_those_that_are_scored(
-    examples,
-):
+def test_prompts_are_recognition_examples_with_normalised_words(examples):
     prompts = read_prompts(examples, "en")
     assert [p.words for p in prompts] == [
         ["press", "one"],
@@ -57,22 +54,21 @@ def test_prompts_are_the_transcribed_ones_and_their_words_those_that_are_scored(
         read_prompts(examples, "de")
 
 
-def test_limits_are_where_it_is_loud():
+def test_speech_limits_exclude_silence():
     samples = np.zeros(RATE, np.float32)
     samples[4000:9600] = 0.5
-    samples[12000:13000] = 0.5 * 10 ** (-36 / 20)  # too soft to count
+    samples[12000:13000] = 0.5 * 10 ** (-36 / 20)  # below the threshold
     assert speech_limits(samples) == (4000, 9600)
 
 
 @pytest.mark.parametrize("join", JOINS)
-def test_prompts_lie_where_they_are_said_to(examples, tmp_path, join):
+def test_positions_of_prompts_are_correct(examples, tmp_path, join):
     prompts = read_prompts(examples, "en")
-    args = argparse.Namespace(minutes=0.5, seed=1, music=str(examples))
     path = tmp_path / "joined.wav"
-    placed = write_recording(path, prompts, join, args)
+    placed = write_recording(path, prompts, join, 0.5, str(examples), seed=1)
     recording = load_audio(path)
     assert 30 <= len(recording) / RATE < 45
-    assert {p.prompt for p in placed[:3]} == {0, 1, 2}  # a round holds each once
+    assert {p.prompt for p in placed[:3]} == {0, 1, 2}  # a round has each prompt once
     for before, place in zip([None, *placed], placed):
         first, last = prompts[place.prompt].limits
         begin, end = round(place.start * RATE), round(place.end * RATE)
@@ -84,7 +80,7 @@ def test_prompts_lie_where_they_are_said_to(examples, tmp_path, join):
             assert place.start - before.end >= 0.3
 
 
-def test_words_count_where_their_prompts_lie():
+def test_time_shares_of_words():
     prompts = [
         Prompt(["press", "one"], np.zeros(0), (0, 0)),
         Prompt(["good", "bye"], np.zeros(0), (0, 0)),
@@ -92,8 +88,8 @@ def test_words_count_where_their_prompts_lie():
     placed = [Placed(0, 1.0, 2.0), Placed(1, 3.0, 4.0)]
 
     def shares(*words: tuple[str, float, float]):
-        heard = [Word(*word, 1.0) for word in words]
-        return time_shares(prompts, placed, heard, "en")
+        recognised = [Word(*word, 1.0) for word in words]
+        return time_shares(prompts, placed, recognised, "en")
 
     exact = [("Press", 1.0, 1.4), ("1.", 1.5, 2.0), ("Good", 3, 3.5), ("bye", 3.5, 4)]
     assert shares(*exact) == (1, 1, 1)
@@ -101,11 +97,15 @@ def test_words_count_where_their_prompts_lie():
     assert shares(*early) == (3 / 4, 1 / 2, 1)
     late = [*exact[:3], ("bye", 3.5, 4.2)]
     assert shares(*late) == (3 / 4, 1, 1 / 2)
-    short = [("Press", 1.3, 1.4), *exact[1:3], ("die", 9, 10)]  # inside; not counted
+    short = [
+        ("Press", 1.3, 1.4),
+        *exact[1:3],
+        ("die", 9, 10),
+    ]  # "Press" is inside; "die" is not counted
     assert shares(*short) == (1, 1 / 2, 1)
 
 
-def test_a_table_of_all_joins(examples, tmp_path, tiny_model, capsys):
+def test_table_has_all_joins(examples, tmp_path, tiny_model, capsys):
     config = tmp_path / "short.yaml"
     config.write_text("tokens_per_second: 0.5\nextra_tokens: 2\n")
     main(
@@ -122,7 +122,7 @@ def test_a_table_of_all_joins(examples, tmp_path, tiny_model, capsys):
     )
 
 
-def test_music_must_be_named(tiny_model, examples, tmp_path):
+def test_missing_music_is_an_error(tiny_model, examples, tmp_path):
     with pytest.raises(UserError, match="needs a folder of hold music"):
         main(
             ["--model", str(tiny_model), "--examples", str(examples)]
