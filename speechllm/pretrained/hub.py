@@ -114,8 +114,8 @@ def _list_files(name: str) -> list[str] | str:
 def _gated(name: str) -> str:
     """Return instructions for a gated model; huggingface_hub stores the token."""
     return (
-        f"the model is gated: log in at https://huggingface.co/{name}, accept its licence "
-        "there, then run `hf auth login` once or set HF_TOKEN"
+        f"the model is gated: log in at https://huggingface.co/{name}, accept its "
+        "licence there, then run `hf auth login` once or set HF_TOKEN"
     )
 
 
