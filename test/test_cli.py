@@ -155,9 +155,7 @@ def test_truncated_standard_input(capsys, monkeypatch, model_dir, recordings):
     assert status == 1
     assert entry["seconds"] == pytest.approx(1.0, abs=0.01)
     assert entry["text"]  # of the first half
-    assert entry["error"].startswith(
-        "standard input: cut off, the header states 2.00"
-    )
+    assert entry["error"].startswith("standard input: cut off, the header states 2.00")
     assert f"error: {entry['error']}" in err
 
 

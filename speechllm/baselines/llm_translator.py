@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from speechllm.baselines.base import TextTranslator
-from speechllm.data.examples import utterance_of
+from speechllm.data.examples import read_utt2task, utterance_of
 from speechllm.utils.errors import UserError
 from speechllm.utils.io import read_yaml
 
@@ -44,8 +44,7 @@ def text_pairs(examples: str | Path) -> list[tuple[str, str, str]]:
     examples = Path(examples)
     texts = read_texts(examples / "text", collapse=False)
     pairs: dict[tuple[str, ...], str] = {}
-    for name, request in read_texts(examples / "utt2task").items():
-        task, source, target = request.split()
+    for name, (task, source, target) in read_utt2task(examples).items():
         asr_example = f"{utterance_of(name, task, target)}-asr-{source}"
         if task == "asr_st":
             pair = tuple(
@@ -264,14 +263,15 @@ class LLMTranslator(TextTranslator):
         import torch
 
         from speechllm.decoding.beam_search import beam_search
+        from speechllm.decoding.hypothesis import SearchRequest
         from speechllm.decoding.options import SearchOptions
 
         tokenizer = self.llm.tokenizer
         with torch.inference_mode():
             prompts = self.embed(texts, [f"{source} {target}"] * len(texts))
-            limits = [3 * len(p) + 20 for p in prompts]
+            requests = [SearchRequest(p, 3 * len(p) + 20) for p in prompts]
             options = SearchOptions(beam_size=self.beam_size)
-            nbests = beam_search(self.llm, prompts, limits, options)
+            nbests = beam_search(self.llm, requests, options)
         outputs = []
         for nbest in nbests:
             tokens = nbest[0].tokens

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from speechllm.audio.io import load_audio
 from speechllm.baselines.base import Baseline, gib
-from speechllm.data.examples import utterance_of
+from speechllm.data.examples import read_utt2task, utterance_of
 from speechllm.data.kaldi_table import read_table
 from speechllm.inference.decode_dir import (
-    answer_examples,
-    collect_text,
     read_hypotheses,
-    read_requests,
+    write_hypotheses,
+    write_tables,
 )
+from speechllm.text.tasks import Task
 from speechllm.utils.batching import batches_by_length
 from speechllm.utils.errors import UserError
 
@@ -52,55 +52,55 @@ def run_baseline(
             or the GPU has too little memory.
     """
     examples, output = Path(examples), Path(output)
-    requests = read_requests(examples)
-    first_examples = {r: n for n, r in reversed(requests.items())}
-    for request, name in first_examples.items():
+    tasks = read_utt2task(examples)
+    first_examples = {task: name for name, task in reversed(tasks.items())}
+    for task, name in first_examples.items():
         try:
-            system.check(*request)
+            system.check(*task)
         except UserError as error:
             raise UserError(f"{examples}/utt2task, {name}: {error}") from None
     if system.takes_speech:
         inputs = read_table(examples / "wav.scp")
         sizes = read_table(examples / "utt2num_samples")
-        lengths = {name: int(sizes.get(name, 0)) for name in requests}
-        if missing := sorted(requests.keys() - inputs.keys()):
+        lengths = {name: int(sizes.get(name, 0)) for name in tasks}
+        if missing := sorted(tasks.keys() - inputs.keys()):
             raise UserError(f"{examples}/wav.scp: {missing[0]} is missing")
     else:
-        inputs = read_transcripts(transcripts, requests)
+        inputs = read_transcripts(transcripts, tasks)
         lengths = {name: len(text) for name, text in inputs.items()}
     output.mkdir(parents=True, exist_ok=True)
-    key = settings_key(system.settings(), inputs, requests)
+    key = settings_key(system.settings(), inputs, tasks)
     path = output / "hypotheses.1.jsonl"
     done = read_hypotheses(path, key)
-    todo = [n for n in sorted(requests) if n not in done or done[n].get("failed")]
+    todo = [n for n in sorted(tasks) if n not in done or done[n].get("failed")]
     if todo:
         (output / "text").unlink(missing_ok=True)  # of an earlier, other run
         system.load()
-        answer_examples(
+        write_hypotheses(
             path,
             key,
             bool(done),
-            batches_by_task(todo, requests, lengths, batch_size),
-            requests,
+            batches_by_task(todo, tasks, lengths, batch_size),
+            tasks,
             lambda name: (
                 load_audio(inputs[name]) if system.takes_speech else inputs[name]
             ),
-            lambda names, batch: decode_batch(system, batch, requests[names[0]]),
+            lambda names, batch, _: decode_batch(system, batch, tasks[names[0]]),
         )
-    collect_text(output, sorted(requests), key, 1)
+    write_tables(output, sorted(tasks), key, 1)
     return len(todo)
 
 
 def batches_by_task(
     names: list[str],
-    requests: dict[str, tuple[str, str, str]],
+    tasks: dict[str, Task],
     lengths: dict[str, int],
     batch_size: int,
 ) -> list[list[str]]:
     """Batch examples of similar length with the same task and languages."""
     groups: dict[tuple, list[str]] = {}
     for name in names:
-        groups.setdefault(requests[name], []).append(name)
+        groups.setdefault(tasks[name], []).append(name)
     return [
         [group[i] for i in batch]
         for group in groups.values()
@@ -108,9 +108,7 @@ def batches_by_task(
     ]
 
 
-def decode_batch(
-    system: Baseline, inputs: list, request: tuple[str, str, str]
-) -> list[dict]:
+def decode_batch(system: Baseline, inputs: list, task: Task) -> list[dict]:
     """Decode one batch.
 
     Raises:
@@ -119,7 +117,7 @@ def decode_batch(
     import torch
 
     try:
-        return system.decode(inputs, *request)
+        return system.decode(inputs, *task)
     except torch.OutOfMemoryError:
         free, total = torch.cuda.mem_get_info(system.device)
         remedy = "another GPU, --dtype bfloat16 or a smaller model"
@@ -135,7 +133,7 @@ def decode_batch(
 
 
 def read_transcripts(
-    folder: str | Path | None, requests: dict[str, tuple[str, str, str]]
+    folder: str | Path | None, tasks: dict[str, Task]
 ) -> dict[str, str]:
     """Return the transcript of every example's utterance.
 
@@ -156,8 +154,9 @@ def read_transcripts(
     if (folder / "text.transcript").exists():
         joint = read_texts(folder / "text.transcript")
     found = {}
-    for name, (task, source, target) in requests.items():
-        asr_example = f"{utterance_of(name, task, target)}-asr-{source}"
+    for name, task in tasks.items():
+        utterance = utterance_of(name, task.name, task.target)
+        asr_example = f"{utterance}-asr-{task.source}"
         if asr_example not in texts and name not in joint:
             raise UserError(
                 f"{folder}/text: no transcript of {name} ({asr_example} is missing); "
@@ -167,7 +166,7 @@ def read_transcripts(
     return found
 
 
-def settings_key(settings: dict, inputs: dict, requests: dict) -> str:
+def settings_key(settings: dict, inputs: dict, tasks: dict[str, Task]) -> str:
     """Return a digest of everything the hypotheses depend on; not the batch size."""
-    parts = [settings, sorted(inputs.items()), sorted(requests.items())]
+    parts = [settings, sorted(inputs.items()), sorted(tasks.items())]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -18,13 +18,13 @@ from speechllm.audio.io import SAMPLING_RATE, load_audio
 from speechllm.benchmarks.decoding_systems import (
     AGAINST,
     DecodingSet,
-    Request,
     UnsupportedError,
     load_system,
 )
 from speechllm.benchmarks.resources import MEBIBYTE, PeakMemory, measure_in_process
+from speechllm.data.examples import read_utt2task
 from speechllm.data.kaldi_table import read_table
-from speechllm.inference.decode_dir import read_requests
+from speechllm.text.tasks import Task
 from speechllm.utils.batching import evenly
 from speechllm.utils.errors import UserError
 
@@ -108,23 +108,23 @@ def measure_decoding(system: str, content: DecodingSet) -> DecodingCost:
     )
 
 
-def load_utterances(content: DecodingSet) -> tuple[list[np.ndarray], list[Request]]:
+def load_utterances(content: DecodingSet) -> tuple[list[np.ndarray], list[Task]]:
     """Load the waveforms (samples,) at 16 kHz and their tasks and languages.
 
     Raises:
         UserError: no example has the task.
     """
     examples = Path(content.examples)
-    wavs, requests = read_table(examples / "wav.scp"), read_requests(examples)
-    ids = [name for name in sorted(wavs) if content.task in (None, requests[name][0])]
+    wavs, tasks = read_table(examples / "wav.scp"), read_utt2task(examples)
+    ids = [name for name in sorted(wavs) if content.task in (None, tasks[name].name)]
     if not ids:
         raise UserError(f"{examples}: no utterances to decode; check --task")
     if content.random:
         speech = [load_audio(path) for path in dict.fromkeys(wavs[i] for i in ids)]
         pieces = cut_speech(speech, content.limit or 32)
-        return pieces, [("asr", "ja", "ja")] * len(pieces)
+        return pieces, [Task("asr", "ja", "ja")] * len(pieces)
     ids = evenly(ids, content.limit)
-    return [load_audio(wavs[name]) for name in ids], [requests[name] for name in ids]
+    return [load_audio(wavs[name]) for name in ids], [tasks[name] for name in ids]
 
 
 def cut_speech(waves: Sequence[np.ndarray], count: int) -> list[np.ndarray]:

@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from speechllm.audio.io import SAMPLING_RATE
+from speechllm.text.tasks import Task
 from speechllm.utils.errors import UserError
 
 if TYPE_CHECKING:
     from speechllm.decoding.options import SearchOptions
     from speechllm.inference.speech_to_text import SpeechToText
+    from speechllm.models.llm import LanguageModel
     from speechllm.models.nue_asr import NueASRModel
 
 #: Systems to compare with, as described in the table.
@@ -43,8 +45,7 @@ RANDOM = {
         "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}),
 }  # fmt: skip
 VOCABULARY = 32000  # of the randomly initialised models
-Request = tuple[str, str, str]  # task, source language, target language
-Decode = Callable[[Sequence[np.ndarray], Sequence[Request]], list[str]]
+Decode = Callable[[Sequence[np.ndarray], Sequence[Task]], list[str]]
 
 
 @dataclass(frozen=True)
@@ -113,8 +114,8 @@ def load_ours(content: DecodingSet, batch_size: int) -> Decode:
         model = load_model(content, "auto")
     options = model.options(content.generation)
 
-    def decode(waves: Sequence[np.ndarray], requests: Sequence[Request]) -> list[str]:
-        results = model.decode_all(waves, requests, options, batch_size)
+    def decode(waves: Sequence[np.ndarray], tasks: Sequence[Task]) -> list[str]:
+        results = model.decode_all(waves, tasks, options, batch_size)
         return [result.text for result in results]
 
     return decode
@@ -128,13 +129,13 @@ def load_plain(content: DecodingSet) -> Decode:
         return load_plain_nue_asr(content)
     model = load_model(content, "eager")
     options = model.options(content.generation)
-    llm = model.model.llm.causal_lm
+    llm = language_model(model).causal_lm
 
-    def decode(waves: Sequence[np.ndarray], requests: Sequence[Request]) -> list[str]:
+    def decode(waves: Sequence[np.ndarray], tasks: Sequence[Task]) -> list[str]:
         texts = []
-        for wave, request in zip(waves, requests):
-            batch = model.encode([wave], [request])
-            prompt = batch.prompts[0][None]  # (1, positions, hidden)
+        for wave, task in zip(waves, tasks):
+            batch = model.encode([wave], [task])
+            prompt = batch.prompt_embeds[0][None]  # (1, positions, hidden)
             tokens = llm.generate(
                 inputs_embeds=prompt,
                 attention_mask=torch.ones_like(prompt[..., 0]).long(),
@@ -155,7 +156,7 @@ def load_plain_nue_asr(content: DecodingSet) -> Decode:
     nue, tokenizer = random_nue_asr(content), number_tokenizer()
     prefix, suffix = torch.tensor([[[2]], [[5]]], device=content.device)
 
-    def decode(waves: Sequence[np.ndarray], requests: Sequence[Request]) -> list[str]:
+    def decode(waves: Sequence[np.ndarray], tasks: Sequence[Task]) -> list[str]:
         texts = []
         for wave in waves:
             audio = torch.from_numpy(wave)[None].to(content.device)
@@ -181,7 +182,7 @@ def load_espnet(content: DecodingSet) -> Decode:
 
     model = random_model(content) if content.random else load_model(content, "eager")
     options = model.options(content.generation)
-    llm, tokenizer = model.model.llm.causal_lm, model.model.llm.tokenizer
+    llm, tokenizer = language_model(model).causal_lm, model.codec.tokenizer
     with tempfile.TemporaryDirectory() as folder:
         llm.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -195,12 +196,12 @@ def load_espnet(content: DecodingSet) -> Decode:
             ) from error
     decoder.to(device=content.device, dtype=llm.dtype)
 
-    def decode(waves: Sequence[np.ndarray], requests: Sequence[Request]) -> list[str]:
+    def decode(waves: Sequence[np.ndarray], tasks: Sequence[Task]) -> list[str]:
         texts = []
-        for wave, request in zip(waves, requests):
-            batch = model.encode([wave], [request])
-            prefix, suffix = model.prompts.tokens(*request, tokenizer)
-            prompt = batch.prompts[0][None]  # (1, positions, hidden)
+        for wave, task in zip(waves, tasks):
+            batch = model.encode([wave], [task])
+            prefix, suffix = model.prompts.tokens(*task, tokenizer)
+            prompt = batch.prompt_embeds[0][None]  # (1, positions, hidden)
             begin, end = len(prefix), prompt.shape[1] - len(suffix)
             decoder.prefix, decoder.postfix = prompt[:, :begin], prompt[:, end:]
             speech = decoder.linear_in(prompt[:, begin:end])
@@ -247,9 +248,9 @@ def load_faster_whisper(content: DecodingSet) -> Decode:
             cpu_threads=torch.get_num_threads(),  # as many as the other systems
         )
 
-    def decode(waves: Sequence[np.ndarray], requests: Sequence[Request]) -> list[str]:
+    def decode(waves: Sequence[np.ndarray], tasks: Sequence[Task]) -> list[str]:
         texts = []
-        for wave, (task, source, _) in zip(waves, requests):
+        for wave, (task, source, _) in zip(waves, tasks):
             if task != "asr":
                 raise UserError("faster-whisper supports only asr: give --task asr")
             segments, _ = whisper.transcribe(wave, language=source)
@@ -274,12 +275,13 @@ def random_model(content: DecodingSet) -> SpeechToText:
     It writes ``int(4 · seconds + 20.5)`` tokens without end of text, the limit of
     Nue-ASR's authors, so all systems do the same work.
     """
-    from speechllm.inference.loading import as_speech_to_text, released_prompts
+    from speechllm.inference.loading import released_prompts, speech_llm_of_nue_asr
+    from speechllm.inference.speech_to_text import SpeechToText
+    from speechllm.models.nue_asr import GENERATION
 
-    prompts = released_prompts(content.model)
-    model = as_speech_to_text(random_nue_asr(content), number_tokenizer(), prompts)
-    model.generation["min_tokens"] = 10**6
-    return model
+    model = speech_llm_of_nue_asr(random_nue_asr(content), number_tokenizer())
+    generation = {**GENERATION, "min_tokens": 10**6}
+    return SpeechToText(model, released_prompts(content.model), generation)
 
 
 def random_nue_asr(content: DecodingSet) -> NueASRModel:
@@ -318,8 +320,8 @@ def generate_options(
     model: SpeechToText, batch, options: SearchOptions
 ) -> dict[str, Any]:
     """Convert search options for one utterance to those of ``generate``."""
-    (limit,) = model.limits(batch, options)
-    end = model.model.llm.eos_id
+    limit = options.max_tokens(batch.seconds[0], batch.tasks[0].name)
+    end = language_model(model).eos_id
     return {
         "max_new_tokens": limit,
         "min_new_tokens": min(options.min_tokens, limit),
@@ -334,8 +336,13 @@ def generate_options(
 def output_text(model: SpeechToText, batch, tokens: list[int]) -> str:
     """Return the text of an utterance's tokens, formatted as by our search."""
     from speechllm.decoding.hypothesis import Hypothesis
-    from speechllm.decoding.options import SearchOptions
+    from speechllm.inference.results import make_result
 
-    eos = model.model.llm.eos_id
+    eos = language_model(model).eos_id
     tokens = tokens[: tokens.index(eos)] if eos in tokens else tokens
-    return model.result(batch, 0, [Hypothesis(tokens)], SearchOptions()).text
+    return make_result(model.codec, batch, 0, [Hypothesis(tokens)]).text
+
+
+def language_model(recognizer: SpeechToText) -> LanguageModel:
+    """Return the LLM of a model."""
+    return recognizer.model.llm

@@ -20,7 +20,6 @@ from speechllm.data.examples import Example, read_examples
 from speechllm.inference.guard_thresholds import Thresholds
 from speechllm.inference.tuning import count_errors
 from speechllm.text.normalization import LANGUAGES_WITHOUT_SPACES, ctc_text, normalize
-from speechllm.text.tasks import group_name
 from speechllm.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -124,8 +123,8 @@ def make_conditions(
         seed: of the noise.
     """
     rng = np.random.default_rng(seed)
-    tasks = sorted({example.ask for example in clean})
-    recognition = [task for task in tasks if task[0] == "asr"]
+    tasks = sorted({example.task for example in clean})
+    recognition = [task for task in tasks if task.name == "asr"]
 
     def unspoken(waves: Sequence[np.ndarray]) -> list[Example]:
         return [
@@ -148,7 +147,7 @@ def make_conditions(
         waves = [wave for wave in waves if len(wave)]
         conditions.append(Condition(f"speech in {language}", unspoken(waves)))
     clip = round(CLIP_SECONDS * SAMPLING_RATE)
-    waves = [e.wave[len(e.wave) // 2 :][:clip] for e in clean if e.ask == tasks[0]]
+    waves = [e.wave[len(e.wave) // 2 :][:clip] for e in clean if e.task == tasks[0]]
     conditions.append(Condition(f"clips of {CLIP_SECONDS} s", unspoken(waves[:20])))
     repeated = []
     for word, path in words:
@@ -163,12 +162,12 @@ def make_conditions(
     clipped = [
         replace(e, wave=np.clip(CLIP_GAIN * e.wave, -1, 1).astype(np.float32))
         for e in clean
-        if e.ask[0] == "asr"
+        if e.task.name == "asr"
     ]
     conditions.append(Condition("clipped audio", clipped, spoken=True))
     for task in tasks:
-        chosen = [example for example in clean if example.ask == task]
-        conditions.append(Condition(f"clean {group_name(task)}", chosen, spoken=True))
+        chosen = [example for example in clean if example.task == task]
+        conditions.append(Condition(f"clean {task.group}", chosen, spoken=True))
     return conditions
 
 
@@ -240,7 +239,7 @@ def decode_all(
     results: dict[int, Result] = {}
     for batch in batches_by_length([len(e.wave) for e in examples], batch_size):
         part = [examples[i] for i in batch]
-        decoded = model.decode([e.wave for e in part], [e.ask for e in part], options)
+        decoded = model.decode([e.wave for e in part], [e.task for e in part], options)
         results.update(zip(batch, decoded))
     return [results[i] for i in range(len(examples))]
 
@@ -265,7 +264,7 @@ def evaluate(
     row.too_long = too_long(unguarded), too_long(guarded)
     if not condition.spoken:
         row.invented = words_per_minute(unguarded), words_per_minute(guarded)
-    elif examples[0].ask[0] == "asr":
+    elif examples[0].task.name == "asr":
         row.error_rate = error_rate(examples, unguarded), error_rate(examples, guarded)
     row.flags = dict(Counter(flag for result in guarded for flag in result.flags))
     return row
@@ -278,23 +277,25 @@ def output_text(result: Result) -> str:
 
 def is_too_long(example: Example, result: Result, thresholds: Thresholds) -> bool:
     """Return whether a hypothesis exceeds the guard's length bound."""
-    limits = thresholds.limits(example.ask)
+    limits = thresholds.limits(example.task)
     seconds = len(example.wave) / SAMPLING_RATE
-    bound = max(limits.longest(result.ctc_text or "", seconds), 0)
-    return len(ctc_text(output_text(result), example.ask[2])) > bound
+    bound = max(limits.max_characters(result.ctc_text or "", seconds), 0)
+    return len(ctc_text(output_text(result), example.task.target)) > bound
 
 
 def count_words(example: Example, result: Result) -> int:
     """Count the words of a hypothesis (characters in languages without spaces)."""
-    text = normalize(output_text(result), example.ask[2])
-    return len(text if example.ask[2] in LANGUAGES_WITHOUT_SPACES else text.split())
+    text = normalize(output_text(result), example.task.target)
+    return len(
+        text if example.task.target in LANGUAGES_WITHOUT_SPACES else text.split()
+    )
 
 
 def error_rate(examples: Sequence[Example], results: Sequence[Result]) -> float:
     """Return the word (or character) error rate in percent."""
     errors = total = 0
     for example, result in zip(examples, results):
-        language = example.ask[1]
+        language = example.task.source
         errors += count_errors(example.text, result.text, language)
         total += count_errors(example.text, "", language)
     return 100 * errors / max(total, 1)

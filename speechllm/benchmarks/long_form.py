@@ -185,12 +185,14 @@ def read_prompts(examples: Path, language: str) -> list[Prompt]:
     Raises:
         UserError: the example dir has none.
     """
+    from speechllm.data.examples import read_utt2task
     from speechllm.data.kaldi_table import read_table
     from speechllm.text.normalization import normalize
+    from speechllm.text.tasks import Task
 
-    tasks = read_table(examples / "utt2task")
+    tasks, wanted = read_utt2task(examples), Task("asr", language, language)
     wavs, texts = read_table(examples / "wav.scp"), read_table(examples / "text")
-    names = [u for u, task in tasks.items() if task == f"asr {language} {language}"]
+    names = [u for u, task in tasks.items() if task == wanted]
     if not names:
         raise UserError(
             f"{examples}: nothing to transcribe in {language}; check --language"

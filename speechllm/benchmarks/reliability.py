@@ -35,9 +35,9 @@ def reliability_curves(
     Args:
         examples: test set; only its recognition examples are decoded.
     """
-    from speechllm.inference.tuning import judged_words
+    from speechllm.inference.tuning import labelled_words
 
-    features, correct = judged_words(model, examples, options, batch_size)
+    features, correct = labelled_words(model, examples, options, batch_size)
     return {
         "CTC": ([uncalibrated(f) for f in features], correct),
         "LLM": ([f[2] for f in features], correct),

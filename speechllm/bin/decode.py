@@ -19,7 +19,7 @@ OPTIONS = (
     "nbest",
     "ctc_weight",
     "penalty",
-    "candidates",
+    "pre_beam_size",
     "rescore_ctc_weight",
     "guard",
     "dtype",
@@ -48,6 +48,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--ctc_weight", type=float, help="weight of the CTC score, 0 to 1 [0]")
     add("--penalty", type=float, help="score added per token [0]")
     add(
+        "--pre_beam_size",
         "--candidates",
         type=int,
         help="tokens per hypothesis that the CTC branch scores [20]",
@@ -74,6 +75,8 @@ def main(argv: list[str] | None = None) -> None:
     """Decode the examples that have no hypothesis yet."""
     args = get_parser().parse_args(argv)
     options = read_yaml(args.config) if args.config else {}
+    if "candidates" in options:  # the old name
+        options["pre_beam_size"] = options.pop("candidates")
     for name in OPTIONS:
         if getattr(args, name) is not None:
             options[name] = getattr(args, name)

@@ -10,9 +10,11 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from speechllm.data.examples import read_utt2task
 from speechllm.data.kaldi_table import read_table
 from speechllm.text.joint_target import find_separator, parse_answer, split_target
 from speechllm.text.prompts import answer_tokens, read_prompts
+from speechllm.text.tasks import Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,14 +41,14 @@ def check_prompts(
         UserError: a task or language has no prompt.
     """
     prompts = read_prompts(prompts_file)
-    longest: dict[str, int] = {}
+    longest: dict[Task, int] = {}
     changed = []
     for folder in examples:
         texts = read_table(folder / "text")
-        tasks = read_table(folder / "utt2task")
+        tasks = read_utt2task(folder)
         for example, task in islice(tasks.items(), MAX_EXAMPLES):
             place = f"{example} of {folder}/text"
-            expected = split_target(task.split()[0], texts[example], place)
+            expected = split_target(task.name, texts[example], place)
             tokens = answer_tokens(tokenizer, *expected)
             text = tokenizer.decode(tokens, skip_special_tokens=True)
             if len(expected) == 2:
@@ -59,8 +61,7 @@ def check_prompts(
             longest[task] = max(longest.get(task, 0), len(tokens))
     lines = []
     for task, size in sorted(longest.items()):
-        name, source, target = task.split()
-        before, after = prompts.tokens(name, source, target, tokenizer)
+        before, after = prompts.tokens(*task, tokenizer)
         shown = f"{tokenizer.decode(before)}<speech>{tokenizer.decode(after)}"
         lines.append(f"{task}: {shown!r}, targets of at most {size} tokens")
     if changed:

@@ -13,6 +13,7 @@ from pathlib import Path
 from speechllm.data.examples import utterance_of
 from speechllm.text.joint_target import split_target
 from speechllm.text.normalization import normalize
+from speechllm.text.tasks import Task, task_of
 from speechllm.utils.errors import UserError
 
 
@@ -42,7 +43,7 @@ class Group:
     @property
     def name(self) -> str:
         """Name of the group's score folder, such as ``asr_en`` or ``st_en_fr``."""
-        return "_".join([self.task, self.source] + [self.target] * (self.task != "asr"))
+        return Task(self.task, self.source, self.target).group
 
 
 @dataclass
@@ -102,24 +103,19 @@ def read_groups(
         if hypotheses.with_name("flags").exists():
             flags = read_texts(hypotheses.with_name("flags"))
 
-    groups: dict[tuple, Group] = {}
+    groups: dict[Task, Group] = {}
     spoken: dict[str, str] = {}  # utterance -> transcript
     for example in sorted(references):
-        key = tuple(tasks[example].split())
-        if len(key) != 3:
-            raise UserError(
-                f"{examples / 'utt2task'}: {example}: '{tasks[example]}' is not "
-                "'<task> <source language> <target language>'"
-            )
+        task = task_of(tasks[example], f"{examples / 'utt2task'}: {example}")
         texts = split_target(
-            key[0], references[example], f"{examples / 'text'}, {example}"
+            task.name, references[example], f"{examples / 'text'}, {example}"
         )
         if not all(texts):
             raise UserError(
                 f"{examples / 'text'}: {example} has an empty reference; "
                 "remove the example or add its text"
             )
-        group = groups.setdefault(key, Group(*key))
+        group = groups.setdefault(task, Group(*task))
         group.ids.append(example)
         group.references.append(texts[-1])
         group.hypotheses.append(outputs[example])

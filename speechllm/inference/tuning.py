@@ -188,7 +188,7 @@ class Trial:
 
     def nll_per_second(self, weight: float) -> float:
         """Return that of the best candidate, in nats."""
-        best = max(joint_score(*scores, weight) for *scores, _ in self.candidates)
+        best = max(joint_score(llm, ctc, weight) for llm, ctc, _ in self.candidates)
         return -best / self.seconds
 
 
@@ -237,11 +237,12 @@ def decode_trials(
 
 
 def best_weight(trials: Sequence[Candidates]) -> float:
-    """Return the CTC weight of ``WEIGHTS`` with the fewest errors; the first of ties."""
+    """Return the CTC weight of ``WEIGHTS`` with fewest errors; the first of ties."""
 
     def errors(weight: float) -> int:
         best = [
-            max(trial, key=lambda c: joint_score(*c[:2], weight)) for trial in trials
+            max(trial, key=lambda c: joint_score(c[0], c[1], weight))
+            for trial in trials
         ]
         return sum(wrong for *_, wrong in best)
 

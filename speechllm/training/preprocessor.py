@@ -11,6 +11,7 @@ from speechllm.audio.io import SAMPLING_RATE
 from speechllm.text.ctc_labels import CTCTokenizer
 from speechllm.text.joint_target import split_target
 from speechllm.text.prompts import Prompts, answer_tokens
+from speechllm.text.tasks import task_of
 from speechllm.utils.errors import UserError
 
 
@@ -71,19 +72,11 @@ class ExamplePreprocessor:
                 self.ctc_tokenizer(data["text_ctc"]), dtype=np.int64
             )
         if self.llm_tokenizer is not None and "task" in data:
-            try:
-                task, source, target = data["task"].split()
-            except ValueError:
-                raise UserError(
-                    f"utt2task, example {uid}: expected '<task> <source> <target>', "
-                    f"found {data['task']!r}"
-                ) from None
-            prefix, suffix = self.prompts.tokens(
-                task, source, target, self.llm_tokenizer
-            )
+            task = task_of(data["task"], f"utt2task, example {uid}")
+            prefix, suffix = self.prompts.tokens(*task, self.llm_tokenizer)
             example["prompt_prefix"] = np.array(prefix, dtype=np.int64)
             example["prompt_suffix"] = np.array(suffix, dtype=np.int64)
-            texts = split_target(task, data["text"], f"text, example {uid}")
+            texts = split_target(task.name, data["text"], f"text, example {uid}")
             answer = answer_tokens(self.llm_tokenizer, *texts)
             example["text"] = np.array(answer, dtype=np.int64)
         return example
