@@ -61,7 +61,7 @@ class Statistics:
 
     @property
     def agrees_with_ctc(self) -> bool:
-        """Whether the hypothesis is a CTC transcript of more than half confidence."""
+        """True for a CTC transcript of more than half confidence."""
         return self.ctc_confidence > 0.5 and self.ctc_margin == 0
 
 

@@ -35,7 +35,7 @@ class Task(NamedTuple):
 
     @property
     def has_transcript(self) -> bool:
-        """Whether the output holds a transcript, which CTC can score."""
+        """True if the output holds a transcript, which CTC can score."""
         return self.name == "asr_st" or self.source == self.target
 
     @property

@@ -24,6 +24,7 @@ from speechllm.bin.baseline import main
 from speechllm.data.kaldi_table import read_table, write_table
 from speechllm.evaluation.score import score_decode_dir
 from speechllm.text.prompts import read_prompts
+from speechllm.text.tasks import Task
 from speechllm.utils.errors import UserError
 
 SENTENCES = ["a bad cab", "hello", "abc def gab bead feed", "", "z"]
@@ -276,8 +277,8 @@ def test_transcripts_of_joint_model_are_read(tiny_nllb, tmp_path):
     """Without asr examples, ``text.transcript`` of the decode dir is used."""
     write_table(tmp_path / "text", {"u0-asr_st-de": "x"})
     write_table(tmp_path / "text.transcript", {"u0-asr_st-de": "a bad cab"})
-    requests = {"u0-asr_st-de": ("asr_st", "en", "de")}
-    assert read_transcripts(tmp_path, requests) == {"u0-asr_st-de": "a bad cab"}
+    tasks = {"u0-asr_st-de": Task("asr_st", "en", "de")}
+    assert read_transcripts(tmp_path, tasks) == {"u0-asr_st-de": "a bad cab"}
 
 
 # The LLM as a translator
@@ -449,9 +450,9 @@ def test_batch_exceeding_gpu_memory_is_an_error(tiny_nllb, monkeypatch):
     monkeypatch.setattr(translator, "decode", full)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1 << 28, 16 << 30))
     with pytest.raises(UserError, match=r"16.0 GiB, 0.2 GiB free.*--batch_size 4"):
-        decode_batch(translator, ["a"] * 8, ("st", "en", "de"))
+        decode_batch(translator, ["a"] * 8, Task("st", "en", "de"))
     with pytest.raises(UserError, match="--beam_size 1, another GPU"):
-        decode_batch(translator, ["a"], ("st", "en", "de"))
+        decode_batch(translator, ["a"], Task("st", "en", "de"))
     assert gib(3 << 29) == "1.5 GiB"
 
 

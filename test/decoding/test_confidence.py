@@ -247,5 +247,5 @@ def test_the_command(tiny_model, waves, tmp_path, capsys):
     with pytest.raises(SystemExit):
         calibrate_command.main([*arguments, "--picture", "a.png"])
     (examples / "utt2task").write_text("u0 st en fr\nu1 st en fr\n")
-    with pytest.raises(UserError, match="none is there"):
+    with pytest.raises(UserError, match="there is none"):
         calibrate_command.main(arguments)

@@ -148,7 +148,10 @@ def test_where_words_are(text, frames, expected, tokenizer):
 def test_a_text_that_does_not_fit_is_shared_out(tokenizer):
     labels = [word_labels(w, "en", tokenizer) for w in ("abcdef", "gh")]
     spans = align_spans(labels, log_probs_of("a.b."), UNKNOWN, SPACE)
-    assert [(s.begin, s.end, s.heard) for s in spans] == [(0, 3, False), (3, 4, False)]
+    assert [(s.begin, s.end, s.aligned) for s in spans] == [
+        (0, 3, False),
+        (3, 4, False),
+    ]
 
 
 def test_log_probabilities_of_labels(tokenizer):

@@ -267,7 +267,9 @@ def test_tables_that_do_not_fit(decode, examples):
     with pytest.raises(UserError, match="en-3 is not in both wav.scp and utt2task"):
         decode()
     write_table(examples / "utt2task", {**tasks, "en-3": "asr en"})
-    with pytest.raises(UserError, match="en-3.*<task> <source> <target>"):
+    with pytest.raises(
+        UserError, match="en-3.*<task> <source language> <target language>"
+    ):
         decode()
     write_table(examples / "utt2task", {**tasks, "en-3": "asr de de"})
     with pytest.raises(UserError, match="'de' has no name"):

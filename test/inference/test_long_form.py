@@ -219,10 +219,8 @@ def test_unknown_requests_are_refused_before_anything_is_read(model):
 
 TWO_HOURS = """
 import resource, sys
-from speechllm import SpeechToText
+from speechllm import Result, SpeechToText, transcribe_long
 from speechllm.audio import stream_audio
-from speechllm.long_form import transcribe_long
-from speechllm.result import Result
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

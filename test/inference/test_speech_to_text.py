@@ -229,7 +229,7 @@ def test_ctc_alone_gives_its_best_path(copied, model, waves):
             assert " ".join(spelt.split()) == result.text
             assert result.score < 0 and result.nbest == [(result.text, result.score)]
     for options in ({"beam_size": 2}, {"ctc_weight": 0.3}):
-        with pytest.raises(UserError, match="without an LLM has its best path"):
+        with pytest.raises(UserError, match="without an LLM has greedy decoding only"):
             ctc.transcribe(waves, **options)
     with pytest.raises(UserError, match="task 'st': a CTC model only transcribes"):
         ctc.transcribe(waves, task="st", target_language="fr")
