@@ -34,7 +34,7 @@ LEAST_MAX_SECONDS = 1.0  # shorter segments would cut words
 
 
 @dataclass(frozen=True)
-class Segment:
+class SpeechSegment:
     """A part of a recording, in seconds from its beginning."""
 
     start: float
@@ -73,7 +73,7 @@ class Cutting:
 
 def speech_segments(
     blocks: Iterable[np.ndarray], cutting: Cutting
-) -> Iterator[tuple[Segment, np.ndarray]]:
+) -> Iterator[tuple[SpeechSegment, np.ndarray]]:
     """Cut a stream of audio into segments of speech.
 
     A recording of at most ``cutting.longest`` seconds is one whole segment, unless it
@@ -107,7 +107,7 @@ def speech_segments(
         held, origin = held[done:], origin + done
     if whole:
         if highest >= ANY_SPEECH:
-            yield Segment(0.0, len(held) / SAMPLING_RATE), held
+            yield SpeechSegment(0.0, len(held) / SAMPLING_RATE), held
         return
     for window in cutter.close():
         yield _cut_out(held, origin, window)
@@ -236,7 +236,7 @@ class Cutter:
 
 def _cut_out(
     held: np.ndarray, origin: int, windows: tuple[int, int]
-) -> tuple[Segment, np.ndarray]:
+) -> tuple[SpeechSegment, np.ndarray]:
     """Return the segment of some windows (first, last + 1) and a copy of its samples.
 
     Args:
@@ -245,4 +245,4 @@ def _cut_out(
     first, last = (window * WINDOW for window in windows)
     samples = held[first - origin : last - origin].copy()
     start = first / SAMPLING_RATE
-    return Segment(start, start + len(samples) / SAMPLING_RATE), samples
+    return SpeechSegment(start, start + len(samples) / SAMPLING_RATE), samples

@@ -1,1 +1,1 @@
-"""The Python API and stage 12."""
+"""Inference: the Python API, long recordings, the guard and stage 12."""

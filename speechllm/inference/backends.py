@@ -1,13 +1,13 @@
-"""How a trained model's products are computed: what is fastest on this machine.
+"""Inference backends: select the fastest matrix and convolution kernels.
 
-On a CPU PyTorch multiplies float32 matrices by MKL, which keeps its wide vectors for
-Intel's processors; oneDNN, which comes with PyTorch too, uses them on all, and with
-weights that lie as its kernels read them a few rows cost little more than one. So
-linear layers are packed for oneDNN: on an AMD Zen 5 core twice as fast with 128 rows,
-2.4 times with 16 and 1.5 times with one. Convolutions are packed too, and read and
-write frames as they lie, channels together: twice as fast over positions, in HuBERT,
-and a quarter faster over the waveform. And where several query heads share their
-keys, attention leaves these where they are, instead of copying them for each head.
+On a CPU, PyTorch multiplies float32 matrices with MKL, which uses wide vector
+instructions on Intel processors only. oneDNN, part of PyTorch too, uses them on all,
+and with weights packed in its layout a few rows cost little more than one. Packed
+linear layers on an AMD Zen 5 core are 2 times as fast with 128 rows, 2.4 times with 16
+and 1.5 times with one. Convolutions are packed too, with channels-last inputs and
+outputs: HuBERT's positional convolution is 2 times as fast, its convolutions over the
+waveform 1.25 times. Grouped-query attention does not copy the keys and values for each
+query head.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from torch import Tensor, nn
 from speechllm.models.speech_llm import SpeechLLM
 from speechllm.utils.errors import UserError
 
-# families whose attention is the plain one, with query heads in groups
+# model families with standard grouped-query attention
 GROUPED = ("llama", "mistral", "qwen2", "qwen3")
 
 ENGINES = {
-    "auto": "oneDNN's packed weights on a CPU in float32, else as eager",
-    "eager": "PyTorch and transformers as they are",
+    "auto": "weights packed for oneDNN on a CPU in float32, else the same as eager",
+    "eager": "unmodified PyTorch and transformers",
     "deepspeed": "the LLM in DeepSpeed-Inference, on an NVIDIA GPU",
 }
 
 
 class PackedLinear(nn.Module):
-    """A linear layer for inference, its weight packed for oneDNN."""
+    """Linear layer for inference, with its weight packed for oneDNN."""
 
     def __init__(self, linear: nn.Linear):
         super().__init__()
@@ -41,7 +41,7 @@ class PackedLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The weight as it was (out_features, in_features)."""
+        """Unpacked weight ``(out_features, in_features)``."""
         return self.packed.to_dense()
 
     def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool):
@@ -49,23 +49,24 @@ class PackedLinear(nn.Module):
         destination[prefix + "weight"] = self.weight
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """(…, in_features) to (…, out_features)."""
+        """Map ``(…, in_features)`` to ``(…, out_features)``."""
         return torch.ops.mkldnn._linear_pointwise(
             inputs, self.packed, self.bias, "none", [], ""
         )
 
 
 def choose_engine(model: SpeechLLM, engine: str = "auto") -> None:
-    """Prepare a model, which lies on its device already, for inference.
+    """Prepare a model for inference, in place.
 
     Args:
+        model: already on its device.
         engine: one of ``ENGINES``.
 
     Raises:
-        UserError: an unknown engine, or one that this machine has not got.
+        UserError: the engine is unknown or not available.
     """
     if engine not in ENGINES:
-        raise UserError(f"engine {engine!r}: one of {', '.join(ENGINES)}")
+        raise UserError(f"unknown engine {engine!r}: one of {', '.join(ENGINES)}")
     parameter = next(model.parameters())
     if engine == "deepspeed":
         use_deepspeed(model)
@@ -80,7 +81,7 @@ def choose_engine(model: SpeechLLM, engine: str = "auto") -> None:
 
 
 def group_attention(causal_lm: nn.Module) -> None:
-    """Let an LLM of the families in ``GROUPED`` attend by :func:`grouped_attention`."""
+    """Set :func:`grouped_attention` in an LLM of a family in ``GROUPED``."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import eager_mask
 
@@ -99,31 +100,35 @@ def grouped_attention(
     scaling: float,
     **unused,
 ) -> tuple[Tensor, None]:
-    """Attention in which the query heads of a group are further queries of one head.
+    """Compute grouped-query attention without copying keys and values.
+
+    The query heads of a group are treated as further positions of a single head. The
+    signature is that of transformers' ``AttentionInterface``.
 
     Args:
-        query: (batch, heads, new positions, dim)
-        key, value: (batch, groups, positions, dim)
-        attention_mask: (batch, 1, new positions, positions), added to the scores.
+        query: ``(batch, heads, new positions, dim)``.
+        key, value: ``(batch, groups, positions, dim)``.
+        attention_mask: ``(batch, 1, new positions, positions)``, added to the scores.
+        scaling: factor of the scores.
 
     Returns:
-        (batch, new positions, heads, dim)
+        Outputs ``(batch, new positions, heads, dim)``, and None for the weights.
     """
     batch, heads, new, dim = query.shape
-    grouped = (batch, key.shape[1], -1, dim)  # heads of a group one behind the other
+    grouped = (batch, key.shape[1], -1, dim)  # (batch, groups, heads * new, dim)
     scores = (query * scaling).reshape(grouped) @ key.transpose(2, 3)
     scores = scores.view(batch, heads, new, -1)
     if attention_mask is not None:
         scores = scores + attention_mask
     weights = scores.softmax(3, dtype=torch.float32).to(value.dtype)
-    heard = weights.view(batch, key.shape[1], -1, key.shape[2]) @ value
-    return heard.view(batch, heads, new, dim).transpose(1, 2), None
+    outputs = weights.view(batch, key.shape[1], -1, key.shape[2]) @ value
+    return outputs.view(batch, heads, new, dim).transpose(1, 2), None
 
 
 def pack_layers(module: nn.Module) -> None:
-    """Pack each linear layer and convolution over time that is in float32."""
+    """Pack the float32 linear layers and 1-d convolutions of a module, in place."""
     for name, child in module.named_children():
-        # subclasses (quantised, adapted) compute something else
+        # not subclasses: quantised or adapted layers compute something else
         if type(child) is nn.Linear and child.weight.dtype == torch.float32:
             setattr(module, name, PackedLinear(child))
         elif isinstance(child, nn.Conv1d) and (
@@ -136,11 +141,15 @@ def pack_layers(module: nn.Module) -> None:
 
 
 def packed_convolution(convolution: nn.Conv1d) -> Callable[[Tensor], Tensor]:
-    """A convolution's forward pass, with a copy of its weight packed for oneDNN.
+    """Return the forward function of a convolution with its weight packed for oneDNN.
 
-    It maps (batch, channels, frames) to the same, where the channels of a frame lie
-    together in memory.
+    The function maps ``(batch, in_channels, frames)`` to ``(batch, out_channels,
+    frames)``; its output is channels-last in memory.
+
+    Args:
+        convolution: float32, with numeric zero padding.
     """
+    assert isinstance(convolution.padding, tuple)
     (padding,), (stride,) = convolution.padding, convolution.stride
     (dilation,), groups = convolution.dilation, convolution.groups
     shape = (0, padding), (1, stride), (1, dilation), groups
@@ -158,18 +167,21 @@ def packed_convolution(convolution: nn.Conv1d) -> Callable[[Tensor], Tensor]:
 
 
 def use_deepspeed(model: SpeechLLM) -> None:
-    """Let DeepSpeed-Inference run the LLM.
+    """Run the LLM with DeepSpeed-Inference. Not tested on a GPU yet.
 
-    Its injected kernels keep keys and values in a place of their own, where rows
-    cannot come and go as the search has it: they stay out. Not tried on a GPU yet.
+    Kernel injection is off: the injected kernels have a KV cache of their own, in
+    which beam search cannot add, drop or reorder rows.
+
+    Raises:
+        UserError: the model is not on an NVIDIA GPU, or DeepSpeed is not installed.
     """
     if next(model.parameters()).device.type != "cuda":
-        raise UserError("engine deepspeed needs an NVIDIA GPU: device cuda")
+        raise UserError("engine deepspeed needs an NVIDIA GPU: use device cuda")
     try:
         import deepspeed
     except ImportError:
         raise UserError(
-            "engine deepspeed: the package is not there; pip install deepspeed"
+            "engine deepspeed: the package is not installed; pip install deepspeed"
         ) from None
     engine = deepspeed.init_inference(
         model.llm.causal_lm, dtype=model.llm.dtype, replace_with_kernel_inject=False

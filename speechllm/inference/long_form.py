@@ -1,20 +1,20 @@
-"""Recordings of any length → text with times.
+"""Long-form transcription: recordings of any length to text with times.
 
     from speechllm import SpeechToText
     from speechllm.audio import stream_audio
-    from speechllm.long_form import transcribe_long
+    from speechllm.inference.long_form import transcribe_long
 
     model = SpeechToText.from_pretrained("exp/speechllm_train/model")
     streams = [stream_audio("lecture.mp3"), stream_audio("talk.mp4")]
     for transcription in transcribe_long(model, streams, language="en"):
-        for passage in transcription.result.passages:
-            print(passage.start, passage.end, passage.text)
+        for segment in transcription.result.passages:
+            print(segment.start, segment.end, segment.text)
 
-Audio is read as a stream, cut at pauses (:mod:`speechllm.audio.segmentation`), and the
-segments of all recordings are decoded together in batches of like lengths. A pause
-within a sentence may have cut it: neighbours that are close are decoded as one segment
-too, and the likelier reading is taken. What is held at a time does not grow with the
-length or the number of recordings, but for their texts.
+Audio is read as a stream and cut at pauses (:mod:`speechllm.audio.segmentation`). The
+segments of all recordings are decoded together in batches of similar length. A pause
+may lie within a sentence, so adjacent segments with a short gap are also decoded as one
+merged segment, and the hypothesis with the higher score is used. Apart from the texts,
+memory does not depend on the length or number of recordings.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from speechllm.audio.segmentation import (
     MAX_SECONDS,
     PAUSE_SECONDS,
     Cutting,
+    SpeechSegment,
     speech_segments,
 )
-from speechllm.audio.segmentation import Segment as SpeechSegment
 from speechllm.decoding.result import Result, Segment, Word
 from speechllm.text.normalization import LANGUAGES_WITHOUT_SPACES
 from speechllm.utils.errors import UserError
@@ -45,19 +45,19 @@ if TYPE_CHECKING:
 
 
 NO_SPEECH = "no speech"  # flag of a recording
-CLOSE = 0.1  # seconds between two segments that may be one; their margins lie outside
-_BATCHES_AT_ONCE = 8  # read ahead, to put segments of like length together
+MAX_MERGE_GAP = 0.1  # seconds between two segments that may be merged, without margins
+_BATCHES_AHEAD = 8  # read ahead, to batch segments of similar length
 
 
 @dataclass(frozen=True)
 class Transcription:
-    """What became of a recording.
+    """Result or error of a recording.
 
     Attributes:
-        seconds: how much of it could be read.
-        result: its text, with ``passages``; None where nothing could be made of it.
-        error: what went wrong, in words for the user. Beside a result it says why
-            that is not all: the recording is cut off, or a segment was refused.
+        seconds: length of the audio that could be read.
+        result: its text, with ``passages``; None if it failed completely.
+        error: message for the user, or None. With a result, the reason why the text
+            is incomplete: the recording is truncated, or decoding a segment failed.
     """
 
     seconds: float
@@ -80,24 +80,24 @@ def transcribe_long(
     """Turn recordings of any length into text.
 
     Args:
-        model: as :meth:`SpeechToText.from_pretrained` gives it.
-        streams: one iterable of float32 blocks (samples,) at 16 kHz for each
-            recording, such as :func:`speechllm.audio.io.stream_audio`.
+        model: from :meth:`SpeechToText.from_pretrained`.
+        streams: for each recording an iterable of float32 blocks ``(samples,)`` at
+            16 kHz, such as :func:`speechllm.audio.io.stream_audio`.
         task, language, target_language: as in :meth:`SpeechToText.transcribe`.
-        max_seconds: recordings up to this length are decoded whole, longer ones in
-            segments of at most this; never more than the encoder takes.
-        pause_seconds: where nobody speaks for so long, a segment ends.
-        batch_size: segments decoded at once; it does not change their text.
-        progress: called with the seconds of audio done since the last call.
+        max_seconds: maximum length of a segment; shorter recordings are decoded
+            whole. The encoder's limit applies too.
+        pause_seconds: minimum length of a pause that always ends a segment.
+        batch_size: segments decoded concurrently; it does not change their text.
+        progress: called with the seconds of audio completed since the last call.
         **options: ``word_times`` and others of :meth:`SpeechToText.transcribe`.
 
     Yields:
-        One for each recording, in order, as soon as it is done. A recording without
-        speech has an empty text and the flag ``"no speech"``.
+        One transcription for each recording, in order, as soon as it is complete. A
+        recording without speech has an empty text and the flag ``"no speech"``.
 
     Raises:
-        UserError: an unknown task, language or option, or a ``max_seconds`` that is
-            too short. What is wrong with one recording stands in its transcription.
+        UserError: an unknown task, language or option, or ``max_seconds`` is too
+            short. Errors of a single recording are in its transcription instead.
     """
     request = {
         "task": task,
@@ -112,11 +112,11 @@ def transcribe_long(
     cutting = Cutting(max_seconds, pause_seconds)
     model.options(options)
     opened: deque[_Recording] = deque()
-    waiting: list[_Piece] = []
+    pending: list[_Piece] = []
 
     def decode() -> None:
-        decode_pieces(model, waiting, request)
-        waiting.clear()
+        decode_pieces(model, pending, request)
+        pending.clear()
         for recording in opened:
             recording.report(progress)
 
@@ -124,8 +124,8 @@ def transcribe_long(
         recording = _Recording()
         opened.append(recording)
         for piece in recording.cut(stream, cutting):
-            waiting.append(piece)
-            if len(waiting) >= batch_size * _BATCHES_AT_ONCE:
+            pending.append(piece)
+            if len(pending) >= batch_size * _BATCHES_AHEAD:
                 decode()
         recording.ended = True
         while opened and opened[0].done:
@@ -138,25 +138,30 @@ def transcribe_long(
 
 @dataclass
 class _Piece:
-    """A segment, its samples until it is decoded, and then its result.
+    """A segment of a recording, before or after decoding.
 
-    ``both`` is the same of this segment and the one before as one.
+    Attributes:
+        samples: float32 ``(samples,)`` at 16 kHz; None once it is decoded.
+        result, error: output of decoding.
+        merged: this segment merged with the previous one, if the gap is short.
     """
 
     segment: SpeechSegment
     samples: np.ndarray | None
     result: Result | None = None
     error: str | None = None
-    both: _Piece | None = None
+    merged: _Piece | None = None
 
     @property
-    def waits(self) -> bool:
-        return self.samples is not None or (self.both is not None and self.both.waits)
+    def pending(self) -> bool:
+        return self.samples is not None or (
+            self.merged is not None and self.merged.pending
+        )
 
 
 @dataclass
 class _Recording:
-    """What is known of a recording so far."""
+    """State of a recording that is being transcribed."""
 
     pieces: list[_Piece] = field(default_factory=list)
     samples: int = 0
@@ -170,20 +175,22 @@ class _Recording:
 
     @property
     def done(self) -> bool:
-        return self.ended and not any(piece.waits for piece in self.pieces)
+        return self.ended and not any(piece.pending for piece in self.pieces)
 
     def cut(self, stream: Iterable[np.ndarray], cutting: Cutting) -> Iterator[_Piece]:
-        """Cut the stream; what is wrong with it comes to stand in ``error``."""
-        before: tuple[SpeechSegment, np.ndarray] | None = None
+        """Yield the pieces to decode; store an error of the stream in ``error``."""
+        previous: tuple[SpeechSegment, np.ndarray] | None = None
         for segment, samples in speech_segments(self.read(stream), cutting):
             piece = _Piece(segment, samples)
             self.pieces.append(piece)
             yield piece
-            if before is not None:
-                piece.both = as_one(*before, segment, samples, cutting.longest)
-            if piece.both is not None:
-                yield piece.both
-            before = segment, samples
+            if previous is not None:
+                piece.merged = merge_with_previous(
+                    *previous, segment, samples, cutting.longest
+                )
+            if piece.merged is not None:
+                yield piece.merged
+            previous = segment, samples
 
     def read(self, stream: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         try:
@@ -200,36 +207,50 @@ class _Recording:
 
     def transcription(self, source: str, target: str) -> Transcription:
         problem = self.error or next((p.error for p in self.pieces if p.error), None)
-        good = [
+        decoded = [
             (p.segment, p.result)
-            for p in likeliest(self.pieces)
+            for p in choose_most_probable(self.pieces)
             if p.result is not None
         ]
-        if problem is not None and not good:
+        if problem is not None and not decoded:
             return Transcription(self.seconds, None, problem)
-        return Transcription(self.seconds, join(good, source, target), problem)
+        return Transcription(self.seconds, join(decoded, source, target), problem)
 
 
-def as_one(
+def merge_with_previous(
     left: SpeechSegment,
     left_samples: np.ndarray,
     right: SpeechSegment,
     right_samples: np.ndarray,
     longest: float,
 ) -> _Piece | None:
-    """Neighbours as one segment, with silence between them, if they are close."""
+    """Merge adjacent segments, with silence in the gap between them.
+
+    Args:
+        left_samples, right_samples: ``(samples,)`` at 16 kHz.
+        longest: maximum length of the merged segment in seconds.
+
+    Returns:
+        The merged piece; None if they overlap, or the gap or the result is too long.
+    """
     gap = right.start - left.end
-    if not 0 <= gap <= CLOSE or right.end - left.start > longest:
+    if not 0 <= gap <= MAX_MERGE_GAP or right.end - left.start > longest:
         return None
     silence = np.zeros(round(gap * SAMPLING_RATE), np.float32)
     samples = np.concatenate([left_samples, silence, right_samples])
     return _Piece(SpeechSegment(left.start, right.end), samples)
 
 
-def likeliest(pieces: Sequence[_Piece]) -> list[_Piece]:
-    """Take neighbours as one where the score of that is higher than theirs together.
+def choose_most_probable(pieces: Sequence[_Piece]) -> list[_Piece]:
+    """Choose between single and merged segments so that the total score is highest.
 
-    What the guard found fault with is left as it is: its scores are of another kind.
+    Segments flagged by the guard are not merged: their scores are not comparable.
+
+    Args:
+        pieces: segments of a recording in order, decoded.
+
+    Returns:
+        The chosen pieces in order, which cover all segments once.
     """
 
     def score(piece: _Piece | None) -> float | None:
@@ -237,25 +258,36 @@ def likeliest(pieces: Sequence[_Piece]) -> list[_Piece]:
             return None
         return piece.result.score
 
-    best, as_ones = [0.0], []  # scores of the first n pieces; how the nth was taken
+    best: list[float] = [0.0]  # highest score of the first n pieces
+    use_merged: list[bool] = []  # whether it has the nth piece merged
     for number, piece in enumerate(pieces):
-        alone = best[-1] + (score(piece) or 0.0)
+        single_total = best[-1] + (score(piece) or 0.0)
         parts = [score(pieces[number - 1]) if number else None, score(piece)]
-        whole = score(piece.both)
-        together = None
-        if whole is not None and None not in parts:
-            together = best[-2] + whole
-        as_ones.append(together is not None and together > alone)
-        best.append(together if as_ones[-1] else alone)
-    chosen, number = [], len(pieces) - 1
+        merged_score = score(piece.merged)
+        merged_total = None
+        if merged_score is not None and None not in parts:
+            merged_total = best[-2] + merged_score
+        if merged_total is not None and merged_total > single_total:
+            best.append(merged_total)
+            use_merged.append(True)
+        else:
+            best.append(single_total)
+            use_merged.append(False)
+    chosen: list[_Piece] = []
+    number = len(pieces) - 1
     while number >= 0:
-        chosen.append(pieces[number].both if as_ones[number] else pieces[number])
-        number -= 2 if as_ones[number] else 1
+        merged = pieces[number].merged
+        if use_merged[number] and merged is not None:
+            chosen.append(merged)
+            number -= 2
+        else:
+            chosen.append(pieces[number])
+            number -= 1
     return chosen[::-1]
 
 
 def decode_pieces(model: SpeechToText, pieces: Sequence[_Piece], request: dict) -> None:
-    """Decode segments together; where the model refuses, one by one."""
+    """Decode segments together, or one by one if that raises a UserError."""
     if not pieces:
         return
     try:
@@ -274,18 +306,18 @@ def decode_pieces(model: SpeechToText, pieces: Sequence[_Piece], request: dict) 
 def join(
     pieces: Sequence[tuple[SpeechSegment, Result]], source: str, target: str
 ) -> Result:
-    """Make one result of those of a recording's segments.
+    """Join the results of a recording's segments into one result.
 
-    Texts of segments that overlap are merged: by the times of their words where
-    there are, else at the longest run of words that both have.
+    Texts of overlapping segments are merged by word times if there are any, else at
+    the longest common run of words.
 
     Args:
-        pieces: segments in order, and what was made of each alone.
-        source, target: languages of what is spoken and of the text.
+        pieces: segments in order with their results.
+        source, target: language codes of the speech and of the text.
     """
     if not pieces:
         return Result("", [], 0.0, flags=[NO_SPEECH], passages=[])
-    parts = [shift(result, segment) for segment, result in pieces]
+    parts = [shift_times(result, segment) for segment, result in pieces]
     merge_overlaps(parts, source, target)
     results = [part.result for part in parts]
     passages = [
@@ -295,50 +327,55 @@ def join(
     ]
     if len(parts) == 1:
         return replace(results[0], passages=passages)
-
-    def joined(texts: list[str | None], language: str) -> str | None:
-        if all(text is None for text in texts):
-            return None
-        gap = "" if language in LANGUAGES_WITHOUT_SPACES else " "
-        return gap.join(" ".join(text.split()) for text in texts if text)
-
-    text = joined([r.text for r in results], target)
+    text = join_texts([r.text for r in results], target) or ""
     score = sum(r.score for r in results)
     unguarded = None
     if any(r.unguarded is not None for r in results):
         before = [r.text if r.unguarded is None else r.unguarded for r in results]
-        unguarded = joined(before, target)
+        unguarded = join_texts(before, target)
     words = None
     if any(r.words is not None for r in results):
         words = [word for r in results for word in r.words or ()]
-    sure = [(r.confidence, len(r.text)) for r in results if r.confidence is not None]
-    letters = sum(length for _, length in sure)
+    weighted = [
+        (r.confidence, len(r.text)) for r in results if r.confidence is not None
+    ]
+    characters = sum(length for _, length in weighted)
     return Result(
         text=text,
         tokens=[token for r in results for token in r.tokens],
         score=score,
-        ctc_text=joined([r.ctc_text for r in results], source),
+        ctc_text=join_texts([r.ctc_text for r in results], source),
         nbest=[(text, score)],
-        transcript=joined([r.transcript for r in results], source),
+        transcript=join_texts([r.transcript for r in results], source),
         flags=sorted({flag for r in results for flag in r.flags}),
         unguarded=unguarded,
         words=words,
-        confidence=sum(c * n for c, n in sure) / letters if letters else None,
+        confidence=(
+            sum(c * n for c, n in weighted) / characters if characters else None
+        ),
         passages=passages,
     )
 
 
+def join_texts(texts: Sequence[str | None], language: str) -> str | None:
+    """Join texts, with spaces in languages that have them; None if all are None."""
+    if all(text is None for text in texts):
+        return None
+    gap = "" if language in LANGUAGES_WITHOUT_SPACES else " "
+    return gap.join(" ".join(text.split()) for text in texts if text)
+
+
 @dataclass
 class _Part:
-    """A segment's result, with times of the recording; ``merge_overlaps`` cuts it."""
+    """A segment's result with times in the recording, changed by merging."""
 
     start: float
     end: float
     result: Result
 
 
-def shift(result: Result, segment: SpeechSegment) -> _Part:
-    """Count a result's times from the beginning of the recording."""
+def shift_times(result: Result, segment: SpeechSegment) -> _Part:
+    """Convert a result's times to seconds from the beginning of the recording."""
     if result.words is not None:
         words = [
             replace(w, start=w.start + segment.start, end=w.end + segment.start)
@@ -349,7 +386,7 @@ def shift(result: Result, segment: SpeechSegment) -> _Part:
 
 
 def merge_overlaps(parts: Sequence[_Part], source: str, target: str) -> None:
-    """Take out of neighbours that overlap what both of them say."""
+    """Remove duplicate text of adjacent segments that overlap, in place."""
     for left, right in pairwise(parts):
         shared = left.end - right.start
         if shared <= 0:
@@ -381,16 +418,23 @@ def merge_overlaps(parts: Sequence[_Part], source: str, target: str) -> None:
 def merge_words(
     left: Sequence[Word], right: Sequence[Word], middle: float
 ) -> tuple[list[Word], list[Word]]:
-    """Share the words of an overlap out at the time of its middle.
+    """Split the words of an overlap at its middle.
 
-    A word that lies across it, and was put on this side by one and on that side by
-    the other, is taken once.
+    A word across the middle can be on different sides in the two segments; it is kept
+    once.
+
+    Args:
+        left, right: words of the two segments, with times in the recording.
+        middle: seconds from the beginning of the recording.
+
+    Returns:
+        The remaining words of each segment.
     """
     left = [w for w in left if w.start + w.end < 2 * middle]
     right = [w for w in right if w.start + w.end >= 2 * middle]
     if left and right:
         one, two = left[-1], right[0]
-        if one.end > two.start and _plain(one.text) == _plain(two.text):
+        if one.end > two.start and _normalise(one.text) == _normalise(two.text):
             right = right[1:]
     return left, right
 
@@ -398,37 +442,43 @@ def merge_words(
 def merge_texts(
     left: str, right: str, shares: tuple[float, float], language: str
 ) -> tuple[str, str]:
-    """Cut two texts where the second takes over from the first.
+    """Cut the texts of two overlapping segments so that nothing is repeated.
 
-    That is behind the longest run of words (of characters, in languages without
-    spaces) that the end of the one and the beginning of the other have in common. If
-    there is none, each loses half of what the overlap should hold.
+    The cut follows the longest common run of words (characters in languages without
+    spaces) of the end of ``left`` and the beginning of ``right``. Without one, each
+    text loses half of the words expected in the overlap.
 
     Args:
-        left, right: texts of two segments that overlap.
-        shares: the part of each segment that is overlap, from 0 to 1.
+        left, right: texts of the two segments.
+        shares: fraction of each segment in the overlap, from 0 to 1.
+        language: language code of the texts.
 
     Returns:
-        What is left of each.
+        The remaining text of each segment.
     """
     gap = "" if language in LANGUAGES_WITHOUT_SPACES else " "
-    ours, theirs = (text.split() if gap else list(text) for text in (left, right))
+    left_words, right_words = (
+        text.split() if gap else list(text) for text in (left, right)
+    )
     tail, head = (
         min(round(len(words) * share * 1.5) + 2, len(words))
-        for words, share in zip((ours, theirs), shares)
+        for words, share in zip((left_words, right_words), shares)
     )
-    begin = len(ours) - tail
+    begin = len(left_words) - tail
     match = SequenceMatcher(
-        None, [_plain(w) for w in ours], [_plain(w) for w in theirs], autojunk=False
-    ).find_longest_match(begin, len(ours), 0, head)
+        None,
+        [_normalise(w) for w in left_words],
+        [_normalise(w) for w in right_words],
+        autojunk=False,
+    ).find_longest_match(begin, len(left_words), 0, head)
     if match.size:
-        kept, taken = match.a + match.size, match.b + match.size
+        left_end, right_start = match.a + match.size, match.b + match.size
     else:
-        kept = len(ours) - round(len(ours) * shares[0] / 2)
-        taken = round(len(theirs) * shares[1] / 2)
-    return gap.join(ours[:kept]), gap.join(theirs[taken:])
+        left_end = len(left_words) - round(len(left_words) * shares[0] / 2)
+        right_start = round(len(right_words) * shares[1] / 2)
+    return gap.join(left_words[:left_end]), gap.join(right_words[right_start:])
 
 
-def _plain(word: str) -> str:
-    """A word as it is compared: without case and punctuation around it."""
+def _normalise(word: str) -> str:
+    """Return a word without case and surrounding punctuation, for comparison."""
     return word.strip(".,;:!?…¡¿\"'“”‘’«»()[]、。").casefold()

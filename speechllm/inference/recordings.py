@@ -1,4 +1,4 @@
-"""Recordings named on a command line, and the forms their texts are written in."""
+"""Recordings given on the command line, and output formats of their texts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 STANDARD_INPUT = "-"
-SUBTITLES = ("srt", "vtt")  # one file for each recording
+SUBTITLES = ("srt", "vtt")  # formats with one file per recording
 FORMATS = ("table", "json", "text", *SUBTITLES)
 AUDIO_SUFFIXES = frozenset(
     ".wav .flac .mp3 .m4a .ogg .oga .opus .aac .aif .aiff .au .sph .w64 .rf64 .caf "
@@ -30,13 +30,18 @@ AUDIO_SUFFIXES = frozenset(
 
 @dataclass(frozen=True)
 class Recording:
-    """A name for the output, and what :func:`speechllm.audio.io.stream_audio` reads."""
+    """A recording to transcribe.
+
+    Attributes:
+        name: in the output.
+        source: for :func:`speechllm.audio.io.stream_audio`, or ``-``: standard input.
+    """
 
     name: str
     source: str
 
     def stream(self) -> Iterator[np.ndarray]:
-        """Blocks of samples (samples,) at 16 kHz."""
+        """Yield blocks of float32 samples ``(samples,)`` at 16 kHz."""
         from speechllm.audio.io import stream_audio
 
         if self.source == STANDARD_INPUT:
@@ -44,7 +49,7 @@ class Recording:
         return stream_audio(self.source)
 
     def expected_seconds(self) -> float | None:
-        """Length in seconds if it can be told without reading all of it."""
+        """Return the length in seconds, or None if the header does not give it."""
         from speechllm.audio.io import seconds_by_header
 
         if self.source == STANDARD_INPUT:
@@ -53,17 +58,17 @@ class Recording:
 
 
 def find_recordings(inputs: Sequence[str]) -> list[Recording]:
-    """List the recordings that the arguments of a command name.
+    """List the recordings given by command-line arguments.
 
     Args:
-        inputs: audio files; folders, searched with all that is below them for files
-            with an audio suffix; Kaldi tables ``*.scp``; ``-`` for one recording, of
-            any format, on standard input.
+        inputs: audio files; folders, searched recursively for files with an audio
+            suffix; Kaldi tables ``*.scp``; ``-`` for one recording, of any format, on
+            standard input.
 
     Raises:
-        UserError: a folder or table holds no recording, a table is damaged, or
-            nothing is named at all. A file that is missing is not one of these:
-            it is found out when its turn comes.
+        UserError: a folder or table has no recordings, a table is malformed, there
+            are no inputs, or ``-`` is repeated. Missing audio files are not checked
+            here; reading them raises the error.
     """
     recordings: list[Recording] = []
     for given in inputs:
@@ -96,7 +101,7 @@ def stream_standard_input() -> Iterator[np.ndarray]:
     """Read one recording, of any format, from standard input."""
     from speechllm.audio.io import stream_audio
 
-    # a file, since most formats cannot be read without going back and forth
+    # most formats need a seekable file
     with tempfile.NamedTemporaryFile(prefix="standard-input-") as file:
         shutil.copyfileobj(sys.stdin.buffer, file, 1 << 20)
         file.flush()
@@ -110,21 +115,21 @@ def stream_standard_input() -> Iterator[np.ndarray]:
 def subtitle_paths(
     recordings: Sequence[Recording], output: str | None, form: str
 ) -> list[Path] | None:
-    """The files that subtitles go to; None if they are one, as ``output`` says.
+    """Return the subtitle file of each recording, or None if ``output`` is the file.
 
     Args:
-        output: a folder, which need not be there yet. Of a single recording also a
-            file, or None for standard output.
+        output: a folder, which may not exist yet. For a single recording also a file,
+            or None for standard output.
         form: ``srt`` or ``vtt``.
 
     Raises:
-        UserError: several recordings would go to one place.
+        UserError: several recordings have the same output.
     """
     if len(recordings) == 1 and not (output and Path(output).is_dir()):
         return None
     if output is None:
         raise UserError(
-            f"{form} is one file for each recording: name a folder with --output"
+            f"{form} has one file per recording: name a folder with --output"
         )
     paths: dict[Path, str] = {}
     for recording in recordings:
@@ -132,14 +137,14 @@ def subtitle_paths(
         if path in paths:
             raise UserError(
                 f"{path} would hold the subtitles of both {paths[path]} and "
-                f"{recording.name}: name them apart in a wav.scp"
+                f"{recording.name}: give them different names in a wav.scp"
             )
         paths[path] = recording.name
     return list(paths)
 
 
 def subtitle_stem(recording: Recording) -> str:
-    """The name of a file of subtitles, without its suffix."""
+    """Return the name of a subtitle file, without its suffix."""
     if recording.source == STANDARD_INPUT:
         return "standard_input"
     if recording.name != recording.source:  # an utterance of a table
@@ -150,16 +155,19 @@ def subtitle_stem(recording: Recording) -> str:
 def format_transcription(
     name: str, transcription: Transcription, form: str, language: str
 ) -> str | None:
-    """The lines, with line ends, that a transcription is written as.
+    """Return a transcription in an output format, with line ends.
 
     Args:
         name: of the recording.
-        form: ``table``: name, tab, text, nothing for a recording without a result;
-            ``text``: a line each, empty for one without; ``json``: an object each
-            with ``name``, ``seconds``, what ``Result.entry`` has, and ``error`` if
-            there is one; ``srt``, ``vtt``: a file of subtitles, None for a recording
-            without a result.
+        form: ``table``: a line with name, tab and text; ``text``: a line with the
+            text; ``json``: a line with an object of ``name``, ``seconds``, the fields
+            of ``Result.entry``, and ``error`` if there is one; ``srt``, ``vtt``: the
+            content of a subtitle file.
         language: two-letter code of the text's language.
+
+    Returns:
+        The formatted text. Without a result: ``table`` gives an empty string,
+        ``text`` an empty line, ``srt`` and ``vtt`` None.
     """
     result = transcription.result
     if form == "json":

@@ -1,8 +1,8 @@
 """Subtitles: cues of at most two lines, as SubRip (.srt) and WebVTT (.vtt) files.
 
-WebVTT is as the W3C has it (https://www.w3.org/TR/webvtt1/). SubRip has no such text;
-what is written here is what its readers agree on: a number, a line of times with a
-comma before the milliseconds, the lines, an empty line; UTF-8.
+WebVTT follows the W3C specification (https://www.w3.org/TR/webvtt1/). SubRip has no
+specification; the files have what common players accept: a number, a line of times with
+a comma before the milliseconds, the lines of text, an empty line; UTF-8.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from dataclasses import dataclass
 from speechllm.decoding.result import Result, Segment
 from speechllm.text.normalization import LANGUAGES_WITHOUT_SPACES
 
-LINES = 2  # of a cue
-LINE_LENGTH = 42  # letters of a line; half as many where letters are twice as wide
-LONGEST_SECONDS = 7.0  # of a cue
-SHORTEST_SECONDS = 1.0  # of a cue, where the next one leaves room
-PAUSE_SECONDS = 1.0  # within a passage, that ends a cue
+LINES = 2  # maximum per cue
+LINE_LENGTH = 42  # maximum in characters; half of it for full-width characters
+LONGEST_SECONDS = 7.0  # maximum duration of a cue
+SHORTEST_SECONDS = 1.0  # minimum duration of a cue, unless the next one starts
+PAUSE_SECONDS = 1.0  # minimum length of a pause in a segment that ends a cue
 
 
 @dataclass(frozen=True)
 class Cue:
-    """Lines that are shown between two times, in seconds."""
+    """Lines of text shown from ``start`` to ``end``, in seconds."""
 
     start: float
     end: float
@@ -31,7 +31,7 @@ class Cue:
 
 @dataclass(frozen=True)
 class _Unit:
-    """A word, or a letter in languages without spaces, and when it is said."""
+    """A word (a character in languages without spaces) with its times in seconds."""
 
     text: str
     start: float
@@ -39,23 +39,24 @@ class _Unit:
 
 
 def make_cues(result: Result, language: str) -> list[Cue]:
-    """Cut the text of a recording into cues.
+    """Split the text of a recording into cues.
 
-    A cue holds words of one passage. Its times are those of its words; where the
-    result has none, the time of the passage is shared out by the number of letters.
+    A cue has words of one segment and their times. Without word times, the duration
+    of the segment is distributed in proportion to the number of characters.
 
     Args:
         result: of a recording, with ``passages``.
         language: two-letter code of the text's language.
 
     Returns:
-        Cues in order, none beginning before the one before it ends.
+        Cues in order, without overlap.
     """
     spaced = language not in LANGUAGES_WITHOUT_SPACES
     gap, width = (" ", LINE_LENGTH) if spaced else ("", LINE_LENGTH // 2)
     cues: list[Cue] = []
-    for passage in result.passages or ():
-        for group in _groups(_units(passage, result, spaced, width), gap, width):
+    for segment in result.passages or ():
+        units = _units(segment, result, spaced, width)
+        for group in _group_units(units, gap, width):
             start = max(group[0].start, cues[-1].end if cues else 0.0)
             end = max(group[-1].end, start + 0.001)
             cues.append(Cue(start, end, tuple(_wrap(group, gap, width))))
@@ -63,37 +64,40 @@ def make_cues(result: Result, language: str) -> list[Cue]:
 
 
 def format_srt(cues: Iterable[Cue]) -> str:
-    """Cues as a SubRip file; ``-->`` in a text, which divides times, loses a dash."""
+    """Return the content of a SubRip file.
+
+    ``-->`` separates times, so in a text it is replaced by ``->``.
+    """
     blocks = []
     for number, cue in enumerate(cues, 1):
-        times = f"{_clock(cue.start, ',')} --> {_clock(cue.end, ',')}"
+        times = f"{_format_time(cue.start, ',')} --> {_format_time(cue.end, ',')}"
         lines = (line.replace("-->", "->") for line in cue.lines)
         blocks.append("\n".join([str(number), times, *lines]) + "\n")
     return "\n".join(blocks)
 
 
 def format_vtt(cues: Iterable[Cue]) -> str:
-    """Cues as a WebVTT file; ``&``, ``<`` and ``>`` are escaped."""
+    """Return the content of a WebVTT file, with ``&``, ``<`` and ``>`` escaped."""
     blocks = ["WEBVTT\n"]
     for cue in cues:
-        times = f"{_clock(cue.start, '.')} --> {_clock(cue.end, '.')}"
+        times = f"{_format_time(cue.start, '.')} --> {_format_time(cue.end, '.')}"
         blocks.append("\n".join([times, *map(_escape, cue.lines)]) + "\n")
     return "\n".join(blocks)
 
 
 def _units(
-    passage: Segment, result: Result, spaced: bool, width: int
+    segment: Segment, result: Result, spaced: bool, width: int
 ) -> Iterator[_Unit]:
-    """What a cue may be made of, none longer than a line."""
+    """Yield the units of a segment, split so that each fits in a line."""
     words = [
         word
         for word in result.words or ()
-        if passage.start <= (word.start + word.end) / 2 <= passage.end
+        if segment.start <= (word.start + word.end) / 2 <= segment.end
     ]
     if words:
         timed = [_Unit(word.text, word.start, word.end) for word in words]
     else:
-        timed = _shared_out(passage, spaced)
+        timed = _estimate_times(segment, spaced)
     for unit in timed:
         pieces = [unit.text[i : i + width] for i in range(0, len(unit.text), width)]
         step = (unit.end - unit.start) / max(len(pieces), 1)
@@ -101,20 +105,20 @@ def _units(
             yield _Unit(piece, unit.start + i * step, unit.start + (i + 1) * step)
 
 
-def _shared_out(passage: Segment, spaced: bool) -> list[_Unit]:
-    """The words of a passage, each with time in proportion to its letters."""
-    text = passage.text.split() if spaced else "".join(passage.text.split())
-    letters = sum(len(word) + spaced for word in text)
-    units, time = [], passage.start
+def _estimate_times(segment: Segment, spaced: bool) -> list[_Unit]:
+    """Return the words of a segment with durations in proportion to their length."""
+    text = segment.text.split() if spaced else "".join(segment.text.split())
+    characters = sum(len(word) + spaced for word in text)
+    units, time = [], segment.start
     for word in text:
-        seconds = (passage.end - passage.start) * (len(word) + spaced) / letters
+        seconds = (segment.end - segment.start) * (len(word) + spaced) / characters
         units.append(_Unit(word, time, time + seconds))
         time += seconds
     return units
 
 
-def _groups(units: Iterable[_Unit], gap: str, width: int) -> Iterator[list[_Unit]]:
-    """Units that fit in a cue together."""
+def _group_units(units: Iterable[_Unit], gap: str, width: int) -> Iterator[list[_Unit]]:
+    """Yield the units of each cue."""
     group: list[_Unit] = []
     for unit in units:
         if group and (
@@ -130,7 +134,7 @@ def _groups(units: Iterable[_Unit], gap: str, width: int) -> Iterator[list[_Unit
 
 
 def _wrap(units: Sequence[_Unit], gap: str, width: int) -> list[str]:
-    """Lines of at most ``width`` letters."""
+    """Return lines of at most ``width`` characters."""
     lines: list[str] = []
     for unit in units:
         if lines and len(lines[-1]) + len(gap) + len(unit.text) <= width:
@@ -141,7 +145,7 @@ def _wrap(units: Sequence[_Unit], gap: str, width: int) -> list[str]:
 
 
 def _lengthen(cues: Sequence[Cue]) -> list[Cue]:
-    """Show short cues longer, but not into the next one."""
+    """Extend short cues, at most to the start of the next one."""
     longer = []
     for number, cue in enumerate(cues):
         end = max(cue.end, cue.start + SHORTEST_SECONDS)
@@ -151,8 +155,8 @@ def _lengthen(cues: Sequence[Cue]) -> list[Cue]:
     return longer
 
 
-def _clock(seconds: float, mark: str) -> str:
-    """Hours, minutes, seconds and, behind ``mark``, milliseconds."""
+def _format_time(seconds: float, mark: str) -> str:
+    """Return hours:minutes:seconds, ``mark`` and milliseconds."""
     rest, milliseconds = divmod(round(seconds * 1000), 1000)
     rest, second = divmod(rest, 60)
     hour, minute = divmod(rest, 60)

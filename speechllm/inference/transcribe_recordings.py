@@ -62,9 +62,9 @@ def transcribe_recordings(
         from speechllm.inference.long_form import transcribe_long
         from speechllm.inference.speech_to_text import SpeechToText
 
-        disable_progress_bar()  # of loading weights
+        disable_progress_bar()  # for loading weights
         model = SpeechToText.from_pretrained(model_dir, device, dtype)
-        *_, target = model.request(task, language, target_language)
+        target = model.request(task, language, target_language).target
         failed = 0
         expected = [recording.expected_seconds() for recording in recordings]
         with tqdm(

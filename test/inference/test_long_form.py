@@ -12,16 +12,15 @@ from audio_files import encode_with_ffmpeg
 
 from speechllm import SpeechToText
 from speechllm.audio.io import load_audio, stream_audio
-from speechllm.audio.segmentation import Cutting, speech_segments
-from speechllm.audio.segmentation import Segment as SpeechSegment
+from speechllm.audio.segmentation import Cutting, SpeechSegment, speech_segments
 from speechllm.decoding.result import Result, Segment, Word
 from speechllm.inference.long_form import (
     Transcription,
     _Piece,
-    as_one,
+    choose_most_probable,
     join,
-    likeliest,
     merge_texts,
+    merge_with_previous,
     transcribe_long,
 )
 from speechllm.utils.errors import UserError
@@ -56,10 +55,12 @@ def test_segments_are_decoded_as_if_each_were_alone(model, speech, lecture):
     for number, (segment, samples) in enumerate(segments):
         pieces.append(_Piece(segment, samples))
         if number:
-            pieces[-1].both = as_one(*segments[number - 1], segment, samples, 15.0)
-    for one in [*pieces, *(p.both for p in pieces if p.both)]:
+            pieces[-1].merged = merge_with_previous(
+                *segments[number - 1], segment, samples, 15.0
+            )
+    for one in [*pieces, *(p.merged for p in pieces if p.merged)]:
         one.result = model.transcribe([one.samples], **SHORT)[0]
-    chosen = likeliest(pieces)
+    chosen = choose_most_probable(pieces)
     alone = [one.result for one in chosen]
     short = model.transcribe([speech], **SHORT)[0]
     seconds: list[float] = []
@@ -87,24 +88,24 @@ def test_segments_are_decoded_as_if_each_were_alone(model, speech, lecture):
     assert sum(seconds) == pytest.approx((2 * len(lecture) + len(speech)) / RATE)
 
 
-def piece(score: float, both: float | None = None, flags: tuple = ()) -> _Piece:
+def piece(score: float, merged: float | None = None, flags: tuple = ()) -> _Piece:
     result = Result("a", [], score, flags=list(flags))
-    other = None if both is None else piece(both)
-    return _Piece(SpeechSegment(0, 1), None, result, both=other)
+    other = None if merged is None else piece(merged)
+    return _Piece(SpeechSegment(0, 1), None, result, merged=other)
 
 
 def taken(pieces: list[_Piece]) -> list[str]:
     """The numbers of the pieces, and e.g. 12 where 1 and 2 are taken as one."""
     names = {id(p): str(n) for n, p in enumerate(pieces)}
-    names |= {id(p.both): f"{n - 1}{n}" for n, p in enumerate(pieces) if p.both}
-    return [names[id(p)] for p in likeliest(pieces)]
+    names |= {id(p.merged): f"{n - 1}{n}" for n, p in enumerate(pieces) if p.merged}
+    return [names[id(p)] for p in choose_most_probable(pieces)]
 
 
 def test_neighbours_are_one_where_that_is_likelier():
     assert taken([]) == []
     assert taken([piece(-1.0)]) == ["0"]
-    assert taken([piece(-1.0), piece(-2.0, both=-3.5)]) == ["0", "1"]
-    assert taken([piece(-1.0), piece(-2.0, both=-2.5)]) == ["01"]
+    assert taken([piece(-1.0), piece(-2.0, merged=-3.5)]) == ["0", "1"]
+    assert taken([piece(-1.0), piece(-2.0, merged=-2.5)]) == ["01"]
     # 0 and 1 as one gain 1, 1 and 2 gain 3, 2 and 3 gain 1.5
     chain = [piece(-1.0), piece(-3.0, -3.0), piece(-3.0, -3.0), piece(-2.0, -3.5)]
     assert taken(chain) == ["0", "12", "3"]
@@ -113,9 +114,9 @@ def test_neighbours_are_one_where_that_is_likelier():
     assert taken(chain) == ["01", "23"]
     # scores of what the guard changed are of another kind
     flagged = piece(-9.0, flags=("too long",))
-    assert taken([flagged, piece(-2.0, both=-1.0)]) == ["0", "1"]
-    failed = piece(-2.0, both=-1.0)
-    failed.both.result, failed.both.error = None, "too long"
+    assert taken([flagged, piece(-2.0, merged=-1.0)]) == ["0", "1"]
+    failed = piece(-2.0, merged=-1.0)
+    failed.merged.result, failed.merged.error = None, "too long"
     assert taken([piece(-1.0), failed]) == ["0", "1"]
 
 
@@ -124,17 +125,19 @@ def test_close_neighbours_as_one_lie_where_they_lay():
     whole = rng.normal(size=3 * RATE).astype(np.float32)
     left, right = SpeechSegment(5.0, 6.0), SpeechSegment(6.05, 8.0)
     samples = whole[:RATE], whole[RATE + 800 :]
-    both = as_one(left, samples[0], right, samples[1], longest=15.0)
-    assert both.segment == SpeechSegment(5.0, 8.0)
-    assert len(both.samples) == len(whole)
-    different = both.samples != whole
+    merged = merge_with_previous(left, samples[0], right, samples[1], longest=15.0)
+    assert merged.segment == SpeechSegment(5.0, 8.0)
+    assert len(merged.samples) == len(whole)
+    different = merged.samples != whole
     assert not different[:RATE].any() and not different[RATE + 800 :].any()
-    assert not both.samples[RATE : RATE + 800].any()
-    assert as_one(left, samples[0], right, samples[1], longest=2.9) is None
+    assert not merged.samples[RATE : RATE + 800].any()
+    assert merge_with_previous(left, samples[0], right, samples[1], longest=2.9) is None
     far = SpeechSegment(6.2, 8.15)
-    assert as_one(left, samples[0], far, samples[1], longest=15.0) is None
+    assert merge_with_previous(left, samples[0], far, samples[1], longest=15.0) is None
     overlap = SpeechSegment(5.5, 7.45)
-    assert as_one(left, samples[0], overlap, samples[1], longest=15.0) is None
+    assert (
+        merge_with_previous(left, samples[0], overlap, samples[1], longest=15.0) is None
+    )
 
 
 def test_no_segment_is_longer_than_the_encoder_takes(model, speech):

@@ -12,6 +12,7 @@ from speechllm.decoding.options import search_options
 from speechllm.inference.speech_to_text import SpeechToText
 from speechllm.models.speech_llm import build_speech_llm
 from speechllm.text.prompts import read_prompts
+from speechllm.text.tasks import Task
 from speechllm.utils.errors import UserError
 
 ENCODERS = ("whisper", "hubert-group", "hubert-layer")
@@ -68,14 +69,14 @@ def test_text_does_not_depend_on_the_batch(
         (0.1 * torch.randn(int(16000 * s), generator=generator)).numpy()
         for s in seconds
     ]
-    asks = [("asr", "en", "en"), ("st", "en", "fr"), ("asr", "fr", "fr")]
-    asks = [asks[i % 3] for i in range(len(waves))]
+    tasks = [Task("asr", "en", "en"), Task("st", "en", "fr"), Task("asr", "fr", "fr")]
+    tasks = [tasks[i % 3] for i in range(len(waves))]
     options = search_options({**search, "tokens_per_second": 0.5, "extra_tokens": 4})
-    alone = [model.decode([w], [a], options)[0] for w, a in zip(waves, asks)]
+    alone = [model.decode([w], [a], options)[0] for w, a in zip(waves, tasks)]
     places = list(range(len(waves)))
     order.shuffle(places)
     found = model.decode(
-        [waves[i] for i in places], [asks[i] for i in places], options, batch_size
+        [waves[i] for i in places], [tasks[i] for i in places], options, batch_size
     )
     for index, result in zip(places, found):
         assert result.tokens == alone[index].tokens
@@ -89,16 +90,16 @@ def test_sampling_does_not_depend_on_the_batch(models):
         (0.1 * torch.randn(n, generator=torch.Generator().manual_seed(n))).numpy()
         for n in (9000, 40000, 17000, 30000)
     ]
-    asks = [("asr", "en", "en")] * 4
+    tasks = [Task("asr", "en", "en")] * 4
     options = search_options({"sampling": True, "top_p": 0.9, "extra_tokens": 6})
-    alone = [model.decode([w], [a], options)[0].tokens for w, a in zip(waves, asks)]
+    alone = [model.decode([w], [a], options)[0].tokens for w, a in zip(waves, tasks)]
     for batch_size in (1, 2, 4):
-        found = model.decode(waves, asks, options, batch_size)
+        found = model.decode(waves, tasks, options, batch_size)
         assert [result.tokens for result in found] == alone
     other = search_options({"sampling": True, "top_p": 0.9, "seed": 1})
-    found = model.decode(waves, asks, other)
+    found = model.decode(waves, tasks, other)
     assert [result.tokens for result in found] != alone
-    with pytest.raises(UserError, match="sampling draws one answer"):
+    with pytest.raises(UserError, match="sampling draws one output"):
         search_options({"sampling": True, "beam_size": 2})
     with pytest.raises(UserError, match="top_p"):
         search_options({"sampling": True, "top_p": 0})
