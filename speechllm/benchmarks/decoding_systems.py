@@ -24,7 +24,6 @@ from speechllm.utils.errors import UserError
 if TYPE_CHECKING:
     from speechllm.decoding.options import SearchOptions
     from speechllm.inference.speech_to_text import SpeechToText
-    from speechllm.models.llm import LanguageModel
     from speechllm.models.nue_asr import NueASRModel
 
 #: Systems to compare with, as described in the table.
@@ -105,11 +104,8 @@ def load_system(system: str, content: DecodingSet) -> Decode:
 
 def load_ours(content: DecodingSet, batch_size: int) -> Decode:
     """Load this package with the fastest backend."""
-    from speechllm.inference.backends import choose_engine
-
     if content.random:
-        model = random_model(content)
-        choose_engine(model.model)
+        model = random_model(content, "auto")
     else:
         model = load_model(content, "auto")
     options = model.options(content.generation)
@@ -129,7 +125,7 @@ def load_plain(content: DecodingSet) -> Decode:
         return load_plain_nue_asr(content)
     model = load_model(content, "eager")
     options = model.options(content.generation)
-    llm = language_model(model).causal_lm
+    llm = model.llm.causal_lm
 
     def decode(waves: Sequence[np.ndarray], tasks: Sequence[Task]) -> list[str]:
         texts = []
@@ -182,7 +178,7 @@ def load_espnet(content: DecodingSet) -> Decode:
 
     model = random_model(content) if content.random else load_model(content, "eager")
     options = model.options(content.generation)
-    llm, tokenizer = language_model(model).causal_lm, model.codec.tokenizer
+    llm, tokenizer = model.llm.causal_lm, model.codec.tokenizer
     with tempfile.TemporaryDirectory() as folder:
         llm.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -269,17 +265,22 @@ def load_model(content: DecodingSet, engine: str) -> SpeechToText:
     )
 
 
-def random_model(content: DecodingSet) -> SpeechToText:
+def random_model(content: DecodingSet, engine: str = "eager") -> SpeechToText:
     """Return a randomly initialised model that always reaches its token limit.
 
     It writes ``int(4 · seconds + 20.5)`` tokens without end of text, the limit of
     Nue-ASR's authors, so all systems do the same work.
+
+    Args:
+        engine: inference backend.
     """
+    from speechllm.inference.backends import choose_engine
     from speechllm.inference.loading import released_prompts, speech_llm_of_nue_asr
     from speechllm.inference.speech_to_text import SpeechToText
     from speechllm.models.nue_asr import GENERATION
 
     model = speech_llm_of_nue_asr(random_nue_asr(content), number_tokenizer())
+    choose_engine(model, engine)
     generation = {**GENERATION, "min_tokens": 10**6}
     return SpeechToText(model, released_prompts(content.model), generation)
 
@@ -321,7 +322,7 @@ def generate_options(
 ) -> dict[str, Any]:
     """Convert search options for one utterance to those of ``generate``."""
     limit = options.max_tokens(batch.seconds[0], batch.tasks[0].name)
-    end = language_model(model).eos_id
+    end = model.llm.eos_id
     return {
         "max_new_tokens": limit,
         "min_new_tokens": min(options.min_tokens, limit),
@@ -338,11 +339,6 @@ def output_text(model: SpeechToText, batch, tokens: list[int]) -> str:
     from speechllm.decoding.hypothesis import Hypothesis
     from speechllm.inference.results import make_result
 
-    eos = language_model(model).eos_id
+    eos = model.llm.eos_id
     tokens = tokens[: tokens.index(eos)] if eos in tokens else tokens
     return make_result(model.codec, batch, 0, [Hypothesis(tokens)]).text
-
-
-def language_model(recognizer: SpeechToText) -> LanguageModel:
-    """Return the LLM of a model."""
-    return recognizer.model.llm

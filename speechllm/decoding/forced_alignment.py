@@ -65,7 +65,7 @@ class Span:
 
 
 def forced_align(
-    log_probs: Tensor, labels: Sequence[int] | Tensor, blank: int = 0
+    log_probs: Tensor, labels: Sequence[int] | Tensor, blank: int = BLANK
 ) -> tuple[Tensor, Tensor]:
     """Return the most probable path of CTC labels for a text.
 
@@ -118,7 +118,7 @@ def torchaudio_forced_align() -> Callable[..., tuple[Tensor, Tensor]] | None:
     return cast("Callable[..., tuple[Tensor, Tensor]]", function)
 
 
-def viterbi(log_probs: Tensor, labels: Tensor, blank: int = 0) -> Tensor:
+def viterbi(log_probs: Tensor, labels: Tensor, blank: int = BLANK) -> Tensor:
     """Return the most probable path (frames,) of labels (n,), n > 0, in plain torch.
 
     The states are blank, label 1, blank, label 2, …, blank. From each, a path stays,

@@ -61,6 +61,7 @@ class SpeechToText:
             calibration: of word confidence; without it that is CTC's probability.
         """
         self.model = model.eval()
+        self.llm = model.llm
         self.prompts = prompts
         self.generation = dict(generation or {})
         self.calibration = calibration
@@ -69,10 +70,10 @@ class SpeechToText:
             self.ctc_tokenizer = CTCTokenizer(model.token_list)
         self.codec: AnswerCodec | None = None
         self.guard: Guard | None = None
-        if model.llm is not None:
-            self.codec = AnswerCodec(model.llm.tokenizer, self.ctc_tokenizer)
+        if self.llm is not None:
+            self.codec = AnswerCodec(self.llm.tokenizer, self.ctc_tokenizer)
             if thresholds is not None and self.ctc_tokenizer:
-                self.guard = Guard(model.llm, self.codec, thresholds)
+                self.guard = Guard(self.llm, self.codec, thresholds)
 
     @classmethod
     def from_pretrained(
@@ -195,7 +196,7 @@ class SpeechToText:
                 "guard: this model has no thresholds; make them with python -m "
                 "speechllm.bin.guard_thresholds (it needs a CTC branch over characters)"
             )
-        if self.model.llm is None and (options.beam_size > 1 or options.ctc_weight):
+        if self.llm is None and (options.beam_size > 1 or options.ctc_weight):
             raise UserError(
                 "a CTC model without an LLM has greedy decoding only: beam_size 1, "
                 "ctc_weight 0"
@@ -292,7 +293,7 @@ class SpeechToText:
     ) -> list[list[Hypothesis]]:
         """Return the n-best hypotheses of each utterance, best first."""
         return nbest_search(
-            self.model.llm, self.codec, batch, options, on_finished=on_finished
+            self.llm, self.codec, batch, options, on_finished=on_finished
         )
 
     def apply_guard(

@@ -203,7 +203,7 @@ def decode_trials(
 
     Utterances without CTC output are skipped.
     """
-    llm, codec = model.model.llm, model.codec
+    llm, codec = model.llm, model.codec
     guard, trials = Guard(llm, codec, thresholds), []
     for part, batch in encoded_batches(model, examples, batch_size):
         nbests = nbest_search(llm, codec, batch, options)
