@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from speechllm import SpeechToText
-from speechllm.decoding.options import SearchOptions
+from speechllm.decoding.options import SearchOptions, search_options
 from speechllm.inference import decode_dir
 from speechllm.inference.decode_dir import read_hypotheses, write_hypotheses
+from speechllm.inference.decode_examples import settings_key
 from speechllm.text.tasks import Task
 from speechllm.utils.errors import UserError
 
@@ -93,3 +94,14 @@ def test_search_reports_each_utterance_once(tiny_model):
     assert finished[-1] == 0
     lengths = [len(result.tokens) for result in results]
     assert lengths == [options.max_tokens(len(wave) / 16000) for wave in waves]
+
+
+def test_old_option_names_give_the_same_settings(tiny_model):
+    """Decode dirs of earlier releases are resumed with the options' new names."""
+    tasks = {"a": ENGLISH}
+    keys = {
+        settings_key(tiny_model, {name: 40}, "float32", {"a": "a.wav"}, tasks)
+        for name in ("candidates", "pre_beam_size")
+    }
+    assert len(keys) == 1
+    assert search_options({"candidates": 7}) == search_options({"pre_beam_size": 7})
