@@ -1,4 +1,4 @@
-"""Shared fixtures and settings of all tests."""
+"""Fixtures and settings shared by all tests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from speechllm.corpora._asterisk_fetch import fetch_asterisk
 
 pytest_plugins = ["fixtures_models", "fixtures_nue_asr", "fixtures_training"]
 
-# Tests check results, not time: a busy machine must not fail them.
+# No deadlines: tests must pass on a slow or busy machine too.
 settings.register_profile(
     "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
@@ -20,7 +20,7 @@ settings.load_profile("any machine")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    os.environ["SPEECHLLM_COMET_MODEL"] = "none"  # even if it is installed
+    os.environ["SPEECHLLM_COMET_MODEL"] = "none"  # skip COMET even if it is installed
     config.addinivalue_line("markers", "slow: takes more than a few seconds")
     config.addinivalue_line("markers", "gpu: needs a CUDA device")
 
@@ -28,14 +28,14 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(scope="session")
 def asterisk_dir() -> Path:
     """Return the folder of the Asterisk sounds, downloaded once into the cache."""
-    if given := os.environ.get("SPEECHLLM_ASTERISK_DIR"):
-        return Path(given)
+    if folder := os.environ.get("SPEECHLLM_ASTERISK_DIR"):
+        return Path(folder)
     cache = Path(os.environ.get("SPEECHLLM_CACHE") or "~/.cache/speechllm")
     return fetch_asterisk(cache.expanduser())
 
 
 @pytest.fixture(scope="session")
 def speech_file(asterisk_dir: Path) -> Path:
-    """Return 3 s of English, "Please enter your password …", as raw 16 kHz G.722."""
+    """Return 3 s of English ("Please enter your password …"), raw 16 kHz G.722."""
     folder = asterisk_dir / "usr/share/asterisk/sounds/en_US_f_Allison"
     return folder / "agent-pass.g722"

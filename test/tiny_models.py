@@ -1,4 +1,4 @@
-"""Tiny models with random weights, as folders, for tests."""
+"""Tiny models with random weights for tests, written as model folders."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ tasks:
 
 
 def write_tiny_whisper(folder: Path) -> Path:
-    """Write a Whisper encoder of two layers in transformers' format."""
+    """Write a two-layer Whisper encoder in transformers' format."""
     from transformers import WhisperConfig, WhisperModel
 
     torch.manual_seed(1)
@@ -42,10 +42,10 @@ def write_tiny_whisper(folder: Path) -> Path:
 
 
 def write_tiny_hubert(folder: Path, norm: str, kind: str = "hubert") -> Path:
-    """Write HuBERT or a related model: real convolutions, two small layers.
+    """Write a two-layer HuBERT, wav2vec 2.0 or WavLM with the original strides.
 
     Args:
-        norm: ``"group"`` as in HuBERT base, ``"layer"`` as in HuBERT large.
+        norm: ``"group"`` (HuBERT base) or ``"layer"`` (HuBERT large).
         kind: ``hubert``, ``wav2vec2`` or ``wavlm``.
     """
     import transformers
@@ -77,7 +77,7 @@ def five_token_llm(seed: int, pieces: list[str]):
     """Return a random Llama with five tokens, small enough for exhaustive search.
 
     Args:
-        seed: seed of its weights.
+        seed: seed of the weights.
         pieces: text of each token; the last one is the end of text.
     """
     from types import SimpleNamespace
@@ -105,7 +105,7 @@ def five_token_llm(seed: int, pieces: list[str]):
 
 
 def write_tiny_llm(folder: Path, smollm2: Path, size: int = 32) -> Path:
-    """Write a Llama of two layers with SmolLM2's tokenizer."""
+    """Write a two-layer Llama with SmolLM2's tokenizer."""
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(2)
@@ -129,7 +129,8 @@ def write_tiny_llm(folder: Path, smollm2: Path, size: int = 32) -> Path:
 def write_tiny_model(folder: Path, smollm2: Path) -> Path:
     """Write an exported model folder that contains its pretrained models.
 
-    Whisper, CTC over characters, a convolution bridge, Llama with LoRA.
+    It has a Whisper encoder, CTC over characters, a convolution bridge and a Llama
+    with LoRA.
     """
     import yaml
 
@@ -156,7 +157,7 @@ def write_tiny_model(folder: Path, smollm2: Path) -> Path:
     return folder
 
 
-BOS, EOS, SEP = 2, 3, 5  # ids of the tokenizer below
+BOS, EOS, SEP = 2, 3, 5  # token ids of write_tokenizer
 SENTENCES = (
     "今日は良い天気です。 明日は雨が降るでしょう。 電車が遅れています。 "
     "会議は三時からです。 ありがとうございます。 日本語の音声を認識します。 "
@@ -165,7 +166,7 @@ SENTENCES = (
 
 
 def write_tokenizer(folder: Path) -> sentencepiece.SentencePieceProcessor:
-    """Write a sentencepiece model with the options of rinna's, and its config files."""
+    """Write a sentencepiece tokenizer with rinna's options, and its config files."""
     corpus = folder / "corpus.txt"
     corpus.write_text("\n".join(SENTENCES * 20), "utf-8")
     sentencepiece.SentencePieceTrainer.train(

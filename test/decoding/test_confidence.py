@@ -1,4 +1,8 @@
-"""Confidence of words: features, calibration, its error, its file, and word times."""
+"""Word confidence: features, calibration, calibration error and word times.
+
+The calibration error is compared with scikit-learn's calibration curve, word times with
+the forced alignment, LLM features with a forward pass of transformers.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +41,7 @@ from speechllm.utils.errors import UserError
 SHORT = {"tokens_per_second": 0.0, "extra_tokens": 8.0}  # eight tokens at most
 
 
-def test_features_are_probabilities():
+def test_features_are_mean_and_minimum_probabilities():
     labels, tokens = [math.log(0.9), math.log(0.4)], [math.log(0.5)]
     expected = (0.6, 0.4, 0.5, 0.5)
     assert features_of_word(labels, tokens) == pytest.approx(expected)
@@ -45,7 +49,7 @@ def test_features_are_probabilities():
     assert features_of_word(labels, []) == pytest.approx((0.6, 0.4, 0.6, 0.4))
 
 
-def test_tokens_of_words():
+def test_tokens_are_assigned_to_words():
     pieces = [" Pre", "ss", " t", "wo", ", ", "now", "."]
     words = ["Press", "two,", "now."]
     assert tokens_of_words(pieces, words) == [[0, 1], [2, 3, 4], [5, 6]]
@@ -69,12 +73,12 @@ def test_tokens_of_words():
         ("è qui", "e qui", "it", [False, True]),
     ],
 )
-def test_which_words_are_right(words, reference, language, right):
+def test_correct_words_are_found_by_alignment(words, reference, language, right):
     assert correct_words(words.split(), reference, language) == right
     assert correct_words(["は", "い。"], "はあ", "ja") == [True, False]
 
 
-def test_the_fit_recovers_a_known_regression():
+def test_fit_recovers_known_weights():
     random = np.random.default_rng(1)
     features = random.uniform(size=(20000, 4))
     truth = Calibration((3.0, 0.0, -2.0, 1.0, -0.5))
@@ -83,14 +87,14 @@ def test_the_fit_recovers_a_known_regression():
     found = fit(features, right, "made up")
     assert found.weights == pytest.approx(truth.weights, abs=0.25)
     assert found.made_from == "made up"
-    guessed = [found.probability(row) for row in features]
-    assert expected_calibration_error(guessed, right.tolist()) < 0.02
+    predicted = [found.probability(row) for row in features]
+    assert expected_calibration_error(predicted, right.tolist()) < 0.02
     for same in (True, False):
         with pytest.raises(UserError, match="right" if same else "wrong"):
             fit(features, np.full(len(features), same))
 
 
-def test_calibration_error_against_scikit_learn():
+def test_calibration_error_equals_scikit_learn():
     random = np.random.default_rng(2)
     probabilities = random.uniform(size=500)
     right = random.uniform(size=500) < probabilities**2
@@ -108,7 +112,7 @@ def test_calibration_error_against_scikit_learn():
     assert expected_calibration_error([], []) == 0.0
 
 
-def test_the_calibration_is_read_as_written(tmp_path):
+def test_written_calibration_is_read_back(tmp_path):
     assert read_calibration(tmp_path) is None
     found = Calibration((1.0, 2.0, 3.0, 4.0, -5.0), "dev")
     write_calibration(found, tmp_path)
@@ -119,7 +123,7 @@ def test_the_calibration_is_read_as_written(tmp_path):
             read_calibration(tmp_path)
 
 
-def test_the_picture(tmp_path):
+def test_reliability_diagram_is_written(tmp_path):
     path = tmp_path / "new" / "reliability.png"
     reliability_picture(path, {"a": ([0.1, 0.9, 0.8], [False, True, True])})
     image = imread(path)
@@ -127,7 +131,7 @@ def test_the_picture(tmp_path):
     assert len(np.unique(image.reshape(-1, image.shape[2]), axis=0)) > 10
 
 
-# With a model
+# With a tiny model
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +145,7 @@ def waves(speech_file) -> list[np.ndarray]:
     return [speech[500 * i : 500 * i + n] for i, n in enumerate((20000, 30000))]
 
 
-def test_words_of_an_answer(model, waves):
+def test_words_have_times_and_confidence(model, waves):
     plain = model.transcribe(waves, **SHORT)
     assert all(r.words is None and r.confidence is None for r in plain)
     found = model.transcribe(waves, **SHORT, word_times=True)
@@ -155,7 +159,7 @@ def test_words_of_an_answer(model, waves):
         mean = sum(w.confidence for w in result.words) / len(result.words)
         assert result.confidence == pytest.approx(mean)
         assert json.loads(json.dumps(result.entry()))["words"][0][0]
-    # whatever the batch
+    # the same one by one
     alone = [model.transcribe([w], **SHORT, word_times=True)[0] for w in waves]
     for one, other in zip(alone, found):
         for a, b in zip(one.words, other.words, strict=True):
@@ -164,7 +168,7 @@ def test_words_of_an_answer(model, waves):
 
 
 @torch.inference_mode()
-def test_times_are_those_of_the_alignment(model, waves):
+def test_word_times_equal_the_forced_alignment(model, waves):
     (result,) = model.transcribe(waves[:1], **SHORT, word_times=True)
     _, _, logits = model.model.encode(
         torch.from_numpy(waves[0])[None], torch.tensor([len(waves[0])])
@@ -172,44 +176,44 @@ def test_times_are_those_of_the_alignment(model, waves):
     expected = align_words(
         result.text, "en", logits[0].log_softmax(1), model.ctc_tokenizer, 0.02
     )
-    # but for the edges, which the sound decides
+    # except for the edges, which depend on the sound level
     for one, other in zip(result.words, expected, strict=True):
         assert one.text == other.text
         assert one.start == pytest.approx(other.start, abs=REACH)
         assert one.end == pytest.approx(other.end, abs=REACH)
 
 
-def test_llm_probabilities_are_those_of_its_tokens(model, waves):
+def test_llm_features_equal_transformers(model, waves):
     batch = model.encode(waves[:1], [Task("asr", "en", "en")])
-    ((answer,),) = model.search(batch, model.options(SHORT))
-    words, spans, features = word_features(model.codec, batch, 0, answer)
+    ((hypothesis,),) = model.search(batch, model.options(SHORT))
+    words, spans, features = word_features(model.codec, batch, 0, hypothesis)
     assert len(words) == len(spans) == len(features)
     llm = model.model.llm
-    inputs = torch.cat([batch.prompt_embeds[0], *llm.embed_lists([answer.tokens])])
+    inputs = torch.cat([batch.prompt_embeds[0], *llm.embed_lists([hypothesis.tokens])])
     with torch.inference_mode():
         logits = llm.causal_lm(inputs_embeds=inputs[None]).logits[0]
-    places = torch.arange(len(batch.prompt_embeds[0]) - 1, len(inputs) - 1)
-    log_probs = logits.log_softmax(1)[places, torch.tensor(answer.tokens)]
-    least = min(f[3] for f in features)
-    assert least == pytest.approx(log_probs.min().exp().item(), rel=1e-3)
-    assert sum(log_probs).item() > answer.llm_score  # which has the end as well
+    positions = torch.arange(len(batch.prompt_embeds[0]) - 1, len(inputs) - 1)
+    log_probs = logits.log_softmax(1)[positions, torch.tensor(hypothesis.tokens)]
+    smallest = min(f[3] for f in features)
+    assert smallest == pytest.approx(log_probs.min().exp().item(), rel=1e-3)
+    assert sum(log_probs).item() > hypothesis.llm_score  # includes the end of the text
 
 
-def test_a_text_that_does_not_fit_is_flagged(model, waves):
+def test_text_longer_than_the_audio_is_flagged(model, waves):
     options = {"extra_tokens": 60.0, "min_tokens": 60}
     (result,) = model.transcribe([waves[0][:1600]], **options, word_times=True)
     assert UNALIGNED in result.flags
     assert [w.text for w in result.words] == result.text.split()
 
 
-def test_a_translation_has_no_word_times(model, waves):
+def test_translation_has_no_word_times(model, waves):
     (result,) = model.transcribe(
         waves[:1], task="st", target_language="fr", **SHORT, word_times=True
     )
     assert result.words is None and result.confidence is None
 
 
-def test_the_command(tiny_model, waves, tmp_path, capsys):
+def test_calibrate_command(tiny_model, waves, tmp_path, capsys):
     folder, examples = tmp_path / "model", tmp_path / "dev"
     shutil.copytree(tiny_model, folder)
     model = SpeechToText.from_pretrained(folder)
@@ -221,7 +225,7 @@ def test_the_command(tiny_model, waves, tmp_path, capsys):
         soundfile.write(path, wave, 16000, subtype="FLOAT")
         tables["wav.scp"].append(f"u{index} {path}")
         tables["utt2task"].append(f"u{index} asr en en")
-        # the first text is what the model writes, the second is not
+        # the first reference equals the hypothesis, the second does not
         text = "nothing of that" if index else " ".join(result.text.split())
         tables["text"].append(f"u{index} {text}")
     for name, lines in tables.items():

@@ -1,4 +1,4 @@
-"""CTC prefix scores: ESPnet's own, and enumeration of every path."""
+"""CTC prefix scores, compared with ESPnet's scorer and the sum over all paths."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def random_logits(batch: int, frames: int, seed: int, labels: int = LABELS):
 
 
 def espnet_scores(log_probs: np.ndarray, text: list[int]) -> tuple[list[float], float]:
-    """Prefix score behind each label of a text, and the score of its end."""
+    """Return ESPnet's score of each prefix of a text, and that of the complete text."""
     scorer = CTCPrefixScore(log_probs, 0, EOS, np)
     state, prefix, scores = scorer.initial_state(), [EOS], []
     for label in text:
@@ -42,7 +42,7 @@ def espnet_scores(log_probs: np.ndarray, text: list[int]) -> tuple[list[float], 
     seed=st.integers(0, 10**6),
 )
 def test_scores_equal_espnets(texts, seed):
-    """A padded batch of utterances against ESPnet, one by one."""
+    """Compare a padded batch with ESPnet, one utterance at a time."""
     lengths = [12 + 3 * i for i in range(len(texts))]
     logits = random_logits(len(texts), max(lengths) + 4, seed)
     scorer = CTCPrefixScorer(logits, torch.tensor(lengths))
@@ -57,15 +57,15 @@ def test_scores_equal_espnets(texts, seed):
 
 
 def enumerate_scores(log_probs: torch.Tensor, text: tuple[int, ...]):
-    """Log probabilities that the labels begin with ``text``, and that they are it."""
+    """Return the log probabilities of ``text`` as a prefix and as the complete text."""
     begins, equals = [], []
     frames, labels = log_probs.shape
     for path in itertools.product(range(labels), repeat=frames):
-        spelt = tuple(k for k, _, _ in label_runs(path) if k != 0)
+        collapsed = tuple(k for k, _, _ in label_runs(path) if k != 0)
         score = sum(log_probs[t, k].item() for t, k in enumerate(path))
-        if spelt[: len(text)] == text:
+        if collapsed[: len(text)] == text:
             begins.append(score)
-        if spelt == text:
+        if collapsed == text:
             equals.append(score)
     total = [math.fsum(map(math.exp, scores)) for scores in (begins, equals)]
     return [math.log(t) if t else -math.inf for t in total]
@@ -85,13 +85,13 @@ def test_scores_equal_the_sum_over_all_paths(text):
         (state.score.item(), begins),
         (scorer.finish(state).item(), equals),
     ):
-        if expected == -math.inf:  # four times the same label needs seven frames
+        if expected == -math.inf:  # the same label four times needs seven frames
             assert found < -1e20
         else:
             assert found == pytest.approx(expected, abs=1e-9)
 
 
-def test_what_cannot_be_said_in_one_frame():
+def test_two_labels_do_not_fit_into_one_frame():
     scorer = CTCPrefixScorer(random_logits(1, 1, 0), torch.tensor([1]))
     one = scorer.extend(scorer.start(torch.tensor([0])), torch.tensor([1]))
     assert one.score.item() == pytest.approx(scorer.log_probs[0, 0, 1].item())
@@ -100,8 +100,8 @@ def test_what_cannot_be_said_in_one_frame():
     assert scorer.finish(two).item() < -1e20
 
 
-def test_a_long_text_in_long_speech_stays_exact():
-    """1500 frames of sharp posteriors: sums in the log domain keep their digits."""
+def test_long_text_equals_the_ctc_loss():
+    """Sums in the log domain stay exact over 1500 frames of sharp posteriors."""
     generator = torch.Generator().manual_seed(3)
     logits = 20 * torch.randn(1, 1500, LABELS, generator=generator)
     text = torch.randint(1, 4, (300,), generator=generator).tolist()
@@ -119,7 +119,7 @@ def test_a_long_text_in_long_speech_stays_exact():
     assert scorer.finish(state).item() == pytest.approx(-loss.item(), rel=1e-10)
 
 
-def test_a_prefix_is_likelier_than_what_begins_with_it():
+def test_longer_prefix_is_not_more_probable():
     scorer = CTCPrefixScorer(random_logits(1, 30, 5), torch.tensor([30]))
     state = scorer.start(torch.tensor([0]))
     for label in (1, 1, 2, 3):
@@ -129,7 +129,7 @@ def test_a_prefix_is_likelier_than_what_begins_with_it():
         state = longer
 
 
-def test_many_suffixes_at_once_equal_one_by_one():
+def test_batched_suffixes_equal_one_by_one():
     lengths = torch.tensor([20, 15])
     scorer = CTCPrefixScorer(random_logits(2, 20, 7), lengths)
     states = scorer.start(torch.tensor([0, 1]))
@@ -138,16 +138,16 @@ def test_many_suffixes_at_once_equal_one_by_one():
     kept, found = scorer.extend_many(states, suffixes)
     assert sorted(kept) == list(range(len(suffixes)))
     found = found[torch.tensor(kept).argsort()]
-    for place, (index, labels) in enumerate(suffixes):
+    for row, (index, labels) in enumerate(suffixes):
         expected = states[torch.tensor([index])]
         for label in labels:
             expected = scorer.extend(expected, torch.tensor([label]))
-        state = found[torch.tensor([place])]
+        state = found[torch.tensor([row])]
         for name in ("utterance", "last", "label", "blank", "score"):
             assert torch.equal(getattr(state, name), getattr(expected, name)), name
 
 
-def test_no_suffix_leaves_the_prefixes():
+def test_empty_suffixes_keep_the_prefixes():
     scorer = CTCPrefixScorer(random_logits(1, 9, 7), torch.tensor([9]))
     states = scorer.start(torch.tensor([0]))
     kept, found = scorer.extend_many(states, [(0, []), (0, ())])
@@ -163,22 +163,22 @@ def test_no_suffix_leaves_the_prefixes():
         max_size=12,
     ),
     seed=st.integers(0, 1000),
-    floor=st.floats(-30, 0),
+    threshold=st.floats(-30, 0),
 )
-def test_floors_leave_out_what_is_not_above_them(suffixes, seed, floor):
+def test_suffixes_below_their_threshold_are_dropped(suffixes, seed, threshold):
     scorer = CTCPrefixScorer(random_logits(3, 14, seed), torch.tensor([14, 9, 11]))
     states = scorer.start(torch.tensor([0, 1, 2]))
     states = scorer.extend(states, torch.tensor([2, 1, 3]))
-    floors = [floor + index for index in range(len(suffixes))]
-    everything, expected = scorer.extend_many(states, suffixes)
-    kept, found = scorer.extend_many(states, suffixes, floors)
-    scores = dict(zip(everything, expected.score.tolist()))
+    thresholds = [threshold + index for index in range(len(suffixes))]
+    all_kept, expected = scorer.extend_many(states, suffixes)
+    kept, found = scorer.extend_many(states, suffixes, thresholds)
+    scores = dict(zip(all_kept, expected.score.tolist()))
     for index, (_, labels) in enumerate(suffixes):
-        if labels:  # what has no labels is not judged anew
-            assert (index in kept) == (scores[index] > floors[index])
-    for place, index in enumerate(kept):
-        other = everything.index(index)
+        if labels:  # empty suffixes are not scored again
+            assert (index in kept) == (scores[index] > thresholds[index])
+    for row, index in enumerate(kept):
+        other = all_kept.index(index)
         for name in ("utterance", "last", "label", "blank", "score"):
             assert torch.equal(
-                getattr(found, name)[place], getattr(expected, name)[other]
+                getattr(found, name)[row], getattr(expected, name)[other]
             )

@@ -1,4 +1,8 @@
-"""Forced alignment: every path enumerated, torchaudio's, and speech of known places."""
+"""Forced alignment and word times.
+
+Alignments are compared with the best of all paths and with torchaudio, word times with
+constructed CTC output and with speech between known silences.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +41,8 @@ def random_log_probs(frames: int, labels: int, seed: int) -> torch.Tensor:
     return logits.log_softmax(1)
 
 
-def spelt(path) -> list[int]:
+def collapse(path) -> list[int]:
+    """Return the labels of a CTC path: repetitions merged, blanks removed."""
     return [k for k, _ in itertools.groupby(path) if k != 0]
 
 
@@ -45,10 +50,12 @@ def spelt(path) -> list[int]:
 @pytest.mark.parametrize(
     "labels", [[1], [2, 1], [1, 1], [1, 1, 2], [2, 2, 2], [1, 2, 1, 2], [1, 2, 3, 3]]
 )
-def test_the_likeliest_of_all_paths(labels, seed):
+def test_alignment_is_the_most_probable_path(labels, seed):
     log_probs = random_log_probs(6, 4, seed)
     paths = [
-        path for path in itertools.product(range(4), repeat=6) if spelt(path) == labels
+        path
+        for path in itertools.product(range(4), repeat=6)
+        if collapse(path) == labels
     ]
     assert paths
     scores = log_probs[torch.arange(6), torch.tensor(paths)].sum(1)
@@ -56,7 +63,7 @@ def test_the_likeliest_of_all_paths(labels, seed):
     assert tuple(found.tolist()) == paths[int(scores.argmax())]
     path, per_frame = forced_align(log_probs, labels)
     assert per_frame.sum().item() == pytest.approx(scores.max().item(), abs=1e-5)
-    assert spelt(path.tolist()) == labels
+    assert collapse(path.tolist()) == labels
 
 
 @given(
@@ -64,34 +71,33 @@ def test_the_likeliest_of_all_paths(labels, seed):
     spare=st.integers(0, 60),
     seed=st.integers(0, 10**6),
 )
-def test_a_path_spells_its_text(labels, spare, seed):
-    log_probs = random_log_probs(frames_needed(labels) + spare, 5, seed)
-    assert spelt(viterbi(log_probs, torch.tensor(labels)).tolist()) == labels
+def test_path_collapses_to_its_labels(labels, extra_frames, seed):
+    log_probs = random_log_probs(frames_needed(labels) + extra_frames, 5, seed)
+    assert collapse(viterbi(log_probs, torch.tensor(labels)).tolist()) == labels
 
 
-def test_the_same_path_as_torchaudios():
-    """Where torchaudio loads; its CPU wheel may not, and then this compares nothing
-    but the choice that was made because of it."""
-    theirs = torchaudio_forced_align()
+def test_path_equals_torchaudio():
+    """Compare both implementations; only ours if torchaudio does not load."""
+    torchaudio_align = torchaudio_forced_align()
     for seed in range(20):
         generator = torch.Generator().manual_seed(seed)
         labels = torch.randint(1, 30, (25,), generator=generator)
         log_probs = random_log_probs(120, 30, seed).float()
         expected = viterbi(log_probs, labels)
-        if theirs is not None:
-            path, scores = theirs(log_probs[None], labels[None], blank=0)
+        if torchaudio_align is not None:
+            path, scores = torchaudio_align(log_probs[None], labels[None], blank=0)
             assert path[0].tolist() == expected.tolist()
             assert torch.equal(scores[0], log_probs.gather(1, path.mT.long())[:, 0])
         path, _ = forced_align(log_probs, labels)
         assert path.tolist() == expected.tolist()
 
 
-def test_what_cannot_be_aligned():
+def test_labels_that_cannot_be_aligned_are_an_error():
     log_probs = random_log_probs(4, 3, 0)
     path, scores = forced_align(log_probs, [])
     assert path.tolist() == [0, 0, 0, 0]
     assert torch.equal(scores, log_probs[:, 0])
-    assert spelt(forced_align(log_probs, [1, 1, 2])[0].tolist()) == [1, 1, 2]
+    assert collapse(forced_align(log_probs, [1, 1, 2])[0].tolist()) == [1, 1, 2]
     with pytest.raises(ValueError, match="5 frames are needed, there are 4"):
         forced_align(log_probs, [1, 1, 1])
     with pytest.raises(ValueError, match="no blanks"):
@@ -107,7 +113,7 @@ def tokenizer() -> CTCTokenizer:
 
 
 def log_probs_of(frames: str) -> torch.Tensor:
-    """CTC that is nearly sure: one character a frame, ``.`` blank, ``_`` space."""
+    """Return confident CTC output, a character per frame: ``.`` blank, ``_`` space."""
     names = {".": 0, "_": SPACE}
     path = torch.tensor(
         [names.get(c) or (c != "." and LABELS.index(c)) for c in frames]
@@ -127,25 +133,25 @@ def spans_of(text: str, frames: str, tokenizer, language="en") -> list[tuple[int
     ("text", "frames", "expected"),
     [
         ("Go on.", "..g.oo._..o.n..", [(2, 6), (10, 13)]),
-        ("a - b", ".a._.b.", [(1, 2), (2, 2), (5, 6)]),  # no label at all
+        ("a - b", ".a._.b.", [(1, 2), (2, 2), (5, 6)]),  # words without labels
         ("... a", ".a._.b.", [(0, 0), (1, 2)]),
         ("", "..", []),
-        # CTC misheard a letter: its place is between the others
+        # a wrong letter in the CTC output: the frames between the others
         ("cat", ".c..x.t", [(1, 7)]),
-        # digits are spelt
+        # digits are spelt out
         ("press 2", "pr.es.s_.t.wo..", [(0, 7), (9, 13)]),
-        # no label for it: what was heard in between
+        # letters outside the vocabulary: the CTC output in between
         ("go да on", "go_..d.a.._.on", [(0, 2), (5, 8), (12, 14)]),
         ("да on", "..d.a.._.on", [(2, 5), (9, 11)]),
         ("on да", "on_..d.a..", [(0, 2), (5, 8)]),
         ("naïve on", "na.s.ve_.on", [(0, 7), (9, 11)]),
     ],
 )
-def test_where_words_are(text, frames, expected, tokenizer):
+def test_words_are_located(text, frames, expected, tokenizer):
     assert spans_of(text, frames, tokenizer) == expected
 
 
-def test_a_text_that_does_not_fit_is_shared_out(tokenizer):
+def test_words_that_do_not_fit_share_the_frames(tokenizer):
     labels = [word_labels(w, "en", tokenizer) for w in ("abcdef", "gh")]
     spans = align_spans(labels, log_probs_of("a.b."), UNKNOWN, SPACE)
     assert [(s.begin, s.end, s.aligned) for s in spans] == [
@@ -154,14 +160,14 @@ def test_a_text_that_does_not_fit_is_shared_out(tokenizer):
     ]
 
 
-def test_log_probabilities_of_labels(tokenizer):
+def test_label_log_probabilities_follow_the_path(tokenizer):
     log_probs = log_probs_of(".c..x.t")
     (span,) = align_spans([tokenizer("cat")], log_probs, UNKNOWN, SPACE)
-    sure, wrong = log_probs.max().item(), log_probs.min().item()
-    assert span.log_probs == pytest.approx((sure, wrong, sure))
+    high, low = log_probs.max().item(), log_probs.min().item()
+    assert span.log_probs == pytest.approx((high, low, high))
 
 
-def test_words_of_languages_without_spaces():
+def test_text_is_split_into_words_by_language():
     assert split_words("「はい、 そう。」", "ja") == [
         "「",
         "は",
@@ -172,7 +178,7 @@ def test_words_of_languages_without_spaces():
     assert split_words("Yes, it's so.", "en") == ["Yes,", "it's", "so."]
 
 
-def test_unknown_letters_in_a_row_are_one(tokenizer):
+def test_adjacent_unknown_letters_are_one_label(tokenizer):
     assert word_labels("да", "en", tokenizer) == [UNKNOWN]
     a, b = tokenizer("ab")
     assert word_labels("aдаb", "en", tokenizer) == [a, UNKNOWN, b]
@@ -180,40 +186,46 @@ def test_unknown_letters_in_a_row_are_one(tokenizer):
 
 
 def flat_times(spans, frames, loud=None) -> list[float]:
+    """Return start and end of each word in one list, in seconds."""
     return list(itertools.chain(*word_times(spans, frames, 0.02, loud)))
 
 
-def test_words_reach_beyond_their_peaks():
+def test_words_extend_beyond_their_ctc_peaks():
     spans = [Span(10, 20), Span(20, 20), Span(24, 30), Span(100, 110)]
-    narrow = 0.48 - 0.08 * LEAD / (LEAD + TAIL)  # 0.08 s are shared by two words
+    narrow = 0.48 - 0.08 * LEAD / (LEAD + TAIL)  # two words share a gap of 0.08 s
     expected = [0.2 - LEAD, 0.4, 0.4, 0.4, narrow, 0.6 + TAIL, 2 - LEAD, 2.2 + TAIL]
     assert flat_times(spans, 120) == pytest.approx(expected)
     assert flat_times(spans, 111)[-1] == pytest.approx(2.22)
     assert word_times([], 10, 0.02) == []
 
 
-def test_words_reach_as_far_as_the_sound():
+def test_words_extend_to_the_end_of_the_sound():
     spans = [Span(10, 12), Span(40, 42)]
     loud = [4 <= t < 20 or 34 <= t < 60 for t in range(70)]
     assert flat_times(spans, 70, loud) == pytest.approx([0.08, 0.4, 0.68, 1.2])
-    # a closed "t" is in a word, a pause is not
+    # the closure of a "t" belongs to the word, a pause does not
     loud = [t not in (14, 15, 16, 22, 23, 24, 25, 26) for t in range(70)]
     expected = [0.2 - LEAD, 0.44, 0.54, 0.84 + TAIL]
     assert flat_times(spans, 70, loud) == pytest.approx(expected)
 
 
-def test_the_edges_end_at_a_short_silence_where_music_goes_on():
+def test_outer_edges_end_at_a_short_silence_before_music():
     spans = [Span(20, 22), Span(40, 42)]
     loud = [t not in (14, 15, 28, 29, 36, 37, 50, 51) for t in range(80)]
-    expected = [0.32, 0.44 + TAIL, 0.8 - LEAD, 1.0]  # only outside the text
+    expected = [
+        0.32,
+        0.44 + TAIL,
+        0.8 - LEAD,
+        1.0,
+    ]  # only before the first and after the last word
     assert flat_times(spans, 80, loud) == pytest.approx(expected)
-    loud[70:] = [False] * 10  # the sound falls silent, but out of reach
+    loud[70:] = [False] * 10  # a long silence, but beyond REACH
     assert flat_times(spans, 80, loud) == pytest.approx(expected)
-    loud[58:] = [False] * 22  # within reach: what stood before was a closed "t"
+    loud[58:] = [False] * 22  # within REACH: the short one was the closure of a "t"
     assert flat_times(spans, 80, loud)[-1] == pytest.approx(1.16)
 
 
-def test_which_frames_are_loud():
+def test_frames_far_below_the_peak_are_not_loud():
     wave = np.zeros(16000)
     wave[4000:8000] = np.sin(np.arange(4000))
     wave[8000:12000] = 0.03 * np.sin(np.arange(4000))  # 30 dB below
@@ -224,8 +236,8 @@ def test_which_frames_are_loud():
     assert loud_frames(np.zeros(100), 1, 320) == [False]
 
 
-def test_a_prompt_ends_where_its_sound_does(speech_file):
-    """Padded with silence, the words lie where the speech is."""
+def test_word_times_exclude_padded_silence(speech_file):
+    """The first and last word begin and end with the speech."""
     speech = load_audio(speech_file)
     wave = np.concatenate([np.zeros(8000), speech, np.zeros(16000)])
     frames = len(wave) // 320
@@ -244,15 +256,15 @@ def test_a_prompt_ends_where_its_sound_does(speech_file):
     sizes=st.lists(st.tuples(st.integers(0, 30), st.integers(0, 9)), max_size=9),
     noise=st.lists(st.booleans(), min_size=400, max_size=400),
 )
-def test_times_never_go_back(sizes, noise):
-    spans, place = [], 0
+def test_word_times_are_monotonic(sizes, noise):
+    spans, frame = [], 0
     for gap, size in sizes:
-        spans.append(Span(place + gap, place + gap + size))
-        place += gap + size
-    for loud in (None, noise[:place], [False] * place):
-        flat = flat_times(spans, place, loud)
+        spans.append(Span(frame + gap, frame + gap + size))
+        frame += gap + size
+    for loud in (None, noise[:frame], [False] * frame):
+        flat = flat_times(spans, frame, loud)
         assert all(b - a > -1e-9 for a, b in itertools.pairwise(flat))
-        assert all(-1e-9 <= t <= place * 0.02 + 1e-9 for t in flat)
+        assert all(-1e-9 <= t <= frame * 0.02 + 1e-9 for t in flat)
         for span, start, end in zip(spans, flat[::2], flat[1::2]):
             assert start <= span.begin * 0.02 + 1e-9
             assert end >= span.end * 0.02 - 1e-9

@@ -1,4 +1,8 @@
-"""Engines compute the same; what they cannot do they say."""
+"""Inference backends: same results as PyTorch's own layers, errors if unavailable.
+
+Packed layers are compared with products and convolutions in float64, attention with
+PyTorch's, DeepSpeed is replaced by a stub.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +33,7 @@ from speechllm.utils.errors import UserError
     bias=st.booleans(),
     strided=st.booleans(),
 )
-def test_packed_products_are_the_products(rows, inputs, outputs, bias, strided):
+def test_packed_linear_equals_float64_product(rows, inputs, outputs, bias, strided):
     torch.manual_seed(rows)
     linear = nn.Linear(inputs, outputs, bias=bias)
     packed = PackedLinear(linear)
@@ -55,7 +59,7 @@ def test_packed_products_are_the_products(rows, inputs, outputs, bias, strided):
     groups=st.sampled_from([1, 2, 4]),
     normalised=st.booleans(),
 )
-def test_packed_convolutions_are_the_convolutions(
+def test_packed_convolution_equals_float64_convolution(
     frames, kernel, stride, padding, groups, normalised
 ):
     torch.manual_seed(frames)
@@ -77,13 +81,13 @@ def test_packed_convolutions_are_the_convolutions(
     with torch.inference_mode():
         found = model(values)
         assert torch.allclose(found.double(), expected, atol=1e-4)
-        channels_together = values.transpose(1, 2).contiguous().transpose(1, 2)
-        assert torch.allclose(model(channels_together), found, atol=1e-5)
+        channels_last = values.transpose(1, 2).contiguous().transpose(1, 2)
+        assert torch.allclose(model(channels_last), found, atol=1e-5)
     assert found.transpose(1, 2).is_contiguous()
     assert all(torch.equal(model.state_dict()[name], state[name]) for name in state)
 
 
-def test_convolutions_that_are_not_packed():
+def test_unsupported_convolutions_are_not_packed():
     layers = [nn.Conv1d(4, 4, 3, padding="same"), nn.Conv1d(4, 4, 3).bfloat16()]
     layers.append(nn.Conv1d(4, 4, 3, padding=1, padding_mode="circular"))
     model = nn.Sequential(*layers)
@@ -91,7 +95,7 @@ def test_convolutions_that_are_not_packed():
     assert not any("forward" in vars(layer) for layer in layers)
 
 
-def test_auto_hears_what_eager_hears(tiny_model):
+def test_auto_gives_the_same_tokens_as_eager(tiny_model):
     waves = [
         (
             0.1 * torch.randn(4000 * n, generator=torch.Generator().manual_seed(n))
@@ -115,8 +119,8 @@ def test_auto_hears_what_eager_hears(tiny_model):
 
 @pytest.mark.parametrize("new", [1, 5])
 @pytest.mark.parametrize(("heads", "groups"), [(4, 2), (6, 1), (3, 3)])
-def test_grouped_attention_is_attention(new, heads, groups):
-    """Against PyTorch's own, with the keys of a group copied for each head."""
+def test_grouped_attention_equals_pytorch(new, heads, groups):
+    """Compare with PyTorch's attention, the keys of a group repeated for each head."""
     generator = torch.Generator().manual_seed(heads)
     query = torch.randn(2, new, heads, 8, generator=generator).transpose(1, 2)
     key, value = torch.randn(2, 2, groups, 7, 8, generator=generator)
@@ -133,14 +137,14 @@ def test_grouped_attention_is_attention(new, heads, groups):
     assert torch.allclose(found, expected.transpose(1, 2), atol=1e-5)
 
 
-def test_only_float32_is_packed():
+def test_only_float32_layers_are_packed():
     model = nn.Sequential(nn.Linear(4, 4).bfloat16(), nn.Linear(4, 4))
     choose_engine(model, "auto")
     assert type(model[0]) is nn.Linear
     assert type(model[1]) is PackedLinear
 
 
-def test_engines_that_are_not_here(tiny_model, monkeypatch):
+def test_unavailable_engines_are_an_error(tiny_model, monkeypatch):
     with pytest.raises(UserError, match="engine 'fast': one of auto, eager, deepspeed"):
         SpeechToText.from_pretrained(tiny_model, engine="fast")
     with pytest.raises(UserError, match="engine deepspeed needs an NVIDIA GPU"):
@@ -152,20 +156,20 @@ def test_engines_that_are_not_here(tiny_model, monkeypatch):
         choose_engine(model, "deepspeed")
 
 
-def test_deepspeed_gets_the_llm(monkeypatch):
-    """A stand-in for the package: on a GPU the real one is called like this."""
-    asked = []
+def test_deepspeed_is_called_with_the_llm(monkeypatch):
+    """Replace the package, which needs a GPU, by a stub."""
+    calls = []
 
     def init_inference(causal_lm, **options):
-        asked.append((causal_lm, options))
+        calls.append((causal_lm, options))
         return SimpleNamespace(module="the same, in DeepSpeed")
 
-    stand_in = SimpleNamespace(init_inference=init_inference)
-    monkeypatch.setitem(sys.modules, "deepspeed", stand_in)
+    stub = SimpleNamespace(init_inference=init_inference)
+    monkeypatch.setitem(sys.modules, "deepspeed", stub)
     llm = SimpleNamespace(causal_lm="the LLM", dtype=torch.bfloat16)
     on_gpu = SimpleNamespace(device=torch.device("cuda", 0))
     model = SimpleNamespace(parameters=lambda: iter([on_gpu]), llm=llm)
     choose_engine(model, "deepspeed")
     options = {"dtype": torch.bfloat16, "replace_with_kernel_inject": False}
-    assert asked == [("the LLM", options)]
+    assert calls == [("the LLM", options)]
     assert llm.causal_lm == "the same, in DeepSpeed"

@@ -1,4 +1,4 @@
-"""The text of an utterance does not depend on its batch."""
+"""Outputs of an utterance do not depend on its batch, for all encoders and bridges."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ SEARCHES = (
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory, tiny_whisper, tiny_llm) -> dict[tuple, SpeechToText]:
-    """A small random model of each encoder and bridge."""
+    """Return a tiny random model of each pair of encoder and bridge."""
     root = tmp_path_factory.mktemp("batches")
     (root / "prompts.yaml").write_text(PROMPTS)
     folders = {"whisper": tiny_whisper}
     for norm in ("group", "layer"):
         folders[f"hubert-{norm}"] = write_tiny_hubert(root / norm, norm)
-    made = {}
+    found = {}
     for encoder, bridge in PAIRS:
         torch.manual_seed(6)
         model = build_speech_llm(
@@ -48,8 +48,8 @@ def models(tmp_path_factory, tiny_whisper, tiny_llm) -> dict[tuple, SpeechToText
             }
         )
         prompts = read_prompts(root / "prompts.yaml")
-        made[encoder, bridge] = SpeechToText(model, prompts)
-    return made
+        found[encoder, bridge] = SpeechToText(model, prompts)
+    return found
 
 
 @pytest.mark.parametrize("search", SEARCHES, ids=["greedy", "beam", "joint"])
@@ -72,13 +72,13 @@ def test_text_does_not_depend_on_the_batch(
     tasks = [Task("asr", "en", "en"), Task("st", "en", "fr"), Task("asr", "fr", "fr")]
     tasks = [tasks[i % 3] for i in range(len(waves))]
     options = search_options({**search, "tokens_per_second": 0.5, "extra_tokens": 4})
-    alone = [model.decode([w], [a], options)[0] for w, a in zip(waves, tasks)]
-    places = list(range(len(waves)))
-    order.shuffle(places)
+    alone = [model.decode([w], [t], options)[0] for w, t in zip(waves, tasks)]
+    indices = list(range(len(waves)))
+    order.shuffle(indices)
     found = model.decode(
-        [waves[i] for i in places], [tasks[i] for i in places], options, batch_size
+        [waves[i] for i in indices], [tasks[i] for i in indices], options, batch_size
     )
-    for index, result in zip(places, found):
+    for index, result in zip(indices, found):
         assert result.tokens == alone[index].tokens
         assert result.ctc_text == alone[index].ctc_text
         assert result.score == pytest.approx(alone[index].score, abs=1e-3)
@@ -92,7 +92,7 @@ def test_sampling_does_not_depend_on_the_batch(models):
     ]
     tasks = [Task("asr", "en", "en")] * 4
     options = search_options({"sampling": True, "top_p": 0.9, "extra_tokens": 6})
-    alone = [model.decode([w], [a], options)[0].tokens for w, a in zip(waves, tasks)]
+    alone = [model.decode([w], [t], options)[0].tokens for w, t in zip(waves, tasks)]
     for batch_size in (1, 2, 4):
         found = model.decode(waves, tasks, options, batch_size)
         assert [result.tokens for result in found] == alone

@@ -1,4 +1,7 @@
-"""Decoding an example dir: going on after a kill, shards, and what cannot be read."""
+"""Decoding an example dir: resuming, shards, unreadable audio and wrong arguments.
+
+The texts are compared with those of decoding each utterance alone.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ COUNT = 7
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory, speech_file) -> Path:
-    """An example dir of seven pieces of real speech, two of them to translate."""
+    """Return an example dir of seven excerpts of speech, two of them to translate."""
     folder = tmp_path_factory.mktemp("decode") / "examples"
     folder.mkdir()
     speech = load_audio(speech_file)
@@ -43,7 +46,7 @@ def original(tmp_path_factory, speech_file) -> Path:
 
 @pytest.fixture
 def examples(original, tmp_path) -> Path:
-    """A copy of the tables that a test may spoil."""
+    """Return a copy of the tables that a test may change."""
     folder = tmp_path / "examples"
     folder.mkdir()
     for name in ("wav.scp", "utt2task", "utt2num_samples"):
@@ -53,7 +56,7 @@ def examples(original, tmp_path) -> Path:
 
 @pytest.fixture(scope="module")
 def expected(original, tiny_model) -> str:
-    """The file ``text`` that every way of decoding must give."""
+    """Return the content of ``text`` from decoding each utterance alone."""
     model = SpeechToText.from_pretrained(tiny_model)
     lines = []
     tasks = read_table(original / "utt2task")
@@ -66,7 +69,7 @@ def expected(original, tiny_model) -> str:
 
 @pytest.fixture
 def decode(tiny_model, examples, tmp_path):
-    """Decodes into one folder with keywords of ``decode_examples``."""
+    """Return a function that calls ``decode_examples`` with one output folder."""
 
     def run(generation=OPTIONS, model=tiny_model, output=tmp_path / "out", **options):
         return decode_examples(model, examples, output, generation, **options)
@@ -74,15 +77,15 @@ def decode(tiny_model, examples, tmp_path):
     return run
 
 
-def lines_of(path: Path) -> list[dict]:
+def read_lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
-def test_text_is_that_of_each_utterance_alone(decode, expected, tmp_path, batch_size):
+def test_text_equals_decoding_one_by_one(decode, expected, tmp_path, batch_size):
     assert decode(batch_size=batch_size) == COUNT
     assert (tmp_path / "out" / "text").read_text("utf-8") == expected
-    head, *lines = lines_of(tmp_path / "out" / "hypotheses.1.jsonl")
+    head, *lines = read_lines(tmp_path / "out" / "hypotheses.1.jsonl")
     assert set(head) == {"settings"}
     assert len(lines) == COUNT
     for line in lines:
@@ -93,7 +96,7 @@ def test_text_is_that_of_each_utterance_alone(decode, expected, tmp_path, batch_
     assert not (tmp_path / "out" / "failed.1.tsv").exists()
 
 
-def test_a_second_start_finds_nothing_to_do(decode, monkeypatch, tmp_path):
+def test_rerun_decodes_nothing(decode, monkeypatch, tmp_path):
     decode()
     before = (tmp_path / "out" / "hypotheses.1.jsonl").read_bytes()
     monkeypatch.setattr(SpeechToText, "from_pretrained", None)
@@ -103,17 +106,17 @@ def test_a_second_start_finds_nothing_to_do(decode, monkeypatch, tmp_path):
     assert (tmp_path / "out" / "text").exists()
 
 
-def test_killed_between_batches(decode, expected, monkeypatch, tmp_path):
-    whole, calls = SpeechToText.decode, []
+def test_resume_after_a_kill_between_batches(decode, expected, monkeypatch, tmp_path):
+    decode_batch, calls = SpeechToText.decode, []
 
     def killed(*arguments):
         if len(calls) == 2:
             raise KeyboardInterrupt
         calls.append(arguments)
-        return whole(*arguments)
+        return decode_batch(*arguments)
 
     monkeypatch.setattr(SpeechToText, "decode", killed)
-    monkeypatch.setattr("speechllm.inference.encoding.QUEUE", 1)  # a batch at a time
+    monkeypatch.setattr("speechllm.inference.encoding.QUEUE", 1)  # one batch per call
     with pytest.raises(KeyboardInterrupt):
         decode(batch_size=2)
     assert not (tmp_path / "out" / "text").exists()
@@ -123,25 +126,25 @@ def test_killed_between_batches(decode, expected, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("cut", [1, 30, -1])
-def test_killed_while_a_line_was_written(decode, expected, tmp_path, cut):
-    """The last line lacks its end, most of it, or only the line break."""
+def test_resume_after_a_truncated_last_line(decode, expected, tmp_path, cut):
+    """The last line is cut after 1 or 30 bytes, or lacks only the line break."""
     decode()
     path = tmp_path / "out" / "hypotheses.1.jsonl"
     *lines, last = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines) + last[:cut])
     assert decode() == 1
     assert (tmp_path / "out" / "text").read_text("utf-8") == expected
-    assert len(lines_of(path)) == COUNT + 1
+    assert len(read_lines(path)) == COUNT + 1
 
 
-def test_killed_before_the_first_line(decode, expected, tmp_path):
+def test_resume_after_a_truncated_first_line(decode, expected, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "hypotheses.1.jsonl").write_text('{"sett')
     assert decode() == COUNT
     assert (tmp_path / "out" / "text").read_text("utf-8") == expected
 
 
-def test_other_settings_begin_anew(decode, expected, monkeypatch, tmp_path):
+def test_other_settings_restart_decoding(decode, expected, monkeypatch, tmp_path):
     decode({**OPTIONS, "extra_tokens": 2.0})
     out = tmp_path / "out"
     assert (out / "text").read_text("utf-8") != expected
@@ -153,14 +156,14 @@ def test_other_settings_begin_anew(decode, expected, monkeypatch, tmp_path):
     monkeypatch.setattr(SpeechToText, "decode", killed)
     with pytest.raises(KeyboardInterrupt):
         decode()
-    assert not (out / "text").exists()  # nobody scores the old one as the new
+    assert not (out / "text").exists()  # the old text must not be scored as the new one
     assert (out / "hypotheses.1.jsonl.previous").read_bytes() == old
     monkeypatch.undo()
     assert decode() == COUNT
     assert (out / "text").read_text("utf-8") == expected
 
 
-def test_another_model_or_precision_begins_anew(decode, tiny_model, tmp_path):
+def test_another_model_or_precision_restarts_decoding(decode, tiny_model, tmp_path):
     decode()
     other = tmp_path / "other"
     shutil.copytree(tiny_model, other)
@@ -171,9 +174,9 @@ def test_another_model_or_precision_begins_anew(decode, tiny_model, tmp_path):
     assert decode(model=other, dtype="bfloat16") == COUNT
 
 
-def test_what_cannot_be_read_is_listed(decode, examples, expected, tmp_path, capsys):
+def test_unreadable_audio_is_listed(decode, examples, expected, tmp_path, capsys):
     wavs = read_table(examples / "wav.scp")
-    good = dict(wavs)
+    readable = dict(wavs)
     wavs["en-1"] = str(tmp_path / "gone.wav")
     (tmp_path / "empty.wav").write_bytes(b"")
     wavs["en-4"] = str(tmp_path / "empty.wav")
@@ -191,37 +194,38 @@ def test_what_cannot_be_read_is_listed(decode, examples, expected, tmp_path, cap
     assert "31.0 s, the model takes 30 s" in reasons["en-5"]
     assert "3 of 7 utterances failed" in capsys.readouterr().out
 
-    # what is there now is decoded by the next start, and only that
+    # a re-run decodes only what was unreadable
     for name in ("en-1", "en-4", "en-5"):
-        shutil.copy(good[name], wavs[name])
+        shutil.copy(readable[name], wavs[name])
     assert decode() == 3
     assert (tmp_path / "out" / "text").read_text("utf-8") == expected
     assert not failed.exists()
 
 
-def test_a_shard_of_which_nothing_can_be_read(decode, examples, tmp_path):
-    """It is a part of the set, whose other shards may be sound."""
+def test_unreadable_shard_is_not_an_error(decode, examples, tmp_path):
+    """Other shards may be readable; an error only if no audio file is."""
     wavs = read_table(examples / "wav.scp")
-    sound = sorted(wavs)[:-1]
+    readable = sorted(wavs)[:-1]
     wavs["en-6"] = str(tmp_path / "gone.wav")
     write_table(examples / "wav.scp", wavs)
     for shard in range(1, COUNT + 1):
         decode(num_shards=COUNT, shard=shard)
     text = (tmp_path / "out" / "text").read_text("utf-8").splitlines()
     assert text[-1] == "en-6"
-    assert [line.split()[0] for line in text[:-1]] == sound
+    assert [line.split()[0] for line in text[:-1]] == readable
     write_table(examples / "wav.scp", dict.fromkeys(wavs, wavs["en-6"]))
     with pytest.raises(UserError, match=f"none of {COUNT} audio files can be read"):
         decode()
 
 
-def test_shards_join(decode, expected, tmp_path):
+def test_shards_are_joined(decode, expected, tmp_path):
     for shard in (3, 1, 2):
         assert not (tmp_path / "out" / "text").exists()
         decode(num_shards=3, shard=shard)
     assert (tmp_path / "out" / "text").read_text("utf-8") == expected
     sizes = [
-        len(lines_of(tmp_path / "out" / f"hypotheses.{k}.jsonl")) - 1 for k in (1, 2, 3)
+        len(read_lines(tmp_path / "out" / f"hypotheses.{k}.jsonl")) - 1
+        for k in (1, 2, 3)
     ]
     assert sizes == [3, 2, 2]
 
@@ -232,21 +236,21 @@ def test_more_shards_than_utterances(decode, expected, tmp_path):
     assert (tmp_path / "out" / "text").read_text("utf-8") == expected
 
 
-def test_a_shard_of_other_settings_does_not_join(decode, tmp_path):
+def test_shard_with_other_settings_is_not_joined(decode, tmp_path):
     decode({**OPTIONS, "extra_tokens": 2.0}, num_shards=2, shard=1)
     decode(num_shards=2, shard=2)
     assert not (tmp_path / "out" / "text").exists()
 
 
-def test_a_joint_beam_and_nbest(decode, tmp_path):
+def test_joint_beam_search_writes_nbest_lists(decode, tmp_path):
     decode({**OPTIONS, "beam_size": 3, "nbest": 2, "ctc_weight": 0.4})
-    for line in lines_of(tmp_path / "out" / "hypotheses.1.jsonl")[1:]:
+    for line in read_lines(tmp_path / "out" / "hypotheses.1.jsonl")[1:]:
         assert len(line["nbest"]) == 2
         assert line["nbest"][0][1] >= line["nbest"][1][1]
         assert isinstance(line["ctc_text"], str)
 
 
-def test_wrong_arguments(decode, examples, tmp_path):
+def test_wrong_arguments_are_errors(decode, examples, tmp_path):
     for options, message in (
         ({"shard": 3, "num_shards": 2}, "shard 3: from 1 to 2"),
         ({"shard": 0}, "shard 0: from 1 to 1"),
@@ -261,7 +265,7 @@ def test_wrong_arguments(decode, examples, tmp_path):
             decode(**options)
 
 
-def test_tables_that_do_not_fit(decode, examples):
+def test_inconsistent_tables_are_errors(decode, examples):
     tasks = read_table(examples / "utt2task")
     write_table(examples / "utt2task", {k: v for k, v in tasks.items() if k != "en-3"})
     with pytest.raises(UserError, match="en-3 is not in both wav.scp and utt2task"):
@@ -276,7 +280,7 @@ def test_tables_that_do_not_fit(decode, examples):
         decode()
 
 
-def test_the_command(tiny_model, examples, expected, tmp_path, capsys):
+def test_decode_command(tiny_model, examples, expected, tmp_path, capsys):
     config = tmp_path / "decode.yaml"
     config.write_text("batch_size: 2\nextra_tokens: 6\ntokens_per_second: 0\n")
     arguments = ["--model", str(tiny_model), "--examples", str(examples)]
@@ -297,7 +301,7 @@ def test_the_command(tiny_model, examples, expected, tmp_path, capsys):
         ("a: [", "cannot be read as YAML"),
     ],
 )
-def test_configs_that_are_wrong(tiny_model, examples, tmp_path, text, message):
+def test_invalid_config_is_an_error(tiny_model, examples, tmp_path, text, message):
     (tmp_path / "decode.yaml").write_text(text)
     arguments = ["--model", str(tiny_model), "--examples", str(examples)]
     arguments += ["--output_dir", str(tmp_path), "--config"]

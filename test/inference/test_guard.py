@@ -1,4 +1,7 @@
-"""The guard: what it measures, what it flags, what it makes of it, and its files."""
+"""Guard: flags, second decoding, rescoring, thresholds of a development set, commands.
+
+CTC scores are compared with the sum over all paths and with the prefix scorer.
+"""
 
 from __future__ import annotations
 
@@ -31,14 +34,9 @@ from speechllm.inference.guard_thresholds import (
     NO_CTC_OUTPUT,
     REPETITION,
     TOO_LONG,
-    TOO_SHORT,
     WITHHELD,
     Limits,
-    Statistics,
     Thresholds,
-    count_repetition,
-    ctc_confidence,
-    measure_text,
     read_thresholds,
     write_thresholds,
 )
@@ -59,9 +57,9 @@ WIDE = Limits(rate=1e9, min_length_ratio=0.0, max_length_ratio=1e9, repetition=1
 SHORT = {"tokens_per_second": 0.0, "extra_tokens": 8.0}  # eight tokens at most
 
 
-def thresholds(clear: float = 0.0, weight: float = 0.5, **limits) -> Thresholds:
+def thresholds(confidence: float = 0.0, weight: float = 0.5, **limits) -> Thresholds:
     wide = replace(WIDE, **limits)
-    return Thresholds(clear, weight, {"asr_en": wide, "st_en_fr": wide})
+    return Thresholds(confidence, weight, {"asr_en": wide, "st_en_fr": wide})
 
 
 # Rescoring
@@ -74,14 +72,14 @@ def random_log_probs(frames: int, labels: int, seed: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_ctc_sums_over_all_paths(seed):
+def test_ctc_score_is_the_sum_over_all_paths(seed):
     log_probs = random_log_probs(5, 3, seed)
     texts = [(), (1,), (2, 1), (1, 1), (1, 2, 1), (2, 2, 2)]
     totals = dict.fromkeys(texts, 0.0)
     for path in itertools.product(range(3), repeat=5):
-        spelt = tuple(k for k, _, _ in label_runs(path) if k)
-        if spelt in totals:
-            totals[spelt] += math.exp(sum(log_probs[t, k] for t, k in enumerate(path)))
+        labels = tuple(k for k, _, _ in label_runs(path) if k)
+        if labels in totals:
+            totals[labels] += math.exp(sum(log_probs[t, k] for t, k in enumerate(path)))
     found = ctc_log_probs(log_probs, texts)
     assert found == pytest.approx([math.log(totals[t]) for t in texts], abs=1e-4)
     assert ctc_log_probs(log_probs, [(1, 1, 1, 1)]) == [NEVER]
@@ -89,7 +87,7 @@ def test_ctc_sums_over_all_paths(seed):
 
 def test_rescoring_ranks_by_llm_and_ctc():
     log_probs = random_log_probs(30, 5, 1)
-    texts = [[1, 2], [], [3, 3, 1], [4, -1]]  # the last with its END
+    texts = [[1, 2], [], [3, 3, 1], [4, -1]]  # the last one ends with END
     nbest = [Hypothesis([7] * n, llm_score=-1.5 * n) for n in range(4)]
     ranked = rescore(
         nbest,
@@ -105,59 +103,14 @@ def test_rescoring_ranks_by_llm_and_ctc():
             if label > 0:
                 state = scorer.extend(state, torch.tensor([label]))
         size = len(hypothesis.tokens)
-        heard = scorer.finish(state).item()
-        expected[size] = 0.4 * heard + 0.6 * hypothesis.llm_score + 0.1 * (size + 1)
+        ctc_score = scorer.finish(state).item()
+        expected[size] = 0.4 * ctc_score + 0.6 * hypothesis.llm_score + 0.1 * (size + 1)
     assert {len(h.tokens): h.score for h in ranked} == pytest.approx(expected, abs=1e-3)
     best_first = sorted(expected.values(), reverse=True)
     assert [h.score for h in ranked] == pytest.approx(best_first, abs=1e-3)
 
 
-# What is measured
-
-
-@pytest.mark.parametrize(
-    ("text", "count"),
-    [
-        ("", 0),
-        ("okay", 0),
-        ("Okay, okay. Okay!", 2),
-        ("press one press one", 2),
-        ("press one press two press", 0),
-        ("a b c d a b c d a", 5),
-        ("the the cat cat cat", 2),
-    ],
-)
-def test_repetition(text, count):
-    assert count_repetition(text, "en") == count
-
-
-def test_repetition_without_spaces():
-    assert count_repetition("はいはいはい。", "ja") == 4
-    assert count_repetition("こんにちは", "ja") == 0
-
-
-def test_what_an_answer_is_measured_by():
-    found = measure_text("So so so, good.", ENGLISH, "so good", 2.0, 0.8, 1.5)
-    assert found.rate == 13 / 2  # "so so so good"
-    assert found.length_ratio == (13 + 5) / (7 + 5)
-    assert (found.repetition, found.ctc_confidence, found.ctc_margin) == (2, 0.8, 1.5)
-    # what the audio repeats is no fault of the answer
-    assert measure_text("no no no", ENGLISH, "no no no", 2.0, 1.0).repetition == 0
-    assert measure_text("", ENGLISH, "", 1.0, 0.0).length_ratio == 1.0
-
-
-def test_clarity_is_that_of_letters():
-    names = ["<blank>", "<unk>", "<space>", "a", "b", "<sos/eos>"]
-    probabilities = torch.tensor(
-        [
-            [0.9, 0.02, 0.02, 0.02, 0.02, 0.02],  # blank
-            [0.1, 0.1, 0.1, 0.5, 0.1, 0.1],  # a
-            [0.04, 0.02, 0.9, 0.02, 0.01, 0.01],  # space
-            [0.05, 0.05, 0.05, 0.05, 0.7, 0.1],  # b
-        ]
-    )
-    assert ctc_confidence(probabilities.log(), names) == pytest.approx(0.6)
-    assert ctc_confidence(probabilities[:1].log(), names) == 0.0
+# Statistics of a hypothesis
 
 
 def test_ctc_margin_is_per_label():
@@ -181,61 +134,7 @@ def test_ctc_margin_is_per_label():
     assert margins == [pytest.approx((best - other) / 4), 0.0, None]
 
 
-def test_what_is_flagged():
-    limits = Limits(20.0, 0.5, 2.0, 1, 3.0)
-    fine = Statistics(0.9, 10.0, 1.0, 0, 1.0)
-    assert limits.flags(fine) == []
-    for change, flag in (
-        ({"rate": 21.0}, TOO_LONG),
-        ({"length_ratio": 2.1}, TOO_LONG),
-        ({"length_ratio": 0.4}, TOO_SHORT),
-        ({"repetition": 2}, REPETITION),
-        ({"ctc_margin": 3.1}, LOW_CTC_SCORE),
-    ):
-        assert limits.flags(replace(fine, **change)) == [flag]
-    assert limits.flags(replace(fine, ctc_margin=None)) == []
-    assert limits.max_characters("abcde", 100.0) == 15  # 2 · (5 + 5) − 5
-    assert limits.max_characters("abcde", 0.5) == 10
-
-
-def test_groups_that_the_development_set_lacks():
-    groups = {
-        "asr_en": Limits(20.0, 0.5, 2.0, 1, 3.0, 12.0),
-        "st_en_fr": Limits(25.0, 0.7, 3.0, 0, None, 4.0),
-    }
-    found = Thresholds(0.5, 0.5, groups)
-    assert found.limits(ENGLISH) == groups["asr_en"]
-    assert found.limits(Task("asr", "fr", "fr")) == Limits(25.0, 0.5, 3.0, 1, 3.0, 12.0)
-
-
-# Its file
-
-
-def test_thresholds_are_read_as_written(tmp_path):
-    assert read_thresholds(tmp_path) is None
-    found = Thresholds(0.5, 0.7, {"asr_en": Limits(20.0, 0.5, 2.0, 1, 3.0)}, "dev")
-    write_thresholds(found, tmp_path)
-    assert read_thresholds(tmp_path) == found
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        "clarity: 0.5",
-        "a: [",
-        "clarity: x\nctc_weight: 0.5\ngroups: {a: {rate: 1, least_expansion: 1}}",
-        "clarity: 0.5\nctc_weight: 0.5\ngroups: {}",
-        "clarity: 0.5\nctc_weight: 0.5\ngroups: {asr_en: {rate: 1}}",
-        "clarity: 0.5\nctc_weight: 0.5\ngroups: [1]",
-    ],
-)
-def test_thresholds_that_are_damaged(tmp_path, content):
-    (tmp_path / "guard.yaml").write_text(content)
-    with pytest.raises(UserError, match=r"guard\.yaml"):
-        read_thresholds(tmp_path)
-
-
-# Guarding a model
+# Guard of a tiny model
 
 
 @pytest.fixture(scope="module")
@@ -251,17 +150,17 @@ def waves(speech_file) -> list[np.ndarray]:
 
 @pytest.fixture
 def guarded(model):
-    """Set the thresholds of the model for one test."""
+    """Return a function that sets the thresholds of the model for one test."""
 
-    def use(**limits) -> SpeechToText:
+    def set_thresholds(**limits) -> SpeechToText:
         model.guard = Guard(model.model.llm, model.codec, thresholds(**limits))
         return model
 
-    yield use
+    yield set_thresholds
     model.guard = None
 
 
-def test_answers_that_are_in_line_stay(model, guarded, waves):
+def test_hypotheses_within_the_limits_are_unchanged(model, guarded, waves):
     before = model.transcribe(waves, **SHORT)
     found = guarded().transcribe(waves, **SHORT)
     assert [r.text for r in found] == [r.text for r in before]
@@ -270,11 +169,11 @@ def test_answers_that_are_in_line_stay(model, guarded, waves):
 
 
 @pytest.mark.parametrize("task", ["asr", "st"])
-def test_where_nothing_is_heard_the_text_is_empty(guarded, waves, task):
-    ask = {"task": task, "language": "en", "target_language": "fr"}
-    model = guarded(clear=1.1)
-    before = model.transcribe(waves, **ask, **SHORT, guard=False)
-    found = model.transcribe(waves, **ask, **SHORT)
+def test_text_is_empty_without_ctc_output(guarded, waves, task):
+    request = {"task": task, "language": "en", "target_language": "fr"}
+    model = guarded(confidence=1.1)
+    before = model.transcribe(waves, **request, **SHORT, guard=False)
+    found = model.transcribe(waves, **request, **SHORT)
     for old, new in zip(before, found, strict=True):
         assert old.text and not old.flags
         assert (new.text, new.tokens) == ("", [])
@@ -285,12 +184,12 @@ def test_where_nothing_is_heard_the_text_is_empty(guarded, waves, task):
 
 @pytest.mark.parametrize("task", ["asr", "st"])
 @pytest.mark.parametrize("most", [0.3, 1.0])
-def test_no_answer_is_over_its_bound(guarded, waves, task, most):
-    ask = {"task": task, "language": "en", "target_language": "fr"}
+def test_text_is_not_longer_than_the_limit(guarded, waves, task, most):
+    request = {"task": task, "language": "en", "target_language": "fr"}
     model = guarded(max_length_ratio=most)
     limits = model.guard.thresholds.limits(ENGLISH)
     flagged = 0
-    for wave, result in zip(waves, model.transcribe(waves, **ask, **SHORT)):
+    for wave, result in zip(waves, model.transcribe(waves, **request, **SHORT)):
         longest = max(limits.max_characters(result.ctc_text, len(wave) / 16000), 0)
         assert len(ctc_text(result.text, "en")) <= longest
         flagged += TOO_LONG in result.flags
@@ -298,8 +197,8 @@ def test_no_answer_is_over_its_bound(guarded, waves, task, most):
     assert flagged
 
 
-def test_a_text_that_ctc_contradicts_gives_way(guarded, waves):
-    """A random LLM writes what it likes: CTC's transcript is the likelier text."""
+def test_text_with_low_ctc_score_is_replaced(guarded, waves):
+    """The CTC transcript is more probable than the output of a random LLM."""
     model = guarded(ctc_margin=0.0, weight=0.9)
     for result in model.transcribe(waves, **SHORT, nbest=3):
         assert result.flags == [LOW_CTC_SCORE]
@@ -311,71 +210,72 @@ def test_a_text_that_ctc_contradicts_gives_way(guarded, waves):
 
 
 @pytest.mark.parametrize("task", ["asr", "st"])
-def test_what_stays_unlikely_is_withheld(guarded, waves, task):
-    ask = {"task": task, "language": "en", "target_language": "fr"}
-    model = guarded(nll_per_second=0.0)  # nothing is certain
-    before = model.transcribe(waves, **ask, **SHORT, guard=False)
-    for old, new in zip(before, model.transcribe(waves, **ask, **SHORT), strict=True):
+def test_improbable_text_is_withheld(guarded, waves, task):
+    request = {"task": task, "language": "en", "target_language": "fr"}
+    model = guarded(nll_per_second=0.0)  # every text is too improbable
+    before = model.transcribe(waves, **request, **SHORT, guard=False)
+    found = model.transcribe(waves, **request, **SHORT)
+    for old, new in zip(before, found, strict=True):
         assert (new.text, new.tokens) == ("", [])
         assert new.flags == [WITHHELD]
         assert new.unguarded == old.text
         (empty, _), (second, _) = new.nbest
         assert (empty, second) == ("", old.text)
-    believing = guarded(nll_per_second=1e99).transcribe(waves, **ask, **SHORT)
-    assert [r.entry() for r in believing] == [r.entry() for r in before]
+    accepted = guarded(nll_per_second=1e99).transcribe(waves, **request, **SHORT)
+    assert [r.entry() for r in accepted] == [r.entry() for r in before]
 
 
-def test_doubt_is_of_llm_and_ctc_for_each_second(guarded, waves):
+def test_nll_per_second_combines_llm_and_ctc(guarded, waves):
     model = guarded(weight=0.3)
     batch = model.encode(waves[:2], [ENGLISH, Task("st", "en", "fr")])
-    answer = Hypothesis(model.codec.encode("a cab"), llm_score=-7.0)
+    hypothesis = Hypothesis(model.codec.encode("a cab"), llm_score=-7.0)
     scorer = CTCPrefixScorer(batch.logits, batch.encoder_lengths)
 
-    def by_ctc(row: int, text: str) -> float:
+    def ctc_score(row: int, text: str) -> float:
         state = scorer.start(torch.tensor([row]))
         for label in model.ctc_tokenizer(text):
             state = scorer.extend(state, torch.tensor([label]))
         return scorer.finish(state).item()
 
-    expected = -(0.3 * by_ctc(0, "a cab") - 0.7 * 7.0) / (len(waves[0]) / 16000)
-    assert model.guard.nll_per_second(batch, 0, answer) == pytest.approx(
+    expected = -(0.3 * ctc_score(0, "a cab") - 0.7 * 7.0) / (len(waves[0]) / 16000)
+    assert model.guard.nll_per_second(batch, 0, hypothesis) == pytest.approx(
         expected, abs=1e-3
     )
-    expected = -by_ctc(1, batch.ctc_texts[1]) / (len(waves[1]) / 16000)
-    assert model.guard.nll_per_second(batch, 1, answer) == pytest.approx(
+    expected = -ctc_score(1, batch.ctc_texts[1]) / (len(waves[1]) / 16000)
+    assert model.guard.nll_per_second(batch, 1, hypothesis) == pytest.approx(
         expected, abs=1e-3
     )
 
 
-def test_an_unclear_text_that_both_read_stays(guarded, waves):
-    model = guarded(clear=1.1)
+def test_low_confidence_text_of_both_llm_and_ctc_stays(guarded, waves):
+    model = guarded(confidence=1.1)
     batch = model.encode(waves, [ENGLISH] * len(waves))
     assert all(batch.ctc_texts)
-    same = [[Hypothesis(model.codec.encode(text))] for text in batch.ctc_texts]
+    equal = [[Hypothesis(model.codec.encode(text))] for text in batch.ctc_texts]
 
-    def check(nbests: list, sharpness: float) -> list:
-        part = replace(batch, logits=batch.logits * sharpness)
+    def check(nbests: list, scale: float) -> list:
+        part = replace(batch, logits=batch.logits * scale)
         return model.guard.check(part, nbests, SearchOptions())
 
-    found = check(same, 100.0)  # labels of a probability near one
-    assert [v.nbest for v in found] == same and not any(v.flags for v in found)
-    assert all(v.flags == [NO_CTC_OUTPUT] for v in check(same, 0.01))
+    found = check(equal, 100.0)  # label probabilities near one
+    assert [d.nbest for d in found] == equal and not any(d.flags for d in found)
+    assert all(d.flags == [NO_CTC_OUTPUT] for d in check(equal, 0.01))
     other = [[Hypothesis(model.codec.encode("a" + text))] for text in batch.ctc_texts]
-    assert all(v.flags == [NO_CTC_OUTPUT] for v in check(other, 100.0))
+    assert all(d.flags == [NO_CTC_OUTPUT] for d in check(other, 100.0))
 
 
-def test_a_loop_of_a_translation_is_searched_without_repetition(guarded, waves):
-    ask = {"task": "st", "language": "en", "target_language": "fr"}
-    model = guarded(repetition=-1)  # everything is a loop
+def test_repetitive_translation_is_decoded_without_repeated_ngrams(guarded, waves):
+    request = {"task": "st", "language": "en", "target_language": "fr"}
+    model = guarded(repetition=-1)  # every text counts as repetitive
     long = {"tokens_per_second": 0.0, "extra_tokens": 40.0}
-    for result in model.transcribe(waves, **ask, **long):
+    for result in model.transcribe(waves, **request, **long):
         assert REPETITION in result.flags
-        runs = list(zip(result.tokens, result.tokens[1:], result.tokens[2:]))
-        assert len(set(runs)) == len(runs)
+        trigrams = list(zip(result.tokens, result.tokens[1:], result.tokens[2:]))
+        assert len(set(trigrams)) == len(trigrams)
 
 
 @pytest.mark.parametrize("limits", [{"max_length_ratio": 1.0}, {"ctc_margin": 0.5}])
-def test_the_batch_changes_nothing(guarded, waves, limits):
+def test_guard_does_not_depend_on_the_batch(guarded, waves, limits):
     model = guarded(**limits)
     alone = [model.transcribe([wave], **SHORT)[0] for wave in waves]
     together = model.transcribe(waves, **SHORT)
@@ -384,21 +284,21 @@ def test_the_batch_changes_nothing(guarded, waves, limits):
     assert any(r.flags for r in alone)
 
 
-def test_the_guard_is_on_where_the_model_has_thresholds(tiny_model, tmp_path, waves):
+def test_guard_is_on_if_the_model_has_thresholds(tiny_model, tmp_path, waves):
     folder = tmp_path / "model"
     shutil.copytree(tiny_model, folder)
-    free = SpeechToText.from_pretrained(folder)
-    assert free.transcribe(waves[:1], **SHORT)[0].flags == []
+    unguarded = SpeechToText.from_pretrained(folder)
+    assert unguarded.transcribe(waves[:1], **SHORT)[0].flags == []
     with pytest.raises(UserError, match="guard_thresholds"):
-        free.transcribe(waves[:1], guard=True)
-    write_thresholds(thresholds(clear=1.1), folder)
+        unguarded.transcribe(waves[:1], guard=True)
+    write_thresholds(thresholds(confidence=1.1), folder)
     model = SpeechToText.from_pretrained(folder)
     assert model.transcribe(waves[:1], **SHORT)[0].flags == [NO_CTC_OUTPUT]
     assert model.transcribe(waves[:1], guard=True, **SHORT)[0].text == ""
     assert model.transcribe(waves[:1], guard=False, **SHORT)[0].text
 
 
-def test_rescoring_an_nbest_list(model, waves):
+def test_rescoring_reorders_the_nbest_list(model, waves):
     options = {**SHORT, "beam_size": 4, "nbest": 4}
     plain = model.transcribe(waves, **options)
     found = model.transcribe(waves, rescore_ctc_weight=0.8, **options)
@@ -422,24 +322,24 @@ def test_rescoring_an_nbest_list(model, waves):
         ("some words", "", 2),
     ],
 )
-def test_errors_are_counted_as_scored(reference, text, errors):
+def test_errors_are_counted_as_in_scoring(reference, text, errors):
     assert count_errors(reference, text, "en") == errors
     assert count_errors("はい", "はーい", "ja") == 1
 
 
-def test_the_weight_with_the_best_weight():
-    either = [(-1.0, -9.0, 3), (-9.0, -2.0, 0)]  # the LLM's, CTC's
-    assert best_weight([either]) == 0.7
+def test_best_weight_has_the_fewest_errors():
+    candidates = [(-1.0, -9.0, 3), (-9.0, -2.0, 0)]  # of the LLM and of CTC
+    assert best_weight([candidates]) == 0.7
     assert best_weight([[(-1.0, -9.0, 0), (-9.0, -2.0, 3)]]) == 0.5
     assert best_weight([]) == 0.5
-    trial = Trial("asr_en", 2.0, True, either)
-    assert trial.nll_per_second(0.5) == 2.5  # of the first: 5 nats in 2 seconds
-    assert trial.nll_per_second(0.75) == 1.875  # of the second: 3.75
+    trial = Trial("asr_en", 2.0, True, candidates)
+    assert trial.nll_per_second(0.5) == 2.5  # first candidate: 5 nats in 2 s
+    assert trial.nll_per_second(0.75) == 1.875  # second candidate: 3.75 nats
 
 
 @pytest.fixture
 def examples(tmp_path, speech_file):
-    """An example dir of real speech in two tasks."""
+    """Return an example dir of real speech with two tasks."""
     folder = tmp_path / "dev"
     folder.mkdir()
     speech = load_audio(speech_file)
@@ -457,12 +357,12 @@ def examples(tmp_path, speech_file):
     return folder
 
 
-def test_thresholds_lie_beyond_the_true_texts(model, examples):
+def test_thresholds_accept_the_references(model, examples):
     found = read_examples(examples)
     options = SearchOptions(**SHORT)
     thresholds = find_thresholds(model, found, options, margin=2.0)
     assert set(thresholds.groups) == {"asr_en", "st_en_fr"}
-    heard = {
+    ctc_texts = {
         e.name: r.ctc_text
         for e, r in zip(
             found,
@@ -472,7 +372,7 @@ def test_thresholds_lie_beyond_the_true_texts(model, examples):
     for example in found:
         limits = thresholds.limits(example.task)
         characters = len(ctc_text(example.text, "en"))
-        ratio = (characters + 5) / (len(heard[example.name]) + 5)
+        ratio = (characters + 5) / (len(ctc_texts[example.name]) + 5)
         assert limits.min_length_ratio <= ratio <= limits.max_length_ratio
         assert characters / (len(example.wave) / 16000) <= limits.rate
     assert thresholds.groups["st_en_fr"].ctc_margin is None
@@ -485,7 +385,7 @@ def test_thresholds_lie_beyond_the_true_texts(model, examples):
     model.guard = None
 
 
-def test_the_commands(tiny_model, examples, speech_file, tmp_path, capsys):
+def test_guard_commands(tiny_model, examples, speech_file, tmp_path, capsys):
     folder = tmp_path / "model"
     shutil.copytree(tiny_model, folder)
     config = tmp_path / "decode.yaml"
@@ -525,7 +425,7 @@ def test_the_commands(tiny_model, examples, speech_file, tmp_path, capsys):
         )
 
 
-def test_noise_is_what_it_says():
+def test_noise_has_the_expected_spectrum_and_level():
     random = np.random.default_rng(1)
     white, pink = white_noise(1 << 16, random), pink_noise(1 << 16, random)
     for noise, slope in ((white, 0.0), (pink, -1.0)):
@@ -542,8 +442,8 @@ def test_noise_is_what_it_says():
     assert [len(p) for p in pieces] == [160000] * 3
 
 
-def test_entries_keep_both_texts(guarded, waves):
-    (result,) = guarded(clear=1.1).transcribe(waves[:1], **SHORT)
+def test_entry_has_guarded_and_unguarded_text(guarded, waves):
+    (result,) = guarded(confidence=1.1).transcribe(waves[:1], **SHORT)
     entry = json.loads(json.dumps(result.entry()))
     assert entry["text"] == "" and entry["unguarded"] == " ".join(
         result.unguarded.split()

@@ -1,4 +1,7 @@
-"""Recordings of any length: read, cut, decoded and joined."""
+"""Long-form transcription: segmentation, batching, merging and joining of recordings.
+
+The texts are compared with those of decoding each segment alone.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,8 @@ from speechllm.inference.long_form import (
 from speechllm.utils.errors import UserError
 
 RATE = 16000
-SHORT = {"tokens_per_second": 0.5, "extra_tokens": 2}  # a random model goes on and on
+# a random model does not stop by itself
+SHORT = {"tokens_per_second": 0.5, "extra_tokens": 2}
 
 
 @pytest.fixture(scope="module")
@@ -41,15 +45,15 @@ def speech(speech_file) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def lecture(speech) -> np.ndarray:
-    """Some forty seconds: eight prompts with a second of silence between them."""
+    """Return about forty seconds: nine prompts, each after a second of silence."""
     return np.concatenate([np.zeros(RATE, np.float32), speech] * 9)
 
 
-def plain(text: str) -> str:
+def collapse_spaces(text: str) -> str:
     return " ".join(text.split())
 
 
-def test_segments_are_decoded_as_if_each_were_alone(model, speech, lecture):
+def test_segments_equal_decoding_one_by_one(model, speech, lecture):
     segments = list(speech_segments([lecture], Cutting()))
     pieces: list[_Piece] = []
     for number, (segment, samples) in enumerate(segments):
@@ -58,10 +62,10 @@ def test_segments_are_decoded_as_if_each_were_alone(model, speech, lecture):
             pieces[-1].merged = merge_with_previous(
                 *segments[number - 1], segment, samples, 15.0
             )
-    for one in [*pieces, *(p.merged for p in pieces if p.merged)]:
-        one.result = model.transcribe([one.samples], **SHORT)[0]
+    for item in [*pieces, *(p.merged for p in pieces if p.merged)]:
+        item.result = model.transcribe([item.samples], **SHORT)[0]
     chosen = choose_most_probable(pieces)
-    alone = [one.result for one in chosen]
+    alone = [item.result for item in chosen]
     short = model.transcribe([speech], **SHORT)[0]
     seconds: list[float] = []
     found = list(
@@ -78,7 +82,7 @@ def test_segments_are_decoded_as_if_each_were_alone(model, speech, lecture):
         result = transcription.result
         assert transcription.error is None
         assert transcription.seconds == len(lecture) / RATE
-        assert result.text == " ".join(plain(r.text) for r in alone)
+        assert result.text == " ".join(collapse_spaces(r.text) for r in alone)
         assert result.tokens == [token for r in alone for token in r.tokens]
         assert result.passages == [
             Segment(p.segment.start, p.segment.end, p.result.text) for p in chosen
@@ -94,33 +98,33 @@ def piece(score: float, merged: float | None = None, flags: tuple = ()) -> _Piec
     return _Piece(SpeechSegment(0, 1), None, result, merged=other)
 
 
-def taken(pieces: list[_Piece]) -> list[str]:
-    """The numbers of the pieces, and e.g. 12 where 1 and 2 are taken as one."""
+def chosen_indices(pieces: list[_Piece]) -> list[str]:
+    """Return the indices of the chosen pieces; ``12`` for 1 and 2 merged."""
     names = {id(p): str(n) for n, p in enumerate(pieces)}
     names |= {id(p.merged): f"{n - 1}{n}" for n, p in enumerate(pieces) if p.merged}
     return [names[id(p)] for p in choose_most_probable(pieces)]
 
 
-def test_neighbours_are_one_where_that_is_likelier():
-    assert taken([]) == []
-    assert taken([piece(-1.0)]) == ["0"]
-    assert taken([piece(-1.0), piece(-2.0, merged=-3.5)]) == ["0", "1"]
-    assert taken([piece(-1.0), piece(-2.0, merged=-2.5)]) == ["01"]
-    # 0 and 1 as one gain 1, 1 and 2 gain 3, 2 and 3 gain 1.5
+def test_segments_are_merged_where_more_probable():
+    assert chosen_indices([]) == []
+    assert chosen_indices([piece(-1.0)]) == ["0"]
+    assert chosen_indices([piece(-1.0), piece(-2.0, merged=-3.5)]) == ["0", "1"]
+    assert chosen_indices([piece(-1.0), piece(-2.0, merged=-2.5)]) == ["01"]
+    # merging 0 and 1 gains 1, 1 and 2 gains 3, 2 and 3 gains 1.5
     chain = [piece(-1.0), piece(-3.0, -3.0), piece(-3.0, -3.0), piece(-2.0, -3.5)]
-    assert taken(chain) == ["0", "12", "3"]
-    # but the first two and the last two gain more
+    assert chosen_indices(chain) == ["0", "12", "3"]
+    # merging the first two and the last two gains more
     chain = [piece(-1.0), piece(-3.0, -1.0), piece(-3.0, -3.0), piece(-2.0, -3.0)]
-    assert taken(chain) == ["01", "23"]
-    # scores of what the guard changed are of another kind
+    assert chosen_indices(chain) == ["01", "23"]
+    # scores of flagged results are not comparable
     flagged = piece(-9.0, flags=("too long",))
-    assert taken([flagged, piece(-2.0, merged=-1.0)]) == ["0", "1"]
+    assert chosen_indices([flagged, piece(-2.0, merged=-1.0)]) == ["0", "1"]
     failed = piece(-2.0, merged=-1.0)
     failed.merged.result, failed.merged.error = None, "too long"
-    assert taken([piece(-1.0), failed]) == ["0", "1"]
+    assert chosen_indices([piece(-1.0), failed]) == ["0", "1"]
 
 
-def test_close_neighbours_as_one_lie_where_they_lay():
+def test_merged_segments_keep_their_times():
     rng = np.random.default_rng(0)
     whole = rng.normal(size=3 * RATE).astype(np.float32)
     left, right = SpeechSegment(5.0, 6.0), SpeechSegment(6.05, 8.0)
@@ -140,21 +144,21 @@ def test_close_neighbours_as_one_lie_where_they_lay():
     )
 
 
-def test_no_segment_is_longer_than_the_encoder_takes(model, speech):
-    endless = np.concatenate([speech[8000:40000]] * 20)  # 40 s, Whisper takes 30
-    [found] = transcribe_long(model, [[endless]], max_seconds=1000, **SHORT)
+def test_no_segment_exceeds_the_limit_of_the_encoder(model, speech):
+    continuous = np.concatenate([speech[8000:40000]] * 20)  # 40 s, Whisper takes 30
+    [found] = transcribe_long(model, [[continuous]], max_seconds=1000, **SHORT)
     assert found.error is None
     assert all(p.end - p.start <= 30 for p in found.result.passages)
 
 
-def test_silence_has_no_text(model):
+def test_silence_gives_an_empty_text(model):
     silent, short = np.zeros(40 * RATE, np.float32), np.zeros(800, np.float32)
     for found in transcribe_long(model, [[silent], [short], []]):
         assert (found.result.text, found.result.passages) == ("", [])
         assert found.result.flags == ["no speech"]
 
 
-def test_results_come_as_soon_as_they_are_there(model, speech):
+def test_results_are_yielded_as_they_complete(model, speech):
     read = []
 
     def streams():
@@ -168,17 +172,17 @@ def test_results_come_as_soon_as_they_are_there(model, speech):
     assert len(list(found)) == 19
 
 
-def test_what_is_read_before_an_error_is_kept(model, lecture):
-    def breaks_off():
+def test_audio_before_an_error_is_transcribed(model, lecture):
+    def truncated():
         yield lecture[: 20 * RATE]
         raise UserError("a.wav: cut off")
 
-    def nothing():
+    def unreadable():
         raise UserError("b.wav: empty")
         yield
 
     broken, empty, whole = transcribe_long(
-        model, [breaks_off(), nothing(), [lecture[: 20 * RATE]]], **SHORT
+        model, [truncated(), unreadable(), [lecture[: 20 * RATE]]], **SHORT
     )
     assert (broken.error, broken.seconds) == ("a.wav: cut off", 20.0)
     assert broken.result.passages == whole.result.passages
@@ -187,7 +191,7 @@ def test_what_is_read_before_an_error_is_kept(model, lecture):
     assert (empty.result, empty.error) == (None, "b.wav: empty")
 
 
-def test_a_video_a_telephone_call_and_a_studio_recording(model, lecture, tmp_path):
+def test_video_telephone_and_studio_recordings(model, lecture, tmp_path):
     import soxr
 
     video = encode_with_ffmpeg(tmp_path / "a.mkv", lecture, "aac", video=True)
@@ -203,21 +207,21 @@ def test_a_video_a_telephone_call_and_a_studio_recording(model, lecture, tmp_pat
     ):
         assert found.error is None
         assert found.seconds == pytest.approx(len(lecture) / RATE, abs=0.1)
-        starts = [passage.start for passage in found.result.passages]
-        assert 9 <= len(starts) <= len(expected) + 2  # neighbours may be one
-        for prompt in range(9):  # each is found where it begins
+        starts = [segment.start for segment in found.result.passages]
+        assert 9 <= len(starts) <= len(expected) + 2  # adjacent segments may be merged
+        for prompt in range(9):  # a segment begins at each prompt
             begin = 1 + prompt * len(lecture) / RATE / 9
             assert min(abs(start - begin) for start in starts) < 0.4
 
 
-def test_unknown_requests_are_refused_before_anything_is_read(model):
-    def untouched():
+def test_invalid_requests_fail_before_reading(model):
+    def unread():
         raise AssertionError
         yield
 
     for request in ({"task": "sing"}, {"language": "xx"}, {"max_seconds": 0.1}):
         with pytest.raises(UserError):
-            list(transcribe_long(model, untouched(), **request))
+            list(transcribe_long(model, unread(), **request))
 
 
 TWO_HOURS = """
@@ -243,8 +247,8 @@ print(found.seconds, len(found.result.passages), early, peak())
 
 
 @pytest.mark.slow
-def test_two_hours_take_no_more_memory_than_ten_minutes(tiny_model, speech, tmp_path):
-    """A telephone call of two hours; as float32 samples it would be 460 MB."""
+def test_memory_does_not_grow_with_the_recording(tiny_model, speech, tmp_path):
+    """Transcribe a telephone call of two hours, 460 MB as float32 samples."""
     minute = np.resize(np.concatenate([speech[::2], np.zeros(4000)]), 60 * 8000)
     path = tmp_path / "call.wav"
     with soundfile.SoundFile(path, "w", 8000, 1, "ULAW") as call:
@@ -252,13 +256,13 @@ def test_two_hours_take_no_more_memory_than_ten_minutes(tiny_model, speech, tmp_
             call.write(minute)
     command = [sys.executable, "-c", TWO_HOURS, tiny_model, path]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    seconds, passages, early, peak = map(float, done.stdout.split())
+    seconds, segments, early, peak = map(float, done.stdout.split())
     assert seconds == 7200
-    assert passages > 1000
+    assert segments > 1000
     assert peak - early < 30  # MB
 
 
-def test_words_are_shifted_and_texts_joined():
+def test_join_shifts_words_and_concatenates_texts():
     one = Result(
         "Hello there.", ["a"], -1.0, "hello there", flags=["odd"], confidence=0.5,
         words=[Word("Hello", 0.1, 0.4, 0.9), Word("there.", 0.5, 0.8, 0.8)],
@@ -291,13 +295,13 @@ def test_words_are_shifted_and_texts_joined():
             "en",
             ("we went to the river and saw a big", "old bear there"),
         ),
-        (  # the word that the window cut is another one on each side
+        (  # the cut word differs between the two windows
             "we went to the river and saw a pig",
             "River and saw, a big old bear there",
             "en",
             ("we went to the river and saw a", "big old bear there"),
         ),
-        (  # nothing in common: half of what the overlap holds from each
+        (  # nothing in common: half of the overlap from each
             "a b c d e f g h i j",
             "k l m n o p q r s t",
             "en",
@@ -313,16 +317,16 @@ def test_words_are_shifted_and_texts_joined():
         ("one two", "", "en", ("one two", "")),
     ],
 )
-def test_texts_of_windows_that_overlap_are_merged(left, right, language, expected):
+def test_overlapping_texts_are_merged(left, right, language, expected):
     share = 0.5 if "river" in left or language == "ja" else 0.2
     assert merge_texts(left, right, (share, share), language) == expected
 
 
-def test_words_of_an_overlap_are_taken_once_by_their_times():
+def test_overlapping_words_are_kept_once():
     names = ["one", "two", "three", "four", "five", "six"]
     words = [Word(n, i, i + 0.8, 1.0) for i, n in enumerate(names)]
 
-    def heard(begin: int, end: int, delay: float) -> tuple[SpeechSegment, Result]:
+    def window(begin: int, end: int, delay: float) -> tuple[SpeechSegment, Result]:
         inner = [
             Word(w.text, w.start - begin + delay, w.end - begin + delay, 1.0)
             for w in words[begin:end]
@@ -331,7 +335,7 @@ def test_words_of_an_overlap_are_taken_once_by_their_times():
         return SpeechSegment(begin, end), Result(text, [], 0.0, words=inner)
 
     for delay in (-0.2, -0.05, 0.0, 0.05, 0.2):
-        found = join([heard(0, 4, delay), heard(2, 6, -delay)], "en", "en")
+        found = join([window(0, 4, delay), window(2, 6, -delay)], "en", "en")
         assert found.text == " ".join(names)
         assert [w.text for w in found.words] == names
         assert [(p.start, p.end) for p in found.passages] == [(0, 3.0), (3.0, 6)]

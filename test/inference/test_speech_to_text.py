@@ -1,4 +1,4 @@
-"""The public API: what it gives, in which order, and what it says to wrong requests."""
+"""SpeechToText: results, wrong requests, loading, export and batches by length."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def waves(speech_file) -> list[np.ndarray]:
 
 @pytest.fixture
 def copied(tiny_model, tmp_path) -> Path:
-    """A copy of the model that a test may spoil."""
+    """Return a copy of the model that a test may change."""
     shutil.copytree(tiny_model, tmp_path / "model")
     return tmp_path / "model"
 
 
 @pytest.mark.parametrize("options", [{}, {"beam_size": 3, "ctc_weight": 0.4}])
-def test_results_come_in_order_and_whatever_the_batch(model, waves, options):
+def test_results_are_in_order_and_do_not_depend_on_the_batch(model, waves, options):
     options = {**SHORT, **options}
     alone = [model.transcribe([wave], **options)[0] for wave in waves]
     assert len({result.text for result in alone}) > 1
@@ -53,28 +53,28 @@ def test_results_come_in_order_and_whatever_the_batch(model, waves, options):
         assert [r.tokens for r in found] == [r.tokens for r in alone]
         for one, other in zip(found, alone):
             assert one.score == pytest.approx(other.score, abs=1e-3)
-    backwards = model.transcribe(waves[::-1], batch_size=3, **options)
-    assert [r.text for r in backwards] == [r.text for r in alone[::-1]]
+    reverse = model.transcribe(waves[::-1], batch_size=3, **options)
+    assert [r.text for r in reverse] == [r.text for r in alone[::-1]]
 
 
-def test_a_file_is_as_good_as_its_samples(model, speech_file):
+def test_file_and_samples_give_the_same_text(model, speech_file):
     paths = model.transcribe([speech_file, str(speech_file)], **SHORT)
     arrays = model.transcribe([load_audio(speech_file)], **SHORT)
     assert paths[0].text == paths[1].text == arrays[0].text
 
 
-def test_what_a_result_holds(model, waves):
+def test_fields_of_a_result(model, waves):
     (result,) = model.transcribe(waves[:1], beam_size=4, nbest=3, **SHORT)
     assert result.text == result.nbest[0][0]
     assert result.score == result.nbest[0][1]
     assert [s for _, s in result.nbest] == sorted((s for _, s in result.nbest))[::-1]
     assert isinstance(result.ctc_text, str)
     tokenizer = model.model.llm.tokenizer
-    spelt = tokenizer.convert_tokens_to_string(result.tokens).strip()
-    assert spelt == result.text
+    text = tokenizer.convert_tokens_to_string(result.tokens).strip()
+    assert text == result.text
 
 
-def test_a_translation_reads_another_prompt(model, waves):
+def test_translation_uses_another_prompt(model, waves):
     (transcript,) = model.transcribe(waves[1:2], language="en", **SHORT)
     (translation,) = model.transcribe(
         waves[1:2], task="st", language="en", target_language="fr", **SHORT
@@ -111,7 +111,7 @@ def test_a_translation_reads_another_prompt(model, waves):
         ([np.zeros(480500)], {}, "takes at most 30 s"),
     ],
 )
-def test_wrong_requests(model, audio, options, message):
+def test_wrong_requests_are_errors(model, audio, options, message):
     with pytest.raises(UserError, match=message):
         model.transcribe(audio, **options)
 
@@ -119,14 +119,14 @@ def test_wrong_requests(model, audio, options, message):
 # Loading
 
 
-def test_a_trainings_folder_holds_the_model(tiny_model, waves, model):
+def test_training_folder_loads_its_exported_model(tiny_model, waves, model):
     found = SpeechToText.from_pretrained(tiny_model.parent)
-    wanted = model.transcribe(waves[:1], **SHORT)
-    assert found.transcribe(waves[:1], **SHORT)[0].text == wanted[0].text
+    expected = model.transcribe(waves[:1], **SHORT)
+    assert found.transcribe(waves[:1], **SHORT)[0].text == expected[0].text
 
 
 @pytest.mark.parametrize("bridge", ["convolution", "ctc_compression", "transcript"])
-def test_less_precision(copied, waves, bridge):
+def test_bfloat16_model_decodes(copied, waves, bridge):
     config = yaml.safe_load((copied / "config.yaml").read_text())
     config["bridge"] = bridge
     (copied / "config.yaml").write_text(yaml.safe_dump(config))
@@ -139,7 +139,7 @@ def test_less_precision(copied, waves, bridge):
 
 
 @torch.inference_mode()
-def test_merged_adapters_are_the_same_function(tiny_model):
+def test_merged_adapters_give_the_same_output(tiny_model):
     config = yaml.safe_load((tiny_model / "config.yaml").read_text())
     llm = build_speech_llm({**config, "token_list": LABELS}).llm.eval()
     generator = torch.Generator().manual_seed(1)
@@ -154,17 +154,17 @@ def test_merged_adapters_are_the_same_function(tiny_model):
     torch.testing.assert_close(after, before, atol=1e-3, rtol=1e-3)
 
 
-def spoil_config(**changes):
-    def spoil(folder: Path) -> None:
+def change_config(**changes):
+    def change(folder: Path) -> None:
         config = yaml.safe_load((folder / "config.yaml").read_text())
         for key, value in changes.items():
             config.pop(key) if value is None else config.update({key: value})
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
 
-    return spoil
+    return change
 
 
-def spoil_weights(folder: Path) -> None:
+def reshape_weights(folder: Path) -> None:
     state = load_file(folder / "model.safetensors")
     state["ctc.ctc_lo.bias"] = torch.zeros(99)
     save_file(state, folder / "model.safetensors")
@@ -176,57 +176,57 @@ def drop_weights(folder: Path) -> None:
     save_file(state, folder / "model.safetensors")
 
 
-def cut_weights(folder: Path) -> None:
+def truncate_weights(folder: Path) -> None:
     data = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(data[:-100])
 
 
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("damage", "message"),
     [
         (lambda f: (f / "model.safetensors").unlink(), "no model"),
         (lambda f: (f / "config.yaml").write_text("a: ["), "config.yaml"),
         (lambda f: (f / "config.yaml").write_text("- a"), "config.yaml"),
         (lambda f: (f / "prompts.yaml").unlink(), "no such prompts file"),
         (lambda f: (f / "tokens.txt").unlink(), "without a CTC vocabulary"),
-        (spoil_config(encoder=None), "encoder"),
-        (spoil_config(encoder_conf=None), "encoder_conf"),
-        (spoil_config(llm_conf={}), "llm_conf"),
-        (spoil_config(llm_conf=[1]), "config.yaml: llm_conf is not a mapping"),
-        (spoil_config(encoder_conf={"model": 3}), "encoder_conf names no model"),
-        (spoil_config(stands_on="x"), "stands_on is not a mapping"),
+        (change_config(encoder=None), "encoder"),
+        (change_config(encoder_conf=None), "encoder_conf"),
+        (change_config(llm_conf={}), "llm_conf"),
+        (change_config(llm_conf=[1]), "config.yaml: llm_conf is not a mapping"),
+        (change_config(encoder_conf={"model": 3}), "encoder_conf names no model"),
+        (change_config(stands_on="x"), "stands_on is not a mapping"),
         (lambda f: (f / "tokens.txt").write_bytes(b"\xff"), "tokens.txt: cannot be"),
-        (spoil_config(bridge="none"), "bridge 'none': one of"),
-        (spoil_config(llm=None), "without an LLM"),
-        (spoil_weights, "another shape.*ctc.ctc_lo.bias"),
+        (change_config(bridge="none"), "bridge 'none': one of"),
+        (change_config(llm=None), "without an LLM"),
+        (reshape_weights, "another shape.*ctc.ctc_lo.bias"),
         (drop_weights, "missing in the checkpoint: ctc.ctc_lo.bias"),
-        (cut_weights, "not a checkpoint of tensors"),
+        (truncate_weights, "not a checkpoint of tensors"),
     ],
 )
-def test_folders_that_are_spoilt(copied, spoil, message):
-    spoil(copied)
+def test_damaged_model_folder_is_an_error(copied, damage, message):
+    damage(copied)
     with pytest.raises(UserError, match=message):
         SpeechToText.from_pretrained(copied)
 
 
-def test_ctc_alone_gives_its_best_path(copied, model, waves):
-    """Without LLM and bridge: what the whole model's CTC branch hears."""
-    spoil_config(llm=None, bridge=None, model_conf={"ctc_weight": 1.0})(copied)
+def test_ctc_model_gives_the_greedy_transcript(copied, model, waves):
+    """Compare a model without LLM and bridge with the CTC output of the whole model."""
+    change_config(llm=None, bridge=None, model_conf={"ctc_weight": 1.0})(copied)
     state = load_file(copied / "model.safetensors")
     save_file(
         {k: v for k, v in state.items() if k.startswith("ctc.")},
         copied / "model.safetensors",
     )
     ctc = SpeechToText.from_pretrained(copied)
-    heard = [r.ctc_text for r in model.transcribe(waves, **SHORT)]
-    assert len(set(heard)) > 1
+    ctc_texts = [r.ctc_text for r in model.transcribe(waves, **SHORT)]
+    assert len(set(ctc_texts)) > 1
     for size in (1, 3):
         found = ctc.transcribe(waves, batch_size=size)
-        assert [r.text for r in found] == heard
+        assert [r.text for r in found] == ctc_texts
         for result in found:
             letters = [" " if t == "<space>" else t for t in result.tokens]
-            spelt = "".join(t for t in letters if len(t) == 1)
-            assert " ".join(spelt.split()) == result.text
+            text = "".join(t for t in letters if len(t) == 1)
+            assert " ".join(text.split()) == result.text
             assert result.score < 0 and result.nbest == [(result.text, result.score)]
     for options in ({"beam_size": 2}, {"ctc_weight": 0.3}):
         with pytest.raises(UserError, match="without an LLM has greedy decoding only"):
@@ -246,10 +246,10 @@ def test_ctc_alone_gives_its_best_path(copied, model, waves):
         ("speechllm.bin.pack", ["--model", "{model}"]),
     ],
 )
-def test_an_output_that_cannot_be_written(
+def test_unwritable_output_is_one_error_line(
     capsys, tmp_path, tiny_model, speech_file, module, arguments
 ):
-    """One sentence with the place, and no traceback."""
+    """The error names the path; there is no traceback."""
     from importlib import import_module
 
     from speechllm.utils.errors import run_main
@@ -263,13 +263,13 @@ def test_an_output_that_cannot_be_written(
     with pytest.raises(SystemExit) as end:
         run_main(lambda: import_module(module).main(words))
     assert end.value.code == 1
-    said = [s for s in capsys.readouterr().err.splitlines() if "error" in s.lower()]
-    assert len(said) == 1 and said[0].startswith("error: ")
-    assert str(tmp_path / "file") in said[0]
+    errors = [s for s in capsys.readouterr().err.splitlines() if "error" in s.lower()]
+    assert len(errors) == 1 and errors[0].startswith("error: ")
+    assert str(tmp_path / "file") in errors[0]
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_nothing_there_and_wrong_ways_to_load(tiny_model, tmp_path):
+def test_missing_model_and_wrong_loading_options_are_errors(tiny_model, tmp_path):
     with pytest.raises(UserError, match="no model"):
         SpeechToText.from_pretrained(tmp_path)
     with pytest.raises(UserError, match="device 'abacus'"):
@@ -278,12 +278,12 @@ def test_nothing_there_and_wrong_ways_to_load(tiny_model, tmp_path):
         SpeechToText.from_pretrained(tiny_model, dtype="int4")
 
 
-# What stage 11 writes
+# Export (stage 11)
 
 
 @pytest.fixture
 def training(tiny_model, tmp_path) -> Path:
-    """A training's folder as ESPnet leaves it, of the small model."""
+    """Return a training folder as written by ESPnet, with the tiny model's weights."""
     folder = tmp_path / "exp"
     folder.mkdir()
     config = yaml.safe_load((tiny_model / "config.yaml").read_text())
@@ -294,7 +294,7 @@ def training(tiny_model, tmp_path) -> Path:
     return folder
 
 
-def test_an_exported_model_is_the_trained_one(training, model, waves):
+def test_exported_model_equals_the_trained_one(training, model, waves):
     size = export_model(training, "best.pth", training / "model")
     folder = training / "model"
     assert size == (folder / "model.safetensors").stat().st_size < 200_000
@@ -305,11 +305,11 @@ def test_an_exported_model_is_the_trained_one(training, model, waves):
     assert all(len(digest) == 64 for digest in config["stands_on"].values())
     assert len(config["stands_on"]) == 2
     found = SpeechToText.from_pretrained(training).transcribe(waves, **SHORT)
-    wanted = model.transcribe(waves, **SHORT)
-    assert [r.text for r in found] == [r.text for r in wanted]
+    expected = model.transcribe(waves, **SHORT)
+    assert [r.text for r in found] == [r.text for r in expected]
 
 
-def test_other_pretrained_weights_are_refused(training, tmp_path):
+def test_changed_pretrained_weights_are_an_error(training, tmp_path):
     encoder = write_tiny_whisper(tmp_path / "encoder")
     config = yaml.safe_load((training / "config.yaml").read_text())
     config["encoder_conf"]["model"] = str(encoder)
@@ -324,7 +324,7 @@ def test_other_pretrained_weights_are_refused(training, tmp_path):
         SpeechToText.from_pretrained(training)
 
 
-def test_exports_that_cannot_be(training, tmp_path):
+def test_export_of_a_missing_checkpoint_is_an_error(training, tmp_path):
     with pytest.raises(UserError, match="run stage 9"):
         export_model(tmp_path / "none", "best.pth", tmp_path / "model")
     with pytest.raises(UserError, match="none.pth: no such checkpoint"):
@@ -332,7 +332,7 @@ def test_exports_that_cannot_be(training, tmp_path):
     assert not (tmp_path / "model").exists()
 
 
-def test_batches_by_length():
+def test_batches_have_similar_lengths():
     batches = list(batches_by_length([3, 9, 3, 1, 7], 2))
     assert batches == [[1, 4], [0, 2], [3]]
     assert list(batches_by_length([], 4)) == []

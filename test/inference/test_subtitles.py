@@ -1,4 +1,4 @@
-"""Subtitles, read back by parsers that are not ours."""
+"""Subtitles: cues and files, read back with the packages srt and webvtt-py."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ TALK = (
 )
 
 
-def recording(*passages: tuple[float, float, str], words=None) -> Result:
-    text = " ".join(text for *_, text in passages)
-    listed = [Segment(*passage) for passage in passages]
+def recording(*segments: tuple[float, float, str], words=None) -> Result:
+    text = " ".join(text for *_, text in segments)
+    listed = [Segment(*segment) for segment in segments]
     return Result(text, [], 0.0, words=words, passages=listed)
 
 
@@ -45,7 +45,7 @@ def read_srt(content: str) -> list[tuple[float, float, list[str]]]:
     ]
 
 
-def test_both_formats_say_the_same_in_lines_that_can_be_read():
+def test_both_formats_have_the_same_text_in_short_lines():
     cues = make_cues(recording((3723.5, 3735.25, TALK), (3740, 3742, "Bye.")), "en")
     vtt, subrip = read_vtt(format_vtt(cues)), read_srt(format_srt(cues))
     assert len(vtt) == len(subrip) == len(cues)
@@ -62,7 +62,7 @@ def test_both_formats_say_the_same_in_lines_that_can_be_read():
     assert vtt[-1][0] == 3740
 
 
-def test_the_files_look_as_players_want_them():
+def test_format_of_the_files():
     cues = [Cue(0, 1.0015, ("a < b", "& c")), Cue(359999.999, 360000.5, ("d",))]
     assert format_vtt(cues) == (
         "WEBVTT\n\n"
@@ -77,29 +77,30 @@ def test_the_files_look_as_players_want_them():
     assert format_srt([]) == ""
 
 
-def test_cues_follow_the_times_of_words():
+def test_cues_follow_word_times():
     words = [
         Word("one", 1.0, 1.4, 1.0),
         Word("two", 1.5, 1.9, 1.0),
         Word("three", 4.0, 4.5, 1.0),  # after a pause
         Word("four", 11.0, 11.3, 1.0),
     ]
-    passages = [(0.8, 5.0, "one two three"), (10.0, 12.0, "four")]
-    cues = make_cues(recording(*passages, words=words), "en")
+    segments = [(0.8, 5.0, "one two three"), (10.0, 12.0, "four")]
+    cues = make_cues(recording(*segments, words=words), "en")
     assert [(c.start, c.end, c.lines) for c in cues] == [
-        (1.0, 2.0, ("one two",)),  # shown for a second at least
+        (1.0, 2.0, ("one two",)),  # shown for at least a second
         (4.0, 5.0, ("three",)),
         (11.0, 12.0, ("four",)),
     ]
 
 
-def test_without_word_times_a_passage_is_shared_out_by_letters():
-    text = " ".join(["abcdefghi"] * 16)  # 8 words of 10 letters with the space a cue
+def test_cues_without_word_times_are_proportional_to_characters():
+    # a cue has 8 words of 10 characters with the space
+    text = " ".join(["abcdefghi"] * 16)
     cues = make_cues(recording((10.0, 20.0, text)), "en")
     assert [(c.start, c.end) for c in cues] == [(10.0, 15.0), (15.0, 20.0)]
 
 
-def test_japanese_has_no_spaces_and_wide_letters():
+def test_japanese_lines_have_half_as_many_characters():
     text = "これはとても長い話ですから字幕は何枚にも分かれます。" * 4
     cues = make_cues(recording((0.0, 20.0, text)), "ja")
     assert "".join("".join(cue.lines) for cue in cues) == text
@@ -107,7 +108,7 @@ def test_japanese_has_no_spaces_and_wide_letters():
     assert all(len(cue.lines) <= 2 for cue in cues)
 
 
-def test_nothing_said_is_no_cue():
+def test_empty_text_has_no_cues():
     assert make_cues(Result("", [], 0.0, passages=[]), "en") == []
 
 
@@ -117,16 +118,16 @@ def test_nothing_said_is_no_cue():
     st.lists(st.floats(0.0, 30.0), min_size=1, max_size=4),
     st.sampled_from(["en", "ja"]),
 )
-def test_any_text_can_be_read_back(words, lengths, language):
-    passages, time = [], 0.0
+def test_any_text_is_read_back(words, lengths, language):
+    segments, time = [], 0.0
     for number, seconds in enumerate(lengths):
-        passages.append((time, time + seconds, " ".join(words[number :: len(lengths)])))
+        segments.append((time, time + seconds, " ".join(words[number :: len(lengths)])))
         time += seconds
-    result = recording(*[p for p in passages if p[2]])
+    result = recording(*[p for p in segments if p[2]])
     cues = make_cues(result, language)
     for cue, following in pairwise(cues):
         assert cue.start < cue.end <= following.start
     expected = "".join("".join(p.text.split()) for p in result.passages)
     for found in (read_vtt(format_vtt(cues)), read_srt(format_srt(cues))):
-        said = "".join("".join("".join(lines).split()) for *_, lines in found)
-        assert said.replace("-->", "->") == expected.replace("-->", "->")
+        text = "".join("".join("".join(lines).split()) for *_, lines in found)
+        assert text.replace("-->", "->") == expected.replace("-->", "->")

@@ -1,4 +1,7 @@
-"""Joint target: joining, splitting, joint search, decoding and scoring of asr_st."""
+"""Joint target (asr_st): joining, splitting, joint search, decoding and scoring.
+
+Joint search is compared with all hypotheses, scored by transformers and torch.
+"""
 
 from __future__ import annotations
 
@@ -97,9 +100,9 @@ def test_answer_tokens_decode_to_the_same_texts(
     assert tokens[-1] == tokenizer.eos_token_id
     text = tokenizer.decode(tokens, skip_special_tokens=True)
     expected = [" ".join(part.split()) for part in (transcript, translation)]
-    answer = parse_answer(text, find_separator(tokenizer))
-    assert [answer.transcript, answer.translation] == expected
-    assert answer.whole
+    parsed = parse_answer(text, find_separator(tokenizer))
+    assert [parsed.transcript, parsed.translation] == expected
+    assert parsed.whole
 
 
 @given(transcript=TEXT, translation=TEXT)
@@ -116,21 +119,21 @@ def test_join_and_split_of_table_targets(transcript, translation):
 
 @given(texts=st.lists(TEXT, min_size=2, max_size=2), cut=st.integers(0, 30))
 @pytest.mark.parametrize("separator", [TAB, BAR])
-def test_truncated_answer_gives_prefixes_of_the_texts(separator, texts, cut):
+def test_truncated_output_gives_prefixes_of_the_texts(separator, texts, cut):
     whole = [separator.escape(text) for text in texts]
-    begun = f"{whole[0]}{separator.text}{whole[1]}"[:cut]
-    answer = parse_answer(begun, separator)
+    output = f"{whole[0]}{separator.text}{whole[1]}"[:cut]
+    parsed = parse_answer(output, separator)
     if cut <= len(whole[0]):
-        assert not answer.whole and answer.translation == ""
+        assert not parsed.whole and parsed.translation == ""
     expected = [" ".join(text.split()) for text in texts]
-    found = answer.transcript, answer.translation
+    found = parsed.transcript, parsed.translation
     for text, part in zip(expected, found):
         # a truncated escape sequence leaves its backslash
         assert text.startswith((part, part.removesuffix("\\")))
 
 
-def test_malformed_answers_are_parsed():
-    read = {
+def test_malformed_outputs_are_parsed():
+    cases = {
         "hello": JointAnswer("hello", "", False),
         "hello\t": JointAnswer("hello", "", False),
         "\tbonjour": JointAnswer("", "bonjour", False),
@@ -138,7 +141,7 @@ def test_malformed_answers_are_parsed():
         "": JointAnswer("", "", False),
         "hello\tbonjour": JointAnswer("hello", "bonjour", True),
     }
-    for text, expected in read.items():
+    for text, expected in cases.items():
         assert parse_answer(text, TAB) == expected
 
 
@@ -166,7 +169,7 @@ def test_preprocessor_joins_both_texts(tokenizers):
 
 # Joint search
 
-EOS, SEPARATOR = 4, 3  # of a model with five tokens
+EOS, SEPARATOR = 4, 3  # of the five-token model
 
 
 @pytest.fixture(scope="module")
@@ -174,9 +177,9 @@ def five_tokens() -> LanguageModel:
     return five_token_llm(5, ["a", "a", "a", "a", "a"])
 
 
-def transcript_of(answer: list[int]) -> list[int]:
+def transcript_of(output: list[int]) -> list[int]:
     """Return the labels of the tokens before the separator: token k is label k + 1."""
-    before = itertools.takewhile(lambda token: token != SEPARATOR, answer)
+    before = itertools.takewhile(lambda token: token != SEPARATOR, output)
     return [token + 1 for token in before]
 
 
@@ -196,27 +199,27 @@ def test_ctc_scores_the_transcript_only(five_tokens, seed, weight):
     logits[..., 0] += 3.0  # favours short transcripts
     frames = torch.tensor([5])
 
-    def spell(tokens: list[int]) -> list[int]:
+    def to_ctc_labels(tokens: list[int]) -> list[int]:
         return transcript_of(tokens) + [END] * (SEPARATOR in tokens)
 
     options = SearchOptions(beam_size=400, nbest=60, ctc_weight=weight, pre_beam_size=5)
     (found,) = beam_search(
         five_tokens,
-        [SearchRequest(prompt, 4, spell)],
+        [SearchRequest(prompt, 4, to_ctc_labels)],
         options,
         CTCPrefixScorer(logits, frames),
     )
 
     @torch.inference_mode()
-    def log_prob(answer: list[int]) -> float:
-        tokens = five_tokens.embed(torch.tensor(answer, dtype=torch.long))
-        output = five_tokens.causal_lm(inputs_embeds=torch.cat([prompt, tokens])[None])
-        places = torch.arange(len(prompt) - 1, len(prompt) + len(answer))
-        scores = output.logits[0].log_softmax(1)
-        return scores[places, torch.tensor([*answer, EOS])].sum().item()
+    def log_prob(output: list[int]) -> float:
+        tokens = five_tokens.embed(torch.tensor(output, dtype=torch.long))
+        result = five_tokens.causal_lm(inputs_embeds=torch.cat([prompt, tokens])[None])
+        positions = torch.arange(len(prompt) - 1, len(prompt) + len(output))
+        scores = result.logits[0].log_softmax(1)
+        return scores[positions, torch.tensor([*output, EOS])].sum().item()
 
-    def ctc_score(answer: list[int]) -> float:
-        labels = torch.tensor([transcript_of(answer)], dtype=torch.long)
+    def ctc_score(output: list[int]) -> float:
+        labels = torch.tensor([transcript_of(output)], dtype=torch.long)
         return -torch.nn.functional.ctc_loss(
             logits.double().log_softmax(2).transpose(0, 1),
             labels,
@@ -225,13 +228,13 @@ def test_ctc_scores_the_transcript_only(five_tokens, seed, weight):
             reduction="sum",
         ).item()
 
-    answers = [a for n in range(5) for a in itertools.product(range(4), repeat=n)]
+    outputs = [a for n in range(5) for a in itertools.product(range(4), repeat=n)]
     ranked = sorted(
         ((1 - weight) * log_prob(list(a)) + weight * ctc_score(list(a)), list(a))
-        for a in answers
+        for a in outputs
     )[::-1]
-    assert any(SEPARATOR in answer[:2] for _, answer in ranked[:60])
-    assert [h.tokens for h in found] == [answer for _, answer in ranked[:60]]
+    assert any(SEPARATOR in output[:2] for _, output in ranked[:60])
+    assert [h.tokens for h in found] == [output for _, output in ranked[:60]]
     for hypothesis, (score, _) in zip(found, ranked):
         assert hypothesis.score == pytest.approx(score, abs=1e-4)
 
@@ -271,9 +274,9 @@ def test_joint_output_does_not_depend_on_the_batch(joint_model, speech_file, opt
     model = SpeechToText.from_pretrained(joint_model)
     speech = load_audio(speech_file)
     waves = [speech[:9000], speech[4000:30000], speech[100:5000]]
-    ask = {"task": "asr_st", "language": "en", "target_language": "fr"}
-    alone = [model.transcribe([w], **ask, **SHORT, **options)[0] for w in waves]
-    together = model.transcribe(waves, batch_size=3, **ask, **SHORT, **options)
+    request = {"task": "asr_st", "language": "en", "target_language": "fr"}
+    alone = [model.transcribe([w], **request, **SHORT, **options)[0] for w in waves]
+    together = model.transcribe(waves, batch_size=3, **request, **SHORT, **options)
     for one, other in zip(alone, together):
         assert (one.transcript, one.text) == (other.transcript, other.text)
         assert one.tokens == other.tokens and len(one.tokens) <= 10
@@ -297,9 +300,11 @@ def test_joint_decode_dir_is_scored(joint_model, speech_file, tmp_path, monkeypa
     }
     write_table(examples / "text", references)
 
-    spoken = iter([" press one\t Appuyez sur un.", " wait now"])
-    search = "speechllm.text.answer_codec.parse_answer"
-    monkeypatch.setattr(search, lambda text, mark: parse_answer(next(spoken), mark))
+    outputs = iter([" press one\t Appuyez sur un.", " wait now"])
+    parser = "speechllm.text.answer_codec.parse_answer"
+    monkeypatch.setattr(
+        parser, lambda text, separator: parse_answer(next(outputs), separator)
+    )
     decode = tmp_path / "decode"
     decode_examples(joint_model, examples, decode, {**SHORT, "extra_tokens": 40.0})
     assert read_table(decode / "text")["a-asr_st-fr"] == "Appuyez sur un."
