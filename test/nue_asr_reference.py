@@ -125,7 +125,7 @@ def noise(lengths, seed: int = 0) -> list[np.ndarray]:
 
 def ids(model: SpeechToText, result) -> list[int]:
     """Return the token ids of a result."""
-    return model.model.llm.tokenizer.convert_tokens_to_ids(result.tokens)
+    return model.llm.tokenizer.convert_tokens_to_ids(result.tokens)
 
 
 def without_end(tokens: list[int]) -> list[int]:

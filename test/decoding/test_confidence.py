@@ -170,7 +170,8 @@ def test_words_have_times_and_confidence(model, waves):
 @torch.inference_mode()
 def test_word_times_equal_the_forced_alignment(model, waves):
     (result,) = model.transcribe(waves[:1], **SHORT, word_times=True)
-    _, _, logits = model.model.encode(
+    speech_llm = model.model
+    _, _, logits = speech_llm.encode(
         torch.from_numpy(waves[0])[None], torch.tensor([len(waves[0])])
     )
     expected = align_words(
@@ -188,7 +189,7 @@ def test_llm_features_equal_transformers(model, waves):
     ((hypothesis,),) = model.search(batch, model.options(SHORT))
     words, spans, features = word_features(model.codec, batch, 0, hypothesis)
     assert len(words) == len(spans) == len(features)
-    llm = model.model.llm
+    llm = model.llm
     inputs = torch.cat([batch.prompt_embeds[0], *llm.embed_lists([hypothesis.tokens])])
     with torch.inference_mode():
         logits = llm.causal_lm(inputs_embeds=inputs[None]).logits[0]

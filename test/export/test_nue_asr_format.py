@@ -82,15 +82,15 @@ def test_export_of_a_trained_model_merges_adapters(tmp_path, nue_reference, nue_
 
 
 def test_unsupported_models_are_refused(tmp_path, nue_reference):
-    model = SpeechToText.from_pretrained(nue_reference.folder)
-    prompts = model.prompts
-    model.prompts = replace(prompts, tasks={"asr": "{speech}今日"})
+    recognizer = SpeechToText.from_pretrained(nue_reference.folder)
+    prompts = recognizer.prompts
+    recognizer.prompts = replace(prompts, tasks={"asr": "{speech}今日"})
     with pytest.raises(UserError, match="one prompt"):
-        save_nue_asr(model, tmp_path / "out")
-    model.prompts = prompts
-    model.model.bridge = torch.nn.Identity()
+        save_nue_asr(recognizer, tmp_path / "out")
+    recognizer.prompts = prompts
+    recognizer.model.bridge = torch.nn.Identity()
     with pytest.raises(UserError, match="ConvolutionBridge.*Identity"):
-        save_nue_asr(model, tmp_path / "out")
+        save_nue_asr(recognizer, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -153,7 +153,7 @@ def guarded(model):
     """Return a function that sets the thresholds of the model for one test."""
 
     def set_thresholds(**limits) -> SpeechToText:
-        model.guard = Guard(model.model.llm, model.codec, thresholds(**limits))
+        model.guard = Guard(model.llm, model.codec, thresholds(**limits))
         return model
 
     yield set_thresholds
@@ -377,7 +377,7 @@ def test_thresholds_accept_the_references(model, examples):
         assert characters / (len(example.wave) / 16000) <= limits.rate
     assert thresholds.groups["st_en_fr"].ctc_margin is None
     assert thresholds.groups["asr_en"].ctc_margin > 0
-    model.guard = Guard(model.model.llm, model.codec, thresholds)
+    model.guard = Guard(model.llm, model.codec, thresholds)
     for batch in (found[:2], found[2:]):
         tasks = [example.task for example in batch]
         for result in model.decode([e.wave for e in batch], tasks, options):

@@ -69,7 +69,7 @@ def test_fields_of_a_result(model, waves):
     assert result.score == result.nbest[0][1]
     assert [s for _, s in result.nbest] == sorted((s for _, s in result.nbest))[::-1]
     assert isinstance(result.ctc_text, str)
-    tokenizer = model.model.llm.tokenizer
+    tokenizer = model.llm.tokenizer
     text = tokenizer.convert_tokens_to_string(result.tokens).strip()
     assert text == result.text
 
@@ -132,9 +132,9 @@ def test_bfloat16_model_decodes(copied, waves, bridge):
     (copied / "config.yaml").write_text(yaml.safe_dump(config))
     state = build_speech_llm({**config, "token_list": LABELS}).state_dict()
     save_file(state, copied / "model.safetensors")
-    model = SpeechToText.from_pretrained(copied, dtype="bfloat16")
-    assert {p.dtype for p in model.model.parameters()} == {torch.bfloat16}
-    results = model.transcribe(waves, ctc_weight=0.3, beam_size=2, **SHORT)
+    recognizer = SpeechToText.from_pretrained(copied, dtype="bfloat16")
+    assert {p.dtype for p in recognizer.model.parameters()} == {torch.bfloat16}
+    results = recognizer.transcribe(waves, ctc_weight=0.3, beam_size=2, **SHORT)
     assert len(results) == len(waves)
 
 

@@ -66,9 +66,9 @@ def test_utterances_below_the_minimum_do_not_depend_on_the_batch(
 
 
 def test_bfloat16_decoding(nue_reference, nue_waves):
-    model = SpeechToText.from_pretrained(nue_reference.folder, dtype="bfloat16")
-    assert model.model.bridge.projection.weight.dtype == torch.bfloat16
-    assert all(len(r.tokens) >= 2 for r in model.transcribe(nue_waves[:3]))
+    recognizer = SpeechToText.from_pretrained(nue_reference.folder, dtype="bfloat16")
+    assert recognizer.model.bridge.projection.weight.dtype == torch.bfloat16
+    assert all(len(r.tokens) >= 2 for r in recognizer.transcribe(nue_waves[:3]))
 
 
 def test_minimum_of_two_tokens(tmp_path, nue_waves):
