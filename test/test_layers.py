@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -78,6 +79,19 @@ def test_files_do_not_import_each_other_in_circles():
     except CycleError as error:
         circle = error.args[1][::-1]
     assert not circle, " imports ".join(str(p.relative_to(PACKAGE)) for p in circle)
+
+
+def test_readme_lists_every_module():
+    readme = (PACKAGE / "README.md").read_text("utf-8")
+    folder, listed = "", []
+    for line in readme.split("```")[1].splitlines():
+        if found := re.match(r"  (\w+/)", line):
+            folder = found[1]
+        elif found := re.match(r"  (  )?(\w+\.py) +\S", line):
+            listed.append((folder if found[1] else "") + found[2])
+    modules = {path.relative_to(PACKAGE).as_posix() for path in TREES}
+    modules -= {f"{package}/__init__.py" for package in ALLOWED}
+    assert sorted(listed) == sorted(modules), "update the map in speechllm/README.md"
 
 
 def test_package_root_has_two_modules():

@@ -98,15 +98,15 @@ fi
 
 # The stamp file holds a checksum of the requirements of each installed group.
 stamp=${prefix}/.speechllm-installed
-want() { # <group>
+expected_stamp() { # <group>
     case $1 in
         base) cat "${tools}"/requirements/{base,torch,espnet,pip}.txt "${root}/setup.py" ;;
         *) cat "${tools}/requirements/$1.txt" ;;
     esac | sha256sum | cut -c -64 | sed "s|^|$1 ${root} |"
 }
-installed() { [ -f "${stamp}" ] && grep -qxF "$(want "$1")" "${stamp}"; }
+installed() { [ -f "${stamp}" ] && grep -qxF "$(expected_stamp "$1")" "${stamp}"; }
 note() {
-    { grep -v "^$1 " "${stamp}" 2> /dev/null || true; want "$1"; } > "${stamp}.new"
+    { grep -v "^$1 " "${stamp}" 2> /dev/null || true; expected_stamp "$1"; } > "${stamp}.new"
     mv "${stamp}.new" "${stamp}"
 }
 
@@ -122,14 +122,14 @@ fi
 
 if "${stale}"; then
     start=$(date +%s)
-    say() { echo "install.sh: $(($(date +%s) - start)) s: $*"; }
+    log() { echo "install.sh: $(($(date +%s) - start)) s: $*"; }
 
     if ! "${use_active_env}"; then
         # Rebuild a venv that was moved or whose Python was removed.
         if ! { [ -x "${env_python}" ] && "${env_python}" -c "${fits}" 2> /dev/null &&
             grep -qF "${prefix}" "${prefix}/bin/activate"; }; then
             base_python=$(find_python)
-            say "creating ${prefix} with ${base_python}"
+            log "creating ${prefix} with ${base_python}"
             "${base_python}" -m venv --clear "${prefix}" ||
                 fail "'${base_python} -m venv' failed; on Debian and Ubuntu: apt-get install python3-venv"
         fi
@@ -137,24 +137,24 @@ if "${stale}"; then
     pip() { "${env_python}" -m pip --disable-pip-version-check "$@"; }
 
     if ! installed base; then
-        say "pip"
+        log "pip"
         pip install -qq --require-hashes -r "${tools}/requirements/pip.txt"
         # The hashed files list all dependencies except torch.
-        say "libraries"
+        log "libraries"
         pip install -qq --no-deps --require-hashes -r "${tools}/requirements/base.txt"
         # Only the CUDA libraries are left of torch's dependencies, if its wheel has CUDA.
-        say "torch"
+        log "torch"
         pip install -qq ${torch_index:+--extra-index-url "${torch_index}"} \
             -r "${tools}/requirements/torch.txt"
-        say "espnet"
+        log "espnet"
         pip install -qq --no-deps --require-hashes -r "${tools}/requirements/espnet.txt"
-        say "speechllm, editable"
+        log "speechllm, editable"
         pip install -qq --no-deps --no-build-isolation -e "${root}"
         note base
     fi
     for extra in ${extras}; do
         installed "${extra}" && continue
-        say "extra: ${extra}"
+        log "extra: ${extra}"
         pip install -qq --no-deps --require-hashes -r "${tools}/requirements/${extra}.txt"
         note "${extra}"
     done
@@ -165,7 +165,7 @@ if "${stale}"; then
     "${use_active_env}" ||
         echo "export VIRTUAL_ENV='${tools}/venv'" >> "${activate}.new"
     mv "${activate}.new" "${activate}"
-    say "done"
+    log "done"
 fi
 
 "${env_python}" "${tools}/check_install.py"

@@ -43,9 +43,9 @@ stamp=${venv}/.speechllm-installed
 exec 9> "${tools}/.install_comet.lock"
 command -v flock > /dev/null && flock 9
 
-want=$(cat "${tools}"/requirements/{comet,torch,pip}.txt | sha256sum)
-want="${want%% *} ${venv}"
-if [ -f "${stamp}" ] && [ "$(< "${stamp}")" = "${want}" ]; then
+expected=$(cat "${tools}"/requirements/{comet,torch,pip}.txt | sha256sum)
+expected="${expected%% *} ${venv}"
+if [ -f "${stamp}" ] && [ "$(< "${stamp}")" = "${expected}" ]; then
     echo "install_comet.sh: ${venv} is complete"
     exit 0
 fi
@@ -62,16 +62,16 @@ done
     fail "'${chosen} -m venv' failed; on Debian and Ubuntu: apt-get install python3-venv"
 
 start=$(date +%s)
-say() { echo "install_comet.sh: $(($(date +%s) - start)) s: $*"; }
+log() { echo "install_comet.sh: $(($(date +%s) - start)) s: $*"; }
 pip() { "${venv}/bin/python" -m pip --disable-pip-version-check "$@"; }
 pip install -qq --require-hashes -r "${tools}/requirements/pip.txt"
-say "COMET and its libraries"
+log "COMET and its libraries"
 # The hashed file lists all dependencies except torch.
 pip install -qq --no-deps --require-hashes -r "${tools}/requirements/comet.txt"
-say "torch"
+log "torch"
 pip install -qq ${torch_index:+--extra-index-url "${torch_index}"} \
     -r "${tools}/requirements/torch.txt" -c "${tools}/requirements/comet.in"
 "${venv}/bin/python" -I -c 'import comet' 2> "${venv}/import.log" ||
     fail "COMET cannot be imported: $(tail -n 1 "${venv}/import.log"); run tools/install_comet.sh again"
-echo "${want}" > "${stamp}"
-say "done: ${venv}, $(du -sh "${venv}" | cut -f 1)"
+echo "${expected}" > "${stamp}"
+log "done: ${venv}, $(du -sh "${venv}" | cut -f 1)"

@@ -72,7 +72,7 @@ def benchmark_tables(folder: Path, corpus: str, sizes: list[int]) -> None:
         corpus: one of ``CORPORA``.
         sizes: numbers of training utterances.
     """
-    print("| stage | utterances | seconds | CPU seconds | MiB | of the promise |")
+    print("| stage | utterances | seconds | CPU seconds | MiB | of the target |")
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
     seconds: dict[str, list[float]] = {}
     for size in sorted(sizes):

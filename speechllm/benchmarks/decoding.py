@@ -1,6 +1,6 @@
 """Benchmark of decoding: time and memory of several systems, and their texts compared.
 
-Each system runs in a process of its own. Reading the audio and decoding one utterance
+Each system runs in a separate process. Reading the audio and decoding one utterance
 as a warm-up are not timed.
 """
 

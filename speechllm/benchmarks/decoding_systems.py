@@ -1,4 +1,4 @@
-"""The systems of the decoding benchmark; each one returns a function that decodes.
+"""Systems of the decoding benchmark; each one returns a function that decodes.
 
 ``plain`` is a loop in the style of Nue-ASR's authors: encode one utterance at a time
 and call transformers' ``generate``. ``espnet`` is ESPnet's decoder for causal LMs,
@@ -80,7 +80,7 @@ class DecodingSet:
 
 
 class UnsupportedError(Exception):
-    """A system cannot decode the set; the message is the reason."""
+    """Raised if a system cannot decode the set; the message is the reason."""
 
 
 def load_system(system: str, content: DecodingSet) -> Decode:

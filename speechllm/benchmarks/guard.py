@@ -40,7 +40,7 @@ class Condition:
     Attributes:
         name: name in the table.
         examples: utterances, with an empty reference if there is no speech to write.
-        spoken: whether the texts are references to count errors against.
+        spoken: True if the texts are references to count errors against.
     """
 
     name: str
@@ -214,8 +214,11 @@ def guard_rows(
         )
     rows = []
     for condition in conditions:
-        guarded = decode_all(
-            model, condition.examples, {**generation, "guard": True}, batch_size
+        guarded = model.decode_all(
+            [example.wave for example in condition.examples],
+            [example.task for example in condition.examples],
+            model.options({**generation, "guard": True}),
+            batch_size,
         )
         unguarded = [
             result
@@ -227,21 +230,6 @@ def guard_rows(
         rows.append(evaluate(condition, results, model.guard.thresholds))
         print(table_line(rows[-1]), flush=True)
     return rows
-
-
-def decode_all(
-    model: SpeechToText, examples: Sequence[Example], generation: dict, batch_size: int
-) -> list[Result]:
-    """Return one result per example, in order."""
-    from speechllm.utils.batching import batches_by_length
-
-    options = model.options(generation)
-    results: dict[int, Result] = {}
-    for batch in batches_by_length([len(e.wave) for e in examples], batch_size):
-        part = [examples[i] for i in batch]
-        decoded = model.decode([e.wave for e in part], [e.task for e in part], options)
-        results.update(zip(batch, decoded))
-    return [results[i] for i in range(len(examples))]
 
 
 def evaluate(
@@ -276,7 +264,7 @@ def output_text(result: Result) -> str:
 
 
 def is_too_long(example: Example, result: Result, thresholds: Thresholds) -> bool:
-    """Return whether a hypothesis exceeds the guard's length bound."""
+    """Return True if a hypothesis exceeds the guard's length bound."""
     limits = thresholds.limits(example.task)
     seconds = len(example.wave) / SAMPLING_RATE
     bound = max(limits.max_characters(result.ctc_text or "", seconds), 0)

@@ -71,7 +71,7 @@ def process_memory(name: str) -> int:
 def measure_in_process(
     benchmark: str, system: str, content: Any, cost_class: type[Cost]
 ) -> Cost:
-    """Measure one system in a process of its own.
+    """Measure one system in a separate process.
 
     Args:
         benchmark: ``decode``, ``train`` or ``loss``.

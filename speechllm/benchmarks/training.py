@@ -2,7 +2,7 @@
 
 The batches are built from the training's own config and shape files. The loss is
 computed with the head at the target tokens only, and by transformers' ``labels=`` over
-whole sequences, each in a process of its own.
+whole sequences, each in a separate process.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 
+from speechllm.decoding.options import current_names
 from speechllm.utils.errors import run_main
 from speechllm.utils.io import read_yaml
 
@@ -74,9 +75,7 @@ def get_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     """Decode the examples that have no hypothesis yet."""
     args = get_parser().parse_args(argv)
-    options = read_yaml(args.config) if args.config else {}
-    if "candidates" in options:  # the old name
-        options["pre_beam_size"] = options.pop("candidates")
+    options = current_names(read_yaml(args.config)) if args.config else {}
     for name in OPTIONS:
         if getattr(args, name) is not None:
             options[name] = getattr(args, name)

@@ -56,7 +56,7 @@ _PACKAGES = {
 
 
 class _Unavailable(Exception):
-    """The sounds cannot be downloaded from this source; the next one is tried."""
+    """Raised if a source does not have the sounds; the next one is tried."""
 
 
 def fetch_asterisk(download_dir: str | Path) -> Path:

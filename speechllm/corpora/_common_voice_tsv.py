@@ -16,6 +16,8 @@ from pathlib import Path
 
 from speechllm.utils.errors import UserError
 
+SPEAKER_LENGTH = 16  # of 128 hexadecimal digits: 64 bits identify a speaker
+
 
 def read_clips(
     tsv_path: str | Path,

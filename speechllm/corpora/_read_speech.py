@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from speechllm.data.data_dir import write_spk2utt
-from speechllm.data.kaldi_table import Dropped, table_line, write_dropped
+from speechllm.data.kaldi_table import Dropped, open_tables, write_dropped
 from speechllm.utils.errors import UserError
 from speechllm.utils.io import atomic_directory
 
@@ -64,13 +64,7 @@ def _write_utterances(
 ) -> int:
     """Write all tables in parallel; return the number of utterances."""
     count, previous = 0, ""
-    with ExitStack() as stack:
-        files = [
-            stack.enter_context(
-                open(folder / name, "w", encoding="utf-8", newline="\n")
-            )
-            for name in _TABLES
-        ]
+    with open_tables(folder, _TABLES) as write:
         for one in utterances:
             if one.id == previous:
                 raise UserError(
@@ -78,9 +72,7 @@ def _write_utterances(
                     "its lines in the corpus's list"
                 )
             previous = one.id
-            values = (one.path, one.speaker, language, one.text)
-            for stream, value in zip(files, values, strict=True):
-                stream.write(table_line(one.id, value))
+            write(one.id, (one.path, one.speaker, language, one.text))
             count += 1
     return count
 

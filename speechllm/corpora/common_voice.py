@@ -22,7 +22,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from speechllm.corpora._common_voice_tsv import read_clips
+from speechllm.corpora._common_voice_tsv import SPEAKER_LENGTH, read_clips
 from speechllm.corpora._read_speech import (
     STAGE,
     Utterance,
@@ -35,7 +35,6 @@ from speechllm.data.kaldi_table import Dropped
 from speechllm.utils.errors import UserError
 
 SPLITS = ("train", "dev", "test")
-_SPEAKER_LENGTH = 16  # of 128 hexadecimal digits: 64 bits identify a speaker
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -110,7 +109,7 @@ def _read_split(
         if name and "." not in name:  # the oldest releases omit the extension
             name += ".mp3"
         text = clean_text(row["sentence"])
-        speaker = "".join(row["client_id"].split())[:_SPEAKER_LENGTH] or "unknown"
+        speaker = "".join(row["client_id"].split())[:SPEAKER_LENGTH] or "unknown"
         utterance = f"{speaker}-{name.rpartition('.')[0]}"
         if name not in clips or len(utterance.split()) != 1:
             detail = str(folder / name) if name else f"{table}: a row with no path"

@@ -36,7 +36,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-from speechllm.corpora._common_voice_tsv import read_clips
+from speechllm.corpora._common_voice_tsv import SPEAKER_LENGTH, read_clips
 from speechllm.corpora._texts import clean_text, is_damaged, read_lines
 from speechllm.data.data_dir import write_spk2utt
 from speechllm.data.kaldi_table import (
@@ -62,7 +62,6 @@ FROM_ENGLISH = (
 # fmt: on
 _SET_OF_SPLIT = {"train": 0, "train_covost": 0, "dev": 1, "test": 2}
 _REMOVE = "REMOVE"  # the translators' mark for sentences to remove
-_SPEAKER_LENGTH = 16  # of 128 hexadecimal digits: 64 bits identify a speaker
 _ESCAPED = re.compile(r"\\(.)")
 _CHARACTERS = re.compile(r"\\(.)|([^\\])")  # escaped, plain
 
@@ -299,7 +298,7 @@ def _write_speech(
             if place is None:
                 continue
             stem = clip.removesuffix(".mp3")
-            utterance = f"{row['client_id'][:_SPEAKER_LENGTH] or stem}-{stem}"
+            utterance = f"{row['client_id'][:SPEAKER_LENGTH] or stem}-{stem}"
             if clip not in present:
                 dropped[place].append(_drop(utterance, "no audio file", clip))
                 continue

@@ -179,7 +179,7 @@ def _segments(
 
 
 class _NotSimpleError(Exception):
-    """The list does not have one mapping per line."""
+    """Raised if a list does not have one mapping per line."""
 
 
 def _simple_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:

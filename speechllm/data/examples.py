@@ -27,7 +27,6 @@ import heapq
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,8 +38,8 @@ from speechllm.data.kaldi_table import (
     Dropped,
     iterate_table,
     join_tables,
+    open_tables,
     read_table,
-    table_line,
     table_paths,
     translation_languages,
     write_dropped,
@@ -120,20 +119,13 @@ def make_examples(
         mix = [(task, weight * factor) for task, weight in weighted]
         streams.append(_list_examples(source, mix, plain_transcripts, counts, dropped))
     with atomic_directory(target) as new:
-        with ExitStack() as stack:
-            files = [
-                stack.enter_context(
-                    open(new / name, "w", encoding="utf-8", newline="\n")
-                )
-                for name in _FILES
-            ]
+        with open_tables(new, _FILES) as write:
             previous = ""
             for example, values in heapq.merge(*streams):
                 if example == previous:
                     raise UserError(f"{target}: example {example} is in two data dirs")
                 previous = example
-                for stream, value in zip(files, values, strict=True):
-                    stream.write(table_line(example, value))
+                write(example, values)
         write_spk2utt(new)
         write_dropped(new, dropped)
     return counts, dropped

@@ -10,7 +10,8 @@ a data dir, is ours.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -155,6 +156,31 @@ def write_stream(
             previous = entry
             count += 1
     return count
+
+
+@contextmanager
+def open_tables(
+    folder: Path, names: Sequence[str]
+) -> Iterator[Callable[[str, Sequence[str]], None]]:
+    """Open tables of a new data dir, to be written line by line in parallel.
+
+    Yields:
+        A function that takes an id and its value in each table and writes the lines;
+        see :func:`table_line` for its errors.
+    """
+    with ExitStack() as stack:
+        files = [
+            stack.enter_context(
+                open(folder / name, "w", encoding="utf-8", newline="\n")
+            )
+            for name in names
+        ]
+
+        def write(key: str, values: Sequence[str]) -> None:
+            for stream, value in zip(files, values, strict=True):
+                stream.write(table_line(key, value))
+
+        yield write
 
 
 def table_line(key: str, value: str) -> str:

@@ -127,7 +127,7 @@ def fit(features: np.ndarray, right: np.ndarray, made_from: str = "") -> Calibra
 
     Args:
         features: (words, features)
-        right: (words,) of bool.
+        right: (words,) booleans.
 
     Raises:
         UserError: all words are right, or all are wrong.

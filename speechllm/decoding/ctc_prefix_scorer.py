@@ -48,7 +48,7 @@ class PrefixStates:
         )
 
     def cut(self, frames: int) -> PrefixStates:
-        """Return the same states padded or cut to so many frames."""
+        """Return the same states, padded or cut to ``frames`` frames."""
         more = (0, frames - self.label.shape[1])
         return PrefixStates(
             self.utterance,
@@ -66,7 +66,7 @@ class PrefixStates:
 
 
 class CTCPrefixScorer:
-    """Scores text prefixes against the CTC logits of a batch of utterances.
+    """Scorer of text prefixes against the CTC logits of a batch of utterances.
 
     Args:
         logits: (batch, frames, labels), label 0 is blank.

@@ -82,7 +82,7 @@ def forced_align(
 
     Raises:
         ValueError: the text needs more frames than there are (two equal labels need
-            a blank between them), or it holds a blank.
+            a blank between them), or it contains a blank.
     """
     labels = torch.as_tensor(labels, dtype=torch.long, device=log_probs.device)
     if (labels == blank).any():
@@ -152,7 +152,7 @@ def viterbi(log_probs: Tensor, labels: Tensor, blank: int = BLANK) -> Tensor:
 def split_words(text: str, language: str) -> list[str]:
     """Split a text into words; in languages without spaces into characters.
 
-    A sign that is not a letter stays with the character before it.
+    A character that is not a letter stays with the one before it.
     """
     words = text.split()
     if language not in LANGUAGES_WITHOUT_SPACES:
@@ -326,7 +326,7 @@ def word_times(
             left = spans[place - 1].end if place else 0
             right = spans[place + 1].begin if place + 1 < len(spans) else frames
             before = loud[max(left, span.begin - reach) : span.begin][::-1]
-            behind = loud[span.end : min(right, span.end + reach)]
+            after = loud[span.end : min(right, span.end + reach)]
             room = (span.begin - left) * seconds_per_frame
             if place:
                 room *= LEAD / (LEAD + TAIL)
@@ -342,7 +342,7 @@ def word_times(
             if place + 1 == len(spans):
                 near = known[span.end : span.end + reach]
                 otherwise = stretch(near, seconds_per_frame, otherwise)
-            end += stretch(behind, seconds_per_frame, otherwise)
+            end += stretch(after, seconds_per_frame, otherwise)
         times.append((start, end))
     return times
 

@@ -16,15 +16,15 @@ from speechllm.text.ctc_labels import END
 
 @dataclass(frozen=True)
 class SearchRequest:
-    """Everything that the search for the output of one utterance starts from.
+    """Input of the search for one utterance.
 
     Attributes:
         prompt: (positions, hidden) embeddings of prompt and speech.
         max_tokens: maximum length of the output.
         to_ctc_labels: from token ids to CTC labels; None without CTC scores (a
-            translation). Labels that end with ``END`` say that the transcript is
-            complete: the token that adds it takes CTC's score of the complete text,
-            the tokens behind it are scored by the LLM alone.
+            translation). ``END`` after the labels marks a complete transcript: the
+            token that adds it gets the CTC score of the complete text, later tokens
+            are scored by the LLM alone.
         extra_candidates: tokens considered at every step in addition to the LLM's
             own, such as those of the CTC transcript.
         sampling_seed: combined with the seed of the options.
@@ -45,11 +45,11 @@ class Hypothesis:
         tokens: LLM token ids, without the end of text.
         score: score of the search.
         llm_score: log probability of the tokens and, if complete, of the end.
-        ctc_score: log probability of the transcript by CTC, or None without CTC. Of a
-            partial hypothesis that of all texts that begin with it.
+        ctc_score: log probability of the transcript by CTC, or None without CTC; for
+            a partial hypothesis that of all texts that begin with it.
         token_log_probs: log probability of each token by the LLM.
-        ctc_labels: transcript in CTC labels, where it has been computed; while the
-            hypothesis grows, with ``END`` behind a complete transcript.
+        ctc_labels: transcript in CTC labels, if it has been computed; while the
+            hypothesis grows, followed by ``END`` once the transcript is complete.
         truncated: ended because it reached the maximum length.
         last_token_unlabelled: the last token has no CTC label, such as a comma.
         row: row in the batch, while the hypothesis grows.
@@ -94,7 +94,7 @@ class Candidate:
 
 @dataclass
 class BeamState:
-    """The search for the output of one utterance.
+    """State of the search for one utterance.
 
     Attributes:
         utterance: index of the request.
@@ -102,7 +102,7 @@ class BeamState:
         hypotheses: partial hypotheses, best first.
         finished: complete hypotheses, best first.
         pruning_threshold: minimum score that can still enter the n-best list.
-        rng: random numbers of sampling.
+        rng: random number generator of sampling.
     """
 
     utterance: int
@@ -120,7 +120,7 @@ class BeamState:
         return len(self.hypotheses[0].tokens) + 1
 
     def allows(self, end: bool, options: SearchOptions) -> bool:
-        """Return whether the next token may be the end, or another one.
+        """Return True if the next token may be the end (``end``), or another one.
 
         The maximum length takes precedence over the minimum.
         """
@@ -183,5 +183,5 @@ def extend(candidate: Candidate) -> Hypothesis:
 
 
 def by_score(candidate: Candidate) -> tuple[float, int]:
-    """Sort key: best score first; ties by token, so that the order is defined."""
+    """Return the sort key: best score first, ties by token for a defined order."""
     return -candidate.score, candidate.token

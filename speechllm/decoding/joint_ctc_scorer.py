@@ -32,7 +32,7 @@ class _Pending(NamedTuple):
 
 
 class JointCTCScorer:
-    """Add CTC prefix scores to the candidates of the LLM, and prune them.
+    """CTC scorer: adds CTC prefix scores to the LLM's candidates and prunes them.
 
     Joint CTC/attention decoding (Hori, Watanabe, Hershey 2017) with LLM tokens, which
     are spelt in CTC labels.
@@ -74,10 +74,10 @@ class JointCTCScorer:
     def score(self, choices: list[list[Candidate]], beams: Sequence[BeamState]) -> None:
         """Keep the candidates that can enter the beam, with CTC in their scores.
 
-        Hypotheses of equally many tokens differ in the length of their text, and
-        shorter ones have accumulated less CTC cost. Candidates are therefore ranked
-        with ``label_bonus`` for each label. The most probable are scored first; of the
-        others only those that can exceed the worst of a full beam.
+        Hypotheses with the same number of tokens differ in the length of their text,
+        and shorter ones have accumulated less CTC cost. Candidates are therefore ranked
+        with ``label_bonus`` for each label. The most probable ones are scored first,
+        then those of the others that can exceed the worst of a full beam.
 
         Utterances without CTC labels keep their candidates. See :class:`Scorer`.
         """

@@ -1,7 +1,7 @@
-"""A left-padded KV cache whose rows can be added, dropped and reordered.
+"""Left-padded KV cache with rows that can be added, dropped and reordered.
 
-Rows are of different lengths and end together: the padding is in front. New positions
-are written behind, in place; a row that stays where it is costs nothing.
+Rows have different lengths and end at the same position; padding is on the left. New
+positions are written in place at the end; a row that keeps its index is not copied.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class BeamKVLayer(CacheLayerMixin):
     and the positions from ``begin`` to ``end`` are in use.
     """
 
-    is_sliding = False  # all is kept; a model's mask hides what is too far back
+    is_sliding = False  # all positions are kept; the model masks those outside a window
     keys: Tensor
     values: Tensor
 
@@ -54,18 +54,18 @@ class BeamKVLayer(CacheLayerMixin):
         """Return the part of a buffer in use (rows, heads, positions, dim)."""
         return buffer[: self.rows, :, self.begin : self.end]
 
-    def reserve(self, rows: int, before: int, behind: int) -> None:
-        """Make room for so many rows, and positions in front and at the back.
+    def reserve(self, rows: int, before: int, after: int) -> None:
+        """Make room for ``rows`` rows, and for positions before and after the end.
 
         Args:
-            before: positions that end where those in use end.
-            behind: positions that begin there.
+            before: positions before the end of those in use, including them.
+            after: new positions after it.
         """
         capacity = self.keys.shape
         if (
             rows <= capacity[0]
             and before <= self.end
-            and self.end + behind <= capacity[2]
+            and self.end + after <= capacity[2]
         ):
             return
         used = self.end - self.begin
@@ -73,7 +73,7 @@ class BeamKVLayer(CacheLayerMixin):
         for name in ("keys", "values"):
             old = getattr(self, name)
             new = old.new_zeros(  # masked values must be finite
-                max(rows, len(old)), old.shape[1], end + behind + SPARE, old.shape[3]
+                max(rows, len(old)), old.shape[1], end + after + SPARE, old.shape[3]
             )
             kept = old[:, :, self.begin : self.end]
             new[: len(old), :, end - used : end] = kept
@@ -81,7 +81,7 @@ class BeamKVLayer(CacheLayerMixin):
         self.begin, self.end = end - used, end
 
     def select(self, rows: Sequence[int]) -> None:
-        """Make row i what row ``rows[i]`` was."""
+        """Copy row ``rows[i]`` to row i, for all rows at the same time."""
         self.reserve(len(rows), self.end - self.begin, 1)
         moved = [(i, row) for i, row in enumerate(rows) if i != row]
         if moved:
@@ -117,7 +117,7 @@ class BeamKVLayer(CacheLayerMixin):
 
 
 class BeamKVCache(Cache):
-    """The cache of all layers, for the ``past_key_values`` of transformers."""
+    """KV cache of all layers, for the ``past_key_values`` of transformers."""
 
     layers: list[BeamKVLayer]  # type: ignore[assignment]
 
@@ -125,7 +125,7 @@ class BeamKVCache(Cache):
         super().__init__(layer_class_to_replicate=BeamKVLayer)
 
     def select(self, rows: Sequence[int]) -> None:
-        """Make row i what row ``rows[i]`` was; rows that are not named are dropped."""
+        """Copy row ``rows[i]`` to row i; rows that are not in ``rows`` are dropped."""
         for layer in self.layers:
             layer.select(rows)
 
@@ -137,13 +137,13 @@ class BeamKVCache(Cache):
             mine.append(new)
 
     def trim(self, positions: int) -> None:
-        """Keep only the last so many positions."""
+        """Keep only the last ``positions`` positions."""
         for layer in self.layers:
             layer.begin = layer.end - positions
 
 
 def assign_rows(parents: Sequence[int]) -> list[int]:
-    """Order new rows so that most of them stay at the row of their parent.
+    """Order new rows so that most of them have the index of their parent.
 
     Args:
         parents: the row that each new one continues.

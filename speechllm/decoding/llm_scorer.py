@@ -1,4 +1,4 @@
-"""The LLM as a scorer: incremental decoding of a batch whose rows come and go."""
+"""LLM scorer: incremental decoding of a batch to which rows are added and dropped."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from speechllm.utils.batching import groups_of_like_length
 
 
 class LLMScorer:
-    """Log probabilities of the next token, one row for each hypothesis.
+    """LLM scorer: log probabilities of the next token, one row for each hypothesis.
 
     Args:
         llm: in evaluation mode.
         prompts: (positions, hidden) embeddings of each utterance.
         options: of the search.
-        joint: whether CTC scores the candidates too.
+        joint: True if CTC scores the candidates too.
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class LLMScorer:
         return torch.device(embeddings.weight.device)
 
     def mask(self, lengths: Sequence[int]) -> Tensor:
-        """Return the attention mask (rows, positions) of rows that end together."""
+        """Return the attention mask (rows, positions) of rows aligned at the end."""
         sizes = torch.tensor(lengths, device=self.device)[:, None]
         longest = max(lengths)
         places = torch.arange(longest, device=self.device)

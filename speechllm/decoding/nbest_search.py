@@ -84,7 +84,7 @@ def rescore_nbest(
 def labels_of(
     codec: AnswerCodec, hypothesis: Hypothesis, task: Task
 ) -> list[int] | None:
-    """Return the CTC labels of a hypothesis, computed once; None of a translation."""
+    """Return the CTC labels of a hypothesis, computed once; None for a translation."""
     if hypothesis.ctc_labels is None:
         hypothesis.ctc_labels = codec.ctc_labels(hypothesis.tokens, task)
     return hypothesis.ctc_labels

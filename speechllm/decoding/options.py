@@ -65,7 +65,7 @@ class SearchOptions:
     seed: int = 0
 
     def max_tokens(self, seconds: float, task: str = "asr") -> int:
-        """Return the maximum output length for so many seconds of speech.
+        """Return the maximum output length for ``seconds`` of speech.
 
         It is doubled for ``asr_st``, whose output is transcript and translation.
         """
@@ -78,8 +78,13 @@ def option_names() -> list[str]:
     return [field.name for field in fields(SearchOptions)] + list(ALIASES)
 
 
+def current_names(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options with the current names in place of old ones."""
+    return {ALIASES.get(name, name): value for name, value in options.items()}
+
+
 def search_options(generation: Mapping[str, Any]) -> SearchOptions:
-    """Make search options of keyword arguments or the content of a config.
+    """Build search options from keyword arguments or the content of a config.
 
     Raises:
         UserError: an unknown option, or a value out of its range.
@@ -88,8 +93,7 @@ def search_options(generation: Mapping[str, Any]) -> SearchOptions:
     for name in generation:
         if name not in known:
             raise UserError(f"unknown option {name!r}; known are {', '.join(known)}")
-    values = {ALIASES.get(name, name): value for name, value in generation.items()}
-    options = SearchOptions(**values)
+    options = SearchOptions(**current_names(generation))
     if options.beam_size < 1 or options.nbest < 1:
         raise UserError("beam_size and nbest are at least 1")
     if options.sampling and (

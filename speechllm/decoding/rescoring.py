@@ -63,7 +63,7 @@ def rescore(
     score = weight · CTC + (1 − weight) · LLM + penalty · tokens, as in joint search.
 
     Args:
-        nbest: with their ``llm_score``.
+        nbest: hypotheses with their ``llm_score``.
         ctc_scores: CTC log probability of the whole text of each.
     """
     ranked = [

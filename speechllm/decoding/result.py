@@ -36,18 +36,18 @@ class Result:
     """The result of one utterance, or of one recording.
 
     Attributes:
-        text: the output; of ``asr_st`` the translation.
+        text: the output; for ``asr_st`` the translation.
         tokens: its LLM tokens, as text.
         score: score of the search.
         ctc_text: CTC transcript, or None without a CTC branch.
         nbest: (text, score) of each hypothesis, best first.
-        transcript: of ``asr_st`` the transcript, else None.
+        transcript: transcript of ``asr_st``, else None.
         flags: warnings about the text, such as ``"malformed"`` (an ``asr_st`` output
             without its separator, or cut off) and those of the guard.
         unguarded: the text before the guard changed it, or None.
         words: the words with their times, if requested.
         confidence: mean confidence of the words, or None if it was not requested.
-        passages: of a recording, the segments it was decoded in, else None.
+        passages: segments in which a recording was decoded, else None.
     """
 
     text: str

@@ -18,7 +18,7 @@ def sample(
 ) -> list[list[Candidate]]:
     """Draw one token for each utterance.
 
-    A random number of the utterance's own falls into the cumulative probabilities in
+    The utterance's own random number is looked up in the cumulative probabilities in
     the order of the vocabulary, so that rounding errors do not change the draw.
 
     Args:
@@ -68,6 +68,6 @@ def sampling_probabilities(scores: Tensor, options: SearchOptions) -> Tensor:
 
 
 def utterance_rng(seed: int, sampling_seed: int) -> torch.Generator:
-    """Return the random numbers of one utterance."""
+    """Return the random number generator of one utterance."""
     digest = hashlib.sha256(f"{seed} {sampling_seed}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))

@@ -1,4 +1,4 @@
-"""The interface of the scorers of beam search."""
+"""Interface of the scorers of beam search."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ class Scorer(Protocol):
     """A term of the score, with one row of state for each hypothesis.
 
     It corresponds to ESPnet's ``BatchScorerInterface``: rows are added for new
-    utterances, score the next tokens, and are selected by what survives. The first
-    scorer proposes candidates, each further one prunes them and adds its term.
+    utterances, scored for their next tokens, and selected by the surviving
+    candidates. The first scorer proposes candidates, each further one prunes them and
+    adds its term.
     """
 
     def prefill(self, utterances: Sequence[int]) -> list[int]:
@@ -32,7 +33,7 @@ class Scorer(Protocol):
         """
 
     def select(self, survivors: Sequence[Candidate], utterances: Sequence[int]) -> None:
-        """Make row i the one of survivor i.
+        """Reorder the rows so that row i continues survivor i.
 
         Args:
             survivors: in the order of their new rows.

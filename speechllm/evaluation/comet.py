@@ -1,4 +1,4 @@
-"""COMET-22 DA (Rei et al. 2022), run in a Python environment of its own.
+"""COMET-22 DA (Rei et al. 2022), run in its own Python environment.
 
 ``unbabel-comet`` requires older libraries than ours, so it is installed in
 ``tools/venv-comet`` (by ``tools/install_comet.sh``) and runs in a separate process that

@@ -169,7 +169,7 @@ def upload(
 
 
 def is_connection_error(error: Exception) -> bool:
-    """Return true for a network error of any HTTP client that the hub package uses."""
+    """Return True for a network error of any HTTP client that the hub package uses."""
     return isinstance(error, (ConnectionError, TimeoutError)) or any(
         kind.__module__.split(".")[0] in ("httpx", "requests", "httpcore")
         for kind in type(error).__mro__

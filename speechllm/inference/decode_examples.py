@@ -39,7 +39,7 @@ def decode_examples(
 ) -> int:
     """Decode the examples without a hypothesis, and write ``text`` when none is left.
 
-    Of ``asr_st`` that is the translation; ``text.transcript`` holds the transcripts.
+    For ``asr_st``, ``text`` is the translation and ``text.transcript`` the transcript.
     ``flags`` holds the warnings about outputs, such as ``malformed``.
 
     Batches wait in a queue. Each finished queue is appended to
@@ -141,8 +141,8 @@ def settings_key(
 ) -> str:
     """Return a digest of everything that a hypothesis depends on.
 
-    That is, not of the batch size. Of the model it covers every file of its folder but
-    hidden ones and ``*.md``: config, weights (whole or in shards), prompts, tokenizer.
+    It covers every file of the model folder except hidden ones and ``*.md`` (config,
+    weights, whole or in shards, prompts, tokenizer), but not the batch size.
     """
     from speechllm.decoding.options import ALIASES
     from speechllm.inference.loading import find_model
@@ -151,7 +151,7 @@ def settings_key(
     for file in sorted(find_model(model_dir).iterdir()):
         if file.is_file() and not file.name.startswith(".") and file.suffix != ".md":
             digest.update(f"{file.name}\0{file_sha256(file)}\n".encode())
-    # under their first names, so that decode dirs of earlier releases are resumed
+    # under their old names, so that decode dirs of earlier releases are resumed
     first_names = {new: old for old, new in ALIASES.items()}
     options = {first_names.get(k, k): value for k, value in generation.items()}
     rest = [sorted(table.items()) for table in (options, wavs, tasks)] + [dtype]

@@ -17,10 +17,10 @@ from speechllm.text.tasks import Task
 from speechllm.utils.batching import groups_of_like_length
 from speechllm.utils.errors import UserError
 
-#: Batches that are encoded at once and then wait for the LLM.
+#: Number of batches that are encoded together and then wait for the LLM.
 QUEUE = 8
 #: Encoder batch limits, on a CPU (True) or elsewhere: maximum seconds and maximum
-#: padding ratio. The frames of two seconds keep a CPU busy already.
+#: padding ratio. Two seconds of speech already use a CPU fully.
 ENCODER_BATCH = {True: (30, 0.02), False: (320, 0.1)}
 
 

@@ -49,8 +49,8 @@ class GuardDecision:
 
     Attributes:
         nbest: best first; unchanged unless something was flagged. A withheld text is
-            behind an empty one.
-        flags: what was found.
+            second, after an empty one.
+        flags: reasons, such as ``"repetition"``.
     """
 
     nbest: list[Hypothesis]
@@ -58,7 +58,7 @@ class GuardDecision:
 
 
 class Guard:
-    """Check the hypotheses of a model, and replace those that do not fit the audio.
+    """Guard: checks hypotheses and replaces those that do not fit the audio.
 
     Args:
         llm: in evaluation mode.
@@ -173,7 +173,7 @@ class Guard:
         if task.name == "asr":
             scores = self.ctc_scores(batch, row, candidates)
             return rescore(candidates, scores, self.thresholds.ctc_weight)
-        # without CTC scores the LLM would prefer what is short, or a loop again
+        # without CTC scores the LLM would prefer short texts, or loops again
         keys = [
             (len(flags[i]), -c.llm_score / (len(c.tokens) + 1))
             for i, c in zip(fitting, candidates)
@@ -211,7 +211,7 @@ class Guard:
     ) -> float:
         """Return the negative log probability by LLM and CTC, in nats per second.
 
-        Of an output that is not the transcript alone, CTC's of its own transcript.
+        For tasks other than ``asr`` it is that of the CTC transcript by CTC alone.
         """
         if batch.tasks[row].name != "asr":
             return ctc_nll_per_second(self.codec, batch, row)
@@ -228,7 +228,7 @@ class Guard:
         return batch.ctc_scores(row, texts)
 
     def cut(self, hypothesis: Hypothesis, most: int, task: Task) -> Hypothesis:
-        """Return the beginning of a hypothesis that has at most so many characters."""
+        """Return the beginning of a hypothesis, of at most ``most`` characters."""
         tokens = list(hypothesis.tokens)
         decode = self.codec.decode
         while tokens and len(ctc_text(decode(tokens), task.target)) > most:
@@ -280,7 +280,7 @@ def measure_output(
 
 
 def ctc_nll_per_second(codec: AnswerCodec, batch: EncodedBatch, row: int) -> float:
-    """Return CTC's negative log probability of its transcript, in nats per second."""
+    """Return the CTC transcript's negative CTC log probability, in nats per second."""
     assert codec.ctc_tokenizer is not None
     (score,) = batch.ctc_scores(row, [codec.ctc_tokenizer(batch.ctc_text(row))])
     return -score / batch.seconds[row]

@@ -118,7 +118,7 @@ class Thresholds:
     made_from: str = ""
 
     def limits(self, task: Task) -> Limits:
-        """Return the limits of a task; of one not in the file, the widest of all."""
+        """Return the limits of a task; for one not in the file, the widest of all."""
         if task.group in self.groups:
             return self.groups[task.group]
         every = list(self.groups.values())

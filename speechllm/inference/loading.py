@@ -213,7 +213,7 @@ def released_prompts(origin: str) -> Prompts:
 def speech_llm_of_nue_asr(
     nue: NueASRModel, tokenizer: PreTrainedTokenizerBase, normalize: bool = False
 ) -> SpeechLLM:
-    """Assemble a :class:`SpeechLLM` of the parts of a model, which are shared.
+    """Assemble a :class:`SpeechLLM` from the parts of a model, which are shared.
 
     Args:
         normalize: normalise waveforms to zero mean and unit variance.

@@ -1,8 +1,7 @@
 """Long-form transcription: recordings of any length to text with times.
 
-    from speechllm import SpeechToText
+    from speechllm import SpeechToText, transcribe_long
     from speechllm.audio import stream_audio
-    from speechllm.inference.long_form import transcribe_long
 
     model = SpeechToText.from_pretrained("exp/speechllm_train/model")
     streams = [stream_audio("lecture.mp3"), stream_audio("talk.mp4")]

@@ -72,12 +72,12 @@ def add_words(
 ) -> None:
     """Add the words to a result, with times and confidence.
 
-    A translation has none, since its words are not in the audio; of ``asr_st`` they
+    A translation has none, since its words are not in the audio; for ``asr_st`` they
     are those of the transcript.
 
     Args:
         frames_per_second: of the encoder.
-        calibration: of the confidence; without it that is CTC's probability.
+        calibration: of the confidence; without one it is the CTC probability.
     """
     words, spans, features = word_features(codec, batch, row, hypothesis)
     if words is None:
@@ -103,7 +103,7 @@ def word_features(
     """Return the words of a hypothesis with their frame spans and confidence features.
 
     Returns:
-        Words, spans and ``FEATURES`` of each word; None of a translation.
+        Words, spans and ``FEATURES`` of each word; words are None for a translation.
     """
     task = batch.tasks[row]
     if not task.has_transcript:

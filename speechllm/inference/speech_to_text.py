@@ -57,8 +57,8 @@ class SpeechToText:
         Args:
             prompts: the prompts it was trained with.
             generation: its defaults for fields of ``SearchOptions``.
-            thresholds: of the guard; without them there is none.
-            calibration: of word confidence; without it that is CTC's probability.
+            thresholds: of the guard, which is off without them.
+            calibration: of word confidence; without one it is the CTC probability.
         """
         self.model = model.eval()
         self.llm = model.llm

@@ -16,7 +16,7 @@ import numpy as np
 from speechllm.data.examples import Example
 from speechllm.decoding.encoded_batch import EncodedBatch
 from speechllm.decoding.nbest_search import nbest_search
-from speechllm.decoding.options import ALIASES, SearchOptions, option_names
+from speechllm.decoding.options import SearchOptions, current_names, option_names
 from speechllm.decoding.rescoring import joint_score
 from speechllm.inference.guard import Guard, ctc_nll_per_second, measure, measure_output
 from speechllm.inference.guard_thresholds import Limits, Statistics, Thresholds
@@ -45,11 +45,7 @@ def read_generation(config: str | Path | None) -> dict[str, Any]:
     names = option_names()
     if unknown := set(options) - set(names) - JOB_OPTIONS:
         raise UserError(f"{config}: unknown option {min(unknown)!r}")
-    return {
-        ALIASES.get(name, name): value
-        for name, value in options.items()
-        if name in names
-    }
+    return current_names({k: value for k, value in options.items() if k in names})
 
 
 def encoded_batches(
@@ -67,7 +63,7 @@ def encoded_batches(
 
 
 def count_errors(reference: str, text: str, language: str) -> int:
-    """Return the number of word errors (of character errors without spaces)."""
+    """Count word errors (character errors in languages without spaces)."""
     import jiwer
 
     pair = [normalize(t, language) for t in (reference, text)]
@@ -94,8 +90,8 @@ def find_thresholds(
     output. Utterances flagged by these limits are decoded again, and the CTC weight
     that ranks their candidates with the fewest errors is chosen. An output is withheld
     if its negative log probability per second exceeds that of the best candidate of
-    every utterance of the set: of the set none is, and of n similar utterances seldom
-    more than 3 n / (size of the set).
+    every utterance of the set: none of the set is withheld, and of n similar
+    utterances seldom more than 3 n / (size of the set).
 
     Args:
         model: with a CTC branch over characters.
@@ -178,7 +174,7 @@ class Trial:
     Attributes:
         group: task and language.
         seconds: of audio.
-        flagged: whether it was decoded again.
+        flagged: True if it was decoded again.
     """
 
     group: str
@@ -187,7 +183,7 @@ class Trial:
     candidates: Candidates
 
     def nll_per_second(self, weight: float) -> float:
-        """Return that of the best candidate, in nats."""
+        """Return the best candidate's negative log probability per second, in nats."""
         best = max(joint_score(llm, ctc, weight) for llm, ctc, _ in self.candidates)
         return -best / self.seconds
 
@@ -256,7 +252,7 @@ def calibrate(
     batch_size: int = 8,
     made_from: str = "",
 ) -> Calibration:
-    """Fit the word confidence on a development set, without its translations.
+    """Fit the word confidence to a development set, without its translations.
 
     Raises:
         UserError: the set has no recognition, or no wrong word or no right one.

@@ -20,7 +20,7 @@ def length_mask(lengths: Tensor, size: int) -> Tensor:
         size: the padded length.
 
     Returns:
-        Booleans (batch, size), true within the utterance.
+        Booleans (batch, size), True within the utterance.
     """
     return torch.arange(size, device=lengths.device)[None] < lengths[:, None]
 

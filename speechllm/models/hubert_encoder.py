@@ -41,7 +41,7 @@ class WaveformConvolutions(nn.Module):
             self.hop *= layer.conv.stride[0]
 
     def frames(self, samples: int | Tensor) -> int | Tensor:
-        """Return the number of frames of so many samples."""
+        """Return the number of frames of ``samples`` samples."""
         return (samples - self.width) // self.hop + 1
 
     def forward(self, speech: Tensor) -> Tensor:

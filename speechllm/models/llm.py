@@ -176,18 +176,18 @@ class LanguageModel(nn.Module):
         answers: Sequence[Sequence[int]],
         label_smoothing: float = 0.0,
     ) -> tuple[Tensor, Tensor]:
-        """Compute the next-token cross-entropy on the answers alone.
+        """Compute the next-token cross-entropy at the target positions only.
 
-        The loss is summed over an answer and averaged over the batch, as ESPnet's
+        The loss is summed over a target and averaged over the batch, as ESPnet's
         attention loss.
 
         Args:
-            prompts: embeddings (positions, hidden) that precede each answer.
+            prompts: embeddings (positions, hidden) that precede each target.
             answers: target token ids of each utterance, end of text included.
 
         Returns:
-            The loss (a scalar), and the best token at each position of all answers,
-            concatenated: (answer tokens,).
+            The loss (a scalar), and the best token at each position of all targets,
+            concatenated: (target tokens,).
         """
         logits, targets = self.answer_logits(prompts, answers)
         loss = F.cross_entropy(
@@ -198,14 +198,14 @@ class LanguageModel(nn.Module):
     def answer_log_probs(
         self, prompts: Sequence[Tensor], answers: Sequence[Sequence[int]]
     ) -> list[Tensor]:
-        """Return the log probability of each answer token given its predecessors.
+        """Return the log probability of each output token given its predecessors.
 
         Args:
-            prompts: embeddings (positions, hidden) that precede each answer.
-            answers: token ids of each utterance, end of text included.
+            prompts: embeddings (positions, hidden) that precede each target.
+            answers: output token ids of each utterance, end of text included.
 
         Returns:
-            (tokens,) for each answer.
+            (tokens,) for each output.
         """
         logits, targets = self.answer_logits(prompts, answers)
         log_probs = logits.log_softmax(1).gather(1, targets[:, None])[:, 0]
@@ -214,12 +214,12 @@ class LanguageModel(nn.Module):
     def answer_logits(
         self, prompts: Sequence[Tensor], answers: Sequence[Sequence[int]]
     ) -> tuple[Tensor, Tensor]:
-        """Compute the logits at the positions of all answers, concatenated.
+        """Compute the logits at the target positions of all utterances, concatenated.
 
         The head runs at these positions only.
 
         Returns:
-            logits (answer tokens, vocabulary) and target tokens (answer tokens,).
+            logits (target tokens, vocabulary) and target tokens (target tokens,).
         """
         sequences = [
             torch.cat([prompt, answer])  # (positions, hidden)

@@ -1,10 +1,10 @@
 """SpeechLLM, the whole model: construction, encoding, prompts, losses, checkpoints.
 
-    waveform → encoder → (CTC) → bridge → [prompt, speech, prompt, answer] → LLM
+    waveform → encoder → (CTC) → bridge → [prompt, speech, prompt, target] → LLM
 
 The module reads top to bottom: :func:`build_speech_llm` and the constructor, then
 :class:`SpeechLLM` from waveform to losses, then the content of a checkpoint. The
-answer is a transcript or a translation, depending on the prompt.
+target is a transcript or a translation, depending on the prompt.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ class SpeechLLM(AbsESPnetModel):
         prefixes: Sequence[Sequence[int]],
         suffixes: Sequence[Sequence[int]],
     ) -> tuple[list[Tensor], Tensor | None, Tensor]:
-        """Assemble the LLM's input up to the answer: prefix, speech, suffix.
+        """Assemble the LLM's input up to the target: prefix, speech, suffix.
 
         Args:
             speech: (batch, samples), 16 kHz, padded at the end.
@@ -190,7 +190,7 @@ class SpeechLLM(AbsESPnetModel):
 
         Args:
             speech: (batch, samples), 16 kHz; lengths in samples.
-            text: (batch, tokens) the answer in LLM tokens, end of text included.
+            text: (batch, tokens) the target in LLM tokens, end of text included.
             text_ctc: (batch, labels) the transcript in CTC labels.
             prompt_prefix, prompt_suffix: (batch, tokens) before and after the speech.
 
@@ -241,7 +241,7 @@ class SpeechLLM(AbsESPnetModel):
     def answer_loss(
         self, prompts: Sequence[Tensor], answers: Sequence[Sequence[int]]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compute the LLM's loss on the answers, with acc and (in validation) wer.
+        """Compute the LLM's loss on the targets, with acc and (in validation) wer.
 
         Args:
             prompts: embeddings (positions, hidden) of each utterance.
@@ -263,7 +263,7 @@ class SpeechLLM(AbsESPnetModel):
         """Compute the word error rate of the best next tokens under teacher forcing.
 
         Args:
-            best: (answer tokens,), all answers concatenated.
+            best: (target tokens,), all targets concatenated.
             answers: target token ids of each utterance.
         """
         import jiwer

@@ -43,7 +43,7 @@ class Wheel:
 
 
 class Unreachable(UserError):
-    """The package cannot be downloaded; the message has the reason."""
+    """Raised if a package cannot be downloaded; the message has the reason."""
 
 
 def fetch_wheel(wheel: Wheel, wheels: Path) -> Path:

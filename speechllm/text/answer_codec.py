@@ -18,7 +18,7 @@ LabelFunction = Callable[[list[int]], list[int]]
 
 
 class AnswerCodec:
-    """Convert the output of the LLM to text and to CTC labels, and back.
+    """Converter of the LLM's outputs to text and to CTC labels, and back.
 
     Args:
         tokenizer: of the LLM.
@@ -39,15 +39,15 @@ class AnswerCodec:
         return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
 
     def encode(self, text: str) -> list[int]:
-        """Return the LLM tokens of a text as they stand in an answer."""
+        """Return the LLM tokens of a text as in an output of the LLM."""
         return answer_tokens(self.tokenizer, text)[:-1] if text else []
 
     def parse(self, text: str) -> JointAnswer:
-        """Split an ``asr_st`` answer into transcript and translation."""
+        """Split an ``asr_st`` output into transcript and translation."""
         return parse_answer(text, find_separator(self.tokenizer))
 
     def transcript(self, text: str, task: Task) -> str:
-        """Return the part of an answer that transcribes the speech, as written."""
+        """Return the transcript in an output, as written."""
         if task.name == "asr_st":
             return text.partition(find_separator(self.tokenizer).text)[0]
         return text
@@ -56,10 +56,9 @@ class AnswerCodec:
         """Return a function from LLM tokens to the CTC labels of their transcript.
 
         A letter or digit without a label becomes ``<unk>``, which never has a high
-        CTC probability, so that the LLM cannot leave the audio by way of signs outside
-        the CTC vocabulary. Of an ``asr_st`` answer the labels are those of the
-        transcript, with ``END`` behind them once the separator is written. A
-        translation has no CTC labels: None.
+        CTC probability; otherwise texts in such characters would have no CTC cost. For
+        ``asr_st`` the labels are those of the transcript, followed by ``END`` once the
+        separator is written. The result is None for a translation.
         """
         ctc_tokenizer = self.ctc_tokenizer
         if ctc_tokenizer is None or not task.has_transcript:
@@ -82,7 +81,7 @@ class AnswerCodec:
         return labels_of_transcript
 
     def ctc_labels(self, tokens: Sequence[int], task: Task) -> list[int] | None:
-        """Return the CTC labels of an answer's transcript; None of a translation."""
+        """Return the CTC labels of an output's transcript; None for a translation."""
         label_fn = self.label_fn(task)
         if label_fn is None:
             return None
@@ -91,8 +90,8 @@ class AnswerCodec:
     def ctc_candidates(self, ctc_transcript: str, task: Task) -> list[int]:
         """Return the LLM tokens of the CTC transcript, as is and capitalised.
 
-        Joint search considers them at every step. Of ``asr_st`` the separator's
-        tokens are among them; a translation has none.
+        Joint search considers them at every step. For ``asr_st`` they include the
+        separator's tokens; a translation has none.
         """
         if not task.has_transcript:
             return []

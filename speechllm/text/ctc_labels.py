@@ -13,7 +13,7 @@ from typing import TypeVar
 from speechllm.utils.errors import UserError
 
 BLANK = 0  # index of ``<blank>``
-NEVER = -1e30  # log probability of the impossible; finite, so that sums stay numbers
+NEVER = -1e30  # log probability of impossible events; finite, so that no sum is NaN
 END = -1  # marks the end of the transcript where a translation follows (asr_st)
 
 Label = TypeVar("Label", bound=Hashable)
@@ -41,7 +41,7 @@ class CTCTokenizer:
         self.converter = TokenIDConverter(self.token_list)
 
     def __call__(self, text: str) -> list[int]:
-        """Return the labels of a text; ``unknown`` for what has no label."""
+        """Return the labels of a text; ``unknown`` for a token without one."""
         return list(self.converter.tokens2ids(self.tokenizer.text2tokens(text)))
 
     @property

@@ -70,7 +70,7 @@ def ctc_text(text: str, lang: str) -> str:
     text = unicodedata.normalize("NFKC", text.lower()).translate(_KEEP_LETTERS)
     words = _LONE_APOSTROPHE.sub(" ", text).split()
     gap = "" if lang in LANGUAGES_WITHOUT_SPACES else " "
-    # a removed sign may have separated a combining mark from its letter
+    # a removed character may have separated a combining mark from its letter
     return unicodedata.normalize("NFC", gap.join(words))
 
 

@@ -94,7 +94,7 @@ class Prompts:
         prefix, suffix = text.split(SPEECH)
         bos: list[int] = []
         if not self.chat and tokenizer.bos_token_id is not None:
-            # plain prompts begin as all texts of the LLM do
+            # plain prompts begin with the same token as any text of the LLM
             probe = tokenizer("", add_special_tokens=True)["input_ids"]
             bos = [t for t in probe if t == tokenizer.bos_token_id]
         return bos + encode(tokenizer, prefix), encode(tokenizer, suffix)

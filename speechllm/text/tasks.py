@@ -16,7 +16,7 @@ class Task(NamedTuple):
         name: ``asr`` (transcript), ``st`` (translation) or ``asr_st`` (both in one
             output).
         source: language code of the speech.
-        target: language code of the text; of ``asr`` the same as ``source``.
+        target: language code of the text; for ``asr`` the same as ``source``.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Task(NamedTuple):
 
     @property
     def output_language(self) -> str:
-        """Language that the output begins in, by which it is measured."""
+        """Language in which the output begins; the guard measures the output in it."""
         return self.source if self.name == "asr_st" else self.target
 
 

@@ -44,7 +44,7 @@ class ExamplePreprocessor:
 
         Args:
             uid: the example's id, for error messages.
-            data: ``speech`` (samples,) at 16 kHz, ``text`` the answer, ``text_ctc``
+            data: ``speech`` (samples,) at 16 kHz, ``text`` the target, ``text_ctc``
                 the normalised transcript, ``task`` as ``<task> <source> <target>``.
 
         Returns:

@@ -449,12 +449,12 @@ def smaller_batch(found: Estimate, part: int) -> Estimate:
 
 
 def fits(found: Estimate, gpu: float) -> bool:
-    """Return true if a training fits into ``gpu`` bytes."""
+    """Return True if a training fits into ``gpu`` bytes."""
     return found.total + RESERVE <= gpu
 
 
 def report(config: dict, gpu_gib: float | None, teraflops: float) -> tuple[str, bool]:
-    """Return the estimate as text, and true if it fits or no GPU is given.
+    """Return the estimate as text, and True if it fits or no GPU is given.
 
     Args:
         gpu_gib: memory of the GPU in GiB, or None.

@@ -96,7 +96,7 @@ Options [default]:
   --valid_set NAME        validation data dir, which selects the checkpoint
   --test_sets \"NAME …\"    data dirs to decode and score
   --lang NAME             suffix of the folders in expdir [none]
-  --local_data_opts ARGS  arguments of local/data.sh besides --datadir [none]
+  --local_data_opts ARGS  arguments of local/data.sh in addition to --datadir [none]
   --speed_perturb_factors \"F …\"  speed factors of the training speech, such as \"0.9 1.0 1.1\" [none]
   --audio_format FORMAT   format of the audio in dumpdir, flac or wav [${audio_format}]
   --allow_pipes BOOL      run the commands in wav.scp that end in | [${allow_pipes}]
