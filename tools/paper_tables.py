@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Print the result tables of a recipe's README, or update them in the README."""
+"""Print the result tables of a recipe, or update them in the READMEs."""
 
 from __future__ import annotations
 
@@ -13,26 +13,28 @@ def main() -> None:
     parser.add_argument("recipe", help="folder below egs2, such as csj")
     parser.add_argument(
         "--results",
-        help="RESULTS.json of our figures [exp/RESULTS.json of the recipe]",
+        help="RESULTS.json of our figures [those in the recipe's experiment folders]",
     )
     parser.add_argument(
         "--update",
         action="store_true",
-        help="replace the tables in egs2/<recipe>/speechllm1/README.md, between the "
-        "lines '<!-- paper_tables.py <recipe> -->' and '<!-- end -->'",
+        help="replace the tables in egs2/<recipe>/speechllm1/README.md and README.md, "
+        "between the lines '<!-- paper_tables.py <recipe>[: <title>] -->' and "
+        "'<!-- end -->'",
     )
     args = parser.parse_args()
     from speechllm.evaluation.paper_tables import (
         find_results,
         recipe_markdown,
-        update_readme,
+        update_readmes,
     )
 
-    text = recipe_markdown(args.recipe, find_results(args.recipe, args.results))
+    results = find_results(args.recipe, args.results)
     if args.update:
-        print(f"{update_readme(args.recipe, text)}: tables updated")
+        for path in update_readmes(args.recipe, results):
+            print(f"{path}: tables updated")
     else:
-        print(text, end="")
+        print(recipe_markdown(args.recipe, results), end="")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""Result tables of the recipes' READMEs: the papers' figures, other sources' and ours.
+"""Result tables of all READMEs: the papers' figures, other sources' and ours.
 
 The rows and all published figures are in ``paper_tables.yaml``. Our figures come from
 ``exp/RESULTS.json`` of a recipe (stage 13). All tables have the same format: a line per
 system and source, a column per test set and metric. Missing figures are marked, never
-guessed.
+guessed. A README holds tables between the lines ``<!-- paper_tables.py <recipe> -->``
+(all of a recipe) or ``<!-- paper_tables.py <recipe>: <title> -->`` (one of them) and
+``<!-- end -->``.
 """
 
 from __future__ import annotations
@@ -18,14 +20,16 @@ from speechllm.utils.io import atomic_open, read_yaml
 
 TABLES = Path(__file__).with_name("paper_tables.yaml")
 RECIPES = Path(__file__).parents[2] / "egs2"
+TOP_README = Path(__file__).parents[2] / "README.md"
 UNKNOWN = "unknown to us"  # a figure that the paper has and we do not
 MISSING = "–"  # a figure of ours that was not measured
 _ROW_KEYS = {
-    "row", "command", "train", "system", "decode", "figures", "ours", "in_paper",
+    "row", "command", "train", "system", "decode", "task", "figures", "ours",
+    "in_paper",
 }  # fmt: skip
 _TABLE_KEYS = {
     "recipe", "title", "paper", "not_run", "task", "language", "target_language",
-    "columns", "rows", "notes", "train", "decode", "suffix",
+    "columns", "rows", "notes", "train", "decode", "suffix", "exp", "missing",
 }  # fmt: skip
 
 
@@ -104,6 +108,7 @@ def complete_row(
         "config": f"{row.get('train') or row.get('decode')}.yaml" if own_config else "",
         "system": row.get("system") or f"speechllm_{train}{table.get('suffix', '')}",
         "decode": decode,
+        "task": row.get("task"),
         "figures": figures,
         "ours": row.get("ours"),
     }
@@ -126,16 +131,24 @@ def find_results(recipe: str, path: str | Path | None = None) -> dict[tuple, flo
 
     Args:
         recipe: folder below ``egs2``.
-        path: a ``RESULTS.json``. Default: the recipe's ``exp/RESULTS.json``; without
-            that file there are no results.
+        path: a ``RESULTS.json``. Default: those in the experiment folders of the
+            recipe's tables (``exp``); without them there are no results.
 
     Raises:
-        UserError: the file given does not exist, or the file is damaged.
+        UserError: the file given does not exist, or a file is damaged.
     """
     if path is not None:
         return read_results(path)
-    own = RECIPES / recipe / "speechllm1" / "exp" / "RESULTS.json"
-    return read_results(own) if own.exists() else {}
+    folders = {"exp"}
+    for table in read_tables():
+        if table["recipe"] == recipe:
+            folders.update(table.get("exp", "exp").split())
+    results: dict[tuple, float] = {}
+    for folder in sorted(folders):
+        own = RECIPES / recipe / "speechllm1" / folder / "RESULTS.json"
+        if own.exists():
+            results |= read_results(own)
+    return results
 
 
 def read_results(path: str | Path) -> dict[tuple, float]:
@@ -163,10 +176,12 @@ def our_figures(
     Decode dirs are named after the config (``decode_greedy``); before version 0.2 they
     had the prefix ``decode_`` twice. Both names are accepted.
     """
-    place = table["task"], table["language"], table["target_language"]
     figures: list[float | None] = []
     for index, column in enumerate(table["columns"]):
         figure = row["ours"][index] if row["ours"] else None
+        where = {**table, **column}
+        task = row["task"] or where["task"]
+        place = task, where["language"], where["target_language"]
         for decode in (f"decode_{row['decode']}", row["decode"]):
             key = row["system"], decode, column["set"], *place, column["metric"]
             figure = results.get(key, figure)
@@ -188,16 +203,22 @@ def row_lines(row: dict, table: dict, results: dict[tuple, float]) -> list[list[
     if not lines or any(figure is not None for figure in ours):
         cells = []
         for figure, published in zip(ours, paper, strict=True):
-            cell = MISSING if figure is None else f"{figure:.2f}"
+            cell = MISSING if figure is None else f"{figure:.1f}"
             if figure is not None and published is not None:
-                cell += f" ({figure - published:+.2f})"
+                cell += f" ({figure - published:+.1f})"
             cells.append(cell)
         lines.append([name, "ours", *cells])
     return lines
 
 
-def table_markdown(table: dict, results: dict[tuple, float]) -> str:
-    """Return one table with its title, introduction, commands and notes."""
+def table_markdown(
+    table: dict, results: dict[tuple, float], heading: bool = True
+) -> str:
+    """Return one table with its introduction, commands and notes.
+
+    Args:
+        heading: begin with the title.
+    """
     lines = [line for row in table["rows"] for line in row_lines(row, table, results)]
     header = ["system", "source"]
     for column in table["columns"]:
@@ -208,12 +229,12 @@ def table_markdown(table: dict, results: dict[tuple, float]) -> str:
     if not ours.replace(MISSING, "").strip():
         sentences.append(f"Not run by us: {table['not_run']}.")
     elif MISSING in ours:
-        sentences.append(f"{MISSING}: not run by us.")
+        sentences.append(f"{MISSING}: {table.get('missing', 'not run by us')}.")
     if "(" in ours:
         sentences.append("In parentheses: our figure minus the paper's.")
     commands = dict.fromkeys(row["command"] for row in table["rows"] if row["command"])
     parts = [
-        f"### {table['title']}",
+        f"### {table['title']}" if heading else "",
         " ".join(sentences),
         markdown_table(header, lines, left=2),
         "".join(f"- {note}\n" for note in table["notes"]),
@@ -222,62 +243,69 @@ def table_markdown(table: dict, results: dict[tuple, float]) -> str:
     return "\n\n".join(part.rstrip() for part in parts if part) + "\n"
 
 
-def recipe_markdown(recipe: str, results: dict[tuple, float]) -> str:
-    """Return all tables of a recipe.
+def recipe_markdown(
+    recipe: str, results: dict[tuple, float], title: str | None = None
+) -> str:
+    """Return the tables of a recipe.
 
     Args:
         recipe: folder below ``egs2``.
         results: from :func:`find_results`.
+        title: of the only table to return, without a heading; all if None.
 
     Raises:
-        UserError: there is no table of this recipe.
+        UserError: there is no table of this recipe, or none with this title.
     """
     tables = read_tables()
     known = sorted({table["recipe"] for table in tables})
     if recipe not in known:
         raise UserError(f"no table for recipe {recipe!r}; there are {', '.join(known)}")
-    return "\n".join(
-        table_markdown(table, results) for table in tables if table["recipe"] == recipe
-    )
+    own = [table for table in tables if table["recipe"] == recipe]
+    chosen = [table for table in own if title in (None, table["title"])]
+    if not chosen:
+        titles = ", ".join(repr(table["title"]) for table in own)
+        raise UserError(f"no table {title!r} of {recipe}; there are {titles}")
+    return "\n".join(table_markdown(table, results, title is None) for table in chosen)
 
 
-def readme_path(recipe: str) -> Path:
-    """Return the path of a recipe's README."""
-    return RECIPES / recipe / "speechllm1" / "README.md"
+def readmes(recipe: str) -> list[Path]:
+    """Return the files that may hold tables of a recipe: its README first."""
+    folder = RECIPES / recipe / "speechllm1"
+    notes = folder / "NOTES.md"
+    return [folder / "README.md", *([notes] if notes.exists() else []), TOP_README]
 
 
-def readme_block(recipe: str) -> str:
-    """Return the tables in a recipe's README, the text between the two markers."""
-    return _find_block(recipe)["block"]
+def updated_readme(path: Path, recipe: str, results: dict[tuple, float]) -> str:
+    """Return the text of a README with the tables of a recipe replaced."""
+
+    def replace(found: re.Match[str]) -> str:
+        text = recipe_markdown(recipe, results, found["title"])
+        return f"{found['begin']}\n{text}{found['end']}"
+
+    marks = rf"(?P<begin><!-- paper_tables\.py {recipe}(: (?P<title>[^\n]+?))? -->)\n"
+    pattern = rf"{marks}.*?(?P<end><!-- end -->)"
+    return re.sub(pattern, replace, path.read_text("utf-8"), flags=re.DOTALL)
 
 
-def update_readme(recipe: str, text: str) -> Path:
-    """Replace the tables in a recipe's README.
+def update_readmes(recipe: str, results: dict[tuple, float]) -> list[Path]:
+    """Replace the tables of a recipe in the READMEs.
 
     Returns:
-        Path of the README.
+        The READMEs that hold tables of the recipe.
 
     Raises:
-        UserError: the README has no markers, or several.
+        UserError: none of them has the markers.
     """
-    path = readme_path(recipe)
-    found = _find_block(recipe)
-    if found["block"] != text:
-        content = found.string[: found.start("block")] + text
-        content += found.string[found.end("block") :]
-        with atomic_open(path, "w") as stream:
-            stream.write(content)
-    return path
-
-
-def _find_block(recipe: str) -> re.Match[str]:
-    path = readme_path(recipe)
-    begin, end = f"<!-- paper_tables.py {recipe} -->", "<!-- end -->"
-    pattern = f"{re.escape(begin)}\n(?P<block>.*?){re.escape(end)}"
-    found = list(re.finditer(pattern, path.read_text("utf-8"), re.DOTALL))
-    if len(found) != 1:
+    marker = f"<!-- paper_tables.py {recipe}"
+    paths = [p for p in readmes(recipe) if marker in p.read_text("utf-8")]
+    if not paths:
         raise UserError(
-            f"{path}: {len(found)} places for the tables; mark one by the lines "
-            f"'{begin}' and '{end}'"
+            f"{readmes(recipe)[0]}: no place for the tables; mark one by the lines "
+            f"'{marker} -->' and '<!-- end -->'"
         )
-    return found[0]
+    for path in paths:
+        text = updated_readme(path, recipe, results)
+        if text != path.read_text("utf-8"):
+            with atomic_open(path) as stream:
+                stream.write(text)
+    return paths

@@ -15,15 +15,19 @@ from speechllm.evaluation.paper_tables import (
     find_results,
     read_results,
     read_tables,
-    readme_block,
+    readmes,
     recipe_markdown,
     table_markdown,
-    update_readme,
+    update_readmes,
+    updated_readme,
 )
 from speechllm.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
-RECIPES = ("common_voice", "covost2", "csj", "jsut", "must_c", "reazonspeech")
+RECIPES = (
+    "common_voice", "covost2", "csj", "jsut", "mini_asterisk", "must_c",
+    "reazonspeech",
+)  # fmt: skip
 
 
 def conf(recipe: str) -> Path:
@@ -34,6 +38,9 @@ def conf(recipe: str) -> Path:
 def test_every_config_of_a_recipe_is_a_row(recipe):
     rows = [r for t in read_tables() if t["recipe"] == recipe for r in t["rows"]]
     named = " ".join(row["command"] or "" for row in rows)
+    named += "".join(f" conf/{row['decode']}.yaml" for row in rows)
+    systems = [row["system"].removeprefix("speechllm_") for row in rows]
+    named += "".join(f" conf/{system}.yaml" for system in systems)
     for path in conf(recipe).glob("*_*.yaml"):
         if path.name != "train_nue_asr.yaml" and path.stem.startswith("train_"):
             assert f"conf/{path.name}" in named, path.name
@@ -74,9 +81,12 @@ def test_names_in_the_results_match_the_template():
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_readme_contains_the_printed_tables(recipe):
     """Our figures of a README are in the YAML file, so no exp folder is needed here."""
-    assert readme_block(recipe) == recipe_markdown(recipe, {}), (
-        f"run tools/paper_tables.py {recipe} --update"
-    )
+    paths = readmes(recipe)
+    assert f"<!-- paper_tables.py {recipe}" in paths[0].read_text("utf-8")
+    for path in paths:
+        assert updated_readme(path, recipe, {}) == path.read_text("utf-8"), (
+            f"run tools/paper_tables.py {recipe} --update"
+        )
 
 
 def test_every_recipe_with_a_table_is_tested():
@@ -150,7 +160,7 @@ def test_our_figure_follows_the_papers_with_the_difference(corpus, monkeypatch):
         "| system | source | test WER | test BLEU |",
         "| --- | --- | ---: | ---: |",
         "| theirs and ours (`train_a.yaml`) | paper, Table 1 | 10.0 | unknown to us |",
-        "| theirs and ours (`train_a.yaml`) | ours | 8.50 (-1.50) | 31.25 |",
+        "| theirs and ours (`train_a.yaml`) | ours | 8.5 (-1.5) | 31.2 |",
         "| a baseline | paper | unknown to us | unknown to us |",
         "",
         "```sh",
@@ -165,12 +175,10 @@ def test_decode_dirs_with_the_old_prefix_are_found(corpus, tmp_path):
     rows = [row | {"decode": "decode_decode"} for row in RESULTS]
     path.write_text(json.dumps(rows))
     (table,) = corpus()
-    assert "| ours | 8.50 (-1.50) | 31.25 |" in table_markdown(
-        table, read_results(path)
-    )
+    assert "| ours | 8.5 (-1.5) | 31.2 |" in table_markdown(table, read_results(path))
     rows += [row | {"value": 1} for row in RESULTS]
     path.write_text(json.dumps(rows))
-    assert "| ours | 1.00 " in table_markdown(table, read_results(path))
+    assert "| ours | 1.0 " in table_markdown(table, read_results(path))
 
 
 def test_results_of_another_set_are_not_used(corpus, tmp_path):
@@ -192,7 +200,7 @@ def test_rows_of_our_own_are_marked_where_they_are_not_run(corpus):
     (table,) = corpus(rows=rows)
     text = table_markdown(table, {})
     assert "Paper: Somebody 2020. –: not run by us." in text
-    assert "| theirs and ours (`train_a.yaml`) | ours | 9.00 | – |" in text
+    assert "| theirs and ours (`train_a.yaml`) | ours | 9.0 | – |" in text
     (table,) = corpus(rows=rows, paper=None)
     assert "Paper" not in table_markdown(table, {})
 
@@ -235,16 +243,66 @@ def test_bad_results_are_named(tmp_path):
 # READMEs and the command
 
 
-def test_readme_is_updated_between_its_markers(corpus, tmp_path):
-    readme = tmp_path / "egs2" / "corpus" / "speechllm1" / "README.md"
-    readme.write_text("Before.\n")
-    with pytest.raises(UserError, match="README.md: 0 places .*paper_tables.py corpus"):
-        update_readme("corpus", "new\n")
-    marked = "Before.\n<!-- paper_tables.py corpus -->\n{}<!-- end -->\nAfter.\n"
-    readme.write_text(marked.format("old\n"))
-    assert update_readme("corpus", "new\n") == readme
-    assert readme.read_text() == marked.format("new\n")
-    assert readme_block("corpus") == "new\n"
+def test_readmes_are_updated_between_their_markers(corpus, tmp_path, monkeypatch):
+    tables = corpus() + corpus(title="Another")
+    monkeypatch.setattr(paper_tables, "read_tables", lambda: tables)
+    monkeypatch.setattr(paper_tables, "TOP_README", tmp_path / "README.md")
+    own, top = readmes("corpus")
+    own.write_text("Before.\n")
+    top.write_text("Nothing.\n")
+    with pytest.raises(
+        UserError, match=r"README.md: no place .*paper_tables.py corpus"
+    ):
+        update_readmes("corpus", {})
+    marked = "Before.\n<!-- paper_tables.py corpus{} -->\n{}<!-- end -->\nAfter.\n"
+    own.write_text(marked.format("", "old\n"))
+    top.write_text(marked.format(": Another", "old\n"))
+    assert update_readmes("corpus", {}) == [own, top]
+    assert own.read_text() == marked.format("", recipe_markdown("corpus", {}))
+    (_, table) = tables
+    assert top.read_text() == marked.format(
+        ": Another", table_markdown(table, {}, heading=False)
+    )
+    top.write_text(marked.format(": None", "old\n"))
+    with pytest.raises(UserError, match="no table 'None' of corpus; there are 'A tab"):
+        update_readmes("corpus", {})
+
+
+def test_columns_and_rows_may_have_their_own_task(corpus, tmp_path):
+    columns = [
+        {"name": "en", "set": "test", "metric": "wer", "task": "asr",
+         "language": "en", "target_language": "en"},
+        {"name": "de", "set": "test", "metric": "bleu"},
+    ]  # fmt: skip
+    first, second = TABLE["rows"]
+    (table,) = corpus(columns=columns, rows=[first, second | {"task": "st"}])
+    names = ("system", "decode", "set", "task", "language", "target_language", "metric")
+    ours, theirs = "speechllm_train_a_en_de", "x"
+    rows = [
+        (ours, "decode", "test", "asr", "en", "en", "wer", 7.0),
+        (ours, "decode", "test", "asr_st", "en", "de", "bleu", 30.0),
+        (theirs, "beam5", "test", "st", "en", "de", "bleu", 20.0),
+    ]
+    path = tmp_path / "RESULTS.json"
+    path.write_text(json.dumps([dict(zip((*names, "value"), row)) for row in rows]))
+    text = table_markdown(table, read_results(path))
+    assert "| ours | 7.0 (-3.0) | 30.0 |" in text
+    assert "| a baseline | ours | – | 20.0 |" in text
+
+
+def test_results_columns_of_the_recipe_tables_match_the_yaml():
+    """Figures in the recipes' overviews are those of the tables."""
+    ours = {
+        row["row"]: row["ours"]
+        for table in read_tables()
+        if table["recipe"] == "mini_asterisk"
+        for row in table["rows"]
+        if table["title"] == "English and French"
+    }["joint CTC/LLM search"]
+    english, _, french, _, bleu, _ = (f"{figure:.1f}" for figure in ours)
+    expected = f"WER {english} % en, {french} % fr; BLEU {bleu}"
+    for path in (ROOT / "README.md", ROOT / "egs2" / "README.md"):
+        assert expected in path.read_text("utf-8"), path
 
 
 def test_command_prints_markdown(tmp_path):
