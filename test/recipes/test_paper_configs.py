@@ -58,10 +58,14 @@ def files(kind: str) -> list:
 def command(recipe: str, config: str) -> list[str]:
     """Return the words of the README's command for a config."""
     readme = (conf(recipe).parent / "README.md").read_text("utf-8")
-    rows = [line for line in readme.splitlines() if f"| `{config}` |" in line]
-    assert len(rows) == 1, f"{config} has no row, or several, in {recipe}'s README"
-    (found,) = re.findall(r"`\./run\.sh ([^`]*)`", rows[0])
-    return shlex.split(found)
+    tables = readme.partition("<!-- paper_tables.py")[2].partition("<!-- end -->")[0]
+    lines = [
+        line
+        for line in tables.splitlines()
+        if line.startswith("./run.sh ") and f"conf/{config}" in line.split()
+    ]
+    assert len(lines) == 1, f"{config} has no command, or several, in {recipe}'s README"
+    return shlex.split(lines[0])[1:]
 
 
 def synthesise(number: int) -> np.ndarray:
