@@ -71,8 +71,8 @@ def test_alignment_is_the_most_probable_path(labels, seed):
     spare=st.integers(0, 60),
     seed=st.integers(0, 10**6),
 )
-def test_path_collapses_to_its_labels(labels, extra_frames, seed):
-    log_probs = random_log_probs(frames_needed(labels) + extra_frames, 5, seed)
+def test_path_collapses_to_its_labels(labels, spare, seed):
+    log_probs = random_log_probs(frames_needed(labels) + spare, 5, seed)
     assert collapse(viterbi(log_probs, torch.tensor(labels)).tolist()) == labels
 
 
