@@ -303,7 +303,8 @@ def test_adaptation_is_initialised_from_an_own_training(recipes):
     """Run the README's command; the CTC labels of the two corpora differ."""
     recipes.row("reazonspeech", "train_nue_asr.yaml")
     readme = (conf("csj").parent / "README.md").read_text("utf-8")
-    (found,) = re.findall(r"```sh\n\./run\.sh (.*?)```", readme, re.DOTALL)
+    text = readme.partition("<!-- end -->")[2]  # after the tables and their commands
+    (found,) = re.findall(r"```sh\n\./run\.sh (.*?)```", text, re.DOTALL)
     *words, options = shlex.split(found.replace("\\\n", " "))
     assert words[-1] == "--train_args"
     small = ["--stage", "6", "--stop_stage", "11", "--ngpu", "0", "--nj", "1"]

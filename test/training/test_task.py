@@ -350,7 +350,7 @@ def test_preprocessing_of_an_example(preprocessor):
     [
         ({"speech": np.zeros(0)}, "utterance u: no samples"),
         ({"speech": np.zeros(16001)}, "utterance u: 1.0 s, the encoder takes 1 s"),
-        ({"task": "asr en"}, "example u: expected '<task> <source> <target>'"),
+        ({"task": "asr en"}, "example u: expected '<task> <source language>"),
         ({"task": "tts en en"}, "no prompt for task 'tts'"),
         ({"task": "asr de de"}, "language 'de' has no name"),
     ],
