@@ -11,6 +11,7 @@ from speechllm.baselines.base import Baseline, gib
 from speechllm.data.examples import read_utt2task, utterance_of
 from speechllm.data.kaldi_table import read_table
 from speechllm.inference.decode_dir import (
+    DECODE_DIR,
     read_hypotheses,
     write_hypotheses,
     write_tables,
@@ -18,6 +19,7 @@ from speechllm.inference.decode_dir import (
 from speechllm.text.tasks import Task
 from speechllm.utils.batching import batches_by_length
 from speechllm.utils.errors import UserError
+from speechllm.utils.io import claim_directory
 
 
 def run_baseline(
@@ -68,7 +70,7 @@ def run_baseline(
     else:
         inputs = read_transcripts(transcripts, tasks)
         lengths = {name: len(text) for name, text in inputs.items()}
-    output.mkdir(parents=True, exist_ok=True)
+    claim_directory(output, DECODE_DIR, [examples])
     key = settings_key(system.settings(), inputs, tasks)
     path = output / "hypotheses.1.jsonl"
     done = read_hypotheses(path, key)

@@ -26,11 +26,13 @@ import numpy as np
 
 from speechllm.audio.io import SAMPLING_RATE, load_audio, stream_audio
 from speechllm.utils.errors import UserError
+from speechllm.utils.io import FolderKind, claim_directory
 
 if TYPE_CHECKING:
     from speechllm.decoding.result import Word
     from speechllm.inference.speech_to_text import SpeechToText
 
+RECORDINGS = FolderKind("folder of benchmark recordings", "*_*.srt")
 JOINS = ("pauses", "music", "none", "trimmed")
 TOLERANCE = 0.1  # seconds
 SILENCE_DB = -35.0  # threshold at a prompt's edges, relative to its loudest frame
@@ -144,7 +146,8 @@ def measure_join(
     from speechllm.utils.io import atomic_open
 
     language, minutes = content.language, content.minutes
-    path = Path(content.output_dir) / f"{join}_{minutes:g}.wav"
+    folder = claim_directory(content.output_dir, RECORDINGS)
+    path = folder / f"{join}_{minutes:g}.wav"
     placed = write_recording(path, prompts, join, minutes, content.music, content.seed)
     has_times = model.ctc_tokenizer is not None
     begin = time.monotonic()

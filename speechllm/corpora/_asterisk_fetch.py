@@ -12,10 +12,11 @@ import urllib.request
 from pathlib import Path
 
 from speechllm.utils.errors import UserError
-from speechllm.utils.io import atomic_directory, file_sha256, unpack_tar
+from speechllm.utils.io import FolderKind, atomic_directory, file_sha256, unpack_tar
 
 LANGUAGES = ("en", "es", "fr", "it", "ru")
 VERSION = "1.6.1"
+SOUNDS = FolderKind("folder of Asterisk sounds")
 _DEBIAN_VERSION = "1.6.1-1"
 _TIMEOUT_SECONDS = 300
 # Upstream's tarballs; Debian's source package has the same files.
@@ -71,7 +72,7 @@ def fetch_asterisk(download_dir: str | Path) -> Path:
     reasons = []
     for fetch in (_from_debian, _from_tarballs):
         try:
-            with atomic_directory(folder) as new:
+            with atomic_directory(folder, SOUNDS) as new:
                 fetch(new)
             return folder
         except _Unavailable as reason:

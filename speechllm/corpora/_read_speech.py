@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from speechllm.data.data_dir import write_spk2utt
-from speechllm.data.kaldi_table import Dropped, open_tables, write_dropped
+from speechllm.data.kaldi_table import DATA_DIR, Dropped, open_tables, write_dropped
 from speechllm.utils.errors import UserError
 from speechllm.utils.io import atomic_directory
 
@@ -49,7 +49,7 @@ def write_sets(
     results = {}
     with ExitStack() as stack:
         for directory, (utterances, dropped) in sets.items():
-            new = stack.enter_context(atomic_directory(directory))
+            new = stack.enter_context(atomic_directory(directory, DATA_DIR))
             count = _write_utterances(new, utterances, language)
             if count == 0:
                 raise UserError(f"{directory}: no utterance is left{_first(dropped)}")

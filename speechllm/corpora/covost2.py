@@ -40,6 +40,7 @@ from speechllm.corpora._common_voice_tsv import SPEAKER_LENGTH, read_clips
 from speechllm.corpora._texts import clean_text, is_damaged, read_lines
 from speechllm.data.data_dir import write_spk2utt
 from speechllm.data.kaldi_table import (
+    DATA_DIR,
     Dropped,
     iterate_table,
     read_dropped,
@@ -155,7 +156,11 @@ def prepare_covost2(
     set_of = _read_splits(translations.values(), dropped)
     with ExitStack() as stack:
         folders = [
-            stack.enter_context(atomic_directory(Path(output_dir) / name))
+            stack.enter_context(
+                atomic_directory(
+                    Path(output_dir) / name, DATA_DIR, [covost2_dir, common_voice_dir]
+                )
+            )
             for name in SETS
         ]
         utterances = _write_speech(folders, common_voice_dir, sources, set_of, dropped)

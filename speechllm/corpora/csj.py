@@ -49,7 +49,7 @@ from speechllm.audio.io import MAX_OVERSHOOT_SECONDS
 from speechllm.corpora._csj_tags import MASK, Text, Word, read_words
 from speechllm.corpora._read_speech import STAGE
 from speechllm.data.data_dir import fill_data_dir
-from speechllm.data.kaldi_table import Dropped
+from speechllm.data.kaldi_table import DATA_DIR, Dropped
 from speechllm.utils.errors import UserError
 from speechllm.utils.io import atomic_directory
 
@@ -188,7 +188,8 @@ def prepare_csj(
     lines = []
     with ExitStack() as stack:
         for name, one in sets.items():
-            new = stack.enter_context(atomic_directory(Path(output_dir) / name))
+            folder = Path(output_dir) / name
+            new = stack.enter_context(atomic_directory(folder, DATA_DIR, [root]))
             fill_data_dir(new, one.tables, one.dropped)
     for name, one in sets.items():
         lines.append(one.describe(Path(output_dir) / name))

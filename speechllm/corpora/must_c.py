@@ -42,7 +42,13 @@ from typing import NamedTuple
 from speechllm.audio.io import MAX_OVERSHOOT_SECONDS
 from speechllm.corpora._texts import clean_text, count_lines, read_lines
 from speechllm.data.data_dir import write_spk2utt
-from speechllm.data.kaldi_table import Dropped, read_dropped, write_dropped, write_table
+from speechllm.data.kaldi_table import (
+    DATA_DIR,
+    Dropped,
+    read_dropped,
+    write_dropped,
+    write_table,
+)
 from speechllm.data.statistics import statistics
 from speechllm.utils.errors import UserError
 from speechllm.utils.io import atomic_directory
@@ -136,7 +142,8 @@ def prepare_must_c(
             held_out = {} if name.startswith("tst") else taken
             gathered = _gather(Path(must_c_dir), name, languages, held_out)
             taken |= dict.fromkeys(gathered.talks, name)
-            new = stack.enter_context(atomic_directory(Path(output_dir) / name))
+            folder = Path(output_dir) / name
+            new = stack.enter_context(atomic_directory(folder, DATA_DIR, [must_c_dir]))
             _write(new, gathered, Path(must_c_dir))
 
 

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from speechllm.data.kaldi_table import iterate_table
 from speechllm.utils.errors import UserError
-from speechllm.utils.io import atomic_directory
+from speechllm.utils.io import FolderKind, atomic_directory
 
+VOCABULARY = FolderKind("CTC vocabulary", "tokens.txt")
 BLANK, UNKNOWN, SPACE, END = "<blank>", "<unk>", "<space>", "<sos/eos>"
 
 
@@ -46,7 +47,7 @@ def build_character_vocabulary(
         characters = characters[: size - 3]
     tokens = [SPACE if character == " " else character for character in characters]
     tokens = [BLANK, UNKNOWN, *tokens, END]
-    with atomic_directory(output) as new:
+    with atomic_directory(output, VOCABULARY, texts) as new:
         _write_tokens(new, tokens)
     return tokens
 
@@ -70,7 +71,7 @@ def build_bpe_vocabulary(
     """
     import sentencepiece
 
-    with atomic_directory(output) as new:
+    with atomic_directory(output, VOCABULARY, texts) as new:
         try:
             sentencepiece.SentencePieceTrainer.train(
                 sentence_iterator=_read_texts(texts),

@@ -33,6 +33,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from speechllm.data.kaldi_table import (
+    DATA_DIR,
     DROPPED,
     TRANSLATION_TABLE,
     Dropped,
@@ -55,7 +56,7 @@ def write_data_dir(
     dropped: Iterable[Dropped] = (),
 ) -> None:
     """Write a data dir atomically from one dict per table; add ``spk2utt``."""
-    with atomic_directory(directory) as new:
+    with atomic_directory(directory, DATA_DIR) as new:
         fill_data_dir(new, tables, dropped)
 
 
@@ -89,7 +90,8 @@ def select_utterances(
 ) -> int:
     """Copy the utterances of a data dir that ``keep`` accepts.
 
-    The target is written atomically and may be the source itself.
+    The target is written atomically and may be the source itself, if this project wrote
+    it.
 
     Args:
         dropped: entries to add to those of the source.
@@ -100,7 +102,8 @@ def select_utterances(
     source = Path(source)
     paths = table_paths(source)
     count = 0
-    with atomic_directory(target) as new:
+    inputs = [] if source.resolve() == Path(target).resolve() else [source]
+    with atomic_directory(target, DATA_DIR, inputs) as new:
         recordings = set() if "segments" in paths else None
         for name, path in paths.items():
             with open(new / name, "w", encoding="utf-8", newline="\n") as stream:
@@ -186,7 +189,7 @@ def perturb_speed(
     if "utt2speed" in paths:
         raise UserError(f"{source}: speed is perturbed already (utt2speed)")
     segmented = "segments" in paths
-    with atomic_directory(target) as new:
+    with atomic_directory(target, DATA_DIR, [source]) as new:
         for name, path in {**paths, "wav.scp": source / "wav.scp"}.items():
             if name == "utt2num_samples":
                 continue  # formatting counts the samples again
@@ -233,7 +236,7 @@ def combine_data_dirs(sources: Iterable[str | Path], target: str | Path) -> int:
                 "dirs to combine has"
             )
     count = 0
-    with atomic_directory(target) as new:
+    with atomic_directory(target, DATA_DIR, sources) as new:
         for name in sorted(set.union(*names)):
             tables = [
                 iterate_table(source / name)
@@ -283,12 +286,15 @@ def split_table(path: str | Path, outputs: list[str | Path]) -> list[int]:
     """Split a table into consecutive parts of nearly equal size; return the sizes.
 
     Raises:
-        UserError: there are more parts than entries, or no parts.
+        UserError: there are more parts than entries, or no parts, or an output is the
+            table itself.
     """
     if not outputs:
         raise UserError(f"{path}: cannot split into no parts")
     with open(path, "rb") as stream:
         total = sum(1 for _ in stream)
+    if same := [out for out in outputs if Path(out).resolve() == Path(path).resolve()]:
+        raise UserError(f"{same[0]}: is the table to split; name another output")
     if total < len(outputs):
         raise UserError(f"{path}: cannot split {total} lines into {len(outputs)} parts")
     bounds = [total * part // len(outputs) for part in range(len(outputs) + 1)]

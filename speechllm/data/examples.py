@@ -49,8 +49,9 @@ from speechllm.text.normalization import ctc_text
 from speechllm.text.tasks import Task, parse_weighted, split_weight, task_of
 from speechllm.utils.batching import evenly
 from speechllm.utils.errors import UserError
-from speechllm.utils.io import atomic_directory
+from speechllm.utils.io import FolderKind, atomic_directory
 
+EXAMPLE_DIR = FolderKind("example dir", "utt2task")
 _FILES = (
     "text",
     "text_ctc",
@@ -118,7 +119,8 @@ def make_examples(
     for source, factor in weighted_sources:
         mix = [(task, weight * factor) for task, weight in weighted]
         streams.append(_list_examples(source, mix, plain_transcripts, counts, dropped))
-    with atomic_directory(target) as new:
+    inputs = [source for source, _ in weighted_sources]
+    with atomic_directory(target, EXAMPLE_DIR, inputs) as new:
         with open_tables(new, _FILES) as write:
             previous = ""
             for example, values in heapq.merge(*streams):

@@ -44,10 +44,19 @@ from speechllm.data.kaldi_table import (
 )
 from speechllm.data.validation import check_data_dir
 from speechllm.utils.errors import UserError
-from speechllm.utils.io import atomic_open
+from speechllm.utils.io import (
+    FolderKind,
+    atomic_open,
+    claim_directory,
+    read_marker,
+    write_marker,
+)
 
 SHARD_SIZE = 1000
 AUDIO_FORMATS = ("flac", "wav")
+_RECORD = ".tsv"  # suffix of the list of a shard's results
+FORMATTED = FolderKind("formatted data dir", f"audio/*{_RECORD}")
+AUDIO = FolderKind("folder of formatted audio", f"*{_RECORD}")
 _FORMAT_VERSION = "1"  # raise it when the written samples change
 _WARN_ABOVE = 0.1  # share of failed utterances
 
@@ -82,7 +91,7 @@ class Shard:
     @property
     def record(self) -> Path:
         """File with the results, next to the folder."""
-        return self.folder.with_suffix(".tsv")
+        return self.folder.with_suffix(_RECORD)
 
 
 def format_audio(
@@ -108,14 +117,16 @@ def format_audio(
         The number of utterances written, and the dropped ones.
 
     Raises:
-        UserError: the data dir is not valid, or no utterance can be read.
+        UserError: the data dir is not valid, or no utterance can be read; or ``target``
+            was not written by this function.
         OSError: the disk is full or cannot be written.
     """
     source, target = Path(source), Path(target)
-    if source.resolve() == target.resolve():
-        raise UserError(f"{source}: the formatted data needs another folder")
     check_data_dir(source, check_files=False, allow_pipes=allow_pipes)
-    _remove_tables(target)
+    marker = read_marker(target)
+    claim_directory(target, FORMATTED, [source])
+    claim_directory(target / "audio", AUDIO, [source])
+    _remove_tables(target, marker.files if marker else None)
     shards = list_shards(source, target / "audio", audio_format, allow_pipes)
     records = _run_shards(shards, jobs, _count_utterances(source))
     _remove_others(target / "audio", records)
@@ -336,20 +347,25 @@ def _collect(running: dict, records: list[Path], progress) -> None:
         progress.update(running.pop(future))
 
 
-def _remove_tables(target: Path) -> None:
-    """Remove the tables of an earlier run, so that a partial result has none."""
-    if target.is_dir():
-        tables = table_paths(target).values()
-        for path in (target / "wav.scp", target / "spk2utt", *tables):
-            path.unlink(missing_ok=True)
+def _remove_tables(target: Path, written: set[str] | None) -> None:
+    """Remove the tables of an earlier run, so that a partial result has none.
+
+    Args:
+        target: a formatted data dir.
+        written: its tables that formatting wrote; None if unknown (before release 0.3).
+    """
+    ours = {"wav.scp", "spk2utt", *table_paths(target)}
+    for name in ours if written is None else ours & written:
+        (target / name).unlink(missing_ok=True)
 
 
 def _remove_others(audio_folder: Path, records: list[Path]) -> None:
     """Remove the shards of an earlier run that this run does not have."""
-    current = {path for record in records for path in (record, record.with_suffix(""))}
-    for path in audio_folder.iterdir():
-        if path not in current:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    current = set(records)
+    for record in audio_folder.glob(f"*{_RECORD}"):
+        if record not in current:
+            shutil.rmtree(record.with_suffix(""), ignore_errors=True)
+            record.unlink()
 
 
 def _write_tables(
@@ -357,9 +373,10 @@ def _write_tables(
 ) -> int:
     """Write the tables of the target, ``wav.scp`` last; return the utterance count."""
     skip = {"segments", "utt2speed", "utt2dur", "utt2num_samples"}
-    for name, path in table_paths(source).items():
-        if name in skip:
-            continue
+    tables = {k: path for k, path in table_paths(source).items() if k not in skip}
+    made = {"wav.scp", "spk2utt", "utt2num_samples", DROPPED}
+    write_marker(target, FORMATTED, sorted(made.union(tables)))
+    for name, path in tables.items():
         with atomic_open(target / name) as stream:
             for key, value in iterate_table(path):
                 if key not in failed_ids:

@@ -24,8 +24,6 @@ To add a metric, add its row in ``recognition.score_recognition`` or
 from __future__ import annotations
 
 import json
-import re
-import shutil
 from pathlib import Path
 
 from speechllm.evaluation.comet import (
@@ -38,7 +36,7 @@ from speechllm.evaluation.groups import Group, Scores, read_groups
 from speechllm.evaluation.recognition import percent, score_recognition
 from speechllm.evaluation.translation import score_translation
 from speechllm.utils.errors import UserError
-from speechllm.utils.io import atomic_directory
+from speechllm.utils.io import FolderKind, atomic_directory, remove_directory
 
 
 def score_decode_dir(
@@ -67,9 +65,8 @@ def score_decode_dir(
     except UserError as error:
         failure = error
     for old in decode_dir.glob("score_*"):
-        stale = old.name.removeprefix("score_") not in results
-        if stale and re.fullmatch(r"score_[a-z_]+", old.name) and old.is_dir():
-            shutil.rmtree(old)
+        if old.name.removeprefix("score_") not in results and old.is_dir():
+            remove_directory(old, SCORES)
     for name, scores in results.items():
         write_scores(scores, decode_dir / f"score_{name}")
     if failure:
@@ -138,6 +135,7 @@ def score_joint(group: Group) -> Scores:
 
 
 #: task -> scorer
+SCORES = FolderKind("folder of scores", "alignment.txt")
 SCORERS = {"asr": score_recognition, "st": score_translation, "asr_st": score_joint}
 
 
@@ -192,7 +190,7 @@ def add_comet(groups: list[Group], results: dict[str, Scores]) -> list[str]:
 
 def write_scores(scores: Scores, folder: str | Path) -> None:
     """Write ``scores.json``, ``scores.tsv`` and ``alignment.txt``, all or none."""
-    with atomic_directory(folder) as temporary:
+    with atomic_directory(folder, SCORES) as temporary:
         rows = json.dumps(scores.rows, ensure_ascii=False, indent=1)
         lines = ["\t".join(scores.header)]
         lines += ["\t".join(map(str, line)) for line in scores.table]

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from speechllm.models.config import MODEL_KEYS, pretrained_names
 from speechllm.utils.errors import UserError
-from speechllm.utils.io import atomic_directory
+from speechllm.utils.io import FolderKind, atomic_directory
+
+MODEL_FOLDER = FolderKind("model folder", "prompts.yaml")
 
 
 def export_model(exp_dir: str | Path, checkpoint: str, output: str | Path) -> int:
@@ -20,7 +22,7 @@ def export_model(exp_dir: str | Path, checkpoint: str, output: str | Path) -> in
     Args:
         exp_dir: ESPnet's output folder, with ``config.yaml``.
         checkpoint: file name of the checkpoint in it.
-        output: the folder to write; replaced as a whole.
+        output: the folder to write; files in it that this function did not write stay.
 
     Returns:
         Size of ``model.safetensors`` in bytes.
@@ -48,7 +50,7 @@ def export_model(exp_dir: str | Path, checkpoint: str, output: str | Path) -> in
         name: model_fingerprint(resolve_model(name))
         for name in pretrained_names(config)
     }
-    with atomic_directory(output) as folder:
+    with atomic_directory(output, MODEL_FOLDER, [exp_dir]) as folder:
         save_file(
             {k: v.contiguous() for k, v in state.items()}, folder / "model.safetensors"
         )

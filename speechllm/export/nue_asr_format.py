@@ -26,7 +26,9 @@ from speechllm.models.nue_asr import (
 from speechllm.pretrained.model_folder import is_nue_asr
 from speechllm.text.prompts import Prompts
 from speechllm.utils.errors import UserError
-from speechllm.utils.io import atomic_directory
+from speechllm.utils.io import FolderKind, atomic_directory
+
+NUE_ASR_FOLDER = FolderKind("model in Nue-ASR's format", "prompts.yaml")
 
 if TYPE_CHECKING:
     from speechllm.inference.speech_to_text import SpeechToText
@@ -102,7 +104,7 @@ def save_nue_asr(
     extractor = Wav2Vec2FeatureExtractor(
         do_normalize=encoder.normalize, sampling_rate=SAMPLING_RATE
     )
-    with atomic_directory(folder) as target:
+    with atomic_directory(folder, NUE_ASR_FOLDER) as target:
         nue.save_pretrained(target)
         NueASRProcessor(extractor, llm.tokenizer).save_pretrained(target)
         extractor.save_pretrained(target)

@@ -16,9 +16,10 @@ from pathlib import Path, PurePosixPath
 
 from speechllm.evaluation.report import git_hash, package_version
 from speechllm.utils.errors import UserError
-from speechllm.utils.io import atomic_directory, atomic_open, file_sha256
+from speechllm.utils.io import FolderKind, atomic_directory, atomic_open, file_sha256
 
 MANIFEST = "meta.yaml"
+UNPACKED = FolderKind("unpacked model", MANIFEST)
 REQUIRED = ("config.yaml", "model.safetensors")  # files of an exported model
 
 
@@ -144,7 +145,7 @@ def unpack(archive: str | Path, output_dir: str | Path, force: bool = False) -> 
                     raise UserError(f"{archive}: {name} is not in its {MANIFEST}")
                 if name not in entries:
                     raise UserError(f"{archive}: {name} of its {MANIFEST} is missing")
-            with atomic_directory(output_dir) as temporary:
+            with atomic_directory(output_dir, UNPACKED, [archive]) as temporary:
                 for name, entry in entries.items():
                     target = temporary / name
                     target.parent.mkdir(parents=True, exist_ok=True)

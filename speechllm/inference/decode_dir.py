@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from speechllm.text.tasks import Task
 from speechllm.utils.errors import UserError
-from speechllm.utils.io import atomic_open
+from speechllm.utils.io import FolderKind, atomic_open
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
+DECODE_DIR = FolderKind("decode dir", "hypotheses.*.jsonl")
 PROGRESS_SECONDS = 1.0  # at most one progress line in this time
 
 #: Decode some inputs; the second argument is called when an example is finished.

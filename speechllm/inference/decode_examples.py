@@ -12,6 +12,7 @@ from speechllm.audio import SAMPLING_RATE
 from speechllm.data.examples import read_utt2task
 from speechllm.data.kaldi_table import read_table
 from speechllm.inference.decode_dir import (
+    DECODE_DIR,
     read_hypotheses,
     write_hypotheses,
     write_tables,
@@ -19,7 +20,7 @@ from speechllm.inference.decode_dir import (
 from speechllm.text.tasks import Task
 from speechllm.utils.batching import batches_by_length
 from speechllm.utils.errors import UserError
-from speechllm.utils.io import file_sha256
+from speechllm.utils.io import claim_directory, file_sha256
 
 if TYPE_CHECKING:
     import numpy as np
@@ -74,8 +75,8 @@ def decode_examples(
     if not 1 <= shard <= num_shards:
         raise UserError(f"shard {shard}: from 1 to {num_shards}")
     search_options(generation)
-    examples, output_dir = Path(examples), Path(output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
+    examples = Path(examples)
+    output_dir = claim_directory(output_dir, DECODE_DIR, [examples, model_dir])
     wavs = read_table(examples / "wav.scp")
     tasks = read_utt2task(examples)
     if set(wavs) != set(tasks):

