@@ -204,7 +204,7 @@ def require_output(
 
 
 def _has_content(folder: Path) -> bool:
-    """Return whether a folder has more than a launcher's logs and unfinished markers."""
+    """Tell if a folder has more than a launcher's logs and unfinished markers."""
     return any(
         name != "log" and not name.startswith(f".{MARKER}.")
         for name in os.listdir(folder)
