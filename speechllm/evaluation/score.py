@@ -135,7 +135,8 @@ def score_joint(group: Group) -> Scores:
 
 
 #: task -> scorer
-SCORES = FolderKind("folder of scores", "alignment.txt")
+SCORE_FILES = ("scores.json", "scores.tsv", "alignment.txt")
+SCORES = FolderKind("folder of scores", "alignment.txt", SCORE_FILES)
 SCORERS = {"asr": score_recognition, "st": score_translation, "asr_st": score_joint}
 
 
@@ -194,9 +195,6 @@ def write_scores(scores: Scores, folder: str | Path) -> None:
         rows = json.dumps(scores.rows, ensure_ascii=False, indent=1)
         lines = ["\t".join(scores.header)]
         lines += ["\t".join(map(str, line)) for line in scores.table]
-        for name, text in (
-            ("scores.json", rows + "\n"),
-            ("scores.tsv", "\n".join(lines) + "\n"),
-            ("alignment.txt", scores.alignment),
-        ):
+        texts = (rows + "\n", "\n".join(lines) + "\n", scores.alignment)
+        for name, text in zip(SCORE_FILES, texts, strict=True):
             (temporary / name).write_text(text, encoding="utf-8", newline="\n")

@@ -40,10 +40,12 @@ class FolderKind(NamedTuple):
         name: for the marker and messages.
         signature: pattern of a file that only this project writes into such a folder;
             it identifies the folders of releases before 0.3, which have no marker.
+        files: what those releases wrote there, where it is always the same.
     """
 
     name: str
     signature: str = ""
+    files: tuple[str, ...] = ()
 
 
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -167,9 +169,11 @@ def remove_directory(path: str | Path, kind: FolderKind) -> None:
     """
     path = Path(path)
     marker = read_marker(path)
+    if marker is None and kind.signature and any(path.glob(kind.signature)):
+        marker = Marker(kind.name, set(kind.files))
     if marker is not None and marker.kind == kind.name:
         _remove_outdated(path, marker.files)
-        if os.listdir(path) == [MARKER]:
+        if not set(os.listdir(path)) - {MARKER}:
             shutil.rmtree(path)
 
 
@@ -244,7 +248,7 @@ def write_marker(folder: Path, kind: FolderKind, files: Iterable[str]) -> None:
 def _merge(new: Path, old: Path, written: list[str], kind: FolderKind) -> None:
     """Move new files into an earlier folder, and remove its files that are outdated."""
     marker = read_marker(old)
-    listed = marker.files if marker else set(written)
+    listed = marker.files if marker else {*written, *kind.files}
     for name in written:
         if os.path.lexists(old / name) and name not in listed:
             raise UserError(

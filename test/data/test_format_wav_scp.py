@@ -143,7 +143,7 @@ def test_rerun_repeats_changed_shards_only(tmp_path, speech, monkeypatch):
     written.clear()
     assert format_audio(source, target)[0] == 2
     assert written == []
-    assert sorted(p.name for p in (target / "audio").iterdir()) == [
+    assert sorted(p.name for p in (target / "audio").glob("[!.]*")) == [
         "00000",
         "00000.tsv",
     ]

@@ -11,7 +11,7 @@ import pytest
 from speechllm.bin.score import main
 from speechllm.evaluation.groups import Group, read_groups, read_texts
 from speechllm.evaluation.recognition import align_lines, score_recognition, word_errors
-from speechllm.evaluation.score import score_decode_dir
+from speechllm.evaluation.score import SCORE_FILES, score_decode_dir
 from speechllm.evaluation.translation import score_translation
 from speechllm.utils.errors import UserError
 
@@ -253,7 +253,12 @@ def test_scoring_again_writes_the_same_files_and_removes_stale_groups(tmp_path):
     examples, decode_dir = write_case(tmp_path, REFERENCES, TASKS, HYPOTHESES)
     score_decode_dir(examples, decode_dir)
     first = {p: p.read_bytes() for p in decode_dir.rglob("*") if p.is_file()}
-    (decode_dir / "score_st_en_de").mkdir()
+    (decode_dir / "score_st_en_de").mkdir()  # of a release without markers
+    for name in SCORE_FILES:
+        (decode_dir / "score_st_en_de" / name).touch()
+    (decode_dir / "score_mine").mkdir()
+    (decode_dir / "score_mine/scores.json").touch()
+    first[decode_dir / "score_mine/scores.json"] = b""
     score_decode_dir(examples, decode_dir)
     assert {p: p.read_bytes() for p in decode_dir.rglob("*") if p.is_file()} == first
     assert not (decode_dir / "score_st_en_de").exists()

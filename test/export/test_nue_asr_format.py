@@ -114,7 +114,10 @@ def test_only_models_are_replaced(tmp_path, copy):
             cli.main([*command, "--output", str(tmp_path / name)])
     assert (tmp_path / "home" / "letter.txt").read_text() == "dear"
     assert (tmp_path / "file").read_text() == "mine"
-    cli.main([*command, "--output", str(copy)])  # models are replaced
+    with pytest.raises(UserError, match="did not write"):
+        cli.main([*command, "--output", str(copy)])  # released by someone else
+    for _ in range(2):
+        cli.main([*command, "--output", str(tmp_path / "new")])
 
 
 def test_to_nue_asr_command(capsys, tmp_path, copy, nue_waves):

@@ -393,5 +393,5 @@ def test_old_decode_dir_is_scored(examples, decode_dir, capsys):
     folders = {path.name for path in decode_dir.glob("score_*")}
     assert folders == {"score_asr_en", "score_asr_st_en_fr", "score_st_en_fr"}
     for folder in folders:
-        names = {path.name for path in (decode_dir / folder).iterdir()}
+        names = {path.name for path in (decode_dir / folder).glob("[!.]*")}
         assert names == {"scores.json", "scores.tsv", "alignment.txt"}

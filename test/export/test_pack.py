@@ -70,7 +70,7 @@ def test_unpacked_files_equal_packed_files(model_dir, tmp_path, capsys):
     )
     main(["--unpack", str(output), "--output", str(copy)])
     files = sorted(
-        p.relative_to(copy).as_posix() for p in copy.rglob("*") if p.is_file()
+        p.relative_to(copy).as_posix() for p in copy.rglob("[!.]*") if p.is_file()
     )
     assert files == [
         "RESULTS.md", "config.yaml", "llm/tokenizer.json", "meta.yaml",
@@ -99,8 +99,13 @@ def test_nothing_is_overwritten_without_force(model_dir, tmp_path):
     with pytest.raises(UserError, match="--force"):
         unpack(output, copy)
     assert (copy / "mine").exists()
-    unpack(output, copy, force=True)
-    assert not (copy / "mine").exists()
+    with pytest.raises(UserError, match="did not write"):
+        unpack(output, copy, force=True)
+    assert [path.name for path in copy.iterdir()] == ["mine"]
+    for _ in range(2):
+        unpack(output, tmp_path / "new", force=True)
+        (tmp_path / "new" / "mine").write_text("mine")
+    assert (tmp_path / "new" / "mine").read_text() == "mine"
 
 
 def test_failed_packing_leaves_no_zip(model_dir, tmp_path, monkeypatch):

@@ -298,7 +298,7 @@ def test_exported_model_equals_the_trained_one(training, model, waves):
     size = export_model(training, "best.pth", training / "model")
     folder = training / "model"
     assert size == (folder / "model.safetensors").stat().st_size < 200_000
-    names = {path.name for path in folder.iterdir()}
+    names = {path.name for path in folder.glob("[!.]*")}
     assert names == {"config.yaml", "model.safetensors", "prompts.yaml", "tokens.txt"}
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert "optim" not in config

