@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import datetime
 import functools
 import logging
 import os
+import pickle
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
 
+import numpy as np
 import torch
 from espnet2.tasks import abs_task
 from espnet2.train.reporter import Reporter
@@ -21,16 +24,27 @@ from speechllm.text.ctc_labels import read_token_list
 from speechllm.utils.errors import UserError
 from speechllm.utils.io import atomic_open, read_yaml
 
+#: Types besides tensors in the resume state of ESPnet's reporter (times and losses).
+_RESUME_TYPES = [
+    datetime.timedelta,
+    np.dtype,
+    *{type(np.dtype(kind)) for kind in (np.float32, np.float64, np.int64)},
+    (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
+    (np.float64(0).__reduce__()[0], "numpy._core.multiarray.scalar"),
+]
+
 
 @contextmanager
-def atomic_checkpoints() -> Iterator[None]:
-    """Make ESPnet's trainer write checkpoints atomically and read safetensors.
+def safe_checkpoints() -> Iterator[None]:
+    """Make ESPnet's trainer write checkpoints atomically and run no code from them.
 
     ``torch.save`` to a path writes a temporary file and renames it, so that a kill
-    leaves the previous checkpoint intact. ``--init_param`` accepts safetensors, too,
-    and reads torch files without executing pickled code.
+    leaves the previous checkpoint intact. ``torch.load``, which ESPnet calls to resume
+    and to average, unpickles tensors and the reporter's numbers only. ``--init_param``
+    accepts safetensors, too.
     """
-    save, load = torch.save, abs_task.load_pretrained_model
+    save, load = torch.save, torch.load
+    load_pretrained = abs_task.load_pretrained_model
 
     @functools.wraps(save)
     def save_atomically(obj, f, *args, **options):
@@ -39,11 +53,27 @@ def atomic_checkpoints() -> Iterator[None]:
         with atomic_open(f, "wb") as stream:
             save(obj, stream, *args, **options)
 
-    torch.save, abs_task.load_pretrained_model = save_atomically, load_init_param
+    @functools.wraps(load)
+    def load_safely(f, *args, **options):
+        try:
+            with torch.serialization.safe_globals(_RESUME_TYPES):
+                return load(f, *args, **{**options, "weights_only": True})
+        except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise UserError(
+                f"{f}: not a checkpoint of this training, or damaged; it is not read, "
+                "since it could run code; move it away to train from the beginning "
+                f"({str(error).splitlines()[0]})"
+            ) from None
+
+    torch.save, torch.load = save_atomically, load_safely
+    abs_task.load_pretrained_model = load_init_param
     try:
         yield
     finally:
-        torch.save, abs_task.load_pretrained_model = save, load
+        torch.save, torch.load = save, load
+        abs_task.load_pretrained_model = load_pretrained
 
 
 def load_init_param(
@@ -141,7 +171,8 @@ def read_init_tensors(path: str, map_location: str) -> dict[str, torch.Tensor]:
 def repair_checkpoint(output_dir: Path, criteria: Sequence[Sequence[str]] = ()) -> None:
     """Write the files that a kill right after ``checkpoint.pth`` left missing.
 
-    These are the epoch's model and the links to the latest and the best model.
+    These are the epoch's model and the links to the latest and the best model. Only the
+    process of rank 0 calls this.
 
     Args:
         output_dir: ESPnet's output folder of the training.
@@ -150,8 +181,8 @@ def repair_checkpoint(output_dir: Path, criteria: Sequence[Sequence[str]] = ()) 
     checkpoint = output_dir / "checkpoint.pth"
     if not checkpoint.exists():
         return
-    # weights_only=False: our own file, with ESPnet's reporter state
-    states = torch.load(checkpoint, map_location="cpu", weights_only=False)
+    with safe_checkpoints():
+        states = torch.load(checkpoint, map_location="cpu", mmap=True)
     reporter = Reporter()
     reporter.load_state_dict(states["reporter"])
     model = output_dir / f"{reporter.get_epoch()}epoch.pth"

@@ -13,6 +13,7 @@ from espnet2.asr.ctc import CTC
 from espnet2.tasks import abs_task
 from espnet2.tasks.abs_task import AbsTask
 from espnet2.train.class_choices import ClassChoices
+from espnet2.train.distributed_utils import get_rank
 from espnet2.utils.get_default_kwargs import get_default_kwargs
 from espnet2.utils.nested_dict_action import NestedDictAction
 from espnet2.utils.types import str_or_none
@@ -30,9 +31,9 @@ from speechllm.models.speech_llm import SpeechLLM, build_speech_llm
 from speechllm.text.ctc_labels import CTCTokenizer, read_token_list
 from speechllm.text.prompts import read_prompts
 from speechllm.training.initialization import (
-    atomic_checkpoints,
     repair_checkpoint,
     require_same_labels,
+    safe_checkpoints,
 )
 from speechllm.training.preprocessor import ExamplePreprocessor, collate
 from speechllm.training.progress import ProgressIterFactory
@@ -235,9 +236,10 @@ class SpeechLLMTask(AbsTask):
             if (output_dir / "checkpoint.pth").exists() and args.ctc_token_list:
                 labels = read_token_list(args.ctc_token_list)
                 require_same_labels(output_dir, labels)
-            repair_checkpoint(output_dir, args.best_model_criterion)
+            if get_rank(args.dist_rank, args.dist_launcher) in (None, 0):
+                repair_checkpoint(output_dir, args.best_model_criterion)
         try:
-            with atomic_checkpoints():
+            with safe_checkpoints():
                 super().main_worker(args)
         except UserError as error:  # drop the worker's traceback that torch prepends
             raise UserError(str(error).rpartition("UserError: ")[2].strip()) from error

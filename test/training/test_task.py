@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -17,9 +18,9 @@ from tiny_models import LABELS
 from speechllm.text.ctc_labels import CTCTokenizer
 from speechllm.text.prompts import read_prompts
 from speechllm.training.initialization import (
-    atomic_checkpoints,
     load_init_param,
     repair_checkpoint,
+    safe_checkpoints,
 )
 from speechllm.training.preprocessor import ExamplePreprocessor, collate
 from speechllm.utils.errors import UserError
@@ -117,12 +118,59 @@ def test_checkpoints_are_written_atomically(tmp_path):
         def __reduce__(self):
             raise KeyboardInterrupt
 
-    with atomic_checkpoints():
+    with safe_checkpoints():
         torch.save({"a": torch.ones(2)}, path)
         with pytest.raises(KeyboardInterrupt):
             torch.save({"a": torch.zeros(2), "b": Killed()}, path)
     assert tensors(path)["a"].tolist() == [1.0, 1.0]
     assert [p.name for p in tmp_path.iterdir()] == ["model.pth"]
+
+
+class Planted:
+    """An object whose unpickling runs a command."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.mark.parametrize("place", ["reporter", "model", "optimizers"])
+def test_resuming_runs_no_code_of_a_checkpoint(train, whole, tmp_path, place):
+    states = torch.load(whole / "checkpoint.pth", weights_only=False)
+    states[place] = Planted(tmp_path / "planted")
+    torch.save(states, whole / "checkpoint.pth")
+    before = (whole / "checkpoint.pth").read_bytes()
+    with pytest.raises(UserError, match=r"checkpoint\.pth: not a checkpoint of this"):
+        train(whole, max_epoch=3)
+    assert not (tmp_path / "planted").exists()
+    assert (whole / "checkpoint.pth").read_bytes() == before
+
+
+def test_espnet_itself_runs_no_code_of_a_checkpoint(whole, tmp_path):
+    from espnet2.train.trainer import Trainer
+
+    torch.save({"model": Planted(tmp_path / "planted")}, tmp_path / "planted.pth")
+    with safe_checkpoints(), pytest.raises(UserError, match=r"planted\.pth"):
+        Trainer.resume(tmp_path / "planted.pth", None, None, [], [], None)
+    with safe_checkpoints():  # as averaging does
+        assert torch.load(whole / "2epoch.pth", weights_only=False)
+    assert not (tmp_path / "planted").exists()
+
+
+def test_only_rank_0_repairs_links(train, whole, monkeypatch):
+    from espnet2.tasks.abs_task import AbsTask
+
+    (whole / "latest.pth").unlink()
+    monkeypatch.setenv("RANK", "1")
+    with monkeypatch.context() as patch:
+        patch.setattr(AbsTask, "main_worker", classmethod(lambda cls, args: None))
+        train(whole)
+        assert not (whole / "latest.pth").exists()
+        patch.setenv("RANK", "0")
+        train(whole)
+    assert (whole / "latest.pth").exists()
 
 
 def test_collect_stats(train, examples, tmp_path):
