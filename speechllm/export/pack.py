@@ -16,7 +16,13 @@ from pathlib import Path, PurePosixPath
 
 from speechllm.evaluation.report import git_hash, package_version
 from speechllm.utils.errors import UserError
-from speechllm.utils.io import FolderKind, atomic_directory, atomic_open, file_sha256
+from speechllm.utils.io import (
+    FolderKind,
+    atomic_directory,
+    atomic_open,
+    file_sha256,
+    require_plausible_size,
+)
 
 MANIFEST = "meta.yaml"
 UNPACKED = FolderKind("unpacked model", MANIFEST)
@@ -133,6 +139,9 @@ def unpack(archive: str | Path, output_dir: str | Path, force: bool = False) -> 
                 raise UserError(f"{archive}: no {MANIFEST}, not a packed model")
             if len(entries) != len(packed.infolist()):
                 raise UserError(f"{archive}: two entries have the same name")
+            for name, entry in entries.items():
+                place = f"{archive}: {name}"
+                require_plausible_size(place, entry.file_size, entry.compress_size)
             manifest = yaml.safe_load(packed.read(MANIFEST))
             if not isinstance(manifest, dict) or not isinstance(
                 manifest.get("files"), dict

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 from speechllm.utils.errors import UserError
 
 TASKS = ("asr", "st", "asr_st")
+_NAME = re.compile(r"[A-Za-z0-9_]{1,32}")
+_LANGUAGE = re.compile(r"[A-Za-z]{2,8}([-_][A-Za-z0-9]{1,8})*")  # after BCP 47
 
 
 class Task(NamedTuple):
@@ -51,7 +54,7 @@ def task_of(value: str, place: str) -> Task:
         place: file and id of the value, for the message.
 
     Raises:
-        UserError: not three fields.
+        UserError: not three fields, or a name or language code that is none.
     """
     fields = value.split()
     if len(fields) != 3:
@@ -59,14 +62,14 @@ def task_of(value: str, place: str) -> Task:
             f"{place}: expected '<task> <source language> <target language>', "
             f"found {value!r}"
         )
-    return Task(*fields)
+    return _checked(Task(*fields), place)
 
 
 def parse_task(specification: str) -> Task:
     """Parse ``asr:en``, ``st:en:fr`` or ``asr_st:en:fr``.
 
     Raises:
-        UserError: another form, or two equal languages.
+        UserError: another form, a code that is none, or two equal languages.
     """
     name, *languages = specification.split(":")
     expected = 1 if name == "asr" else 2
@@ -77,7 +80,23 @@ def parse_task(specification: str) -> Task:
         )
     if expected == 2 and languages[0] == languages[1]:
         raise UserError(f"task {specification!r}: the two languages are the same")
-    return Task(name, languages[0], languages[-1])
+    return _checked(Task(name, languages[0], languages[-1]), f"task {specification!r}")
+
+
+def _checked(task: Task, place: str) -> Task:
+    """Return a task whose fields can be parts of file names.
+
+    Raises:
+        UserError: a name or language code has other characters.
+    """
+    if not _NAME.fullmatch(task.name):
+        raise UserError(f"{place}: {task.name!r} is not the name of a task")
+    for language in task[1:]:
+        if not _LANGUAGE.fullmatch(language):
+            raise UserError(
+                f"{place}: {language!r} is not a language code such as 'en' or 'zh-CN'"
+            )
+    return task
 
 
 def parse_weighted(specification: str) -> tuple[Task, float]:

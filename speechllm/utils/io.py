@@ -50,6 +50,7 @@ class FolderKind(NamedTuple):
 
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _STALE_SECONDS = 60.0
+_PLAUSIBLE_BYTES, _PLAUSIBLE_RATIO = 10 * 2**20, 20  # of audio, weights and tokenizers
 
 
 @contextmanager
@@ -368,10 +369,14 @@ def unpack_tar(
         tarfile.TarError: the tar file is damaged, or a member is a link, a device or
             has a path outside of the folder.
         EOFError: the compressed tar file is truncated.
+        UserError: its content is far larger than the tar file.
     """
     root = Path(folder).resolve()
+    packed, unpacked = os.path.getsize(path), 0
     with tarfile.open(path, mode) as archive:
         for member in archive:
+            unpacked += member.size
+            require_plausible_size(f"{path}: {member.name}", unpacked, packed)
             target = (root / member.name).resolve()
             if not target.is_relative_to(root) or not (
                 member.isfile() or member.isdir()
@@ -387,6 +392,20 @@ def unpack_tar(
             assert source is not None  # a regular file has content
             with source, open(target, "wb") as stream:
                 shutil.copyfileobj(source, stream)
+
+
+def require_plausible_size(place: str, unpacked: int, packed: int) -> None:
+    """Raise UserError if content in an archive is far larger than the archive.
+
+    Args:
+        place: archive and member, for the message.
+        unpacked, packed: bytes.
+    """
+    if unpacked > _PLAUSIBLE_BYTES + _PLAUSIBLE_RATIO * packed:
+        raise UserError(
+            f"{place}: would unpack to {unpacked / 2**20:,.0f} MiB from "
+            f"{packed / 2**20:,.1f} MiB; do not trust it"
+        )
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from speechllm.export.hub import (
     upload,
     write_model_card,
 )
-from speechllm.export.pack import pack, unpack
+from speechllm.export.pack import MANIFEST, pack, unpack
 from speechllm.utils.errors import UserError
 from speechllm.utils.io import file_sha256
 
@@ -106,6 +106,25 @@ def test_nothing_is_overwritten_without_force(model_dir, tmp_path):
         unpack(output, tmp_path / "new", force=True)
         (tmp_path / "new" / "mine").write_text("mine")
     assert (tmp_path / "new" / "mine").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["llm/tokenizer.json", MANIFEST])
+def test_small_zip_with_huge_content_is_refused(model_dir, tmp_path, name):
+    (model_dir / "llm/tokenizer.json").write_bytes(bytes(200 * 2**20))
+    pack(model_dir, tmp_path / "model.zip")
+    if name == MANIFEST:
+        rewrite(tmp_path / "model.zip", {MANIFEST: bytes(200 * 2**20)})
+        with zipfile.ZipFile(tmp_path / "model.zip") as archive:
+            content = {n: archive.read(n) for n in archive.namelist()}
+        with zipfile.ZipFile(
+            tmp_path / "model.zip", "w", zipfile.ZIP_DEFLATED
+        ) as archive:
+            for entry, data in content.items():
+                archive.writestr(entry, data)
+    assert (tmp_path / "model.zip").stat().st_size < 2**20
+    with pytest.raises(UserError, match="would unpack to 200 MiB from 0.2 MiB"):
+        unpack(tmp_path / "model.zip", tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()
 
 
 def test_failed_packing_leaves_no_zip(model_dir, tmp_path, monkeypatch):

@@ -185,6 +185,45 @@ def test_slurm_runs_an_array(tmp_path, slurm):
         assert word in noted
 
 
+@pytest.mark.parametrize("runner", [RUN, SLURM])
+def test_arguments_are_never_run_as_shell(tmp_path, slurm, runner):
+    words = [
+        f"a\nEND_OF_COMMAND\ntouch {tmp_path}/entered\n",
+        f"$(touch {tmp_path}/entered)",
+        f"'; touch {tmp_path}/entered; '",
+        f"`touch {tmp_path}/entered`",
+        f"\\'\ntouch {tmp_path}/entered #",
+    ]
+    program = "import sys; print(sys.argv[1:])"
+    log = tmp_path / "a.JOB.log"
+    done = call(["JOB=1:1", log, sys.executable, "-c", program, *words], runner)
+    assert done.returncode == 0, done.stderr
+    assert repr(words) in (tmp_path / "a.1.log").read_text()
+    assert not (tmp_path / "entered").exists()
+
+
+@pytest.mark.parametrize("runner", [RUN, SLURM])
+def test_folders_named_like_the_variable_stay(tmp_path, slurm, runner):
+    folder = tmp_path / "JOB" / "my.JOB.data" / "JOBS"
+    folder.mkdir(parents=True)
+    log = folder / "a.JOB.log"
+    words = [f"{folder}/x.JOB", "JOB", "--shard=JOB", "BIGJOB", "data/JOB/text"]
+    program = "import sys; print(sys.argv[1:])"
+    done = call(
+        ["JOB=1:2", log, sys.executable, "-c", program, *words],
+        [
+            *(
+                str(Path(word).resolve()) if Path(word).exists() else word
+                for word in runner
+            )
+        ],
+        cwd=folder,
+    )
+    assert done.returncode == 0, done.stderr
+    expected = [f"{folder}/x.2", "2", "--shard=2", "BIGJOB", "data/JOB/text"]
+    assert repr(expected) in (folder / "a.2.log").read_text()
+
+
 def test_slurm_reports_the_failed_job(tmp_path, slurm):
     log = tmp_path / "a.JOB.log"
     done = call(["JOB=1:2", log, "bash", "-c", "exit $((JOB == 2 ? 3 : 0))"], SLURM)

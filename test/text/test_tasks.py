@@ -35,6 +35,24 @@ def test_malformed_table_values_name_their_place(value):
         task_of(value, "utt2task, u1")
 
 
+@pytest.mark.parametrize(
+    "value",
+    ["asr ../../x ../../x", "st en ..", "../asr en en", "asr /etc /etc", "asr e\0n en",
+     "asr én én", "st en fr/..", "asr e e", "asr -rf en", "a" * 33 + " en en"],
+)  # fmt: skip
+def test_fields_that_could_leave_a_folder_are_refused(value):
+    with pytest.raises(UserError, match=r"utt2task, u1: "):
+        task_of(value, "utt2task, u1")
+    specification = ":".join(value.split()[:2])
+    with pytest.raises(UserError, match=r"task "):
+        parse_task(specification)
+
+
+@pytest.mark.parametrize("language", ["en", "yue", "zh-CN", "zh_Hant_TW", "en-x-a"])
+def test_language_codes_are_accepted(language):
+    assert parse_task(f"asr:{language}") == Task("asr", language, language)
+
+
 def test_utt2task_is_read(tmp_path):
     (tmp_path / "utt2task").write_text("a st en fr\nb asr en en\n")
     assert read_utt2task(tmp_path) == {

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from speechllm.utils.io import (
     claim_directory,
     read_marker,
     remove_directory,
+    unpack_tar,
 )
 
 KIND = FolderKind("data dir", "dropped.tsv")
@@ -293,3 +295,13 @@ def test_launchers_logs_and_markers_of_parallel_jobs_are_no_content(tmp_path):
     (tmp_path / f"decode/.{MARKER}.01234567.tmp").write_text("")
     claim(tmp_path / "decode")
     assert read_marker(tmp_path / "decode") == ("data dir", set())
+
+
+def test_small_tar_with_huge_content_is_refused(tmp_path):
+    (tmp_path / "zeros").write_bytes(bytes(50 * 2**20))
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "zeros", "zeros")
+    (tmp_path / "new").mkdir()
+    with pytest.raises(UserError, match=r"a\.tar\.gz: zeros: would unpack to 50 MiB"):
+        unpack_tar(tmp_path / "a.tar.gz", tmp_path / "new", "r:gz")
+    assert os.listdir(tmp_path / "new") == []

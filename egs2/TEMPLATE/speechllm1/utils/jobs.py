@@ -2,8 +2,9 @@
 
     run.pl [--option value …] [JOB=1:N] <log file> <command> [argument …]
 
-With ``JOB=1:N`` the command runs N times; every ``JOB`` in the log's name and in
-the command is replaced by the job's number. The command may contain shell operators
+With ``JOB=1:N`` the command runs N times; every word ``JOB`` in the log's name and in
+the command is replaced by the job's number, but not in the folders of a path, which
+may be called so by chance (``/data/JOB/text``, ``JOBS/text``). The command may contain shell operators
 as separate words (``'|'``, ``'>'``); all other words are passed on unchanged.
 """
 
@@ -52,7 +53,10 @@ class Request:
         return Path(self.with_job(self.log, str(job)))
 
     def with_job(self, word: str, value: str) -> str:
-        return word if self.variable is None else word.replace(self.variable, value)
+        if self.variable is None:
+            return word
+        own = rf"(?<!\w){re.escape(self.variable)}(?!\w)(?![^\s/]*/)"
+        return re.sub(own, lambda _: value, word)
 
     def shell_line(self, value: str, quoted: str | None = None) -> str:
         """Return the command as one line of bash, for one job.
@@ -114,9 +118,10 @@ def parse(argv: list[str]) -> Request:
     if len(words) < 2:
         stop("a log file and a command are needed; --help shows the form")
     log, command = words[0], words[1:]
-    if first < last and variable not in log:
+    request = Request(log, command, variable, first, last, options)
+    if first < last and request.log_of(1) == request.log_of(2):
         stop(f"the log '{log}' must have {variable} in its name, or jobs share a log")
-    return Request(log, command, variable, first, last, options)
+    return request
 
 
 def report_failures(request: Request, failed: dict[int, int]) -> None:

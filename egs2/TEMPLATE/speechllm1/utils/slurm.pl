@@ -26,10 +26,9 @@ def batch_script(request: Request) -> str:
     """Return the batch script of the array's jobs."""
     quoted = None if request.variable is None else f"'\"{TASK}\"'"
     line = request.shell_line(TASK, quoted)
+    shown = shlex.quote("# " + " ".join(line.splitlines()))
     return f"""#!/usr/bin/env bash
-cat << 'END_OF_COMMAND'
-# {line}
-END_OF_COMMAND
+printf '%s\\n' {shown}
 echo "# Started at $(date) on $(hostname), Slurm job ${{SLURM_JOB_ID}}"
 echo "#"
 start=$(date +%s)
@@ -43,10 +42,11 @@ exit "${{code}}"
 
 def sbatch_command(request: Request, script: Path) -> list[str]:
     """Return the ``sbatch`` command line for a request."""
-    log = str(Path.cwd() / request.log)
+    log = request.with_job(request.log.replace("%", "%%"), "%a")
+    folder = "" if Path(log).is_absolute() else f"{Path.cwd()}/".replace("%", "%%")
     words = ["sbatch", "--parsable", "--wait", "--open-mode=truncate"]
     words += ["--export=ALL", f"--job-name={request.options.get('name', script.stem)}"]
-    words.append("--output=" + request.with_job(log.replace("%", "%%"), "%a"))
+    words.append(f"--output={folder}{log}")
     if request.variable is not None:
         at_once = request.number("max_jobs_run", 0)
         limit = f"%{at_once}" if at_once else ""
