@@ -19,7 +19,12 @@ from pathlib import Path
 
 import numpy as np
 
-from speechllm.audio.ffmpeg import cut_off_error, ffmpeg_blocks, read_with_ffmpeg
+from speechllm.audio.ffmpeg import (
+    cut_off_error,
+    ffmpeg_blocks,
+    open_container,
+    read_with_ffmpeg,
+)
 from speechllm.utils.errors import UserError
 
 SAMPLING_RATE = 16000  # Hz, of all models and of formatted audio
@@ -188,6 +193,8 @@ def seconds_by_header(source: str | Path) -> float | None:
     import soundfile
 
     name = str(source)
+    if not os.path.isfile(name):
+        return None
     try:
         info = soundfile.info(name)
         return info.frames / info.samplerate
@@ -196,9 +203,9 @@ def seconds_by_header(source: str | Path) -> float | None:
     import av
 
     try:
-        with av.open(name, metadata_errors="ignore") as container:
+        with open_container(name) as container:
             return container.duration / av.time_base if container.duration else None
-    except (av.FFmpegError, IndexError, OSError):
+    except (UserError, av.FFmpegError, IndexError, OSError):
         return None
 
 
@@ -429,9 +436,15 @@ def _read_pipe(name: str) -> tuple[np.ndarray, int]:
 
 def _check_file(path: str) -> None:
     if not os.path.exists(path):
+        if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*://", path):
+            raise UserError(
+                f"{path}: an address; recordings are local files, download it first"
+            )
         raise UserError(f"{path}: the audio file does not exist")
-    if not os.path.isfile(path):
+    if os.path.isdir(path):
         raise UserError(f"{path}: this is a folder, not an audio file")
+    if not os.path.isfile(path):
+        raise UserError(f"{path}: a pipe or device, not an audio file; write a file")
     if not os.access(path, os.R_OK):
         raise UserError(f"{path}: no permission to read the audio file")
     if os.path.getsize(path) == 0:
