@@ -53,8 +53,8 @@ def add_transcribe(commands) -> None:
         "inputs",
         nargs="*",
         metavar="INPUT",
-        help="audio file, folder of audio files, Kaldi wav.scp, or - for one "
-        "recording on standard input",
+        help="audio file, named pipe, folder of audio files, Kaldi wav.scp, or - for "
+        "one recording on standard input",
     )
     add("--model", required=True, help="folder of a trained model, or a hub id")
     add("--task", default="asr", help="asr, st, … as in the model's prompts [asr]")
@@ -97,10 +97,15 @@ def add_transcribe(commands) -> None:
     add(
         "--output",
         metavar="PATH",
-        help="file to write, or folder for srt or vtt of several recordings "
-        "[standard output]",
+        help="file to write, or folder for srt or vtt of several recordings; the same "
+        "command resumes after an interrupt [standard output]",
     )
     add("--format", default="table", choices=FORMATS, help="output format [table]")
+    add(
+        "--debug",
+        action="store_true",
+        help="stop at an unexpected error of a recording and show its traceback",
+    )
     parser.set_defaults(run=transcribe)
 
 
@@ -155,21 +160,28 @@ def transcribe(args: argparse.Namespace) -> int:
     }
     if args.words:
         options["word_times"] = True
-    failed = transcribe_recordings(
-        args.model,
-        recordings,
-        args.output,
-        args.format,
-        args.task,
-        args.language,
-        args.target_language,
-        args.device,
-        args.dtype,
-        max_seconds=args.max_seconds,
-        pause_seconds=args.pause_seconds,
-        batch_size=args.batch_size,
-        **options,
-    )
+    try:
+        failed = transcribe_recordings(
+            args.model,
+            recordings,
+            args.output,
+            args.format,
+            args.task,
+            args.language,
+            args.target_language,
+            args.device,
+            args.dtype,
+            args.batch_size,
+            args.debug,
+            max_seconds=args.max_seconds,
+            pause_seconds=args.pause_seconds,
+            **options,
+        )
+    except KeyboardInterrupt:
+        if args.output is not None:
+            raise  # the same command resumes
+        print("interrupted; with --output a re-run resumes", file=sys.stderr)
+        return 130
     if failed:
         print(f"{failed} of {len(recordings)} recordings failed", file=sys.stderr)
     return 1 if failed else 0

@@ -35,6 +35,11 @@ def get_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="run commands found in wav.scp; only for data you trust",
     )
+    parser.add_argument(
+        "--debug",
+        action="store_true",
+        help="stop at an unexpected error of an utterance and show its traceback",
+    )
     return parser
 
 
@@ -45,7 +50,12 @@ def main(argv: list[str] | None = None) -> None:
     from speechllm.data.format_wav_scp import format_audio
 
     kept, failed = format_audio(
-        args.input, args.output, args.nj, args.audio_format, args.allow_pipes
+        args.input,
+        args.output,
+        args.nj,
+        args.audio_format,
+        args.allow_pipes,
+        args.debug,
     )
     place = args.output / "dropped.tsv"
     print(f"{args.output}: {kept} utterances, {len(failed)} left out ({place})")

@@ -43,7 +43,7 @@ from speechllm.data.kaldi_table import (
     write_dropped,
 )
 from speechllm.data.validation import check_data_dir
-from speechllm.utils.errors import UserError
+from speechllm.utils.errors import UserError, describe_error
 from speechllm.utils.io import (
     FolderKind,
     atomic_open,
@@ -51,6 +51,7 @@ from speechllm.utils.io import (
     read_marker,
     write_marker,
 )
+from speechllm.utils.names import safe_file_name
 
 SHARD_SIZE = 1000
 AUDIO_FORMATS = ("flac", "wav")
@@ -87,6 +88,7 @@ class Shard:
     folder: Path
     audio_format: str
     allow_pipes: bool
+    debug: bool = False
 
     @property
     def record(self) -> Path:
@@ -100,6 +102,7 @@ def format_audio(
     jobs: int = 1,
     audio_format: str = "flac",
     allow_pipes: bool = False,
+    debug: bool = False,
 ) -> tuple[int, list[Dropped]]:
     """Write each utterance of a data dir as a 16 kHz mono file.
 
@@ -112,6 +115,8 @@ def format_audio(
         jobs: number of processes.
         audio_format: ``flac`` or ``wav``, 16 bit.
         allow_pipes: run commands in ``wav.scp``.
+        debug: raise unexpected errors of an utterance, which are bugs, instead of
+            listing them.
 
     Returns:
         The number of utterances written, and the dropped ones.
@@ -122,12 +127,17 @@ def format_audio(
         OSError: the disk is full or cannot be written.
     """
     source, target = Path(source), Path(target)
+    if {"\t", "\n", "\r"} & set(str(target)):
+        raise UserError(
+            f"{str(target)!r}: tables cannot hold a path with a tab or a line break; "
+            "name another folder"
+        )
     check_data_dir(source, check_files=False, allow_pipes=allow_pipes)
     marker = read_marker(target)
     claim_directory(target, FORMATTED, [source])
     claim_directory(target / "audio", AUDIO, [source])
     _remove_tables(target, marker.files if marker else None)
-    shards = list_shards(source, target / "audio", audio_format, allow_pipes)
+    shards = list_shards(source, target / "audio", audio_format, allow_pipes, debug)
     records = _run_shards(shards, jobs, _count_utterances(source))
     _remove_others(target / "audio", records)
     failed = [entry for record in records for entry in read_record(record)[1]]
@@ -146,7 +156,11 @@ def format_audio(
 
 
 def list_shards(
-    source: Path, audio_folder: Path, audio_format: str, allow_pipes: bool
+    source: Path,
+    audio_folder: Path,
+    audio_format: str,
+    allow_pipes: bool,
+    debug: bool = False,
 ) -> Iterator[Shard]:
     """Yield the shards of a data dir in the order of its utterances."""
     cuts, number = [], 0
@@ -154,10 +168,11 @@ def list_shards(
         cuts.append(cut)
         if len(cuts) == SHARD_SIZE:
             folder = audio_folder / f"{number:05d}"
-            yield Shard(cuts, folder, audio_format, allow_pipes)
+            yield Shard(cuts, folder, audio_format, allow_pipes, debug)
             cuts, number = [], number + 1
     if cuts:
-        yield Shard(cuts, audio_folder / f"{number:05d}", audio_format, allow_pipes)
+        folder = audio_folder / f"{number:05d}"
+        yield Shard(cuts, folder, audio_format, allow_pipes, debug)
 
 
 def write_shard(shard: Shard) -> Path:
@@ -177,15 +192,16 @@ def write_shard(shard: Shard) -> Path:
     shard.folder.mkdir(parents=True)
     lines = [fingerprint]
     recordings = _Recordings(shard)
+    caught = (UserError,) if shard.debug else (Exception,)
     for cut in shard.cuts:
-        name = cut.utterance.replace("%", "%25").replace("/", "%2F")
-        path = shard.folder / f"{name}.{shard.audio_format}"
+        stem = cut.utterance.replace("%", "%25")
+        path = shard.folder / safe_file_name(stem, f".{shard.audio_format}")
         try:
             samples = change_speed(recordings.read(cut), cut.speed)
             if len(samples) == 0:
                 raise UserError(f"{cut.source}: the segment has no samples")
-        except UserError as error:
-            detail = " ".join(str(error).split())
+        except caught as error:
+            detail = describe_error(error)
             lines.append(f"dropped\t{cut.utterance}\tunreadable audio\t{detail}")
             continue
         _write_file(path, encode_audio(samples, shard.audio_format, SAMPLING_RATE))
@@ -216,7 +232,7 @@ class _Recordings:
         self.allow_pipes = shard.allow_pipes
         self.name: str | None = None
         self.samples = np.zeros(0, np.float32)
-        self.error: UserError | None = None
+        self.error: Exception | None = None
 
     def read(self, cut: Cut) -> np.ndarray:
         """Return the samples (samples,) of a cut at 16 kHz and original speed.
@@ -232,7 +248,7 @@ class _Recordings:
             self.name, self.error = cut.source, None
             try:
                 self.samples = load_audio(cut.source, allow_pipes=self.allow_pipes)
-            except UserError as error:
+            except Exception as error:  # raised for each cut of the recording
                 self.error = error
         if self.error is not None:
             raise self.error

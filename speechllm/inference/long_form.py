@@ -20,9 +20,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from difflib import SequenceMatcher
-from itertools import pairwise
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,17 +33,18 @@ from speechllm.audio.segmentation import (
     SpeechSegment,
     speech_segments,
 )
-from speechllm.decoding.result import Result, Segment, Word
-from speechllm.text.normalization import LANGUAGES_WITHOUT_SPACES
-from speechllm.utils.errors import UserError
+from speechllm.decoding.result import Result
+from speechllm.inference.joining import join
+from speechllm.utils.errors import UserError, describe_error
 
 if TYPE_CHECKING:
     from speechllm.inference.speech_to_text import SpeechToText
 
 
-NO_SPEECH = "no speech"  # flag of a recording
 MAX_MERGE_GAP = 0.1  # seconds between two segments that may be merged, without margins
-_BATCHES_AHEAD = 8  # read ahead, to batch segments of similar length
+#: Batches read ahead to batch segments of similar length, on a CPU (True) or elsewhere.
+#: A CPU takes seconds for each batch, and results are complete only afterwards.
+_BATCHES_AHEAD = {True: 4, False: 8}
 
 
 @dataclass(frozen=True)
@@ -74,6 +73,7 @@ def transcribe_long(
     pause_seconds: float = PAUSE_SECONDS,
     batch_size: int = 8,
     progress: Callable[[float], object] | None = None,
+    debug: bool = False,
     **options,
 ) -> Iterator[Transcription]:
     """Turn recordings of any length into text.
@@ -88,6 +88,8 @@ def transcribe_long(
         pause_seconds: minimum length of a pause that always ends a segment.
         batch_size: segments decoded concurrently; it does not change their text.
         progress: called with the seconds of audio completed since the last call.
+        debug: raise unexpected errors of a recording, which are bugs, with their
+            traceback.
         **options: ``word_times`` and others of :meth:`SpeechToText.transcribe`.
 
     Yields:
@@ -96,7 +98,8 @@ def transcribe_long(
 
     Raises:
         UserError: an unknown task, language or option, or ``max_seconds`` is too
-            short. Errors of a single recording are in its transcription instead.
+            short. Errors of a single recording, of any class, are in its
+            transcription instead. Full memory of a GPU is always raised.
     """
     request = {
         "task": task,
@@ -110,21 +113,23 @@ def transcribe_long(
         max_seconds = min(max_seconds, model.max_samples / SAMPLING_RATE)
     cutting = Cutting(max_seconds, pause_seconds)
     model.options(options)
+    caught = UserError if debug else Exception
+    ahead = batch_size * _BATCHES_AHEAD[model.device.type == "cpu"]
     opened: deque[_Recording] = deque()
     pending: list[_Piece] = []
 
     def decode() -> None:
-        decode_pieces(model, pending, request)
+        decode_pieces(model, pending, request, caught)
         pending.clear()
         for recording in opened:
             recording.report(progress)
 
     for stream in streams:
-        recording = _Recording()
+        recording = _Recording(caught)
         opened.append(recording)
         for piece in recording.cut(stream, cutting):
             pending.append(piece)
-            if len(pending) >= batch_size * _BATCHES_AHEAD:
+            if len(pending) >= ahead:
                 decode()
         recording.ended = True
         while opened and opened[0].done:
@@ -160,8 +165,13 @@ class _Piece:
 
 @dataclass
 class _Recording:
-    """State of a recording that is being transcribed."""
+    """State of a recording that is being transcribed.
 
+    Attributes:
+        caught: class of the errors that are stored in ``error``.
+    """
+
+    caught: type[Exception]
     pieces: list[_Piece] = field(default_factory=list)
     samples: int = 0
     reported: float = 0.0
@@ -178,6 +188,12 @@ class _Recording:
 
     def cut(self, stream: Iterable[np.ndarray], cutting: Cutting) -> Iterator[_Piece]:
         """Yield the pieces to decode; store an error of the stream in ``error``."""
+        try:
+            yield from self._cut(stream, cutting)
+        except self.caught as error:
+            self.error = self.error or describe_error(error)
+
+    def _cut(self, stream: Iterable[np.ndarray], cutting: Cutting) -> Iterator[_Piece]:
         previous: tuple[SpeechSegment, np.ndarray] | None = None
         for segment, samples in speech_segments(self.read(stream), cutting):
             piece = _Piece(segment, samples)
@@ -196,8 +212,8 @@ class _Recording:
             for block in stream:
                 self.samples += len(block)
                 yield block
-        except UserError as error:
-            self.error = str(error)
+        except self.caught as error:
+            self.error = describe_error(error)
 
     def report(self, progress: Callable[[float], object] | None) -> None:
         if progress is not None:
@@ -213,7 +229,11 @@ class _Recording:
         ]
         if problem is not None and not decoded:
             return Transcription(self.seconds, None, problem)
-        return Transcription(self.seconds, join(decoded, source, target), problem)
+        try:
+            result = join(decoded, source, target)
+        except self.caught as error:
+            return Transcription(self.seconds, None, describe_error(error))
+        return Transcription(self.seconds, result, problem)
 
 
 def merge_with_previous(
@@ -285,199 +305,30 @@ def choose_most_probable(pieces: Sequence[_Piece]) -> list[_Piece]:
     return chosen[::-1]
 
 
-def decode_pieces(model: SpeechToText, pieces: Sequence[_Piece], request: dict) -> None:
-    """Decode segments together, or one by one if that raises a UserError."""
+def decode_pieces(
+    model: SpeechToText,
+    pieces: Sequence[_Piece],
+    request: dict,
+    caught: type[Exception] = UserError,
+) -> None:
+    """Decode segments together, or one by one if that raises an error.
+
+    Args:
+        request: arguments of :meth:`SpeechToText.transcribe`.
+        caught: class of the errors that are stored in the piece.
+    """
     if not pieces:
         return
     try:
         results = model.transcribe([piece.samples for piece in pieces], **request)
-    except UserError as error:
+    except caught as error:
+        if type(error).__name__ == "OutOfMemoryError":  # of torch
+            raise
         if len(pieces) > 1:
             for piece in pieces:
-                decode_pieces(model, [piece], request)
+                decode_pieces(model, [piece], request, caught)
         else:
-            pieces[0].error, pieces[0].samples = str(error), None
+            pieces[0].error, pieces[0].samples = describe_error(error), None
         return
     for piece, result in zip(pieces, results, strict=True):
         piece.result, piece.samples = result, None
-
-
-def join(
-    pieces: Sequence[tuple[SpeechSegment, Result]], source: str, target: str
-) -> Result:
-    """Join the results of a recording's segments into one result.
-
-    Texts of overlapping segments are merged by word times if there are any, else at
-    the longest common run of words.
-
-    Args:
-        pieces: segments in order with their results.
-        source, target: language codes of the speech and of the text.
-    """
-    if not pieces:
-        return Result("", [], 0.0, flags=[NO_SPEECH], passages=[])
-    parts = [shift_times(result, segment) for segment, result in pieces]
-    merge_overlaps(parts, source, target)
-    results = [part.result for part in parts]
-    passages = [
-        Segment(part.start, part.end, part.result.text)
-        for part in parts
-        if part.result.text.strip()
-    ]
-    if len(parts) == 1:
-        return replace(results[0], passages=passages)
-    text = join_texts([r.text for r in results], target) or ""
-    score = sum(r.score for r in results)
-    unguarded = None
-    if any(r.unguarded is not None for r in results):
-        before = [r.text if r.unguarded is None else r.unguarded for r in results]
-        unguarded = join_texts(before, target)
-    words = None
-    if any(r.words is not None for r in results):
-        words = [word for r in results for word in r.words or ()]
-    weighted = [
-        (r.confidence, len(r.text)) for r in results if r.confidence is not None
-    ]
-    characters = sum(length for _, length in weighted)
-    return Result(
-        text=text,
-        tokens=[token for r in results for token in r.tokens],
-        score=score,
-        ctc_text=join_texts([r.ctc_text for r in results], source),
-        nbest=[(text, score)],
-        transcript=join_texts([r.transcript for r in results], source),
-        flags=sorted({flag for r in results for flag in r.flags}),
-        unguarded=unguarded,
-        words=words,
-        confidence=(
-            sum(c * n for c, n in weighted) / characters if characters else None
-        ),
-        passages=passages,
-    )
-
-
-def join_texts(texts: Sequence[str | None], language: str) -> str | None:
-    """Join texts, with spaces in languages that have them; None if all are None."""
-    if all(text is None for text in texts):
-        return None
-    gap = "" if language in LANGUAGES_WITHOUT_SPACES else " "
-    return gap.join(" ".join(text.split()) for text in texts if text)
-
-
-@dataclass
-class _Part:
-    """A segment's result with times in the recording, changed by merging."""
-
-    start: float
-    end: float
-    result: Result
-
-
-def shift_times(result: Result, segment: SpeechSegment) -> _Part:
-    """Convert a result's times to seconds from the beginning of the recording."""
-    if result.words is not None:
-        words = [
-            replace(w, start=w.start + segment.start, end=w.end + segment.start)
-            for w in result.words
-        ]
-        result = replace(result, words=words)
-    return _Part(segment.start, segment.end, result)
-
-
-def merge_overlaps(parts: Sequence[_Part], source: str, target: str) -> None:
-    """Remove duplicate text of adjacent segments that overlap, in place."""
-    for left, right in pairwise(parts):
-        shared = left.end - right.start
-        if shared <= 0:
-            continue
-        shares = shared / (left.end - left.start), shared / (right.end - right.start)
-        middle = right.start + shared / 2
-        one, two = left.result, right.result
-        changes: tuple[dict, dict] = {}, {}
-        for name, language in [
-            ("text", target),
-            ("ctc_text", source),
-            ("transcript", source),
-            ("unguarded", target),
-        ]:
-            texts = getattr(one, name), getattr(two, name)
-            if None not in texts:
-                merged = merge_texts(*texts, shares, language)
-                changes[0][name], changes[1][name] = merged
-        if one.words is not None and two.words is not None:
-            kept = merge_words(one.words, two.words, middle)
-            gap = "" if target in LANGUAGES_WITHOUT_SPACES else " "
-            for change, words in zip(changes, kept):
-                change |= {"words": words, "text": gap.join(w.text for w in words)}
-        left.result = replace(one, **changes[0])
-        right.result = replace(two, **changes[1])
-        left.end = right.start = middle
-
-
-def merge_words(
-    left: Sequence[Word], right: Sequence[Word], middle: float
-) -> tuple[list[Word], list[Word]]:
-    """Split the words of an overlap at its middle.
-
-    A word across the middle can be on different sides in the two segments; it is kept
-    once.
-
-    Args:
-        left, right: words of the two segments, with times in the recording.
-        middle: seconds from the beginning of the recording.
-
-    Returns:
-        The remaining words of each segment.
-    """
-    left = [w for w in left if w.start + w.end < 2 * middle]
-    right = [w for w in right if w.start + w.end >= 2 * middle]
-    if left and right:
-        one, two = left[-1], right[0]
-        if one.end > two.start and _normalise(one.text) == _normalise(two.text):
-            right = right[1:]
-    return left, right
-
-
-def merge_texts(
-    left: str, right: str, shares: tuple[float, float], language: str
-) -> tuple[str, str]:
-    """Cut the texts of two overlapping segments so that nothing is repeated.
-
-    The cut follows the longest common run of words (characters in languages without
-    spaces) of the end of ``left`` and the beginning of ``right``. Without one, each
-    text loses half of the words expected in the overlap.
-
-    Args:
-        left, right: texts of the two segments.
-        shares: fraction of each segment in the overlap, from 0 to 1.
-        language: language code of the texts.
-
-    Returns:
-        The remaining text of each segment.
-    """
-    gap = "" if language in LANGUAGES_WITHOUT_SPACES else " "
-    left_words, right_words = (
-        text.split() if gap else list(text) for text in (left, right)
-    )
-    tail, head = (
-        min(round(len(words) * share * 1.5) + 2, len(words))
-        for words, share in zip((left_words, right_words), shares)
-    )
-    begin = len(left_words) - tail
-    match = SequenceMatcher(
-        None,
-        [_normalise(w) for w in left_words],
-        [_normalise(w) for w in right_words],
-        autojunk=False,
-    ).find_longest_match(begin, len(left_words), 0, head)
-    if match.size:
-        left_end, right_start = match.a + match.size, match.b + match.size
-    else:
-        left_end = len(left_words) - round(len(left_words) * shares[0] / 2)
-        right_start = round(len(right_words) * shares[1] / 2)
-    return gap.join(left_words[:left_end]), gap.join(right_words[right_start:])
-
-
-def _normalise(word: str) -> str:
-    """Return a word without case and surrounding punctuation, for comparison."""
-    return word.strip(".,;:!?…¡¿\"'“”‘’«»()[]、。").casefold()

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
+import os
+import select
 import shutil
+import stat
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from speechllm.utils.errors import UserError
+from speechllm.utils.names import one_line, safe_file_name, utf8_name
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,9 +28,15 @@ if TYPE_CHECKING:
 STANDARD_INPUT = "-"
 SUBTITLES = ("srt", "vtt")  # formats with one file per recording
 FORMATS = ("table", "json", "text", *SUBTITLES)
+FIFO_SECONDS = 30.0  # until the first byte of a named pipe
+#: Suffixes of files in folders, of formats that libsndfile or FFmpeg reads.
 AUDIO_SUFFIXES = frozenset(
-    ".wav .flac .mp3 .m4a .ogg .oga .opus .aac .aif .aiff .au .sph .w64 .rf64 .caf "
-    ".g722 .amr .wma .mp4 .m4v .mov .mkv .webm .avi".split()
+    ".wav .wave .bwf .flac .mp3 .mp2 .mpa .m2a .m4a .m4b .m4r .aac .adts .ogg .oga "
+    ".ogx .opus .spx .aif .aiff .aifc .au .snd .sph .nist .w64 .rf64 .caf .voc .gsm "
+    ".sln .g722 .g729 .amr .awb .wma .asf .ape .wv .tta .tak .mpc .mka .weba .ra .rm "
+    ".ac3 .eac3 .ec3 .dts .dss .dsf .qcp .ircam .sf .avr .paf .pvf .shn .3ga "
+    ".mp4 .m4v .mov .qt .mkv .webm .avi .wmv .flv .f4v .mpg .mpeg .mpe .vob .ts .mts "
+    ".m2ts .3gp .3g2 .3gpp .ogv .ogm .mxf .dv .rmvb".split()
 )
 
 
@@ -35,56 +47,102 @@ class Recording:
     Attributes:
         name: in the output.
         source: for :func:`speechllm.audio.io.stream_audio`, or ``-``: standard input.
+        problem: reason why it cannot be read, if that is known already.
     """
 
     name: str
     source: str
+    problem: str | None = None
 
     def stream(self) -> Iterator[np.ndarray]:
-        """Yield blocks of float32 samples ``(samples,)`` at 16 kHz."""
+        """Yield blocks of float32 samples ``(samples,)`` at 16 kHz.
+
+        Raises:
+            UserError: it cannot be read.
+        """
         from speechllm.audio.io import stream_audio
 
+        if self.problem is not None:
+            raise UserError(self.problem)
         if self.source == STANDARD_INPUT:
-            return stream_standard_input()
-        return stream_audio(self.source)
+            yield from stream_pipe(sys.stdin.buffer, "standard input")
+            return
+        mode = file_mode(self.source)
+        if mode is not None and stat.S_ISFIFO(mode):
+            with open_fifo(self.source) as pipe:
+                yield from stream_pipe(pipe, self.source)
+            return
+        if problem := special_file_error(self.source, mode):
+            raise UserError(problem)
+        if utf8_name(self.source) != self.source:
+            yield from stream_renamed(self.source)
+            return
+        yield from stream_audio(self.source)
 
     def expected_seconds(self) -> float | None:
         """Return the length in seconds, or None if the header does not give it."""
         from speechllm.audio.io import seconds_by_header
 
+        if self.problem is not None or not os.path.isfile(self.source):
+            return None
+        try:
+            seconds = seconds_by_header(self.source)
+        except Exception:  # it is for display only; reading reports the error
+            return None
+        if seconds is None or not math.isfinite(seconds) or seconds <= 0:
+            return None
+        return seconds
+
+    def state(self) -> str | None:
+        """Return name, source, size and time of the file; None for a pipe."""
         if self.source == STANDARD_INPUT:
             return None
-        return seconds_by_header(self.source)
+        path = self.source
+        if not os.path.exists(path):  # a position in a Kaldi archive
+            path = path.rpartition(":")[0]
+        try:
+            status = os.stat(path)
+        except (OSError, ValueError):
+            return json.dumps([self.name, self.source])
+        if not stat.S_ISREG(status.st_mode):
+            return None
+        size, time = status.st_size, status.st_mtime_ns
+        return json.dumps([self.name, self.source, size, time])
 
 
-def find_recordings(inputs: Sequence[str]) -> list[Recording]:
+def find_recordings(
+    inputs: Sequence[str], note: Callable[[str], object] | None = None
+) -> list[Recording]:
     """List the recordings given by command-line arguments.
 
     Args:
-        inputs: audio files; folders, searched recursively for files with an audio
-            suffix; Kaldi tables ``*.scp``; ``-`` for one recording, of any format, on
-            standard input.
+        inputs: audio files; folders, searched as by :func:`search_folder`; Kaldi
+            tables ``*.scp``; ``-`` for one recording, of any format, on standard
+            input.
+        note: called with a message for each kind of file that is left out; by default
+            it is printed on stderr.
 
     Raises:
         UserError: a folder or table has no recordings, a table is malformed, there
             are no inputs, or ``-`` is repeated. Missing audio files are not checked
             here; reading them raises the error.
     """
+    note = note or print_note
     recordings: list[Recording] = []
     for given in inputs:
-        path = Path(given)
-        if given != STANDARD_INPUT and path.is_dir():
-            found = [
-                Recording(str(file), str(file))
-                for file in sorted(path.rglob("*"))
-                if file.suffix.lower() in AUDIO_SUFFIXES and file.is_file()
-            ]
+        if given != STANDARD_INPUT and os.path.isdir(given):
+            found, left_out = search_folder(given)
             if not found:
-                raise UserError(f"{given}: no audio file in this folder")
-        elif path.suffix == ".scp":
+                reasons = "".join(f"; left out: {reason}" for reason in left_out)
+                raise UserError(
+                    f"{one_line(given)}: no audio file in this folder{reasons}"
+                )
+            for reason in left_out:
+                note(f"{one_line(given)}: left out: {reason}")
+        elif Path(given).suffix == ".scp":
             from speechllm.data.kaldi_table import iterate_table
 
-            found = [Recording(name, source) for name, source in iterate_table(path)]
+            found = [Recording(name, source) for name, source in iterate_table(given)]
             if not found:
                 raise UserError(f"{given}: the list is empty")
         else:
@@ -97,19 +155,146 @@ def find_recordings(inputs: Sequence[str]) -> list[Recording]:
     return recordings
 
 
-def stream_standard_input() -> Iterator[np.ndarray]:
-    """Read one recording, of any format, from standard input."""
+def print_note(message: str) -> None:
+    """Print a message on stderr, if that can be written."""
+    with suppress(Exception):
+        print(f"note: {message}", file=sys.stderr)
+
+
+def search_folder(folder: str) -> tuple[list[Recording], list[str]]:
+    """List the files of a folder and its subfolders that have an audio suffix.
+
+    Linked folders are searched too, each once. A subfolder that cannot be read, or a
+    pipe or device with an audio suffix, is listed as a recording with a ``problem``.
+
+    Returns:
+        The recordings, sorted, and one message for each kind of file left out: hidden
+        ones, other suffixes, and folders that a link reaches again.
+    """
+    found: list[Recording] = []
+    hidden: list[str] = []
+    repeated: list[str] = []
+    others: dict[str, list[str]] = {}
+    seen: set[str] = set()
+
+    def add_unreadable(error: OSError) -> None:
+        place = str(error.filename)
+        problem = f"{place}: the folder cannot be read: {error.strerror}"
+        found.append(Recording(place, place, problem))
+
+    for place, folders, files in os.walk(
+        folder, onerror=add_unreadable, followlinks=True
+    ):
+        real = os.path.realpath(place)
+        if real in seen:
+            repeated.append(place)
+            folders.clear()
+            continue
+        seen.add(real)
+        hidden += [os.path.join(place, n) for n in folders if n.startswith(".")]
+        visible = [name for name in folders if not name.startswith(".")]
+        folders[:] = sorted(
+            visible, key=lambda name: (os.path.islink(os.path.join(place, name)), name)
+        )
+        for name in sorted(files):
+            path = str(Path(place, name))
+            suffix = Path(name).suffix.lower()
+            if name.startswith("."):
+                hidden.append(path)
+            elif suffix not in AUDIO_SUFFIXES:
+                others.setdefault(suffix, []).append(path)
+            else:
+                mode = file_mode(path)
+                if mode is not None and stat.S_ISFIFO(mode):
+                    problem = f"{path}: a named pipe; name it as an argument to read it"
+                    found.append(Recording(path, path, problem))
+                else:
+                    problem = special_file_error(path, mode)
+                    found.append(Recording(path, path, problem))
+    left_out = [
+        _count(
+            paths,
+            f"file with the suffix {suffix}" if suffix else "file without a suffix",
+            f"files with the suffix {suffix}" if suffix else "files without a suffix",
+        )
+        for suffix, paths in sorted(others.items())
+    ]
+    if hidden:
+        left_out.append(_count(hidden, "hidden file or folder", "hidden entries"))
+    if repeated:
+        left_out.append(_count(repeated, "folder reached twice by a link"))
+    return sorted(found, key=lambda r: Path(r.name)), left_out
+
+
+def _count(paths: Sequence[str], one: str, several: str | None = None) -> str:
+    """Return the number of the paths and the first ones."""
+    kind = one if len(paths) == 1 else several or one.replace(" ", "s ", 1)
+    shown = ", ".join(map(one_line, paths[:3])) + (", …" if len(paths) > 3 else "")
+    return f"{len(paths)} {kind} ({shown})"
+
+
+def file_mode(path: str) -> int | None:
+    """Return the type and mode of a file, links followed; None if there is none."""
+    try:
+        return os.stat(path).st_mode
+    except (OSError, ValueError):
+        return None
+
+
+def special_file_error(path: str, mode: int | None) -> str | None:
+    """Return the error for a device or socket; None for others."""
+    if mode is None or stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+        return None
+    return f"{path}: this is a device or a socket, not an audio file"
+
+
+def open_fifo(path: str) -> IO[bytes]:
+    """Open a named pipe for reading once its writer has written something.
+
+    Raises:
+        UserError: nothing was written for ``FIFO_SECONDS``, or it cannot be opened.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    waiting = select.poll()
+    waiting.register(handle, select.POLLIN)
+    if not waiting.poll(1000 * FIFO_SECONDS):
+        os.close(handle)
+        raise UserError(
+            f"{path}: nothing was written into this named pipe for {FIFO_SECONDS:g} s; "
+            "start the program that writes it first"
+        )
+    os.set_blocking(handle, True)
+    return os.fdopen(handle, "rb")
+
+
+def stream_pipe(pipe: IO[bytes], name: str) -> Iterator[np.ndarray]:
+    """Read one recording, of any format, from a pipe."""
     from speechllm.audio.io import stream_audio
 
     # most formats need a seekable file
     with tempfile.NamedTemporaryFile(prefix="standard-input-") as file:
-        shutil.copyfileobj(sys.stdin.buffer, file, 1 << 20)
+        shutil.copyfileobj(pipe, file, 1 << 20)
         file.flush()
         try:
             yield from stream_audio(file.name)
         except UserError as error:
-            reason = str(error).replace(file.name, "standard input")
-            raise UserError(reason) from None
+            raise UserError(str(error).replace(file.name, name)) from None
+
+
+def stream_renamed(path: str) -> Iterator[np.ndarray]:
+    """Read a file whose name is not UTF-8, which libraries refuse, by a link to it."""
+    from speechllm.audio.io import stream_audio
+
+    with tempfile.TemporaryDirectory(prefix="recording-") as folder:
+        link = os.path.join(folder, "recording" + utf8_name(Path(path).suffix))
+        os.symlink(os.path.abspath(path), link)
+        try:
+            yield from stream_audio(link)
+        except UserError as error:
+            raise UserError(str(error).replace(link, path)) from None
 
 
 def subtitle_paths(
@@ -125,7 +310,7 @@ def subtitle_paths(
     Raises:
         UserError: several recordings have the same output.
     """
-    if len(recordings) == 1 and not (output and Path(output).is_dir()):
+    if len(recordings) == 1 and not (output and os.path.isdir(output)):
         return None
     if output is None:
         raise UserError(
@@ -133,7 +318,7 @@ def subtitle_paths(
         )
     paths: dict[Path, str] = {}
     for recording in recordings:
-        path = Path(output) / f"{subtitle_stem(recording)}.{form}"
+        path = Path(output) / safe_file_name(subtitle_stem(recording), f".{form}")
         if path in paths:
             raise UserError(
                 f"{path} would hold the subtitles of both {paths[path]} and "
@@ -158,7 +343,8 @@ def format_transcription(
     """Return a transcription in an output format, with line ends.
 
     Args:
-        name: of the recording.
+        name: of the recording. Bytes that are not UTF-8 are written as ``\\x83``; in a
+            table so are control characters, such as a tab.
         form: ``table``: a line with name, tab and text; ``text``: a line with the
             text; ``json``: a line with an object of ``name``, ``seconds``, the fields
             of ``Result.entry``, and ``error`` if there is one; ``srt``, ``vtt``: the
@@ -171,11 +357,12 @@ def format_transcription(
     """
     result = transcription.result
     if form == "json":
-        entry: dict = {"name": name, "seconds": round(transcription.seconds, 3)}
+        seconds = round(transcription.seconds, 3)
+        entry: dict = {"name": utf8_name(name), "seconds": seconds}
         if result is not None:
             entry |= result.entry()
         if transcription.error is not None:
-            entry["error"] = transcription.error
+            entry["error"] = utf8_name(transcription.error)
         return json.dumps(entry, ensure_ascii=False) + "\n"
     if form in SUBTITLES:
         from speechllm.inference.subtitles import format_srt, format_vtt, make_cues
@@ -187,4 +374,4 @@ def format_transcription(
     text = "" if result is None else " ".join(result.text.split())
     if form == "text":
         return text + "\n"
-    return "" if result is None else f"{name}\t{text}\n"
+    return "" if result is None else f"{one_line(name)}\t{text}\n"

@@ -7,10 +7,12 @@ a comma before the milliseconds, the lines of text, an empty line; UTF-8.
 
 from __future__ import annotations
 
+import re
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from speechllm.decoding.result import Result, Segment
+from speechllm.decoding.result import Result, Segment, Word
 from speechllm.text.normalization import LANGUAGES_WITHOUT_SPACES
 
 LINES = 2  # maximum per cue
@@ -18,6 +20,9 @@ LINE_LENGTH = 42  # maximum in characters; half of it for full-width characters
 LONGEST_SECONDS = 7.0  # maximum duration of a cue
 SHORTEST_SECONDS = 1.0  # minimum duration of a cue, unless the next one starts
 PAUSE_SECONDS = 1.0  # minimum length of a pause in a segment that ends a cue
+_ARROW = re.compile("-{2,}>")
+_TAG = re.compile("<([^<>]*)>")
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,9 @@ def make_cues(result: Result, language: str) -> list[Cue]:
     """Split the text of a recording into cues.
 
     A cue has words of one segment and their times. Without word times, the duration
-    of the segment is distributed in proportion to the number of characters.
+    of the segment is distributed in proportion to the number of characters. So it is
+    for the translation of ``asr_st``, whose words are those of the transcript: there
+    it is the duration from the first to the last word.
 
     Args:
         result: of a recording, with ``passages``.
@@ -54,8 +61,9 @@ def make_cues(result: Result, language: str) -> list[Cue]:
     spaced = language not in LANGUAGES_WITHOUT_SPACES
     gap, width = (" ", LINE_LENGTH) if spaced else ("", LINE_LENGTH // 2)
     cues: list[Cue] = []
-    for segment in result.passages or ():
-        units = _units(segment, result, spaced, width)
+    passages = result.passages or []
+    for segment, words in zip(passages, _words_of(passages, result.words or [])):
+        units = _units(segment, words, result.transcript is None, spaced, width)
         for group in _group_units(units, gap, width):
             start = max(group[0].start, cues[-1].end if cues else 0.0)
             end = max(group[-1].end, start + 0.001)
@@ -66,13 +74,15 @@ def make_cues(result: Result, language: str) -> list[Cue]:
 def format_srt(cues: Iterable[Cue]) -> str:
     """Return the content of a SubRip file.
 
-    ``-->`` separates times, so in a text it is replaced by ``->``.
+    SubRip cannot escape what players take for markup: ``-->`` becomes ``->``, the
+    brackets of ``<tag>`` become ``‹tag›``, and braces become parentheses.
     """
     blocks = []
     for number, cue in enumerate(cues, 1):
         times = f"{_format_time(cue.start, ',')} --> {_format_time(cue.end, ',')}"
-        lines = (line.replace("-->", "->") for line in cue.lines)
-        blocks.append("\n".join([str(number), times, *lines]) + "\n")
+        text = _ARROW.sub("->", "\n".join(map(_printable, cue.lines)))
+        text = _TAG.sub(r"‹\1›", text).replace("{", "(").replace("}", ")")
+        blocks.append(f"{number}\n{times}\n{text}\n")
     return "\n".join(blocks)
 
 
@@ -85,19 +95,31 @@ def format_vtt(cues: Iterable[Cue]) -> str:
     return "\n".join(blocks)
 
 
+def _words_of(passages: Sequence[Segment], words: Sequence[Word]) -> list[list[Word]]:
+    """Return the words of each segment, by the middle of the word."""
+    found: list[list[Word]] = [[] for _ in passages]
+    starts = [segment.start for segment in passages]
+    for word in words if passages else ():
+        middle = (word.start + word.end) / 2
+        found[max(bisect_right(starts, middle) - 1, 0)].append(word)
+    return found
+
+
 def _units(
-    segment: Segment, result: Result, spaced: bool, width: int
+    segment: Segment, words: Sequence[Word], of_text: bool, spaced: bool, width: int
 ) -> Iterator[_Unit]:
-    """Yield the units of a segment, split so that each fits in a line."""
-    words = [
-        word
-        for word in result.words or ()
-        if segment.start <= (word.start + word.end) / 2 <= segment.end
-    ]
-    if words:
+    """Yield the units of a segment, split so that each fits in a line.
+
+    Args:
+        words: spoken in the segment.
+        of_text: they are the words of its text, not of a transcript.
+    """
+    if words and of_text:
         timed = [_Unit(word.text, word.start, word.end) for word in words]
     else:
-        timed = _estimate_times(segment, spaced)
+        start = words[0].start if words else segment.start
+        end = words[-1].end if words else segment.end
+        timed = _estimate_times(segment.text, start, end, spaced)
     for unit in timed:
         pieces = [unit.text[i : i + width] for i in range(0, len(unit.text), width)]
         step = (unit.end - unit.start) / max(len(pieces), 1)
@@ -105,13 +127,13 @@ def _units(
             yield _Unit(piece, unit.start + i * step, unit.start + (i + 1) * step)
 
 
-def _estimate_times(segment: Segment, spaced: bool) -> list[_Unit]:
-    """Return the words of a segment with durations in proportion to their length."""
-    text = segment.text.split() if spaced else "".join(segment.text.split())
-    characters = sum(len(word) + spaced for word in text)
-    units, time = [], segment.start
-    for word in text:
-        seconds = (segment.end - segment.start) * (len(word) + spaced) / characters
+def _estimate_times(text: str, start: float, end: float, spaced: bool) -> list[_Unit]:
+    """Return the words of a text with durations in proportion to their length."""
+    words = text.split() if spaced else "".join(text.split())
+    characters = sum(len(word) + spaced for word in words)
+    units, time = [], start
+    for word in words:
+        seconds = (end - start) * (len(word) + spaced) / characters
         units.append(_Unit(word, time, time + seconds))
         time += seconds
     return units
@@ -163,5 +185,10 @@ def _format_time(seconds: float, mark: str) -> str:
     return f"{hour:02d}:{minute:02d}:{second:02d}{mark}{milliseconds:03d}"
 
 
+def _printable(line: str) -> str:
+    return _CONTROLS.sub("", line)
+
+
 def _escape(line: str) -> str:
+    line = _printable(line)
     return line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import IO
+from collections.abc import Sequence
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
 
 from speechllm.inference.recordings import (
-    SUBTITLES,
+    STANDARD_INPUT,
     Recording,
     format_transcription,
-    subtitle_paths,
 )
-from speechllm.utils.errors import UserError
-from speechllm.utils.io import atomic_open
+from speechllm.inference.resumable_output import Entry, open_output
+from speechllm.utils.errors import describe_error
+from speechllm.utils.names import one_line
 
 BAR = "{percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s of audio [{elapsed}<{remaining}]"
 BAR_WITHOUT_TOTAL = "{n:.0f} s of audio [{elapsed}]"
@@ -31,11 +31,14 @@ def transcribe_recordings(
     target_language: str | None = None,
     device: str = "cpu",
     dtype: str = "float32",
-    **options,
+    batch_size: int = 8,
+    debug: bool = False,
+    **options: Any,
 ) -> int:
     """Transcribe or translate recordings; write each text as soon as it is complete.
 
-    Progress and errors are printed on stderr.
+    Progress and errors are printed on stderr. After an interrupt or a crash the same
+    call resumes: recordings that are in ``output`` are skipped.
 
     Args:
         model_dir: folder of a trained model, or a hub id.
@@ -46,6 +49,8 @@ def transcribe_recordings(
         task, language, target_language: as for ``SpeechToText.transcribe``.
         device: ``cpu``, ``cuda``, …
         dtype: ``float32``, ``bfloat16``, ``float16`` or ``auto``.
+        batch_size: segments decoded concurrently.
+        debug: raise unexpected errors instead of listing them.
         **options: of :func:`speechllm.inference.long_form.transcribe_long`.
 
     Returns:
@@ -55,95 +60,122 @@ def transcribe_recordings(
         UserError: the output cannot be written, which is checked first, the model
             cannot be loaded, or it does not support an option.
     """
-    with output_writer(recordings, output, form) as write:
-        from tqdm import tqdm
-        from transformers.utils.logging import disable_progress_bar
+    with open_output(recordings, output, form) as out, closing(Progress()) as progress:
+        from speechllm.inference.loading import find_model
 
-        from speechllm.inference.long_form import transcribe_long
-        from speechllm.inference.speech_to_text import SpeechToText
+        request = {"task": task, "language": language, "target": target_language}
+        folder = find_model(model_dir)
+        out.resume(
+            {**request, **options, "form": form, "dtype": dtype, **file_states(folder)}
+        )
+        for entry in out.entries.values():
+            progress.report_error(entry.error)
+        remaining = [i for i in range(len(recordings)) if i not in out.entries]
+        if out.entries:
+            progress.note(
+                f"{output}: {len(out.entries)} of {len(recordings)} done already"
+            )
+        if remaining:
+            from transformers.utils.logging import disable_progress_bar
 
-        disable_progress_bar()  # for loading weights
-        model = SpeechToText.from_pretrained(model_dir, device, dtype)
-        target = model.request(task, language, target_language).target
-        failed = 0
-        expected = [recording.expected_seconds() for recording in recordings]
-        with tqdm(
-            total=None if None in expected else sum(expected),
-            file=sys.stderr,
-            bar_format=BAR_WITHOUT_TOTAL if None in expected else BAR,
-        ) as bar:
+            from speechllm.inference.long_form import transcribe_long
+            from speechllm.inference.speech_to_text import SpeechToText
+
+            disable_progress_bar()  # for loading weights
+            model = SpeechToText.from_pretrained(folder, device, dtype)
+            target = model.request(task, language, target_language).target
+            progress.start([recordings[i].expected_seconds() for i in remaining])
             transcriptions = transcribe_long(
                 model,
-                (recording.stream() for recording in recordings),
+                (recordings[i].stream() for i in remaining),
                 task=task,
                 language=language,
                 target_language=target_language,
-                progress=bar.update,
+                progress=progress.update,
+                batch_size=batch_size,
+                debug=debug,
                 **options,
             )
-            for recording, found in zip(recordings, transcriptions, strict=True):
-                write(format_transcription(recording.name, found, form, target))
-                if found.error is not None:
-                    failed += 1
-                    bar.write(f"error: {found.error}", file=sys.stderr)
-    return failed
+            for index, found in zip(remaining, transcriptions, strict=True):
+                name, error = recordings[index].name, found.error
+                if error is not None:
+                    error = name_place(recordings[index], error)
+                try:
+                    text = format_transcription(name, found, form, target)
+                except Exception as problem:
+                    if debug:
+                        raise
+                    text, error = None, f"{name}: {describe_error(problem)}"
+                # a truncated recording has a text, and would be truncated again
+                done = error is None or (found.result is not None and text is not None)
+                out.write(index, Entry(text, error, done))
+                progress.report_error(error)
+    for path in out.kept:
+        progress.note(f"the earlier, different output is kept as {path}")
+    return sum(entry.error is not None for entry in out.entries.values())
 
 
-@contextmanager
-def output_writer(
-    recordings: Sequence[Recording], output: str | None, form: str
-) -> Iterator[Callable[[str | None], None]]:
-    """Yield a function that writes the text of each recording, in order.
-
-    Raises:
-        UserError: the output cannot be written.
-    """
-    paths = subtitle_paths(recordings, output, form) if form in SUBTITLES else None
-    if paths is None:
-        with output_stream(output) as stream:
-
-            def write(text: str | None) -> None:
-                stream.write(text or "")
-                stream.flush()
-
-            yield write
-        return
-    try:
-        paths[0].parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise unwritable(output, error) from None
-    remaining = iter(paths)
-
-    def write_file(text: str | None) -> None:
-        path = next(remaining)
-        if text is not None:
-            with atomic_open(path) as stream:
-                stream.write(text)
-
-    yield write_file
+def name_place(recording: Recording, error: str) -> str:
+    """Return the error of a recording, with its name in front."""
+    name = recording.name
+    if recording.source == STANDARD_INPUT:
+        name = "standard input"
+    if error.startswith((name, recording.source)):
+        return error
+    return f"{name}: {error}"
 
 
-@contextmanager
-def output_stream(path: str | None) -> Iterator[IO[str]]:
-    """Yield standard output, or a file that appears only when it is complete.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
-    if path is None:
-        sys.stdout.reconfigure(encoding="utf-8")
-        yield sys.stdout
-        return
-    if os.path.isdir(path):
-        raise UserError(f"--output {path}: this is a folder; name a file")
-    with ExitStack() as stack:
-        try:
-            stream = stack.enter_context(atomic_open(path))
-        except OSError as error:
-            raise unwritable(path, error) from None
-        yield stream
+def file_states(model_dir: Path) -> dict[str, Any]:
+    """Return name, size and time of the files of a model folder."""
+    files = sorted(path for path in model_dir.iterdir() if path.is_file())
+    states = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+    return {"model": str(model_dir.resolve()), "files": states}
 
 
-def unwritable(path: str | None, error: OSError) -> UserError:
-    """Return the error for an output that cannot be written."""
-    return UserError(f"--output {path}: cannot be written: {error.strerror}")
+class Progress:
+    """Progress bar and messages on stderr; no failure of the display ends the work."""
+
+    def __init__(self) -> None:
+        self.bar: Any = None
+
+    def start(self, expected: Sequence[float | None]) -> None:
+        """Show the bar.
+
+        Args:
+            expected: seconds of each recording by its header; None if unknown.
+        """
+        with suppress(Exception):
+            from tqdm import tqdm
+
+            known = [seconds for seconds in expected if seconds is not None]
+            unknown = len(known) < len(expected)
+            self.bar = tqdm(
+                total=None if unknown else sum(known),
+                file=sys.stderr,
+                bar_format=BAR_WITHOUT_TOTAL if unknown else BAR,
+            )
+
+    def update(self, seconds: float) -> None:
+        """Add seconds of audio, also more than the headers promise."""
+        with suppress(Exception):
+            if self.bar.total is not None:
+                self.bar.total = max(self.bar.total, self.bar.n + seconds)
+            self.bar.update(seconds)
+
+    def note(self, line: str) -> None:
+        """Print a line above the bar."""
+        with suppress(Exception):
+            if self.bar is None:
+                print(one_line(line), file=sys.stderr)
+            else:
+                self.bar.write(one_line(line), file=sys.stderr)
+
+    def report_error(self, error: str | None) -> None:
+        """Print the error of a recording, if there is one."""
+        if error is not None:
+            self.note(f"error: {error}")
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        with suppress(Exception):
+            self.bar.close()

@@ -18,6 +18,21 @@ class UserError(Exception):
     """An error that the user can fix; the message names the place and the remedy."""
 
 
+def describe_error(error: BaseException) -> str:
+    """Return an error as one line, to be listed with those of other recordings.
+
+    An error that is not a ``UserError`` or an ``OSError`` is named as unexpected.
+    """
+    if isinstance(error, UserError):
+        message = str(error)
+    elif isinstance(error, OSError) and error.strerror:
+        place = f"{error.filename}: " if error.filename else ""
+        message = f"{place}{error.strerror}"
+    else:
+        message = f"unexpected {type(error).__name__}: {error} (--debug shows where)"
+    return " ".join(message.split())
+
+
 def run_main(main: Callable[[], int | None]) -> None:
     """Run a command line and print errors that the user can fix as one line.
 

@@ -302,3 +302,74 @@ def test_file_size_limit_is_handled_like_a_full_disk(tmp_path, speech):
     assert "error: File too large: " in result.stderr
     assert not (tmp_path / "out" / "wav.scp").exists()
     assert run_format_audio(source, tmp_path / "out").returncode == 0
+
+
+def test_ids_that_are_too_long_or_unusual_for_file_names(tmp_path, speech):
+    soundfile.write(tmp_path / "a.wav", speech, RATE)
+    ids = ["a/b%", "a\0b", "x" * 255, "あ" * 84, "あ" * 84 + "い"]
+    data = make_data(tmp_path / "data", dict.fromkeys(ids, tmp_path / "a.wav"))
+    kept, failed = format_audio(data, tmp_path / "dump")
+    assert (kept, failed) == (5, [])
+    paths = read_table(tmp_path / "dump" / "wav.scp")
+    assert sorted(paths) == sorted(ids)
+    assert len(set(paths.values())) == 5
+    assert paths["a/b%"].endswith("/a%2Fb%25.flac")  # as in earlier versions
+    for path in paths.values():
+        assert len(load_audio(path)) == len(speech)
+
+
+def test_any_error_of_an_utterance_is_listed(tmp_path, speech, monkeypatch):
+    for name in ("a", "b"):
+        soundfile.write(tmp_path / f"{name}.wav", speech, RATE)
+    files = {name: tmp_path / f"{name}.wav" for name in ("a", "b")}
+    data = make_data(tmp_path / "data", files)
+    load = formatting.load_audio
+
+    def fail(source, *arguments, **options):
+        if source.endswith("b.wav"):
+            raise ValueError("layout changes\nin mid-file")
+        return load(source, *arguments, **options)
+
+    monkeypatch.setattr(formatting, "load_audio", fail)
+    with pytest.raises(ValueError, match="layout changes"):
+        format_audio(data, tmp_path / "dump", debug=True)
+    kept, failed = format_audio(data, tmp_path / "dump")
+    assert kept == 1
+    assert [(entry.id, entry.reason) for entry in failed] == [("b", "unreadable audio")]
+    assert failed[0].detail.startswith(
+        "unexpected ValueError: layout changes in mid-file"
+    )
+
+
+def test_folder_with_a_tab_or_line_break_is_refused(tmp_path, speech):
+    soundfile.write(tmp_path / "a.wav", speech, RATE)
+    data = make_data(tmp_path / "data", {"a": tmp_path / "a.wav"})
+    for name in ("a\tb", "a\nb"):
+        with pytest.raises(UserError, match="a tab or a line break"):
+            format_audio(data, tmp_path / name)
+
+
+def test_unexpected_error_of_a_recording_concerns_all_its_segments(
+    tmp_path, speech, monkeypatch
+):
+    for name in ("a", "b"):
+        soundfile.write(tmp_path / f"{name}.wav", speech, RATE)
+    data = make_data(
+        tmp_path / "data", dict.fromkeys(["a1", "b1", "b2"], "unused"),
+        segments={"a1": "a 0 1", "b1": "b 0 1", "b2": "b 1 2"},
+    )  # fmt: skip
+    write_table(
+        data / "wav.scp", {name: str(tmp_path / f"{name}.wav") for name in ("a", "b")}
+    )
+    load = formatting.load_audio
+
+    def fail(source, *arguments, **options):
+        if source.endswith("b.wav"):
+            raise ValueError("layout changes")
+        return load(source, *arguments, **options)
+
+    monkeypatch.setattr(formatting, "load_audio", fail)
+    monkeypatch.setattr(formatting, "can_seek", lambda _: False)
+    kept, failed = format_audio(data, tmp_path / "dump")
+    assert kept == 1
+    assert [entry.id for entry in failed] == ["b1", "b2"]

@@ -7,25 +7,28 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from itertools import chain, pairwise
 
 import numpy as np
 import pytest
 import soundfile
 from audio_files import encode_with_ffmpeg
+from hypothesis import given
+from hypothesis import strategies as st
 
 from speechllm import SpeechToText
 from speechllm.audio.io import load_audio, stream_audio
 from speechllm.audio.segmentation import Cutting, SpeechSegment, speech_segments
 from speechllm.decoding.result import Result, Segment, Word
+from speechllm.inference.joining import join, merge_texts, remove_overlaps
 from speechllm.inference.long_form import (
     Transcription,
     _Piece,
     choose_most_probable,
-    join,
-    merge_texts,
     merge_with_previous,
     transcribe_long,
 )
+from speechllm.inference.subtitles import make_cues
 from speechllm.utils.errors import UserError
 
 RATE = 16000
@@ -168,7 +171,7 @@ def test_results_are_yielded_as_they_complete(model, speech):
 
     found = transcribe_long(model, streams(), batch_size=2, **SHORT)
     assert isinstance(next(found), Transcription)
-    assert len(read) == 16  # 8 batches are read ahead
+    assert len(read) == 8  # 4 batches are read ahead
     assert len(list(found)) == 19
 
 
@@ -339,3 +342,128 @@ def test_overlapping_words_are_kept_once():
         assert found.text == " ".join(names)
         assert [w.text for w in found.words] == names
         assert [(p.start, p.end) for p in found.passages] == [(0, 3.0), (3.0, 6)]
+
+
+def edges(words: list[Word]) -> list[float]:
+    return list(chain.from_iterable((w.start, w.end) for w in words))
+
+
+def test_words_of_windows_that_were_cut_hard_do_not_overlap():
+    # both windows have a word across the middle of their overlap, 10 s, and differ
+    left = [Word("a", 8.0, 9.0, 1.0), Word("river", 9.2, 10.6, 1.0)]
+    right = [Word("bear", 1.3, 2.1, 1.0), Word("there", 2.1, 3.0, 1.0)]
+    found = join(
+        [
+            (SpeechSegment(0.0, 11.5), Result("a river", [], 0.0, words=left)),
+            (SpeechSegment(8.5, 20.0), Result("bear there", [], 0.0, words=right)),
+        ],
+        "en",
+        "en",
+    )
+    assert found.text == "a river bear there"
+    # 9.2–10.6 and 9.8–10.6 overlap in 9.8–10.6
+    assert edges(found.words) == pytest.approx(
+        [8.0, 9.0, 9.2, 10.2, 10.2, 10.6, 10.6, 11.5]
+    )
+    # the word dropped from the right was shorter than the one kept of the left
+    left = [Word("bear", 9.0, 10.9, 1.0)]
+    right = [Word("bear", 1.0, 2.2, 1.0), Word("there", 2.2, 3.0, 1.0)]
+    found = join(
+        [
+            (SpeechSegment(0.0, 11.5), Result("bear", [], 0.0, words=left)),
+            (SpeechSegment(8.5, 20.0), Result("bear there", [], 0.0, words=right)),
+        ],
+        "en",
+        "en",
+    )
+    assert found.text == "bear there"
+    assert edges(found.words) == pytest.approx([9.0, 10.8, 10.8, 11.5])
+
+
+@given(st.lists(st.tuples(st.floats(0, 9), st.floats(0, 3)), max_size=8))
+def test_word_times_never_go_backwards(times):
+    words = [Word("a", start, start + length, 1.0) for start, length in times]
+    found = edges(remove_overlaps(words))
+    assert all(a <= b for a, b in pairwise(found))
+    ordered = [w for w in words if edges(words) == sorted(edges(words))]
+    assert not ordered or remove_overlaps(words) == words
+
+
+def test_joint_task_keeps_its_translation_with_word_times():
+    def window(start, end, transcript, translation) -> tuple[SpeechSegment, Result]:
+        words = [
+            Word(text, at - start, at + 0.8 - start, 1.0)
+            for text, at in transcript.items()
+        ]
+        return SpeechSegment(start, end), Result(
+            translation, [], 0.0, transcript=" ".join(transcript), words=words
+        )
+
+    found = join(
+        [
+            window(0, 4, {"one": 0, "two": 1, "three": 2, "four": 3},
+                   "un deux trois quatre"),
+            window(2, 6, {"three": 2, "four": 3, "five": 4, "six": 5},
+                   "trois quatre cinq six"),
+        ],
+        "en",
+        "fr",
+    )  # fmt: skip
+    assert found.text == "un deux trois quatre cinq six"
+    assert found.transcript == "one two three four five six"
+    assert [w.text for w in found.words] == found.transcript.split()
+    assert " ".join(p.text for p in found.passages) == found.text
+    cues = make_cues(found, "fr")
+    assert " ".join(" ".join(cue.lines) for cue in cues) == found.text
+    assert (cues[0].start, cues[-1].end) == pytest.approx((0.0, 5.8))
+
+
+def test_joint_task_in_japanese_and_english():
+    def window(start, end, characters, translation) -> tuple[SpeechSegment, Result]:
+        words = [Word(c, at - start, at + 1 - start, 1.0) for c, at in characters]
+        transcript = "".join(c for c, _ in characters)
+        return SpeechSegment(start, end), Result(
+            translation, [], 0.0, transcript=transcript, words=words
+        )
+
+    characters = list(zip("昨日は川へ行", range(6)))
+    found = join(
+        [
+            window(0, 4, characters[:4], "yesterday to the"),
+            window(2, 6, characters[2:], "to the river"),
+        ],
+        "ja",
+        "en",
+    )
+    assert found.transcript == "昨日は川へ行"
+    assert found.text == "yesterday to the river"
+
+
+def test_any_error_of_a_stream_or_segment_is_stored(model, lecture, monkeypatch):
+    def broken():
+        yield lecture[: 20 * RATE]
+        raise ZeroDivisionError("division by zero")
+
+    whole = [lecture[: 20 * RATE]]
+    first, second = transcribe_long(model, [broken(), whole], **SHORT)
+    assert first.error.startswith("unexpected ZeroDivisionError: division by zero")
+    assert first.result.text == second.result.text
+    assert second.error is None
+    with pytest.raises(ZeroDivisionError):
+        list(transcribe_long(model, [broken(), whole], debug=True, **SHORT))
+    monkeypatch.setattr("speechllm.inference.long_form.join", lambda *_: {}["key"])
+    [found] = transcribe_long(model, [whole], **SHORT)
+    assert found.error.startswith("unexpected KeyError: 'key'")
+    with pytest.raises(KeyError):
+        list(transcribe_long(model, [whole], debug=True, **SHORT))
+
+
+def test_full_memory_of_a_gpu_is_raised(model, speech, monkeypatch):
+    import torch
+
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(model, "transcribe", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        list(transcribe_long(model, [[speech]]))

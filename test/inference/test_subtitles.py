@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import re
 from html import unescape
 from itertools import pairwise
 
@@ -57,7 +59,7 @@ def test_both_formats_have_the_same_text_in_short_lines():
             assert all(0 < len(line) <= 42 for line in lines)
     texts = [" ".join(" ".join(lines) for *_, lines in f) for f in (vtt, subrip)]
     assert texts[0] == TALK + " Bye."
-    assert texts[1] == texts[0].replace("-->", "->")
+    assert texts[1] == texts[0].replace("-->", "->").replace("<this>", "‹this›")
     assert vtt[0][0] == 3723.5
     assert vtt[-1][0] == 3740
 
@@ -129,5 +131,59 @@ def test_any_text_is_read_back(words, lengths, language):
         assert cue.start < cue.end <= following.start
     expected = "".join("".join(p.text.split()) for p in result.passages)
     for found in (read_vtt(format_vtt(cues)), read_srt(format_srt(cues))):
+        assert len(found) == len(cues)
         text = "".join("".join("".join(lines).split()) for *_, lines in found)
-        assert text.replace("-->", "->") == expected.replace("-->", "->")
+        assert plain(text) == plain(expected)
+
+
+def plain(text: str) -> str:
+    """Return a text without the signs that SubRip cannot hold."""
+    return re.sub("[-<>‹›]", "", text)
+
+
+MARKUP = 'a <i>b</i> <font color="red">c d --> e ---> f {\\an8}g <x 1 < 2 > 0 & h\0'
+
+
+def test_markup_of_a_text_is_shown_as_text():
+    """FFmpeg turns SubRip's tags into ASS; none may be left to turn."""
+    import av
+
+    cues = make_cues(recording((0.0, 6.0, MARKUP)), "en")
+    subrip = format_srt(cues)
+    assert subrip.count("-->") == len(cues)
+    text = " ".join(" ".join(lines) for *_, lines in read_srt(subrip))
+    assert text == (
+        'a ‹i›b‹/i› ‹font color="red"›c d -> e -> f (\\an8)g <x 1 ‹ 2 › 0 & h'
+    )
+    vtt = " ".join(" ".join(lines) for *_, lines in read_vtt(format_vtt(cues)))
+    assert vtt == MARKUP.replace("\0", "")
+    assert format_vtt(cues).count("-->") == len(cues)
+    assert "<" not in format_vtt(cues)
+    with av.open(io.BytesIO(subrip.encode()), format="srt") as container:
+        shown = b" ".join(
+            line.ass.split(b",", 8)[-1]
+            for packet in container.demux(subtitles=0)
+            for line in packet.decode()
+        ).decode()
+    assert "{" not in shown.replace("\\N", " ")  # ASS writes all styles in braces
+    assert " ".join(shown.replace("\\N", " ").split()) == text
+
+
+def test_subtitles_of_a_joint_task_are_the_translation():
+    words = [Word("good", 2.0, 2.5, 1.0), Word("night", 2.5, 3.0, 1.0)]
+    result = recording((0.0, 10.0, "bonne nuit"), words=words)
+    result.transcript = "good night"
+    [cue] = make_cues(result, "fr")
+    assert cue == Cue(2.0, 3.0, ("bonne nuit",))
+
+
+def test_every_word_is_in_one_cue():
+    # the words of a hard cut: in the middle of the border, and outside of its segment
+    words = [
+        Word("one", 0.0, 1.0, 1.0),
+        Word("two", 4.5, 5.5, 1.0),
+        Word("three", 10.2, 10.4, 1.0),
+    ]
+    segments = [(0.5, 5.0, "one"), (5.0, 10.0, "two three")]
+    cues = make_cues(recording(*segments, words=words), "en")
+    assert [cue.lines for cue in cues] == [("one",), ("two",), ("three",)]
