@@ -73,6 +73,70 @@ def write_tiny_hubert(folder: Path, norm: str, kind: str = "hubert") -> Path:
     return folder
 
 
+def write_tiny_conformer(folder: Path, positions: str = "relative") -> Path:
+    """Write a two-layer Wav2Vec2-Conformer, with BatchNorm and a final norm.
+
+    Args:
+        positions: ``relative`` or ``rotary``.
+    """
+    from transformers import (
+        Wav2Vec2ConformerConfig,
+        Wav2Vec2ConformerModel,
+        Wav2Vec2FeatureExtractor,
+    )
+
+    torch.manual_seed(6)
+    config = Wav2Vec2ConformerConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        conv_dim=(16,) * 7,
+        conv_depthwise_kernel_size=3,
+        num_conv_pos_embeddings=16,
+        num_conv_pos_embedding_groups=4,
+        position_embeddings_type=positions,
+        vocab_size=32,
+    )
+    model = Wav2Vec2ConformerModel(config)
+    for parameter in model.parameters():
+        if parameter.ndim == 1:
+            parameter.data += 0.3 * torch.randn_like(parameter)
+    model.save_pretrained(folder)
+    Wav2Vec2FeatureExtractor().save_pretrained(folder)
+    return folder
+
+
+def write_tiny_w2v_bert(folder: Path) -> Path:
+    """Write a two-layer w2v-BERT 2.0."""
+    from transformers import (
+        SeamlessM4TFeatureExtractor,
+        Wav2Vec2BertConfig,
+        Wav2Vec2BertModel,
+    )
+
+    torch.manual_seed(5)
+    config = Wav2Vec2BertConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        conv_depthwise_kernel_size=3,
+    )
+    Wav2Vec2BertModel(config).save_pretrained(folder)
+    SeamlessM4TFeatureExtractor().save_pretrained(folder)
+    return folder
+
+
+def write_tiny_wavlm(folder: Path) -> Path:
+    """Write a two-layer WavLM with its feature extractor, for ``encoder: auto``."""
+    from transformers import Wav2Vec2FeatureExtractor
+
+    write_tiny_hubert(folder, "layer", "wavlm")
+    Wav2Vec2FeatureExtractor().save_pretrained(folder)
+    return folder
+
+
 def five_token_llm(seed: int, pieces: list[str]):
     """Return a random Llama with five tokens, small enough for exhaustive search.
 

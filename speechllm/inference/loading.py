@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from speechllm.models.bridge import ConvolutionBridge
 from speechllm.models.config import pretrained_names, read_config
@@ -123,8 +124,7 @@ def load_exported(folder: Path, dtype: str) -> tuple[SpeechLLM, Prompts]:
         model.load_state_dict(load_tensors(folder))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{folder}: the model cannot be built: {error}") from error
-    if model.llm is not None:
-        merge_adapters(model.llm)
+    merge_adapters(model)
     model.to(dtype=resolve_dtype(dtype))
     return model, read_prompts(folder / "prompts.yaml")
 
@@ -151,11 +151,13 @@ def verify_pretrained(folder: Path, config: dict) -> None:
             )
 
 
-def merge_adapters(llm: LanguageModel) -> None:
+def merge_adapters(model: nn.Module) -> None:
     """Add the products of LoRA to the weights they adapt, and keep plain layers."""
+    modules = dict(model.named_modules())
+    if not any(".lora_A" in name for name in modules):
+        return  # do not load peft
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    modules = dict(llm.causal_lm.named_modules())
     for name, module in modules.items():
         if isinstance(module, BaseTunerLayer):
             module.merge()

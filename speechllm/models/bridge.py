@@ -9,6 +9,7 @@ frames. It returns embeddings ``(batch, positions, output_size)`` and their leng
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 from speechllm.models.encoder import length_mask
 from speechllm.models.qformer import QFormerBridge
 from speechllm.text.ctc_labels import BLANK, label_runs, label_text
+from speechllm.text.t5_tokenizer import tokens_with_offsets
 
 
 class StackBridge(nn.Module):
@@ -195,12 +197,20 @@ class TranscriptBridge(nn.Module):
 
 
 def mean_over_spans(frames: Tensor, spans: Sequence[tuple[int, int]]) -> Tensor:
-    """Average frames (frames, dim) over each span [begin, end): (spans, dim)."""
-    bounds = torch.tensor(spans, device=frames.device)  # (spans, 2)
-    times = torch.arange(len(frames), device=frames.device)
-    inside = (times >= bounds[:, :1]) & (times < bounds[:, 1:])  # (spans, frames)
-    weights = inside.to(frames.dtype)
-    return (weights @ frames) / weights.sum(1, keepdim=True)
+    """Average frames (frames, dim) over each span [begin, end): (spans, dim).
+
+    Only the frames of a span are read, in float32. Spans may overlap.
+    """
+    device = frames.device
+    times = [t for begin, end in spans for t in range(begin, end)]
+    starts = [0, *accumulate(end - begin for begin, end in spans)][:-1]
+    means = F.embedding_bag(
+        torch.tensor(times, device=device),
+        frames.float(),
+        torch.tensor(starts, device=device),
+        mode="mean",
+    )
+    return means.to(frames.dtype)
 
 
 def align_tokens(
@@ -210,7 +220,7 @@ def align_tokens(
 
     Args:
         pieces: (text, first frame, end frame) of each CTC label.
-        tokenizer: a fast tokenizer of transformers.
+        tokenizer: of transformers; a slow one must be sentencepiece's.
         length: number of frames; the span of an empty transcript's token.
 
     Returns:
@@ -224,9 +234,8 @@ def align_tokens(
             text += character
             owners.append(index)
     text = text.rstrip(" ") or " "
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     tokens, spans = [], []
-    for token, (begin, end) in zip(encoded["input_ids"], encoded["offset_mapping"]):
+    for token, (begin, end) in zip(*tokens_with_offsets(tokenizer, text)):
         if pieces:
             first, last = owners[begin], owners[max(begin, end - 1)]
             span = (pieces[first][1], max(pieces[last][2], pieces[first][1] + 1))

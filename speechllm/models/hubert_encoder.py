@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from speechllm.audio.io import SAMPLING_RATE
+from speechllm.models.adaptation import linear_layers
 from speechllm.models.encoder import SpeechEncoder, length_mask
 
 # Frames per pass through the waveform convolutions, on a CPU and elsewhere.
@@ -18,8 +21,7 @@ class WaveformConvolutions(nn.Module):
 
     A frame depends on its own samples only. Chunks keep the many channels of the lower
     layers in the processor's cache. The one statistic over the whole utterance,
-    GroupNorm in the base models, is computed beforehand. ``lengths`` (batch,), in
-    samples, must be set before each forward pass.
+    GroupNorm in the base models, is computed beforehand.
 
     Args:
         extractor: the module of transformers; its layers are reused.
@@ -27,8 +29,6 @@ class WaveformConvolutions(nn.Module):
     Attributes:
         width, hop: receptive field and stride of a frame, in samples.
     """
-
-    lengths: Tensor | None = None
 
     def __init__(self, extractor: nn.Module):
         super().__init__()
@@ -44,18 +44,27 @@ class WaveformConvolutions(nn.Module):
         """Return the number of frames of ``samples`` samples."""
         return (samples - self.width) // self.hop + 1
 
-    def forward(self, speech: Tensor) -> Tensor:
-        """Map waveforms (batch, samples) to (batch, channels, frames)."""
-        first = self.conv_layers[0]
+    def forward(self, features: Tensor) -> Tensor:
+        """Return the output of :meth:`extract`; transformers calls this module."""
+        return features
+
+    def extract(self, speech: Tensor, lengths: Tensor) -> Tensor:
+        """Map waveforms (batch, samples) to (batch, channels, frames).
+
+        Args:
+            lengths: (batch,), in samples.
+        """
+        first, rest = self.conv_layers[0], list(self.conv_layers)[1:]
         if isinstance(first, NormalizedConvolution):
-            first.fold_normalization(speech, self.lengths)
+            folded = first.fold_normalization(speech, lengths)
+            first = functools.partial(first, folded=folded)
         frames = self.frames(speech.shape[1])
         size = max(1, CHUNK_FRAMES[speech.device.type == "cpu"] // len(speech))
         chunks = []
         for begin in range(0, frames, size):
             last = min(begin + size, frames) - 1
             hidden = speech[:, None, begin * self.hop : last * self.hop + self.width]
-            for layer in self.conv_layers:
+            for layer in (first, *rest):
                 hidden = layer(hidden)
             chunks.append(hidden)
         return torch.cat(chunks, dim=2)
@@ -82,12 +91,17 @@ class NormalizedConvolution(nn.Module):
         """View (batch, samples) as (batch, frames, samples under the kernel)."""
         return speech.unfold(1, self.conv.kernel_size[0], self.conv.stride[0])
 
-    def fold_normalization(self, speech: Tensor, lengths: Tensor) -> None:
-        """Set the weights for these utterances.
+    def fold_normalization(
+        self, speech: Tensor, lengths: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return weights and biases of each utterance, with the norm in them.
 
         Args:
             speech: (batch, samples)
             lengths: (batch,), in samples.
+
+        Returns:
+            (batch, width, channels) and (batch, 1, channels).
         """
         kernel = self.conv.weight[:, 0].double()  # (channels, width)
         scale, shift = self.layer_norm.weight.double(), self.layer_norm.bias.double()
@@ -102,13 +116,42 @@ class NormalizedConvolution(nn.Module):
             gain = scale * torch.rsqrt(variance + self.layer_norm.eps)  # (channels,)
             weights.append(gain * kernel.T)  # (width, channels)
             biases.append(shift - gain * (kernel @ centre))
-        self.weight = torch.stack(weights).to(speech.dtype)  # (batch, width, channels)
-        self.bias = torch.stack(biases).to(speech.dtype)[:, None]
+        weight = torch.stack(weights).to(speech.dtype)
+        return weight, torch.stack(biases).to(speech.dtype)[:, None]
 
-    def forward(self, speech: Tensor) -> Tensor:
-        """Map a chunk (batch, 1, samples) to (batch, channels, frames)."""
-        hidden = torch.baddbmm(self.bias, self.windows(speech[:, 0]), self.weight)
+    def forward(self, speech: Tensor, folded: tuple[Tensor, Tensor]) -> Tensor:
+        """Map a chunk (batch, 1, samples) to (batch, channels, frames).
+
+        Args:
+            folded: of :meth:`fold_normalization`.
+        """
+        weight, bias = folded
+        hidden = torch.baddbmm(bias, self.windows(speech[:, 0]), weight)
         return self.activation(hidden).transpose(1, 2)
+
+
+def without_wavlm_attention(
+    layers: nn.ModuleList, config: object, lora: dict | None
+) -> list[str]:
+    """Return the linear layers that LoRA can adapt.
+
+    WavLM's attention multiplies by the weights of its projections without calling
+    them, so that adapters on them would have no effect.
+
+    Raises:
+        ValueError: ``target_modules`` of ``lora`` names such a projection.
+    """
+    names = linear_layers(layers)
+    if getattr(config, "model_type", None) != "wavlm":
+        return names
+    projections = ("q_proj", "k_proj", "v_proj", "out_proj")
+    wanted = (lora or {}).get("target_modules", "all-linear")
+    if wanted != "all-linear" and any(p in str(wanted) for p in projections):
+        raise ValueError(
+            "encoder_conf: LoRA has no effect on the attention projections of WavLM; "
+            "set target_modules to intermediate_dense and output_dense"
+        )
+    return [n for n in names if not n.endswith(projections)]
 
 
 class HubertEncoder(SpeechEncoder):
@@ -173,13 +216,42 @@ class HubertEncoder(SpeechEncoder):
         if self.normalize is None:
             trained_so = config.feat_extract_norm == "layer"
             self.normalize = settings.get("do_normalize", trained_so)
+        if getattr(config, "add_adapter", False):
+            raise ValueError(
+                f"{model}: an encoder with adapter layers (add_adapter); use encoder: "
+                "auto"
+            )
         # time masks inside the model use numpy's global random state
         hubert.config.apply_spec_augment = False
         hubert.config.layerdrop = 0.0
         return hubert, config
 
+    @property
+    def final_norm(self) -> nn.Module | None:
+        """The layer norm after the last layer; the base models have none there."""
+        if self.config.do_stable_layer_norm:
+            return self.encoder.encoder.get_submodule("layer_norm")
+        return None
+
+    def drop_unused_layers(self) -> None:
+        super().drop_unused_layers()
+        if isinstance(self.layer, int) and self.final_norm is not None:
+            # kept as a module: checkpoints of release 0.2 contain its weights
+            self.final_norm.forward = nn.Identity().forward
+            self.register_buffer("layer_output", torch.tensor(1))
+
+    def use_old_layer_output(self) -> None:
+        if self.final_norm is not None:
+            self.final_norm.__dict__.pop("forward", None)
+
+    def lora_layers(self) -> list[str]:
+        return without_wavlm_attention(self.layers, self.config, self.lora)
+
     def always_frozen(self) -> list[nn.Module]:
-        return [self.encoder.get_submodule("feature_extractor")]
+        frozen = [self.encoder.get_submodule("feature_extractor")]
+        if self.layer != "last" and self.final_norm is not None:
+            frozen.append(self.final_norm)
+        return frozen
 
     def forward(self, speech: Tensor, speech_lengths: Tensor) -> tuple[Tensor, Tensor]:
         mask = length_mask(speech_lengths, speech.shape[1])  # (batch, samples)
@@ -194,10 +266,9 @@ class HubertEncoder(SpeechEncoder):
         if speech.shape[1] < convolutions.width:
             speech = F.pad(speech, (0, convolutions.width - speech.shape[1]))
         speech_lengths = speech_lengths.clamp(min=convolutions.width)
-        convolutions.lengths = speech_lengths
         dtype = self.encoder.feature_projection.projection.weight.dtype
         output = self.encoder(
-            speech.to(dtype),
+            convolutions.extract(speech.to(dtype), speech_lengths),
             attention_mask=length_mask(speech_lengths, speech.shape[1]).long(),
             output_hidden_states=self.layer == "weighted",
         )

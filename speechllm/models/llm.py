@@ -9,7 +9,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from speechllm.models.adaptation import (
+    add_lora,
+    checkpoint_layers,
+    linear_layers,
+    recomputed,
+    transformer_layers,
+)
 from speechllm.models.encoder import length_mask
+
+#: Logits in memory at a time: 256 MiB in float32.
+LOGITS = 1 << 26
+#: Values of transformers' ``layer_types`` that beam search's KV cache supports.
+ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
 class LanguageModel(nn.Module):
@@ -30,13 +42,20 @@ class LanguageModel(nn.Module):
             ``"auto"``: bfloat16 if the hardware multiplies it. They keep it when a
             trainer casts the whole model.
         random_init: build the architecture from its config, without its weights.
-        gradient_checkpointing: recompute activations in the backward pass.
+        gradient_checkpointing: recompute activations in the backward pass, also in a
+            frozen LLM, through which the bridge is trained.
         tokenizer: the tokenizer, if ``model`` is a transformers model.
         dequantize: for ``qlora``: convert the 4-bit weights to ``dtype``, for
             decoding: adapters can be merged, and no 4-bit kernel is needed.
+        attn_implementation: transformers' attention: ``"eager"``, ``"sdpa"``,
+            ``"flash_attention_2"``, …; None: :func:`attention_implementation`.
+
+    Of a multimodal model (Gemma 3 from 4B) only the language model is used, and only
+    that is tuned.
 
     Raises:
-        ValueError: an unknown tuning, or weights that cannot be quantised.
+        ValueError: an unknown tuning or attention, weights that cannot be quantised,
+            or an LLM that is not supported.
     """
 
     def __init__(
@@ -49,6 +68,7 @@ class LanguageModel(nn.Module):
         gradient_checkpointing: bool = False,
         tokenizer=None,
         dequantize: bool = False,
+        attn_implementation: str | None = None,
     ):
         super().__init__()
         if tuning not in ("full", "frozen", "lora", "qlora"):
@@ -58,37 +78,40 @@ class LanguageModel(nn.Module):
         elif tuning == "qlora":
             if random_init:
                 raise ValueError("llm tuning qlora is for pretrained weights")
-            self.tokenizer, causal_lm = load_quantized_llm(model)
+            self.tokenizer, causal_lm = load_quantized_llm(model, attn_implementation)
             if dequantize:
                 causal_lm = causal_lm.dequantize().to(resolve_dtype(dtype))
             self.dtype = causal_lm.get_input_embeddings().weight.dtype
         else:
             self.dtype = torch.float32 if tuning == "full" else resolve_dtype(dtype)
-            self.tokenizer, causal_lm = load_llm(model, self.dtype, random_init)
+            self.tokenizer, causal_lm = load_llm(
+                model, self.dtype, random_init, attn_implementation
+            )
+        check_supported(causal_lm)
         causal_lm.config.use_cache = False
-        if gradient_checkpointing:
-            causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
-        if tuning != "full":
+        text_model = language_model(causal_lm)
+        if tuning == "full":  # a vision tower gets no gradient
+            head = causal_lm.get_output_embeddings()
+            causal_lm.requires_grad_(False)
+            text_model.requires_grad_(True)
+            head.requires_grad_(True)
+        else:
             causal_lm.requires_grad_(False)
         if tuning in ("lora", "qlora"):
-            from peft import LoraConfig, inject_adapter_in_model
-
-            adapter = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
-            adapter.update(lora or {})
-            if adapter["target_modules"] == "all-linear":
-                adapter["target_modules"] = linear_layers(causal_lm)
-            inject_adapter_in_model(LoraConfig(**adapter), causal_lm)
-            for parameter in causal_lm.parameters():
-                if parameter.requires_grad:  # adapters are trained in float32
-                    parameter.data = parameter.data.float()
+            is_multimodal = text_model is not causal_lm.base_model
+            adapted = text_model if is_multimodal else causal_lm
+            head = causal_lm.get_output_embeddings()
+            add_lora(adapted, lora, linear_layers(adapted, without=[head]))
+        if gradient_checkpointing:
+            checkpoint_layers(transformer_layers(text_model))
         self.tuning = tuning
         self._lengths: dict[int, int] = {}  # token to characters
         self.causal_lm = causal_lm
 
     @property
     def config(self):
-        """The transformers config."""
-        return self.causal_lm.config
+        """The transformers config of the language model."""
+        return self.causal_lm.config.get_text_config(decoder=True)
 
     @property
     def hidden_size(self) -> int:
@@ -148,7 +171,7 @@ class LanguageModel(nn.Module):
         if positions is None:
             positions = (mask.long().cumsum(1) - 1).clamp(min=0)
             positions = positions[:, -embeddings.shape[1] :]
-        output = self.causal_lm.base_model(
+        output = language_model(self.causal_lm)(
             inputs_embeds=embeddings.to(self.dtype),
             attention_mask=mask,
             position_ids=positions,
@@ -189,11 +212,22 @@ class LanguageModel(nn.Module):
             The loss (a scalar), and the best token at each position of all targets,
             concatenated: (target tokens,).
         """
-        logits, targets = self.answer_logits(prompts, answers)
-        loss = F.cross_entropy(
-            logits, targets, reduction="sum", label_smoothing=label_smoothing
-        )
-        return loss / len(prompts), logits.detach().argmax(1)
+        hidden, targets = self.answer_states(prompts, answers)
+
+        def loss_and_best(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+            logits = self.head(hidden)  # (tokens, vocabulary)
+            loss = F.cross_entropy(
+                logits, targets, reduction="sum", label_smoothing=label_smoothing
+            )
+            return loss, logits.detach().argmax(1)
+
+        chunks = self.chunks(hidden, targets)
+        if len(chunks) > 1:  # the logits of one chunk are in memory at a time
+            pairs = [recomputed(loss_and_best, *chunk) for chunk in chunks]
+        else:
+            pairs = [loss_and_best(hidden, targets)]
+        losses, best = zip(*pairs)
+        return torch.stack(losses).sum() / len(prompts), torch.cat(best)
 
     def answer_log_probs(
         self, prompts: Sequence[Tensor], answers: Sequence[Sequence[int]]
@@ -207,19 +241,34 @@ class LanguageModel(nn.Module):
         Returns:
             (tokens,) for each output.
         """
-        logits, targets = self.answer_logits(prompts, answers)
-        log_probs = logits.log_softmax(1).gather(1, targets[:, None])[:, 0]
+        log_probs = torch.cat(
+            [
+                self.head(hidden).log_softmax(1).gather(1, targets[:, None])[:, 0]
+                for hidden, targets in self.chunks(
+                    *self.answer_states(prompts, answers)
+                )
+            ]
+        )
         return list(log_probs.split([len(answer) for answer in answers]))
 
-    def answer_logits(
+    def chunks(self, hidden: Tensor, targets: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Split target positions so that a chunk has at most ``LOGITS`` logits.
+
+        Args:
+            hidden: (target tokens, hidden)
+            targets: (target tokens,)
+        """
+        vocabulary = self.causal_lm.get_output_embeddings().weight.shape[0]
+        size = max(1, LOGITS // max(1, vocabulary))
+        return list(zip(hidden.split(size), targets.split(size)))
+
+    def answer_states(
         self, prompts: Sequence[Tensor], answers: Sequence[Sequence[int]]
     ) -> tuple[Tensor, Tensor]:
-        """Compute the logits at the target positions of all utterances, concatenated.
-
-        The head runs at these positions only.
+        """Compute the hidden states that predict the targets, concatenated.
 
         Returns:
-            logits (target tokens, vocabulary) and target tokens (target tokens,).
+            hidden states (target tokens, hidden) and target tokens (target tokens,).
         """
         sequences = [
             torch.cat([prompt, answer])  # (positions, hidden)
@@ -237,7 +286,7 @@ class LanguageModel(nn.Module):
         targets = torch.tensor([t for a in answers for t in a], device=padded.device)
         mask = length_mask(lengths, padded.shape[1]).long()
         hidden = self.body(padded, mask)
-        return self.head(hidden[rows, places]), targets
+        return hidden[rows, places], targets
 
 
 @functools.lru_cache(maxsize=1)
@@ -255,33 +304,91 @@ def load_llm_tokenizer(model: str):
     return load_tokenizer(resolve_model(model))
 
 
-def load_llm(model: str, dtype: torch.dtype, random_init: bool):
+def language_model(causal_lm: nn.Module) -> nn.Module:
+    """Return the layers of a causal LM without its head and without other modalities.
+
+    ``get_decoder`` of transformers finds them within a multimodal model.
+    """
+    if causal_lm.config.get_text_config(decoder=True) is causal_lm.config:
+        return causal_lm.base_model
+    return causal_lm.get_decoder()
+
+
+def check_supported(causal_lm: nn.Module) -> None:
+    """Refuse LLMs that decoding cannot run.
+
+    The KV cache of beam search has keys and values only, whose rows can be padded,
+    copied and dropped; the state of recurrent layers cannot. The input are embeddings;
+    Gemma 3n needs the token ids, too.
+
+    Raises:
+        ValueError: the model is not supported; names its architecture.
+    """
+    config = causal_lm.config.get_text_config(decoder=True)
+    kinds = set(getattr(config, "layer_types", None) or [])
+    others = sorted(kinds - ATTENTION_LAYERS)
+    if others or getattr(language_model(causal_lm), "_is_stateful", False):
+        raise ValueError(
+            f"llm {config.model_type}: layers other than full and sliding attention "
+            f"({', '.join(others) or 'recurrent'}) are not supported; choose an LLM "
+            "with these only"
+        )
+    if getattr(config, "hidden_size_per_layer_input", None):
+        raise ValueError(
+            f"llm {config.model_type}: embeddings per layer need token ids in place of "
+            "speech and are not supported; choose another LLM"
+        )
+
+
+def causal_lm_class(config):
+    """Return the transformers class that loads a config: a causal or multimodal LM."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    if type(config) in AutoModelForCausalLM._model_mapping:
+        return AutoModelForCausalLM
+    return AutoModelForImageTextToText
+
+
+def load_llm(
+    model: str,
+    dtype: torch.dtype,
+    random_init: bool,
+    attn_implementation: str | None = None,
+):
     """Return the tokenizer and the causal LM of a hub id or folder."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     from speechllm.pretrained.resolve import resolve_model
 
     path = resolve_model(model)
-    options = {"dtype": dtype, "attn_implementation": attention_implementation()}
+    attention = attention_implementation(attn_implementation)
+    options = {"dtype": dtype, "attn_implementation": attention}
+    config = AutoConfig.from_pretrained(path)
     if random_init:
-        config = AutoConfig.from_pretrained(path)
-        causal_lm = AutoModelForCausalLM.from_config(config, **options)
+        causal_lm = causal_lm_class(config).from_config(config, **options)
     else:
-        causal_lm = AutoModelForCausalLM.from_pretrained(path, **options)
+        causal_lm = causal_lm_class(config).from_pretrained(path, **options)
     return load_llm_tokenizer(model), causal_lm
 
 
-def attention_implementation() -> str | None:
-    """Return the attention implementation: eager on a CPU, else the model's default.
+def attention_implementation(name: str | None = None) -> str | None:
+    """Return the attention implementation that this machine can run.
 
-    On a CPU the fused kernel is slower at the length of a sentence. None lets
-    transformers choose: Gemma 2 caps its attention scores, which the fused kernel
-    cannot.
+    By default it is eager on a CPU, where the fused kernel is slower at the length of
+    a sentence, and else None: transformers chooses, since Gemma 2 caps its attention
+    scores, which the fused kernel cannot.
+
+    Args:
+        name: ``attn_implementation`` of the configuration, or None. FlashAttention
+            needs a GPU; on a CPU a model that was trained with it has the default.
     """
-    return None if torch.cuda.is_available() else "eager"
+    has_gpu = torch.cuda.is_available()
+    if name is None or (not has_gpu and name.startswith("flash")):
+        return None if has_gpu else "eager"
+    return name
 
 
-def load_quantized_llm(model: str):
+def load_quantized_llm(model: str, attn_implementation: str | None = None):
     """Return the tokenizer and the 4-bit causal LM of a hub id or folder.
 
     Norms, embeddings and the head are in float32, as peft prepares them.
@@ -290,17 +397,17 @@ def load_quantized_llm(model: str):
         ValueError: this machine or this model cannot be quantised.
     """
     from peft import prepare_model_for_kbit_training
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import AutoConfig, BitsAndBytesConfig
 
     from speechllm.pretrained.resolve import resolve_model
 
     if obstacle := quantization_obstacle():
         raise ValueError(obstacle)
     path = resolve_model(model)
-    causal_lm = AutoModelForCausalLM.from_pretrained(
+    causal_lm = causal_lm_class(AutoConfig.from_pretrained(path)).from_pretrained(
         path,
         dtype=torch.bfloat16,
-        attn_implementation=attention_implementation(),
+        attn_implementation=attention_implementation(attn_implementation),
         quantization_config=BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
@@ -355,16 +462,6 @@ def quantization_obstacle() -> str | None:
         reason = str(error).strip().splitlines()[0]
         return f"qlora: bitsandbytes has no 4-bit weights on this {device}: {reason}"
     return None
-
-
-def linear_layers(causal_lm: nn.Module) -> list[str]:
-    """Return the names of all linear layers but the head (LoRA's ``all-linear``)."""
-    head = causal_lm.get_output_embeddings()
-    return sorted(
-        name
-        for name, module in causal_lm.named_modules()
-        if isinstance(module, nn.Linear) and module is not head
-    )
 
 
 def resolve_dtype(name: str) -> torch.dtype:

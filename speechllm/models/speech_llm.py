@@ -9,6 +9,7 @@ target is a transcript or a translation, depending on the prompt.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -23,6 +24,9 @@ from speechllm.models.encoder import SpeechEncoder
 from speechllm.models.encoders import ENCODERS
 from speechllm.models.llm import LanguageModel, resolve_dtype
 from speechllm.text.ctc_labels import label_runs, label_text
+
+#: Buffer of encoders whose integer ``layer`` is the layer's own output.
+LAYER_OUTPUT = "encoder.layer_output"
 
 
 def build_speech_llm(config: Mapping) -> SpeechLLM:
@@ -107,8 +111,13 @@ class SpeechLLM(AbsESPnetModel):
         self.ctc_weight = ctc_weight
         self.label_smoothing = label_smoothing
         self.autocast_dtype = resolve_dtype(autocast)
+        # a trained parameter without a gradient stops distributed training
         if ctc is not None and ctc_weight == 0:
             ctc.requires_grad_(False)
+        if ctc_weight == 1:
+            for part in (bridge, llm):
+                if part is not None:
+                    part.requires_grad_(False)
         if hasattr(bridge, "connect"):
             bridge.connect(self.token_list, llm.tokenizer, llm.embed)
         # names of the tensors in a checkpoint: they differ from the pretrained models
@@ -117,6 +126,8 @@ class SpeechLLM(AbsESPnetModel):
             for name, parameter in self.named_parameters()
             if parameter.requires_grad or name.startswith(("ctc.", "bridge."))
         }
+        self.changed_buffers = changed_buffers(self)
+        self.changed |= self.changed_buffers
 
     # Encoding and prompt assembly
 
@@ -333,15 +344,26 @@ class SpeechLLM(AbsESPnetModel):
         """Load a checkpoint; its tensors are part of every later checkpoint.
 
         Args:
-            strict: require all tensors that differ from the pretrained models.
+            strict: require all parameters that differ from the pretrained models.
+                Buffers, such as BatchNorm's statistics, are not in checkpoints of
+                release 0.2; those of the pretrained models are used then.
 
         Raises:
             RuntimeError: a tensor is unknown, missing (strict) or of another shape;
                 names the first ones.
         """
+        if strict and LAYER_OUTPUT in self.changed and LAYER_OUTPUT not in state:
+            self.encoder.use_old_layer_output()
         own = {name: tensor.shape for name, tensor in super().state_dict().items()}
         unknown = sorted(set(state) - set(own))
-        missing = sorted(self.changed - set(state)) if strict else []
+        absent = self.changed - set(state) if strict else set()
+        missing = sorted(absent - self.changed_buffers)
+        if buffers := sorted(absent & self.changed_buffers - {LAYER_OUTPUT}):
+            logging.warning(
+                f"{len(buffers)} buffers are not in the checkpoint, which release 0.2 "
+                f"or older wrote: {', '.join(buffers[:3])}; those of the pretrained "
+                "models are used"
+            )
         shapes = sorted(k for k in state if k in own and state[k].shape != own[k])
         for names, what in (
             (unknown, "not in this model"),
@@ -354,6 +376,27 @@ class SpeechLLM(AbsESPnetModel):
                 )
         self.changed.update(state)
         return super().load_state_dict(state, strict=False, assign=assign)
+
+
+def changed_buffers(model: nn.Module) -> set[str]:
+    """Return the names of the saved buffers that training changes.
+
+    They are those of modules with trained parameters, as BatchNorm's statistics; a
+    module without parameters counts as part of the one around it. All buffers of CTC
+    and bridge are included, and the version of an encoder's integer ``layer``.
+    """
+    saved = set(nn.Module.state_dict(model))
+    modules = dict(model.named_modules())
+    found = set()
+    for name, _ in model.named_buffers():
+        owner = name.rpartition(".")[0]
+        while owner and not any(True for _ in modules[owner].parameters()):
+            owner = owner.rpartition(".")[0]
+        trained = any(p.requires_grad for p in modules[owner].parameters())
+        always = name.startswith(("ctc.", "bridge.")) or name == LAYER_OUTPUT
+        if name in saved and (trained or always):
+            found.add(name)
+    return found
 
 
 def unpad(tokens: Tensor, lengths: Tensor) -> list[list[int]]:

@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from speechllm.models.encoder import SpeechEncoder, length_mask
+
+
+@functools.lru_cache
+def spectrogram_constants(mel_bins: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return mel filters (bins, mel bins) and window (samples,), in float32.
+
+    They are not buffers of the encoder, since it may be cast, and are shared by all
+    threads.
+    """
+    from transformers import WhisperFeatureExtractor
+
+    extractor = WhisperFeatureExtractor(feature_size=mel_bins)
+    with torch.inference_mode(False):
+        filters = torch.as_tensor(extractor.mel_filters, dtype=torch.float32)
+        return filters.to(device), torch.hann_window(extractor.n_fft, device=device)
 
 
 class WhisperEncoder(SpeechEncoder):
@@ -38,13 +55,17 @@ class WhisperEncoder(SpeechEncoder):
         )
         extractor = WhisperFeatureExtractor(feature_size=config.num_mel_bins)
         self.hop, self.window_size = extractor.hop_length, extractor.n_fft
-        # not buffers: they stay in float32 when the model is cast
-        self.mel_filters = torch.as_tensor(extractor.mel_filters, dtype=torch.float32)
-        self.window = torch.hann_window(self.window_size)
         return whisper.encoder, config
 
+    @property
+    def has_log_mel_input(self) -> bool:
+        return True
+
     def always_frozen(self) -> list[nn.Module]:
-        return [self.encoder.get_submodule("embed_positions")]
+        frozen = [self.encoder.get_submodule("embed_positions")]
+        if isinstance(self.layer, int):
+            frozen.append(self.encoder.get_submodule("layer_norm"))
+        return frozen
 
     @property
     def max_samples(self) -> int:
@@ -64,19 +85,18 @@ class WhisperEncoder(SpeechEncoder):
         """
         if len(waveform) <= self.window_size // 2:  # minimum for reflection padding
             waveform = F.pad(waveform, (0, self.window_size // 2 + 1 - len(waveform)))
-        self.mel_filters = self.mel_filters.to(waveform.device)
-        self.window = self.window.to(waveform.device)
+        filters, window = spectrogram_constants(
+            self.config.num_mel_bins, waveform.device
+        )
         spectrum = torch.stft(
             waveform.float(),
             self.window_size,
             self.hop,
-            window=self.window,
+            window=window,
             return_complex=True,
         )[:, :-1]
         power = spectrum.abs() ** 2  # (bins, frames)
-        log = (
-            (self.mel_filters.T @ power).clamp(min=1e-10).log10()
-        )  # (mel bins, frames)
+        log = (filters.T @ power).clamp(min=1e-10).log10()  # (mel bins, frames)
         log = torch.maximum(log, log.max() - 8.0)
         return (log + 4.0) / 4.0
 

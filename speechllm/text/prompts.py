@@ -10,12 +10,14 @@ A prompts file::
 
 ``{speech}`` is the place of the speech embeddings; ``{source}`` and ``{target}`` are
 the names of the languages. With ``chat: true`` the prompt is the user's turn in the
-LLM's own chat template, and the output the assistant's.
+LLM's own chat template, and the output the assistant's. A template that prints today's
+date (Llama 3.2, SmolLM3) gets a fixed one.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -88,7 +90,10 @@ class Prompts:
             turn = [{"role": "user", "content": text}]
             text = str(
                 tokenizer.apply_chat_template(
-                    turn, tokenize=False, add_generation_prompt=True
+                    turn,
+                    chat_template=with_fixed_date(tokenizer.get_chat_template()),
+                    tokenize=False,
+                    add_generation_prompt=True,
                 )
             )
         prefix, suffix = text.split(SPEECH)
@@ -98,6 +103,24 @@ class Prompts:
             probe = tokenizer("", add_special_tokens=True)["input_ids"]
             bos = [t for t in probe if t == tokenizer.bos_token_id]
         return bos + encode(tokenizer, prefix), encode(tokenizer, suffix)
+
+
+def with_fixed_date(template: str) -> str:
+    """Return a chat template that prints a fixed date in place of today's.
+
+    Prompts of training and decoding are equal with it. The date is the default of
+    Llama 3.2's template. transformers accepts no functions as arguments of a template,
+    so that a macro replaces ``strftime_now``.
+    """
+    if "strftime_now" not in template:
+        return template
+    date = datetime(2024, 7, 26)
+    filters = "".join(
+        f"|replace('{directive}', '{date.strftime(directive)}')"
+        for directive in (f"%{letter}" for letter in "dbBYymAaHIMSpj")
+    )
+    macro = "{%- macro strftime_now(form) -%}{{ form" + filters + " }}{%- endmacro -%}"
+    return macro + template
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

@@ -73,6 +73,41 @@ class T5Tokenizer(SentencePieceBackend):
         return str(text + self.sp_model.decode(pieces)).strip()
 
 
+def tokens_with_offsets(
+    tokenizer: PreTrainedTokenizerBase, text: str
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """Return the tokens of a text and their places [begin, end) in characters.
+
+    Tokens of single bytes have the place of their character.
+
+    Raises:
+        UserError: a slow tokenizer other than sentencepiece's.
+    """
+    if tokenizer.is_fast:
+        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return list(encoded["input_ids"]), list(encoded["offset_mapping"])
+    model = getattr(tokenizer, "sp_model", None)
+    if model is None:
+        raise UserError(
+            f"bridge transcript: {type(tokenizer).__name__} does not tell the places "
+            "of its tokens; use an LLM with a fast tokenizer (tokenizer.json)"
+        )
+    # renamed in sentencepiece 0.2.2; bytes or characters are counted in its offsets,
+    # but the surfaces are always parts of the text
+    encode = getattr(model, "encode_as_proto", None) or model.encode_as_immutable_proto
+    tokens, places = [], []
+    end, waiting = 0, 0  # waiting: byte tokens whose character is not complete
+    for piece in encode(text).pieces:
+        tokens.append(int(piece.id))
+        waiting += 1
+        if piece.surface:
+            begin, end = end, end + len(piece.surface)
+            places += [(begin, end)] * waiting
+            waiting = 0
+    places += [(max(0, end - 1), end)] * waiting
+    return tokens, places
+
+
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model's folder.
 

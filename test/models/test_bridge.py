@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import LABELS
+from tiny_models import LABELS, write_tokenizer
 
 from speechllm.models.bridge import (
     BRIDGES,
@@ -19,6 +21,8 @@ from speechllm.models.bridge import (
 )
 from speechllm.models.qformer import QFormerBridge
 from speechllm.text.ctc_labels import label_runs, label_text
+from speechllm.text.t5_tokenizer import load_tokenizer
+from speechllm.utils.errors import UserError
 
 DIM, OUT = 6, 5
 A, B, SPACE = LABELS.index("a"), LABELS.index("b"), LABELS.index("<space>")
@@ -231,6 +235,28 @@ def test_runs_and_means():
     assert means.tolist() == [[1.0, 2.0], [4.0, 5.0], [6.0, 7.0]]
 
 
+@settings(max_examples=50, deadline=None)
+@given(
+    bounds=st.lists(
+        st.tuples(st.integers(0, 19), st.integers(1, 6)), min_size=1, max_size=30
+    ),
+    seed=st.integers(0, 100),
+)
+def test_mean_over_spans_equals_a_loop(bounds, seed):
+    generator = torch.Generator().manual_seed(seed)
+    frames = torch.randn(25, 3, generator=generator, requires_grad=True)
+    spans = [(begin, begin + size) for begin, size in bounds]
+    expected = torch.stack([frames[b:e].mean(0) for b, e in spans])
+    found = mean_over_spans(frames, spans)
+    torch.testing.assert_close(found, expected)
+    weight = torch.randn(found.shape, generator=generator)
+    one = torch.autograd.grad((found * weight).sum(), frames)
+    other = torch.autograd.grad((expected * weight).sum(), frames)
+    torch.testing.assert_close(one, other)
+    half = mean_over_spans(frames.detach().bfloat16(), spans)
+    assert half.dtype == torch.bfloat16
+
+
 def test_label_text():
     assert [label_text(k) for k in ("<space>", "<unk>", "a", "▁ab", "▁")] == [
         " ",
@@ -254,6 +280,30 @@ def test_tokens_are_aligned_with_their_labels(tokenizer):
     assert len(tokens) == 2
     # the second token begins with the space at frame 18
     assert spans == [(0, 17), (18, 32)]
+
+
+@pytest.mark.parametrize(
+    "text", ["今日は良い鵺天気", "hello １２ 日本", "[SEP] です㌔"]
+)
+def test_slow_tokenizer_of_rinna(tmp_path, text):
+    """sentencepiece with byte fallback: a character may be several tokens."""
+    write_tokenizer(tmp_path)
+    slow = load_tokenizer(tmp_path)
+    assert not slow.is_fast
+    tokens, spans = align_tokens(spell(text), slow, 60)
+    assert tokens == slow(" " + text, add_special_tokens=False)["input_ids"]
+    assert len(spans) == len(tokens)
+    assert all(0 <= begin < end <= 60 for begin, end in spans)
+    if text.startswith("今"):  # one character: three bytes, frames 15 to 17
+        bytes_of = slow.convert_tokens_to_ids(["<0xE9>", "<0xB5>", "<0xBA>"])
+        at = [spans[tokens.index(token)] for token in bytes_of]
+        assert at == [(15, 17)] * 3
+
+
+def test_slow_tokenizer_without_places():
+    tokenizer = SimpleNamespace(is_fast=False)
+    with pytest.raises(UserError, match="bridge transcript: .* fast tokenizer"):
+        align_tokens(spell("a"), tokenizer, 4)
 
 
 def test_extra_spaces_are_collapsed(tokenizer):

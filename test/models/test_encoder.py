@@ -7,11 +7,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from live_tensors import live_outputs
 from tiny_models import write_tiny_hubert
 
 from speechllm.audio.io import load_audio
 from speechllm.models.encoder import length_mask
-from speechllm.models.encoders import AutoEncoder
 from speechllm.models.hubert_encoder import HubertEncoder
 from speechllm.models.whisper_encoder import WhisperEncoder
 
@@ -166,14 +166,14 @@ def test_normalisation_follows_the_preprocessor_config(tmp_path):
     assert HubertEncoder(str(group)).normalize
 
 
-@pytest.mark.parametrize("kind", ["hubert-group", "whisper"])
+@pytest.mark.parametrize("kind", ["hubert-group", "hubert-layer", "whisper"])
 @torch.inference_mode()
 def test_layer_selection(tmp_path, tiny_whisper, kind):
     """An intermediate layer and the weighted sum of all layers."""
     folder = (
         tiny_whisper
         if kind == "whisper"
-        else write_tiny_hubert(tmp_path / kind, "group")
+        else write_tiny_hubert(tmp_path / kind, kind.removeprefix("hubert-"))
     )
     make = WhisperEncoder if kind == "whisper" else HubertEncoder
     wave = torch.randn(9000, generator=torch.Generator().manual_seed(3)) * 0.1
@@ -186,10 +186,42 @@ def test_layer_selection(tmp_path, tiny_whisper, kind):
         "layer_weights"
     ]
     mixed.layer_weights.data = torch.tensor([-50.0, -50.0, 50.0])
-    torch.testing.assert_close(alone(mixed, wave), alone(last, wave))
+    if kind != "hubert-layer":  # whose states are those before the last norm
+        torch.testing.assert_close(alone(mixed, wave), alone(last, wave))
     mixed.layer_weights.data = torch.tensor([-50.0, 50.0, -50.0])
     torch.testing.assert_close(alone(mixed, wave), alone(first, wave))
     assert not torch.allclose(alone(first, wave), alone(last, wave), atol=1e-2)
+
+
+@pytest.mark.parametrize("kind", ["hubert-group", "hubert-layer", "whisper"])
+@torch.inference_mode()
+def test_integer_layer_equals_transformers_hidden_states(tmp_path, tiny_whisper, kind):
+    """The output of a layer has no norm of a later one, for every encoder."""
+    from transformers import AutoModel, WhisperFeatureExtractor, WhisperModel
+
+    generator = torch.Generator().manual_seed(2)
+    wave = torch.randn(480000, generator=generator) * 0.1
+    if kind == "whisper":
+        mel = WhisperFeatureExtractor()(
+            wave.numpy(), sampling_rate=16000, return_tensors="pt"
+        ).input_features
+        model = WhisperModel.from_pretrained(tiny_whisper).encoder.eval()
+        states = model(mel, output_hidden_states=True).hidden_states
+        found = alone(WhisperEncoder(str(tiny_whisper), layer=1).eval(), wave)
+        torch.testing.assert_close(found, states[1][0], atol=1e-4, rtol=0)
+        return
+    wave = wave[:9000]
+    folder = write_tiny_hubert(tmp_path / kind, kind.removeprefix("hubert-"))
+    model = AutoModel.from_pretrained(folder).eval()
+    states = model(wave[None], output_hidden_states=True).hidden_states
+    for layer in (1, 2):
+        encoder = HubertEncoder(str(folder), layer=layer, normalize=False).eval()
+        found = alone(encoder, wave)
+        torch.testing.assert_close(found, states[layer][0], atol=1e-5, rtol=0)
+    if kind == "hubert-layer":  # checkpoints of release 0.2
+        encoder.use_old_layer_output()
+        normed = model.encoder.layer_norm(states[2][0])
+        torch.testing.assert_close(alone(encoder, wave), normed, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("layer", [0, 3, "first"])
@@ -254,6 +286,93 @@ def test_gradients_reach_trained_parameters_only(tmp_path):
         assert parameter.grad is None or torch.isfinite(parameter.grad).all()
 
 
+@pytest.mark.parametrize("layer", ["last", 1, "weighted"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_trained_parameter_has_a_gradient(tmp_path, tiny_whisper, kind, layer):
+    """Otherwise DistributedDataParallel stops in the second step."""
+    if kind == "whisper":
+        make, folder = WhisperEncoder, tiny_whisper
+    else:
+        make, (name, norm) = HubertEncoder, kind.split("-")
+        folder = write_tiny_hubert(tmp_path / kind, norm, name)
+    waves = [torch.randn(n) * 0.1 for n in (4000, 9000)]
+    for count in (1, "all"):
+        encoder = make(str(folder), layer=layer, trainable_layers=count).train()
+        encoder(*pad(waves))[0].square().sum().backward()
+        without = [n for n, p in encoder.named_parameters() if p.requires_grad]
+        without = [n for n in without if encoder.get_parameter(n).grad is None]
+        assert not without
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_lora_of_an_encoder(tmp_path, tiny_whisper, kind):
+    """Only adapters are trained, all have a gradient, and merging keeps features."""
+    from speechllm.inference.loading import merge_adapters
+
+    if kind == "whisper":
+        make, folder = WhisperEncoder, tiny_whisper
+    else:
+        make, (name, norm) = HubertEncoder, kind.split("-")
+        folder = write_tiny_hubert(tmp_path / kind, norm, name)
+    plain = make(str(folder)).eval()
+    encoder = make(str(folder), lora={"r": 2}).train()
+    waves = [torch.randn(n) * 0.1 for n in (4000, 9000)]
+    names = [n for n, p in encoder.named_parameters() if p.requires_grad]
+    assert names and all(".lora_" in n for n in names)
+    encoder(*pad(waves))[0].square().sum().backward()
+    assert all(encoder.get_parameter(n).grad is not None for n in names)
+    encoder.eval()
+    assert torch.equal(alone(encoder, waves[0]), alone(plain, waves[0]))
+    with torch.no_grad():
+        for name in names:
+            encoder.get_parameter(name).add_(0.1)
+    adapted = alone(encoder, waves[0])
+    assert not torch.allclose(adapted, alone(plain, waves[0]), atol=1e-2)
+    merge_adapters(encoder)
+    torch.testing.assert_close(alone(encoder, waves[0]), adapted, atol=1e-4, rtol=1e-4)
+    assert not any("lora" in n for n, _ in encoder.named_parameters())
+
+
+def test_lora_excludes_trained_layers_and_wavlm_attention(tmp_path, tiny_whisper):
+    with pytest.raises(ValueError, match="exclude each other"):
+        WhisperEncoder(str(tiny_whisper), lora={}, trainable_layers=1)
+    folder = write_tiny_hubert(tmp_path, "group", "wavlm")
+    with pytest.raises(ValueError, match="no effect on the attention"):
+        HubertEncoder(str(folder), lora={"target_modules": ["q_proj"]})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradient_checkpointing_of_an_encoder(tmp_path, tiny_whisper, kind):
+    """Gradients are equal; activations within the layers are freed."""
+    if kind == "whisper":
+        make, folder = WhisperEncoder, tiny_whisper
+    else:
+        make, (name, norm) = HubertEncoder, kind.split("-")
+        folder = write_tiny_hubert(tmp_path / kind, norm, name)
+    waves = [torch.randn(n) * 0.1 for n in (4000, 9000)]
+    gradients, alive = [], []
+    for checkpointing in (False, True):
+        torch.manual_seed(3)
+        encoder = make(
+            str(folder), trainable_layers=2, gradient_checkpointing=checkpointing
+        ).train()
+        live = live_outputs(encoder.layers)
+        torch.manual_seed(4)  # of dropout
+        features, _ = encoder(*pad(waves))
+        alive.append(live())
+        features.square().sum().backward()
+        gradients.append([p.grad for p in encoder.parameters() if p.requires_grad])
+    for one, other in zip(*gradients):
+        torch.testing.assert_close(one, other)
+    assert alive[1] < 0.2 * alive[0]
+
+
+def test_specaug_needs_a_log_mel_input(tmp_path):
+    folder = write_tiny_hubert(tmp_path, "group")
+    with pytest.raises(ValueError, match="specaug is for encoders with a log-mel"):
+        HubertEncoder(str(folder), specaug={"apply_time_warp": False})
+
+
 def test_specaug_is_applied_in_training_only(tiny_whisper):
     specaug = {
         "apply_time_warp": False,
@@ -284,26 +403,3 @@ def test_random_init(tiny_whisper):
     loaded = WhisperEncoder(str(tiny_whisper))
     assert built.encoder.conv1.weight.shape == loaded.encoder.conv1.weight.shape
     assert not torch.equal(built.encoder.conv1.weight, loaded.encoder.conv1.weight)
-
-
-def test_auto_encoder(tmp_path):
-    """An encoder whose own feature extractor computes log-mel frames."""
-    from transformers import (
-        SeamlessM4TFeatureExtractor,
-        Wav2Vec2BertConfig,
-        Wav2Vec2BertModel,
-    )
-
-    torch.manual_seed(5)
-    config = Wav2Vec2BertConfig(
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        conv_depthwise_kernel_size=3,
-    )
-    Wav2Vec2BertModel(config).save_pretrained(tmp_path)
-    SeamlessM4TFeatureExtractor().save_pretrained(tmp_path)
-    encoder = AutoEncoder(str(tmp_path)).eval()
-    waves = [torch.randn(n) * 0.1 for n in (16000, 7000)]
-    check_batch(encoder, waves, tolerance=0.0)

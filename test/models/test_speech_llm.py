@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_models import LABELS
+from tiny_models import LABELS, write_tiny_conformer, write_tiny_hubert
 
 from speechllm.models.speech_llm import SpeechLLM, build_speech_llm, unpad
 
@@ -258,6 +258,82 @@ def test_checkpoint_keeps_tensors_of_the_warm_up(make, tiny_whisper):
     third.load_state_dict(model.state_dict())
     batch = make_batch(model)
     assert torch.equal(third(**batch)[0], model(**batch)[0])
+
+
+def test_checkpoint_has_the_buffers_of_trained_modules(make, tmp_path, caplog):
+    """BatchNorm's statistics change in training; those of frozen layers do not."""
+    folder = str(write_tiny_conformer(tmp_path))
+    options = {
+        "encoder": "auto",
+        "encoder_conf": {"model": folder, "trainable_layers": 1},
+        "llm": None,
+        "bridge": None,
+        "model_conf": {"ctc_weight": 1.0, "autocast": "float32"},
+    }
+    first, second, third = (make(seed=seed, **options) for seed in (1, 2, 3))
+    batch = make_batch(first)
+    speech = batch["speech"], batch["speech_lengths"]
+    first.train()(**batch)
+    expected = first.eval().encode(*speech)[0]
+    assert not torch.allclose(second.encode(*speech)[0], expected, atol=1e-3)
+    state = first.state_dict()
+    buffers = {n for n in state if "batch_norm.running_mean" in n}
+    assert buffers == {
+        "encoder.encoder.encoder.layers.1.conv_module.batch_norm.running_mean"
+    }
+    second.load_state_dict(state)
+    assert torch.equal(second.encode(*speech)[0], expected)
+    parameters = {n: p for n, p in state.items() if n in dict(first.named_parameters())}
+    third.load_state_dict(parameters)  # of release 0.2
+    assert "3 buffers are not in the checkpoint" in caplog.text
+
+
+def test_old_checkpoint_of_an_integer_layer_keeps_its_features(make, tmp_path):
+    """Release 0.2 applied HuBERT's last norm after any layer."""
+    folder = str(write_tiny_hubert(tmp_path, "layer"))
+    options = {
+        "encoder": "hubert",
+        "encoder_conf": {"model": folder, "layer": 1},
+        "llm": None,
+        "bridge": None,
+        "model_conf": {"ctc_weight": 1.0, "autocast": "float32"},
+    }
+    new, old = make(**options), make(**options)
+    batch = make_batch(new)
+    speech = batch["speech"], batch["speech_lengths"]
+    features, lengths, _ = new.encode(*speech)
+    state = new.state_dict()
+    old.load_state_dict({n: v for n, v in state.items() if n != "encoder.layer_output"})
+    found = old.encode(*speech)[0]
+    norm = new.encoder.encoder.encoder.layer_norm
+    expected = torch.nn.functional.layer_norm(
+        features, norm.normalized_shape, norm.weight, norm.bias, norm.eps
+    )
+    for row, other, length in zip(found, expected, lengths):
+        torch.testing.assert_close(row[:length], other[:length])
+    again = make(seed=2, **options)
+    again.load_state_dict(state)
+    assert torch.equal(again.encode(*speech)[0], features)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("layer", ["last", 1])
+def test_every_trained_parameter_has_a_gradient(make, tiny_whisper, weight, layer):
+    """Otherwise DistributedDataParallel stops in the second step."""
+    model = make(
+        encoder_conf={
+            "model": str(tiny_whisper),
+            "layer": layer,
+            "trainable_layers": "all",
+        },
+        model_conf={"ctc_weight": weight, "autocast": "float32"},
+    ).train()
+    model(**make_batch(model))[0].backward()
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    assert not [n for n, p in trained.items() if p.grad is None]
+    parts = {name.split(".")[0] for name in trained}
+    assert ("ctc" in parts) == (weight > 0)
+    assert ("bridge" in parts) == ("llm" in parts) == (weight < 1)
 
 
 def test_mismatched_checkpoint_names_the_tensors(make):

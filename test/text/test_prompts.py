@@ -148,3 +148,18 @@ def test_prompts_of_all_recipes_are_valid():
         first = next(iter(prompts.languages))
         for task in prompts.tasks:
             assert "{source}" not in prompts.text(task, first, first)
+
+
+def test_date_in_a_chat_template_is_fixed(tokenizer):
+    """Llama 3.2 and SmolLM3 print today's date otherwise."""
+    import copy
+
+    dated = copy.deepcopy(tokenizer)
+    dated.chat_template = (
+        "{% if not date is defined %}{% set date = strftime_now('%d %b %Y') %}"
+        "{% endif %}Today: {{ date }}\n{{ messages[0]['content'] }}"
+    )
+    prompts = Prompts({"asr": "{speech} Text:"}, {"en": "English"}, chat=True)
+    before, behind = prompts.tokens("asr", "en", "en", dated)
+    assert tokenizer.decode(before) == "Today: 26 Jul 2024\n"
+    assert tokenizer.decode(behind) == " Text:"

@@ -1,0 +1,189 @@
+"""``encoder: auto``: WavLM, Wav2Vec2-Conformer and w2v-BERT against transformers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from live_tensors import live_outputs
+from test_encoder import alone, check_batch, pad
+from tiny_models import (
+    write_tiny_conformer,
+    write_tiny_w2v_bert,
+    write_tiny_wavlm,
+    write_tiny_whisper,
+)
+
+from speechllm.inference.loading import merge_adapters
+from speechllm.models.encoders import AutoEncoder
+
+KINDS = ("wavlm", "conformer", "rotary", "w2v-bert")
+SPECAUG = {
+    "apply_time_warp": False,
+    "freq_mask_width_range": [10, 27],
+    "time_mask_width_ratio_range": [0.0, 0.1],
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("auto")
+    return {
+        "wavlm": str(write_tiny_wavlm(root / "wavlm")),
+        "conformer": str(write_tiny_conformer(root / "conformer")),
+        "rotary": str(write_tiny_conformer(root / "rotary", "rotary")),
+        "w2v-bert": str(write_tiny_w2v_bert(root / "bert")),
+    }
+
+
+def noise(*lengths: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(n, generator=generator) * 0.1 for n in lengths]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_features_do_not_depend_on_the_batch(folders, kind):
+    encoder = AutoEncoder(folders[kind]).eval()
+    waves = noise(16000, 7000, 23456, 7160)
+    check_batch(encoder, waves)
+    check_batch(encoder, waves[::-1], noisy=True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_few_samples_give_finite_features(folders, kind):
+    encoder = AutoEncoder(folders[kind]).eval()
+    check_batch(encoder, noise(1, 200, 399, 401, 4000))
+    assert torch.isfinite(alone(encoder, torch.zeros(1))).all()
+
+
+def test_w2v_bert_encodes_a_batch_at_once(folders):
+    encoder = AutoEncoder(folders["w2v-bert"]).eval()
+    sizes = []
+    encoder.layers[0].register_forward_hook(lambda m, i, o: sizes.append(len(o)))
+    encoder(*pad(noise(16000, 7000, 9000)))
+    assert sizes == [3]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.inference_mode()
+def test_layers_equal_transformers(folders, kind):
+    from transformers import AutoFeatureExtractor, AutoModel
+
+    (wave,) = noise(12000)
+    model = AutoModel.from_pretrained(folders[kind]).eval()
+    extractor = AutoFeatureExtractor.from_pretrained(folders[kind])
+    inputs = extractor(wave.numpy(), sampling_rate=16000, return_tensors="pt")
+    output = model(**inputs, output_hidden_states=True)
+    last = alone(AutoEncoder(folders[kind]).eval(), wave)
+    torch.testing.assert_close(last, output.last_hidden_state[0])
+    for layer in (1, 2):
+        encoder = AutoEncoder(folders[kind], layer=layer).eval()
+        expected = output.hidden_states[layer][0]
+        torch.testing.assert_close(alone(encoder, wave), expected)
+    with pytest.raises(ValueError, match="encoder layer 3: the model has 2"):
+        AutoEncoder(folders[kind], layer=3)
+
+
+@torch.inference_mode()
+def test_checkpoints_of_release_0_2_keep_the_norm_of_an_integer_layer(folders):
+    (wave,) = noise(12000)
+    encoder = AutoEncoder(folders["conformer"], layer=1).eval()
+    expected = encoder.encoder.encoder.layer_norm(alone(encoder, wave))
+    encoder.use_old_layer_output()
+    torch.testing.assert_close(alone(encoder, wave), expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.inference_mode()
+def test_bfloat16_equals_transformers(folders, kind):
+    from transformers import AutoFeatureExtractor, AutoModel
+
+    encoder = AutoEncoder(folders[kind]).eval().bfloat16()
+    model = AutoModel.from_pretrained(folders[kind], dtype=torch.bfloat16).eval()
+    extractor = AutoFeatureExtractor.from_pretrained(folders[kind])
+    for wave in noise(16000, 7000):
+        inputs = extractor(wave.numpy(), sampling_rate=16000, return_tensors="pt")
+        expected = model(**inputs.to(torch.bfloat16)).last_hidden_state[0]
+        found = alone(encoder, wave)
+        assert found.dtype == torch.bfloat16
+        # from_pretrained keeps the frequencies of rotary positions in float32
+        tolerance = {"atol": 0.03, "rtol": 0.02} if kind == "rotary" else {}
+        torch.testing.assert_close(found, expected, **tolerance)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_frames_per_second(folders, kind):
+    encoder = AutoEncoder(folders[kind]).train()
+    assert encoder.num_frames_per_second == 50.0
+    assert encoder.training
+
+
+def test_fixed_length_has_no_frame_rate(tmp_path):
+    from transformers import WhisperFeatureExtractor
+
+    write_tiny_whisper(tmp_path)
+    WhisperFeatureExtractor().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="1500 frames for any length"):
+        _ = AutoEncoder(str(tmp_path)).eval().num_frames_per_second
+
+
+def test_specaug(folders):
+    encoder = AutoEncoder(folders["w2v-bert"], specaug=SPECAUG)
+    plain = AutoEncoder(folders["w2v-bert"]).train()
+    (wave,) = noise(16000)
+    speech = wave[None], torch.tensor([16000])
+    masked = encoder.train().inputs(wave)["input_features"]
+    mel = masked.reshape(-1, 80)  # two frames of 80 bins are stacked
+    assert ((mel == 0).all(0).any() or (mel == 0).all(1).any()).item()
+    assert not torch.equal(encoder(*speech)[0], plain(*speech)[0])
+    encoder.eval()
+    assert torch.equal(encoder(*speech)[0], plain.eval()(*speech)[0])
+    with pytest.raises(ValueError, match="specaug is for encoders with a log-mel"):
+        AutoEncoder(folders["wavlm"], specaug=SPECAUG)
+
+
+@pytest.mark.parametrize("layer", ["last", 1, "weighted"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_trained_parameter_has_a_gradient(folders, kind, layer):
+    """Otherwise DistributedDataParallel stops in the second step."""
+    for count in (1, "all"):
+        encoder = AutoEncoder(folders[kind], layer=layer, trainable_layers=count)
+        encoder.train()
+        encoder(*pad(noise(4000, 9000)))[0].square().sum().backward()
+        trained = [(n, p) for n, p in encoder.named_parameters() if p.requires_grad]
+        assert trained
+        assert not [n for n, p in trained if p.grad is None]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_lora(folders, kind):
+    encoder = AutoEncoder(folders[kind], lora={"r": 2}).train()
+    trained = [(n, p) for n, p in encoder.named_parameters() if p.requires_grad]
+    assert trained and all(".lora_" in n for n, _ in trained)
+    encoder(*pad(noise(4000, 9000)))[0].square().sum().backward()
+    assert all(p.grad is not None for _, p in trained)
+    with torch.no_grad():
+        for _, parameter in trained:
+            parameter.add_(0.1)
+    (wave,) = noise(9000)
+    encoder.eval()
+    expected = alone(encoder, wave)
+    merge_adapters(encoder)
+    torch.testing.assert_close(alone(encoder, wave), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradient_checkpointing(folders, kind):
+    gradients, alive = [], []
+    for checkpointing in (False, True):
+        encoder = AutoEncoder(
+            folders[kind], trainable_layers=2, gradient_checkpointing=checkpointing
+        ).train()
+        live = live_outputs(encoder.layers)
+        torch.manual_seed(4)  # of dropout
+        features, _ = encoder(*pad(noise(4000, 9000)))
+        alive.append(live())
+        features.square().sum().backward()
+        gradients.append([p.grad for p in encoder.parameters() if p.requires_grad])
+    for one, other in zip(*gradients):
+        torch.testing.assert_close(one, other)
+    assert alive[1] < 0.2 * alive[0]
