@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import io
 import json
@@ -31,13 +32,17 @@ def wav_bytes(samples: np.ndarray, rate: int = RATE, **options) -> bytes:
     import soundfile
 
     stream = io.BytesIO()
-    soundfile.write(stream, samples, rate, format=options.pop("format", "WAV"), **options)
+    soundfile.write(
+        stream, samples, rate, format=options.pop("format", "WAV"), **options
+    )
     return stream.getvalue()
 
 
 def write_rows(path: Path, rows: dict[str, str]) -> None:
     """Write a Kaldi table."""
-    path.write_text("".join(f"{k} {v}".rstrip() + "\n" for k, v in sorted(rows.items())))
+    path.write_text(
+        "".join(f"{k} {v}".rstrip() + "\n" for k, v in sorted(rows.items()))
+    )
 
 
 def write_base(folder: Path) -> None:
@@ -115,6 +120,8 @@ def prepare(folder: Path) -> tuple[Path, Path]:
     write_base(folder / "base")
     smollm2 = resolve_model("HuggingFaceTB/SmolLM2-135M-Instruct")
     model = write_tiny_model(folder / "model", smollm2)
+    for path in [*model.rglob("*"), model]:  # readable by any user
+        path.chmod(0o755 if path.is_dir() else 0o644)
     load = SpeechToText.from_pretrained
     loaded = load(model)
     warm_up(folder / "base")
@@ -148,6 +155,8 @@ def warm_up(base: Path) -> None:
         package = importlib.import_module(f"speechllm.{folder}")
         for module in pkgutil.iter_modules(package.__path__):
             importlib.import_module(f"{package.__name__}.{module.name}")
+    for name in ("cp437", "utf-8-sig", "utf-16", "idna", "latin-1", "ascii", "unicode_escape"):
+        codecs.lookup(name)  # another user may not read Python's folder
     from speechllm.audio.io import load_audio
 
     load_audio(base / "good.wav")

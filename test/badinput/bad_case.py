@@ -62,7 +62,9 @@ class Outcome:
         return [
             line
             for line in re.split(r"[\n\r]", self.err)
-            if re.match(r"(error: |python -m \S+.*: error: |speechllm.*: error: )", line)
+            if re.match(
+                r"(error: |python -m \S+.*: error: |speechllm.*: error: )", line
+            )
         ]
 
 
@@ -173,7 +175,9 @@ def listed(bad: list[str], good: dict[str, float], form: str = "json") -> Check:
                 reason = entries.get(name, {}).get("error", "no entry")
                 return f"{WRONG}: {name} is not transcribed: {reason}"
             if abs(entries[name]["seconds"] - seconds) > 0.15 + 0.02 * seconds:
-                return f"{SILENT}: {name} has {entries[name]['seconds']} s, not {seconds}"
+                return (
+                    f"{SILENT}: {name} has {entries[name]['seconds']} s, not {seconds}"
+                )
         return ""
 
     return check

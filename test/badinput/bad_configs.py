@@ -54,7 +54,10 @@ TEXTS = {
     "a key of a list": "? [a]\n: 2\n",
     "an unknown key": "beam_sise: 2\n",
     "aliases that explode": "a: &a [x, x]\n"
-    + "".join(f"{c}: &{c} [{', '.join([f'*{p}'] * 9)}]\n" for p, c in zip("abcdefg", "bcdefgh")),
+    + "".join(
+        f"{c}: &{c} [{', '.join([f'*{p}'] * 9)}]\n"
+        for p, c in zip("abcdefg", "bcdefgh")
+    ),
     "deep brackets": "a: " + "[" * 5000 + "\n",
     "a date": "beam_size: 2020-01-01\n",
     "sexagesimal": "batch_size: 1:30\n",
@@ -96,7 +99,9 @@ def decoding() -> Iterator[Case]:
             check = refused(name)
             if value is None or fits(kind, low, high, value):
                 check = either(refused(name), passes())
-            yield Case("decoding configs", f"{name}: {value!r}", build, check, seconds=20)
+            yield Case(
+                "decoding configs", f"{name}: {value!r}", build, check, seconds=20
+            )
     for name, text in TEXTS.items():
 
         def build(place: Place, text=text) -> list[str]:
@@ -121,7 +126,11 @@ def guard() -> Iterator[Case]:
     def case(name: str, content: Any, *named: str) -> Case:
         def build(place: Place) -> list[str]:
             copy_model(place.model, place.folder / "model")
-            text = content if isinstance(content, (str, bytes)) else yaml.safe_dump(content)
+            text = (
+                content
+                if isinstance(content, (str, bytes))
+                else yaml.safe_dump(content)
+            )
             place.write("model/guard.yaml", text)
             return transcribe
 
@@ -284,7 +293,10 @@ def prompts() -> Iterator[Case]:
             'languages: {"../x": N}\ntasks: {asr: "{speech}{source}"}\n',
         "an unknown key": 'foo: 1\nlanguages: {en: E}\ntasks: {asr: "{speech}"}\n',
     }  # fmt: skip
-    for name, text in {**contents, **{f"text: {k}": v for k, v in TEXTS.items()}}.items():
+    for name, text in {
+        **contents,
+        **{f"text: {k}": v for k, v in TEXTS.items()},
+    }.items():
 
         def build(place: Place, text=text) -> list[str]:
             copy_model(place.model, place.folder / "model")

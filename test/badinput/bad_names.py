@@ -207,9 +207,7 @@ def transcribe(place: Place, *inputs: str) -> list[str]:
     ]  # fmt: skip
 
 
-def playlist_cases(
-    kind: str, content: str, suffix: str, target: str
-) -> Iterator[Case]:
+def playlist_cases(kind: str, content: str, suffix: str, target: str) -> Iterator[Case]:
     """Yield a playlist that names a local file or a URL, for each reader."""
 
     def build(place: Place, file: str) -> None:
@@ -420,7 +418,11 @@ def ids() -> Iterator[Case]:
         def complete(outcome, key=key) -> str:
             new = outcome.place.folder / "new"
             kept = (new / "text").read_text().splitlines()
-            told = (new / "dropped.tsv").read_text() if (new / "dropped.tsv").exists() else ""
+            told = (
+                (new / "dropped.tsv").read_text()
+                if (new / "dropped.tsv").exists()
+                else ""
+            )
             if not any(line.startswith("a-1 ") for line in kept):
                 return "a-1 is lost"
             if len(kept) == 2 or key in told:

@@ -12,6 +12,7 @@ changed), entered (planted code ran, or a connection was made).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fnmatch
 import hashlib
 import json
@@ -30,7 +31,7 @@ import traceback
 from collections import Counter
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import bad_base
 from bad_case import (
@@ -150,9 +151,7 @@ def run_case(case: Case, base: Path, model: Path, root: Path) -> tuple[str, str,
     shutil.copytree(base, root / "work")
     for name in ("notes.txt", "secret.wav"):
         (root / "user" / name).write_text(f"{name} of the user\n")
-    place = Place(
-        root / "work", root / "user", model, listener.port, root / "planted"
-    )
+    place = Place(root / "work", root / "user", model, listener.port, root / "planted")
     try:
         action = case.build(place)
     except Exception:
@@ -163,23 +162,18 @@ def run_case(case: Case, base: Path, model: Path, root: Path) -> tuple[str, str,
     before = snapshot(root)
     model_before = [(p, p.stat().st_mtime_ns) for p in sorted(model.rglob("*"))]
     begin = time.monotonic()
-    with (
-        tempfile.TemporaryFile() as stdin,
-        tempfile.TemporaryFile() as out,
-        tempfile.TemporaryFile() as err,
-    ):
+    with tempfile.TemporaryFile() as stdin:
         stdin.write(case.stdin())
         stdin.seek(0)
+        out, err = os.pipe(), os.pipe()  # pipes: a limit on files is not one on them
         child = os.fork()
         if child == 0:
-            run_child(case, action, root, (stdin, out, err))
-        status = wait(child, case.seconds)
+            run_child(case, action, root, (stdin.fileno(), out[1], err[1]))
+        os.close(out[1])
+        os.close(err[1])
+        status, texts = wait(child, case.seconds, (out[0], err[0]))
         seconds = time.monotonic() - begin
         left = end_group(child)
-        texts = []
-        for stream in (out, err):
-            stream.seek(0)
-            texts.append(stream.read().decode("utf-8", "replace"))
     outcome = Outcome(status if status is not None else -1, *texts, place)
     after = snapshot(root)
     lost = losses(before, after, case.may_change)
@@ -191,7 +185,9 @@ def run_case(case: Case, base: Path, model: Path, root: Path) -> tuple[str, str,
         stray = [
             name
             for name in after.keys() - before.keys()
-            if Path(name).name.startswith(".") and not name.startswith("home")
+            if Path(name).name.startswith(".")
+            and Path(name).name != ".speechllm_output"
+            and not name.startswith("home")
         ]
         stray += [n for n in after.keys() - before.keys() if n.startswith("temporary/")]
         if stray:
@@ -226,13 +222,13 @@ def judge(
     return (verdict, reason) if problem else (RIGHT, "")
 
 
-def run_child(case: Case, action, root: Path, streams) -> None:
+def run_child(case: Case, action, root: Path, streams: tuple[int, ...]) -> None:
     """Run the command of a case in this process, a fork, and end it."""
     status = 1
     try:
         os.setsid()
         for number, stream in enumerate(streams):
-            os.dup2(stream.fileno(), number)
+            os.dup2(stream, number)
         sys.stdin = open(0, encoding="utf-8", closefd=False)
         sys.stdout = open(1, "w", encoding="utf-8", closefd=False)
         sys.stderr = open(2, "w", encoding="utf-8", closefd=False)
@@ -258,6 +254,7 @@ def run_child(case: Case, action, root: Path, streams) -> None:
             run_main(lambda: (action(), 0)[1])
         else:
             sys.argv = action
+            sys.modules.pop(action[0], None)
             runpy.run_module(action[0], run_name="__main__", alter_sys=True)
         status = 0
     except SystemExit as end:
@@ -266,28 +263,46 @@ def run_child(case: Case, action, root: Path, streams) -> None:
         traceback.print_exc()
     finally:
         try:
-            import threading
-
-            if sys.stdout is not None:
-                sys.stdout.flush()
+            sys.stdout.flush()
             sys.stderr.flush()
-            del threading
         finally:
             os._exit(status)
 
 
-def wait(child: int, seconds: float) -> int | None:
-    """Return the exit status of a child as a shell does; None if it did not end."""
+def wait(
+    child: int, seconds: float, pipes: tuple[int, ...]
+) -> tuple[int | None, list[str]]:
+    """Return the exit status of a child as a shell does, and the content of pipes.
+
+    The status is None if the child did not end in time; then it is killed.
+    """
     end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        found, status = os.waitpid(child, os.WNOHANG)
+    contents = {pipe: b"" for pipe in pipes}
+    for pipe in pipes:
+        os.set_blocking(pipe, False)
+
+    def drain() -> None:
+        for pipe in pipes:
+            with contextlib.suppress(BlockingIOError):
+                while part := os.read(pipe, 1 << 16):
+                    contents[pipe] += part
+
+    status = None
+    while status is None and time.monotonic() < end:
+        drain()
+        found, code = os.waitpid(child, os.WNOHANG)
         if found:
-            code = os.waitstatus_to_exitcode(status)
-            return code if code >= 0 else 128 - code
-        time.sleep(0.005)
-    os.killpg(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return None
+            code = os.waitstatus_to_exitcode(code)
+            status = code if code >= 0 else 128 - code
+        else:
+            time.sleep(0.005)
+    if status is None:
+        os.killpg(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    drain()
+    for pipe in pipes:
+        os.close(pipe)
+    return status, [content.decode("utf-8", "replace") for content in contents.values()]
 
 
 def end_group(group: int) -> bool:
