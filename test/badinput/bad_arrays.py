@@ -28,7 +28,7 @@ def arrays() -> dict[str, tuple[Callable[[], Any], bool | None]]:
 
             value = torch.from_numpy(wave)
             return {
-                "float": value, "gradient": value.requires_grad_(),
+                "float": value, "gradient": value.clone().requires_grad_(),
                 "half": value.detach().half(), "int": (value.detach() * 9e3).short(),
                 "meta": value.detach().to("meta"), "row": value.detach()[None],
                 "bfloat16": value.detach().bfloat16(),
@@ -156,7 +156,8 @@ def arguments() -> Iterator[Case]:
         "a beam of text": {"beam_size": "x"}, "a beam of True": {"beam_size": True},
         "NaN as penalty": {"penalty": float("nan")},
         "infinity as penalty": {"penalty": float("inf")},
-        "7 as ctc_weight": {"ctc_weight": 7}, "NaN as ctc_weight": {"ctc_weight": float("nan")},
+        "7 as ctc_weight": {"ctc_weight": 7},
+        "NaN as ctc_weight": {"ctc_weight": float("nan")},
         "text as ctc_weight": {"ctc_weight": "x"}, "an unknown option": {"foo": 1},
         "text as guard": {"guard": "yes"}, "1 as guard": {"guard": 1},
         "text as seed": {"sampling": True, "seed": "x"},
@@ -178,8 +179,10 @@ def arguments() -> Iterator[Case]:
         yield Case("Python API", f"options: {name}", build, refused(), seconds=20)
     loads: dict[str, tuple] = {
         "start after end": ("good.wav", 0.8, 0.2), "start beyond": ("good.wav", 5, 6),
-        "negative start": ("good.wav", -1, 0.5), "NaN start": ("good.wav", float("nan"), 0.5),
-        "infinite end": ("good.wav", 0, float("inf")), "text start": ("good.wav", "a", 1),
+        "negative start": ("good.wav", -1, 0.5), "NaN start": ("good.wav",
+        float("nan"), 0.5),
+        "infinite end": ("good.wav", 0, float("inf")), "text start": ("good.wav", "a",
+        1),
         "rate 0": ("good.wav", None, None, 0), "rate -1": ("good.wav", None, None, -1),
         "rate NaN": ("good.wav", None, None, float("nan")),
         "channel 5": ("good.wav", None, None, RATE, False, 5),
@@ -203,7 +206,8 @@ def arguments() -> Iterator[Case]:
     models: dict[str, tuple] = {
         "device foo": ("{model}", "foo"), "device cuda:99": ("{model}", "cuda:99"),
         "device of a number": ("{model}", -5), "dtype foo": ("{model}", "cpu", "foo"),
-        "dtype int8": ("{model}", "cpu", "int8"), "dtype of a number": ("{model}", "cpu", 5),
+        "dtype int8": ("{model}", "cpu", "int8"), "dtype of a number": ("{model}",
+        "cpu", 5),
         "no model": ("no-such",), "None": (None,), "a number": (5,), "empty": ("",),
     }  # fmt: skip
     for name, given in models.items():
@@ -219,4 +223,6 @@ def arguments() -> Iterator[Case]:
 
             return run
 
-        yield Case("Python API", f"from_pretrained: {name}", build, refused(), seconds=20)
+        yield Case(
+            "Python API", f"from_pretrained: {name}", build, refused(), seconds=20
+        )

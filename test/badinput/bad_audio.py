@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import io
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +10,6 @@ from pathlib import Path
 import numpy as np
 from bad_base import RATE, tone, wav_bytes, write_rows
 from bad_case import (
-    SILENT,
     Case,
     Check,
     Outcome,
@@ -315,13 +313,20 @@ def cases() -> Iterator[Case]:
     yield from pipes()
 
 
+def standard_input_check(suffix: str, share: int) -> Check:
+    """Return the check for a file of which ``share`` percent are piped."""
+    if share == 100:
+        return listed([], {"-": SECONDS})
+    cut = listed(["standard input"], {})
+    return either(cut, listed([], {})) if suffix in STREAMS else cut
+
+
 def pipes() -> Iterator[Case]:
     """Yield recordings on standard input, whole and cut."""
     for suffix in [*SNDFILE, *FFMPEG]:
         if suffix == "g722":  # has no header; a pipe has no name
             continue
         for share in (100, 50):
-            whole = share == 100 or suffix in STREAMS
             yield Case(
                 "standard input",
                 f"{suffix}, {share} %",
@@ -329,8 +334,7 @@ def pipes() -> Iterator[Case]:
                     "speechllm.cli", "transcribe", "--model", str(place.model),
                     "--format", "json", "-",
                 ],
-                listed([], {"-": SECONDS} if share == 100 else {})
-                if whole else listed(["standard input"], {}),
+                standard_input_check(suffix, share),
                 stdin=lambda suffix=suffix, share=share: (
                     encoded(suffix)[: len(encoded(suffix)) * share // 100]
                 ),

@@ -1,4 +1,4 @@
-"""Sound inputs that the cases damage: data dirs, example dirs, a decode dir, a model."""
+"""Sound inputs that the cases damage: data dirs, example and decode dirs, a model."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def write_base(folder: Path) -> None:
     write_rows(decoded / "text", {n: TEXTS[u] for n, u in by_name.items()})
     other = folder / "exp" / "other" / "decode" / "test"
     other.mkdir(parents=True)
-    write_rows(other / "text", {n: "Press night" for n in names})
+    write_rows(other / "text", dict.fromkeys(names, "Press night"))
     for scored in (decoded, other):
         row = {
             "metric": "wer", "value": 12.5, "errors": 1, "words": 8,
@@ -155,7 +155,15 @@ def warm_up(base: Path) -> None:
         package = importlib.import_module(f"speechllm.{folder}")
         for module in pkgutil.iter_modules(package.__path__):
             importlib.import_module(f"{package.__name__}.{module.name}")
-    for name in ("cp437", "utf-8-sig", "utf-16", "idna", "latin-1", "ascii", "unicode_escape"):
+    for name in (
+        "cp437",
+        "utf-8-sig",
+        "utf-16",
+        "idna",
+        "latin-1",
+        "ascii",
+        "unicode_escape",
+    ):
         codecs.lookup(name)  # another user may not read Python's folder
     from speechllm.audio.io import load_audio
 

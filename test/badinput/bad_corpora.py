@@ -86,7 +86,11 @@ def cases() -> Iterator[Case]:
                     return line
 
                 name = file.rpartition("/")[2]
+                if damage == "UTF-16" and name.endswith((".wav", ".tar")):
+                    continue
                 refusal = refused(name)
+                if "twice" in damage or name.endswith(".tar"):
+                    refusal = refused()
                 check = either(refusal, passes())
                 sound = file.endswith((".wav", ".tar"))
                 if damage in ("missing", "a folder", "a FIFO") and not sound:
@@ -121,7 +125,8 @@ def lists() -> Iterator[Case]:
 
             check = either(refused("train.yaml"), passes())
             yield Case("corpora", f"must_c: {key}: {value!r}", build, check)
-    for wav in ("../../../../../user/secret.wav", "/dev/zero", "http://127.0.0.1:{port}/a",
+    for wav in ("../../../../../user/secret.wav", "/dev/zero",
+    "http://127.0.0.1:{port}/a",
                 "a\0b.wav", "../wav", "'a b.wav'"):  # fmt: skip
 
         def build(place: Place, wav=wav) -> list[str]:
@@ -167,7 +172,9 @@ def shards() -> Iterator[Case]:
         return refused("000.tar")(outcome)
 
     for name in ("../../../user/notes.txt", "/tmp/badinput-evil", "a/../../../evil"):
-        yield Case("corpora", f"reazonspeech: member {name}", shard(file(name)), outside)
+        yield Case(
+            "corpora", f"reazonspeech: member {name}", shard(file(name)), outside
+        )
     for name, add in {
         "a link": special(tarfile.SYMTYPE, "/etc/passwd"),
         "a hard link": special(tarfile.LNKTYPE, "/etc/passwd"),

@@ -134,7 +134,9 @@ def cases() -> Iterator[Case]:
                 return transcribe()
 
             check = refused(Path(file).name)
-            yield Case("model folders", f"{file}, unreadable", build, check, user_id=65534)
+            yield Case(
+                "model folders", f"{file}, unreadable", build, check, user_id=65534
+            )
     for file in OPTIONAL[:1]:
         for damage, change in damages().items():
             if damage == "missing":
@@ -158,7 +160,9 @@ def cases() -> Iterator[Case]:
 def weights() -> Iterator[Case]:
     """Yield weights of other shapes, names, types, and values that are no numbers."""
 
-    def changed(file: str, change: Callable[[dict], dict]) -> Callable[[Place], list[str]]:
+    def changed(
+        file: str, change: Callable[[dict], dict]
+    ) -> Callable[[Place], list[str]]:
         def build(place: Place) -> list[str]:
             from safetensors.torch import load_file, save_file
 
@@ -185,7 +189,11 @@ def weights() -> Iterator[Case]:
         "no tensor": lambda t: {},
         "other names": lambda t: {f"x.{k}": v for k, v in t.items()},
     }
-    for file in ("model.safetensors", "encoder/model.safetensors", "llm/model.safetensors"):
+    for file in (
+        "model.safetensors",
+        "encoder/model.safetensors",
+        "llm/model.safetensors",
+    ):
         for name, change in changes.items():
             yield Case("weights", f"{file}, {name}", changed(file, change), refused())
 
@@ -288,7 +296,11 @@ def planted() -> Iterator[Case]:
                     folder = place.folder / "model" / part
                     text = code.format(path=str(place.planted))
                     (folder / "evil.py").write_text(text)
-                    file = "tokenizer_config.json" if kind == "tokenizer" else "config.json"
+                    file = (
+                        "tokenizer_config.json"
+                        if kind == "tokenizer"
+                        else "config.json"
+                    )
                     config = json.loads((folder / file).read_text())
                     if kind == "tokenizer":
                         config["auto_map"] = {"AutoTokenizer": ["evil.Evil", None]}
@@ -331,7 +343,9 @@ def planted() -> Iterator[Case]:
         (place.folder / "new" / "checkpoint.pth").write_bytes(data)
         return [*line, "--resume", "true"]
 
-    yield Case("planted code", "checkpoint.pth on resume", resumed, refused("checkpoint"))
+    yield Case(
+        "planted code", "checkpoint.pth on resume", resumed, refused("checkpoint")
+    )
 
     def initial(place: Place) -> list[str]:
         from bad_configs import training_case
@@ -351,7 +365,8 @@ def planted() -> Iterator[Case]:
 
     yield Case("planted code", "checkpoint of export", exported, refused())
     for tag in ("!!python/object/apply:os.system ['touch {path}']",
-                "!!python/name:os.system", "!!python/object/new:os.system [touch]"):  # fmt: skip
+                "!!python/name:os.system",
+                "!!python/object/new:os.system [touch]"):  # fmt: skip
         for file in ("config.yaml", "prompts.yaml", "guard.yaml"):
 
             def build(place: Place, tag=tag, file=file) -> list[str]:
@@ -369,7 +384,8 @@ def not_models() -> Iterator[Case]:
     """Yield what ``--model`` names and is not a model folder."""
     for name in ("no-such", "good.wav", "wav", "data", "exp", ".", "/", "", " ",
                  "no/such/model", "../..", "a" * 300, "http://127.0.0.1:{port}/m",
-                 "model\nb", "~", "hub/id@main", "-x", "日本/モデル", "/dev/null"):  # fmt: skip
+                 "model\nb", "~", "hub/id@main", "-x", "日本/モデル",
+                 "/dev/null"):  # fmt: skip
 
         def build(place: Place, name=name) -> list[str]:
             return transcribe(name.format(port=place.port))
@@ -409,7 +425,9 @@ def packs() -> Iterator[Case]:
             return ""
 
         check = refused("model.zip")
-        return Case("packs", name, build, check if strict else either(check, passes(same)))
+        return Case(
+            "packs", name, build, check if strict else either(check, passes(same))
+        )
 
     for seed in range(60):
 
@@ -550,5 +568,3 @@ def packing() -> Iterator[Case]:
             return ["speechllm.bin.pack", *given, "--output", "new.zip"]
 
         yield Case("packs", f"pack {name}", build, refused())
-
-

@@ -1,4 +1,4 @@
-"""Names and sources of recordings: URLs, playlists, devices, strange file names, ids."""
+"""Names and sources of recordings: URLs, playlists, devices, odd file names, ids."""
 
 from __future__ import annotations
 
@@ -68,7 +68,8 @@ def sources() -> dict[str, str]:
 def playlists() -> dict[str, str]:
     """Return playlists, which name other files, by their kind."""
     return {
-        "m3u8": "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{target}\n#EXT-X-ENDLIST\n",
+        "m3u8": "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{target}\n"
+        "#EXT-X-ENDLIST\n",
         "ffconcat": "ffconcat version 1.0\nfile '{target}'\n",
         "m3u": "{target}\n",
         "pls": "[playlist]\nFile1={target}\nNumberOfEntries=1\n",
@@ -78,7 +79,8 @@ def playlists() -> dict[str, str]:
         'type="static" mediaPresentationDuration="PT1S"><Period><AdaptationSet '
         'mimeType="audio/mp4"><Representation id="1" bandwidth="1"><BaseURL>{target}'
         "</BaseURL></Representation></AdaptationSet></Period></MPD>",
-        "ism": "<SmoothStreamingMedia><StreamIndex Url='{target}'/></SmoothStreamingMedia>",
+        "ism": "<SmoothStreamingMedia><StreamIndex Url='{target}'/>"
+        "</SmoothStreamingMedia>",
         "svg": "<svg><image href='{target}'/></svg>",
     }
 
@@ -426,7 +428,7 @@ def ids() -> Iterator[Case]:
             if not any(line.startswith("a-1 ") for line in kept):
                 return "a-1 is lost"
             if len(kept) == 2 or key in told:
-                inside = [p for p in new.rglob("*.flac")]
+                inside = list(new.rglob("*.flac"))
                 return "" if len(inside) == len(kept) else "a file is outside"
             return f"{key!r} is neither kept nor listed"
 

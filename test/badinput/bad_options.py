@@ -119,7 +119,9 @@ def bins() -> list[str]:
 
     names = [m.name for m in pkgutil.iter_modules(speechllm.bin.__path__)]
     optional = {"report", "benchmark_data", "benchmark_long_form", "speechllm_train"}
-    return [f"speechllm.bin.{n}" for n in names if n not in optional] + ["speechllm.cli"]
+    return [f"speechllm.bin.{n}" for n in names if n not in optional] + [
+        "speechllm.cli"
+    ]
 
 
 def option_cases(
@@ -129,8 +131,10 @@ def option_cases(
     number = action.type in (int, float)
     for value in NUMBERS if number else TEXTS:
         check: Check = either(refused(), passes())
-        if number and value in ("nan", "x", "", "1e400", "9" * 30) and not (
-            option == "--max_text_length" or value == "9" * 30
+        if (
+            number
+            and value in ("nan", "x", "", "1e400", "9" * 30)
+            and not (option == "--max_text_length" or value == "9" * 30)
         ):
             check = refused()
         if action.type is int and value in ("1.5", "inf", "-inf"):

@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import resource
 import runpy
 import shutil
@@ -109,6 +110,11 @@ def snapshot(root: Path) -> dict[str, tuple]:
     return found
 
 
+def times(model: Path) -> dict[Path, int]:
+    """Return the modification time of each file of the shared model."""
+    return {p: p.stat().st_mtime_ns for p in model.rglob("*") if p.is_file()}
+
+
 def losses(before: dict, after: dict, may_change: tuple[str, ...]) -> list[str]:
     """Return what is missing or changed, except files that may change."""
     found = []
@@ -160,7 +166,7 @@ def run_case(case: Case, base: Path, model: Path, root: Path) -> tuple[str, str,
         for path in [root, *root.rglob("*")]:
             os.chown(path, case.user_id, case.user_id, follow_symlinks=False)
     before = snapshot(root)
-    model_before = [(p, p.stat().st_mtime_ns) for p in sorted(model.rglob("*"))]
+    model_before = times(model)
     begin = time.monotonic()
     with tempfile.TemporaryFile() as stdin:
         stdin.write(case.stdin())
@@ -177,8 +183,7 @@ def run_case(case: Case, base: Path, model: Path, root: Path) -> tuple[str, str,
     outcome = Outcome(status if status is not None else -1, *texts, place)
     after = snapshot(root)
     lost = losses(before, after, case.may_change)
-    model_after = [(p, p.stat().st_mtime_ns) for p in sorted(model.rglob("*"))]
-    if model_before != model_after:
+    if not model_before.items() <= times(model).items():
         lost.append("the shared model is changed")
     verdict, reason = judge(case, outcome, lost, listener.connected())
     if verdict == RIGHT and status is not None:
@@ -186,7 +191,7 @@ def run_case(case: Case, base: Path, model: Path, root: Path) -> tuple[str, str,
             name
             for name in after.keys() - before.keys()
             if Path(name).name.startswith(".")
-            and Path(name).name != ".speechllm_output"
+            and not re.fullmatch(r"\.speechllm_output|\.\d+\.done", Path(name).name)
             and not name.startswith("home")
         ]
         stray += [n for n in after.keys() - before.keys() if n.startswith("temporary/")]
@@ -277,7 +282,7 @@ def wait(
     The status is None if the child did not end in time; then it is killed.
     """
     end = time.monotonic() + seconds
-    contents = {pipe: b"" for pipe in pipes}
+    contents = dict.fromkeys(pipes, b"")
     for pipe in pipes:
         os.set_blocking(pipe, False)
 

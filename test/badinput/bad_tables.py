@@ -213,7 +213,9 @@ def table_case(
         refusal = problems(table)
     if damage == "empty" and needed and command in ("examples", "statistics"):
         check = either(refusal, passes(nothing_lost))
-    elif effect == "bad" and needed and not (damage == "missing" and table == "segments"):
+    elif (
+        effect == "bad" and needed and not (damage == "missing" and table == "segments")
+    ):
         check: Check = refusal
     elif effect == "good":
         check = passes(unchanged(command))
@@ -265,9 +267,9 @@ def tasks() -> Iterator[Case]:
     bad = [
         "asr", "asr en", "asr en en en", "asr ../../x ../../x", "st en ../../../user",
         "../x en en", "asr EN EN", "asr e e", "asr english english", "asr en fr",
-        "asr 日本 日本", "asr en\ten", "asr en/en en", "asr . .", "asr .. ..", "ASR en en",
-        "as-r en en", "asr en *", "asr $(x) en", "asr;x en en", "asr_st en",
-        "st en en/../../../../user", "asr \u202een en", "asr\0 en en",
+        "asr 日本 日本", "asr en\ten", "asr en/en en", "asr . .", "asr .. ..",
+        "ASR en en", "as-r en en", "asr en *", "asr $(x) en", "asr;x en en",
+        "asr_st en", "st en en/../../../../user", "asr \u202een en", "asr\0 en en",
     ]  # fmt: skip
     for value in bad:
         for command in ("score", "compare", "decode"):
@@ -394,8 +396,10 @@ def score_files() -> Iterator[Case]:
         "target_language": "en", "utterances": 3,
     }  # fmt: skip
     contents = {
-        "empty": "", "null": "null", "a number": "5", "a text": '"x"', "a mapping": "{}",
-        "cut": json.dumps([row])[:-9], "a list of lists": "[[]]", "rows of null": "[null]",
+        "empty": "", "null": "null", "a number": "5", "a text": '"x"',
+        "a mapping": "{}",
+        "cut": json.dumps([row])[:-9], "a list of lists": "[[]]",
+        "rows of null": "[null]",
         "NaN": json.dumps([{**row, "value": float("nan")}]),
         "a text as value": json.dumps([{**row, "value": "x"}]),
         "null as value": json.dumps([{**row, "value": None}]),
