@@ -330,20 +330,21 @@ def run_all(cases: list[Case], jobs: int, folder: Path) -> list[dict]:
         child = os.fork()
         if child == 0:
             try:
-                results = {}
-                for number in range(job, len(cases), jobs):
-                    case = cases[number]
-                    root = folder / f"case{number}"
-                    verdict, reason, seconds = run_case(case, base, model, root)
-                    results[number] = {
-                        "family": case.family,
-                        "name": case.name,
-                        "verdict": verdict,
-                        "reason": reason,
-                        "seconds": round(seconds, 2),
-                    }
-                    shutil.rmtree(root, ignore_errors=True)
-                (folder / f"job{job}.json").write_text(json.dumps(results))
+                with open(folder / f"job{job}.jsonl", "w") as lines:
+                    for number in range(job, len(cases), jobs):
+                        case = cases[number]
+                        root = folder / f"case{number}"
+                        verdict, reason, seconds = run_case(case, base, model, root)
+                        result = {
+                            "number": number,
+                            "family": case.family,
+                            "name": case.name,
+                            "verdict": verdict,
+                            "reason": reason,
+                            "seconds": round(seconds, 2),
+                        }
+                        print(json.dumps(result), file=lines, flush=True)
+                        shutil.rmtree(root, ignore_errors=True)
             except BaseException:
                 traceback.print_exc()
                 os._exit(1)
@@ -351,11 +352,12 @@ def run_all(cases: list[Case], jobs: int, folder: Path) -> list[dict]:
         children.append(child)
     if any(os.waitpid(child, 0)[1] for child in children):
         raise RuntimeError("a process of the table died")
-    found: dict[int, dict] = {}
-    for job in range(jobs):
-        content = json.loads((folder / f"job{job}.json").read_text())
-        found |= {int(number): result for number, result in content.items()}
-    return [found[number] for number in range(len(cases))]
+    found = [
+        json.loads(line)
+        for job in range(jobs)
+        for line in (folder / f"job{job}.jsonl").read_text().splitlines()
+    ]
+    return sorted(found, key=lambda result: result["number"])
 
 
 def markdown(results: list[dict]) -> str:

@@ -53,6 +53,7 @@ def faults(results: list[dict]) -> list[str]:
     return lines
 
 
+@pytest.mark.slow
 def test_sample_of_bad_inputs(tmp_path):
     results = run_table(tmp_path, "--sample", str(SAMPLE))
     assert len(results) == SAMPLE
