@@ -191,6 +191,7 @@ def run_case(case: Case, base: Path, model: Path, root: Path) -> tuple[str, str,
             name
             for name in after.keys() - before.keys()
             if Path(name).name.startswith(".")
+            and not name.endswith((".flac", ".wav"))  # of an id that begins with a dot
             and not re.fullmatch(r"\.speechllm_output|\.\d+\.done", Path(name).name)
             and not name.startswith("home")
         ]
