@@ -74,6 +74,8 @@ def collect_results(exp_root: str | Path) -> list[dict]:
         system, decode, set_name = path.relative_to(exp_root).parts[:3]
         try:
             scored = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(scored, list):
+                raise TypeError(scored)
             for row in scored:
                 _check_row(row)
                 place = {

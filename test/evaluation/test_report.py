@@ -125,7 +125,7 @@ def test_folder_without_scores_is_an_error(tmp_path):
         collect_results(tmp_path)
 
 
-@pytest.mark.parametrize("content", ["{", "[1]", '[{"task": "asr"}]'])
+@pytest.mark.parametrize("content", ["{", "{}", "[1]", '[{"task": "asr"}]'])
 def test_damaged_score_file_is_named(exp_root, content):
     path = next(exp_root.glob("joint/*/*/score_asr_*/scores.json"))
     path.write_text(content)
