@@ -68,6 +68,8 @@ def command_lines() -> dict[str, list[str]]:
             "speechllm.bin.baseline", system, "--examples", "examples", "--output",
             "OUT", "--model", "no-such",
         ]  # fmt: skip
+    llm = found["baseline llm"]
+    llm += ["--transcripts", "examples", "--train_examples", "examples"]
     return found
 
 
