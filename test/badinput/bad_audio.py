@@ -68,18 +68,17 @@ def flip(data: bytes, seed: int, count: int = 8) -> bytes:
     return bytes(changed)
 
 
-def files() -> Iterator[tuple[str, str, bytes, float | None, bool]]:
-    """Yield name, file name, content, seconds, and whether it may be refused.
+def files() -> Iterator[tuple[str, str, float | None, bool]]:
+    """Yield name, file name, seconds, and whether it may be refused.
 
     ``seconds`` is None where the file must be refused, and NaN where any length will
     do.
     """
     any_length = float("nan")
-    noise = np.random.default_rng(5).bytes(20000)
     for suffix in [*SNDFILE, *FFMPEG]:
 
         def item(what, seconds, may_refuse, suffix=suffix):
-            return (f"{suffix}, {what}", f"a.{suffix}", None, seconds, may_refuse)
+            return (f"{suffix}, {what}", f"a.{suffix}", seconds, may_refuse)
 
         for what, seconds, may_refuse in (
             ("whole", SECONDS, False),
@@ -98,11 +97,10 @@ def files() -> Iterator[tuple[str, str, bytes, float | None, bool]]:
         if suffix in ("ogg", "opus", "mp3", "flac", "aac", "mp2"):
             yield item("joined with another", 3.5, False)
         if suffix not in ("wav", "g722"):
-            yield (f"{suffix}, named .wav", "a.wav", suffix, SECONDS, False)
-    del noise
+            yield (f"{suffix}, named .wav", "a.wav", SECONDS, False)
 
 
-def content_of(name: str, given) -> bytes:
+def content_of(name: str) -> bytes:
     """Return the content of a file of :func:`files`."""
     suffix, what = name.split(", ", 1)
     whole = encoded(suffix)
@@ -293,10 +291,10 @@ def load_case(
 
 def cases() -> Iterator[Case]:
     """Yield each file for ``load_audio``, and in turn for the two commands."""
-    for number, (name, file, given, seconds, may_refuse) in enumerate(files()):
+    for number, (name, file, seconds, may_refuse) in enumerate(files()):
 
-        def build(place: Place, file: str, name=name, given=given) -> None:
-            place.write(file, content_of(name, given))
+        def build(place: Place, file: str, name=name) -> None:
+            place.write(file, content_of(name))
 
         yield load_case("audio files", name, file, build, seconds, may_refuse)
         make = format_case if number % 2 else transcribe_case

@@ -8,7 +8,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -180,8 +180,3 @@ def copy_model(model: Path, target: Path) -> None:
 def edit(path: Path, change: Callable[[bytes], bytes]) -> None:
     """Replace the content of a file by ``change(content)``."""
     path.write_bytes(change(path.read_bytes()))
-
-
-def numbered(items: Iterable) -> list[tuple[int, object]]:
-    """Return items with their numbers."""
-    return list(enumerate(items))

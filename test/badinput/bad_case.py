@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -148,7 +148,7 @@ def either(*checks: Check) -> Check:
     return check
 
 
-def listed(bad: list[str], good: dict[str, float], form: str = "json") -> Check:
+def listed(bad: list[str], good: dict[str, float]) -> Check:
     """Check that ``transcribe --format json`` fails for ``bad`` and reads ``good``.
 
     Args:
@@ -181,11 +181,3 @@ def listed(bad: list[str], good: dict[str, float], form: str = "json") -> Check:
         return ""
 
     return check
-
-
-def parametrised(
-    family: str, items: list[tuple], make: Callable[..., Iterator[Case]]
-) -> Iterator[Case]:
-    """Yield the cases of ``make(family, *item)`` for all items."""
-    for item in items:
-        yield from make(family, *item)

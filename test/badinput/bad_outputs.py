@@ -87,7 +87,7 @@ def prepared(place: Place, command: str, output: str) -> list[str]:
     """Write what a command needs and return its arguments."""
     line, _, _ = COMMANDS[command]
     if "unpack" in command:
-        from bad_models import packed
+        from bad_packs import packed
 
         place.write("model.zip", packed(place.model))
     if command == "export_model":

@@ -54,6 +54,7 @@ FAMILIES = (
     "bad_tables",
     "bad_configs",
     "bad_models",
+    "bad_packs",
     "bad_options",
     "bad_outputs",
     "bad_arrays",
