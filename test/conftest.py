@@ -23,6 +23,21 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["SPEECHLLM_COMET_MODEL"] = "none"  # skip COMET even if it is installed
     config.addinivalue_line("markers", "slow: takes more than a few seconds")
     config.addinivalue_line("markers", "gpu: needs a CUDA device")
+    config.addinivalue_line(
+        "markers", "badinput: all bad inputs; only with -m badinput"
+    )
+
+
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> None:
+    """Deselect the long table of bad inputs unless ``-m`` names it."""
+    if "badinput" in config.getoption("-m"):
+        return
+    long = [item for item in items if item.get_closest_marker("badinput")]
+    if long:
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]
 
 
 @pytest.fixture(scope="session")

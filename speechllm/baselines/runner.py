@@ -64,7 +64,14 @@ def run_baseline(
     if system.takes_speech:
         inputs = read_table(examples / "wav.scp")
         sizes = read_table(examples / "utt2num_samples")
-        lengths = {name: int(sizes.get(name, 0)) for name in tasks}
+        lengths = {}
+        for name in tasks:
+            size = sizes.get(name, "0")
+            if not size.isdecimal():
+                raise UserError(
+                    f"{examples}/utt2num_samples: {size!r} of {name} is not a number"
+                )
+            lengths[name] = int(size)
         if missing := sorted(tasks.keys() - inputs.keys()):
             raise UserError(f"{examples}/wav.scp: {missing[0]} is missing")
     else:

@@ -85,6 +85,8 @@ def prepare_common_voice(
     for split in splits:
         dropped: list[Dropped] = []
         utterances = sorted(_read_split(root, split, clips, dropped))
+        if not utterances and not dropped:
+            raise UserError(f"{root / split}.tsv: lists no clip")
         for one in utterances:
             if seen.setdefault(one.path, split) != split:
                 raise UserError(

@@ -196,7 +196,7 @@ def read_translations(
         UserError: the file does not exist, lacks a column, or is not UTF-8.
     """
     rows = map(_fields, read_lines(path))
-    header = [name.lstrip("\ufeff") for name in next(rows, [])]
+    header = [name.lstrip("\ufeff").strip() for name in next(rows, [])]
     columns = []
     for name in ("path", "translation", "split"):
         if name not in header:

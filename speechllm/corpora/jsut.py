@@ -83,6 +83,8 @@ def prepare_jsut(
         root = check_root(jsut_dir, "JSUT (jsut_ver1.1)", f"{part}/{TRANSCRIPT}")
         dropped: list[Dropped] = []
         utterances = sorted(_read_part(root / part, dropped))
+        if not utterances and not dropped:
+            raise UserError(f"{root / part / TRANSCRIPT}: lists no utterance")
         sets[Path(output_dir) / f"jsut_{part}"] = utterances, dropped
     return write_sets(sets, "ja")
 

@@ -123,6 +123,8 @@ def unpack_shard(shard: Path, folder: Path) -> None:
         UserError: the file is damaged or incomplete, or a member would be written
             outside ``folder``.
     """
+    if not shard.is_file():
+        raise UserError(f"{shard}: not a file; download it again")
     marker = folder / f".{shard.stem}.done"
     state = f"{shard.stat().st_size}\n"
     if marker.is_file() and marker.read_text() == state:

@@ -43,6 +43,15 @@ TASKS = {
     "asr_st": "Transcript and translation in one (asr_st)",
 }
 
+#: Fields of a row that count words, characters or errors, where it has them.
+COUNTS = (
+    "reference_words",
+    "reference_characters",
+    "substitutions",
+    "deletions",
+    "insertions",
+)
+
 #: Statistics in the figure of training curves, one panel each.
 CURVES = ("loss", "loss_att", "loss_ctc", "acc", "cer_ctc", "wer")
 
@@ -65,7 +74,10 @@ def collect_results(exp_root: str | Path) -> list[dict]:
         system, decode, set_name = path.relative_to(exp_root).parts[:3]
         try:
             scored = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(scored, list):
+                raise TypeError(scored)
             for row in scored:
+                _check_row(row)
                 place = {
                     "set": set_name,
                     "task": row["task"],
@@ -79,7 +91,7 @@ def collect_results(exp_root: str | Path) -> list[dict]:
                     "decode": decode,
                 }
                 rows.append(place | row)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise UserError(
                 f"{path}: not a list of scores; score this set again (stage 13)"
             ) from None
@@ -97,6 +109,20 @@ def collect_results(exp_root: str | Path) -> list[dict]:
         )
     )
     return rows
+
+
+def _check_row(row: dict) -> None:
+    """Raise KeyError, TypeError or ValueError if a row lacks fields or types."""
+    texts = [row[name] for name in ("metric", "task", "language", "target_language")]
+    texts.append(row.get("signature", ""))
+    counts = [row["utterances"], *(row[name] for name in COUNTS if name in row)]
+    if (
+        not all(isinstance(text, str) for text in texts)
+        or not all(type(count) is int and count >= 0 for count in counts)
+        or type(row["value"]) not in (int, float)
+        or not math.isfinite(row["value"])
+    ):
+        raise ValueError(row)
 
 
 def result_key(row: dict) -> tuple[str, ...]:
@@ -148,7 +174,7 @@ def results_table(rows: list[dict], task: str) -> str:
                 line.append(f"{errors['reference_words']} words")
             else:
                 line.append(f"{errors.get('reference_characters', 0)} characters")
-            for kind in ("substitutions", "deletions", "insertions"):
+            for kind in COUNTS[2:]:
                 line.append(errors.get(kind, ""))
         for name in metrics:
             line.append(f"{scores[name]['value']:.2f}" if name in scores else "")
@@ -379,8 +405,13 @@ def write_report(
 
     Returns:
         The rows.
+
+    Raises:
+        UserError: as :func:`collect_results`, or ``output`` is a folder's path.
     """
     exp_root = Path(exp_root)
+    if os.path.basename(output) in ("", ".", ".."):
+        raise UserError(f"--output {output}: give a name without suffix, as in RESULTS")
     output = Path(output)
     rows = collect_results(exp_root)
     pictures = {}

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, cast
 
 from speechllm.evaluation.groups import Group, normalize_group, read_groups
 from speechllm.evaluation.recognition import character_errors, count_errors, word_errors
-from speechllm.evaluation.report import METRICS, markdown_table
+from speechllm.evaluation.report import METRICS, TASKS, markdown_table
 from speechllm.evaluation.translation import bleu_metric, chrf_metric, ter_metric
 from speechllm.text.normalization import LANGUAGES_WITHOUT_SPACES
 from speechllm.utils.errors import UserError
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sacrebleu.significance import Result
 
 SEED = 12345  # sacrebleu's default
+MAX_SAMPLES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -69,15 +70,23 @@ def compare(
         samples: number of bootstrap samples.
 
     Raises:
-        UserError: a decode dir lacks an example, or a reference is empty.
+        UserError: a decode dir lacks an example, a reference is empty, no example has
+            a known task, or a recognition example has two languages.
     """
-    if samples < 100:
-        raise UserError(f"samples {samples}: too few, use at least 100")
+    if not 100 <= samples <= MAX_SAMPLES:
+        raise UserError(f"samples {samples}: from 100 to {MAX_SAMPLES}")
     groups = [
         read_groups(examples, Path(folder) / "text", subset=True) for folder in (a, b)
     ]
     rows = []
     for one, other in zip(*groups, strict=True):
+        if one.task not in TASKS:
+            continue
+        if one.task == "asr" and one.source != one.target:
+            raise UserError(
+                f"{Path(examples) / 'utt2task'}: {one.ids[0]} is recognition (asr) "
+                f"from {one.source} into {one.target}; use the task st for translation"
+            )
         values = []
         if one.task != "st":
             values += compare_recognition(
@@ -88,6 +97,11 @@ def compare(
             values += compare_comet(one, a, b, samples)
         place = one.task, one.source, one.target
         rows += [Comparison(*place, *value) for value in values]
+    if not rows:
+        raise UserError(
+            f"{Path(examples) / 'utt2task'}: no example has a task that is compared: "
+            f"{', '.join(TASKS)}"
+        )
     return rows
 
 

@@ -46,7 +46,7 @@ def run_main(main: Callable[[], int | None]) -> None:
     try:
         sys.exit(main() or 0)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     except MemoryError:
         print(f"error: {OUT_OF_MEMORY}", file=sys.stderr)
     except RuntimeError as error:  # includes torch's OutOfMemoryError

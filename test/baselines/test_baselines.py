@@ -425,6 +425,37 @@ def test_malformed_task_is_an_error(tiny_seamless, examples):
         run_baseline(Seamless(tiny_seamless), examples, examples / "out")
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("batch_size", "0"), ("beam_size", "-1"), ("epochs", "0"),
+        ("learning_rate", "nan"), ("learning_rate", "inf"), ("learning_rate", "-1"),
+    ],
+)  # fmt: skip
+def test_options_out_of_range_are_an_error_before_loading(tmp_path, option, value):
+    arguments = [
+        "llm",
+        "--model",
+        "none",
+        "--examples",
+        "none",
+        "--transcripts",
+        "none",
+    ]
+    arguments += ["--train_examples", "none", "--output", str(tmp_path / "decode")]
+    with pytest.raises(UserError, match=f"--{option} {value}"):
+        main([*arguments, f"--{option}", value])
+    assert not (tmp_path / "decode").exists()
+
+
+def test_length_that_is_not_a_number_is_an_error(tiny_seamless, tmp_path):
+    write_table(tmp_path / "utt2task", {"u1": "asr en en"})
+    write_table(tmp_path / "wav.scp", {"u1": "u1.wav"})
+    write_table(tmp_path / "utt2num_samples", {"u1": "nan"})
+    with pytest.raises(UserError, match="utt2num_samples: 'nan' of u1"):
+        run_baseline(Seamless(tiny_seamless), tmp_path, tmp_path / "decode")
+
+
 def test_weights_exceeding_gpu_memory_are_an_error(tiny_nllb, monkeypatch):
     """Simulate a GPU whose free memory is near the size of the weights."""
     from transformers import M2M100ForConditionalGeneration

@@ -148,6 +148,6 @@ def test_clip_in_two_splits_is_an_error(release, tmp_path):
 
 def test_no_split_is_written_if_one_is_empty(release, tmp_path):
     (release / "ja" / "test.tsv").write_text(HEADER, "utf-8")
-    with pytest.raises(UserError, match="out/test: no utterance is left"):
+    with pytest.raises(UserError, match=r"test\.tsv: lists no clip"):
         prepare_common_voice(release, tmp_path / "out")
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()

@@ -86,7 +86,7 @@ def test_missing_recordings_are_an_error(jsut, tmp_path):
         (TRANSCRIPT.encode("cp932"), "transcript_utf8.txt:1: not UTF-8"),
         (b"BASIC5000_0001 text\n", ":1: expected <utterance>:<text>"),
         (b"BASIC5000_0001:a\nBASIC5000_0001:b\n", "BASIC5000_0001 is listed twice"),
-        (b"", "no utterance is left"),
+        (b"", "lists no utterance"),
     ],
 )
 def test_bad_transcript_is_an_error(jsut, tmp_path, content, message):

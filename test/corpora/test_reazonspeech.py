@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import tarfile
 
 import numpy as np
@@ -198,3 +199,10 @@ def test_bad_tables_are_errors(release, tmp_path):
         prepare(release, tmp_path, dev_utterances=1000)
     with pytest.raises(UserError, match="-1 dev and 1 test .* at least 1"):
         prepare(release, tmp_path, dev_utterances=-1)
+
+
+def test_named_pipe_instead_of_a_shard_is_an_error(release, tmp_path):
+    (release / "data" / "001.tar").unlink()
+    os.mkfifo(release / "data" / "001.tar")
+    with pytest.raises(UserError, match="001.tar: not a file"):
+        prepare(release, tmp_path)

@@ -125,12 +125,43 @@ def test_folder_without_scores_is_an_error(tmp_path):
         collect_results(tmp_path)
 
 
-@pytest.mark.parametrize("content", ["{", "[1]", '[{"task": "asr"}]'])
+@pytest.mark.parametrize("content", ["{", "{}", "[1]", '[{"task": "asr"}]'])
 def test_damaged_score_file_is_named(exp_root, content):
     path = next(exp_root.glob("joint/*/*/score_asr_*/scores.json"))
     path.write_text(content)
     with pytest.raises(UserError, match="score_asr_en_en.*score this set again"):
         collect_results(exp_root)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"value": "12.5"}, {"value": None}, {"value": float("nan")}, {"value": True},
+        {"metric": ["wer"]}, {"task": 5}, {"language": None}, {"utterances": "10"},
+        {"utterances": -1}, {"substitutions": "3"}, {"insertions": 0.5},
+    ],
+)  # fmt: skip
+def test_scores_of_another_type_are_an_error(exp_root, change):
+    write_scores(exp_root, "damaged", ASR, "asr", "en", "en")
+    path = next(exp_root.glob("damaged/*/*/*/scores.json"))
+    rows = json.loads(path.read_text())
+    path.write_text(json.dumps([rows[0] | change]))
+    with pytest.raises(UserError, match="scores.json: not a list of scores"):
+        collect_results(exp_root)
+
+
+def test_deeply_nested_scores_are_an_error(exp_root):
+    next(exp_root.glob("joint/*/*/*/scores.json")).write_text("[" * 100_000)
+    with pytest.raises(UserError, match="scores.json: not a list of scores"):
+        collect_results(exp_root)
+
+
+@pytest.mark.parametrize("output", [".", "..", "", "folder/"])
+def test_report_needs_a_name(exp_root, tmp_path, monkeypatch, output):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="give a name without suffix"):
+        main(["--exp_root", str(exp_root), "--output", output])
+    assert {path.name for path in tmp_path.iterdir()} == {"exp"}
 
 
 def test_curves_contain_only_epoch_means(tmp_path):

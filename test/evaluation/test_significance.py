@@ -218,3 +218,25 @@ def test_missing_hypothesis_is_named(case, tmp_path):
         compare(case["examples"], case["a"], tmp_path)
     with pytest.raises(UserError, match="samples 10"):
         compare(case["examples"], case["a"], case["b"], samples=10)
+
+
+@pytest.mark.parametrize("samples", [-1, 99, 10**19])
+def test_number_of_samples_is_limited(case, samples):
+    with pytest.raises(UserError, match=f"samples {samples}: from 100 to 1000000"):
+        compare(case["examples"], case["a"], case["b"], samples)
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ("foo en de", "no example has a task that is compared: asr, st, asr_st"),
+        ("asr en de", r"u1 is recognition \(asr\) from en into de"),
+    ],
+)
+def test_tasks_that_cannot_be_compared_are_an_error(tmp_path, task, message):
+    write(tmp_path / "examples" / "text", {"u1": "press one"})
+    write(tmp_path / "examples" / "utt2task", {"u1": task})
+    for name in ("a", "b"):
+        write(tmp_path / name / "text", {"u1": "press two"})
+    with pytest.raises(UserError, match=message):
+        compare(tmp_path / "examples", tmp_path / "a", tmp_path / "b")
