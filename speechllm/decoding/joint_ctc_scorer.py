@@ -12,7 +12,11 @@ from speechllm.decoding.ctc_prefix_scorer import CTCPrefixScorer, PrefixStates
 from speechllm.decoding.hypothesis import BeamState, Candidate
 from speechllm.decoding.options import SearchOptions
 from speechllm.text.answer_codec import LabelFunction
-from speechllm.text.ctc_labels import END, NEVER
+from speechllm.text.ctc_labels import END, NEVER, PENDING
+
+#: Tokens without CTC labels (punctuation) add no CTC cost and would dominate the beam.
+#: The first of a sequence is free, each further one costs this much more than the last.
+UNLABELLED_COST = 0.25
 
 
 class _Pending(NamedTuple):
@@ -96,12 +100,15 @@ class JointCTCScorer:
         def pending(
             candidates: Sequence[Candidate], beam: BeamState, worst: float
         ) -> list[_Pending]:
-            to_ctc_labels, threshold = (
-                beam.request.to_ctc_labels,
-                beam.pruning_threshold,
-            )
+            to_ctc_labels = beam.request.to_ctc_labels
             assert to_ctc_labels is not None
-            return [_Pending(c, to_ctc_labels, threshold, worst) for c in candidates]
+            thresholds = {
+                end: beam.threshold(self.options, end) for end in (True, False)
+            }
+            return [
+                _Pending(c, to_ctc_labels, thresholds[c.token == self.eos], worst)
+                for c in candidates
+            ]
 
         scored = [i for i, b in enumerate(beams) if b.request.to_ctc_labels is not None]
         first, second, rest = [], [], {}
@@ -126,8 +133,8 @@ class JointCTCScorer:
     def add_scores(self, candidates: Sequence[_Pending]) -> None:
         """Add CTC's score to candidates; ``NEVER`` to those below their threshold.
 
-        Tokens without CTC labels (punctuation) add no CTC cost, so consecutive ones are
-        forbidden; otherwise they dominate the beam.
+        Consecutive tokens without CTC labels cost ``UNLABELLED_COST``, but not the
+        first bytes of a character, whose labels come with the last one.
         """
         weight = self.options.ctc_weight
         kept: list[Candidate] = []
@@ -139,14 +146,20 @@ class JointCTCScorer:
             complete = before[-1:] == [END]
             if candidate.token != self.eos and not complete:
                 labels = to_ctc_labels(parent.tokens + [candidate.token])
+                pending = labels[-1:] == [PENDING]
+                if pending:
+                    labels = labels[:-1]
                 if labels[: len(before)] != before:
                     # the token changed the labels of those before it
                     labels = before + [END] * (labels[-1:] == [END])
                 if len(labels) > len(before):
                     candidate.ctc_labels = labels
-                elif parent.last_token_unlabelled:
-                    candidate.score = NEVER
-                    continue
+                else:
+                    candidate.unlabelled = parent.unlabelled + (not pending)
+                    if not pending:
+                        cost = UNLABELLED_COST * parent.unlabelled
+                        candidate.unlabelled_cost += cost
+                        candidate.score -= cost
             kept.append(candidate)
             suffix = candidate.ctc_labels[len(before) :]
             worst -= self.options.label_bonus * len(candidate.ctc_labels)
