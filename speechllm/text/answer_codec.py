@@ -6,7 +6,12 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from speechllm.text.ctc_labels import END, PENDING, CTCTokenizer
-from speechllm.text.joint_target import JointAnswer, Separator, find_separator, parse_answer
+from speechllm.text.joint_target import (
+    JointAnswer,
+    Separator,
+    find_separator,
+    parse_answer,
+)
 from speechllm.text.normalization import ctc_text
 from speechllm.text.prompts import answer_tokens, encode
 from speechllm.text.tasks import Task
@@ -24,7 +29,7 @@ class AnswerCodec:
     """Converter of the LLM's outputs to text and to CTC labels, and back.
 
     Args:
-        tokenizer: of the LLM.
+        tokenizer: of the LLM, or a ``LabelTokenizer`` for a model without one.
         ctc_tokenizer: of the CTC branch, over characters; None for a model without
             one.
     """

@@ -101,3 +101,23 @@ def label_runs(labels: Sequence[Label]) -> list[tuple[Label, int, int]]:
         runs.append((label, begin, end))
         begin = end
     return runs
+
+
+class LabelTokenizer:
+    """Tokenizer whose tokens are CTC labels, for a model without an LLM.
+
+    Args:
+        token_list: the labels.
+    """
+
+    def __init__(self, token_list: Sequence[str]):
+        self.token_list = list(token_list)
+
+    def decode(self, labels: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """Return the text of labels."""
+        text = "".join(label_text(self.token_list[k]) for k in labels)
+        return " ".join(text.split())
+
+    def convert_ids_to_tokens(self, labels: Sequence[int]) -> list[str]:
+        """Return the labels as in the token list."""
+        return [self.token_list[k] for k in labels]
