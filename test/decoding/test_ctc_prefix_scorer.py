@@ -184,3 +184,12 @@ def test_suffixes_below_their_threshold_are_dropped(suffixes, seed, threshold):
             assert torch.equal(
                 getattr(found, name)[row], getattr(expected, name)[other]
             )
+
+
+def test_memory_does_not_grow_with_the_labels():
+    """Besides the logits, two numbers for each frame."""
+    logits = torch.zeros(3, 50, 3300)
+    scorer = CTCPrefixScorer(logits, torch.tensor([50, 40, 30]))
+    tensors = [v for v in vars(scorer).values() if isinstance(v, torch.Tensor)]
+    own = sum(t.nbytes for t in tensors if t.data_ptr() != logits.data_ptr())
+    assert own == 2 * 3 * 50 * 8 + 3 * 8
