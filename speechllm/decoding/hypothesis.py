@@ -52,7 +52,8 @@ class Hypothesis:
             hypothesis grows, followed by ``END`` once the transcript is complete.
         truncated: ended because it reached the maximum length.
         unlabelled: number of tokens without CTC labels at the end, such as a comma.
-        unlabelled_cost: what its tokens without CTC labels have cost.
+        unlabelled_cost: cost of its tokens without CTC labels when hypotheses are
+            compared, not part of the score.
         row: row in the batch, while the hypothesis grows.
     """
 

@@ -15,8 +15,9 @@ from speechllm.text.answer_codec import LabelFunction
 from speechllm.text.ctc_labels import END, NEVER, PENDING
 
 #: Tokens without CTC labels (punctuation) add no CTC cost and would dominate the beam.
-#: The first of a sequence is free, each further one costs this much more than the last.
-UNLABELLED_COST = 0.25
+#: The first of a sequence is free, each further one costs this much more than the last
+#: while hypotheses are compared; it is not part of their scores.
+UNLABELLED_COST = 2.0
 
 
 class _Pending(NamedTuple):
@@ -26,7 +27,8 @@ class _Pending(NamedTuple):
         candidate: the candidate.
         to_ctc_labels: from token ids to the CTC labels of its utterance.
         threshold: score that it has to exceed.
-        worst: the same for its score with the bonus for its labels.
+        worst: the same for its score with the bonus for its labels and the cost of
+            tokens without labels.
     """
 
     candidate: Candidate
@@ -80,7 +82,7 @@ class JointCTCScorer:
 
         Hypotheses with the same number of tokens differ in the length of their text,
         and shorter ones have accumulated less CTC cost. Candidates are therefore ranked
-        with ``label_bonus`` for each label. The most probable ones are scored first,
+        with ``label_bonus`` for each label and ``UNLABELLED_COST``. The most probable ones are scored first,
         then those of the others that can exceed the worst of a full beam.
 
         Utterances without CTC labels keep their candidates. See :class:`Scorer`.
@@ -92,10 +94,11 @@ class JointCTCScorer:
                 return math.inf  # ends are always scored
             labels = len(candidate.parent.ctc_labels or ())
             labels += self.token_length(candidate.token)
-            return candidate.score + bonus * labels
+            return candidate.score + bonus * labels - candidate.unlabelled_cost
 
         def value(candidate: Candidate) -> float:
-            return candidate.score + bonus * len(candidate.ctc_labels)
+            bonuses = bonus * len(candidate.ctc_labels)
+            return candidate.score + bonuses - candidate.unlabelled_cost
 
         def pending(
             candidates: Sequence[Candidate], beam: BeamState, worst: float
@@ -157,12 +160,11 @@ class JointCTCScorer:
                 else:
                     candidate.unlabelled = parent.unlabelled + (not pending)
                     if not pending:
-                        cost = UNLABELLED_COST * parent.unlabelled
-                        candidate.unlabelled_cost += cost
-                        candidate.score -= cost
+                        candidate.unlabelled_cost += UNLABELLED_COST * parent.unlabelled
             kept.append(candidate)
             suffix = candidate.ctc_labels[len(before) :]
             worst -= self.options.label_bonus * len(candidate.ctc_labels)
+            worst += candidate.unlabelled_cost
             threshold = max(threshold, worst)
             suffixes.append((parent.row, [k for k in suffix if k != END]))
             thresholds.append(

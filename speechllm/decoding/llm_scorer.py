@@ -97,7 +97,7 @@ class LLMScorer:
             candidates = []
             for hypothesis in beam.hypotheses:
                 row = hypothesis.row
-                base = options.penalty * beam.step - hypothesis.unlabelled_cost
+                base = options.penalty * beam.step
                 if weight:
                     base += weight * (hypothesis.ctc_score or 0.0)
                 labels = hypothesis.ctc_labels

@@ -18,7 +18,12 @@ from tiny_models import five_token_llm, write_tokenizer
 
 from speechllm.decoding.beam_search import beam_search
 from speechllm.decoding.ctc_prefix_scorer import CTCPrefixScorer
-from speechllm.decoding.hypothesis import Candidate, Hypothesis, SearchRequest
+from speechllm.decoding.hypothesis import (
+    BeamState,
+    Candidate,
+    Hypothesis,
+    SearchRequest,
+)
 from speechllm.decoding.kv_cache import assign_rows
 from speechllm.decoding.llm_scorer import LLMScorer
 from speechllm.decoding.options import SearchOptions
@@ -242,19 +247,29 @@ def test_joint_search_writes_bytes_of_sentencepiece(tmp_path, beam_size):
     assert found.score == pytest.approx(0, abs=1e-3)
 
 
-def test_consecutive_tokens_without_labels_cost_more_and_more(five_tokens):
-    """Score outputs of commas by hand: the first is free, then 0.25, 0.5, …"""
+def test_consecutive_tokens_without_labels_cost_more_and_more(five_tokens, monkeypatch):
+    """The first of a sequence is free, then 2, 4, 6; scores do not contain the cost."""
     prompt = random_prompt(five_tokens, 2, 1)
     logits = torch.zeros(1, 9, 4)
-    logits[:, :, 0] = 30.0  # blank: CTC favours an empty transcript
+    logits[:, :, 0] = 30.0  # CTC is certain of an empty transcript
+    costs = {}
+    advance = BeamState.advance
+
+    def recorded(self, *others):
+        chosen = advance(self, *others)
+        costs.update({tuple(h.tokens): h.unlabelled_cost for h in self.hypotheses})
+        return chosen
+
+    monkeypatch.setattr(BeamState, "advance", recorded)
     options = SearchOptions(beam_size=700, nbest=700, ctc_weight=0.5, pre_beam_size=5)
     scorer = CTCPrefixScorer(logits, torch.tensor([9]))
     (found,) = search(five_tokens, [prompt], [4], options, scorer, [to_ctc_labels])
+    assert [costs[(3,) * size] for size in (1, 2, 3, 4)] == [0, 2, 6, 12]
+    assert costs[3, 0, 3] == 0 and costs[3, 3, 0, 3] == 2
     scores = {tuple(h.tokens): h.score for h in found}
-    for size, cost in enumerate([0, 0, 0.25, 0.75, 1.5]):
-        output = [3] * size
-        expected = 0.5 * log_prob(five_tokens, prompt, output) - cost
-        assert scores[tuple(output)] == pytest.approx(expected, abs=1e-4)
+    for size in range(5):
+        expected = 0.5 * log_prob(five_tokens, prompt, [3] * size)
+        assert scores[(3,) * size] == pytest.approx(expected, abs=1e-4)
 
 
 def test_ctc_does_not_score_translations(five_tokens):
