@@ -82,8 +82,9 @@ class JointCTCScorer:
 
         Hypotheses with the same number of tokens differ in the length of their text,
         and shorter ones have accumulated less CTC cost. Candidates are therefore ranked
-        with ``label_bonus`` for each label and ``UNLABELLED_COST``. The most probable ones are scored first,
-        then those of the others that can exceed the worst of a full beam.
+        with ``label_bonus`` for each label and ``UNLABELLED_COST``. The most probable
+        ones are scored first, then those of the others that can exceed the worst of a
+        full beam.
 
         Utterances without CTC labels keep their candidates. See :class:`Scorer`.
         """

@@ -396,8 +396,10 @@ def test_each_utterance_has_its_own_limit(five_tokens):
 
 
 def test_maximum_number_of_tokens_grows_with_duration():
-    options = SearchOptions()
+    options = SearchOptions(tokens_per_second=4.0)
     assert [options.max_tokens(s) for s in (0.1, 1.0, 10.0)] == [20, 24, 60]
+    default = SearchOptions()
+    assert [default.max_tokens(s) for s in (0.1, 1.0, 10.0)] == [21, 32, 140]
 
 
 def test_nbest_hypotheses_are_distinct_and_sorted(five_tokens):
