@@ -74,13 +74,32 @@ class CTCPrefixScorer:
     """
 
     def __init__(self, logits: Tensor, lengths: Tensor):
-        self.log_probs = logits.double().log_softmax(2)
-        self.sums = self.log_probs.cumsum(1)  # (batch, frames, labels)
-        self.lengths = lengths
+        self.logits, self.lengths = logits, lengths
+        self.normalizers = torch.stack(  # (batch, frames), one utterance at a time
+            [row.double().logsumexp(1) for row in logits]
+        )
+        blank = logits[..., BLANK].double() - self.normalizers
+        self.blank_sums = blank.cumsum(1)  # (batch, frames)
+
+    def log_probs(self, rows: Tensor, labels: Tensor, size: int) -> Tensor:
+        """Return the log probability of a label for each prefix, in all frames.
+
+        Only these columns are converted to float64, not the logits of all labels.
+
+        Args:
+            rows: (prefixes,) utterances.
+            labels: (prefixes,)
+            size: number of frames.
+
+        Returns:
+            (prefixes, size)
+        """
+        columns = self.logits[rows, :size, labels].double()
+        return columns - self.normalizers[rows, :size]
 
     def start(self, utterances: Tensor) -> PrefixStates:
         """Return the empty prefix of each utterance (prefixes,)."""
-        blank = self.sums[utterances, :, BLANK]
+        blank = self.blank_sums[utterances]
         return PrefixStates(
             utterances,
             torch.full_like(utterances, -1),
@@ -108,7 +127,7 @@ class CTCPrefixScorer:
         before = torch.cat([first[:, None], ready[:, :-1]], dim=1)
         frames = torch.arange(size, device=rows.device)
         beyond = frames >= self.lengths[rows, None]
-        each = before + self.log_probs[rows, :size, labels]
+        each = before + self.log_probs(rows, labels, size)
         return before, each.masked_fill(beyond, NEVER).logsumexp(1)
 
     def grow(
@@ -116,8 +135,8 @@ class CTCPrefixScorer:
     ) -> PrefixStates:
         """Return the prefixes with one more label, from the output of ``reach``."""
         rows, size = states.utterance, states.label.shape[1]
-        sums = self.sums[rows, :size, labels]  # (prefixes, frames)
-        blank_sums = self.sums[rows, :size, BLANK]
+        sums = self.log_probs(rows, labels, size).cumsum(1)  # (prefixes, frames)
+        blank_sums = self.blank_sums[rows, :size]
         label = sums + torch.logcumsumexp(before - shift(sums), dim=1)
         blank = blank_sums + torch.logcumsumexp(
             shift(label, NEVER) - shift(blank_sums), dim=1

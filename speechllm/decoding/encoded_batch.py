@@ -23,7 +23,7 @@ class EncodedBatch:
         tasks: task of each utterance.
         waves: (samples,) of each at 16 kHz.
         prompt_embeds: (positions, hidden) of each: prompt and speech.
-        logits: (batch, frames, labels) of CTC, or None without a CTC branch.
+        logits: (batch, frames, labels) of CTC, or None without a trained CTC branch.
         encoder_lengths: (batch,) frames.
         ctc_texts: CTC transcript of each, or None.
         sampling_seeds: one seed per utterance, derived from audio and task, so that

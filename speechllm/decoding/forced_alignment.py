@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from speechllm.decoding.result import Word
 from speechllm.text.ctc_labels import BLANK, NEVER, CTCTokenizer, label_runs
 from speechllm.text.normalization import (
     LANGUAGES_WITHOUT_SPACES,
@@ -244,39 +243,17 @@ def align_spans(
     return filled
 
 
-def align_words(
-    text: str,
-    language: str,
-    log_probs: Tensor,
-    tokenizer: CTCTokenizer,
-    seconds_per_frame: float,
-) -> list[Word]:
-    """Return the words of a text with their times.
-
-    Args:
-        text: the transcript as written, with numbers and punctuation.
-        language: its two-letter code.
-        log_probs: (frames, labels) of the CTC branch.
-        tokenizer: text to CTC labels.
-        seconds_per_frame: of the encoder.
-
-    Returns:
-        The words in order and without overlap. The confidence of each is the
-        geometric mean of the probabilities of its labels, 0 without labels.
-    """
-    words = split_words(text, language)
-    spans = align_texts(words, language, log_probs, tokenizer)
-    times = word_times(spans, len(log_probs), seconds_per_frame)
-    return [
-        Word(word, start, end, span.probability)
-        for word, span, (start, end) in zip(words, spans, times)
-    ]
-
-
 def align_texts(
     words: Sequence[str], language: str, log_probs: Tensor, tokenizer: CTCTokenizer
 ) -> list[Span]:
-    """Align the words of a text; the arguments are those of :func:`align_words`."""
+    """Align the words of a text.
+
+    Args:
+        words: the words as written, with numbers and punctuation.
+        language: its two-letter code.
+        log_probs: (frames, labels) of the CTC branch.
+        tokenizer: text to CTC labels.
+    """
     (space,) = tokenizer(" ")
     unknown = tokenizer.unknown
     return align_spans(

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from speechllm.decoding.options import SearchOptions
 from speechllm.text.answer_codec import LabelFunction
-from speechllm.text.ctc_labels import END
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,8 @@ class SearchRequest:
         to_ctc_labels: from token ids to CTC labels; None without CTC scores (a
             translation). ``END`` after the labels marks a complete transcript: the
             token that adds it gets the CTC score of the complete text, later tokens
-            are scored by the LLM alone.
+            are scored by the LLM alone. ``PENDING`` after them marks an incomplete
+            last character.
         extra_candidates: tokens considered at every step in addition to the LLM's
             own, such as those of the CTC transcript.
         sampling_seed: combined with the seed of the options.
@@ -51,7 +51,9 @@ class Hypothesis:
         ctc_labels: transcript in CTC labels, if it has been computed; while the
             hypothesis grows, followed by ``END`` once the transcript is complete.
         truncated: ended because it reached the maximum length.
-        last_token_unlabelled: the last token has no CTC label, such as a comma.
+        unlabelled: number of tokens without CTC labels at the end, such as a comma.
+        unlabelled_cost: cost of its tokens without CTC labels when hypotheses are
+            compared, not part of the score.
         row: row in the batch, while the hypothesis grows.
     """
 
@@ -62,7 +64,8 @@ class Hypothesis:
     token_log_probs: list[float] = field(default_factory=list)
     ctc_labels: list[int] | None = None
     truncated: bool = False
-    last_token_unlabelled: bool = False
+    unlabelled: int = 0
+    unlabelled_cost: float = 0.0
     row: int = 0
 
 
@@ -80,6 +83,7 @@ class Candidate:
         ctc_labels: CTC labels of the text with it.
         state: row of its CTC state in this step.
         ctc_score: log probability of its text by CTC.
+        unlabelled, unlabelled_cost: those of the hypothesis with it.
     """
 
     parent: Hypothesis
@@ -90,6 +94,8 @@ class Candidate:
     ctc_labels: list[int]
     state: int
     ctc_score: float | None = None
+    unlabelled: int = 0
+    unlabelled_cost: float = 0.0
 
 
 @dataclass
@@ -127,13 +133,24 @@ class BeamState:
         must_end = self.step > self.request.max_tokens
         return must_end == end or not (must_end or self.step <= options.min_tokens)
 
+    def threshold(self, options: SearchOptions, end: bool = False) -> float:
+        """Return the score that the next token has to exceed.
+
+        A hypothesis that does not ``end`` can still gain ``penalty`` for every token
+        up to the maximum length and for the end.
+        """
+        if end or options.penalty <= 0:
+            return self.pruning_threshold
+        left = max(self.request.max_tokens + 1 - self.step, 0)
+        return self.pruning_threshold - options.penalty * left
+
     def advance(
         self, candidates: Sequence[Candidate], options: SearchOptions, eos: int
     ) -> list[Candidate]:
         """Advance the beam by one step.
 
-        Scores fall with each token, so a hypothesis below the worst of a full n-best
-        list cannot enter it any more and is dropped.
+        A hypothesis that cannot exceed the worst of a full n-best list any more
+        (:meth:`threshold`) is dropped.
 
         Args:
             candidates: best first.
@@ -162,23 +179,23 @@ class BeamState:
         if len(self.finished) >= options.nbest:
             self.pruning_threshold = self.finished[-1].score
         del chosen[options.beam_size :]
-        chosen = [c for c in chosen if c.score > self.pruning_threshold]
+        chosen = [c for c in chosen if c.score > self.threshold(options)]
         self.hypotheses = [extend(candidate) for candidate in chosen]
         return chosen
 
 
 def extend(candidate: Candidate) -> Hypothesis:
     """Append a candidate's token to its parent."""
-    parent, labels = candidate.parent, candidate.ctc_labels
-    complete = labels[-1:] == [END]
+    parent = candidate.parent
     return Hypothesis(
         parent.tokens + [candidate.token],
         candidate.score,
         candidate.llm_score,
         candidate.ctc_score,
         parent.token_log_probs + [candidate.log_prob],
-        labels,
-        last_token_unlabelled=labels is parent.ctc_labels and not complete,
+        candidate.ctc_labels,
+        unlabelled=candidate.unlabelled,
+        unlabelled_cost=candidate.unlabelled_cost,
     )
 
 

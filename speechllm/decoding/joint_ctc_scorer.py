@@ -12,7 +12,12 @@ from speechllm.decoding.ctc_prefix_scorer import CTCPrefixScorer, PrefixStates
 from speechllm.decoding.hypothesis import BeamState, Candidate
 from speechllm.decoding.options import SearchOptions
 from speechllm.text.answer_codec import LabelFunction
-from speechllm.text.ctc_labels import END, NEVER
+from speechllm.text.ctc_labels import END, NEVER, PENDING
+
+#: Tokens without CTC labels (punctuation) add no CTC cost and would dominate the beam.
+#: The first of a sequence is free, each further one costs this much more than the last
+#: while hypotheses are compared; it is not part of their scores.
+UNLABELLED_COST = 2.0
 
 
 class _Pending(NamedTuple):
@@ -22,7 +27,8 @@ class _Pending(NamedTuple):
         candidate: the candidate.
         to_ctc_labels: from token ids to the CTC labels of its utterance.
         threshold: score that it has to exceed.
-        worst: the same for its score with the bonus for its labels.
+        worst: the same for its score with the bonus for its labels and the cost of
+            tokens without labels.
     """
 
     candidate: Candidate
@@ -76,8 +82,9 @@ class JointCTCScorer:
 
         Hypotheses with the same number of tokens differ in the length of their text,
         and shorter ones have accumulated less CTC cost. Candidates are therefore ranked
-        with ``label_bonus`` for each label. The most probable ones are scored first,
-        then those of the others that can exceed the worst of a full beam.
+        with ``label_bonus`` for each label and ``UNLABELLED_COST``. The most probable
+        ones are scored first, then those of the others that can exceed the worst of a
+        full beam.
 
         Utterances without CTC labels keep their candidates. See :class:`Scorer`.
         """
@@ -88,20 +95,24 @@ class JointCTCScorer:
                 return math.inf  # ends are always scored
             labels = len(candidate.parent.ctc_labels or ())
             labels += self.token_length(candidate.token)
-            return candidate.score + bonus * labels
+            return candidate.score + bonus * labels - candidate.unlabelled_cost
 
         def value(candidate: Candidate) -> float:
-            return candidate.score + bonus * len(candidate.ctc_labels)
+            bonuses = bonus * len(candidate.ctc_labels)
+            return candidate.score + bonuses - candidate.unlabelled_cost
 
         def pending(
             candidates: Sequence[Candidate], beam: BeamState, worst: float
         ) -> list[_Pending]:
-            to_ctc_labels, threshold = (
-                beam.request.to_ctc_labels,
-                beam.pruning_threshold,
-            )
+            to_ctc_labels = beam.request.to_ctc_labels
             assert to_ctc_labels is not None
-            return [_Pending(c, to_ctc_labels, threshold, worst) for c in candidates]
+            thresholds = {
+                end: beam.threshold(self.options, end) for end in (True, False)
+            }
+            return [
+                _Pending(c, to_ctc_labels, thresholds[c.token == self.eos], worst)
+                for c in candidates
+            ]
 
         scored = [i for i, b in enumerate(beams) if b.request.to_ctc_labels is not None]
         first, second, rest = [], [], {}
@@ -126,8 +137,8 @@ class JointCTCScorer:
     def add_scores(self, candidates: Sequence[_Pending]) -> None:
         """Add CTC's score to candidates; ``NEVER`` to those below their threshold.
 
-        Tokens without CTC labels (punctuation) add no CTC cost, so consecutive ones are
-        forbidden; otherwise they dominate the beam.
+        Consecutive tokens without CTC labels cost ``UNLABELLED_COST``, but not the
+        first bytes of a character, whose labels come with the last one.
         """
         weight = self.options.ctc_weight
         kept: list[Candidate] = []
@@ -139,17 +150,22 @@ class JointCTCScorer:
             complete = before[-1:] == [END]
             if candidate.token != self.eos and not complete:
                 labels = to_ctc_labels(parent.tokens + [candidate.token])
+                pending = labels[-1:] == [PENDING]
+                if pending:
+                    labels = labels[:-1]
                 if labels[: len(before)] != before:
                     # the token changed the labels of those before it
                     labels = before + [END] * (labels[-1:] == [END])
                 if len(labels) > len(before):
                     candidate.ctc_labels = labels
-                elif parent.last_token_unlabelled:
-                    candidate.score = NEVER
-                    continue
+                else:
+                    candidate.unlabelled = parent.unlabelled + (not pending)
+                    if not pending:
+                        candidate.unlabelled_cost += UNLABELLED_COST * parent.unlabelled
             kept.append(candidate)
             suffix = candidate.ctc_labels[len(before) :]
             worst -= self.options.label_bonus * len(candidate.ctc_labels)
+            worst += candidate.unlabelled_cost
             threshold = max(threshold, worst)
             suffixes.append((parent.row, [k for k in suffix if k != END]))
             thresholds.append(

@@ -92,6 +92,8 @@ class LLMScorer:
             weight = options.ctc_weight if has_ctc else 0.0
             may_end = beam.allows(True, options)
             may_continue = beam.allows(False, options)
+            end_threshold = beam.threshold(options, end=True)
+            go_threshold = beam.threshold(options)
             candidates = []
             for hypothesis in beam.hypotheses:
                 row = hypothesis.row
@@ -106,7 +108,8 @@ class LLMScorer:
                         continue
                     llm_score = hypothesis.llm_score + log_prob
                     score = (1 - weight) * llm_score + base
-                    if score > beam.pruning_threshold and log_prob > -math.inf:
+                    threshold = end_threshold if token == eos else go_threshold
+                    if score > threshold and log_prob > -math.inf:
                         candidates.append(
                             Candidate(
                                 hypothesis,
@@ -116,6 +119,7 @@ class LLMScorer:
                                 score,
                                 labels,
                                 row,
+                                unlabelled_cost=hypothesis.unlabelled_cost,
                             )
                         )
             candidates.sort(key=by_score)

@@ -13,7 +13,10 @@ from speechllm.decoding.options import SearchOptions
 from speechllm.decoding.rescoring import rescore
 from speechllm.models.llm import LanguageModel
 from speechllm.text.answer_codec import AnswerCodec
+from speechllm.text.ctc_labels import BLANK, label_runs
 from speechllm.text.tasks import Task
+
+LONGEST_LOOP = 20  # tokens
 
 
 def nbest_search(
@@ -26,6 +29,9 @@ def nbest_search(
 ) -> list[list[Hypothesis]]:
     """Return the n-best hypotheses of each utterance, best first.
 
+    With ``retry_truncated`` an output that reaches its maximum length is decoded again
+    with twice the length, unless it ends in a loop.
+
     Args:
         llm: in evaluation mode.
         codec: of the LLM and the CTC branch.
@@ -34,16 +40,53 @@ def nbest_search(
         max_tokens: maximum length of each output, in addition to that of the options.
         on_finished: called with the row of each utterance when it is finished.
     """
+    limits = [
+        options.max_tokens(seconds, task.name)
+        for task, seconds in zip(batch.tasks, batch.seconds)
+    ]
+    if max_tokens is not None:
+        limits = [min(pair) for pair in zip(limits, max_tokens)]
+    nbests = search_up_to(llm, codec, batch, options, limits, on_finished)
+    if options.retry_truncated:
+        rows = [
+            row
+            for row, (best, *_) in enumerate(nbests)
+            if best.truncated and not ends_in_loop(best.tokens)
+        ]
+        if rows:
+            limits = [2 * limits[row] for row in rows]
+            part = batch.select(rows)
+            again = search_up_to(llm, codec, part, options, limits)
+            for row, nbest in zip(rows, again):
+                nbests[row] = nbest
+    return nbests
+
+
+def ends_in_loop(tokens: Sequence[int]) -> bool:
+    """Return whether an output ends with the same tokens three times in a row."""
+    return any(
+        len(tokens) >= 3 * size
+        and tokens[-size:] == tokens[-2 * size : -size] == tokens[-3 * size : -2 * size]
+        for size in range(1, LONGEST_LOOP + 1)
+    )
+
+
+def search_up_to(
+    llm: LanguageModel,
+    codec: AnswerCodec,
+    batch: EncodedBatch,
+    options: SearchOptions,
+    max_tokens: Sequence[int],
+    on_finished: Callable[[int], object] | None = None,
+) -> list[list[Hypothesis]]:
+    """Search with a maximum length; the arguments are those of `nbest_search`."""
     joint = options.ctc_weight > 0
     requests = []
-    for row, (task, seconds) in enumerate(zip(batch.tasks, batch.seconds)):
-        limit = options.max_tokens(seconds, task.name)
-        if max_tokens is not None:
-            limit = min(limit, max_tokens[row])
+    for row, task in enumerate(batch.tasks):
         requests.append(
             SearchRequest(
                 batch.prompt_embeds[row],
-                limit,
+                max_tokens[row],
                 codec.label_fn(task) if joint else None,
                 codec.ctc_candidates(batch.ctc_text(row), task) if joint else (),
                 batch.sampling_seeds[row],
@@ -88,3 +131,21 @@ def labels_of(
     if hypothesis.ctc_labels is None:
         hypothesis.ctc_labels = codec.ctc_labels(hypothesis.tokens, task)
     return hypothesis.ctc_labels
+
+
+def ctc_greedy_search(batch: EncodedBatch) -> list[list[Hypothesis]]:
+    """Return the best CTC path of each utterance, for a model without an LLM.
+
+    The tokens of the hypotheses are CTC labels.
+    """
+    nbests = []
+    for row in range(len(batch.tasks)):
+        scores, labels = batch.log_probs(row).max(1)  # (frames,)
+        runs = [run for run in label_runs(labels.tolist()) if run[0] != BLANK]
+        tokens = [label for label, _, _ in runs]
+        best = [scores[begin:end].max().item() for _, begin, end in runs]
+        total = scores.sum().item()
+        nbests.append(
+            [Hypothesis(tokens, total, ctc_score=total, token_log_probs=best)]
+        )
+    return nbests

@@ -28,7 +28,9 @@ class SearchOptions:
             are compared in joint search; not part of their scores.
         tokens_per_second, extra_tokens: maximum length of an output:
             ``int(tokens_per_second · seconds + extra_tokens)`` tokens (4 and 20.5 in
-            Nue-ASR's released code).
+            Nue-ASR's released code). Stage 11 exports limits for the model's texts.
+        retry_truncated: decode an output that reaches its maximum length again with
+            twice the length; None: unless the caller has chosen the length.
         min_tokens: minimum length of an output; the maximum takes precedence.
         no_repeat_ngram_size: no n-gram of this many tokens occurs twice in an output;
             0 allows all.
@@ -51,8 +53,9 @@ class SearchOptions:
     penalty: float = 0.0
     pre_beam_size: int = 20
     label_bonus: float = 1.0
-    tokens_per_second: float = 4.0
+    tokens_per_second: float = 12.0
     extra_tokens: float = 20.5
+    retry_truncated: bool | None = None
     min_tokens: int = 0
     no_repeat_ngram_size: int = 0
     rescore_ctc_weight: float = 0.0
@@ -110,6 +113,7 @@ def search_options(generation: Mapping[str, Any]) -> SearchOptions:
         raise UserError("no_repeat_ngram_size is at least 0")
     for name, values_of in (
         ("guard", (None, True, False)),
+        ("retry_truncated", (None, True, False)),
         ("word_times", (True, False)),
     ):
         if getattr(options, name) not in values_of:

@@ -39,11 +39,12 @@ class Result:
         text: the output; for ``asr_st`` the translation.
         tokens: its LLM tokens, as text.
         score: score of the search.
-        ctc_text: CTC transcript, or None without a CTC branch.
+        ctc_text: CTC transcript, or None without a trained CTC branch.
         nbest: (text, score) of each hypothesis, best first.
         transcript: transcript of ``asr_st``, else None.
-        flags: warnings about the text, such as ``"malformed"`` (an ``asr_st`` output
-            without its separator, or cut off) and those of the guard.
+        flags: warnings about the text, such as ``"truncated"`` (it reached its maximum
+            length), ``"malformed"`` (an ``asr_st`` output without its separator, or
+            cut off) and those of the guard.
         unguarded: the text before the guard changed it, or None.
         words: the words with their times, if requested.
         confidence: mean confidence of the words, or None if it was not requested.

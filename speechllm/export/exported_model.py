@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import math
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from speechllm.audio import SAMPLING_RATE
+from speechllm.data.examples import read_utt2task
+from speechllm.data.kaldi_table import read_table
 from speechllm.models.config import MODEL_KEYS, pretrained_names
+from speechllm.text.joint_target import split_target
 from speechllm.utils.errors import UserError
 from speechllm.utils.io import FolderKind, atomic_directory
 
 MODEL_FOLDER = FolderKind("model folder", "prompts.yaml")
+
+EXTRA_TOKENS = 20.5  # maximum length of an output for no speech
+LIMIT_MARGIN = 1.5  # how much denser an output may be than any of the validation set
 
 
 def export_model(exp_dir: str | Path, checkpoint: str, output: str | Path) -> int:
     """Write an inference folder from a training.
 
     The folder has ``config.yaml`` (the model's parts, and the fingerprints of the
-    pretrained models under ``stands_on``), ``model.safetensors`` (trained tensors
-    only), ``tokens.txt`` and ``bpe.model`` (CTC labels) and ``prompts.yaml``.
+    pretrained models under ``stands_on``; ``ctc_trained``, false for a CTC branch with
+    random weights; ``generation``, the limits of :func:`output_limits`),
+    ``model.safetensors`` (trained tensors only), ``tokens.txt`` and ``bpe.model`` (CTC
+    labels) and ``prompts.yaml``.
 
     Args:
         exp_dir: ESPnet's output folder, with ``config.yaml``.
@@ -50,6 +62,8 @@ def export_model(exp_dir: str | Path, checkpoint: str, output: str | Path) -> in
         name: model_fingerprint(resolve_model(name))
         for name in pretrained_names(config)
     }
+    config["ctc_trained"] = is_ctc_trained(trained)
+    config["generation"] = output_limits(trained)
     with atomic_directory(output, MODEL_FOLDER, [exp_dir]) as folder:
         save_file(
             {k: v.contiguous() for k, v in state.items()}, folder / "model.safetensors"
@@ -65,3 +79,76 @@ def export_model(exp_dir: str | Path, checkpoint: str, output: str | Path) -> in
         if trained.get("prompts"):
             shutil.copyfile(trained["prompts"], folder / "prompts.yaml")
         return (folder / "model.safetensors").stat().st_size
+
+
+def is_ctc_trained(trained: Mapping[str, Any]) -> bool:
+    """Return whether the CTC branch of a training has learned anything.
+
+    It has if its loss has a weight, here or in the training whose checkpoint
+    initialised it (``init_param``). A checkpoint without a config is taken as trained
+    if it has a CTC branch, and one that is no longer there too.
+
+    Args:
+        trained: ``config.yaml`` of the training.
+    """
+    import yaml
+
+    from speechllm.pretrained.checkpoint import is_hub_id, load_tensors
+
+    if not trained.get("ctc_token_list") and "ctc_trained" not in trained:
+        return False
+    if "ctc_trained" in trained:  # an exported model
+        return bool(trained["ctc_trained"])
+    if (trained.get("model_conf") or {}).get("ctc_weight", 0.3) > 0:
+        return True
+    for start in trained.get("init_param") or []:
+        name, _, prefix = str(start).partition(":")
+        path = Path(name)
+        if is_hub_id(name) or not "ctc.".startswith(prefix):
+            continue
+        if not path.exists():
+            return True  # it cannot be known
+        folder = path if path.is_dir() else path.parent
+        if (folder / "config.yaml").exists():
+            before = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
+            if "stands_on" in before:  # an export: older ones do not say
+                before.setdefault("ctc_trained", (folder / "tokens.txt").exists())
+            if is_ctc_trained(before):
+                return True
+        elif path.is_file() and any(
+            name.startswith("ctc.") for name in load_tensors(path)
+        ):
+            return True
+    return False
+
+
+def output_limits(trained: Mapping[str, Any]) -> dict[str, float]:
+    """Return the maximum length of outputs, from the texts of the validation set.
+
+    Returns:
+        ``tokens_per_second`` and ``extra_tokens`` of ``SearchOptions``; empty without
+        an LLM or without the validation set.
+    """
+    from speechllm.pretrained.resolve import resolve_model
+    from speechllm.text.prompts import answer_tokens
+    from speechllm.text.t5_tokenizer import load_tokenizer
+
+    sets = trained.get("valid_data_path_and_name_and_type") or []
+    folder = next(
+        (Path(path).parent for path, name, *_ in sets if name == "text"), None
+    )
+    if not trained.get("llm") or folder is None:
+        return {}
+    if not all((folder / name).exists() for name in ("text", "utt2num_samples")):
+        return {}
+    tokenizer = load_tokenizer(resolve_model(trained["llm_conf"]["model"]))
+    samples = read_table(folder / "utt2num_samples")
+    tasks = read_utt2task(folder)
+    densest = 0.0  # tokens per second
+    for name, text in read_table(folder / "text").items():
+        texts = split_target(tasks[name].name, text, f"{folder}/text, {name}")
+        count = len(answer_tokens(tokenizer, *texts)) / len(texts)
+        seconds = int(samples[name]) / SAMPLING_RATE
+        densest = max(densest, (count - EXTRA_TOKENS) / max(seconds, 1.0))
+    limit = max(4.0, math.ceil(LIMIT_MARGIN * densest))
+    return {"tokens_per_second": limit, "extra_tokens": EXTRA_TOKENS}

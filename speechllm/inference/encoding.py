@@ -39,16 +39,19 @@ def encode_batch(
     """Encode utterances, in groups of similar length.
 
     Args:
-        model: with an LLM.
+        model: in evaluation mode. One without an LLM only transcribes.
         prompts: of the tasks.
         waves: (samples,) of each utterance at 16 kHz.
         tasks: task of each.
 
     Raises:
-        UserError: an utterance that the encoder cannot take.
+        UserError: an utterance that the encoder cannot take, or a task other than
+            ``asr`` without an LLM.
     """
-    assert model.llm is not None
-    pairs = [prompts.tokens(*task, model.llm.tokenizer) for task in tasks]
+    if model.llm is not None:
+        pairs = [prompts.tokens(*task, model.llm.tokenizer) for task in tasks]
+    elif other := {task.name for task in tasks} - {"asr"}:
+        raise UserError(f"task {min(other)!r}: a CTC model only transcribes")
     device = device_of(model)
     seconds, padding = ENCODER_BATCH[device.type == "cpu"]
     lengths = [len(wave) for wave in waves]
@@ -56,15 +59,20 @@ def encode_batch(
     encoded: list = [None] * len(waves)  # (prompt, logits, frames, CTC transcript)
     for group in groups:
         try:
-            embeds, logits, frames = model.prompt(
-                *pad_waves([waves[i] for i in group], device),
-                [pairs[i][0] for i in group],
-                [pairs[i][1] for i in group],
-            )
+            speech = pad_waves([waves[i] for i in group], device)
+            if model.llm is None:
+                features, frames, logits = model.encode(*speech)
+                embeds = features[:, :0]  # no prompts
+            else:
+                embeds, logits, frames = model.prompt(
+                    *speech,
+                    [pairs[i][0] for i in group],
+                    [pairs[i][1] for i in group],
+                )
         except ValueError as error:
             raise UserError(str(error)) from error
         parts = texts = [None] * len(group)
-        if logits is not None:  # (group, frames, labels)
+        if logits is not None and model.ctc_trained:  # (group, frames, labels)
             texts = model.ctc_transcripts(logits, frames)
             parts = [row[:count] for row, count in zip(logits, frames)]
         for index, *found in zip(group, embeds, parts, frames, texts):

@@ -97,11 +97,15 @@ class Guard:
             with_output.append(row)
             if decision.flags:
                 flagged.append(row)
-        for repeated in (True, False):
-            rows = [
-                r for r in flagged if (REPETITION in decisions[r].flags) == repeated
-            ]
-            again = self.search_again(batch, rows, options, repeated)
+        sizes = {
+            row: self.ngram_size(batch.ctc_text(row))
+            if REPETITION in decisions[row].flags
+            else 0
+            for row in flagged
+        }
+        for size in sorted(set(sizes.values())):
+            rows = [row for row in flagged if sizes[row] == size]
+            again = self.search_again(batch, rows, options, size)
             for row, found in zip(rows, again):
                 candidates = [*decisions[row].nbest, *found]
                 ranked = self.rank(batch, row, candidates)
@@ -113,19 +117,29 @@ class Guard:
                 nbest.insert(0, Hypothesis())
         return decisions
 
+    def ngram_size(self, ctc_transcript: str) -> int:
+        """Return the size of the n-grams that the second search does not repeat.
+
+        It is three tokens, or those of three characters where characters have several
+        tokens; otherwise no such character could occur twice.
+        """
+        size = CONSTRAINED.no_repeat_ngram_size
+        tokens = size * len(self.codec.encode(ctc_transcript))
+        return max(size, -(-tokens // max(len(ctc_transcript), 1)))
+
     def search_again(
         self,
         batch: EncodedBatch,
         rows: Sequence[int],
         options: SearchOptions,
-        repeated: bool,
+        no_repeat_ngram_size: int,
     ) -> list[list[Hypothesis]]:
         """Decode utterances jointly with CTC, no longer than its transcript allows.
 
         Args:
             rows: the utterances.
             options: of the first search.
-            repeated: forbid repeated n-grams.
+            no_repeat_ngram_size: of the second search.
         """
         if not rows:
             return []
@@ -143,7 +157,7 @@ class Guard:
             beam_size=beam_size,
             nbest=beam_size,
             ctc_weight=self.thresholds.ctc_weight,
-            no_repeat_ngram_size=CONSTRAINED.no_repeat_ngram_size if repeated else 0,
+            no_repeat_ngram_size=no_repeat_ngram_size,
             tokens_per_second=options.tokens_per_second,
             extra_tokens=options.extra_tokens,
         )

@@ -101,12 +101,17 @@ def load_model(folder: Path, dtype: str) -> tuple[SpeechLLM, Prompts, dict[str, 
             on.
     """
     if (folder / "config.yaml").exists():
-        return *load_exported(folder, dtype), {}
+        return load_exported(folder, dtype)
     return load_nue_asr(folder, dtype)
 
 
-def load_exported(folder: Path, dtype: str) -> tuple[SpeechLLM, Prompts]:
+def load_exported(
+    folder: Path, dtype: str
+) -> tuple[SpeechLLM, Prompts, dict[str, Any]]:
     """Load a model that stage 11 wrote, with the adapters merged.
+
+    Its search defaults are in ``config.yaml`` under ``generation``; ``ctc_trained:
+    false`` there marks a CTC branch that must not be used. Older folders have neither.
 
     Raises:
         UserError: as :func:`load_model`.
@@ -126,7 +131,9 @@ def load_exported(folder: Path, dtype: str) -> tuple[SpeechLLM, Prompts]:
         raise UserError(f"{folder}: the model cannot be built: {error}") from error
     merge_adapters(model)
     model.to(dtype=resolve_dtype(dtype))
-    return model, read_prompts(folder / "prompts.yaml")
+    model.ctc_trained &= config.get("ctc_trained") is not False
+    generation = dict(config.get("generation") or {})
+    return model, read_prompts(folder / "prompts.yaml"), generation
 
 
 def verify_pretrained(folder: Path, config: dict) -> None:

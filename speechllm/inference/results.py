@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-import numpy as np
-import torch
-
 from speechllm.audio import SAMPLING_RATE
 from speechllm.decoding.confidence import (
     Calibration,
@@ -19,21 +16,16 @@ from speechllm.decoding.encoded_batch import EncodedBatch
 from speechllm.decoding.forced_alignment import (
     Span,
     align_texts,
-    align_words,
     loud_frames,
     split_words,
     word_times,
 )
 from speechllm.decoding.hypothesis import Hypothesis
 from speechllm.decoding.result import Result, Word
-from speechllm.inference.encoding import device_of, pad_waves
-from speechllm.models.speech_llm import SpeechLLM
 from speechllm.text.answer_codec import AnswerCodec
-from speechllm.text.ctc_labels import BLANK, CTCTokenizer, label_runs
-from speechllm.text.tasks import Task
-from speechllm.utils.errors import UserError
 
 MALFORMED = "malformed"  # flag of an asr_st output without separator or cut off
+TRUNCATED = "truncated"  # flag of an output that reached its maximum length
 UNALIGNED = "unaligned"  # flag of a text that is too long for its audio
 
 
@@ -53,6 +45,8 @@ def make_result(
         ctc_text=batch.ctc_texts[row],
         nbest=[(text.strip(), h.score) for text, h in zip(texts, nbest)],
     )
+    if best.truncated:
+        result.flags.append(TRUNCATED)
     if batch.tasks[row].name == "asr_st":
         answer = codec.parse(texts[0])
         result.transcript, result.text = answer.transcript, answer.translation
@@ -119,58 +113,3 @@ def word_features(
         for span, own in zip(spans, tokens_of_words(pieces, words))
     ]
     return words, spans, features
-
-
-@torch.inference_mode()
-def ctc_greedy_decode(
-    model: SpeechLLM,
-    ctc_tokenizer: CTCTokenizer | None,
-    waves: Sequence[np.ndarray],
-    tasks: Sequence[Task],
-    with_words: bool = False,
-) -> list[Result]:
-    """Return the CTC transcripts of a model without an LLM.
-
-    Args:
-        ctc_tokenizer: needed for words.
-        waves: (samples,) of each utterance at 16 kHz.
-        tasks: of each; recognition only.
-        with_words: add the words with their times.
-
-    Raises:
-        UserError: a task other than ``asr``, or an utterance that the encoder cannot
-            take.
-    """
-    if other := {task.name for task in tasks} - {"asr"}:
-        raise UserError(f"task {min(other)!r}: a CTC model only transcribes")
-    try:
-        _, frames, logits = model.encode(*pad_waves(waves, device_of(model)))
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    log_probs = logits.float().log_softmax(2)  # (batch, frames, labels)
-    scores, labels = log_probs.max(2)  # (batch, frames)
-    texts = model.ctc_transcripts(logits, frames)
-    results = []
-    for text, path, score, count in zip(texts, labels, scores, frames.tolist()):
-        runs = label_runs(path[:count].tolist())
-        total = score[:count].sum().item()
-        results.append(
-            Result(
-                text=text,
-                tokens=[model.token_list[k] for k, _, _ in runs if k != BLANK],
-                score=total,
-                ctc_text=text,
-                nbest=[(text, total)],
-            )
-        )
-    if with_words:
-        seconds_per_frame = 1 / model.encoder.num_frames_per_second
-        for row, (result, task) in enumerate(zip(results, tasks)):
-            result.words = align_words(
-                result.text,
-                task.source,
-                log_probs[row, : frames[row]].cpu(),
-                ctc_tokenizer,
-                seconds_per_frame,
-            )
-    return results

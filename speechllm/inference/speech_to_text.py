@@ -10,6 +10,7 @@ for result in model.transcribe(["a.wav", "b.flac"], language="en"):
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from speechllm.audio.io import check_waveform
 from speechllm.decoding.confidence import Calibration, read_calibration
 from speechllm.decoding.encoded_batch import EncodedBatch
 from speechllm.decoding.hypothesis import Hypothesis
-from speechllm.decoding.nbest_search import nbest_search
+from speechllm.decoding.nbest_search import ctc_greedy_search, nbest_search
 from speechllm.decoding.options import SearchOptions, search_options
 from speechllm.decoding.result import Result
 from speechllm.inference.backends import choose_engine
@@ -28,10 +29,10 @@ from speechllm.inference.encoding import QUEUE, device_of, encode_batch
 from speechllm.inference.guard import Guard, GuardDecision
 from speechllm.inference.guard_thresholds import Thresholds, read_thresholds
 from speechllm.inference.loading import check_device, find_model, load_model
-from speechllm.inference.results import add_words, ctc_greedy_decode, make_result
+from speechllm.inference.results import add_words, make_result
 from speechllm.models.speech_llm import SpeechLLM
 from speechllm.text.answer_codec import AnswerCodec
-from speechllm.text.ctc_labels import CTCTokenizer
+from speechllm.text.ctc_labels import CTCTokenizer, LabelTokenizer
 from speechllm.text.prompts import Prompts
 from speechllm.text.tasks import Task
 from speechllm.utils.batching import batches_by_length
@@ -66,11 +67,13 @@ class SpeechToText:
         self.generation = dict(generation or {})
         self.calibration = calibration
         self.ctc_tokenizer: CTCTokenizer | None = None
-        if model.ctc is not None and "▁" not in "".join(model.token_list):
+        if model.ctc_trained and "▁" not in "".join(model.token_list):
             self.ctc_tokenizer = CTCTokenizer(model.token_list)
-        self.codec: AnswerCodec | None = None
         self.guard: Guard | None = None
-        if self.llm is not None:
+        if self.llm is None:
+            labels = LabelTokenizer(model.token_list)
+            self.codec = AnswerCodec(labels, self.ctc_tokenizer)
+        else:
             self.codec = AnswerCodec(self.llm.tokenizer, self.ctc_tokenizer)
             if thresholds is not None and self.ctc_tokenizer:
                 self.guard = Guard(self.llm, self.codec, thresholds)
@@ -186,15 +189,16 @@ class SpeechToText:
             UserError: an unknown option, or one that this model does not support.
         """
         options = search_options({**self.generation, **generation})
-        if options.ctc_weight > 0 and self.ctc_tokenizer is None:
-            raise UserError("ctc_weight needs a CTC branch over characters")
-        for name in ("rescore_ctc_weight", "word_times"):
+        if options.retry_truncated is None:
+            limits = {"tokens_per_second", "extra_tokens"}
+            options = replace(options, retry_truncated=limits.isdisjoint(generation))
+        for name in ("ctc_weight", "rescore_ctc_weight", "word_times", "guard"):
             if getattr(options, name) and self.ctc_tokenizer is None:
-                raise UserError(f"{name} needs a CTC branch over characters")
+                raise UserError(f"{name} needs a trained CTC branch over characters")
         if options.guard and self.guard is None:
             raise UserError(
                 "guard: this model has no thresholds; make them with python -m "
-                "speechllm.bin.guard_thresholds (it needs a CTC branch over characters)"
+                "speechllm.bin.guard_thresholds"
             )
         if self.llm is None and (options.beam_size > 1 or options.ctc_weight):
             raise UserError(
@@ -249,10 +253,6 @@ class SpeechToText:
             on_finished: called with the index of each utterance whose search is
                 finished.
         """
-        if self.codec is None:
-            return ctc_greedy_decode(
-                self.model, self.ctc_tokenizer, waves, tasks, options.word_times
-            )
         batch = self.encode(waves, tasks)
         batch.batch_size = batch_size
         nbests = self.search(batch, options, on_finished)
@@ -292,6 +292,8 @@ class SpeechToText:
         on_finished: Callable[[int], object] | None = None,
     ) -> list[list[Hypothesis]]:
         """Return the n-best hypotheses of each utterance, best first."""
+        if self.llm is None:
+            return ctc_greedy_search(batch)
         return nbest_search(
             self.llm, self.codec, batch, options, on_finished=on_finished
         )

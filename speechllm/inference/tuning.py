@@ -104,8 +104,10 @@ def find_thresholds(
         UserError: the model has no such branch, or no CTC output for any example.
     """
     codec = model.codec
-    if codec is None or codec.ctc_tokenizer is None:
-        raise UserError("the guard needs an LLM and a CTC branch over characters")
+    if model.llm is None or codec.ctc_tokenizer is None:
+        raise UserError(
+            "the guard needs an LLM and a trained CTC branch over characters"
+        )
     references: dict[str, list[Statistics]] = {}
     costs: dict[str, list[float]] = {}  # negative log probability per second
     for part, batch in encoded_batches(model, examples, batch_size):
@@ -211,7 +213,7 @@ def decode_trials(
                 with_output.append(row)
                 if limits.flags(measured):
                     flagged.append(row)
-        again = guard.search_again(batch, flagged, options, repeated=False)
+        again = guard.search_again(batch, flagged, options, no_repeat_ngram_size=0)
         found = dict(zip(flagged, again))
         for row in with_output:
             ranked = guard.rank(batch, row, [*nbests[row], *found.get(row, [])])

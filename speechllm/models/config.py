@@ -33,7 +33,8 @@ def read_config(path: Path) -> dict:
             or a part has no pretrained model.
     """
     config = read_yaml(path)
-    for key in (*(key for key in MODEL_KEYS if key.endswith("_conf")), "stands_on"):
+    groups = [key for key in MODEL_KEYS if key.endswith("_conf")]
+    for key in (*groups, "stands_on", "generation"):
         if not isinstance(config.get(key) or {}, dict):
             raise UserError(f"{path}: {key} is not a mapping of names to values")
     for part in ["encoder", "llm"] if config.get("llm") else ["encoder"]:

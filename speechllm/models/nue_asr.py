@@ -52,7 +52,12 @@ from speechllm.utils.errors import UserError
 MODEL_TYPE = "nue_asr"
 PREFIX, SUFFIX = "<s>", "[SEP]"  # prompt before and after the speech
 # search options of the authors' package, which is greedy otherwise
-GENERATION = {"min_tokens": 2, "tokens_per_second": 4.0, "extra_tokens": 20.5}
+GENERATION = {
+    "min_tokens": 2,
+    "tokens_per_second": 4.0,
+    "extra_tokens": 20.5,
+    "retry_truncated": False,
+}
 UNUSED = "audio_encoder.masked_spec_embed"  # for time masks in training only
 
 

@@ -105,6 +105,7 @@ class SpeechLLM(AbsESPnetModel):
         self.encoder = encoder
         self.dropout = nn.Dropout(feature_dropout)
         self.ctc = ctc
+        self.ctc_trained = ctc is not None  # an exported model may say that it is not
         self.bridge = bridge
         self.llm = llm
         self.token_list = list(token_list)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from speechllm.text.ctc_labels import END, CTCTokenizer
-from speechllm.text.joint_target import JointAnswer, find_separator, parse_answer
+from speechllm.text.ctc_labels import END, PENDING, CTCTokenizer
+from speechllm.text.joint_target import (
+    JointAnswer,
+    Separator,
+    find_separator,
+    parse_answer,
+)
 from speechllm.text.normalization import ctc_text
 from speechllm.text.prompts import answer_tokens, encode
 from speechllm.text.tasks import Task
@@ -15,13 +20,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 LabelFunction = Callable[[list[int]], list[int]]
+INCOMPLETE = "\ufffd"  # decoded bytes that are not a whole character
+WINDOW = 24  # maximum number of tokens that are decoded to append one
+CONTEXT = 12  # of these, what the text of the next token may depend on
 
 
 class AnswerCodec:
     """Converter of the LLM's outputs to text and to CTC labels, and back.
 
     Args:
-        tokenizer: of the LLM.
+        tokenizer: of the LLM, or a ``LabelTokenizer`` for a model without one.
         ctc_tokenizer: of the CTC branch, over characters; None for a model without
             one.
     """
@@ -58,34 +66,22 @@ class AnswerCodec:
         A letter or digit without a label becomes ``<unk>``, which never has a high
         CTC probability; otherwise texts in such characters would have no CTC cost. For
         ``asr_st`` the labels are those of the transcript, followed by ``END`` once the
-        separator is written. The result is None for a translation.
+        separator is written. ``PENDING`` follows labels whose text ends with some of
+        the bytes of a character. The result is None for a translation.
         """
-        ctc_tokenizer = self.ctc_tokenizer
-        if ctc_tokenizer is None or not task.has_transcript:
+        if self.ctc_tokenizer is None or not task.has_transcript:
             return None
-        tokenizer, language = self.tokenizer, task.source
-
-        def labels_of_text(tokens: list[int]) -> list[int]:
-            return ctc_tokenizer(ctc_text(str(tokenizer.decode(tokens)), language))
-
-        if task.name != "asr_st":
-            return labels_of_text
-        separator = find_separator(self.tokenizer)
-
-        def labels_of_transcript(tokens: list[int]) -> list[int]:
-            text = str(tokenizer.decode(tokens))
-            transcript, written, _ = text.partition(separator.text)
-            spoken = ctc_text(separator.unescape(transcript), language)
-            return ctc_tokenizer(spoken) + [END] * bool(written)
-
-        return labels_of_transcript
+        separator = find_separator(self.tokenizer) if task.name == "asr_st" else None
+        return TranscriptLabels(
+            self.tokenizer, self.ctc_tokenizer, task.source, separator
+        )
 
     def ctc_labels(self, tokens: Sequence[int], task: Task) -> list[int] | None:
         """Return the CTC labels of an output's transcript; None for a translation."""
         label_fn = self.label_fn(task)
         if label_fn is None:
             return None
-        return [label for label in label_fn(list(tokens)) if label != END]
+        return [k for k in label_fn(list(tokens)) if k not in (END, PENDING)]
 
     def ctc_candidates(self, ctc_transcript: str, task: Task) -> list[int]:
         """Return the LLM tokens of the CTC transcript, as is and capitalised.
@@ -104,3 +100,104 @@ class AnswerCodec:
         if task.name == "asr_st":
             tokens.update(find_separator(self.tokenizer).tokens)
         return sorted(tokens)
+
+
+class _Prefix(NamedTuple):
+    """A sequence of tokens as text and CTC labels.
+
+    Attributes:
+        window: last tokens; the text of a next token depends on no others.
+        head: text before that of the window.
+        text: text of all tokens.
+        spoken: normalised transcript.
+        labels: CTC labels of ``spoken``.
+    """
+
+    window: tuple[int, ...]
+    head: str
+    text: str
+    spoken: str
+    labels: list[int]
+
+
+class TranscriptLabels:
+    """Label function of a search: decodes the last tokens of a growing output only.
+
+    The prefixes that the last two steps have extended are cached, so that a token
+    costs the decoding of at most ``WINDOW`` tokens, however long the output is.
+
+    Args:
+        tokenizer: of the LLM.
+        ctc_tokenizer: of the CTC branch.
+        language: of the speech.
+        separator: between transcript and translation; None for a transcript alone.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        ctc_tokenizer: CTCTokenizer,
+        language: str,
+        separator: Separator | None = None,
+    ):
+        self.tokenizer, self.ctc_tokenizer = tokenizer, ctc_tokenizer
+        self.language, self.separator = language, separator
+        self.size = 0  # tokens of the longest prefixes
+        self.cached: list[dict[tuple[int, ...], _Prefix]] = [{}, {}]
+
+    def __call__(self, tokens: list[int]) -> list[int]:
+        """Return the CTC labels of LLM tokens; see :meth:`AnswerCodec.label_fn`."""
+        if not tokens:
+            return []
+        prefix = self.append(self.prefix(tuple(tokens[:-1])), tokens[-1])
+        if self.separator is not None and self.separator.text in prefix.text:
+            return [*prefix.labels, END]
+        incomplete = len(prefix.text) - len(prefix.text.rstrip(INCOMPLETE))
+        if 1 <= incomplete <= 3:  # a character has four bytes at most
+            return [*prefix.labels, PENDING]
+        return prefix.labels
+
+    def prefix(self, tokens: tuple[int, ...]) -> _Prefix:
+        """Return a prefix, from the cache if it or its beginning was extended."""
+        for found in self.cached:
+            if tokens in found:
+                return found[tokens]
+        parent = self.cached[0].get(tokens[:-1]) if tokens else None
+        parent = parent or (self.cached[1].get(tokens[:-1]) if tokens else None)
+        if parent is not None:
+            new = self.append(parent, tokens[-1])
+        else:
+            new = self.make(tokens, "", "", [])
+        if len(tokens) > self.size:
+            self.size = len(tokens)
+            self.cached = [{}, self.cached[0]]
+        self.cached[0][tokens] = new
+        return new
+
+    def append(self, parent: _Prefix, token: int) -> _Prefix:
+        """Append a token to a prefix."""
+        window = (*parent.window, token)
+        return self.make(window, parent.head, parent.spoken, parent.labels)
+
+    def make(
+        self, window: tuple[int, ...], head: str, before: str, labels: list[int]
+    ) -> _Prefix:
+        """Return the prefix whose last tokens are ``window``, after the text ``head``.
+
+        Args:
+            before: normalised transcript of its beginning.
+            labels: CTC labels of ``before``.
+        """
+        text = head + str(self.tokenizer.decode(list(window)))
+        transcript = text
+        if self.separator is not None:
+            transcript = self.separator.unescape(text.partition(self.separator.text)[0])
+        spoken = ctc_text(transcript, self.language)
+        labels = self.ctc_tokenizer.extend(labels, before, spoken)
+        if len(window) > WINDOW:
+            last = window[-CONTEXT:]
+            end = str(self.tokenizer.decode(list(last)))
+            # not in the midst of a character; some tokenizers strip a leading space
+            if end and end[0] != INCOMPLETE and text.endswith(end):
+                window, head = last, text[: len(text) - len(end)]
+        return _Prefix(window, head, text, spoken, labels)

@@ -15,6 +15,7 @@ from speechllm.utils.errors import UserError
 BLANK = 0  # index of ``<blank>``
 NEVER = -1e30  # log probability of impossible events; finite, so that no sum is NaN
 END = -1  # marks the end of the transcript where a translation follows (asr_st)
+PENDING = -2  # marks a last character of which only some bytes are written
 
 Label = TypeVar("Label", bound=Hashable)
 
@@ -33,6 +34,7 @@ class CTCTokenizer:
         from espnet2.text.token_id_converter import TokenIDConverter
 
         self.token_list = list(token_list)
+        self.bpe = bpemodel is not None
         self.tokenizer = (
             CharTokenizer(space_symbol="<space>")
             if bpemodel is None
@@ -43,6 +45,15 @@ class CTCTokenizer:
     def __call__(self, text: str) -> list[int]:
         """Return the labels of a text; ``unknown`` for a token without one."""
         return list(self.converter.tokens2ids(self.tokenizer.text2tokens(text)))
+
+    def extend(self, labels: list[int], before: str, text: str) -> list[int]:
+        """Return the labels of ``text``, given the ``labels`` of its beginning.
+
+        Only what follows ``before`` is tokenised, if labels are characters.
+        """
+        if self.bpe or not text.startswith(before):
+            return self(text)
+        return labels + self(text[len(before) :]) if len(text) > len(before) else labels
 
     @property
     def unknown(self) -> int:
@@ -90,3 +101,23 @@ def label_runs(labels: Sequence[Label]) -> list[tuple[Label, int, int]]:
         runs.append((label, begin, end))
         begin = end
     return runs
+
+
+class LabelTokenizer:
+    """Tokenizer whose tokens are CTC labels, for a model without an LLM.
+
+    Args:
+        token_list: the labels.
+    """
+
+    def __init__(self, token_list: Sequence[str]):
+        self.token_list = list(token_list)
+
+    def decode(self, labels: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """Return the text of labels."""
+        text = "".join(label_text(self.token_list[k]) for k in labels)
+        return " ".join(text.split())
+
+    def convert_ids_to_tokens(self, labels: Sequence[int]) -> list[str]:
+        """Return the labels as in the token list."""
+        return [self.token_list[k] for k in labels]

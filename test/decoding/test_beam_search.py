@@ -8,20 +8,31 @@ torch's CTC loss. Outputs must not depend on the batch.
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import five_token_llm
+from tiny_models import five_token_llm, write_tokenizer
 
 from speechllm.decoding.beam_search import beam_search
 from speechllm.decoding.ctc_prefix_scorer import CTCPrefixScorer
-from speechllm.decoding.hypothesis import Candidate, Hypothesis, SearchRequest
+from speechllm.decoding.hypothesis import (
+    BeamState,
+    Candidate,
+    Hypothesis,
+    SearchRequest,
+)
 from speechllm.decoding.kv_cache import assign_rows
 from speechllm.decoding.llm_scorer import LLMScorer
 from speechllm.decoding.options import SearchOptions
 from speechllm.models.llm import LanguageModel
+from speechllm.text.answer_codec import AnswerCodec
+from speechllm.text.ctc_labels import CTCTokenizer
+from speechllm.text.normalization import ctc_text
+from speechllm.text.t5_tokenizer import load_tokenizer
+from speechllm.text.tasks import Task
 
 EOS = 4  # of the five-token model
 
@@ -72,7 +83,7 @@ def all_outputs(max_tokens: int):
 
 
 @pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize("penalty", [0.0, -0.7])
+@pytest.mark.parametrize("penalty", [0.0, -0.7, 0.3, 0.7, 2.0])
 def test_wide_beam_equals_exhaustive_search(five_tokens, seed, penalty):
     prompt = random_prompt(five_tokens, 1 + seed, seed)
     options = SearchOptions(beam_size=64, nbest=5, penalty=penalty)
@@ -135,7 +146,7 @@ def test_joint_search_equals_exhaustive_search(five_tokens, seed, weight):
     prompt = random_prompt(five_tokens, 2, seed)
     logits = 2 * torch.randn(1, 9, 4, generator=torch.Generator().manual_seed(seed))
     frames = torch.tensor([9])
-    options = SearchOptions(beam_size=64, nbest=4, ctc_weight=weight, pre_beam_size=5)
+    options = SearchOptions(beam_size=128, nbest=4, ctc_weight=weight, pre_beam_size=5)
     (found,) = search(
         five_tokens,
         [prompt],
@@ -166,6 +177,99 @@ def test_joint_search_equals_exhaustive_search(five_tokens, seed, weight):
     for hypothesis, (score, output) in zip(found, ranked):
         assert hypothesis.score == pytest.approx(score, abs=1e-4)
         assert hypothesis.ctc_score == pytest.approx(ctc_log_prob(output), abs=1e-4)
+
+
+def certain_search(tokenizer, text: str, beam_size: int, **options) -> Hypothesis:
+    """Decode jointly where LLM and CTC are certain of a text.
+
+    The LLM is a table: each token of the text gives the next one, the last one the end.
+    """
+    tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
+    eos = tokenizer.eos_token_id
+    assert len(set(tokens)) == len(tokens), "the table needs distinct tokens"
+    following = dict(zip([eos, *tokens], [*tokens, eos]))  # eos is the prompt
+
+    class TableLLM:
+        eos_id = eos
+        causal_lm = SimpleNamespace(
+            get_input_embeddings=lambda: SimpleNamespace(weight=torch.empty(0))
+        )
+
+        def embed(self, ids):
+            return ids[..., None].float()
+
+        def body(self, embeddings, mask, cache):
+            cache.update(embeddings[:, None], embeddings[:, None], 0)  # rows in step
+            return embeddings
+
+        def head(self, hidden):
+            logits = torch.full((len(hidden), len(tokenizer)), -20.0)
+            for row, token in zip(logits, hidden[:, 0].long().tolist()):
+                row[following.get(token, eos)] = 20.0
+            return logits
+
+        def token_length(self, token):
+            return len(tokenizer.decode([token]))
+
+    spoken = ctc_text(text, "ko")
+    labels = ["<blank>", "<unk>", "<space>", *sorted(set(spoken) - {" "}), "<sos/eos>"]
+    codec = AnswerCodec(tokenizer, CTCTokenizer(labels))
+    path = [k for label in codec.ctc_tokenizer(spoken) for k in (label, 0)]
+    logits = torch.full((1, len(path), len(labels)), -20.0)
+    logits[0, torch.arange(len(path)), path] = 20.0
+    task = Task("asr", "ko", "ko")
+    request = SearchRequest(torch.tensor([[float(eos)]]), 30, codec.label_fn(task))
+    ((found, *_),) = beam_search(
+        TableLLM(),
+        [request],
+        SearchOptions(beam_size=beam_size, ctc_weight=0.5, **options),
+        CTCPrefixScorer(logits, torch.tensor([len(path)])),
+    )
+    assert found.tokens == tokens, tokenizer.decode(found.tokens)
+    return found
+
+
+@pytest.mark.parametrize("beam_size", [1, 4])
+@pytest.mark.parametrize(
+    "text", ["鵺", "你好吗", "한국어", " press «one».", '鵺"), a...']
+)
+def test_joint_search_writes_any_text(smollm2, text, beam_size):
+    """Characters of several byte tokens, and consecutive tokens without labels."""
+    found = certain_search(load_tokenizer(smollm2), text, beam_size)
+    assert found.ctc_score == pytest.approx(0, abs=1e-3)
+
+
+@pytest.mark.parametrize("beam_size", [1, 4])
+def test_joint_search_writes_bytes_of_sentencepiece(tmp_path, beam_size):
+    """Byte fallback as in rinna's tokenizers."""
+    write_tokenizer(tmp_path)
+    found = certain_search(load_tokenizer(tmp_path), "今日は鵺", beam_size)
+    assert found.score == pytest.approx(0, abs=1e-3)
+
+
+def test_consecutive_tokens_without_labels_cost_more_and_more(five_tokens, monkeypatch):
+    """The first of a sequence is free, then 2, 4, 6; scores do not contain the cost."""
+    prompt = random_prompt(five_tokens, 2, 1)
+    logits = torch.zeros(1, 9, 4)
+    logits[:, :, 0] = 30.0  # CTC is certain of an empty transcript
+    costs = {}
+    advance = BeamState.advance
+
+    def recorded(self, *others):
+        chosen = advance(self, *others)
+        costs.update({tuple(h.tokens): h.unlabelled_cost for h in self.hypotheses})
+        return chosen
+
+    monkeypatch.setattr(BeamState, "advance", recorded)
+    options = SearchOptions(beam_size=700, nbest=700, ctc_weight=0.5, pre_beam_size=5)
+    scorer = CTCPrefixScorer(logits, torch.tensor([9]))
+    (found,) = search(five_tokens, [prompt], [4], options, scorer, [to_ctc_labels])
+    assert [costs[(3,) * size] for size in (1, 2, 3, 4)] == [0, 2, 6, 12]
+    assert costs[3, 0, 3] == 0 and costs[3, 3, 0, 3] == 2
+    scores = {tuple(h.tokens): h.score for h in found}
+    for size in range(5):
+        expected = 0.5 * log_prob(five_tokens, prompt, [3] * size)
+        assert scores[(3,) * size] == pytest.approx(expected, abs=1e-4)
 
 
 def test_ctc_does_not_score_translations(five_tokens):
@@ -292,8 +396,10 @@ def test_each_utterance_has_its_own_limit(five_tokens):
 
 
 def test_maximum_number_of_tokens_grows_with_duration():
-    options = SearchOptions()
+    options = SearchOptions(tokens_per_second=4.0)
     assert [options.max_tokens(s) for s in (0.1, 1.0, 10.0)] == [20, 24, 60]
+    default = SearchOptions()
+    assert [default.max_tokens(s) for s in (0.1, 1.0, 10.0)] == [21, 32, 140]
 
 
 def test_nbest_hypotheses_are_distinct_and_sorted(five_tokens):

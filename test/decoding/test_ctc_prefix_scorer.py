@@ -94,7 +94,9 @@ def test_scores_equal_the_sum_over_all_paths(text):
 def test_two_labels_do_not_fit_into_one_frame():
     scorer = CTCPrefixScorer(random_logits(1, 1, 0), torch.tensor([1]))
     one = scorer.extend(scorer.start(torch.tensor([0])), torch.tensor([1]))
-    assert one.score.item() == pytest.approx(scorer.log_probs[0, 0, 1].item())
+    assert one.score.item() == pytest.approx(
+        scorer.logits[0, 0].double().log_softmax(0)[1].item()
+    )
     two = scorer.extend(one, torch.tensor([2]))
     assert two.score.item() < -1e20
     assert scorer.finish(two).item() < -1e20
@@ -182,3 +184,12 @@ def test_suffixes_below_their_threshold_are_dropped(suffixes, seed, threshold):
             assert torch.equal(
                 getattr(found, name)[row], getattr(expected, name)[other]
             )
+
+
+def test_memory_does_not_grow_with_the_labels():
+    """Besides the logits, two numbers for each frame."""
+    logits = torch.zeros(3, 50, 3300)
+    scorer = CTCPrefixScorer(logits, torch.tensor([50, 40, 30]))
+    tensors = [v for v in vars(scorer).values() if isinstance(v, torch.Tensor)]
+    own = sum(t.nbytes for t in tensors if t.data_ptr() != logits.data_ptr())
+    assert own == 2 * 3 * 50 * 8 + 3 * 8

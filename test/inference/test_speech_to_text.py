@@ -14,7 +14,12 @@ from tiny_models import LABELS, write_tiny_whisper
 
 from speechllm import SpeechToText
 from speechllm.audio.io import load_audio
-from speechllm.export.exported_model import export_model
+from speechllm.decoding import nbest_search
+from speechllm.export.exported_model import (
+    export_model,
+    is_ctc_trained,
+    output_limits,
+)
 from speechllm.inference.loading import merge_adapters
 from speechllm.models.speech_llm import build_speech_llm
 from speechllm.utils.batching import batches_by_length
@@ -336,3 +341,117 @@ def test_batches_have_similar_lengths():
     batches = list(batches_by_length([3, 9, 3, 1, 7], 2))
     assert batches == [[1, 4], [0, 2], [3]]
     assert list(batches_by_length([], 4)) == []
+
+
+# Maximum length of outputs
+
+
+def test_truncated_outputs_are_flagged_and_decoded_again(copied, waves, monkeypatch):
+    """Count the searches; the limits are the model's own or chosen by the caller."""
+    limits = []
+    search = nbest_search.beam_search
+
+    def counted(llm, requests, *others, **options):
+        limits.append([request.max_tokens for request in requests])
+        return search(llm, requests, *others, **options)
+
+    monkeypatch.setattr(nbest_search, "beam_search", counted)
+    monkeypatch.setattr(nbest_search, "ends_in_loop", lambda tokens: False)
+    change_config(generation=SHORT)(copied)  # limits of the exported model
+    model = SpeechToText.from_pretrained(copied)
+    (found,) = model.transcribe(waves[:1], min_tokens=9)
+    assert (limits, len(found.tokens), found.flags) == ([[6], [12]], 12, ["truncated"])
+    limits.clear()
+    (found,) = model.transcribe(waves[:1], min_tokens=9, **SHORT)
+    assert (limits, len(found.tokens)) == ([[6]], 6)
+    assert found.entry()["flags"] == ["truncated"]
+    limits.clear()
+    options = {**SHORT, "extra_tokens": 4, "retry_truncated": True, "min_tokens": 7}
+    (found,) = model.transcribe(waves[:1], **options)
+    assert limits == [[4], [8]]
+    assert len(found.tokens) >= 7
+
+
+def test_loops_are_not_decoded_again():
+    assert nbest_search.ends_in_loop([5, 1, 2, 1, 2, 1, 2])
+    assert nbest_search.ends_in_loop([7, 3, 3, 3])
+    assert not nbest_search.ends_in_loop([1, 2, 1, 2, 1, 3])
+    assert not nbest_search.ends_in_loop([])
+
+
+def test_limits_are_measured_on_the_validation_set(smollm2, tmp_path):
+    """The densest text has 31 tokens and the end in 2 s: (32 - 20.5) / 2 · 1.5."""
+    (tmp_path / "text").write_text("a x\nb " + " ".join(["a"] * 31) + "\n")
+    (tmp_path / "utt2task").write_text("a asr en en\nb asr en en\n")
+    (tmp_path / "utt2num_samples").write_text("a 16000\nb 32000\n")
+    trained = {
+        "llm": "causal_lm",
+        "llm_conf": {"model": str(smollm2)},
+        "valid_data_path_and_name_and_type": [[f"{tmp_path}/text", "text", "text"]],
+    }
+    expected = {"tokens_per_second": 9, "extra_tokens": 20.5}
+    assert output_limits(trained) == expected
+    assert output_limits({**trained, "llm": None}) == {}
+    (tmp_path / "utt2num_samples").unlink()
+    assert output_limits(trained) == {}
+
+
+# CTC branches that were not trained
+
+
+def test_a_training_or_its_initialisation_trains_ctc(tmp_path):
+    labels = {"ctc_token_list": LABELS}
+    for name, weight in (("with", 1.0), ("without", 0.0)):
+        (tmp_path / name).mkdir()
+        config = {**labels, "model_conf": {"ctc_weight": weight}}
+        (tmp_path / name / "config.yaml").write_text(yaml.safe_dump(config))
+        (tmp_path / name / "best.pth").touch()
+
+    def trained(weight: float, *starts: str) -> bool:
+        paths = [f"{tmp_path}/{start}" for start in starts]
+        return is_ctc_trained(
+            {**labels, "model_conf": {"ctc_weight": weight}, "init_param": paths}
+        )
+
+    assert trained(0.3) and not trained(0.0)
+    assert is_ctc_trained(labels)  # the default weight
+    assert not is_ctc_trained({"ctc_token_list": None})
+    assert trained(0.0, "with/best.pth")
+    assert trained(0.0, "with/best.pth:ctc")
+    assert not trained(0.0, "with/best.pth:encoder")
+    assert not trained(0.0, "without/best.pth")
+    assert trained(0.0, "without/best.pth", "with/best.pth")
+
+
+def test_an_untrained_ctc_branch_is_not_used(copied, model, waves):
+    (before,) = model.transcribe(waves[:1], **SHORT)
+    change_config(ctc_trained=False)(copied)
+    untrained = SpeechToText.from_pretrained(copied)
+    (found,) = untrained.transcribe(waves[:1], **SHORT)
+    assert (found.text, found.ctc_text) == (before.text, None)
+    assert before.ctc_text is not None
+    options = {"ctc_weight": 0.3, "rescore_ctc_weight": 0.3}
+    for name, value in {**options, "word_times": True, "guard": True}.items():
+        with pytest.raises(UserError, match=f"^{name} needs a trained CTC branch"):
+            untrained.transcribe(waves[:1], **{name: value})
+
+
+def test_ctc_model_encodes_in_groups_and_has_word_times(copied, waves, monkeypatch):
+    """Its utterances take the path of other models: no padding of the whole queue."""
+    change_config(llm=None, bridge=None, model_conf={"ctc_weight": 1.0})(copied)
+    state = load_file(copied / "model.safetensors")
+    state = {k: v for k, v in state.items() if k.startswith("ctc.")}
+    save_file(state, copied / "model.safetensors")
+    ctc = SpeechToText.from_pretrained(copied)
+    sizes = []
+    encode = type(ctc.model).encode
+
+    def counted(self, speech, lengths):
+        sizes.append(tuple(speech.shape))
+        return encode(self, speech, lengths)
+
+    monkeypatch.setattr(type(ctc.model), "encode", counted)
+    found = ctc.transcribe(waves, word_times=True)
+    assert sorted(sizes) == [(1, 3000), (1, 20000), (1, 30000), (2, 8000)]
+    for result in found:
+        assert [word.text for word in result.words] == result.text.split()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
-from tiny_models import LABELS
+import random
 
-from speechllm.text.answer_codec import AnswerCodec
-from speechllm.text.ctc_labels import END, CTCTokenizer
+import pytest
+from tiny_models import LABELS, write_tokenizer
+
+from speechllm.text.answer_codec import WINDOW, AnswerCodec
+from speechllm.text.ctc_labels import END, PENDING, CTCTokenizer
+from speechllm.text.normalization import ctc_text
 from speechllm.text.t5_tokenizer import load_tokenizer
 from speechllm.text.tasks import Task
 
@@ -62,3 +65,91 @@ def test_without_a_ctc_branch_nothing_has_labels(smollm2):
     codec = AnswerCodec(load_tokenizer(smollm2))
     assert codec.label_fn(ASR) is None
     assert codec.ctc_labels([1, 2], ASR) is None
+
+
+def test_bytes_of_an_incomplete_character_are_pending(codec):
+    tokens = codec.tokenizer("a鵺")["input_ids"]  # "a" and three tokens of one byte
+    label_fn = codec.label_fn(ASR)
+    assert [label_fn(tokens[:n]) for n in range(1, 5)] == [
+        labels_of("a"),
+        [*labels_of("a"), PENDING],
+        [*labels_of("a"), PENDING],
+        [*labels_of("a"), codec.ctc_tokenizer.unknown],
+    ]
+    assert codec.ctc_labels(tokens[:3], ASR) == labels_of("a")
+    invalid = codec.tokenizer("鵺")["input_ids"][:1] * 4  # no character has such bytes
+    assert label_fn([tokens[0], *invalid]) == labels_of("a")
+
+
+def test_bytes_of_a_sentencepiece_tokenizer_are_pending(tmp_path):
+    """Byte fallback as in rinna's tokenizers."""
+    write_tokenizer(tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
+    labels = ["<blank>", "<unk>", "今", "鵺", "<sos/eos>"]
+    codec = AnswerCodec(tokenizer, CTCTokenizer(labels))
+    tokens = tokenizer("今鵺", add_special_tokens=False)["input_ids"]
+    label_fn = codec.label_fn(Task("asr", "ja", "ja"))
+    first = len(tokens) - 3
+    assert tokenizer.decode(tokens[:first]).strip() == "今"
+    assert [label_fn(tokens[:n]) for n in range(first, len(tokens) + 1)] == [
+        [2],
+        [2, PENDING],
+        [2, PENDING],
+        [2, 3],
+    ]
+
+
+class CountingTokenizer:
+    """Tokenizer that counts the tokens which it decodes."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer, self.sizes = tokenizer, []
+
+    def decode(self, tokens, **options):
+        self.sizes.append(len(tokens))
+        return self.tokenizer.decode(tokens, **options)
+
+    def __call__(self, *args, **options):
+        return self.tokenizer(*args, **options)
+
+
+@pytest.mark.parametrize(
+    ("kind", "task"),
+    [
+        ("smollm2", ASR),
+        ("smollm2", BOTH),
+        ("smollm2", Task("asr", "ja", "ja")),
+        ("sentencepiece", Task("asr", "ja", "ja")),
+    ],
+)
+def test_incremental_labels_equal_those_of_the_whole_text(codec, tmp_path, kind, task):
+    if kind == "smollm2":
+        tokenizer = codec.tokenizer
+        text = " Don't press «one»... 鵺 你好吗? 한국어 - C'est l'été, n'est-ce pas. "
+    else:
+        write_tokenizer(tmp_path)
+        tokenizer, text = load_tokenizer(tmp_path), "今日は鵺と hello world, 天気です。"
+    counting = CountingTokenizer(tokenizer)
+    label_fn = AnswerCodec(counting, CTCTokenizer(LABELS)).label_fn(task)
+    encode = tokenizer(text, add_special_tokens=False)["input_ids"]
+    draw = random.Random(1)
+    tokens: list[int] = []
+    reference = AnswerCodec(tokenizer)
+    for step in range(200):
+        candidates = [
+            *draw.sample(encode, 5),
+            draw.randrange(300),
+            encode[step % len(encode)],
+        ]
+        for token in candidates:
+            whole = str(tokenizer.decode([*tokens, token]))
+            spoken = whole
+            if task == BOTH:
+                spoken = reference.parse(whole).transcript
+            found = [k for k in label_fn([*tokens, token]) if k >= 0]
+            assert found == CTCTokenizer(LABELS)(ctc_text(spoken, task.source)), whole
+        tokens.append(candidates[-1])
+    del counting.sizes[:3]
+    assert max(counting.sizes) <= WINDOW + 2
+    # one for each candidate, a few for each step
+    assert len(counting.sizes) < 200 * (len(candidates) + 3)
