@@ -15,7 +15,8 @@ def export_model(exp_dir: str | Path, checkpoint: str, output: str | Path) -> in
 
     The folder has ``config.yaml`` (the model's parts, and the fingerprints of the
     pretrained models under ``stands_on``), ``model.safetensors`` (trained tensors
-    only), ``tokens.txt`` and ``bpe.model`` (CTC labels) and ``prompts.yaml``.
+    only), ``tokens.txt`` and ``bpe.model`` (CTC labels), ``prompts.yaml``, and with
+    LoRA ``peft_adapter`` (the adapters for ``peft.PeftModel.from_pretrained``).
 
     Args:
         exp_dir: ESPnet's output folder, with ``config.yaml``.
@@ -31,17 +32,13 @@ def export_model(exp_dir: str | Path, checkpoint: str, output: str | Path) -> in
     import yaml
     from safetensors.torch import save_file
 
+    from speechllm.export.llm_formats import ADAPTER_FOLDER, save_adapter
     from speechllm.pretrained.checkpoint import load_tensors
     from speechllm.pretrained.model_folder import model_fingerprint
     from speechllm.pretrained.resolve import resolve_model
 
+    trained = read_training(exp_dir)
     exp_dir = Path(exp_dir)
-    try:
-        trained = yaml.safe_load((exp_dir / "config.yaml").read_text("utf-8"))
-    except FileNotFoundError:
-        raise UserError(
-            f"{exp_dir}: no training, config.yaml is missing; run stage 9"
-        ) from None
     state = load_tensors(exp_dir / checkpoint)
     config = {key: trained.get(key) for key in MODEL_KEYS}
     config["stands_on"] = {
@@ -52,6 +49,7 @@ def export_model(exp_dir: str | Path, checkpoint: str, output: str | Path) -> in
         save_file(
             {k: v.contiguous() for k, v in state.items()}, folder / "model.safetensors"
         )
+        save_adapter(config, state, folder / ADAPTER_FOLDER)
         (folder / "config.yaml").write_text(
             yaml.safe_dump(config, sort_keys=False, allow_unicode=True), "utf-8"
         )
@@ -63,3 +61,43 @@ def export_model(exp_dir: str | Path, checkpoint: str, output: str | Path) -> in
         if trained.get("prompts"):
             shutil.copyfile(trained["prompts"], folder / "prompts.yaml")
         return (folder / "model.safetensors").stat().st_size
+
+
+def export_merged_llm(exp_dir: str | Path, checkpoint: str, output: str | Path) -> int:
+    """Write the trained LLM alone, adapters merged, as a transformers model.
+
+    Args:
+        exp_dir: ESPnet's output folder, with ``config.yaml``.
+        checkpoint: file name of the checkpoint in it.
+        output: the folder to write; replaced as a whole.
+
+    Returns:
+        Size of the weights in bytes.
+
+    Raises:
+        UserError: the training or the checkpoint is missing, or it has no LLM.
+    """
+    from speechllm.export.llm_formats import save_merged_llm
+    from speechllm.pretrained.checkpoint import load_tensors
+
+    config = read_training(exp_dir)
+    state = load_tensors(Path(exp_dir) / checkpoint)
+    with atomic_directory(output) as folder:
+        save_merged_llm(config, state, folder)
+        return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+def read_training(exp_dir: str | Path) -> dict:
+    """Return the configuration of a training.
+
+    Raises:
+        UserError: the folder has no ``config.yaml``.
+    """
+    import yaml
+
+    try:
+        return yaml.safe_load((Path(exp_dir) / "config.yaml").read_text("utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"{exp_dir}: no training, config.yaml is missing; run stage 9"
+        ) from None
