@@ -13,8 +13,9 @@ Everything else is arithmetic:
 * a weight costs 2 operations a position in the forward pass, 2 for the gradient of its
   input, 2 more if it is trained, and 2 if its layer is recomputed.
 
-The CTC layer is not counted. Compared with measured peaks in
-``egs2/TEMPLATE/MEMORY.md``.
+The CTC layer is not counted. One GPU processes the whole batch here: with several, a
+batch is divided among them. Measured peaks are in the documentation of
+:mod:`speechllm.training.memory_simulation`.
 """
 
 from __future__ import annotations

@@ -32,6 +32,8 @@ WHISPER = {
     "encoder_layers": 4,
     "encoder_attention_heads": 4,
     "encoder_ffn_dim": 1024,
+    "decoder_layers": 1,
+    "decoder_attention_heads": 4,
 }
 HUBERT = {
     "hidden_size": 256,
@@ -196,6 +198,30 @@ def test_command_line(capsys):
 def test_invalid_configs(changes, message):
     with pytest.raises(UserError, match=message):
         e.estimate({**read_config(), **changes})
+
+
+@pytest.mark.parametrize(
+    ("recipe", "config", "gib"),
+    [  # weights, gradients and AdamW's state of 3.7 billion parameters: 16 bytes each
+        ("csj", "train_nue_asr.yaml", 16 * 3.7e9 / 2**30),
+        ("csj", "train_ctc_averaging.yaml", 16 * 3.7e9 / 2**30),
+        ("must_c", "train_hubert_gemma2_9b.yaml", 9.5),
+    ],
+)
+def test_flagship_configs_need_no_network(recipe, config, gib, monkeypatch):
+    """Memory without activations is that of the parameters; activations are less."""
+    monkeypatch.setattr("socket.socket.connect", lambda *args: pytest.fail("network"))
+    path = CONF.parents[2] / recipe / "speechllm1" / "conf" / config
+    found = e.estimate(yaml.safe_load(path.read_text()))
+    fixed = found.weights + found.gradients + found.optimizer
+    assert fixed / 2**30 == pytest.approx(gib, rel=0.03)
+    assert found.activations < 20 * 2**30
+    assert found.update == 0.0  # fused, or paged
+
+
+def test_adamw_that_is_not_fused_takes_memory_for_its_update():
+    fused = e.estimate(read_config(tuning="lora") | {"optim": "adamw"})
+    assert fused.update == 4 * fused.trainable
 
 
 def test_unknown_model_size(monkeypatch):
