@@ -68,7 +68,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--shard", type=int, default=1, help="shard to decode, from 1 [1]")
     add("--device", default="cpu", help="cpu, cuda, … [cpu]")
     add("--dtype", help="float32, bfloat16, float16 or auto [float32]")
-    add("--engine", help="inference backend: auto, eager or deepspeed [auto]")
+    add("--engine", help="inference backend: auto or eager [auto]")
     return parser
 
 

@@ -2,6 +2,9 @@
 
     python -m speechllm.bin.export_model --exp_dir exp/speechllm_train \\
         --output exp/speechllm_train/model
+
+With --merged, the folder holds the LLM alone with its adapters merged, as
+transformers' AutoModelForCausalLM and vLLM load it.
 """
 
 from __future__ import annotations
@@ -25,6 +28,11 @@ def get_parser() -> argparse.ArgumentParser:
         help="checkpoint in that folder [valid.acc.ave.pth]",
     )
     parser.add_argument("--output", required=True, help="folder to write")
+    parser.add_argument(
+        "--merged",
+        action="store_true",
+        help="write the LLM alone, adapters merged, in transformers' format",
+    )
     return parser
 
 
@@ -32,10 +40,12 @@ def main(argv: list[str] | None = None) -> None:
     """Export the model and print its size."""
     args = get_parser().parse_args(argv)
 
-    from speechllm.export.exported_model import export_model
+    from speechllm.export.exported_model import export_merged_llm, export_model
 
-    size = export_model(args.exp_dir, args.checkpoint, args.output)
-    print(f"{args.output}: {args.checkpoint}, {size / 1e6:.1f} MB of trained weights")
+    export = export_merged_llm if args.merged else export_model
+    size = export(args.exp_dir, args.checkpoint, args.output)
+    weights = "merged" if args.merged else "trained"
+    print(f"{args.output}: {args.checkpoint}, {size / 1e6:.1f} MB of {weights} weights")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from speechllm.utils.errors import UserError
 from speechllm.utils.io import FolderKind, atomic_directory
 
 MODEL_FOLDER = FolderKind("model folder", "prompts.yaml")
+MERGED_LLM = FolderKind("merged LLM")
 
 EXTRA_TOKENS = 20.5  # maximum length of an output for no speech
 LIMIT_MARGIN = 1.5  # how much denser an output may be than any of the validation set
@@ -29,7 +30,8 @@ def export_model(exp_dir: str | Path, checkpoint: str, output: str | Path) -> in
     pretrained models under ``stands_on``; ``ctc_trained``, false for a CTC branch with
     random weights; ``generation``, the limits of :func:`output_limits`),
     ``model.safetensors`` (trained tensors only), ``tokens.txt`` and ``bpe.model`` (CTC
-    labels) and ``prompts.yaml``.
+    labels), ``prompts.yaml``, and with LoRA ``peft_adapter`` (the adapters for
+    ``peft.PeftModel.from_pretrained``).
 
     Args:
         exp_dir: ESPnet's output folder, with ``config.yaml``.
@@ -45,17 +47,13 @@ def export_model(exp_dir: str | Path, checkpoint: str, output: str | Path) -> in
     import yaml
     from safetensors.torch import save_file
 
+    from speechllm.export.llm_formats import ADAPTER_FOLDER, save_adapter
     from speechllm.pretrained.checkpoint import load_tensors
     from speechllm.pretrained.model_folder import model_fingerprint
     from speechllm.pretrained.resolve import resolve_model
 
+    trained = read_training(exp_dir)
     exp_dir = Path(exp_dir)
-    try:
-        trained = yaml.safe_load((exp_dir / "config.yaml").read_text("utf-8"))
-    except FileNotFoundError:
-        raise UserError(
-            f"{exp_dir}: no training, config.yaml is missing; run stage 9"
-        ) from None
     state = load_tensors(exp_dir / checkpoint)
     config = {key: trained.get(key) for key in MODEL_KEYS}
     config["stands_on"] = {
@@ -68,6 +66,7 @@ def export_model(exp_dir: str | Path, checkpoint: str, output: str | Path) -> in
         save_file(
             {k: v.contiguous() for k, v in state.items()}, folder / "model.safetensors"
         )
+        save_adapter(config, state, folder / ADAPTER_FOLDER)
         (folder / "config.yaml").write_text(
             yaml.safe_dump(config, sort_keys=False, allow_unicode=True), "utf-8"
         )
@@ -152,3 +151,43 @@ def output_limits(trained: Mapping[str, Any]) -> dict[str, float]:
         densest = max(densest, (count - EXTRA_TOKENS) / max(seconds, 1.0))
     limit = max(4.0, math.ceil(LIMIT_MARGIN * densest))
     return {"tokens_per_second": limit, "extra_tokens": EXTRA_TOKENS}
+
+
+def export_merged_llm(exp_dir: str | Path, checkpoint: str, output: str | Path) -> int:
+    """Write the trained LLM alone, adapters merged, as a transformers model.
+
+    Args:
+        exp_dir: ESPnet's output folder, with ``config.yaml``.
+        checkpoint: file name of the checkpoint in it.
+        output: the folder to write.
+
+    Returns:
+        Size of the weights in bytes.
+
+    Raises:
+        UserError: the training or the checkpoint is missing, or it has no LLM.
+    """
+    from speechllm.export.llm_formats import save_merged_llm
+    from speechllm.pretrained.checkpoint import load_tensors
+
+    config = read_training(exp_dir)
+    state = load_tensors(Path(exp_dir) / checkpoint)
+    with atomic_directory(output, MERGED_LLM, [exp_dir]) as folder:
+        save_merged_llm(config, state, folder)
+        return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+def read_training(exp_dir: str | Path) -> dict:
+    """Return the configuration of a training.
+
+    Raises:
+        UserError: the folder has no ``config.yaml``.
+    """
+    import yaml
+
+    try:
+        return yaml.safe_load((Path(exp_dir) / "config.yaml").read_text("utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"{exp_dir}: no training, config.yaml is missing; run stage 9"
+        ) from None

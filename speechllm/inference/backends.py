@@ -26,7 +26,6 @@ GROUPED = ("llama", "mistral", "qwen2", "qwen3")
 ENGINES = {
     "auto": "weights packed for oneDNN on a CPU in float32, else the same as eager",
     "eager": "unmodified PyTorch and transformers",
-    "deepspeed": "the LLM in DeepSpeed-Inference, on an NVIDIA GPU",
 }
 
 
@@ -68,9 +67,7 @@ def choose_engine(model: SpeechLLM, engine: str = "auto") -> None:
     if engine not in ENGINES:
         raise UserError(f"unknown engine {engine!r}: one of {', '.join(ENGINES)}")
     parameter = next(model.parameters())
-    if engine == "deepspeed":
-        use_deepspeed(model)
-    elif (
+    if (
         engine == "auto"
         and parameter.device.type == "cpu"
         and torch.backends.mkldnn.is_available()
@@ -164,26 +161,3 @@ def packed_convolution(convolution: nn.Conv1d) -> Callable[[Tensor], Tensor]:
         return outputs[:, :, 0]
 
     return forward
-
-
-def use_deepspeed(model: SpeechLLM) -> None:
-    """Run the LLM with DeepSpeed-Inference. Not tested on a GPU yet.
-
-    Kernel injection is off: the injected kernels have a KV cache of their own, in
-    which beam search cannot add, drop or reorder rows.
-
-    Raises:
-        UserError: the model is not on an NVIDIA GPU, or DeepSpeed is not installed.
-    """
-    if next(model.parameters()).device.type != "cuda":
-        raise UserError("engine deepspeed needs an NVIDIA GPU: use device cuda")
-    try:
-        import deepspeed
-    except ImportError:
-        raise UserError(
-            "engine deepspeed: the package is not installed; pip install deepspeed"
-        ) from None
-    engine = deepspeed.init_inference(
-        model.llm.causal_lm, dtype=model.llm.dtype, replace_with_kernel_inject=False
-    )
-    model.llm.causal_lm = engine.module

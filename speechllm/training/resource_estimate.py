@@ -1,24 +1,27 @@
 """Estimate of a training's parameters, memory and time, without loading weights.
 
-Parameters are counted on models without storage. Activations are those that PyTorch
-keeps for the backward pass: a forward pass of one and of two layers runs on tensors
-without storage, and the saved tensors are added up. Everything else is arithmetic:
+Parameters are counted on models without storage. The memory of activations is the peak
+of a training step of the same model, simulated without storage by
+:mod:`speechllm.training.memory_simulation` with few LLM layers and extrapolated to all.
+Everything else is arithmetic:
 
 * full weights, adapters and gradients are in float32; AdamW keeps two numbers for each
   trained one (Kingma and Ba 2015); frozen LLM weights are in ``dtype``, or in 4.127
   bits with double quantisation (Dettmers et al. 2023, section 3);
-* a recomputed layer (gradient checkpointing) keeps only its input;
-* a trained encoder layer keeps 34 bytes for each frame and dimension (Korthikanti et
-  al. 2023, "Reducing Activation Recomputation in Large Transformer Models", section 4,
-  without the attention that a fused kernel recomputes);
+* AdamW and Adam that are not ``fused`` need another number for each trained one while
+  they update (PyTorch's ``foreach`` implementation, the default on a GPU);
 * a weight costs 2 operations a position in the forward pass, 2 for the gradient of its
   input, 2 more if it is trained, and 2 if its layer is recomputed.
+
+The CTC layer is not counted. One GPU processes the whole batch here: with several, a
+batch is divided among them. Measured peaks are in the documentation of
+:mod:`speechllm.training.memory_simulation`.
 """
 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from speechllm.audio.io import SAMPLING_RATE
@@ -83,6 +86,17 @@ KNOWN = {
         "feat_extract_norm": "layer",
         "do_stable_layer_norm": True,
     },
+    # shapes of the released Nue-ASR, whose config.json holds both
+    "rinna/japanese-hubert-base": {"model_type": "hubert"},  # transformers' defaults
+    "rinna/japanese-gpt-neox-3.6b": {
+        "model_type": "gpt_neox",
+        "hidden_size": 2816,
+        "intermediate_size": 11264,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 22,
+        "vocab_size": 32000,
+        "use_parallel_residual": False,
+    },
 }
 
 
@@ -94,6 +108,7 @@ class Estimate:
         parameters, trainable: numbers of parameters.
         weights, gradients, optimizer: bytes, for any batch.
         activations: peak bytes of a batch.
+        update: bytes that the optimizer takes while it updates.
         operations: floating-point operations for one hour of speech.
     """
 
@@ -103,19 +118,24 @@ class Estimate:
     gradients: float
     optimizer: float
     activations: float
+    update: float
     operations: float
 
     @property
     def total(self) -> float:
         """Total bytes, without the driver's."""
-        return self.weights + self.gradients + self.optimizer + self.activations
+        kept = self.weights + self.gradients + self.optimizer
+        return kept + max(self.activations, self.update)
 
 
-def estimate(config: dict) -> Estimate:
+def estimate(config: dict, attention: str | None = None, part: int = 1) -> Estimate:
     """Estimate memory and operations of a training.
 
     Args:
         config: a training configuration with encoder, bridge and LLM.
+        attention: the LLM's attention implementation in transformers; None: that of a
+            training on a GPU.
+        part: the batch is divided by this number.
 
     Raises:
         UserError: a model's ``config.json`` cannot be found, or a part is unknown.
@@ -128,9 +148,10 @@ def estimate(config: dict) -> Estimate:
     try:
         encoder_config = load_shape(config["encoder_conf"]["model"])
         llm_config = load_shape(config["llm_conf"]["model"])
-        encoder, layers = build_encoder(config["encoder_conf"], encoder_config)
+        encoder = build_encoder(config, encoder_config)
         llm = build_llm(config["llm_conf"], llm_config)
         bridge = build_bridge(config, encoder_config.hidden_size, llm.hidden_size)
+        activations = activation_bytes(config, attention, part)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"the model cannot be built: {error}") from error
     parts = {"encoder": encoder, "bridge": bridge, "llm": llm}
@@ -139,11 +160,7 @@ def estimate(config: dict) -> Estimate:
     trainable = sum(trained for _, trained in counts.values())
     weights = 4.0 * (counts["encoder"][0] + counts["bridge"][0])
     weights += llm_bytes(llm, config["llm_conf"])
-    seconds = batch_seconds(config)
     speech = positions(config, UTTERANCE_SECONDS)
-    activations = (seconds / UTTERANCE_SECONDS) * utterance_bytes(
-        config, llm_config, encoder_config, len(layers), speech
-    )
     hour = 3600 / UTTERANCE_SECONDS
     length = speech + PROMPT_TOKENS + TOKENS_PER_SECOND * UTTERANCE_SECONDS
     recomputed = 2 if config["llm_conf"].get("gradient_checkpointing") else 0
@@ -154,6 +171,8 @@ def estimate(config: dict) -> Estimate:
     frames = FRAMES_PER_SECOND * UTTERANCE_SECONDS
     operations += hour * frames * work(counts["encoder"], 2)
     operations += hour * speech * work(counts["bridge"], 4)
+    in_place = config.get("optim") not in ("adam", "adamw")
+    in_place |= bool((config.get("optim_conf") or {}).get("fused"))
     return Estimate(
         parameters,
         trainable,
@@ -161,8 +180,34 @@ def estimate(config: dict) -> Estimate:
         4.0 * trainable,
         8.0 * trainable,
         activations,
+        0.0 if in_place else 4.0 * trainable,
         operations,
     )
+
+
+def activation_bytes(config: dict, attention: str | None, part: int = 1) -> float:
+    """Return the peak bytes of a batch's activations, for all of the LLM's layers.
+
+    Args:
+        config: a training configuration with encoder, bridge and LLM.
+        attention: see :func:`estimate`.
+        part: the batch is divided by this number.
+    """
+    from speechllm.training.memory_simulation import simulate_step
+
+    llm_config = load_shape(config["llm_conf"]["model"])
+    batch = max(1, round(batch_seconds(config) / part / UTTERANCE_SECONDS))
+    few, more = (
+        simulate_step(
+            build_model(config, llm_config, layers, attention),
+            batch,
+            int(UTTERANCE_SECONDS * SAMPLING_RATE),
+            PROMPT_TOKENS,
+            int(UTTERANCE_SECONDS * TOKENS_PER_SECOND),
+        )
+        for layers in (2, 4)
+    )
+    return few.extrapolate(more, (llm_config.num_hidden_layers - 2) / 2).peak
 
 
 def load_shape(name: str):
@@ -202,54 +247,80 @@ def load_shape(name: str):
     return AutoConfig.from_pretrained(Path(path).parent)
 
 
-def build_encoder(conf: dict, config):
-    """Return the encoder without storage, frozen as in training, and trained layers."""
+def build_encoder(config: dict, shape):
+    """Return the encoder without storage, frozen as in training."""
     import torch
-    from transformers import AutoModel
+    from transformers import AutoModel, WhisperFeatureExtractor
     from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
+    from speechllm.models.config import choose
+    from speechllm.models.encoders import ENCODERS
+
+    kind = choose("encoder", config["encoder"], ENCODERS)
+
+    class Encoder(kind):
+        def load(self, model, random_init):
+            if config["encoder"] != "whisper":
+                return super().load(AutoModel.from_config(shape), random_init)
+            extractor = WhisperFeatureExtractor(feature_size=shape.num_mel_bins)
+            self.hop, self.window_size = extractor.hop_length, extractor.n_fft
+            self.mel_filters = torch.zeros(extractor.mel_filters.shape, device="cpu")
+            self.window = torch.zeros(self.window_size, device="cpu")
+            return WhisperEncoder(shape), shape
+
+    options = {k: v for k, v in config["encoder_conf"].items() if k != "specaug"}
     with torch.device("meta"):
-        if config.model_type == "whisper":
-            encoder = WhisperEncoder(config)
-        else:
-            encoder = AutoModel.from_config(config)
-    layers = encoder.layers if hasattr(encoder, "layers") else encoder.encoder.layers
-    if isinstance(conf.get("layer"), int):
-        del layers[conf["layer"] :]
-    trained = conf.get("trainable_layers", 0)
-    if trained == "all":
-        return encoder, list(layers)
-    encoder.requires_grad_(False)
-    chosen = list(layers[-trained:]) if trained else []
-    for layer in chosen:
-        layer.requires_grad_(True)
-    return encoder, chosen
+        return Encoder(**options)
 
 
-def build_llm(conf: dict, config, layers: int | None = None, dtype=None):
+def build_llm(
+    conf: dict, config, layers: int | None = None, attention: str | None = None
+):
     """Return the LLM with its adapters, without storage.
 
     Args:
         layers: number of transformer layers; all if None.
+        attention: attention implementation; the model's default if None.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
-    from speechllm.models.llm import LanguageModel, attention_implementation
+    from speechllm.models.llm import LanguageModel
 
     config = copy.deepcopy(config)
     if layers is not None:
         config.num_hidden_layers = layers
         if getattr(config, "layer_types", None):
             config.layer_types = config.layer_types[:layers]
+    tuning = conf.get("tuning", "lora")
     with torch.device("meta"):
         causal_lm = AutoModelForCausalLM.from_config(
             config,
-            dtype=dtype or torch.float32,
-            attn_implementation=attention_implementation(),
+            dtype=torch.float32 if stream_bytes(conf) == 4 else torch.bfloat16,
+            attn_implementation=attention or conf.get("attn_implementation"),
         )
-        tuning = conf.get("tuning", "lora")
-        return LanguageModel(causal_lm, tuning=tuning, lora=conf.get("lora"))
+        if tuning == "qlora":  # products of dequantised weights are in bfloat16
+            for module in linear_modules(causal_lm):
+                module.to(torch.bfloat16)
+        checkpointing = bool(conf.get("gradient_checkpointing"))
+        return LanguageModel(
+            causal_lm,
+            tuning=tuning,
+            lora=conf.get("lora"),
+            gradient_checkpointing=checkpointing,
+        )
+
+
+def linear_modules(causal_lm) -> list:
+    """Return the linear layers but the head, which qlora keeps in 4 bits."""
+    from torch import nn
+
+    head = causal_lm.get_output_embeddings()
+    return [
+        module
+        for module in causal_lm.modules()
+        if isinstance(module, nn.Linear) and module is not head
+    ]
 
 
 def build_bridge(config: dict, input_size: int, output_size: int):
@@ -265,6 +336,27 @@ def build_bridge(config: dict, input_size: int, output_size: int):
         )
 
 
+def build_model(config: dict, llm_config, layers: int, attention: str | None):
+    """Return the whole model without storage, with ``layers`` LLM layers and no CTC."""
+    import torch
+
+    from speechllm.models.speech_llm import SpeechLLM
+    from speechllm.training.memory_simulation import PoolingBridge
+
+    encoder = build_encoder(config, load_shape(config["encoder_conf"]["model"]))
+    llm = build_llm(config["llm_conf"], llm_config, layers, attention)
+    bridge = build_bridge(config, encoder.output_size, llm.hidden_size)
+    if bridge.needs_ctc:
+        speech = positions(config, UTTERANCE_SECONDS)
+        with torch.device("meta"):
+            bridge = PoolingBridge(encoder.output_size, llm.hidden_size, speech)
+    precision = (config.get("model_conf") or {}).get("autocast", "bfloat16")
+    if precision == "auto":  # as on a GPU
+        precision = "bfloat16"
+    model = SpeechLLM(encoder, None, bridge, llm, ctc_weight=0.0, autocast=precision)
+    return model.train()
+
+
 def count(module) -> tuple[int, int]:
     """Return the numbers of parameters and of trained parameters of a module."""
     sizes = [(p.numel(), p.requires_grad) for p in module.parameters()]
@@ -273,18 +365,12 @@ def count(module) -> tuple[int, int]:
 
 def llm_bytes(llm, conf: dict) -> float:
     """Return the bytes of an LLM's weights: trained in float32, frozen in ``dtype``."""
-    from torch import nn
 
     tuning, dtype = conf.get("tuning", "lora"), conf.get("dtype", "auto")
     frozen = 4 if tuning in ("full", "qlora") or dtype == "float32" else 2
     packed = set()
     if tuning == "qlora":
-        head = llm.causal_lm.get_output_embeddings()
-        packed = {
-            id(m.weight)
-            for m in llm.modules()
-            if isinstance(m, nn.Linear) and m is not head
-        }
+        packed = {id(module.weight) for module in linear_modules(llm.causal_lm)}
     total = 0.0
     for parameter in llm.parameters():
         size = 4 if parameter.requires_grad else frozen
@@ -327,95 +413,10 @@ def work(counts: tuple[int, int], frozen: int, lookup: int = 0) -> float:
     return frozen * (parameters - lookup) + 2 * trained
 
 
-def utterance_bytes(
-    config: dict, llm_config, encoder_config, trained_layers: int, speech: int
-) -> float:
-    """Return the peak bytes of activations of one utterance.
-
-    Args:
-        trained_layers: number of the encoder's trained layers.
-        speech: LLM positions of the speech.
-    """
-    conf = config["llm_conf"]
-    answer = int(TOKENS_PER_SECOND * UTTERANCE_SECONDS)
-    length = speech + PROMPT_TOKENS + answer
-    precision = (config.get("model_conf") or {}).get("autocast", "auto")
-    one, two = (
-        saved_bytes(conf, llm_config, layers, length, answer, precision)
-        for layers in (1, 2)
-    )
-    layer = two - one
-    inputs = length * llm_config.hidden_size * stream_bytes(conf)
-    kept = inputs if conf.get("gradient_checkpointing") else layer
-    llm = (one - layer) + llm_config.num_hidden_layers * kept
-    llm += layer if conf.get("gradient_checkpointing") else 0
-    llm += 4 * answer * llm_config.vocab_size  # the gradient of the logits
-    frames = FRAMES_PER_SECOND * UTTERANCE_SECONDS
-    size = encoder_config.hidden_size
-    encoder = trained_layers * 34 * frames * size
-    if encoder_config.model_type == "whisper":
-        passing = 4 * frames * (encoder_config.encoder_ffn_dim + 6 * size)
-    else:  # HuBERT's first convolution has a stride of 5 samples
-        first = SAMPLING_RATE * UTTERANCE_SECONDS / 5
-        passing = 4 * 3 * first * encoder_config.conv_dim[0]
-    return max(passing, encoder + llm) + 4 * frames * size
-
-
 def stream_bytes(conf: dict) -> int:
     """Return the bytes of a number between the LLM's layers."""
     whole = conf.get("tuning") in ("full", "qlora") or conf.get("dtype") == "float32"
     return 4 if whole else 2
-
-
-def saved_bytes(
-    conf: dict, config, layers: int, length: int, answer: int, precision: str
-) -> int:
-    """Return the bytes that PyTorch keeps for the backward pass of the LLM.
-
-    Args:
-        layers: number of transformer layers.
-        length: positions; the last ``answer`` of them are predicted.
-        precision: ``autocast`` of the matrix products.
-    """
-    import torch
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    sizes = {}
-
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        sizes[storage._cdata] = storage.nbytes()
-        return tensor
-
-    dtype = torch.float32 if stream_bytes(conf) == 4 else torch.bfloat16
-    llm = build_llm(conf, config, layers, dtype).train()
-    with FakeTensorMode():
-        for module in llm.modules():  # as on a CPU, where autocast applies
-            for held in (module._parameters, module._buffers):
-                for name, old in held.items():
-                    if old is not None:
-                        new = torch.empty(old.shape, dtype=old.dtype)
-                        if held is module._parameters:
-                            new = torch.nn.Parameter(new, old.requires_grad)
-                        held[name] = new
-        inputs = torch.zeros(
-            1, length, llm.hidden_size, dtype=dtype, requires_grad=True
-        )
-        targets = torch.zeros(answer, dtype=torch.long)
-        enabled = precision != "float32"
-        with (
-            torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
-            torch.autocast("cpu", torch.bfloat16, enabled=enabled),
-        ):
-            output = llm.causal_lm.base_model(
-                inputs_embeds=inputs,
-                position_ids=torch.arange(length)[None],
-                use_cache=False,
-            )
-            logits = llm.head(output.last_hidden_state[0, -answer:])
-            torch.nn.functional.cross_entropy(logits, targets)
-        weights = {p.untyped_storage()._cdata for p in llm.parameters()}
-    return sum(size for key, size in sizes.items() if key not in weights)
 
 
 @dataclass(frozen=True)
@@ -433,19 +434,15 @@ def find_advice(config: dict, gpu: float) -> Advice | None:
     for change in ({}, {"gradient_checkpointing": True}, {"tuning": "qlora"}):
         changed["llm_conf"] = {**changed["llm_conf"], **change}
         tried += [f"{name}: {str(value).lower()}" for name, value in change.items()]
-        found = estimate(changed)
+        if not fits(estimate(changed, part=16), gpu):
+            continue
         for part in (1, 2, 4, 8, 16):
-            if fits(shrunk := smaller_batch(found, part), gpu):
+            if fits(found := estimate(changed, part=part), gpu):
                 names = list(tried)
                 if part > 1:
                     names.append(f"a {part}th of the batch and {part} times accum_grad")
-                return Advice("; ".join(names), shrunk)
+                return Advice("; ".join(names), found)
     return None
-
-
-def smaller_batch(found: Estimate, part: int) -> Estimate:
-    """Return the estimate for a ``part``-th of the batch."""
-    return replace(found, activations=found.activations / part)
 
 
 def fits(found: Estimate, gpu: float) -> bool:
@@ -469,6 +466,7 @@ def report(config: dict, gpu_gib: float | None, teraflops: float) -> tuple[str, 
         ("gradients", f"{found.gradients / GIB:.1f} GiB"),
         ("optimizer", f"{found.optimizer / GIB:.1f} GiB"),
         ("activations", f"{found.activations / GIB:.1f} GiB"),
+        ("update", f"{found.update / GIB:.1f} GiB, after the activations are freed"),
         ("in all", f"{found.total / GIB:.1f} GiB and {RESERVE / GIB:.1f} in reserve"),
         ("1000 h of speech", f"{hours:,.0f} h at {teraflops:.0f} TFLOP/s"),
     ]

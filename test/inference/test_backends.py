@@ -1,13 +1,10 @@
 """Inference backends: same results as PyTorch's own layers, errors if unavailable.
 
 Packed layers are compared with products and convolutions in float64, attention with
-PyTorch's, DeepSpeed is replaced by a stub.
+PyTorch's.
 """
 
 from __future__ import annotations
-
-import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -145,31 +142,5 @@ def test_only_float32_layers_are_packed():
 
 
 def test_unavailable_engines_are_an_error(tiny_model, monkeypatch):
-    with pytest.raises(UserError, match="engine 'fast': one of auto, eager, deepspeed"):
+    with pytest.raises(UserError, match="engine 'fast': one of auto, eager"):
         SpeechToText.from_pretrained(tiny_model, engine="fast")
-    with pytest.raises(UserError, match="engine deepspeed needs an NVIDIA GPU"):
-        SpeechToText.from_pretrained(tiny_model, engine="deepspeed")
-    on_gpu = SimpleNamespace(device=torch.device("cuda", 0))
-    model = SimpleNamespace(parameters=lambda: iter([on_gpu]))
-    monkeypatch.setitem(sys.modules, "deepspeed", None)
-    with pytest.raises(UserError, match="pip install deepspeed"):
-        choose_engine(model, "deepspeed")
-
-
-def test_deepspeed_is_called_with_the_llm(monkeypatch):
-    """Replace the package, which needs a GPU, by a stub."""
-    calls = []
-
-    def init_inference(causal_lm, **options):
-        calls.append((causal_lm, options))
-        return SimpleNamespace(module="the same, in DeepSpeed")
-
-    stub = SimpleNamespace(init_inference=init_inference)
-    monkeypatch.setitem(sys.modules, "deepspeed", stub)
-    llm = SimpleNamespace(causal_lm="the LLM", dtype=torch.bfloat16)
-    on_gpu = SimpleNamespace(device=torch.device("cuda", 0))
-    model = SimpleNamespace(parameters=lambda: iter([on_gpu]), llm=llm)
-    choose_engine(model, "deepspeed")
-    options = {"dtype": torch.bfloat16, "replace_with_kernel_inject": False}
-    assert calls == [("the LLM", options)]
-    assert llm.causal_lm == "the same, in DeepSpeed"

@@ -304,7 +304,13 @@ def test_exported_model_equals_the_trained_one(training, model, waves):
     folder = training / "model"
     assert size == (folder / "model.safetensors").stat().st_size < 200_000
     names = {path.name for path in folder.glob("[!.]*")}
-    assert names == {"config.yaml", "model.safetensors", "prompts.yaml", "tokens.txt"}
+    assert names == {
+        "config.yaml",
+        "model.safetensors",
+        "peft_adapter",
+        "prompts.yaml",
+        "tokens.txt",
+    }
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert "optim" not in config
     assert all(len(digest) == 64 for digest in config["stands_on"].values())

@@ -1,12 +1,15 @@
-"""Peak memory of LLM training steps, measured in a separate process.
+"""Peak memory of training steps, measured in a separate process.
 
-    python test/training/measure_step.py '{"shape": …, "llm_conf": …, "batch": …}'
+    python test/training/measure_step.py '{"encoder_conf": …, "llm_conf": …, …}'
 
-prints the bytes that two steps took in addition to the process before them.
+prints the bytes that two updates took in addition to the process before them. The
+request is a training config whose models are folders with a ``config.json``; their
+weights are random.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 from pathlib import Path
@@ -15,7 +18,14 @@ from types import SimpleNamespace
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from speechllm.models.bridge import BRIDGES
+from speechllm.models.encoders import ENCODERS
 from speechllm.models.llm import LanguageModel
+from speechllm.models.speech_llm import SpeechLLM
+from speechllm.pretrained import resolve
+from speechllm.training.resource_estimate import PROMPT_TOKENS
+
+SECONDS, ANSWER = 10, 80
 
 
 def resident(key: str) -> int:
@@ -26,31 +36,59 @@ def resident(key: str) -> int:
     raise ValueError(key)
 
 
-def steps(conf: dict, shape: dict, batch: int, length: int, answer: int) -> None:
-    """Run two training steps on sequences of ``length`` with ``answer`` targets."""
-    config = AutoConfig.for_model("llama", **shape)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+def build(config: dict) -> SpeechLLM:
+    """Build the model of a training config with random weights."""
+    encoder = ENCODERS[config["encoder"]](random_init=True, **config["encoder_conf"])
+    conf = dict(config["llm_conf"])
+    shape = AutoConfig.from_pretrained(conf.pop("model"))
+    dtype = getattr(torch, conf.pop("dtype", "float32"))
+    causal_lm = AutoModelForCausalLM.from_config(
+        shape, dtype=dtype, attn_implementation="eager"
+    )
     tokenizer = SimpleNamespace(eos_token_id=1)
-    llm = LanguageModel(model, tokenizer=tokenizer, **conf).train()
-    optimizer = torch.optim.AdamW([p for p in llm.parameters() if p.requires_grad])
+    llm = LanguageModel(causal_lm, tokenizer=tokenizer, **conf)
+    bridge = BRIDGES[config["bridge"]](encoder.output_size, llm.hidden_size)
+    options = config["model_conf"]
+    return SpeechLLM(encoder, None, bridge, llm, ctc_weight=0.0, **options).train()
+
+
+def steps(config: dict, batch: int) -> None:
+    """Run two updates; the second with gradients that exist already."""
+    model = build(config)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, **config["optim_conf"])
+    speech = torch.randn(batch, SECONDS * 16000)
+    lengths = torch.tensor([SECONDS * 16000] * batch)
+    targets = torch.full((batch, ANSWER), 2), torch.tensor([ANSWER] * batch)
+    prefix = torch.full((batch, PROMPT_TOKENS), 3)
+    suffix = torch.zeros(batch, 0, dtype=torch.long)
     for _ in range(2):
-        prompt = torch.zeros(length - answer + 1, llm.hidden_size)
-        loss, _ = llm.answer_loss([prompt] * batch, [[2] * answer] * batch)
+        loss, _, _ = model(
+            speech,
+            lengths,
+            *targets,
+            prompt_prefix=prefix,
+            prompt_prefix_lengths=torch.tensor([PROMPT_TOKENS] * batch),
+            prompt_suffix=suffix,
+            prompt_suffix_lengths=torch.tensor([0] * batch),
+        )
         loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        del loss
+        optimizer.step()  # gradients are kept, as with accum_grad
 
 
 def main() -> None:
-    request = json.loads(sys.argv[1])
-    conf, shape = request["llm_conf"], request["shape"]
+    config = json.loads(sys.argv[1])
+    resolve.resolve_model = Path  # the folders have no weights
     torch.set_num_threads(1)
-    small = {"hidden_size": 64, "intermediate_size": 64, "vocab_size": 64}
-    # load libraries and kernels before the measurement
-    steps(conf, {**shape, **small, "num_hidden_layers": 1}, 1, 8, 4)
+    batch = config["batch_bins"] // (SECONDS * 16000)
+    small = copy.deepcopy(config)
+    for part in ("encoder_conf", "llm_conf"):
+        small[part]["model"] += "_small"
+    steps(small, 1)  # load libraries and kernels before the measurement
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # reset the peak
-    steps(conf, shape, request["batch"], request["length"], request["answer"])
+    steps(config, batch)
     print(resident("VmHWM") - before)
 
 
