@@ -131,7 +131,8 @@ def filter_data_dir(
 ) -> tuple[int, list[Dropped]]:
     """Drop utterances with too short or too long audio or text.
 
-    Lengths of text are in characters of the transcript. Durations come from
+    Lengths of text are in characters of the transcript; with ``min_text_length`` 0
+    empty ones stay, as in test sets. Durations come from
     ``utt2num_samples``, else ``utt2dur``, else ``segments``.
 
     Returns:
@@ -146,7 +147,7 @@ def filter_data_dir(
             reason, detail = "too short", f"{seconds:.2f} s < {min_seconds:g} s"
         elif seconds > max_seconds:
             reason, detail = "too long", f"{seconds:.2f} s > {max_seconds:g} s"
-        elif not text:
+        elif not text and min_text_length > 0:
             reason, detail = "empty text", ""
         elif len(text) < min_text_length:
             reason, detail = "text too short", f"{len(text)} < {min_text_length}"
