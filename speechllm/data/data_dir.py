@@ -47,6 +47,7 @@ from speechllm.data.kaldi_table import (
 )
 from speechllm.utils.errors import UserError
 from speechllm.utils.io import atomic_directory, atomic_open
+from speechllm.utils.schema import check_options, number
 
 
 def write_data_dir(
@@ -139,8 +140,17 @@ def filter_data_dir(
         The number of utterances kept, and the dropped ones (also in ``dropped.tsv``).
 
     Raises:
-        UserError: no utterance is left, or durations are unknown.
+        UserError: no utterance is left, durations are unknown, or a limit is negative
+            or NaN.
     """
+    limits = {
+        "min_seconds": min_seconds,
+        "max_seconds": max_seconds,
+        "min_text_length": min_text_length,
+        "max_text_length": max_text_length,
+    }
+    limit = number(least=0, infinite=True)
+    check_options(limits, dict.fromkeys(limits, limit), "filter")
     dropped = []
     for key, seconds, text in durations_and_texts(Path(source)):
         if not seconds >= min_seconds:  # NaN included
@@ -176,12 +186,12 @@ def perturb_speed(
     factors, which are in ``utt2speed``.
 
     Raises:
-        UserError: a factor is not positive or is repeated, or the data dir has speed
-            factors already.
+        UserError: a factor is not from 0.1 to 10 or is repeated, or the data dir has
+            speed factors already.
     """
     factors = list(factors)
-    if len(set(factors)) != len(factors) or any(factor <= 0 for factor in factors):
-        raise UserError(f"speed factors {factors}: must be positive and different")
+    if len(set(factors)) != len(factors) or not all(0.1 <= f <= 10 for f in factors):
+        raise UserError(f"speed factors {factors}: different numbers from 0.1 to 10")
     source = Path(source)
     paths = table_paths(source)
     if "utt2speed" in paths:

@@ -46,6 +46,7 @@ def build_speech_llm(config: Mapping) -> SpeechLLM:
         ctc = CTC(len(token_list), encoder.output_size, **config.get("ctc_conf") or {})
     llm = bridge = None
     if config.get("llm"):
+        choose("llm", config["llm"], {"causal_lm": LanguageModel})
         llm = LanguageModel(**config["llm_conf"])
         if not config.get("bridge"):
             raise ValueError("an LLM needs a bridge to the encoder: name a bridge")

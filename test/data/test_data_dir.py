@@ -322,3 +322,12 @@ def test_segments_end_at_a_number(data, end):
     (data / "segments").write_text(segments)
     with pytest.raises(UserError, match=f"segments:1: .* from 0 to {end} s"):
         check_data_dir(data)
+
+
+def test_limits_and_speed_factors_are_finite_numbers(data, tmp_path):
+    with pytest.raises(UserError, match="filter: max_seconds nan: expected a finite"):
+        filter_data_dir(data, tmp_path / "new", max_seconds=float("nan"))
+    for factor in ("inf", "nan", "0", "-1"):
+        with pytest.raises(UserError, match="from 0.1 to 10"):
+            perturb_speed(data, tmp_path / "new", [1.0, float(factor)])
+    assert not (tmp_path / "new").exists()
