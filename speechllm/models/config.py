@@ -32,6 +32,9 @@ MODEL_KEYS = (
     "model_conf",
 )
 
+#: Key of the checksum of ``tokens.txt`` in an exported ``config.yaml``.
+TOKENS_SHA256 = "tokens_sha256"
+
 _DROPOUT = number(least=0, below=1)
 
 #: Types and ranges of the keys that define a model.

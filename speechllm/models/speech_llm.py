@@ -10,6 +10,7 @@ target is a transcript or a translation, depending on the prompt.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from espnet2.asr.ctc import CTC
@@ -22,6 +23,9 @@ from speechllm.models.config import choose
 from speechllm.models.encoder import SpeechEncoder
 from speechllm.models.encoders import ENCODERS
 from speechllm.models.llm import LanguageModel, resolve_dtype
+from speechllm.pretrained.checkpoint import require_finite
+from speechllm.pretrained.model_folder import require_own_weights
+from speechllm.pretrained.resolve import resolve_model
 from speechllm.text.ctc_labels import label_runs, label_text
 
 
@@ -36,6 +40,7 @@ def build_speech_llm(config: Mapping) -> SpeechLLM:
 
     Raises:
         ValueError: an unknown part, or parts that do not fit each other.
+        UserError: pretrained weights are missing, damaged or of another model.
     """
     encoder = choose("encoder", config.get("encoder"), ENCODERS)(
         **config["encoder_conf"]
@@ -53,9 +58,24 @@ def build_speech_llm(config: Mapping) -> SpeechLLM:
         bridge = choose("bridge", config["bridge"], BRIDGES)(
             encoder.output_size, llm.hidden_size, **config.get("bridge_conf") or {}
         )
+    for part, module in (("encoder", encoder), ("llm", llm)):
+        if module is not None:
+            _check_pretrained(module, config[f"{part}_conf"])
     return SpeechLLM(
         encoder, ctc, bridge, llm, token_list, **config.get("model_conf") or {}
     )
+
+
+def _check_pretrained(module: nn.Module, conf: Mapping) -> None:
+    """Raise UserError for weights that are not finite or of another model."""
+    if not isinstance(conf.get("model"), (str, Path)) or conf.get("random_init"):
+        return
+    folder = resolve_model(conf["model"])
+    parameters = [(k, v) for k, v in module.named_parameters() if "lora_" not in k]
+    require_finite(parameters, str(folder))
+    if conf.get("tuning") != "qlora":  # 4-bit weights have other shapes
+        shapes = [(name, tuple(value.shape)) for name, value in parameters]
+        require_own_weights(shapes, folder)
 
 
 class SpeechLLM(AbsESPnetModel):

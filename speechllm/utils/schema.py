@@ -21,15 +21,21 @@ Schema = Mapping[str, Rule]
 _EXPONENT = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?[eE][+-]?[0-9]+")
 
 
-def integer(least: int | None = None, most: int | None = None) -> Rule:
+def integer(least: int, most: int | None = None) -> Rule:
     """Return the rule of an integer in a range, limits included."""
+
+    limits = (("at least", least), ("at most", most))
+    expected = " and ".join(
+        f"{text} {limit}" for text, limit in limits if limit is not None
+    )
 
     def check(value: Any) -> int:
         if isinstance(value, bool) or not isinstance(value, Integral):
-            raise ValueError(f"expected an integer, {_range(least, most)}")
-        if (least is not None and value < least) or (most is not None and value > most):
-            raise ValueError(_range(least, most))
-        return int(value)
+            raise ValueError(f"expected an integer, {expected}")
+        found = int(value)
+        if found < least or (most is not None and found > most):
+            raise ValueError(expected)
+        return found
 
     return check
 
@@ -55,13 +61,17 @@ def number(
             value = float(value)
         if isinstance(value, bool) or not isinstance(value, Real):
             raise ValueError(f"expected a number, {expected}")
-        if math.isnan(value) or (math.isinf(value) and not infinite):
+        try:
+            found = float(value)
+        except OverflowError:  # an integer of more than 308 digits
+            found = math.inf
+        if math.isnan(found) or (math.isinf(found) and not infinite):
             raise ValueError(f"expected a finite number, {expected}")
         if (
-            (least is not None and value < least)
-            or (most is not None and value > most)
-            or (above is not None and value <= above)
-            or (below is not None and value >= below)
+            (least is not None and found < least)
+            or (most is not None and found > most)
+            or (above is not None and found <= above)
+            or (below is not None and found >= below)
         ):
             raise ValueError(expected)
         return value
@@ -169,7 +179,7 @@ def check_options(
     Raises:
         UserError: a value does not follow its rule; names place, key and value.
     """
-    checked = dict(options)
+    checked = _copy(options)
     for key, rule in schema.items():
         group, _, name = key.rpartition(".")
         values: Any = checked
@@ -182,6 +192,14 @@ def check_options(
         except ValueError as error:
             raise UserError(f"{place}: {key} {values[name]!r}: {error}") from None
     return checked
+
+
+def _copy(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Copy nested mappings, so that conversion leaves those of the caller alone."""
+    return {
+        key: _copy(value) if isinstance(value, Mapping) else value
+        for key, value in options.items()
+    }
 
 
 def _range(
