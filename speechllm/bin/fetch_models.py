@@ -48,6 +48,7 @@ def main(argv: list[str] | None = None) -> None:
     logging.getLogger("speechllm").setLevel(logging.INFO)
 
     from speechllm.models.config import models_of_config
+    from speechllm.pretrained.model_folder import check_files
     from speechllm.pretrained.resolve import resolve_model
     from speechllm.training.options import read_training_config
 
@@ -57,7 +58,9 @@ def main(argv: list[str] | None = None) -> None:
             read_training_config(config)
         names += models_of_config(config)
     for name in dict.fromkeys(names):
-        print(f"{name}\t{resolve_model(name, args.cache_dir)}", flush=True)
+        folder = resolve_model(name, args.cache_dir)
+        check_files(folder)
+        print(f"{name}\t{folder}", flush=True)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from speechllm.models.encoder import SpeechEncoder
 from speechllm.models.encoders import ENCODERS
 from speechllm.models.llm import LanguageModel, resolve_dtype
 from speechllm.pretrained.checkpoint import require_finite
-from speechllm.pretrained.model_folder import require_own_weights
+from speechllm.pretrained.model_folder import check_files, require_own_weights
 from speechllm.pretrained.resolve import resolve_model
 from speechllm.text.ctc_labels import label_runs, label_text
 
@@ -42,6 +42,10 @@ def build_speech_llm(config: Mapping) -> SpeechLLM:
         ValueError: an unknown part, or parts that do not fit each other.
         UserError: pretrained weights are missing, damaged or of another model.
     """
+    for part in ("encoder", "llm") if config.get("llm") else ("encoder",):
+        name = (config.get(f"{part}_conf") or {}).get("model")
+        if isinstance(name, (str, Path)):
+            check_files(resolve_model(name))
     encoder = choose("encoder", config.get("encoder"), ENCODERS)(
         **config["encoder_conf"]
     )

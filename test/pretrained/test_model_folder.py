@@ -10,15 +10,16 @@ import shutil
 import numpy as np
 import pytest
 
+from speechllm.bin import fetch_models
 from speechllm.pretrained import model_folder
 from speechllm.pretrained.checkpoint import load_tensors
 from speechllm.pretrained.model_folder import (
+    check_files,
     has_fingerprint,
     model_fingerprint,
     require_own_weights,
     write_safetensors,
 )
-from speechllm.pretrained.resolve import resolve_model
 from speechllm.utils.errors import UserError
 
 
@@ -125,10 +126,12 @@ def cut(path):
     ],
 )
 def test_damaged_files_are_named(model, name, damage, message):
-    resolve_model(model)
+    check_files(model)
     damage(model / name)
     with pytest.raises(UserError, match=message):
-        resolve_model(model)
+        check_files(model)
+    with pytest.raises(UserError, match=message):
+        fetch_models.main([str(model)])
 
 
 def test_weights_of_another_model_are_refused(model):
