@@ -148,16 +148,17 @@ def add_estimate(commands) -> None:
 
 def transcribe(args: argparse.Namespace) -> int:
     """Transcribe recordings; return 1 if any failed, else 0."""
+    from speechllm.decoding.options import check_decoding_options
     from speechllm.inference.transcribe_recordings import transcribe_recordings
 
-    if args.batch_size < 1:
-        raise UserError(f"--batch_size {args.batch_size}: at least 1")
-    recordings = find_recordings(args.inputs)
     options = {
         name: getattr(args, name)
         for name in SEARCH_OPTIONS
         if getattr(args, name) is not None
     }
+    settings = {"batch_size": args.batch_size, "dtype": args.dtype}
+    check_decoding_options(options | settings, "command line")
+    recordings = find_recordings(args.inputs)
     if args.words:
         options["word_times"] = True
     try:
@@ -200,12 +201,12 @@ def to_nue_asr(args: argparse.Namespace) -> int:
 
 def estimate(args: argparse.Namespace) -> int:
     """Print the estimate of a training; return 1 if it does not fit, else 0."""
+    from speechllm.training.options import read_training_config
     from speechllm.training.resource_estimate import report
-    from speechllm.utils.io import read_yaml
 
-    if args.tflops <= 0 or (args.gpu is not None and args.gpu <= 0):
+    if not args.tflops > 0 or (args.gpu is not None and not args.gpu > 0):
         raise UserError("--gpu and --tflops must be above 0")
-    text, fits = report(read_yaml(args.config), args.gpu, args.tflops)
+    text, fits = report(read_training_config(args.config), args.gpu, args.tflops)
     print(text)
     return 0 if fits else 1
 

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+from speechllm.pretrained.model_folder import read_model_config
 from speechllm.utils.errors import UserError
 
 MAX_NEW_TOKENS = 256  # of a translation or a Seamless transcript, for any batch
@@ -97,7 +98,6 @@ class PretrainedSystem(Baseline):
         device: str = "cpu",
         dtype: str = "float32",
     ):
-        from transformers import AutoConfig
 
         from speechllm.inference.loading import check_device
         from speechllm.models.llm import resolve_dtype
@@ -116,7 +116,7 @@ class PretrainedSystem(Baseline):
                 f"{type(self).__name__.lower()} requires "
                 f"{' or '.join(self.model_types)}"
             )
-        self.config = AutoConfig.from_pretrained(self.folder)
+        self.config = read_model_config(self.folder)
         self.model: Any = None
 
     def settings(self) -> dict:

@@ -12,6 +12,7 @@ from speechllm.baselines.base import (
     language_token,
 )
 from speechllm.baselines.language_codes import flores_code
+from speechllm.pretrained.model_folder import NO_CODE
 
 
 class Nllb(TextTranslator, PretrainedSystem):
@@ -24,7 +25,7 @@ class Nllb(TextTranslator, PretrainedSystem):
         from transformers import AutoTokenizer
 
         super().__init__(*arguments, **options)
-        self.tokenizer = AutoTokenizer.from_pretrained(self.folder)
+        self.tokenizer = AutoTokenizer.from_pretrained(self.folder, **NO_CODE)
 
     def check(self, task: str, source: str, target: str) -> None:
         """Raise UserError if the checkpoint has no token for one of the languages."""

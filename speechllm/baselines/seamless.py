@@ -14,6 +14,7 @@ from speechllm.baselines.base import (
     language_token,
 )
 from speechllm.baselines.language_codes import seamless_code
+from speechllm.pretrained.model_folder import NO_CODE
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,7 +30,7 @@ class Seamless(PretrainedSystem):
         from transformers import AutoTokenizer
 
         super().__init__(*arguments, **options)
-        self.tokenizer = AutoTokenizer.from_pretrained(self.folder)
+        self.tokenizer = AutoTokenizer.from_pretrained(self.folder, **NO_CODE)
 
     def check(self, task: str, source: str, target: str) -> None:
         """Raise UserError if the checkpoint cannot write one of the output languages.
@@ -52,7 +53,7 @@ class Seamless(PretrainedSystem):
         from transformers import AutoFeatureExtractor
 
         super().load()
-        self.features = AutoFeatureExtractor.from_pretrained(self.folder)
+        self.features = AutoFeatureExtractor.from_pretrained(self.folder, **NO_CODE)
 
     def decode(
         self, inputs: list[np.ndarray], task: str, source: str, target: str

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 
-from speechllm.decoding.options import current_names
+from speechllm.decoding.options import check_decoding_options, current_names
 from speechllm.utils.errors import run_main
 from speechllm.utils.io import read_yaml
 
@@ -79,6 +79,7 @@ def main(argv: list[str] | None = None) -> None:
     for name in OPTIONS:
         if getattr(args, name) is not None:
             options[name] = getattr(args, name)
+    options = check_decoding_options(options, args.config or "command line")
     batch_size = options.pop("batch_size", 16)
     dtype = options.pop("dtype", "float32")
     engine = options.pop("engine", "auto")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 
 from speechllm.utils.errors import run_main
 
@@ -47,13 +48,19 @@ def main(argv: list[str] | None = None) -> None:
     logging.getLogger("speechllm").setLevel(logging.INFO)
 
     from speechllm.models.config import models_of_config
+    from speechllm.pretrained.model_folder import check_files
     from speechllm.pretrained.resolve import resolve_model
+    from speechllm.training.options import read_training_config
 
     names = list(args.models)
     for config in args.config:
+        if os.path.exists(config):
+            read_training_config(config)
         names += models_of_config(config)
     for name in dict.fromkeys(names):
-        print(f"{name}\t{resolve_model(name, args.cache_dir)}", flush=True)
+        folder = resolve_model(name, args.cache_dir)
+        check_files(folder)
+        print(f"{name}\t{folder}", flush=True)
 
 
 if __name__ == "__main__":

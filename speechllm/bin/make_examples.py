@@ -40,6 +40,11 @@ def get_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="asr targets without case and punctuation",
     )
+    parser.add_argument(
+        "--keep_empty",
+        action="store_true",
+        help="keep utterances without words in the transcript (for test sets)",
+    )
     return parser
 
 
@@ -51,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
 
     tasks = [task for argument in args.tasks for task in argument.split()]
     counts, dropped = make_examples(
-        args.input, args.output, tasks, args.plain_transcripts
+        args.input, args.output, tasks, args.plain_transcripts, args.keep_empty
     )
     for task, count in sorted(counts.items()):
         print(f"{args.output}: {count} examples of {task}")

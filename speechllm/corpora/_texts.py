@@ -21,7 +21,8 @@ def read_lines(path: str | Path) -> Iterator[str]:
     """Yield the lines of a UTF-8 text file without their line ends.
 
     Only line feeds end a line. Texts contain carriage returns and U+2028, at which
-    ``str.splitlines`` also splits, so that parallel files would get out of step.
+    ``str.splitlines`` also splits, so that parallel files would get out of step. A
+    byte-order mark at the head of the file is skipped.
 
     Raises:
         UserError: the file does not exist, or a line is not UTF-8.
@@ -32,7 +33,8 @@ def read_lines(path: str | Path) -> Iterator[str]:
     with open(path, "rb") as stream:
         for number, line in enumerate(stream, 1):
             try:
-                yield line.decode("utf-8").rstrip("\r\n")
+                encoding = "utf-8" if number > 1 else "utf-8-sig"
+                yield line.decode(encoding).rstrip("\r\n")
             except UnicodeDecodeError as error:
                 raise UserError(
                     f"{path}:{number}: not UTF-8 (byte "

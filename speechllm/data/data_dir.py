@@ -48,6 +48,7 @@ from speechllm.data.kaldi_table import (
 )
 from speechllm.utils.errors import UserError
 from speechllm.utils.io import atomic_directory, atomic_open
+from speechllm.utils.schema import check_options, number
 
 
 def write_data_dir(
@@ -134,22 +135,32 @@ def filter_data_dir(
 ) -> tuple[int, list[Dropped]]:
     """Drop utterances with too short or too long audio or text.
 
-    Lengths of text are in characters of the transcript. Durations come from
+    Lengths of text are in characters of the transcript; with ``min_text_length`` 0
+    empty ones stay, as in test sets. Durations come from
     ``utt2num_samples``, else ``utt2dur``, else ``segments``.
 
     Returns:
         The number of utterances kept, and the dropped ones (also in ``dropped.tsv``).
 
     Raises:
-        UserError: no utterance is left, or durations are unknown.
+        UserError: no utterance is left, durations are unknown, or a limit is negative
+            or NaN.
     """
+    limits = {
+        "min_seconds": min_seconds,
+        "max_seconds": max_seconds,
+        "min_text_length": min_text_length,
+        "max_text_length": max_text_length,
+    }
+    limit = number(least=0, infinite=True)
+    check_options(limits, dict.fromkeys(limits, limit), "filter")
     dropped = []
     for key, seconds, text in durations_and_texts(Path(source)):
         if not seconds >= min_seconds:  # NaN included
             reason, detail = "too short", f"{seconds:.2f} s < {min_seconds:g} s"
         elif seconds > max_seconds:
             reason, detail = "too long", f"{seconds:.2f} s > {max_seconds:g} s"
-        elif not text:
+        elif not text and min_text_length > 0:
             reason, detail = "empty text", ""
         elif len(text) < min_text_length:
             reason, detail = "text too short", f"{len(text)} < {min_text_length}"
@@ -178,12 +189,12 @@ def perturb_speed(
     factors, which are in ``utt2speed``.
 
     Raises:
-        UserError: a factor is not positive or is repeated, or the data dir has speed
-            factors already.
+        UserError: a factor is not from 0.1 to 10 or is repeated, or the data dir has
+            speed factors already.
     """
     factors = list(factors)
-    if len(set(factors)) != len(factors) or any(factor <= 0 for factor in factors):
-        raise UserError(f"speed factors {factors}: must be positive and different")
+    if len(set(factors)) != len(factors) or not all(0.1 <= f <= 10 for f in factors):
+        raise UserError(f"speed factors {factors}: different numbers from 0.1 to 10")
     source = Path(source)
     paths = table_paths(source)
     if "utt2speed" in paths:

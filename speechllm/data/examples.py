@@ -39,6 +39,7 @@ from speechllm.data.kaldi_table import (
     iterate_table,
     join_tables,
     open_tables,
+    read_dropped,
     read_table,
     table_paths,
     translation_languages,
@@ -52,6 +53,7 @@ from speechllm.utils.errors import UserError
 from speechllm.utils.io import FolderKind, atomic_directory
 
 EXAMPLE_DIR = FolderKind("example dir", "utt2task")
+NO_TRANSLATION = "no translation into"  # reason in dropped.tsv
 _FILES = (
     "text",
     "text_ctc",
@@ -85,6 +87,7 @@ def make_examples(
     target: str | Path,
     tasks: Iterable[str],
     plain_transcripts: bool = False,
+    keep_empty: bool = False,
 ) -> tuple[Counter, list[Dropped]]:
     """Write the example dir of all tasks over all data dirs.
 
@@ -96,11 +99,15 @@ def make_examples(
         plain_transcripts: use the normalised transcript as target of ``asr`` and
             ``asr_st``; a few minutes of speech are too little to learn case and
             punctuation.
+        keep_empty: keep utterances whose normalised transcript is empty (silence,
+            ``♪ ♪``). For test sets, which score them by their insertions; training
+            has no use for them.
 
     Returns:
         The number of examples per task (``"asr en en"``), and what was dropped (also
-        in ``dropped.tsv``): utterances without a translation that a task needs, and
-        utterances with an empty normalised transcript.
+        in ``dropped.tsv``, after the entries of the sources): utterances without a
+        translation that a task needs, and utterances with an empty normalised
+        transcript.
 
     Raises:
         UserError: a task is unknown or repeated, no utterance is in its source
@@ -118,7 +125,9 @@ def make_examples(
     streams = []
     for source, factor in weighted_sources:
         mix = [(task, weight * factor) for task, weight in weighted]
-        streams.append(_list_examples(source, mix, plain_transcripts, counts, dropped))
+        streams.append(
+            _list_examples(source, mix, plain_transcripts, keep_empty, counts, dropped)
+        )
     inputs = [source for source, _ in weighted_sources]
     with atomic_directory(target, EXAMPLE_DIR, inputs) as new:
         with open_tables(new, _FILES) as write:
@@ -129,7 +138,8 @@ def make_examples(
                 previous = example
                 write(example, values)
         write_spk2utt(new)
-        write_dropped(new, dropped)
+        before = [e for source, _ in weighted_sources for e in read_dropped(source)]
+        write_dropped(new, [*before, *dropped])
     return counts, dropped
 
 
@@ -214,6 +224,7 @@ def _list_examples(
     source: Path,
     tasks: list[tuple[Task, float]],
     plain: bool,
+    keep_empty: bool,
     counts: Counter,
     dropped: list[Dropped],
 ) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -229,7 +240,7 @@ def _list_examples(
     for utterance, row in join_tables(paths, "utt2spk"):
         while waiting and waiting[0][0] <= utterance:
             yield heapq.heappop(waiting)
-        for example in _examples_of(utterance, row, tasks, plain, dropped):
+        for example in _examples_of(utterance, row, tasks, plain, keep_empty, dropped):
             counts[example[1][_FILES.index("utt2task")]] += 1
             heapq.heappush(waiting, example)
     while waiting:
@@ -241,6 +252,7 @@ def _examples_of(
     row: dict[str, str],
     tasks: list[tuple[Task, float]],
     plain: bool,
+    keep_empty: bool,
     dropped: list[Dropped],
 ) -> Iterator[tuple[str, tuple[str, ...]]]:
     language = row.get("utt2lang")
@@ -253,7 +265,7 @@ def _examples_of(
             return
     transcript = " ".join(row["text"].split())
     normalised = ctc_text(transcript, language)
-    if not normalised:
+    if not normalised and not keep_empty:
         reason = "transcript empty after normalisation"
         dropped.append(Dropped(utterance, "make_examples", reason, transcript))
         return
@@ -261,11 +273,16 @@ def _examples_of(
         text = normalised if plain else transcript
         if task.name != "asr":
             translation = " ".join(row.get(f"text.{task.target}", "").split())
-            if not translation:
-                reason = f"no translation into {task.target}"
+            silence = not normalised and f"text.{task.target}" in row
+            if not translation and (not silence or task.name == "asr_st"):
+                reason = f"{NO_TRANSLATION} {task.target}"
                 dropped.append(Dropped(utterance, "make_examples", reason, str(task)))
                 continue
             text = translation
+            if task.name == "asr_st" and not transcript:
+                reason = "empty text"  # the target has two
+                dropped.append(Dropped(utterance, "make_examples", reason, str(task)))
+                continue
             if task.name == "asr_st":
                 text = join_texts(normalised if plain else transcript, translation)
         example = f"{utterance}-{task.name}-{task.target}"

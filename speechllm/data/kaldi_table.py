@@ -9,6 +9,7 @@ a data dir, is ours.
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -60,6 +61,8 @@ class Dropped:
 def iterate_table(path: str | Path) -> Iterator[tuple[str, str]]:
     """Yield (id, value) of a table in order; the value of a bare id is ``""``.
 
+    A byte-order mark at its head is skipped.
+
     Raises:
         UserError: the table is missing, not UTF-8, or has an empty line, a repeated id
             or ids out of order; the message has file and line.
@@ -72,6 +75,8 @@ def iterate_table(path: str | Path) -> Iterator[tuple[str, str]]:
     with open(path, "rb") as stream:
         try:
             for number, line in enumerate(stream, 1):
+                if number == 1:
+                    line = line.removeprefix(codecs.BOM_UTF8)
                 parts = line.split(None, 1)  # ASCII white space only
                 if not parts:
                     raise UserError(f"{path}:{number}: the line is empty; remove it")
@@ -274,7 +279,7 @@ def read_dropped(path: str | Path) -> list[Dropped]:
     path = Path(path) / DROPPED
     if not path.exists():
         return []
-    with open(path, encoding="utf-8") as stream:
+    with open(path, encoding="utf-8-sig") as stream:
         return [Dropped(*line.rstrip("\n").split("\t")) for line in stream]
 
 

@@ -6,6 +6,7 @@ the speaker; in addition each utterance has a language.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections import Counter
@@ -54,6 +55,8 @@ def validate_data_dir(
     ]
     if "utt2dur" in paths:
         checks.append(lambda: _check_durations(directory / "utt2dur"))
+    if "utt2num_samples" in paths:
+        checks.append(lambda: _check_num_samples(directory / "utt2num_samples"))
     if "segments" in paths:
         checks.append(lambda: _check_segments(directory))
     else:
@@ -112,6 +115,7 @@ def _check_wav_scp(path: Path, check_files: bool, allow_pipes: bool) -> Iterator
 def _check_speakers(directory: Path) -> Iterator[str]:
     path = directory / "utt2spk"
     counts: Counter[str] = Counter()
+    digests: Counter[str] = Counter()  # of each speaker's utterances, in any order
     last = ""
     for number, (key, speaker) in enumerate(iterate_table(path), 1):
         if len(speaker.split()) != 1:
@@ -123,11 +127,21 @@ def _check_speakers(directory: Path) -> Iterator[str]:
             )
         last = speaker
         counts[speaker] += 1
+        digests[speaker] ^= hash(key)
     path = directory / "spk2utt"
     listed: Counter[str] = Counter()
     for number, (speaker, value) in enumerate(iterate_table(path), 1):
-        listed[speaker] = len(value.split())
-        if listed[speaker] != counts[speaker]:
+        utterances = value.split()
+        listed[speaker] = len(utterances)
+        digest = 0
+        for utterance in utterances:
+            digest ^= hash(utterance)
+        if listed[speaker] == counts[speaker] and digest != digests[speaker]:
+            yield (
+                f"{path}:{number}: speaker {speaker} has other utterances here than "
+                "in utt2spk"
+            )
+        elif listed[speaker] != counts[speaker]:
             yield (
                 f"{path}:{number}: speaker {speaker} has {listed[speaker]} utterances "
                 f"here and {counts[speaker]} in utt2spk"
@@ -147,8 +161,18 @@ def _check_languages(path: Path) -> Iterator[str]:
 
 def _check_durations(path: Path) -> Iterator[str]:
     for number, (key, seconds) in enumerate(iterate_table(path), 1):
-        if not re.fullmatch(r"[0-9]+(\.[0-9]*)?(e[+-]?[0-9]+)?", seconds):
+        number_form = re.fullmatch(r"[0-9]+(\.[0-9]*)?(e[+-]?[0-9]+)?", seconds)
+        if not number_form or not 0 < float(seconds) < math.inf:
             yield f"{path}:{number}: {seconds!r} is not a duration (utterance {key})"
+
+
+def _check_num_samples(path: Path) -> Iterator[str]:
+    for number, (key, samples) in enumerate(iterate_table(path), 1):
+        if not re.fullmatch("[0-9]{1,15}", samples) or not int(samples):
+            yield (
+                f"{path}:{number}: {samples!r} is not a number of samples (utterance "
+                f"{key})"
+            )
 
 
 def _check_segments(directory: Path) -> Iterator[str]:
@@ -164,7 +188,7 @@ def _check_segments(directory: Path) -> Iterator[str]:
             continue
         if recording not in recordings:
             yield f"{path}:{number}: recording {recording} of {key} is not in wav.scp"
-        if not 0 <= start < end:
+        if not 0 <= start < end < math.inf:
             yield f"{path}:{number}: utterance {key} lasts from {start:g} to {end:g} s"
 
 

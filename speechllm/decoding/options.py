@@ -7,6 +7,15 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from speechllm.utils.errors import UserError
+from speechllm.utils.schema import (
+    Schema,
+    boolean,
+    check_options,
+    choice,
+    integer,
+    number,
+    optional,
+)
 
 #: Old names of options, still accepted.
 ALIASES = {"candidates": "pre_beam_size"}
@@ -76,6 +85,56 @@ class SearchOptions:
         return 2 * most if task == "asr_st" else most
 
 
+#: Types and ranges of the search options.
+SEARCH_SCHEMA: Schema = {
+    "beam_size": integer(1, 1000),
+    "nbest": integer(1, 1000),
+    "ctc_weight": number(0, 1),
+    "penalty": number(),
+    "pre_beam_size": integer(1, 10**6),
+    "label_bonus": number(),
+    "tokens_per_second": number(0, 1000),
+    "extra_tokens": number(0, 10**5),
+    "min_tokens": integer(0, 10**5),
+    "no_repeat_ngram_size": integer(0, 10**5),
+    "rescore_ctc_weight": number(0, 1),
+    "guard": optional(boolean),
+    "retry_truncated": optional(boolean),
+    "word_times": boolean,
+    "sampling": boolean,
+    "temperature": number(above=0),
+    "top_k": integer(0),
+    "top_p": number(above=0, most=1),
+    "seed": integer(0, 2**63 - 1),
+}
+
+#: The same with the options of decoding that do not change the search.
+DECODING_SCHEMA: Schema = {
+    **SEARCH_SCHEMA,
+    "batch_size": integer(1, 10**5),
+    "dtype": choice("float32", "bfloat16", "float16", "auto"),
+    "engine": choice("auto", "eager"),
+    "num_shards": integer(1, 10**6),
+    "shard": integer(1, 10**6),
+}
+
+
+def check_decoding_options(options: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """Return the options of a decoding config or command line, checked.
+
+    Raises:
+        UserError: an unknown option, or a value of another type or range; names
+            ``place``.
+    """
+    known = [*option_names(), *(DECODING_SCHEMA.keys() - SEARCH_SCHEMA.keys())]
+    for name in options:
+        if name not in known:
+            raise UserError(
+                f"{place}: unknown option {name!r}; known are {', '.join(known)}"
+            )
+    return check_options(current_names(options), DECODING_SCHEMA, place)
+
+
 def option_names() -> list[str]:
     """Return the names of all options, old ones included."""
     return [field.name for field in fields(SearchOptions)] + list(ALIASES)
@@ -96,26 +155,10 @@ def search_options(generation: Mapping[str, Any]) -> SearchOptions:
     for name in generation:
         if name not in known:
             raise UserError(f"unknown option {name!r}; known are {', '.join(known)}")
-    options = SearchOptions(**current_names(generation))
-    if options.beam_size < 1 or options.nbest < 1:
-        raise UserError("beam_size and nbest are at least 1")
+    checked = check_options(current_names(generation), SEARCH_SCHEMA, "search options")
+    options = SearchOptions(**checked)
     if options.sampling and (
         options.beam_size > 1 or options.nbest > 1 or options.ctc_weight > 0
     ):
         raise UserError("sampling draws one output: beam_size 1, nbest 1, ctc_weight 0")
-    if options.temperature <= 0 or options.top_k < 0 or not 0 < options.top_p <= 1:
-        raise UserError("temperature is above 0, top_k at least 0, top_p in (0, 1]")
-    for name in ("ctc_weight", "rescore_ctc_weight"):
-        weight = getattr(options, name)
-        if not 0 <= weight <= 1:
-            raise UserError(f"{name} {weight}: from 0 to 1")
-    if options.no_repeat_ngram_size < 0:
-        raise UserError("no_repeat_ngram_size is at least 0")
-    for name, values_of in (
-        ("guard", (None, True, False)),
-        ("retry_truncated", (None, True, False)),
-        ("word_times", (True, False)),
-    ):
-        if getattr(options, name) not in values_of:
-            raise UserError(f"{name} {getattr(options, name)!r}: true or false")
     return options

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from speechllm.data.examples import utterance_of
+from speechllm.data.kaldi_table import Dropped, read_dropped
 from speechllm.text.joint_target import split_target
 from speechllm.text.normalization import normalize
 from speechllm.text.tasks import Task, task_of
@@ -28,6 +29,7 @@ class Group:
             ``asr_st`` only).
         malformed: number of hypotheses that could not be split into transcript and
             translation (task ``asr_st`` only).
+        dropped: utterances of the set that have no example (``dropped.tsv``).
     """
 
     task: str
@@ -39,6 +41,7 @@ class Group:
     sources: list[str | None] = field(default_factory=list)
     transcript: Group | None = None
     malformed: int = 0
+    dropped: int = 0
 
     @property
     def name(self) -> str:
@@ -76,8 +79,8 @@ def read_groups(
         subset: allow hypotheses of examples that are not in ``examples``.
 
     Raises:
-        UserError: ids differ between the files, a reference is empty, or a line of
-            ``utt2task`` is not ``<id> <task> <source> <target>``.
+        UserError: ids differ between the files, or a line of ``utt2task`` is not
+            ``<id> <task> <source> <target>``.
     """
     examples, hypotheses = Path(examples), Path(hypotheses)
     if not hypotheses.is_file():
@@ -110,11 +113,6 @@ def read_groups(
         texts = split_target(
             task.name, references[example], f"{examples / 'text'}, {example}"
         )
-        if not all(texts):
-            raise UserError(
-                f"{examples / 'text'}: {example} has an empty reference; "
-                "remove the example or add its text"
-            )
         group = groups.setdefault(task, Group(*task))
         group.ids.append(example)
         group.references.append(texts[-1])
@@ -131,11 +129,33 @@ def read_groups(
     for group in groups.values():
         utterances = (utterance_of(i, group.task, group.target) for i in group.ids)
         group.sources = [spoken.get(utterance) for utterance in utterances]
+    _count_dropped(list(groups.values()), read_dropped(examples))
     return [groups[key] for key in sorted(groups)]
+
+
+def _count_dropped(groups: list[Group], dropped: list[Dropped]) -> None:
+    """Count the utterances that each group lacks.
+
+    An entry of ``dropped.tsv`` has no language: in a set of several languages, only
+    entries that name the task are counted.
+    """
+    one_language = len({group.source for group in groups}) == 1
+    for group in groups:
+        task = str(Task(group.task, group.source, group.target))
+        tasks = {str(Task(g.task, g.source, g.target)) for g in groups} - {task}
+        own = {utterance_of(i, group.task, group.target) for i in group.ids}
+        missing = {
+            entry.id
+            for entry in dropped
+            if entry.detail == task or (one_language and entry.detail not in tasks)
+        }
+        group.dropped = len(missing - own)
 
 
 def read_texts(path: str | Path, collapse: bool = True) -> dict[str, str]:
     """Read ``<id> <text>`` lines in any order; the text may be empty.
+
+    A byte-order mark at the head of the file is skipped.
 
     Args:
         path: the file.
@@ -153,7 +173,8 @@ def read_texts(path: str | Path, collapse: bool = True) -> dict[str, str]:
     with open(path, "rb") as stream:
         for number, line in enumerate(stream, 1):
             try:
-                fields = line.decode("utf-8").split(maxsplit=1)
+                encoding = "utf-8" if number > 1 else "utf-8-sig"
+                fields = line.decode(encoding).split(maxsplit=1)
             except UnicodeDecodeError as error:
                 raise UserError(
                     f"{path}:{number}: not UTF-8 ({error.reason})"
@@ -192,17 +213,9 @@ def require_same_ids(
 def normalize_group(group: Group, metric: str) -> tuple[list[str], list[str]]:
     """Return the normalised references and hypotheses of a group.
 
-    Raises:
-        UserError: a reference is empty after normalisation (it was punctuation only).
+    A reference of signs only (``♪ ♪``) becomes empty, and words of its hypothesis
+    insertions.
     """
     references = [normalize(text, group.target, metric) for text in group.references]
     hypotheses = [normalize(text, group.target, metric) for text in group.hypotheses]
-    for example, before, after in zip(
-        group.ids, group.references, references, strict=True
-    ):
-        if not after.strip():
-            raise UserError(
-                f"{example}: the reference '{before}' is empty after normalisation; "
-                "remove the example"
-            )
     return references, hypotheses

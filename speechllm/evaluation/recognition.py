@@ -46,7 +46,7 @@ def score_recognition(group: Group) -> Scores:
                 example,
                 errors,
                 length,
-                f"{100 * errors / length:.2f}",
+                f"{percent(error_rate(errors, length)):.2f}",
                 references[index],
                 hypotheses[index],
             ]
@@ -77,17 +77,25 @@ def error_row(metric: str, output: WordOutput | CharacterOutput) -> dict:
         metric: ``wer``, ``cer``, ``wer_raw`` or ``cer_raw``.
         output: result of :func:`word_errors` or :func:`character_errors`.
     """
-    words = metric.startswith("wer")
-    rate = getattr(output, "wer" if words else "cer")
-    unit = "words" if words else "characters"
+    unit = "words" if metric.startswith("wer") else "characters"
+    length = output.hits + output.substitutions + output.deletions
+    errors = output.substitutions + output.deletions + output.insertions
     return {
         "metric": metric,
-        "value": percent(rate),
-        f"reference_{unit}": output.hits + output.substitutions + output.deletions,
+        "value": percent(error_rate(errors, length)),
+        f"reference_{unit}": length,
         "substitutions": output.substitutions,
         "deletions": output.deletions,
         "insertions": output.insertions,
     }
+
+
+def error_rate(errors: int, length: int) -> float:
+    """Return errors per reference unit; per error where the reference is empty.
+
+    So the rate of an empty reference is 0 without insertions and 1 (100 %) with some.
+    """
+    return errors / (length or errors or 1)
 
 
 def percent(value: float) -> float:

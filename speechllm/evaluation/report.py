@@ -166,7 +166,10 @@ def results_table(rows: list[dict], task: str) -> str:
     for key, scores in lines.items():
         _, set_name, source, target, system, decode = key
         language = source if task == "asr" else f"{source} → {target}"
-        utterances = next(iter(scores.values()))["utterances"]
+        first = next(iter(scores.values()))
+        utterances = f"{first['utterances']}"
+        if first.get("dropped"):
+            utterances += f" of {first['utterances'] + first['dropped']}"
         line = [f"{system}/{decode}", set_name, language, utterances]
         if counted:
             errors = scores.get("wer") or scores.get("cer") or {}

@@ -51,8 +51,8 @@ def score_decode_dir(
         The rows of all groups, and one sentence for each score that is missing.
 
     Raises:
-        UserError: the ids differ or a reference is empty; or COMET is installed and
-            fails, in which case all other scores are written first.
+        UserError: the ids differ; or COMET is installed and fails, in which case all
+            other scores are written first.
     """
     decode_dir = Path(decode_dir)
     groups = read_groups(examples, decode_dir / "text")
@@ -98,12 +98,13 @@ def score_group(group: Group) -> Scores:
 
 def group_fields(group: Group) -> dict:
     """Return the fields that all rows of a group share."""
-    return {
+    fields = {
         "task": group.task,
         "language": group.source,
         "target_language": group.target,
         "utterances": len(group.ids),
     }
+    return fields | ({"dropped": group.dropped} if group.dropped else {})
 
 
 def score_joint(group: Group) -> Scores:

@@ -70,8 +70,8 @@ def compare(
         samples: number of bootstrap samples.
 
     Raises:
-        UserError: a decode dir lacks an example, a reference is empty, no example has
-            a known task, or a recognition example has two languages.
+        UserError: a decode dir lacks an example, no example has a known task, or a
+            recognition example has two languages.
     """
     if not 100 <= samples <= MAX_SAMPLES:
         raise UserError(f"samples {samples}: from 100 to {MAX_SAMPLES}")
@@ -198,10 +198,12 @@ def ratio_bootstrap(
 
     one, other, length = (np.array(x, dtype=np.float64) for x in (a, b, lengths))
     draws = np.random.default_rng(SEED).choice(len(a), (samples, len(a)))
-    drawn_length = length[draws].sum(1)
+    drawn_length = np.maximum(length[draws].sum(1), 1)  # all may be empty
     first = 100 * one[draws].sum(1) / drawn_length
     second = 100 * other[draws].sum(1) / drawn_length
-    value_a, value_b = (100 * float(x.sum() / length.sum()) for x in (one, other))
+    value_a, value_b = (
+        100 * float(x.sum() / max(length.sum(), 1)) for x in (one, other)
+    )
     higher = (second > first).mean() + (second == first).mean() / 2
     interval_a, interval_b = (float(estimate_ci(x)[1]) for x in (first, second))
     p = p_value(second - first, value_b - value_a)

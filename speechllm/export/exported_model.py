@@ -11,10 +11,10 @@ from typing import Any
 from speechllm.audio import SAMPLING_RATE
 from speechllm.data.examples import read_utt2task
 from speechllm.data.kaldi_table import read_table
-from speechllm.models.config import MODEL_KEYS, pretrained_names
+from speechllm.models.config import MODEL_KEYS, TOKENS_SHA256, pretrained_names
 from speechllm.text.joint_target import split_target
 from speechllm.utils.errors import UserError
-from speechllm.utils.io import FolderKind, atomic_directory
+from speechllm.utils.io import FolderKind, atomic_directory, file_sha256
 
 MODEL_FOLDER = FolderKind("model folder", "prompts.yaml")
 MERGED_LLM = FolderKind("merged LLM")
@@ -57,7 +57,10 @@ def export_model(exp_dir: str | Path, checkpoint: str, output: str | Path) -> in
     state = load_tensors(exp_dir / checkpoint)
     config = {key: trained.get(key) for key in MODEL_KEYS}
     config["stands_on"] = {
-        name: model_fingerprint(resolve_model(name))
+        name: model_fingerprint(
+            resolve_model(name),
+            tokenizer=bool(config["llm"]) and name == config["llm_conf"]["model"],
+        )
         for name in pretrained_names(config)
     }
     config["ctc_trained"] = is_ctc_trained(trained)
@@ -67,12 +70,13 @@ def export_model(exp_dir: str | Path, checkpoint: str, output: str | Path) -> in
             {k: v.contiguous() for k, v in state.items()}, folder / "model.safetensors"
         )
         save_adapter(config, state, folder / ADAPTER_FOLDER)
-        (folder / "config.yaml").write_text(
-            yaml.safe_dump(config, sort_keys=False, allow_unicode=True), "utf-8"
-        )
         if trained.get("ctc_token_list"):
             labels = "\n".join(trained["ctc_token_list"]) + "\n"
             (folder / "tokens.txt").write_text(labels, "utf-8")
+            config[TOKENS_SHA256] = file_sha256(folder / "tokens.txt")
+        (folder / "config.yaml").write_text(
+            yaml.safe_dump(config, sort_keys=False, allow_unicode=True), "utf-8"
+        )
         if trained.get("ctc_bpemodel"):
             shutil.copyfile(trained["ctc_bpemodel"], folder / "bpe.model")
         if trained.get("prompts"):

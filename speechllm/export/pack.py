@@ -8,11 +8,17 @@ and checks their size and checksum.
 
 from __future__ import annotations
 
+import errno
+import lzma
 import platform
 import shutil
+import struct
 import zipfile
+import zlib
 from datetime import datetime
 from pathlib import Path, PurePosixPath
+
+import yaml
 
 from speechllm.evaluation.report import git_hash, package_version
 from speechllm.utils.errors import UserError
@@ -26,6 +32,21 @@ from speechllm.utils.io import (
 
 MANIFEST = "meta.yaml"
 UNPACKED = FolderKind("unpacked model", MANIFEST)
+#: What zipfile and YAML raise on damaged content; encrypted entries: RuntimeError.
+_DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    struct.error,
+    yaml.YAMLError,
+    AttributeError,
+    KeyError,
+    OverflowError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 REQUIRED = ("config.yaml", "model.safetensors")  # files of an exported model
 
 
@@ -70,8 +91,6 @@ def pack(
         UserError: the zip exists, a file is missing, or two files have the same name
             in the archive.
     """
-    import yaml
-
     output = Path(output)
     if output.exists() and not force:
         raise UserError(f"{output}: exists already; --force replaces it")
@@ -125,8 +144,6 @@ def unpack(archive: str | Path, output_dir: str | Path, force: bool = False) -> 
         UserError: not such a zip, a name outside of the folder, a file that is not in
             the manifest or differs from it, or an existing folder.
     """
-    import yaml
-
     archive, output_dir = Path(archive), Path(output_dir)
     if not archive.is_file():
         raise UserError(f"{archive}: no such file")
@@ -167,8 +184,15 @@ def unpack(archive: str | Path, output_dir: str | Path, force: bool = False) -> 
                         shutil.copyfileobj(source, stream, 1 << 20)
                     if name in listed and file_sha256(target) != listed[name]["sha256"]:
                         raise UserError(f"{archive}: {name} has a wrong checksum")
-    except (zipfile.BadZipFile, yaml.YAMLError, KeyError, TypeError) as error:
+    except UserError:
+        raise
+    except OSError as error:
+        if error.errno not in (None, errno.EINVAL):  # a seek before the start
+            raise
         raise UserError(f"{archive}: damaged ({error}); download it again") from None
+    except _DAMAGED as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{archive}: damaged ({reason}); download it again") from None
     return output_dir
 
 

@@ -13,6 +13,7 @@ from speechllm.text.normalization import LANGUAGES_WITHOUT_SPACES, ctc_text
 from speechllm.text.tasks import Task
 from speechllm.utils.errors import UserError
 from speechllm.utils.io import atomic_open, read_yaml
+from speechllm.utils.schema import Schema, check_options, integer, number, optional
 
 THRESHOLDS_FILE = "guard.yaml"
 
@@ -35,6 +36,17 @@ _FILE_KEYS = {
     "max_length_ratio": "most_expansion",
     "ctc_margin": "distance",
     "nll_per_second": "doubt",
+}
+
+#: Types and ranges of the keys of ``guard.yaml``, and of one of its groups.
+_FILE_SCHEMA: Schema = {"clarity": number(0, 1), "ctc_weight": number(0, 1)}
+_GROUP_SCHEMA: Schema = {
+    "rate": number(least=0),
+    "least_expansion": number(least=0),
+    "most_expansion": number(least=0),
+    "repetition": integer(0),
+    "distance": optional(number()),
+    "doubt": optional(number()),
 }
 
 
@@ -145,17 +157,17 @@ def read_thresholds(folder: str | Path) -> Thresholds | None:
         return None
     content = read_yaml(path)
     try:
+        check_options(_rename(content, to_file=True), _FILE_SCHEMA, str(path))
+        for name, group in content["groups"].items():
+            group = _rename(group, to_file=True)
+            check_options(group, _GROUP_SCHEMA, f"{path}: {name}")
         groups = {
             name: Limits(**_rename(group, to_file=False))
             for name, group in content.pop("groups").items()
         }
         found = Thresholds(groups=groups, **_rename(content, to_file=False))
-        numbers = [found.ctc_confidence, found.ctc_weight]
-        numbers += [v for g in groups.values() for v in asdict(g).values()]
-        if not groups or not all(
-            v is None or isinstance(v, (int, float)) for v in numbers
-        ):
-            raise ValueError("every threshold is a number")
+        if not groups:
+            raise ValueError("no groups")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"{path}: damaged ({error}); make it again with python -m "

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from speechllm.models.bridge import ConvolutionBridge
-from speechllm.models.config import pretrained_names, read_config
+from speechllm.models.config import TOKENS_SHA256, pretrained_names, read_config
 from speechllm.models.hubert_encoder import HubertEncoder
 from speechllm.models.llm import LanguageModel, resolve_dtype
 from speechllm.models.nue_asr import (
@@ -22,11 +22,17 @@ from speechllm.models.nue_asr import (
 )
 from speechllm.models.speech_llm import SpeechLLM, build_speech_llm
 from speechllm.pretrained.checkpoint import load_tensors
-from speechllm.pretrained.model_folder import is_nue_asr
+from speechllm.pretrained.model_folder import (
+    check_files,
+    has_fingerprint,
+    is_nue_asr,
+    model_fingerprint,
+)
 from speechllm.text.ctc_labels import read_token_list
 from speechllm.text.prompts import Prompts, read_prompts
 from speechllm.text.t5_tokenizer import load_tokenizer
 from speechllm.utils.errors import UserError
+from speechllm.utils.io import file_sha256
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -56,6 +62,9 @@ def find_model(path: str | Path) -> Path:
     for folder in (Path(path), Path(path) / "model"):
         if is_model(folder):
             return folder
+    for folder in (Path(path), Path(path) / "model"):
+        if folder.is_dir():
+            check_files(folder)
     if Path(path).exists():
         raise UserError(
             f"{path}: no model (config.yaml and model.safetensors, or a config.json "
@@ -81,7 +90,8 @@ def find_model(path: str | Path) -> Path:
 
 def is_model(folder: Path) -> bool:
     """Return whether a folder holds a model that can be loaded."""
-    if (folder / "config.yaml").exists() and (folder / "model.safetensors").exists():
+    names = ("config.yaml", "model.safetensors")
+    if all((folder / name).is_file() for name in names):
         return True
     return is_nue_asr(folder)
 
@@ -100,6 +110,7 @@ def load_model(folder: Path, dtype: str) -> tuple[SpeechLLM, Prompts, dict[str, 
         UserError: a damaged folder, or other pretrained weights than it was trained
             on.
     """
+    check_files(folder)
     if (folder / "config.yaml").exists():
         return load_exported(folder, dtype)
     return load_nue_asr(folder, dtype)
@@ -124,11 +135,20 @@ def load_exported(
     config["encoder_conf"] = {**config["encoder_conf"], "specaug": None}
     tokens = folder / "tokens.txt"
     token_list = read_token_list(tokens) if tokens.exists() else None
+    expected = config.pop(TOKENS_SHA256, None)
+    if expected is not None and (token_list is None or file_sha256(tokens) != expected):
+        raise UserError(
+            f"{tokens}: not the CTC labels that the model was trained with; export the "
+            "model again (stage 11)"
+        )
     try:
         model = build_speech_llm({**config, "token_list": token_list})
         model.load_state_dict(load_tensors(folder))
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{folder}: the model cannot be built: {error}") from error
+    except (KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
+        if type(error).__name__ == "OutOfMemoryError":
+            raise
+        reason = " ".join(str(error).split())
+        raise UserError(f"{folder}: the model cannot be built: {reason}") from error
     merge_adapters(model)
     model.to(dtype=resolve_dtype(dtype))
     model.ctc_trained &= config.get("ctc_trained") is not False
@@ -137,24 +157,26 @@ def load_exported(
 
 
 def verify_pretrained(folder: Path, config: dict) -> None:
-    """Compare the pretrained weights with those that the model was trained on.
+    """Compare the pretrained models with those that the model was trained on.
 
     Raises:
         UserError: their fingerprints (key ``stands_on`` of the config) differ.
     """
-    from speechllm.pretrained.model_folder import model_fingerprint
     from speechllm.pretrained.resolve import resolve_model
 
+    llm = (config.get("llm_conf") or {}).get("model") if config.get("llm") else None
     fingerprints = config.get("stands_on") or {}
     for name in pretrained_names(config):
         expected = fingerprints.get(name)
         if expected is None:
             continue
-        found = model_fingerprint(resolve_model(name))
-        if found != expected:
+        own = resolve_model(name)
+        if not has_fingerprint(own, str(expected), name == llm):
+            found = model_fingerprint(own, name == llm)
             raise UserError(
-                f"{folder}: trained on {name} with sha256 {expected[:12]}…, but "
-                f"{resolve_model(name)} has {found[:12]}…; put the same weights there"
+                f"{folder}: trained on {name} with sha256 {str(expected)[:12]}…, but "
+                f"{own} has {found[:12]}…; put the same weights"
+                f"{' and tokenizer' * (name == llm)} there"
             )
 
 

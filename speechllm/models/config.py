@@ -9,6 +9,16 @@ from typing import TypeVar
 from speechllm.pretrained.checkpoint import is_hub_id
 from speechllm.utils.errors import UserError
 from speechllm.utils.io import read_yaml
+from speechllm.utils.schema import (
+    Schema,
+    boolean,
+    check_options,
+    choice,
+    finite,
+    integer,
+    number,
+    optional,
+)
 
 #: Keys of a training configuration that define the model; export keeps only these.
 MODEL_KEYS = (
@@ -22,6 +32,35 @@ MODEL_KEYS = (
     "model_conf",
 )
 
+#: Key of the checksum of ``tokens.txt`` in an exported ``config.yaml``.
+TOKENS_SHA256 = "tokens_sha256"
+
+_DROPOUT = number(least=0, below=1)
+
+#: Types and ranges of the keys that define a model.
+MODEL_SCHEMA: Schema = {
+    "llm": optional(choice("causal_lm")),
+    "encoder_conf": finite,
+    "encoder_conf.random_init": boolean,
+    "encoder_conf.dropout": _DROPOUT,
+    "bridge_conf": finite,
+    "bridge_conf.noise": number(least=0),
+    "llm_conf": finite,
+    "llm_conf.tuning": choice("full", "frozen", "lora", "qlora"),
+    "llm_conf.dtype": choice("float32", "bfloat16", "float16", "auto"),
+    "llm_conf.random_init": boolean,
+    "llm_conf.gradient_checkpointing": boolean,
+    "llm_conf.lora.r": integer(1, 10**5),
+    "llm_conf.lora.lora_alpha": number(above=0),
+    "llm_conf.lora.lora_dropout": _DROPOUT,
+    "ctc_conf": finite,
+    "model_conf": finite,
+    "model_conf.ctc_weight": number(0, 1),
+    "model_conf.label_smoothing": _DROPOUT,
+    "model_conf.feature_dropout": _DROPOUT,
+    "model_conf.autocast": choice("float32", "bfloat16", "auto"),
+}
+
 Choice = TypeVar("Choice")
 
 
@@ -30,7 +69,7 @@ def read_config(path: Path) -> dict:
 
     Raises:
         UserError: the file is missing or not YAML, an option group is not a mapping,
-            or a part has no pretrained model.
+            a value is out of its range, or a part has no pretrained model.
     """
     config = read_yaml(path)
     groups = [key for key in MODEL_KEYS if key.endswith("_conf")]
@@ -41,7 +80,7 @@ def read_config(path: Path) -> dict:
         name = (config.get(f"{part}_conf") or {}).get("model")
         if not name or not isinstance(name, str):
             raise UserError(f"{path}: {part}_conf names no model")
-    return config
+    return check_options(config, MODEL_SCHEMA, str(path))
 
 
 def pretrained_names(config: dict) -> list[str]:
@@ -67,7 +106,7 @@ def models_of_config(path: str | Path) -> list[str]:
     except FileNotFoundError as error:
         raise UserError(f"no such configuration: {path}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not YAML ({error})") from error
+        raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(config, dict):
         raise UserError(f"{path}: not a mapping of options")
     names = []

@@ -14,6 +14,7 @@ from speechllm.audio.io import SAMPLING_RATE
 from speechllm.models.encoder import SpeechEncoder, length_mask
 from speechllm.models.hubert_encoder import HubertEncoder, without_wavlm_attention
 from speechllm.models.whisper_encoder import WhisperEncoder
+from speechllm.pretrained.model_folder import NO_CODE, read_model_config
 
 #: Minimum input of a feature extractor, in samples: two frames of w2v-BERT's filter
 #: banks, whose variance is undefined for one, and one frame of waveform encoders.
@@ -34,17 +35,17 @@ class AutoEncoder(SpeechEncoder):
     """
 
     def load(self, model: str, random_init: bool) -> tuple[nn.Module, object]:
-        from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
+        from transformers import AutoFeatureExtractor, AutoModel
 
         from speechllm.pretrained.resolve import resolve_model
 
         path = resolve_model(model)
-        config = AutoConfig.from_pretrained(path)
-        self.feature_extractor = AutoFeatureExtractor.from_pretrained(path)
+        config = read_model_config(path)
+        self.feature_extractor = AutoFeatureExtractor.from_pretrained(path, **NO_CODE)
         encoder = (
-            AutoModel.from_config(config)
+            AutoModel.from_config(config, **NO_CODE)
             if random_init
-            else AutoModel.from_pretrained(path, dtype=torch.float32)
+            else AutoModel.from_pretrained(path, dtype=torch.float32, **NO_CODE)
         )
         if hasattr(encoder, "get_encoder") and config.is_encoder_decoder:
             encoder = encoder.get_encoder()

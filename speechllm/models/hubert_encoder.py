@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from speechllm.audio.io import SAMPLING_RATE
 from speechllm.models.adaptation import linear_layers
 from speechllm.models.encoder import SpeechEncoder, length_mask
+from speechllm.pretrained.model_folder import NO_CODE, read_model_config
 
 # Frames per pass through the waveform convolutions, on a CPU and elsewhere.
 CHUNK_FRAMES = {True: 128, False: 1 << 14}
@@ -187,7 +188,7 @@ class HubertEncoder(SpeechEncoder):
     ) -> tuple[nn.Module, object]:
         import json
 
-        from transformers import AutoConfig, AutoModel
+        from transformers import AutoModel
 
         from speechllm.pretrained.resolve import resolve_model
 
@@ -197,11 +198,11 @@ class HubertEncoder(SpeechEncoder):
         else:
             path = resolve_model(model)
             preprocessor = path / "preprocessor_config.json"
-            config = AutoConfig.from_pretrained(path)
+            config = read_model_config(path)
             hubert = (
-                AutoModel.from_config(config)
+                AutoModel.from_config(config, **NO_CODE)
                 if random_init
-                else AutoModel.from_pretrained(path, dtype=torch.float32)
+                else AutoModel.from_pretrained(path, dtype=torch.float32, **NO_CODE)
             )
         settings = {}
         if preprocessor is not None and preprocessor.exists():

@@ -17,6 +17,7 @@ from speechllm.models.adaptation import (
     transformer_layers,
 )
 from speechllm.models.encoder import length_mask
+from speechllm.pretrained.model_folder import NO_CODE, read_model_config
 
 #: Logits in memory at a time: 256 MiB in float32.
 LOGITS = 1 << 26
@@ -356,14 +357,17 @@ def load_llm(
     attn_implementation: str | None = None,
 ):
     """Return the tokenizer and the causal LM of a hub id or folder."""
-    from transformers import AutoConfig
 
     from speechllm.pretrained.resolve import resolve_model
 
     path = resolve_model(model)
     attention = attention_implementation(attn_implementation)
-    options = {"dtype": dtype, "attn_implementation": attention}
-    config = AutoConfig.from_pretrained(path)
+    options = {
+        "dtype": dtype,
+        "attn_implementation": attention,
+        **NO_CODE,
+    }
+    config = read_model_config(path)
     if random_init:
         causal_lm = causal_lm_class(config).from_config(config, **options)
     else:
@@ -397,16 +401,17 @@ def load_quantized_llm(model: str, attn_implementation: str | None = None):
         ValueError: this machine or this model cannot be quantised.
     """
     from peft import prepare_model_for_kbit_training
-    from transformers import AutoConfig, BitsAndBytesConfig
+    from transformers import BitsAndBytesConfig
 
     from speechllm.pretrained.resolve import resolve_model
 
     if obstacle := quantization_obstacle():
         raise ValueError(obstacle)
     path = resolve_model(model)
-    causal_lm = causal_lm_class(AutoConfig.from_pretrained(path)).from_pretrained(
+    causal_lm = causal_lm_class(read_model_config(path)).from_pretrained(
         path,
         dtype=torch.bfloat16,
+        **NO_CODE,
         attn_implementation=attention_implementation(attn_implementation),
         quantization_config=BitsAndBytesConfig(
             load_in_4bit=True,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from espnet2.asr.ctc import CTC
@@ -23,6 +24,9 @@ from speechllm.models.config import choose
 from speechllm.models.encoder import SpeechEncoder
 from speechllm.models.encoders import ENCODERS
 from speechllm.models.llm import LanguageModel, resolve_dtype
+from speechllm.pretrained.checkpoint import require_finite
+from speechllm.pretrained.model_folder import check_files, require_own_weights
+from speechllm.pretrained.resolve import resolve_model
 from speechllm.text.ctc_labels import label_runs, label_text
 
 #: Buffer of encoders whose integer ``layer`` is the layer's own output.
@@ -40,7 +44,12 @@ def build_speech_llm(config: Mapping) -> SpeechLLM:
 
     Raises:
         ValueError: an unknown part, or parts that do not fit each other.
+        UserError: pretrained weights are missing, damaged or of another model.
     """
+    for part in ("encoder", "llm") if config.get("llm") else ("encoder",):
+        name = (config.get(f"{part}_conf") or {}).get("model")
+        if isinstance(name, (str, Path)):
+            check_files(resolve_model(name))
     encoder = choose("encoder", config.get("encoder"), ENCODERS)(
         **config["encoder_conf"]
     )
@@ -50,15 +59,31 @@ def build_speech_llm(config: Mapping) -> SpeechLLM:
         ctc = CTC(len(token_list), encoder.output_size, **config.get("ctc_conf") or {})
     llm = bridge = None
     if config.get("llm"):
+        choose("llm", config["llm"], {"causal_lm": LanguageModel})
         llm = LanguageModel(**config["llm_conf"])
         if not config.get("bridge"):
             raise ValueError("an LLM needs a bridge to the encoder: name a bridge")
         bridge = choose("bridge", config["bridge"], BRIDGES)(
             encoder.output_size, llm.hidden_size, **config.get("bridge_conf") or {}
         )
+    for part, module in (("encoder", encoder), ("llm", llm)):
+        if module is not None:
+            _check_pretrained(module, config[f"{part}_conf"])
     return SpeechLLM(
         encoder, ctc, bridge, llm, token_list, **config.get("model_conf") or {}
     )
+
+
+def _check_pretrained(module: nn.Module, conf: Mapping) -> None:
+    """Raise UserError for weights that are not finite or of another model."""
+    if not isinstance(conf.get("model"), (str, Path)) or conf.get("random_init"):
+        return
+    folder = resolve_model(conf["model"])
+    parameters = [(k, v) for k, v in module.named_parameters() if "lora_" not in k]
+    require_finite(parameters, str(folder))
+    if conf.get("tuning") != "qlora":  # 4-bit weights have other shapes
+        shapes = [(name, tuple(value.shape)) for name, value in parameters]
+        require_own_weights(shapes, folder)
 
 
 class SpeechLLM(AbsESPnetModel):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from speechllm.models.encoder import SpeechEncoder, length_mask
+from speechllm.pretrained.model_folder import read_model_config
 
 
 @functools.lru_cache
@@ -42,12 +43,12 @@ class WhisperEncoder(SpeechEncoder):
                 layer.dropout = layer.activation_dropout = dropout
 
     def load(self, model: str, random_init: bool) -> tuple[nn.Module, object]:
-        from transformers import AutoConfig, WhisperFeatureExtractor, WhisperModel
+        from transformers import WhisperFeatureExtractor, WhisperModel
 
         from speechllm.pretrained.resolve import resolve_model
 
         path = resolve_model(model)
-        config = AutoConfig.from_pretrained(path)
+        config = read_model_config(path)
         whisper = (
             WhisperModel(config)
             if random_init

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from speechllm.utils.errors import UserError
 
@@ -32,9 +34,32 @@ def load_tensors(path: str | Path, device: str = "cpu") -> dict:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            return load_file(path, device=device)
-        import torch
+            state = load_file(path, device=device)
+        else:
+            import torch
 
-        return torch.load(path, map_location=device, weights_only=True)
+            state = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:
-        raise UserError(f"{path}: not a checkpoint of tensors: {error}") from error
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: not a checkpoint of tensors: {reason}") from error
+    if isinstance(state, dict):
+        require_finite(state.items(), str(path))
+    return state
+
+
+def require_finite(tensors: Iterable[tuple[str, Any]], place: str) -> None:
+    """Check that weights have no NaN or infinity.
+
+    Raises:
+        UserError: a tensor has one; names ``place`` and the tensor.
+    """
+    for name, tensor in tensors:
+        if not getattr(tensor, "is_floating_point", bool)() or not tensor.numel():
+            continue
+        if tensor.is_meta:
+            continue
+        if not all(bound.isfinite() for bound in tensor.detach().aminmax()):
+            raise UserError(
+                f"{place}: {name} has values that are not finite (NaN, infinity); the "
+                "training diverged or the file is damaged"
+            )

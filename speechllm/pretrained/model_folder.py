@@ -9,7 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+import zipfile
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,8 +22,21 @@ from speechllm.utils.io import atomic_open, file_sha256, write_json
 
 if TYPE_CHECKING:
     import numpy as np
+    from transformers import PretrainedConfig
 
-_CONTENTS_BELOW = 2 << 30  # bytes; a larger file enters a fingerprint by size only
+_OLD_CONTENTS_BELOW = 2 << 30  # bytes; release 0.2 read no larger files
+_VOCABULARIES = (  # files of a tokenizer that define its ids
+    "tokenizer.json",
+    "merges.txt",
+    "sentencepiece.bpe.model",
+    "spiece.model",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+)
+#: For every Auto… class of transformers, which would else ask whether to run a folder's
+#: Python code.
+NO_CODE = {"trust_remote_code": False}
 _FINGERPRINT_FILE = ".speechllm_fingerprint.json"
 
 
@@ -35,7 +52,10 @@ def weight_files(folder: str | Path) -> list[Path]:
             return [folder / name]
         index = folder / f"{name}.index.json"
         if index.is_file():
-            names = sorted(set(_read_json(index)["weight_map"].values()))
+            try:
+                names = sorted(set(_read_json(index)["weight_map"].values()))
+            except (KeyError, TypeError, AttributeError):
+                raise UserError(f"{index}: no weight_map of tensors to files") from None
             if all((folder / shard).is_file() for shard in names):
                 return [folder / shard for shard in names]
     return []
@@ -59,41 +79,182 @@ def is_nue_asr(folder: str | Path) -> bool:
     return isinstance(content, dict) and content.get("model_type") == "nue_asr"
 
 
-def model_fingerprint(folder: str | Path) -> str:
+def check_files(folder: str | Path) -> None:
+    """Check that the files of a model folder can be read and are whole.
+
+    JSON files are parsed and the sizes of weight files compared with their headers;
+    the weights themselves are not read.
+
+    Raises:
+        UserError: a file is a FIFO, socket or device, unreadable, not JSON, or cut off;
+            names the file.
+    """
+    for path in sorted(Path(folder).iterdir()):
+        if path.is_dir():
+            continue
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path}: not a regular file; remove it")
+        if path.suffix not in (".json", ".safetensors", ".bin", ".model", ".yaml"):
+            continue
+        if path.name.startswith("."):
+            continue
+        try:
+            if path.suffix == ".json":
+                _read_json(path)
+            elif path.suffix == ".safetensors":
+                safetensors_shapes(path)
+            else:
+                with open(path, "rb") as stream:
+                    zipped = stream.read(2) == b"PK"
+                if path.suffix == ".bin" and zipped and not zipfile.is_zipfile(path):
+                    raise UserError(f"{path}: cut off; download it again")
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(f"{path}: cannot be read: {reason}") from error
+
+
+def safetensors_shapes(path: Path) -> list[tuple[str, tuple[int, ...]]]:
+    """Return name and shape of the tensors in a safetensors file, from its header.
+
+    Raises:
+        UserError: the file is not in this format, or cut off.
+    """
+    size = path.stat().st_size
+    with open(path, "rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if not 2 <= length <= size - 8:
+            raise UserError(f"{path}: not a safetensors file, or cut off")
+        try:
+            header = json.loads(stream.read(length))
+            header.pop("__metadata__", None)
+            end = max((t["data_offsets"][1] for t in header.values()), default=0)
+            shapes = [(name, tuple(t["shape"])) for name, t in header.items()]
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            raise UserError(f"{path}: its header is damaged") from error
+    if size != 8 + length + end:
+        raise UserError(
+            f"{path}: {size} bytes, but its header needs {8 + length + end}; it is cut "
+            "off or damaged: download it again"
+        )
+    return shapes
+
+
+def require_own_weights(
+    shapes: Iterable[tuple[str, tuple[int, ...]]], folder: str | Path
+) -> None:
+    """Check that a model was built from the weights of a folder.
+
+    transformers gives random values to the parameters that a file lacks.
+
+    Args:
+        shapes: name and shape of the model's parameters.
+        folder: of the pretrained model; only safetensors are checked.
+
+    Raises:
+        UserError: the folder lacks most of the parameters.
+    """
+    files = [file for file in weight_files(folder) if file.suffix == ".safetensors"]
+    if not files:
+        return
+    stored = Counter(
+        (name.rpartition(".")[2], shape)
+        for file in files
+        for name, shape in safetensors_shapes(file)
+    )
+    own = Counter((name.rpartition(".")[2], shape) for name, shape in shapes)
+    if 2 * (own & stored).total() < own.total():
+        raise UserError(
+            f"{folder}: the weights are of another model than its config.json: "
+            f"{(own - stored).total()} of {own.total()} parameters are not in them"
+        )
+
+
+def model_fingerprint(folder: str | Path, tokenizer: bool = False) -> str:
     """Return a checksum that identifies a model: 64 hexadecimal digits.
 
-    It is the SHA-256 of the names, sizes and contents of ``config.json`` and the
-    weight files, without the content of files of 2 GiB or more. It is cached in the
-    folder (if writable) and valid while no file changes its size or time, so that only
-    the first call reads the weights.
+    It is the SHA-256 of the names, sizes and contents of ``config.json``, the weight
+    files and, for an LLM, the vocabulary of the tokenizer. The checksums of the files
+    are cached in the folder (if writable) and valid while a file does not change its
+    size or time, so that only the first call reads the weights.
+
+    Raises:
+        UserError: the folder does not contain a complete model.
+    """
+    return _fingerprint(Path(folder), tokenizer)
+
+
+def has_fingerprint(folder: str | Path, expected: str, tokenizer: bool = False) -> bool:
+    """Compare a model with a fingerprint, also with one that release 0.2 recorded.
+
+    Those are without the tokenizer and the content of files of 2 GiB or more.
 
     Raises:
         UserError: the folder does not contain a complete model.
     """
     folder = Path(folder)
+    return expected in (
+        _fingerprint(folder, False, _OLD_CONTENTS_BELOW),
+        _fingerprint(folder, tokenizer),
+    )
+
+
+def _fingerprint(folder: Path, tokenizer: bool, below: float = math.inf) -> str:
     if missing := missing_parts(folder):
         raise UserError(f"{folder} is not a model: it lacks {' and '.join(missing)}")
     files = [folder / "config.json", *weight_files(folder)]
-    stats = [file.stat() for file in files]
-    state = [[f.name, s.st_size, s.st_mtime_ns] for f, s in zip(files, stats)]
+    if tokenizer:
+        found = [folder / name for name in _VOCABULARIES if (folder / name).is_file()]
+        whole = [path for path in found if path.name == "tokenizer.json"]
+        files += whole or found
     cache = folder / _FINGERPRINT_FILE
     try:
-        record = _read_json(cache)
-        if record["files"] == state:
-            return record["fingerprint"]
-    except (OSError, UserError, KeyError, TypeError):
-        pass  # missing or damaged
-
+        known = dict(_read_json(cache)["sha256"])
+    except (OSError, UserError, KeyError, TypeError, ValueError):
+        known = {}  # missing, damaged or of an old release
     digest = hashlib.sha256()
-    for file, stat in zip(files, stats):
-        content = file_sha256(file) if stat.st_size < _CONTENTS_BELOW else "-"
+    changed = False
+    for file in files:
+        stat = file.stat()
+        content = "-"
+        if stat.st_size < below:
+            state = [stat.st_size, stat.st_mtime_ns]
+            record = known.get(file.name)
+            if not isinstance(record, list) or record[:2] != state or len(record) != 3:
+                record = known[file.name] = [*state, file_sha256(file)]
+                changed = True
+            content = record[2]
         digest.update(f"{file.name}\0{stat.st_size}\0{content}\n".encode())
-    fingerprint = digest.hexdigest()
+    if changed:
+        with suppress(OSError):  # the folder is not writable
+            write_json(cache, {"sha256": known})
+    return digest.hexdigest()
+
+
+def read_model_config(folder: str | Path) -> PretrainedConfig:
+    """Read the configuration of a model; no code of the folder is run.
+
+    Raises:
+        UserError: it is missing or damaged, or of a type that transformers does not
+            know.
+    """
+    from transformers import AutoConfig
+
     try:
-        write_json(cache, {"fingerprint": fingerprint, "files": state})
-    except OSError:
-        pass  # the folder is not writable
-    return fingerprint
+        config: PretrainedConfig = AutoConfig.from_pretrained(folder, **NO_CODE)
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        if _has_own_code(Path(folder) / "config.json"):
+            reason = "needs Python code of its own, which is not run"
+        else:
+            reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{folder}: no model can be loaded: {reason}") from None
+    return config
+
+
+def _has_own_code(path: Path) -> bool:
+    try:
+        return "auto_map" in json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def write_safetensors(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
@@ -107,6 +268,6 @@ def write_safetensors(path: str | Path, tensors: Mapping[str, np.ndarray]) -> No
 
 def _read_json(path: Path) -> dict:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error})") from error

@@ -71,7 +71,7 @@ def read_token_list(token_list: str | Path | list[str]) -> list[str]:
     if isinstance(token_list, list):
         return token_list
     try:
-        labels = Path(token_list).read_text("utf-8").splitlines()
+        labels = Path(token_list).read_text("utf-8-sig").splitlines()
     except FileNotFoundError:
         raise UserError(f"{token_list}: no such token list; run stage 5") from None
     except (OSError, UnicodeDecodeError) as error:

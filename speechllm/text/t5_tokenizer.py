@@ -15,6 +15,7 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 
+from speechllm.pretrained.model_folder import NO_CODE
 from speechllm.utils.errors import UserError
 
 VOCABULARIES = (
@@ -123,7 +124,7 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     old = not (folder / "tokenizer.json").exists()
     kind = T5Tokenizer if old and (folder / "spiece.model").exists() else AutoTokenizer
     try:
-        tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(folder)
+        tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(folder, **NO_CODE)
         return tokenizer
     except (OSError, ValueError, TypeError, RuntimeError, ImportError) as error:
         reason = str(error).strip().splitlines()[0]

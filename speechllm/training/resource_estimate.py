@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from speechllm.audio.io import SAMPLING_RATE
+from speechllm.pretrained.model_folder import NO_CODE, read_model_config
 from speechllm.utils.errors import UserError
 
 GIB = 2**30
@@ -231,7 +232,7 @@ def load_shape(name: str):
         places.append(Path(cached).parent)
     for folder in places:
         if (folder / "config.json").is_file():
-            return AutoConfig.from_pretrained(folder)
+            return read_model_config(folder)
     for known, values in KNOWN.items():
         if name in (known, f"{known}-it", f"{known}-Instruct"):
             values = dict(values)
@@ -244,7 +245,7 @@ def load_shape(name: str):
             f"{name}: its config.json cannot be read ({reason}); name a folder with "
             "it, or run `hf auth login` for a gated model"
         ) from error
-    return AutoConfig.from_pretrained(Path(path).parent)
+    return read_model_config(Path(path).parent)
 
 
 def build_encoder(config: dict, shape):
@@ -258,10 +259,12 @@ def build_encoder(config: dict, shape):
 
     kind = choose("encoder", config["encoder"], ENCODERS)
 
-    class Encoder(kind):
+    class Encoder(kind):  # type: ignore[valid-type,misc]
         def load(self, model, random_init):
             if config["encoder"] != "whisper":
-                return super().load(AutoModel.from_config(shape), random_init)
+                return super().load(
+                    AutoModel.from_config(shape, **NO_CODE), random_init
+                )
             extractor = WhisperFeatureExtractor(feature_size=shape.num_mel_bins)
             self.hop, self.window_size = extractor.hop_length, extractor.n_fft
             self.mel_filters = torch.zeros(extractor.mel_filters.shape, device="cpu")
@@ -298,6 +301,7 @@ def build_llm(
             config,
             dtype=torch.float32 if stream_bytes(conf) == 4 else torch.bfloat16,
             attn_implementation=attention or conf.get("attn_implementation"),
+            **NO_CODE,
         )
         if tuning == "qlora":  # products of dequantised weights are in bfloat16
             for module in linear_modules(causal_lm):

@@ -35,6 +35,7 @@ from speechllm.training.initialization import (
     require_same_labels,
     safe_checkpoints,
 )
+from speechllm.training.options import check_training_options, read_training_config
 from speechllm.training.preprocessor import ExamplePreprocessor, collate
 from speechllm.training.progress import ProgressIterFactory
 from speechllm.utils.errors import UserError
@@ -225,6 +226,26 @@ class SpeechLLMTask(AbsTask):
         if mode == "train" and distributed_option.dist_rank in (None, 0):
             return ProgressIterFactory(factory, args.max_epoch)
         return factory
+
+    @classmethod
+    def main(cls, args: argparse.Namespace | None = None, cmd=None):
+        """Check the options, then train; ESPnet does not check those of a file.
+
+        Raises:
+            UserError: the config is not YAML, or a value has another type or range.
+        """
+        if args is None:
+            parser = cls.get_parser()
+            first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+            first.add_argument("--config")
+            config = first.parse_known_args(cmd)[0].config
+            if config is not None and Path(config).exists():
+                read_training_config(config)
+            args = parser.parse_args(cmd)
+            place = config or "command line"
+            for name, value in check_training_options(vars(args), place).items():
+                setattr(args, name, value)
+        super().main(args=args, cmd=cmd)
 
     @classmethod
     def main_worker(cls, args: argparse.Namespace):

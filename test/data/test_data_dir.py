@@ -288,3 +288,46 @@ def test_command_line(data, capsys):
     with pytest.raises(UserError, match="1 problems"):
         main(["validate", "--input", str(data)])
     assert "text:2: s1-a is repeated" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("table", "old", "new", "message"),
+    [
+        ("spk2utt", "s1 s1-a s1-b", "s1 s1-a s2-c", "spk2utt:1: .*other utterances"),
+        ("utt2dur", "1.5", "1e999", "utt2dur:1: '1e999' is not a duration"),
+        ("utt2dur", "1.5", "0.0", "utt2dur:1: '0.0' is not a duration"),
+    ],
+)
+def test_contradictions_that_kaldi_refuses(data, table, old, new, message):
+    replace(data / table, old, new)
+    with pytest.raises(UserError, match=message):
+        check_data_dir(data)
+
+
+@pytest.mark.parametrize("samples", ["-5", "0", "1.5", "nan", "many", ""])
+def test_nonsense_numbers_of_samples_are_named(data, samples):
+    content = f"s1-a {samples}\ns1-b 16000\ns2-c 16000\n"
+    (data / "utt2num_samples").write_text(content)
+    with pytest.raises(
+        UserError, match="utt2num_samples:1: .* not a number of samples"
+    ):
+        check_data_dir(data)
+
+
+@pytest.mark.parametrize("end", ["inf", "nan"])
+def test_segments_end_at_a_number(data, end):
+    wav = (data / "wav.scp").read_text().split()[1]
+    (data / "wav.scp").write_text(f"r {wav}\n")
+    segments = f"s1-a r 0 {end}\ns1-b r 0 1\ns2-c r 0 1\n"
+    (data / "segments").write_text(segments)
+    with pytest.raises(UserError, match=f"segments:1: .* from 0 to {end} s"):
+        check_data_dir(data)
+
+
+def test_limits_and_speed_factors_are_finite_numbers(data, tmp_path):
+    with pytest.raises(UserError, match="filter: max_seconds nan: expected a finite"):
+        filter_data_dir(data, tmp_path / "new", max_seconds=float("nan"))
+    for factor in ("inf", "nan", "0", "-1"):
+        with pytest.raises(UserError, match="from 0.1 to 10"):
+            perturb_speed(data, tmp_path / "new", [1.0, float(factor)])
+    assert not (tmp_path / "new").exists()

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speechllm.bin.make_examples import main
-from speechllm.data.data_dir import write_data_dir
+from speechllm.data.data_dir import filter_data_dir, write_data_dir
 from speechllm.data.examples import make_examples
 from speechllm.data.kaldi_table import read_dropped, read_table
 from speechllm.data.validation import validate_data_dir
@@ -190,3 +190,33 @@ def test_invalid_weights_are_errors(data, tmp_path, weight):
 def test_translation_into_the_source_language_is_an_error():
     with pytest.raises(UserError, match="asr_st:en:en.*the same"):
         parse_task("asr_st:en:en")
+
+
+def test_test_sets_keep_utterances_without_words(tmp_path):
+    data = make_data(
+        tmp_path / "data",
+        {"en-a": ("en", "♪ ♪"), "en-b": ("en", ""), "en-c": ("en", "Yes.")},
+        **{"text.fr": {"en-a": "♪", "en-b": ""}},
+    )
+    tasks = ["asr:en", "st:en:fr", "asr_st:en:fr"]
+    make_examples([data], tmp_path / "test", tasks, keep_empty=True)
+    assert read_table(tmp_path / "test" / "text") == {
+        "en-a-asr-en": "♪ ♪",
+        "en-a-asr_st-fr": "♪ ♪\t♪",
+        "en-a-st-fr": "♪",
+        "en-b-asr-en": "",
+        "en-b-st-fr": "",
+        "en-c-asr-en": "Yes.",
+    }
+    kept, _ = filter_data_dir(data, tmp_path / "all", min_text_length=0)
+    assert kept == 3
+    make_examples([data], tmp_path / "train", ["asr:en"])
+    assert list(read_table(tmp_path / "train" / "text")) == ["en-c-asr-en"]
+
+
+def test_byte_order_marks_of_tables_are_skipped(data):
+    for path in data.iterdir():
+        content = path.read_bytes()
+        path.write_bytes(b"\xef\xbb\xbf" + content)
+    assert validate_data_dir(data, check_files=False) == []
+    assert list(read_table(data / "text")) == ["en-a", "en-a-b", "en-c", "fr-a"]

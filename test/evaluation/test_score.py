@@ -9,8 +9,10 @@ import sys
 import pytest
 
 from speechllm.bin.score import main
+from speechllm.data.kaldi_table import Dropped, write_dropped
 from speechllm.evaluation.groups import Group, read_groups, read_texts
 from speechllm.evaluation.recognition import align_lines, score_recognition, word_errors
+from speechllm.evaluation.report import results_table
 from speechllm.evaluation.score import SCORE_FILES, score_decode_dir
 from speechllm.evaluation.translation import score_translation
 from speechllm.utils.errors import UserError
@@ -286,14 +288,52 @@ def test_example_without_task_is_named(tmp_path):
         score_decode_dir(examples, decode_dir)
 
 
-@pytest.mark.parametrize("text", ["", " ", "?!"])
-def test_empty_reference_is_named(tmp_path, text):
+@pytest.mark.parametrize("text", ["", " ", "♪ ♪"])
+def test_insertions_count_where_the_reference_has_no_words(tmp_path, text):
+    """Two insertions at an empty reference and none elsewhere: 2 of 2 words."""
     examples, decode_dir = write_case(
-        tmp_path, REFERENCES | {"u2-asr-en": text}, TASKS, HYPOTHESES
+        tmp_path,
+        {"u1-asr-en": "One two.", "u2-asr-en": text, "u3-st-fr": "♪ ♪"},
+        {"u1-asr-en": "asr en en", "u2-asr-en": "asr en en", "u3-st-fr": "st en fr"},
+        {"u1-asr-en": "one two", "u2-asr-en": "oh no", "u3-st-fr": "♪ ♪"},
     )
-    with pytest.raises(UserError, match="u2-asr-en.*reference"):
-        score_decode_dir(examples, decode_dir)
-    assert not list(decode_dir.glob("score_*"))
+    rows, _ = score_decode_dir(examples, decode_dir)
+    wer = next(row for row in rows if row["metric"] == "wer")
+    assert (wer["value"], wer["reference_words"], wer["insertions"]) == (100.0, 2, 2)
+    lines = (decode_dir / "score_asr_en" / "scores.tsv").read_text().splitlines()
+    assert lines[2].split("\t") == ["u2-asr-en", "2", "0", "100.00", "", "oh no"]
+    chrf = next(row for row in rows if row["metric"] == "chrf")
+    assert chrf["value"] == 100.0
+
+
+def test_dropped_utterances_are_counted_per_group(tmp_path):
+    examples, decode_dir = write_case(
+        tmp_path,
+        {"u1-asr-en": "one", "u1-st-fr": "un", "u2-asr-en": "two"},
+        {"u1-asr-en": "asr en en", "u1-st-fr": "st en fr", "u2-asr-en": "asr en en"},
+        {"u1-asr-en": "one", "u1-st-fr": "un", "u2-asr-en": "two"},
+    )
+    write_dropped(
+        examples,
+        [
+            Dropped("u2", "make_examples", "no translation into fr", "st en fr"),
+            Dropped("u3", "format_audio", "cannot be read"),
+        ],
+    )
+    rows, _ = score_decode_dir(examples, decode_dir)
+    assert {(r["task"], r["utterances"], r["dropped"]) for r in rows} == {
+        ("asr", 2, 1),
+        ("st", 1, 2),
+    }
+    report = results_table(
+        [row | {"set": "test", "system": "x", "decode": "d"} for row in rows], "st"
+    )
+    assert "| 1 of 3 |" in report
+
+
+def test_byte_order_mark_of_a_text_is_skipped(tmp_path):
+    (tmp_path / "text").write_bytes(b"\xef\xbb\xbfa one\nb two\n")
+    assert read_texts(tmp_path / "text") == {"a": "one", "b": "two"}
 
 
 @pytest.mark.parametrize("line", ["asr en", "asr en en en", ""])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import zipfile
 
 import pytest
@@ -188,6 +189,39 @@ def test_truncated_zip_is_refused(model_dir, tmp_path):
     output.write_bytes(output.read_bytes()[:-200])
     with pytest.raises(UserError, match="damaged"):
         unpack(output, tmp_path / "copy")
+
+
+def contents(folder):
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def test_damaged_zips_are_refused(model_dir, tmp_path):
+    """Overwrite bytes at random places: never another error, and never other files."""
+    output = tmp_path / "model.zip"
+    pack(model_dir, output)
+    whole = output.read_bytes()
+    unpack(output, tmp_path / "right")
+    right = contents(tmp_path / "right")
+    generator = random.Random(0)
+    refused = 0
+    for _ in range(120):
+        data = bytearray(whole)
+        headers = generator.random() < 0.5  # else anywhere
+        for _ in range(generator.choice((1, 4, 16))):
+            place = generator.randrange(len(data))
+            data[-place % 700 - 1 if headers else place] = generator.randrange(256)
+        output.write_bytes(data)
+        try:
+            unpack(output, tmp_path / "copy", force=True)
+        except UserError as error:
+            assert "\n" not in str(error)
+            refused += 1
+            continue
+        found = contents(tmp_path / "copy")
+        found["meta.yaml"] = right["meta.yaml"]  # has no checksum
+        assert found == right
+    assert refused > 60
 
 
 # Hub

@@ -118,6 +118,12 @@ def test_written_thresholds_are_read_back(tmp_path):
         "clarity: 0.5\nctc_weight: 0.5\ngroups: {}",
         "clarity: 0.5\nctc_weight: 0.5\ngroups: {asr_en: {rate: 1}}",
         "clarity: 0.5\nctc_weight: 0.5\ngroups: [1]",
+        "clarity: .nan\nctc_weight: 0.5\ngroups: {asr_en: {rate: 1, "
+        "least_expansion: 0.5, most_expansion: 2, repetition: 1}}",
+        "clarity: 0.5\nctc_weight: 7\ngroups: {asr_en: {rate: 1, "
+        "least_expansion: 0.5, most_expansion: 2, repetition: 1}}",
+        "clarity: 0.5\nctc_weight: 0.5\ngroups: {asr_en: {rate: .nan, "
+        "least_expansion: 0.5, most_expansion: 2, repetition: 1}}",
     ],
 )
 def test_damaged_thresholds_file_is_an_error(tmp_path, content):

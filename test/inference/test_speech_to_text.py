@@ -205,7 +205,7 @@ def truncate_weights(folder: Path) -> None:
         (change_config(llm=None), "without an LLM"),
         (reshape_weights, "another shape.*ctc.ctc_lo.bias"),
         (drop_weights, "missing in the checkpoint: ctc.ctc_lo.bias"),
-        (truncate_weights, "not a checkpoint of tensors"),
+        (truncate_weights, "model.safetensors: .*cut off"),
     ],
 )
 def test_damaged_model_folder_is_an_error(copied, damage, message):
@@ -333,6 +333,33 @@ def test_changed_pretrained_weights_are_an_error(training, tmp_path):
     save_file(weights, encoder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=f"trained on {encoder} with sha256"):
         SpeechToText.from_pretrained(training)
+
+
+def test_swapped_labels_are_an_error(training):
+    """Two ids swapped would give other text without an error."""
+    labels = training / "model" / "tokens.txt"
+    export_model(training, "best.pth", training / "model")
+    lines = labels.read_text().splitlines()
+    lines[5], lines[6] = lines[6], lines[5]
+    labels.write_text("\n".join(lines) + "\n")
+    with pytest.raises(UserError, match="tokens.txt: not the CTC labels"):
+        SpeechToText.from_pretrained(training)
+
+
+def test_foreign_and_nan_pretrained_weights_are_errors(copied, tmp_path):
+    encoder = write_tiny_whisper(tmp_path / "encoder")
+    config = yaml.safe_load((copied / "config.yaml").read_text())
+    config["encoder_conf"]["model"] = str(encoder)
+    (copied / "config.yaml").write_text(yaml.safe_dump(config))
+    weights = load_file(encoder / "model.safetensors")
+    path = encoder / "model.safetensors"
+    bad = {k: v + float("nan") for k, v in weights.items()}
+    save_file(bad, path, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=f"{encoder}: .* not finite"):
+        SpeechToText.from_pretrained(copied)
+    save_file({"a.weight": torch.ones(3)}, path, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=f"{encoder}: the weights are of another model"):
+        SpeechToText.from_pretrained(copied)
 
 
 def test_export_of_a_missing_checkpoint_is_an_error(training, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -9,8 +10,16 @@ import shutil
 import numpy as np
 import pytest
 
+from speechllm.bin import fetch_models
 from speechllm.pretrained import model_folder
-from speechllm.pretrained.model_folder import model_fingerprint, write_safetensors
+from speechllm.pretrained.checkpoint import load_tensors
+from speechllm.pretrained.model_folder import (
+    check_files,
+    has_fingerprint,
+    model_fingerprint,
+    require_own_weights,
+    write_safetensors,
+)
 from speechllm.utils.errors import UserError
 
 
@@ -63,15 +72,80 @@ def test_fingerprint_of_a_read_only_folder(model, monkeypatch):
     assert not (model / ".speechllm_fingerprint.json").exists()
 
 
-def test_large_files_enter_the_fingerprint_by_size(model, monkeypatch):
-    monkeypatch.setattr(model_folder, "_CONTENTS_BELOW", 50)
+def test_large_files_enter_the_fingerprint_by_content(model, monkeypatch):
+    """Release 0.2 recorded their size only; such a record still fits."""
+    monkeypatch.setattr(model_folder, "_OLD_CONTENTS_BELOW", 50)
     first = model_fingerprint(model)
-    data = bytearray((model / "model.safetensors").read_bytes())
+    old = hashlib.sha256()
+    config, weights = model / "config.json", model / "model.safetensors"
+    content = hashlib.sha256(config.read_bytes()).hexdigest()
+    old.update(f"config.json\0{config.stat().st_size}\0{content}\n".encode())
+    old.update(f"model.safetensors\0{weights.stat().st_size}\0-\n".encode())
+    assert has_fingerprint(model, old.hexdigest())
+    assert has_fingerprint(model, first)
+    data = bytearray(weights.read_bytes())
     data[-1] ^= 1
-    (model / "model.safetensors").write_bytes(data)
-    assert model_fingerprint(model) == first
-    (model / "model.safetensors").write_bytes(data + b"x")
+    weights.write_bytes(data)
     assert model_fingerprint(model) != first
+    assert not has_fingerprint(model, first)
+    assert has_fingerprint(model, old.hexdigest())
+
+
+def test_fingerprint_of_an_llm_covers_the_vocabulary(model):
+    without = model_fingerprint(model, tokenizer=True)
+    (model / "tokenizer.json").write_text('{"a": 0, "b": 1}')
+    first = model_fingerprint(model, tokenizer=True)
+    assert first != without == model_fingerprint(model)
+    assert has_fingerprint(model, first, tokenizer=True)
+    (model / "tokenizer.json").write_text('{"a": 1, "b": 0}')
+    assert not has_fingerprint(model, first, tokenizer=True)
+    assert has_fingerprint(model, without, tokenizer=True)  # of release 0.2
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-3])
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("model.safetensors", cut, "safetensors: .*cut off"),
+        ("model.safetensors", lambda p: p.write_bytes(b"x"), "not a safetensors file"),
+        (
+            "model.safetensors",
+            lambda p: p.write_bytes(b"\2" + bytes(7) + b"[]"),
+            "its header is damaged",
+        ),
+        ("config.json", lambda p: p.write_text("{"), "config.json: not JSON"),
+        (
+            "tokenizer.json",
+            lambda p: p.write_bytes(b"\xff"),
+            "tokenizer.json: not JSON",
+        ),
+        ("tokenizer.json", os.mkfifo, "tokenizer.json: not a regular file"),
+    ],
+)
+def test_damaged_files_are_named(model, name, damage, message):
+    check_files(model)
+    damage(model / name)
+    with pytest.raises(UserError, match=message):
+        check_files(model)
+    with pytest.raises(UserError, match=message):
+        fetch_models.main([str(model)])
+
+
+def test_weights_of_another_model_are_refused(model):
+    require_own_weights([("a.w", (4,)), ("b.bias", (9,))], model)
+    with pytest.raises(UserError, match="2 of 3 parameters are not in them"):
+        require_own_weights([("w", (4,)), ("b.bias", (9,)), ("b.w", (5,))], model)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_weights_are_finite(tmp_path, value):
+    weights = np.array([1, value, 3], dtype=np.float32)
+    write_safetensors(tmp_path / "model.safetensors", {"a": weights})
+    with pytest.raises(UserError, match="model.safetensors: a has values that are not"):
+        load_tensors(tmp_path)
 
 
 def test_fingerprint_of_an_incomplete_model_is_an_error(tmp_path):

@@ -15,6 +15,7 @@ from fixtures_training import UTTERANCES
 from safetensors.torch import save_file
 from tiny_models import LABELS
 
+from speechllm.bin.speechllm_train import main
 from speechllm.text.ctc_labels import CTCTokenizer
 from speechllm.text.prompts import read_prompts
 from speechllm.training.initialization import (
@@ -22,6 +23,7 @@ from speechllm.training.initialization import (
     repair_checkpoint,
     safe_checkpoints,
 )
+from speechllm.training.options import read_training_config
 from speechllm.training.preprocessor import ExamplePreprocessor, collate
 from speechllm.utils.errors import UserError
 
@@ -322,11 +324,50 @@ def test_unknown_key_in_the_config(train, tmp_path, capsys):
         ({"optim_conf": {"rate": 1}}, "optim_conf: unknown option 'rate'"),
         ({"scheduler_conf": {"steps": 1}}, "scheduler_conf: unknown option 'steps'"),
         ({"lr_scales": {"decoder": 0.1}}, "no trained parameter begins with dec"),
+        ({"accum_grad": 0}, "config.yaml: accum_grad 0: at least 1"),
+        ({"batch_size": 0}, "batch_size 0: at least 1"),
+        ({"batch_bins": 1.5}, "batch_bins 1.5: expected an integer"),
+        ({"max_epoch": "two"}, "max_epoch 'two': expected an integer"),
+        ({"grad_clip": float("nan")}, "grad_clip nan: expected a finite number"),
+        ({"grad_clip": -1}, "grad_clip -1: above 0"),
+        ({"train_dtype": "foo"}, "train_dtype 'foo': one of float16, float32"),
+        ({"llm": "foo"}, "llm 'foo': one of causal_lm"),
+        ({"optim_conf": {"lr": "fast"}}, "optim_conf.lr 'fast': expected a number"),
+        ({"optim_conf": {"lr": -1.0}}, "optim_conf.lr -1.0: above 0"),
+        ({"optim_conf": {"lr": 1e-3, "eps": float("nan")}}, "optim_conf .*eps is nan"),
+        ({"lr_scales": {"ctc": "x"}}, "lr_scales .*ctc is 'x': expected a number"),
+        ({"optim_conf": [1]}, "optim_conf"),
     ],
 )
 def test_invalid_settings(train, tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
         train(tmp_path / "exp", **changes)
+
+
+def test_tabs_in_the_config_are_one_line_of_error(tmp_path):
+    path = tmp_path / "train.yaml"
+    path.write_text("optim_conf:\n\tlr: 1\n")
+    with pytest.raises(UserError, match="train.yaml: cannot be read as YAML.*line 2"):
+        main(["--config", str(path), "--output_dir", str(tmp_path / "exp")])
+    assert not (tmp_path / "exp").exists()
+
+
+def test_rates_without_a_point_are_numbers(tmp_path):
+    """YAML 1.1 reads 6e-4 as text."""
+    path = tmp_path / "train.yaml"
+    path.write_text("optim_conf:\n  lr: 6e-4\n  betas: [0.9, 0.98]\n")
+    found = read_training_config(path)["optim_conf"]
+    assert found == {"lr": 0.0006, "betas": [0.9, 0.98]}
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted((Path(__file__).parents[2] / "egs2").glob("*/*/conf/**/*train*.yaml")),
+    ids=str,
+)
+def test_configs_of_the_recipes_pass(path):
+    content = yaml.safe_load(path.read_text("utf-8"))
+    assert read_training_config(path) == content
 
 
 def test_missing_prompts_or_token_list(train, tmp_path):

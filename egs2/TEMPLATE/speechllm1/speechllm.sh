@@ -405,8 +405,8 @@ fi
 if running 4; then
     begin 4 "leave out bad utterances: ${dumpdir}/audio/ -> ${dumpdir}/raw/"
     for name in ${all_raw_sets}; do
-        limits=()
-        # Test sets keep long and short utterances.
+        limits=(--min_text_length 0)
+        # Test sets keep long, short and silent utterances.
         if [[ " ${test_sets} " != *" ${name} "* ]]; then
             limits=(--min_seconds "${min_wav_duration}" --max_seconds "${max_wav_duration}")
         fi
@@ -426,14 +426,15 @@ fi
 if running 5; then
     begin 5 "examples (utterance x task) and the CTC vocabulary"
     make_examples() { # <phase> <set> <tasks> [<more sets>]
-        local output inputs plain=()
+        local output inputs plain=() keep=()
         output=$(examples "$1" "$2")
         read -ra inputs <<< "$2 ${4:-}"
         # Test sets keep the original transcripts.
         if "${plain_transcripts}" && [ "$1" != test ]; then plain=(--plain_transcripts); fi
+        if [ "$1" = test ]; then keep=(--keep_empty); fi
         prepare "${prep_log}/examples_$(basename "${output}").log" \
             python3 -m speechllm.bin.make_examples --input "${inputs[@]/#/${dumpdir}/raw/}" \
-            --tasks "$3" --output "${output}" "${plain[@]}"
+            --tasks "$3" --output "${output}" "${plain[@]}" "${keep[@]}"
         log "Stage 5: ${output}: $(count "${output}/text") examples"
     }
     texts=()

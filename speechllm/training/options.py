@@ -1,0 +1,89 @@
+"""Schema of training configurations: our keys and ESPnet's that recipes change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from speechllm.models.config import MODEL_SCHEMA
+from speechllm.utils.io import read_yaml
+from speechllm.utils.schema import (
+    Schema,
+    boolean,
+    check_options,
+    choice,
+    either,
+    finite,
+    integer,
+    list_of,
+    mapping_of,
+    number,
+    optional,
+)
+
+_COUNT = integer(1, 10**12)
+_SORTED = choice("descending", "ascending")
+_PROBABILITY = number(least=0, below=1)
+
+TRAINING_SCHEMA: Schema = {
+    **MODEL_SCHEMA,
+    "max_epoch": integer(1, 10**6),
+    "num_iters_per_epoch": optional(_COUNT),
+    "accum_grad": integer(1, 10**6),
+    "batch_size": _COUNT,
+    "valid_batch_size": optional(_COUNT),
+    "batch_bins": _COUNT,
+    "valid_batch_bins": optional(_COUNT),
+    "batch_type": choice("unsorted", "sorted", "folded", "length", "numel", "catbel"),
+    "sort_in_batch": _SORTED,
+    "sort_batch": _SORTED,
+    "grad_clip": number(above=0, infinite=True),
+    "grad_clip_type": number(above=0, infinite=True),
+    "grad_noise": boolean,
+    "train_dtype": choice("float16", "float32", "float64"),
+    "use_amp": boolean,
+    "seed": integer(0, 2**32 - 1),
+    "num_workers": integer(0, 10**4),
+    "ngpu": integer(0, 10**4),
+    "log_interval": optional(_COUNT),
+    "patience": optional(integer(0, 10**6)),
+    "keep_nbest_models": either(integer(0, 10**6), list_of(integer(1, 10**6))),
+    "nbest_averaging_interval": integer(0, 10**6),
+    "num_att_plot": integer(0, 10**6),
+    "use_tensorboard": boolean,
+    "unused_parameters": boolean,
+    "resume": boolean,
+    "lr_scales": mapping_of(number(least=0)),
+    "optim_conf": finite,
+    "optim_conf.lr": number(above=0),
+    "optim_conf.weight_decay": number(least=0),
+    "optim_conf.eps": number(above=0),
+    "optim_conf.betas": list_of(_PROBABILITY, 2),
+    "optim_conf.fused": optional(boolean),
+    "scheduler_conf": finite,
+    "scheduler_conf.max_steps": _COUNT,
+    "scheduler_conf.warmup_steps": number(least=0),
+    "scheduler_conf.warmup_ratio": number(least=0, most=1),
+    "scheduler_conf.hold_ratio": number(least=0, most=1),
+    "scheduler_conf.decay_ratio": number(least=0, most=1),
+    "scheduler_conf.final_lr_scale": number(least=0),
+}
+
+
+def check_training_options(options: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """Return the options of a training, checked and converted.
+
+    Raises:
+        UserError: a value has another type or is out of its range.
+    """
+    return check_options(options, TRAINING_SCHEMA, place)
+
+
+def read_training_config(path: str | Path) -> dict[str, Any]:
+    """Read and check a training configuration.
+
+    Raises:
+        UserError: the file is missing, damaged or empty, or a value is out of range.
+    """
+    return check_training_options(read_yaml(path), str(path))
