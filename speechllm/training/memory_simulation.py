@@ -15,6 +15,7 @@ lora                                        374      382
 lora, gradient checkpointing                207      215
 HuBERT, GPT-NeoX full, checkpointing       1021     1062
 HuBERT, GPT-NeoX frozen                     504      535
+Whisper, Q-Former, Gemma 2 lora             453      501
 ====================================== ======== ========
 """
 
