@@ -5,7 +5,7 @@ whole batch is simulated, so that tensors that exist once for any batch, such as
 bfloat16 copies of float32 weights, are counted once.
 
 Peak memory of whole trainings with small models on a CPU, in MiB (resident memory of
-the process; ``test/training/test_resource_estimate.py``, batches of 4 utterances of 10 s):
+the process; ``test/training/test_resource_estimate.py``, batches of 4 × 10 s):
 
 ====================================== ======== ========
 training                               estimate measured
