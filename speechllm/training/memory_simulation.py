@@ -5,16 +5,16 @@ whole batch is simulated, so that tensors that exist once for any batch, such as
 bfloat16 copies of float32 weights, are counted once.
 
 Peak memory of whole trainings with small models on a CPU, in MiB (resident memory of
-the process; ``test/training/test_resource_estimate.py``, batches of 4 utterances of 10
-s, the full one 8):
+the process; ``test/training/test_resource_estimate.py``, batches of 4 × 10 s):
 
 ====================================== ======== ========
 training                               estimate measured
 ====================================== ======== ========
 lora                                        374      382
 lora, gradient checkpointing                207      215
-HuBERT, GPT-NeoX full, checkpointing       1021     1062
+HuBERT, GPT-NeoX full, checkpointing        699      734
 HuBERT, GPT-NeoX frozen                     504      535
+Whisper, Q-Former, Gemma 2 lora             453      501
 ====================================== ======== ========
 """
 

@@ -110,7 +110,7 @@ def test_bytes_of_4_bit_and_full_weights():
 def write_shape(folder: Path, family: str, **shape) -> str:
     """Write a ``config.json``, and a smaller one next to it."""
     AutoConfig.for_model(family, **shape).save_pretrained(folder)
-    small = {key: 1 for key in shape if key.endswith("layers")}
+    small = {key: 2 for key in shape if key.endswith("layers")}
     if "vocab_size" in shape:
         small["vocab_size"] = 64
     AutoConfig.for_model(family, **(shape | small)).save_pretrained(f"{folder}_small")
