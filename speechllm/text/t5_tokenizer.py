@@ -15,7 +15,6 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 
-from speechllm.pretrained.model_folder import NO_CODE
 from speechllm.utils.errors import UserError
 
 VOCABULARIES = (
@@ -124,7 +123,9 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     old = not (folder / "tokenizer.json").exists()
     kind = T5Tokenizer if old and (folder / "spiece.model").exists() else AutoTokenizer
     try:
-        tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(folder, **NO_CODE)
+        tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(
+            folder, trust_remote_code=False
+        )
         return tokenizer
     except (OSError, ValueError, TypeError, RuntimeError, ImportError) as error:
         reason = str(error).strip().splitlines()[0]

@@ -44,7 +44,8 @@ def test_no_other_value_of_the_option_occurs():
     for path in ROOT.rglob("*.py"):
         text = path.read_text("utf-8")
         assert "trust_remote_code=True" not in text, path
-        assert text.count("trust_remote_code") == (path.name == "model_folder.py"), path
+        values = text.count("trust_remote_code=False") + ("NO_CODE = {" in text)
+        assert text.count("trust_remote_code") == values, path
 
 
 @pytest.fixture
