@@ -21,6 +21,7 @@ Whisper, Q-Former, Gemma 2 lora             453      501
 from __future__ import annotations
 
 import weakref
+from contextlib import ExitStack
 from dataclasses import dataclass
 from unittest import mock
 
@@ -32,6 +33,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from speechllm.models.speech_llm import SpeechLLM
+from speechllm.models.whisper_encoder import spectrogram_constants
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,10 @@ def simulate_step(
     live = LiveBytes()
     # lengths are read with tolist(), for which a fake tensor must know its values
     constants = mock.patch("torch._subclasses.fake_tensor.CONSTANT_NUMEL_LIMIT", 4096)
-    with constants, FakeTensorMode(allow_non_fake_inputs=True):
+    with ExitStack() as stack:
+        stack.callback(spectrogram_constants.cache_clear)  # which may be fake ones
+        stack.enter_context(constants)
+        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         give_storage(model)
         for parameter in model.parameters():
             if parameter.requires_grad:

@@ -267,8 +267,6 @@ def build_encoder(config: dict, shape):
                 )
             extractor = WhisperFeatureExtractor(feature_size=shape.num_mel_bins)
             self.hop, self.window_size = extractor.hop_length, extractor.n_fft
-            self.mel_filters = torch.zeros(extractor.mel_filters.shape, device="cpu")
-            self.window = torch.zeros(self.window_size, device="cpu")
             return WhisperEncoder(shape), shape
 
     options = {k: v for k, v in config["encoder_conf"].items() if k != "specaug"}
