@@ -30,6 +30,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import pairwise
+from os.path import realpath
 from pathlib import Path
 
 from speechllm.data.kaldi_table import (
@@ -103,7 +104,7 @@ def select_utterances(
     source = Path(source)
     paths = table_paths(source)
     count = 0
-    inputs = [] if source.resolve() == Path(target).resolve() else [source]
+    inputs = [] if realpath(source) == realpath(target) else [source]
     with atomic_directory(target, DATA_DIR, inputs) as new:
         recordings = set() if "segments" in paths else None
         for name, path in paths.items():
@@ -304,7 +305,7 @@ def split_table(path: str | Path, outputs: list[str | Path]) -> list[int]:
         raise UserError(f"{path}: cannot split into no parts")
     with open(path, "rb") as stream:
         total = sum(1 for _ in stream)
-    if same := [out for out in outputs if Path(out).resolve() == Path(path).resolve()]:
+    if same := [out for out in outputs if realpath(out) == realpath(path)]:
         raise UserError(f"{same[0]}: is the table to split; name another output")
     if total < len(outputs):
         raise UserError(f"{path}: cannot split {total} lines into {len(outputs)} parts")

@@ -16,6 +16,7 @@ from speechllm.data.kaldi_table import (
     utterance_seconds,
 )
 from speechllm.text.normalization import LANGUAGES_WITHOUT_SPACES
+from speechllm.utils.errors import UserError
 from speechllm.utils.io import atomic_open
 
 _COLUMNS = ["set", "language", "utterances", "hours", "speakers", "mean s", "max s"]
@@ -101,6 +102,8 @@ def write_statistics(sets: list[SetStatistics], output: Path | None = None) -> s
         output: path of ``<output>.md`` and ``<output>.png``, without suffix.
     """
     table = statistics_markdown(sets)
+    if output is not None and not output.name:
+        raise UserError(f"{output}: a folder; name a file without its suffix in it")
     if output is None:
         return table
     with atomic_open(output.with_name(f"{output.name}.md")) as stream:

@@ -11,12 +11,13 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from speechllm.text.tasks import Task
 from speechllm.utils.errors import UserError
-from speechllm.utils.io import FolderKind, atomic_open
+from speechllm.utils.io import FolderKind, atomic_open, name_full_disk
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -97,7 +98,11 @@ def write_hypotheses(
     total = sum(map(len, queues))
     bar = tqdm(total=total, unit="utt", desc=str(path), mininterval=5)
     report = _ProgressReport(bar)
-    with open(path, "a" if resumed else "w", encoding="utf-8") as stream:
+    with (
+        name_full_disk(path),
+        closing(bar),
+        open(path, "a" if resumed else "w", encoding="utf-8") as stream,
+    ):
         if not resumed:
             _write_line(stream, {"settings": key})
         for queue in queues:
@@ -114,7 +119,6 @@ def write_hypotheses(
             stream.flush()
             os.fsync(stream.fileno())
             report.queue_done(len(queue))
-    bar.close()
     if failed.exists():
         failures = failed.read_text("utf-8").splitlines()
         if len(failures) == len(tasks):

@@ -21,7 +21,7 @@ import shutil
 import stat
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -238,7 +238,8 @@ class FileOutput:
     def close(self) -> None:
         """Close the journal."""
         if self._stream is not None:
-            self._stream.close()
+            with suppress(OSError):  # of a full disk, reported when it was written
+                self._stream.close()
 
     def _content(self, path: Path) -> bytes:
         found = (self._written[i] for i in self._members[path] if i in self._written)

@@ -10,7 +10,9 @@ target is a transcript or a translation, depending on the prompt.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+import pickle
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -28,9 +30,23 @@ from speechllm.pretrained.checkpoint import require_finite
 from speechllm.pretrained.model_folder import check_files, require_own_weights
 from speechllm.pretrained.resolve import resolve_model
 from speechllm.text.ctc_labels import label_runs, label_text
+from speechllm.utils.errors import UserError
 
 #: Buffer of encoders whose integer ``layer`` is the layer's own output.
 LAYER_OUTPUT = "encoder.layer_output"
+
+
+@contextmanager
+def _name_refused_pickle(config: Mapping, part: str) -> Iterator[None]:
+    """Turn the refusal of a pickled checkpoint into an error that names the model."""
+    try:
+        yield
+    except pickle.UnpicklingError:
+        name = config[f"{part}_conf"].get("model")
+        raise UserError(
+            f"{name}: its weights are pickled with more than tensors, or damaged; they "
+            "are not read, since they could run code; use safetensors"
+        ) from None
 
 
 def build_speech_llm(config: Mapping) -> SpeechLLM:
@@ -50,9 +66,10 @@ def build_speech_llm(config: Mapping) -> SpeechLLM:
         name = (config.get(f"{part}_conf") or {}).get("model")
         if isinstance(name, (str, Path)):
             check_files(resolve_model(name))
-    encoder = choose("encoder", config.get("encoder"), ENCODERS)(
-        **config["encoder_conf"]
-    )
+    with _name_refused_pickle(config, "encoder"):
+        encoder = choose("encoder", config.get("encoder"), ENCODERS)(
+            **config["encoder_conf"]
+        )
     token_list = config.get("token_list") or []
     ctc = None
     if token_list:
@@ -60,7 +77,8 @@ def build_speech_llm(config: Mapping) -> SpeechLLM:
     llm = bridge = None
     if config.get("llm"):
         choose("llm", config["llm"], {"causal_lm": LanguageModel})
-        llm = LanguageModel(**config["llm_conf"])
+        with _name_refused_pickle(config, "llm"):
+            llm = LanguageModel(**config["llm_conf"])
         if not config.get("bridge"):
             raise ValueError("an LLM needs a bridge to the encoder: name a bridge")
         bridge = choose("bridge", config["bridge"], BRIDGES)(

@@ -16,6 +16,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -83,7 +84,7 @@ def atomic_open(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
     handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         with (
-            _name_full_disk(path),
+            name_full_disk(path),
             open(handle, mode, encoding=encoding, newline=newline) as stream,
         ):
             _lock(handle)
@@ -125,7 +126,7 @@ def atomic_directory(
     handle = os.open(temporary, os.O_RDONLY)
     try:
         _lock(handle)
-        with _name_full_disk(path):
+        with name_full_disk(path):
             yield temporary
             written = _list_files(temporary)
             if path.is_dir():
@@ -410,11 +411,20 @@ def require_plausible_size(place: str, unpacked: int, packed: int) -> None:
 
 
 @contextmanager
-def _name_full_disk(path: Path) -> Iterator[None]:
-    """Add the path to the error of a full disk, which the system leaves out."""
+def name_full_disk(path: Path) -> Iterator[None]:
+    """Add the path to the error of a full disk, which the system leaves out.
+
+    safetensors hides it in an error of its own.
+    """
     try:
         yield
-    except OSError as error:
-        if error.errno not in _FULL_DISK or error.filename:
+    except Exception as error:
+        found = re.search(r"os error (\d+)", str(error))
+        if type(error).__name__ == "SafetensorError" and found:
+            code = int(found[1])
+            raise OSError(code, os.strerror(code), str(path)) from None
+        if not isinstance(error, OSError) or error.filename:
+            raise
+        if error.errno not in _FULL_DISK:
             raise
         raise OSError(error.errno, error.strerror, str(path)) from None

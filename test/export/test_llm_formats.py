@@ -43,7 +43,7 @@ def export(training, *options) -> None:
 def expected_logits(training) -> torch.Tensor:
     """Return the logits of our own model, as it decodes."""
     export(training)
-    model, _ = load_exported(training / "out", "float32")
+    model, *_ = load_exported(training / "out", "float32")
     return model.llm.causal_lm.eval()(TOKENS).logits
 
 

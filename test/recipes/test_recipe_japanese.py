@@ -187,7 +187,7 @@ def test_a_missing_line_in_db_sh(tmp_path, name, line):
 def test_the_configs_have_valid_options_only(name):
     import inspect
 
-    from speechllm.decoding.options import search_options
+    from speechllm.decoding.options import check_decoding_options
     from speechllm.inference.backends import ENGINES
     from speechllm.models.bridge import BRIDGES
     from speechllm.models.encoder import SpeechEncoder
@@ -216,7 +216,7 @@ def test_the_configs_have_valid_options_only(name):
         options = yaml.safe_load(path.read_text("utf-8"))
         assert options.pop("batch_size") >= 1
         assert options.pop("engine", "auto") in ENGINES
-        search_options(options)
+        check_decoding_options(options, path.name)
     assert read_prompts(conf / "prompts.yaml").text("asr", "ja", "ja") == (
         "<s>{speech}[SEP]"
     )

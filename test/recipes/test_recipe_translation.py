@@ -143,7 +143,7 @@ def test_options_of_stage_1_are_combined_with_the_languages(tmp_path):
 def test_the_configs_have_valid_options_only(name, count):
     import inspect
 
-    from speechllm.decoding.options import search_options
+    from speechllm.decoding.options import check_decoding_options
     from speechllm.models.bridge import BRIDGES
     from speechllm.models.encoder import SpeechEncoder
     from speechllm.models.encoders import ENCODERS
@@ -166,7 +166,7 @@ def test_the_configs_have_valid_options_only(name, count):
             known = {n for c in classes for n in inspect.signature(c).parameters}
             assert set(config[key]) <= known, (path.name, key)
     decoding = yaml.safe_load((conf / "decode.yaml").read_text())
-    search_options({k: v for k, v in decoding.items() if k != "batch_size"})
+    check_decoding_options(decoding, "decode.yaml")
     prompts = read_prompts(conf / "prompts.yaml")
     assert set(prompts.tasks) == {"asr", "st", "asr_st"}
 
