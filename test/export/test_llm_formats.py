@@ -32,10 +32,10 @@ def training(tiny_model, tmp_path):
     return folder
 
 
-def export(training, *options) -> None:
+def export(training, *options, name: str = "out") -> None:
     main(
         ["--exp_dir", str(training), "--checkpoint", "best.pth"]
-        + ["--output", str(training / "out"), *options]
+        + ["--output", str(training / name), *options]
     )
 
 
@@ -68,8 +68,8 @@ def test_transformers_loads_the_merged_llm(training):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     expected = expected_logits(training)
-    export(training, "--merged")
-    folder = training / "out"
+    export(training, "--merged", name="merged")
+    folder = training / "merged"
     assert not (folder / "model.safetensors.index.json").exists()
     names = load_file(folder / "model.safetensors")
     assert not [name for name in names if "lora" in name or "base_layer" in name]
