@@ -4,8 +4,9 @@
 
 With ``JOB=1:N`` the command runs N times; every word ``JOB`` in the log's name and in
 the command is replaced by the job's number, but not in the folders of a path, which
-may be called so by chance (``/data/JOB/text``, ``JOBS/text``). The command may contain shell operators
-as separate words (``'|'``, ``'>'``); all other words are passed on unchanged.
+may be called so by chance (``/data/JOB/text``, ``JOBS/text``). The command may contain
+shell operators as separate words (``'|'``, ``'>'``); all other words are passed on
+unchanged.
 """
 
 from __future__ import annotations
