@@ -129,5 +129,32 @@ def test_formatting_again_keeps_what_was_added(corpus, tmp_path):
     assert snapshot(target) == tables | added
 
 
+def test_formatting_refuses_tables_and_keeps_audio_of_the_user(corpus, tmp_path):
+    target = tmp_path / "dump/raw/train"
+    format_audio_to(corpus, target)
+    (target / "text.fr").write_text("s-a mine\n")
+    (target / "audio/notes.tsv").write_text("mine")
+    (target / "audio/notes").mkdir()
+    (target / "audio/notes/a.txt").write_text("mine")
+    (corpus / "data/train/text.fr").write_text("s-a bonjour\n")
+    before = snapshot(target)
+    with pytest.raises(UserError, match=r"text\.fr: not written by this project"):
+        format_audio_to(corpus, target)
+    assert snapshot(target) == before
+    (target / "text.fr").unlink()
+    format_audio_to(corpus, target)
+    assert (target / "audio/notes/a.txt").read_text() == "mine"
+    assert (target / "text.fr").read_text() == "s-a bonjour\n"
+
+
+def test_folder_with_a_list_of_audio_is_not_taken_for_a_formatted_one(corpus):
+    (corpus / "data/dev/audio").mkdir()
+    (corpus / "data/dev/audio/train.tsv").write_text("mine")
+    before = snapshot(corpus)
+    with pytest.raises(UserError, match="did not write"):
+        format_audio_to(corpus, corpus / "data/dev")
+    assert snapshot(corpus) == before
+
+
 def format_audio_to(corpus: Path, target: Path) -> None:
     format_audio.main(["--input", str(corpus / "data/train"), "--output", str(target)])

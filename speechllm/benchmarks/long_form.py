@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from speechllm.decoding.result import Word
     from speechllm.inference.speech_to_text import SpeechToText
 
-RECORDINGS = FolderKind("folder of benchmark recordings", "*_*.srt")
+RECORDINGS = FolderKind("folder of benchmark recordings", ("*_*.srt",))
 JOINS = ("pauses", "music", "none", "trimmed")
 TOLERANCE = 0.1  # seconds
 SILENCE_DB = -35.0  # threshold at a prompt's edges, relative to its loudest frame

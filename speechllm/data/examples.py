@@ -52,7 +52,7 @@ from speechllm.utils.batching import evenly
 from speechllm.utils.errors import UserError
 from speechllm.utils.io import FolderKind, atomic_directory
 
-EXAMPLE_DIR = FolderKind("example dir", "utt2task")
+EXAMPLE_DIR = FolderKind("example dir", ("utt2task",))
 NO_TRANSLATION = "no translation into"  # reason in dropped.tsv
 _FILES = (
     "text",

@@ -49,6 +49,7 @@ from speechllm.utils.io import (
     atomic_open,
     claim_directory,
     read_marker,
+    require_own_files,
     write_marker,
 )
 from speechllm.utils.names import safe_file_name
@@ -56,8 +57,8 @@ from speechllm.utils.names import safe_file_name
 SHARD_SIZE = 1000
 AUDIO_FORMATS = ("flac", "wav")
 _RECORD = ".tsv"  # suffix of the list of a shard's results
-FORMATTED = FolderKind("formatted data dir", f"audio/*{_RECORD}")
-AUDIO = FolderKind("folder of formatted audio", f"*{_RECORD}")
+FORMATTED = FolderKind("formatted data dir", (f"audio/00000{_RECORD}",))
+AUDIO = FolderKind("folder of formatted audio", (f"00000{_RECORD}",))
 _FORMAT_VERSION = "1"  # raise it when the written samples change
 _WARN_ABOVE = 0.1  # share of failed utterances
 
@@ -134,6 +135,8 @@ def format_audio(
         )
     check_data_dir(source, check_files=False, allow_pipes=allow_pipes)
     marker = read_marker(target)
+    if marker is not None:
+        require_own_files(target, marker, _written_tables(source))
     claim_directory(target, FORMATTED, [source])
     claim_directory(target / "audio", AUDIO, [source])
     _remove_tables(target, marker.files if marker else None)
@@ -379,20 +382,27 @@ def _remove_others(audio_folder: Path, records: list[Path]) -> None:
     """Remove the shards of an earlier run that this run does not have."""
     current = set(records)
     for record in audio_folder.glob(f"*{_RECORD}"):
-        if record not in current:
+        if record not in current and record.stem.isdecimal():
             shutil.rmtree(record.with_suffix(""), ignore_errors=True)
             record.unlink()
+
+
+def _written_tables(source: Path) -> set[str]:
+    """Return the names of the tables that formatting writes."""
+    skip = {"segments", "utt2speed", "utt2dur"}
+    made = {"wav.scp", "spk2utt", "utt2num_samples", DROPPED}
+    return made | table_paths(source).keys() - skip
 
 
 def _write_tables(
     source: Path, target: Path, records: list[Path], failed_ids: set[str]
 ) -> int:
     """Write the tables of the target, ``wav.scp`` last; return the utterance count."""
-    skip = {"segments", "utt2speed", "utt2dur", "utt2num_samples"}
-    tables = {k: path for k, path in table_paths(source).items() if k not in skip}
-    made = {"wav.scp", "spk2utt", "utt2num_samples", DROPPED}
-    write_marker(target, FORMATTED, sorted(made.union(tables)))
-    for name, path in tables.items():
+    written = _written_tables(source)
+    write_marker(target, FORMATTED, sorted(written))
+    for name, path in table_paths(source).items():
+        if name not in written or name == "utt2num_samples":
+            continue
         with atomic_open(target / name) as stream:
             for key, value in iterate_table(path):
                 if key not in failed_ids:

@@ -21,7 +21,7 @@ from speechllm.utils.errors import UserError
 from speechllm.utils.io import FolderKind, atomic_open
 
 DROPPED = "dropped.tsv"
-DATA_DIR = FolderKind("data dir", DROPPED)
+DATA_DIR = FolderKind("data dir", (DROPPED,))
 TRANSLATION_TABLE = re.compile(r"^text\.([a-z]{2,3})$")
 _UTTERANCE_TABLES = (
     "segments",

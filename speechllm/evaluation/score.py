@@ -137,7 +137,7 @@ def score_joint(group: Group) -> Scores:
 
 #: task -> scorer
 SCORE_FILES = ("scores.json", "scores.tsv", "alignment.txt")
-SCORES = FolderKind("folder of scores", "alignment.txt", SCORE_FILES)
+SCORES = FolderKind("folder of scores", SCORE_FILES, SCORE_FILES)
 SCORERS = {"asr": score_recognition, "st": score_translation, "asr_st": score_joint}
 
 

@@ -16,7 +16,7 @@ from speechllm.text.joint_target import split_target
 from speechllm.utils.errors import UserError
 from speechllm.utils.io import FolderKind, atomic_directory, file_sha256
 
-MODEL_FOLDER = FolderKind("model folder", "prompts.yaml")
+MODEL_FOLDER = FolderKind("model folder", ("model.safetensors", "prompts.yaml"))
 MERGED_LLM = FolderKind("merged LLM")
 
 EXTRA_TOKENS = 20.5  # maximum length of an output for no speech

@@ -28,7 +28,9 @@ from speechllm.text.prompts import Prompts
 from speechllm.utils.errors import UserError
 from speechllm.utils.io import FolderKind, atomic_directory
 
-NUE_ASR_FOLDER = FolderKind("model in Nue-ASR's format", "prompts.yaml")
+NUE_ASR_FOLDER = FolderKind(
+    "model in Nue-ASR's format", ("config.json", "prompts.yaml")
+)
 
 if TYPE_CHECKING:
     from speechllm.inference.speech_to_text import SpeechToText

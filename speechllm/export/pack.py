@@ -31,7 +31,7 @@ from speechllm.utils.io import (
 )
 
 MANIFEST = "meta.yaml"
-UNPACKED = FolderKind("unpacked model", MANIFEST)
+UNPACKED = FolderKind("unpacked model", (MANIFEST, "model.safetensors"))
 #: What zipfile and YAML raise on damaged content; encrypted entries: RuntimeError.
 _DAMAGED = (
     zipfile.BadZipFile,

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from speechllm.text.tasks import Task
 from speechllm.utils.errors import UserError
-from speechllm.utils.io import FolderKind, atomic_open, name_full_disk
+from speechllm.utils.io import FolderKind, atomic_open, name_full_disk, previous_name
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-DECODE_DIR = FolderKind("decode dir", "hypotheses.*.jsonl")
+DECODE_DIR = FolderKind("decode dir", ("hypotheses.*.jsonl",))
 PROGRESS_SECONDS = 1.0  # at most one progress line in this time
 
 #: Decode some inputs; the second argument is called when an example is finished.
@@ -32,8 +32,8 @@ DecodeFunction = Callable[[list[str], list, Callable[[int], object]], list[dict]
 def read_hypotheses(path: Path, key: str) -> dict[str, dict]:
     """Read the hypotheses of an earlier run; none if its settings were different.
 
-    These are renamed to ``….previous``. An incomplete last line, left by a kill, is
-    removed from the file.
+    These are renamed, see :func:`~speechllm.utils.io.previous_name`. An incomplete last
+    line, left by a kill, is removed from the file.
 
     Args:
         path: ``hypotheses.<shard>.jsonl``.
@@ -56,7 +56,7 @@ def read_hypotheses(path: Path, key: str) -> dict[str, dict]:
                 break
             whole += len(raw)
     if not lines or lines[0].get("settings") != key:
-        path.replace(path.with_name(path.name + ".previous"))
+        path.replace(previous_name(path))
         return {}
     if whole < path.stat().st_size:
         os.truncate(path, whole)

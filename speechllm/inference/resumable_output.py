@@ -28,10 +28,10 @@ from typing import IO, Any
 
 from speechllm.inference.recordings import SUBTITLES, Recording, subtitle_paths
 from speechllm.utils.errors import UserError
+from speechllm.utils.io import previous_name
 from speechllm.utils.names import safe_file_name
 
 JOURNAL = ".resume"  # suffix
-PREVIOUS = ".previous"  # suffix
 
 
 @dataclass(frozen=True)
@@ -157,14 +157,24 @@ class FileOutput:
         self._copies: list[tuple[Path, Path]] = []
 
     def resume(self, settings: dict[str, Any]) -> None:
-        """Take the recordings that an earlier run with equal settings finished."""
+        """Take the recordings that an earlier run with equal settings finished.
+
+        Raises:
+            UserError: a file of the user has the name of the journal.
+        """
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
         self._head = json.dumps({"settings": digest.hexdigest()}) + "\n"
         if not self._journal.is_file():
             return
         earlier: dict[str | None, Entry] = {}
         with open(self._journal, "rb") as stream:
-            if stream.readline() != self._head.encode():
+            head = stream.readline()
+            if not _is_head(head):
+                raise UserError(
+                    f"{self._journal}: has the name of the journal, but is another "
+                    "file; move it away"
+                )
+            if head != self._head.encode():
                 return
             self._whole = stream.tell()
             for raw in stream:
@@ -270,10 +280,7 @@ class FileOutput:
 
     def _keep(self, path: Path) -> None:
         """Copy a file to a name that is free."""
-        copy, number = path.with_name(safe_file_name(path.name, PREVIOUS)), 1
-        while copy.exists():
-            number += 1
-            copy = path.with_name(safe_file_name(path.name, f"{PREVIOUS}.{number}"))
+        copy = previous_name(path)
         shutil.copy2(path, copy)
         self._copies.append((path, copy))
 
@@ -299,6 +306,15 @@ class FileOutput:
             stream.write(self._head.encode())
         self._stream = stream
         return stream
+
+
+def _is_head(line: bytes) -> bool:
+    """Return whether a line is the first one of a journal; it may be cut off."""
+    try:
+        content = json.loads(line or "{}")
+    except ValueError:
+        return line.startswith(b'{"settings": "') and not line.endswith(b"\n")
+    return isinstance(content, dict) and content.keys() <= {"settings"}
 
 
 def unwritable(path: str | Path, error: OSError) -> UserError:

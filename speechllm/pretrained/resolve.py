@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 
 CONVERTER_VERSION = 1  # raise it when the output of a converter changes
 SOURCE_FILE = "speechllm_source.json"
-CONVERTED = FolderKind("converted model", SOURCE_FILE)
+CONVERTED = FolderKind("converted model", (SOURCE_FILE,))
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 

@@ -121,8 +121,9 @@ def remove_stale(path: Path) -> None:
 
     The caller holds the lock of ``path``.
     """
-    for stale in path.parent.glob(f".{escape(path.name)}.????????*"):
-        shutil.rmtree(stale, ignore_errors=True)
+    for suffix in ("", ".tmp"):  # of tempfile, and of atomic_directory
+        for stale in path.parent.glob(f".{escape(path.name)}.????????{suffix}"):
+            shutil.rmtree(stale, ignore_errors=True)
 
 
 def _pip_download(wheel: Wheel, folder: str) -> str:

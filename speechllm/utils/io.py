@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import filecmp
 import hashlib
 import json
 import os
@@ -29,6 +30,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
 
 from speechllm.utils.errors import UserError
+from speechllm.utils.names import safe_file_name
 
 MARKER = ".speechllm_output"
 """File that states the kind of a folder and lists the files written into it."""
@@ -39,17 +41,19 @@ class FolderKind(NamedTuple):
 
     Attributes:
         name: for the marker and messages.
-        signature: pattern of a file that only this project writes into such a folder;
-            it identifies the folders of releases before 0.3, which have no marker.
+        signature: patterns of files that together only this project writes into such a
+            folder; they identify the folders of releases before 0.3, which have no
+            marker.
         files: what those releases wrote there, where it is always the same.
     """
 
     name: str
-    signature: str = ""
+    signature: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
 
 
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+PREVIOUS = ".previous"  # suffix of an earlier version that is kept
 _STALE_SECONDS = 60.0
 _PLAUSIBLE_BYTES, _PLAUSIBLE_RATIO = 10 * 2**20, 20  # of audio, weights and tokenizers
 
@@ -171,7 +175,7 @@ def remove_directory(path: str | Path, kind: FolderKind) -> None:
     """
     path = Path(path)
     marker = read_marker(path)
-    if marker is None and kind.signature and any(path.glob(kind.signature)):
+    if marker is None and _has_signature(path, kind):
         marker = Marker(kind.name, set(kind.files))
     if marker is not None and marker.kind == kind.name:
         _remove_outdated(path, marker.files)
@@ -198,7 +202,7 @@ def require_output(
     marker = read_marker(real)
     if marker is not None:
         reason = "" if marker.kind == kind.name else f"is a {marker.kind}"
-    elif not _has_content(real) or (kind.signature and any(real.glob(kind.signature))):
+    elif not _has_content(real) or _has_signature(real, kind):
         reason = ""
     else:
         reason = "has content that this project did not write"
@@ -214,6 +218,13 @@ def _has_content(folder: Path) -> bool:
     return any(
         name != "log" and not name.startswith(f".{MARKER}.")
         for name in os.listdir(folder)
+    )
+
+
+def _has_signature(folder: Path, kind: FolderKind) -> bool:
+    """Tell if a release before 0.3 wrote a folder of this kind."""
+    return bool(kind.signature) and all(
+        any(folder.glob(pattern)) for pattern in kind.signature
     )
 
 
@@ -248,21 +259,56 @@ def write_marker(folder: Path, kind: FolderKind, files: Iterable[str]) -> None:
 
 
 def _merge(new: Path, old: Path, written: list[str], kind: FolderKind) -> None:
-    """Move new files into an earlier folder, and remove its files that are outdated."""
+    """Move new files into an earlier folder, and remove its files that are outdated.
+
+    Without a marker, files that the new ones differ from are kept in a sibling folder.
+    """
     marker = read_marker(old)
-    listed = marker.files if marker else {*written, *kind.files}
-    for name in written:
-        if os.path.lexists(old / name) and name not in listed:
-            raise UserError(
-                f"{old / name}: not written by this project, so it is not replaced; "
-                "move it away"
-            )
+    if marker is None:
+        _keep_different(new, old, written)
+        listed = {*written, *kind.files}
+    else:
+        listed = marker.files
+        require_own_files(old, marker, written)
     write_marker(old, kind, sorted(listed.union(written)))  # complete also after a kill
     for name in written:
         (old / name).parent.mkdir(parents=True, exist_ok=True)
         os.replace(new / name, old / name)
     _remove_outdated(old, listed.difference(written))
     write_marker(old, kind, written)
+
+
+def require_own_files(folder: Path, marker: Marker, names: Iterable[str]) -> None:
+    """Raise UserError if a name is that of a file that this project did not write."""
+    for name in names:
+        if os.path.lexists(folder / name) and name not in marker.files:
+            raise UserError(
+                f"{folder / name}: not written by this project, so it is not replaced; "
+                "move it away"
+            )
+
+
+def _keep_different(new: Path, old: Path, names: Iterable[str]) -> None:
+    """Move the files of ``old`` that differ from those of ``new`` to a sibling."""
+    kept = previous_name(old)
+    for name in names:
+        one, other = new / name, old / name
+        equal = other.is_file() and filecmp.cmp(one, other, shallow=False)
+        if os.path.lexists(other) and not equal:
+            (kept / name).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(other, kept / name)
+
+
+def previous_name(path: Path) -> Path:
+    """Return the free name under which an earlier version of a file is kept.
+
+    It is ``<name>.previous``, or ``<name>.previous.2`` and so on.
+    """
+    found, number = path.with_name(safe_file_name(path.name, PREVIOUS)), 1
+    while os.path.lexists(found):
+        number += 1
+        found = path.with_name(safe_file_name(path.name, f"{PREVIOUS}.{number}"))
+    return found
 
 
 def _remove_outdated(root: Path, names: Iterable[str]) -> None:
@@ -312,7 +358,7 @@ def _lock(handle: int) -> None:
 def _remove_stale(path: Path) -> None:
     """Remove the temporary siblings of ``path`` that a killed process left."""
     head = os.fsdecode(os.fsencode(path.name)[:200])
-    for stale in path.parent.glob(f".{escape(head)}.????????.tmp"):
+    for stale in path.parent.glob(f".{escape(head)}.{'[0-9a-f]' * 8}.tmp"):
         try:
             if time.time() - stale.stat().st_mtime < _STALE_SECONDS:
                 continue
@@ -418,13 +464,13 @@ def name_full_disk(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except Exception as error:
-        found = re.search(r"os error (\d+)", str(error))
-        if type(error).__name__ == "SafetensorError" and found:
-            code = int(found[1])
-            raise OSError(code, os.strerror(code), str(path)) from None
-        if not isinstance(error, OSError) or error.filename:
-            raise
-        if error.errno not in _FULL_DISK:
+    except OSError as error:
+        if error.errno not in _FULL_DISK or error.filename:
             raise
         raise OSError(error.errno, error.strerror, str(path)) from None
+    except Exception as error:
+        found = re.search(r"os error (\d+)", str(error))
+        if type(error).__name__ != "SafetensorError" or not found:
+            raise
+        code = int(found[1])
+        raise OSError(code, os.strerror(code), str(path)) from None

@@ -285,6 +285,16 @@ def test_full_disk_ends_the_work_and_is_resumed(
     assert len(out.read_text().splitlines()) == 10
 
 
+def test_file_with_the_name_of_the_journal_stays(tmp_path, capsys, model_dir, calls):
+    out = tmp_path / "out.tsv"
+    for content in ("my own notes\n", "[1]\n", '{"settings": 1, "more": 2}\n', "x"):
+        (tmp_path / "out.tsv.resume").write_text(content)
+        with pytest.raises(UserError, match="is another file; move it away"):
+            run(capsys, "--model", model_dir, "--output", out, calls / "1.wav")
+        assert (tmp_path / "out.tsv.resume").read_text() == content
+        assert not out.exists()
+
+
 def test_second_process_with_the_same_output_is_refused(tmp_path, model_dir, calls):
     import fcntl
 

@@ -19,12 +19,13 @@ from speechllm.utils.io import (
     atomic_directory,
     atomic_open,
     claim_directory,
+    previous_name,
     read_marker,
     remove_directory,
     unpack_tar,
 )
 
-KIND = FolderKind("data dir", "dropped.tsv")
+KIND = FolderKind("data dir", ("dropped.tsv",))
 
 
 def claim(folder, inputs=()):
@@ -128,6 +129,10 @@ def test_folder_of_an_earlier_release_is_recognised(tmp_path):
         (old / name).write_text(name)
     write(old, **{"dropped.tsv": "", "text": "new"})
     assert tree(old) == {"dropped.tsv": "", "text": "new", "mine": "mine"}
+    kept = tree(tmp_path / "data.previous")
+    assert kept == {"dropped.tsv": "dropped.tsv", "text": "text"}
+    write(old, **{"dropped.tsv": "", "text": "newer"})  # now there is a marker
+    assert not (tmp_path / "data.previous.2").exists()
 
 
 def test_marker_of_someone_else_removes_nothing_outside(tmp_path):
@@ -209,7 +214,7 @@ import sys, time
 from speechllm.utils.errors import run_main
 from speechllm.utils.io import FolderKind, atomic_directory, atomic_open
 
-kind = FolderKind("data dir", "dropped.tsv")
+kind = FolderKind("data dir", ("dropped.tsv",))
 
 def main():
     root = sys.argv[1]
@@ -287,6 +292,23 @@ def test_damaged_marker_is_an_error(tmp_path):
         with pytest.raises(UserError, match="damaged"):
             write(tmp_path / "data", text="2")
     assert tree(tmp_path / "data") == {"text": "1"}
+
+
+def test_all_files_of_a_signature_are_needed(tmp_path):
+    kind = FolderKind("model folder", ("model.safetensors", "prompts.yaml"))
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf/prompts.yaml").write_text("mine")
+    with pytest.raises(UserError, match="did not write"):
+        claim_directory(tmp_path / "conf", kind)
+    (tmp_path / "conf/model.safetensors").write_text("")
+    claim_directory(tmp_path / "conf", kind)
+
+
+def test_earlier_versions_have_free_names(tmp_path):
+    path = tmp_path / "a"
+    for name in ("a.previous", "a.previous.2", "a.previous.3"):
+        assert previous_name(path) == tmp_path / name
+        (tmp_path / name).touch()
 
 
 def test_launchers_logs_and_markers_of_parallel_jobs_are_no_content(tmp_path):
