@@ -15,7 +15,7 @@ from speechllm.data.data_dir import select_utterances, split_table, write_data_d
 from speechllm.data.kaldi_table import write_table
 from speechllm.export.exported_model import export_model
 from speechllm.utils.errors import UserError
-from speechllm.utils.io import MARKER
+from speechllm.utils.folders import MARKER
 
 
 @pytest.fixture

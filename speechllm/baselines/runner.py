@@ -19,7 +19,7 @@ from speechllm.inference.decode_dir import (
 from speechllm.text.tasks import Task
 from speechllm.utils.batching import batches_by_length
 from speechllm.utils.errors import UserError
-from speechllm.utils.io import claim_directory
+from speechllm.utils.folders import claim_directory
 
 
 def run_baseline(

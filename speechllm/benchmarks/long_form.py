@@ -26,7 +26,7 @@ import numpy as np
 
 from speechllm.audio.io import SAMPLING_RATE, load_audio, stream_audio
 from speechllm.utils.errors import UserError
-from speechllm.utils.io import FolderKind, claim_directory
+from speechllm.utils.folders import FolderKind, claim_directory
 
 if TYPE_CHECKING:
     from speechllm.decoding.result import Word

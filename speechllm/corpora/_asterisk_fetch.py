@@ -12,7 +12,8 @@ import urllib.request
 from pathlib import Path
 
 from speechllm.utils.errors import UserError
-from speechllm.utils.io import FolderKind, atomic_directory, file_sha256, unpack_tar
+from speechllm.utils.folders import FolderKind, atomic_directory
+from speechllm.utils.io import file_sha256, unpack_tar
 
 LANGUAGES = ("en", "es", "fr", "it", "ru")
 VERSION = "1.6.1"

@@ -15,7 +15,7 @@ from pathlib import Path
 from speechllm.data.data_dir import write_spk2utt
 from speechllm.data.kaldi_table import DATA_DIR, Dropped, open_tables, write_dropped
 from speechllm.utils.errors import UserError
-from speechllm.utils.io import atomic_directory
+from speechllm.utils.folders import atomic_directory
 
 STAGE = "prepare_data"
 _TABLES = ("wav.scp", "utt2spk", "utt2lang", "text")

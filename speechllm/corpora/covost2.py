@@ -48,7 +48,7 @@ from speechllm.data.kaldi_table import (
     write_table,
 )
 from speechllm.utils.errors import UserError
-from speechllm.utils.io import atomic_directory
+from speechllm.utils.folders import atomic_directory
 
 SETS = ("train", "dev", "test")
 # fmt: off

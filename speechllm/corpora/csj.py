@@ -51,7 +51,7 @@ from speechllm.corpora._read_speech import STAGE
 from speechllm.data.data_dir import fill_data_dir
 from speechllm.data.kaldi_table import DATA_DIR, Dropped
 from speechllm.utils.errors import UserError
-from speechllm.utils.io import atomic_directory
+from speechllm.utils.folders import atomic_directory
 
 EVALUATION = {
     "eval1": "A01M0097 A01M0110 A01M0137 A03M0106 A03M0112 A03M0156 A04M0051 "

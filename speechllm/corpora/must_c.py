@@ -51,7 +51,7 @@ from speechllm.data.kaldi_table import (
 )
 from speechllm.data.statistics import statistics
 from speechllm.utils.errors import UserError
-from speechllm.utils.io import atomic_directory
+from speechllm.utils.folders import atomic_directory
 
 SOURCE = "en"
 SETS = ("train", "dev", "tst-COMMON", "tst-HE")

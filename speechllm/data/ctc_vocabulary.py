@@ -13,7 +13,7 @@ from pathlib import Path
 
 from speechllm.data.kaldi_table import iterate_table
 from speechllm.utils.errors import UserError
-from speechllm.utils.io import FolderKind, atomic_directory
+from speechllm.utils.folders import FolderKind, atomic_directory
 
 VOCABULARY = FolderKind("CTC vocabulary", ("tokens.txt",))
 BLANK, UNKNOWN, SPACE, END = "<blank>", "<unk>", "<space>", "<sos/eos>"

@@ -48,7 +48,8 @@ from speechllm.data.kaldi_table import (
     write_table,
 )
 from speechllm.utils.errors import UserError
-from speechllm.utils.io import atomic_directory, atomic_open
+from speechllm.utils.folders import atomic_directory
+from speechllm.utils.io import atomic_open
 from speechllm.utils.schema import check_options, number
 
 

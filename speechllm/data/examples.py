@@ -50,7 +50,7 @@ from speechllm.text.normalization import ctc_text
 from speechllm.text.tasks import Task, parse_weighted, split_weight, task_of
 from speechllm.utils.batching import evenly
 from speechllm.utils.errors import UserError
-from speechllm.utils.io import FolderKind, atomic_directory
+from speechllm.utils.folders import FolderKind, atomic_directory
 
 EXAMPLE_DIR = FolderKind("example dir", ("utt2task",))
 NO_TRANSLATION = "no translation into"  # reason in dropped.tsv

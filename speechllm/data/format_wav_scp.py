@@ -44,14 +44,14 @@ from speechllm.data.kaldi_table import (
 )
 from speechllm.data.validation import check_data_dir
 from speechllm.utils.errors import UserError, describe_error
-from speechllm.utils.io import (
+from speechllm.utils.folders import (
     FolderKind,
-    atomic_open,
     claim_directory,
     read_marker,
     require_own_files,
     write_marker,
 )
+from speechllm.utils.io import atomic_open
 from speechllm.utils.names import safe_file_name
 
 SHARD_SIZE = 1000

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from speechllm.audio.io import SAMPLING_RATE
 from speechllm.utils.errors import UserError
-from speechllm.utils.io import FolderKind, atomic_open
+from speechllm.utils.folders import FolderKind
+from speechllm.utils.io import atomic_open
 
 DROPPED = "dropped.tsv"
 DATA_DIR = FolderKind("data dir", (DROPPED,))

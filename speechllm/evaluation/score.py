@@ -36,7 +36,7 @@ from speechllm.evaluation.groups import Group, Scores, read_groups
 from speechllm.evaluation.recognition import percent, score_recognition
 from speechllm.evaluation.translation import score_translation
 from speechllm.utils.errors import UserError
-from speechllm.utils.io import FolderKind, atomic_directory, remove_directory
+from speechllm.utils.folders import FolderKind, atomic_directory, remove_directory
 
 
 def score_decode_dir(

@@ -14,7 +14,8 @@ from speechllm.data.kaldi_table import read_table
 from speechllm.models.config import MODEL_KEYS, TOKENS_SHA256, pretrained_names
 from speechllm.text.joint_target import split_target
 from speechllm.utils.errors import UserError
-from speechllm.utils.io import FolderKind, atomic_directory, file_sha256
+from speechllm.utils.folders import FolderKind, atomic_directory
+from speechllm.utils.io import file_sha256
 
 MODEL_FOLDER = FolderKind("model folder", ("model.safetensors", "prompts.yaml"))
 MERGED_LLM = FolderKind("merged LLM")

@@ -26,7 +26,7 @@ from speechllm.models.nue_asr import (
 from speechllm.pretrained.model_folder import is_nue_asr
 from speechllm.text.prompts import Prompts
 from speechllm.utils.errors import UserError
-from speechllm.utils.io import FolderKind, atomic_directory
+from speechllm.utils.folders import FolderKind, atomic_directory
 
 NUE_ASR_FOLDER = FolderKind(
     "model in Nue-ASR's format", ("config.json", "prompts.yaml")

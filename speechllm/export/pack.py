@@ -22,13 +22,8 @@ import yaml
 
 from speechllm.evaluation.report import git_hash, package_version
 from speechllm.utils.errors import UserError
-from speechllm.utils.io import (
-    FolderKind,
-    atomic_directory,
-    atomic_open,
-    file_sha256,
-    require_plausible_size,
-)
+from speechllm.utils.folders import FolderKind, atomic_directory
+from speechllm.utils.io import atomic_open, file_sha256, require_plausible_size
 
 MANIFEST = "meta.yaml"
 UNPACKED = FolderKind("unpacked model", (MANIFEST, "model.safetensors"))

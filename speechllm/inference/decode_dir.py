@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from speechllm.text.tasks import Task
 from speechllm.utils.errors import UserError
-from speechllm.utils.io import FolderKind, atomic_open, name_full_disk, previous_name
+from speechllm.utils.folders import FolderKind
+from speechllm.utils.io import atomic_open, name_full_disk, previous_name
 
 if TYPE_CHECKING:
     from tqdm import tqdm

@@ -20,7 +20,8 @@ from speechllm.inference.decode_dir import (
 from speechllm.text.tasks import Task
 from speechllm.utils.batching import batches_by_length
 from speechllm.utils.errors import UserError
-from speechllm.utils.io import claim_directory, file_sha256
+from speechllm.utils.folders import claim_directory
+from speechllm.utils.io import file_sha256
 
 if TYPE_CHECKING:
     import numpy as np

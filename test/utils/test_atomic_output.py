@@ -13,17 +13,15 @@ from pathlib import Path
 import pytest
 
 from speechllm.utils.errors import UserError
-from speechllm.utils.io import (
+from speechllm.utils.folders import (
     MARKER,
     FolderKind,
     atomic_directory,
-    atomic_open,
     claim_directory,
-    previous_name,
     read_marker,
     remove_directory,
-    unpack_tar,
 )
+from speechllm.utils.io import atomic_open, previous_name, unpack_tar
 
 KIND = FolderKind("data dir", ("dropped.tsv",))
 
@@ -212,7 +210,8 @@ def test_pipe_is_written_and_folder_refused_as_file(tmp_path):
 _WRITER = """
 import sys, time
 from speechllm.utils.errors import run_main
-from speechllm.utils.io import FolderKind, atomic_directory, atomic_open
+from speechllm.utils.folders import FolderKind, atomic_directory
+from speechllm.utils.io import atomic_open
 
 kind = FolderKind("data dir", ("dropped.tsv",))
 
