@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 import yaml
-from tiny_models import LABELS, PROMPTS
+from tiny_models import LABELS, PROMPTS, TRAINING
 
 from speechllm.bin.speechllm_train import main
 
@@ -52,19 +52,9 @@ def train(tmp_path, examples, tiny_whisper, tiny_llm):
             "llm": "causal_lm",
             "llm_conf": {"model": str(tiny_llm), "lora": {"r": 2, "lora_dropout": 0.1}},
             "model_conf": {"ctc_weight": 0.3, "feature_dropout": 0.1},
-            "optim": "adamw",
-            "optim_conf": {"lr": 1.0e-3},
-            "scheduler": "tristagelr",
-            "scheduler_conf": {"max_steps": 6},
             "max_epoch": 2,
-            "batch_type": "sorted",
-            "batch_size": 4,
-            "num_workers": 0,
-            "best_model_criterion": [["valid", "loss", "min"]],
             "keep_nbest_models": 2,
-            "use_tensorboard": False,
-            "use_matplotlib": False,
-            "num_att_plot": 0,
+            **TRAINING,
             "seed": 1,
             **changes,
         }

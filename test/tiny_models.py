@@ -18,6 +18,29 @@ tasks:
 """
 
 
+#: A training of a few steps, without the models.
+TRAINING = {
+    "optim": "adamw",
+    "optim_conf": {"lr": 1.0e-3},
+    "scheduler": "tristagelr",
+    "scheduler_conf": {"max_steps": 6},
+    "batch_type": "sorted",
+    "batch_size": 4,
+    "num_workers": 0,
+    "best_model_criterion": [["valid", "loss", "min"]],
+    "use_tensorboard": False,
+    "use_matplotlib": False,
+    "num_att_plot": 0,
+}
+#: Of the tiny speech encoders.
+SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+}
+
+
 def write_tiny_whisper(folder: Path) -> Path:
     """Write a two-layer Whisper encoder in transformers' format."""
     from transformers import WhisperConfig, WhisperModel
@@ -53,10 +76,7 @@ def write_tiny_hubert(folder: Path, norm: str, kind: str = "hubert") -> Path:
     torch.manual_seed(4)
     names = {"hubert": "Hubert", "wav2vec2": "Wav2Vec2", "wavlm": "WavLM"}
     config = getattr(transformers, names[kind] + "Config")(
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
+        **SIZES,
         conv_dim=(16,) * 7,
         conv_bias=norm == "layer",
         feat_extract_norm=norm,
@@ -87,10 +107,7 @@ def write_tiny_conformer(folder: Path, positions: str = "relative") -> Path:
 
     torch.manual_seed(6)
     config = Wav2Vec2ConformerConfig(
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
+        **SIZES,
         conv_dim=(16,) * 7,
         conv_depthwise_kernel_size=3,
         num_conv_pos_embeddings=16,
@@ -117,10 +134,7 @@ def write_tiny_w2v_bert(folder: Path) -> Path:
 
     torch.manual_seed(5)
     config = Wav2Vec2BertConfig(
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
+        **SIZES,
         conv_depthwise_kernel_size=3,
     )
     Wav2Vec2BertModel(config).save_pretrained(folder)

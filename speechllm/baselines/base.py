@@ -98,7 +98,6 @@ class PretrainedSystem(Baseline):
         device: str = "cpu",
         dtype: str = "float32",
     ):
-
         from speechllm.inference.loading import check_device
         from speechllm.models.llm import resolve_dtype
         from speechllm.pretrained.resolve import resolve_model

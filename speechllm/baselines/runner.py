@@ -9,7 +9,7 @@ from pathlib import Path
 from speechllm.audio.io import load_audio
 from speechllm.baselines.base import Baseline, gib
 from speechllm.data.examples import read_utt2task, utterance_of
-from speechllm.data.kaldi_table import read_table
+from speechllm.data.kaldi_table import read_num_samples, read_table
 from speechllm.inference.decode_dir import (
     DECODE_DIR,
     read_hypotheses,
@@ -63,15 +63,7 @@ def run_baseline(
             raise UserError(f"{examples}/utt2task, {name}: {error}") from None
     if system.takes_speech:
         inputs = read_table(examples / "wav.scp")
-        sizes = read_table(examples / "utt2num_samples")
-        lengths = {}
-        for name in tasks:
-            size = sizes.get(name, "0")
-            if not size.isdecimal():
-                raise UserError(
-                    f"{examples}/utt2num_samples: {size!r} of {name} is not a number"
-                )
-            lengths[name] = int(size)
+        lengths = dict.fromkeys(tasks, 0) | read_num_samples(examples)
         if missing := sorted(tasks.keys() - inputs.keys()):
             raise UserError(f"{examples}/wav.scp: {missing[0]} is missing")
     else:

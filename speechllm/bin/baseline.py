@@ -9,10 +9,10 @@
 from __future__ import annotations
 
 import argparse
-import math
 from typing import TYPE_CHECKING
 
-from speechllm.utils.errors import UserError, run_main
+from speechllm.utils.errors import run_main
+from speechllm.utils.schema import Schema, check_options, integer, number
 
 if TYPE_CHECKING:
     from speechllm.baselines.base import Baseline
@@ -36,6 +36,14 @@ SYSTEMS = {
         "the LLM of a speech model, fine-tuned as a text translator, on the "
         "transcripts of a decode dir",
     ),
+}
+
+
+OPTIONS: Schema = {
+    "--batch_size": integer(1),
+    "--beam_size": integer(1),
+    "--epochs": integer(1),
+    "--learning_rate": number(above=0),
 }
 
 
@@ -86,12 +94,8 @@ def get_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     """Decode the examples that have no hypothesis yet."""
     args = get_parser().parse_args(argv)
-    for name in ("batch_size", "beam_size", "epochs"):
-        if getattr(args, name, 1) < 1:
-            raise UserError(f"--{name} {getattr(args, name)}: at least 1")
-    rate = getattr(args, "learning_rate", 1.0)
-    if not 0 < rate < math.inf:
-        raise UserError(f"--learning_rate {rate}: a number above 0")
+    options = {f"--{name}": value for name, value in vars(args).items()}
+    check_options(options, OPTIONS, "command line")
 
     from speechllm.baselines.runner import run_baseline
 

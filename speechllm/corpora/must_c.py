@@ -50,7 +50,7 @@ from speechllm.data.kaldi_table import (
     write_table,
 )
 from speechllm.data.statistics import statistics
-from speechllm.utils.errors import UserError
+from speechllm.utils.errors import UserError, reason_of
 from speechllm.utils.folders import atomic_directory
 
 SOURCE = "en"
@@ -229,7 +229,7 @@ def _parsed_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
                         f"{', '.join(_FIELDS)}"
                     )
     except yaml.YAMLError as error:
-        problem = " ".join(str(error).split())
+        problem = reason_of(error)
         raise UserError(f"{path}:{line}: not YAML: {problem}") from None
 
 

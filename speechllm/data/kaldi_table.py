@@ -246,6 +246,21 @@ def durations_and_texts(directory: Path) -> Iterator[tuple[str, float, str]]:
         yield key, utterance_seconds(directory, key, row), row.get("text", "")
 
 
+def read_num_samples(directory: str | Path) -> dict[str, int]:
+    """Read the lengths of a folder's audio in samples, from ``utt2num_samples``.
+
+    Raises:
+        UserError: the table is missing or damaged, or a length is not a number.
+    """
+    path = Path(directory) / "utt2num_samples"
+    lengths = {}
+    for name, value in read_table(path).items():
+        if not re.fullmatch("[0-9]{1,15}", value):
+            raise UserError(f"{path}: {value!r} of {name} is not a number")
+        lengths[name] = int(value)
+    return lengths
+
+
 def utterance_seconds(directory: Path, key: str, row: Mapping[str, str]) -> float:
     """Return the duration of an utterance from a row of :func:`join_tables`.
 

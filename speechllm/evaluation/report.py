@@ -43,14 +43,9 @@ TASKS = {
     "asr_st": "Transcript and translation in one (asr_st)",
 }
 
+ERRORS = ("substitutions", "deletions", "insertions")
 #: Fields of a row that count words, characters or errors, where it has them.
-COUNTS = (
-    "reference_words",
-    "reference_characters",
-    "substitutions",
-    "deletions",
-    "insertions",
-)
+COUNTS = ("reference_words", "reference_characters", *ERRORS)
 
 #: Statistics in the figure of training curves, one panel each.
 CURVES = ("loss", "loss_att", "loss_ctc", "acc", "cer_ctc", "wer")
@@ -177,7 +172,7 @@ def results_table(rows: list[dict], task: str) -> str:
                 line.append(f"{errors['reference_words']} words")
             else:
                 line.append(f"{errors.get('reference_characters', 0)} characters")
-            for kind in COUNTS[2:]:
+            for kind in ERRORS:
                 line.append(errors.get(kind, ""))
         for name in metrics:
             line.append(f"{scores[name]['value']:.2f}" if name in scores else "")

@@ -10,17 +10,18 @@ from typing import Any
 
 from speechllm.audio import SAMPLING_RATE
 from speechllm.data.examples import read_utt2task
-from speechllm.data.kaldi_table import read_table
+from speechllm.data.kaldi_table import read_num_samples, read_table
+from speechllm.decoding.options import SearchOptions
 from speechllm.models.config import MODEL_KEYS, TOKENS_SHA256, pretrained_names
 from speechllm.text.joint_target import split_target
 from speechllm.utils.errors import UserError
 from speechllm.utils.folders import FolderKind, atomic_directory
-from speechllm.utils.io import file_sha256
+from speechllm.utils.io import file_sha256, read_yaml
 
 MODEL_FOLDER = FolderKind("model folder", ("model.safetensors", "prompts.yaml"))
 MERGED_LLM = FolderKind("merged LLM")
 
-EXTRA_TOKENS = 20.5  # maximum length of an output for no speech
+EXTRA_TOKENS = SearchOptions.extra_tokens  # maximum length of an output for no speech
 LIMIT_MARGIN = 1.5  # how much denser an output may be than any of the validation set
 
 
@@ -95,8 +96,6 @@ def is_ctc_trained(trained: Mapping[str, Any]) -> bool:
     Args:
         trained: ``config.yaml`` of the training.
     """
-    import yaml
-
     from speechllm.pretrained.checkpoint import is_hub_id, load_tensors
 
     if not trained.get("ctc_token_list") and "ctc_trained" not in trained:
@@ -114,7 +113,7 @@ def is_ctc_trained(trained: Mapping[str, Any]) -> bool:
             return True  # it cannot be known
         folder = path if path.is_dir() else path.parent
         if (folder / "config.yaml").exists():
-            before = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
+            before = read_yaml(folder / "config.yaml")
             if "stands_on" in before:  # an export: older ones do not say
                 before.setdefault("ctc_trained", (folder / "tokens.txt").exists())
             if is_ctc_trained(before):
@@ -146,13 +145,13 @@ def output_limits(trained: Mapping[str, Any]) -> dict[str, float]:
     if not all((folder / name).exists() for name in ("text", "utt2num_samples")):
         return {}
     tokenizer = load_tokenizer(resolve_model(trained["llm_conf"]["model"]))
-    samples = read_table(folder / "utt2num_samples")
+    samples = read_num_samples(folder)
     tasks = read_utt2task(folder)
     densest = 0.0  # tokens per second
     for name, text in read_table(folder / "text").items():
         texts = split_target(tasks[name].name, text, f"{folder}/text, {name}")
         count = len(answer_tokens(tokenizer, *texts)) / len(texts)
-        seconds = int(samples[name]) / SAMPLING_RATE
+        seconds = samples.get(name, 0) / SAMPLING_RATE
         densest = max(densest, (count - EXTRA_TOKENS) / max(seconds, 1.0))
     limit = max(4.0, math.ceil(LIMIT_MARGIN * densest))
     return {"tokens_per_second": limit, "extra_tokens": EXTRA_TOKENS}
@@ -188,11 +187,7 @@ def read_training(exp_dir: str | Path) -> dict:
     Raises:
         UserError: the folder has no ``config.yaml``.
     """
-    import yaml
-
-    try:
-        return yaml.safe_load((Path(exp_dir) / "config.yaml").read_text("utf-8"))
-    except FileNotFoundError:
-        raise UserError(
-            f"{exp_dir}: no training, config.yaml is missing; run stage 9"
-        ) from None
+    path = Path(exp_dir) / "config.yaml"
+    if not path.exists():
+        raise UserError(f"{exp_dir}: no training, config.yaml is missing; run stage 9")
+    return read_yaml(path)

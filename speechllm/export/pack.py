@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 import yaml
 
 from speechllm.evaluation.report import git_hash, package_version
-from speechllm.utils.errors import UserError
+from speechllm.utils.errors import UserError, reason_of
 from speechllm.utils.folders import FolderKind, atomic_directory
 from speechllm.utils.io import atomic_open, file_sha256, require_plausible_size
 
@@ -186,7 +186,7 @@ def unpack(archive: str | Path, output_dir: str | Path, force: bool = False) -> 
             raise
         raise UserError(f"{archive}: damaged ({error}); download it again") from None
     except _DAMAGED as error:
-        reason = " ".join(str(error).split())
+        reason = reason_of(error)
         raise UserError(f"{archive}: damaged ({reason}); download it again") from None
     return output_dir
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from speechllm.audio import SAMPLING_RATE
 from speechllm.data.examples import read_utt2task
-from speechllm.data.kaldi_table import read_table
+from speechllm.data.kaldi_table import read_num_samples, read_table
 from speechllm.inference.decode_dir import (
     DECODE_DIR,
     read_hypotheses,
@@ -83,7 +83,7 @@ def decode_examples(
     if set(wavs) != set(tasks):
         first = min(set(wavs) ^ set(tasks))
         raise UserError(f"{examples}: {first} is not in both wav.scp and utt2task")
-    samples = {k: int(v) for k, v in read_table(examples / "utt2num_samples").items()}
+    samples = read_num_samples(examples)
     ids = sorted(wavs)
     mine = ids[shard - 1 :: num_shards]
     key = settings_key(model_dir, generation, dtype, wavs, tasks)

@@ -31,7 +31,7 @@ from speechllm.pretrained.model_folder import (
 from speechllm.text.ctc_labels import read_token_list
 from speechllm.text.prompts import Prompts, read_prompts
 from speechllm.text.t5_tokenizer import load_tokenizer
-from speechllm.utils.errors import UserError
+from speechllm.utils.errors import UserError, reason_of
 from speechllm.utils.io import file_sha256
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ def load_exported(
     except (KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
         if type(error).__name__ == "OutOfMemoryError":
             raise
-        reason = " ".join(str(error).split())
+        reason = reason_of(error)
         raise UserError(f"{folder}: the model cannot be built: {reason}") from error
     merge_adapters(model)
     model.to(dtype=resolve_dtype(dtype))

@@ -205,12 +205,10 @@ def search_folder(folder: str) -> tuple[list[Recording], list[str]]:
                 others.setdefault(suffix, []).append(path)
             else:
                 mode = file_mode(path)
+                problem = special_file_error(path, mode)
                 if mode is not None and stat.S_ISFIFO(mode):
                     problem = f"{path}: a named pipe; name it as an argument to read it"
-                    found.append(Recording(path, path, problem))
-                else:
-                    problem = special_file_error(path, mode)
-                    found.append(Recording(path, path, problem))
+                found.append(Recording(path, path, problem))
     left_out = [
         _count(
             paths,

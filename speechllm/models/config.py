@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from speechllm.pretrained.checkpoint import is_hub_id
-from speechllm.utils.errors import UserError
+from speechllm.utils.errors import UserError, reason_of
 from speechllm.utils.io import read_yaml
 from speechllm.utils.schema import (
     Schema,
@@ -106,7 +106,7 @@ def models_of_config(path: str | Path) -> list[str]:
     except FileNotFoundError as error:
         raise UserError(f"no such configuration: {path}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
+        raise UserError(f"{path}: not YAML ({reason_of(error)})") from error
     if not isinstance(config, dict):
         raise UserError(f"{path}: not a mapping of options")
     names = []

@@ -357,16 +357,11 @@ def load_llm(
     attn_implementation: str | None = None,
 ):
     """Return the tokenizer and the causal LM of a hub id or folder."""
-
     from speechllm.pretrained.resolve import resolve_model
 
     path = resolve_model(model)
     attention = attention_implementation(attn_implementation)
-    options = {
-        "dtype": dtype,
-        "attn_implementation": attention,
-        **NO_CODE,
-    }
+    options = {"dtype": dtype, "attn_implementation": attention, **NO_CODE}
     config = read_model_config(path)
     if random_init:
         causal_lm = causal_lm_class(config).from_config(config, **options)

@@ -47,7 +47,7 @@ from transformers import (
 from speechllm.audio.io import SAMPLING_RATE
 from speechllm.pretrained.model_folder import missing_parts, weight_files
 from speechllm.text.t5_tokenizer import load_tokenizer
-from speechllm.utils.errors import UserError
+from speechllm.utils.errors import UserError, reason_of
 
 MODEL_TYPE = "nue_asr"
 PREFIX, SUFFIX = "<s>", "[SEP]"  # prompt before and after the speech
@@ -284,7 +284,7 @@ def read_config(folder: Path) -> NueASRConfig:
     try:
         return NueASRConfig(**content)
     except Exception as error:  # transformers raises many classes
-        reason = " ".join(str(error).split())
+        reason = reason_of(error)
         raise UserError(f"{path}: not a valid configuration: {reason}") from error
 
 
@@ -303,7 +303,7 @@ def read_weights(folder: Path, dtype: torch.dtype) -> NueASRModel:
         with torch.device("meta"):
             size = sum(p.numel() for p in NueASRModel(config).parameters())
     except Exception as error:  # layers raise various classes for bad sizes
-        reason = " ".join(str(error).split())[:300]
+        reason = reason_of(error)[:300]
         raise UserError(
             f"{folder / 'config.json'}: no model can be built from it: {reason}"
         ) from error
@@ -321,7 +321,7 @@ def read_weights(folder: Path, dtype: torch.dtype) -> NueASRModel:
             **options,
         )
     except Exception as error:  # from json, safetensors, pickle or torch
-        reason = " ".join(str(error).split())[:300]
+        reason = reason_of(error)[:300]
         raise UserError(f"{folder}: the weights cannot be read: {reason}") from error
     shapes = [
         f"{name} {tuple(found)} instead of {tuple(expected)}"
@@ -375,7 +375,7 @@ def load_feature_extractor(folder: Path) -> Wav2Vec2FeatureExtractor:
         try:
             extractor = Wav2Vec2FeatureExtractor.from_pretrained(folder)
         except (OSError, TypeError, ValueError, AttributeError) as error:
-            reason = " ".join(str(error).split())
+            reason = reason_of(error)
             raise UserError(f"{folder / name}: cannot be read: {reason}") from error
         if extractor.sampling_rate != SAMPLING_RATE:
             raise UserError(

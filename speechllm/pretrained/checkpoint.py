@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from speechllm.utils.errors import UserError
+from speechllm.utils.errors import UserError, reason_of
 
 
 def is_hub_id(start: str) -> bool:
@@ -40,7 +40,7 @@ def load_tensors(path: str | Path, device: str = "cpu") -> dict:
 
             state = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:
-        reason = " ".join(str(error).split())
+        reason = reason_of(error)
         raise UserError(f"{path}: not a checkpoint of tensors: {reason}") from error
     if isinstance(state, dict):
         require_finite(state.items(), str(path))

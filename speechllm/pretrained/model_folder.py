@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from speechllm.utils.errors import UserError
+from speechllm.utils.errors import UserError, reason_of
 from speechllm.utils.io import atomic_open, file_sha256, write_json
 
 if TYPE_CHECKING:
@@ -245,7 +245,7 @@ def read_model_config(folder: str | Path) -> PretrainedConfig:
         if _has_own_code(Path(folder) / "config.json"):
             reason = "needs Python code of its own, which is not run"
         else:
-            reason = " ".join(str(error).split())[:300]
+            reason = reason_of(error)[:300]
         raise UserError(f"{folder}: no model can be loaded: {reason}") from None
     return config
 

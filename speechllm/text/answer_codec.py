@@ -159,11 +159,9 @@ class TranscriptLabels:
 
     def prefix(self, tokens: tuple[int, ...]) -> _Prefix:
         """Return a prefix, from the cache if it or its beginning was extended."""
-        for found in self.cached:
-            if tokens in found:
-                return found[tokens]
-        parent = self.cached[0].get(tokens[:-1]) if tokens else None
-        parent = parent or (self.cached[1].get(tokens[:-1]) if tokens else None)
+        if (found := self.look_up(tokens)) is not None:
+            return found
+        parent = self.look_up(tokens[:-1]) if tokens else None
         if parent is not None:
             new = self.append(parent, tokens[-1])
         else:
@@ -173,6 +171,11 @@ class TranscriptLabels:
             self.cached = [{}, self.cached[0]]
         self.cached[0][tokens] = new
         return new
+
+    def look_up(self, tokens: tuple[int, ...]) -> _Prefix | None:
+        """Return a cached prefix, or None."""
+        newer, older = self.cached
+        return newer.get(tokens) or older.get(tokens)
 
     def append(self, parent: _Prefix, token: int) -> _Prefix:
         """Append a token to a prefix."""

@@ -367,7 +367,6 @@ def count(module) -> tuple[int, int]:
 
 def llm_bytes(llm, conf: dict) -> float:
     """Return the bytes of an LLM's weights: trained in float32, frozen in ``dtype``."""
-
     tuning, dtype = conf.get("tuning", "lora"), conf.get("dtype", "auto")
     frozen = 4 if tuning in ("full", "qlora") or dtype == "float32" else 2
     packed = set()

@@ -18,6 +18,11 @@ class UserError(Exception):
     """An error that the user can fix; the message names the place and the remedy."""
 
 
+def reason_of(error: BaseException) -> str:
+    """Return the message of an error in one line."""
+    return " ".join(str(error).split())
+
+
 def describe_error(error: BaseException) -> str:
     """Return an error as one line, to be listed with those of other recordings.
 
@@ -46,7 +51,7 @@ def run_main(main: Callable[[], int | None]) -> None:
     try:
         sys.exit(main() or 0)
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {reason_of(error)}", file=sys.stderr)
     except MemoryError:
         print(f"error: {OUT_OF_MEMORY}", file=sys.stderr)
     except RuntimeError as error:  # includes torch's OutOfMemoryError

@@ -23,7 +23,7 @@ from glob import escape
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from speechllm.utils.errors import UserError
+from speechllm.utils.errors import UserError, reason_of
 from speechllm.utils.names import safe_file_name
 
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -138,7 +138,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(Path(path).read_text("utf-8")) or {}
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
+        reason = reason_of(error)
         raise UserError(f"{path}: cannot be read as YAML: {reason}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected options as 'name: value'")

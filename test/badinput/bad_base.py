@@ -180,3 +180,15 @@ def copy_model(model: Path, target: Path) -> None:
 def edit(path: Path, change: Callable[[bytes], bytes]) -> None:
     """Replace the content of a file by ``change(content)``."""
     path.write_bytes(change(path.read_bytes()))
+
+
+def to_folder(path: Path) -> None:
+    """Replace a file by an empty folder."""
+    path.unlink()
+    path.mkdir()
+
+
+def to_fifo(path: Path) -> None:
+    """Replace a file by a named pipe."""
+    path.unlink()
+    os.mkfifo(path)

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from bad_base import copy_model
 from bad_case import Case, Place, either, passes, refused
+from tiny_models import TRAINING
 
 NAN, INF = float("nan"), float("inf")
 VALUES: tuple[Any, ...] = (
@@ -226,19 +227,9 @@ def training_config(place: Place) -> dict:
         "llm": "causal_lm",
         "llm_conf": {"model": str(place.model / "llm"), "dtype": "float32"},
         "model_conf": {"ctc_weight": 0.3},
-        "optim": "adamw",
-        "optim_conf": {"lr": 1.0e-3},
-        "scheduler": "tristagelr",
-        "scheduler_conf": {"max_steps": 6},
         "max_epoch": 1,
-        "batch_type": "sorted",
-        "batch_size": 4,
-        "num_workers": 0,
-        "best_model_criterion": [["valid", "loss", "min"]],
         "keep_nbest_models": 1,
-        "use_tensorboard": False,
-        "use_matplotlib": False,
-        "num_att_plot": 0,
+        **TRAINING,
     }
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-from bad_base import copy_model, edit
+from bad_base import copy_model, edit, to_fifo, to_folder
 from bad_case import Case, Place, either, passes, refused
 
 #: Files of the model folder and the name that a message must have.
@@ -51,14 +51,6 @@ def planted_pickle(path: Path) -> bytes:
 def damages() -> dict[str, Callable[[Path], object]]:
     """Return functions that damage a file of a model folder."""
 
-    def folder(path: Path) -> None:
-        path.unlink()
-        path.mkdir()
-
-    def fifo(path: Path) -> None:
-        path.unlink()
-        os.mkfifo(path)
-
     def flip(path: Path, seed: int) -> None:
         generator = np.random.default_rng(seed)
         data = bytearray(path.read_bytes())
@@ -85,8 +77,8 @@ def damages() -> dict[str, Callable[[Path], object]]:
         "JSON null": lambda path: path.write_text("null"),
         "a JSON list": lambda path: path.write_text("[1, 2]"),
         "an empty mapping": lambda path: path.write_text("{}"),
-        "a folder": folder,
-        "a FIFO": fifo,
+        "a folder": to_folder,
+        "a FIFO": to_fifo,
         "a link to itself": link,
         "flipped head, seed 0": lambda path: flip(path, 0),
         "flipped head, seed 1": lambda path: flip(path, 1),

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bad_base import TEXTS, UTTERANCES, edit, write_rows
+from bad_base import TEXTS, UTTERANCES, edit, to_fifo, to_folder, write_rows
 from bad_case import SILENT, Case, Check, Outcome, Place, either, passes, refused
 
 #: Command -> data dir it reads, arguments, tables it needs, tables it may read.
@@ -94,14 +94,6 @@ def damages() -> dict[str, tuple[Callable[[Path], object], str]]:
     def replace(change: Callable[[bytes], bytes]) -> Callable[[Path], object]:
         return lambda path: edit(path, change)
 
-    def folder(path: Path) -> None:
-        path.unlink()
-        path.mkdir()
-
-    def fifo(path: Path) -> None:
-        path.unlink()
-        os.mkfifo(path)
-
     def lines(change) -> Callable[[Path], object]:
         return replace(lambda text: b"".join(change(text.splitlines(keepends=True))))
 
@@ -110,8 +102,8 @@ def damages() -> dict[str, tuple[Callable[[Path], object], str]]:
 
     return {
         "missing": (lambda path: path.unlink(), "bad"),
-        "a folder": (folder, "bad"),
-        "a FIFO": (fifo, "bad"),
+        "a folder": (to_folder, "bad"),
+        "a FIFO": (to_fifo, "bad"),
         "empty": (replace(lambda text: b""), "bad"),
         "a line twice": (lines(lambda rows: [rows[0], *rows]), "bad"),
         "not sorted": (lines(lambda rows: rows[::-1]), "any"),

@@ -232,22 +232,13 @@ def test_only_failed_recordings_are_tried_again(
         assert names == [str(path) for path in sorted(calls.iterdir())]
 
 
-def test_output_that_is_a_recording_is_refused(tmp_path, model_dir, calls):
+def test_output_that_is_a_recording_is_refused(capsys, tmp_path, model_dir, calls):
     content = (calls / "1.wav").read_bytes()
     link = tmp_path / "link.wav"
     link.symlink_to(calls / "1.wav")
     for out in (calls / "1.wav", link):
         with pytest.raises(UserError, match="is also a recording"):
-            cli.main(
-                [
-                    "transcribe",
-                    "--model",
-                    str(model_dir),
-                    "--output",
-                    str(out),
-                    str(calls),
-                ]
-            )
+            run(capsys, "--model", model_dir, "--output", out, calls)
     assert (calls / "1.wav").read_bytes() == content
 
 
@@ -295,23 +286,16 @@ def test_file_with_the_name_of_the_journal_stays(tmp_path, capsys, model_dir, ca
         assert not out.exists()
 
 
-def test_second_process_with_the_same_output_is_refused(tmp_path, model_dir, calls):
+def test_second_process_with_the_same_output_is_refused(
+    capsys, tmp_path, model_dir, calls
+):
     import fcntl
 
     out = tmp_path / "out.tsv"
     with open(tmp_path / "out.tsv.resume", "w") as journal:
         fcntl.flock(journal, fcntl.LOCK_EX)
         with pytest.raises(UserError, match="another process writes this output"):
-            cli.main(
-                [
-                    "transcribe",
-                    "--model",
-                    str(model_dir),
-                    "--output",
-                    str(out),
-                    str(calls),
-                ]
-            )
+            run(capsys, "--model", model_dir, "--output", out, calls)
     assert not out.exists()
 
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from live_tensors import live_outputs
-from test_encoder import alone, check_batch, pad
+from test_encoder import (
+    alone,
+    check_batch,
+    check_gradient_checkpointing,
+    pad,
+)
 from tiny_models import (
     write_tiny_conformer,
     write_tiny_w2v_bert,
@@ -173,17 +177,4 @@ def test_lora(folders, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradient_checkpointing(folders, kind):
-    gradients, alive = [], []
-    for checkpointing in (False, True):
-        encoder = AutoEncoder(
-            folders[kind], trainable_layers=2, gradient_checkpointing=checkpointing
-        ).train()
-        live = live_outputs(encoder.layers)
-        torch.manual_seed(4)  # of dropout
-        features, _ = encoder(*pad(noise(4000, 9000)))
-        alive.append(live())
-        features.square().sum().backward()
-        gradients.append([p.grad for p in encoder.parameters() if p.requires_grad])
-    for one, other in zip(*gradients):
-        torch.testing.assert_close(one, other)
-    assert alive[1] < 0.2 * alive[0]
+    check_gradient_checkpointing(AutoEncoder, folders[kind], noise(4000, 9000))

@@ -62,6 +62,33 @@ def check_batch(encoder, waves, noisy=False, tolerance=TOLERANCE):
         assert not row[length:].any()
 
 
+def class_and_folder(kind: str, tmp_path, tiny_whisper):
+    """Return the class and a tiny model of one of ``KINDS``."""
+    if kind == "whisper":
+        return WhisperEncoder, tiny_whisper
+    name, norm = kind.split("-")
+    return HubertEncoder, write_tiny_hubert(tmp_path / kind, norm, name)
+
+
+def check_gradient_checkpointing(make, folder, waves) -> None:
+    """Gradients are equal; activations within the layers are freed."""
+    gradients, alive = [], []
+    for checkpointing in (False, True):
+        torch.manual_seed(3)
+        encoder = make(
+            str(folder), trainable_layers=2, gradient_checkpointing=checkpointing
+        ).train()
+        live = live_outputs(encoder.layers)
+        torch.manual_seed(4)  # of dropout
+        features, _ = encoder(*pad(waves))
+        alive.append(live())
+        features.square().sum().backward()
+        gradients.append([p.grad for p in encoder.parameters() if p.requires_grad])
+    for one, other in zip(*gradients):
+        torch.testing.assert_close(one, other)
+    assert alive[1] < 0.2 * alive[0]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=8, deadline=None)
 @given(
@@ -290,11 +317,7 @@ def test_gradients_reach_trained_parameters_only(tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_trained_parameter_has_a_gradient(tmp_path, tiny_whisper, kind, layer):
     """Otherwise DistributedDataParallel stops in the second step."""
-    if kind == "whisper":
-        make, folder = WhisperEncoder, tiny_whisper
-    else:
-        make, (name, norm) = HubertEncoder, kind.split("-")
-        folder = write_tiny_hubert(tmp_path / kind, norm, name)
+    make, folder = class_and_folder(kind, tmp_path, tiny_whisper)
     waves = [torch.randn(n) * 0.1 for n in (4000, 9000)]
     for count in (1, "all"):
         encoder = make(str(folder), layer=layer, trainable_layers=count).train()
@@ -309,11 +332,7 @@ def test_lora_of_an_encoder(tmp_path, tiny_whisper, kind):
     """Only adapters are trained, all have a gradient, and merging keeps features."""
     from speechllm.inference.loading import merge_adapters
 
-    if kind == "whisper":
-        make, folder = WhisperEncoder, tiny_whisper
-    else:
-        make, (name, norm) = HubertEncoder, kind.split("-")
-        folder = write_tiny_hubert(tmp_path / kind, norm, name)
+    make, folder = class_and_folder(kind, tmp_path, tiny_whisper)
     plain = make(str(folder)).eval()
     encoder = make(str(folder), lora={"r": 2}).train()
     waves = [torch.randn(n) * 0.1 for n in (4000, 9000)]
@@ -343,28 +362,9 @@ def test_lora_excludes_trained_layers_and_wavlm_attention(tmp_path, tiny_whisper
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradient_checkpointing_of_an_encoder(tmp_path, tiny_whisper, kind):
-    """Gradients are equal; activations within the layers are freed."""
-    if kind == "whisper":
-        make, folder = WhisperEncoder, tiny_whisper
-    else:
-        make, (name, norm) = HubertEncoder, kind.split("-")
-        folder = write_tiny_hubert(tmp_path / kind, norm, name)
+    make, folder = class_and_folder(kind, tmp_path, tiny_whisper)
     waves = [torch.randn(n) * 0.1 for n in (4000, 9000)]
-    gradients, alive = [], []
-    for checkpointing in (False, True):
-        torch.manual_seed(3)
-        encoder = make(
-            str(folder), trainable_layers=2, gradient_checkpointing=checkpointing
-        ).train()
-        live = live_outputs(encoder.layers)
-        torch.manual_seed(4)  # of dropout
-        features, _ = encoder(*pad(waves))
-        alive.append(live())
-        features.square().sum().backward()
-        gradients.append([p.grad for p in encoder.parameters() if p.requires_grad])
-    for one, other in zip(*gradients):
-        torch.testing.assert_close(one, other)
-    assert alive[1] < 0.2 * alive[0]
+    check_gradient_checkpointing(make, folder, waves)
 
 
 def test_specaug_needs_a_log_mel_input(tmp_path):
