@@ -13,77 +13,107 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import chain
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
 
+from speechllm.audio.signal_checks import SILENT, Report, measure_full_scale
 from speechllm.utils.errors import UserError
 
 if TYPE_CHECKING:
+    from av import AudioFrame
     from av.container import InputContainer
 
 # Decoded audio may be shorter than the header's duration by 5 % and half a second.
 _MIN_DECODED_RATIO = 0.95
 _MAX_MISSING_SECONDS = 0.5
+#: Formats whose header states the length exactly (FFmpeg's names).
+_EXACT_FORMATS = {"wv", "tta", "ape", "tak", "mpc", "mpc8"}
+#: Containers whose time stamps tell when a frame is played.
+_TIMED_FORMATS = {
+    "matroska",
+    "mov",
+    "mpegts",
+    "mpeg",
+    "flv",
+    "avi",
+    "asf",
+    "ogg",
+    "mxf",
+}
+_MIN_GAP_SECONDS = 0.1  # less is the rounding of time stamps
+_MAX_OVERLAP_SECONDS = 1.0
+_MAX_GAP_SECONDS = 4 * 3600.0
+_FLOAT_CODECS = ("pcm_f", "wavpack")
 #: Containers that only refer to other files or streams (FFmpeg's names).
 _PLAYLISTS = {"applehttp", "concat", "dash", "hls", "imf", "rtp", "rtsp", "sap", "sdp"}
 _BUFFER_BYTES = 1 << 18
 
 
-def read_with_ffmpeg(
-    name: str, file_format: str | None = None
-) -> tuple[np.ndarray, int]:
-    """Decode the first audio stream of a file.
+class Block(NamedTuple):
+    """Consecutive samples of a recording.
 
-    Args:
-        name: path of the file.
-        file_format: FFmpeg's name of the format; None detects it.
-
-    Returns:
-        float32 samples (frames, channels) and the sampling rate in Hz.
-
-    Raises:
-        UserError: not an audio file, damaged, truncated or without samples.
+    Attributes:
+        samples: float32 (frames, channels).
+        rate: in Hz.
+        first: index of the first frame in the recording.
     """
-    blocks = list(ffmpeg_blocks(name, file_format))
-    return np.concatenate([block for block, _ in blocks]), blocks[0][1]
+
+    samples: np.ndarray
+    rate: int
+    first: int = 0
 
 
 def ffmpeg_blocks(
-    name: str, file_format: str | None = None
-) -> Iterator[tuple[np.ndarray, int]]:
-    """Decode the first audio stream of a file block by block.
+    path: str, name: str, report: Report, file_format: str | None = None
+) -> Iterator[Block]:
+    """Decode an audio track block by block, at its place in time.
 
-    Yields:
-        float32 samples (frames, channels) and the sampling rate in Hz.
+    It is the first track, unless that one is silent and another one is not. Sound that
+    begins later than the picture, and gaps, are filled with zeros, as the time stamps
+    of the container tell. Rate and number of channels may change from block to block.
+
+    Args:
+        path: of the file.
+        name: of the recording in messages.
+        report: receives a message about a silent first track.
+        file_format: FFmpeg's name of the format; None detects it.
 
     Raises:
-        UserError: as :func:`read_with_ffmpeg`; for a damaged or truncated file after
-            the last block that can be decoded.
+        UserError: not an audio file, or without samples; for a damaged file after the
+            last block that can be decoded.
     """
     import av
 
-    problem, expected, count = None, None, 0
+    count, seconds, rate = 0, 0.0, 0
+    problem, expected = None, None
     try:
-        with open_container(name, file_format) as container:
-            if not container.streams.audio:
-                raise UserError(f"{name}: there is no audio stream in this file")
-            stream = container.streams.audio[0]
-            rate = stream.rate
-            if stream.duration and "mov" in container.format.name:
+        track = _choose_track(path, name, report, file_format)
+        with open_container(path, file_format, name) as container:
+            stream = container.streams.audio[track]
+            container_format = set(container.format.name.split(","))
+            clock = _Clock(container, name, report)
+            if stream.duration and container_format & _EXACT_FORMATS:
                 expected = float(stream.duration * stream.time_base)
-            resampler = av.AudioResampler(format="fltp")  # keeps rate and layout
+            scale = 1.0
+            if stream.codec_context.name.startswith(_FLOAT_CODECS):
+                scale = measure_full_scale(
+                    _decode_again(path, name, track, file_format), name, report
+                )
             try:
-                for frame in chain(container.decode(stream), [None]):
-                    for part in resampler.resample(frame):
-                        count += part.samples
-                        yield part.to_ndarray().T, rate
+                for frame in container.decode(stream):
+                    samples, rate = _to_samples(frame), frame.sample_rate
+                    if scale != 1.0:
+                        samples /= scale
+                    for gap in clock.gaps(frame, samples.shape[1]):
+                        yield Block(gap, rate)
+                    count += len(samples)
+                    seconds += len(samples) / rate
+                    yield Block(samples, rate)
             except av.FFmpegError as error:
                 problem = error
-    except (av.FFmpegError, IndexError) as error:
+    except _decoder_errors() as error:
         raise UserError(f"{name}: not a readable audio file ({error})") from None
-    seconds = count / rate if rate else 0.0
     if problem is not None:
         raise UserError(f"{name}: cut off or damaged after {seconds:.2f} s ({problem})")
     if expected and seconds < _MIN_DECODED_RATIO * expected - _MAX_MISSING_SECONDS:
@@ -92,15 +122,117 @@ def ffmpeg_blocks(
         raise UserError(f"{name}: the recording has no samples")
 
 
+class _Clock:
+    """Place of the decoded frames in time, by the time stamps of the container."""
+
+    def __init__(self, container: InputContainer, name: str, report: Report):
+        self.name, self.report = name, report
+        self.timed = bool(_TIMED_FORMATS & set(container.format.name.split(",")))
+        self.origin: float | None = None  # time stamp of the recording's beginning
+        if container.start_time is not None:
+            self.origin = container.start_time / 1e6
+        self.end = 0.0  # of the frames so far, in seconds
+
+    def gaps(self, frame: AudioFrame, channels: int) -> Iterator[np.ndarray]:
+        """Yield the zeros (frames, channels) that are missing before a frame."""
+        rate = frame.sample_rate
+        if self.timed and frame.time is not None:
+            if self.origin is None:
+                self.origin = frame.time
+            gap = frame.time - self.origin - self.end
+            if gap > _MAX_GAP_SECONDS:
+                self.report(
+                    f"{self.name}: the time stamps jump by {gap:.0f} s at "
+                    f"{self.end:.2f} s; the sound is read without this gap"
+                )
+            if gap > _MAX_GAP_SECONDS or gap < -_MAX_OVERLAP_SECONDS:
+                self.origin += gap  # another clock, as in joined files
+            elif gap > _MIN_GAP_SECONDS:
+                missing = round(gap * rate)
+                self.end += missing / rate
+                for first in range(0, missing, rate):
+                    yield np.zeros((min(rate, missing - first), channels), np.float32)
+        self.end += frame.samples / rate
+
+
+def _choose_track(path: str, name: str, report: Report, file_format: str | None) -> int:
+    """Return the index of the first audio track with sound, or 0.
+
+    Raises:
+        UserError: there is no audio track, or none that FFmpeg can decode.
+    """
+    with open_container(path, file_format, name) as container:
+        streams = container.streams.audio
+        tracks = [
+            index
+            for index, stream in enumerate(streams)
+            if stream.codec_context is not None
+        ]
+        if not streams:
+            raise UserError(f"{name}: there is no audio stream in this file")
+    if not tracks:
+        raise UserError(
+            f"{name}: no decoder for the codec of this file; convert it to WAV or FLAC"
+        )
+    if len(tracks) == 1:
+        return tracks[0]
+    for track in tracks:
+        blocks = _decode_again(path, name, track, file_format)
+        if any(len(block) and np.abs(block).max() > SILENT for block in blocks):
+            if track != tracks[0]:
+                report(
+                    f"{name}: the first audio track is silent; track {track + 1} is "
+                    "read"
+                )
+            return track
+    return tracks[0]
+
+
+def _decode_again(
+    path: str, name: str, track: int, file_format: str | None
+) -> Iterator[np.ndarray]:
+    """Yield the samples (frames, channels) of a track, up to the first damage."""
+    import av
+
+    with open_container(path, file_format, name) as container:
+        try:
+            for frame in container.decode(container.streams.audio[track]):
+                yield _to_samples(frame)
+        except av.FFmpegError:
+            return
+
+
+def _to_samples(frame: AudioFrame) -> np.ndarray:
+    """Return the samples of a frame as float32 (frames, channels) in [-1, 1]."""
+    samples = frame.to_ndarray()  # planar (channels, frames), or packed (1, …)
+    if frame.format.is_planar:
+        samples = samples.T
+    else:
+        samples = samples.reshape(frame.samples, -1)
+    if samples.dtype.kind in "iu":
+        middle = 2.0 ** (8 * samples.dtype.itemsize - 1)
+        zero = middle if samples.dtype.kind == "u" else 0.0
+        return ((samples - zero) / middle).astype(np.float32)
+    return samples.astype(np.float32)
+
+
+def _decoder_errors() -> tuple[type[Exception], ...]:
+    """Return the classes of errors that PyAV raises for unreadable files."""
+    import av
+
+    return (av.FFmpegError, IndexError, ValueError, OverflowError)
+
+
 @contextmanager
 def open_container(
-    name: str, file_format: str | None = None
+    path: str, file_format: str | None = None, name: str | None = None
 ) -> Iterator[InputContainer]:
     """Open a local file with FFmpeg, which gets no access to other files or a network.
 
     Args:
-        name: path of the file.
+        path: of the file.
         file_format: FFmpeg's name of the format; None detects it.
+        name: of the recording in messages; None: the path.
 
     Raises:
         UserError: the file is a playlist.
@@ -108,7 +240,7 @@ def open_container(
     """
     import av
 
-    with open(name, "rb") as stream:
+    with open(path, "rb") as stream:
         try:
             container = av.open(
                 _Unnamed(stream),
@@ -118,15 +250,15 @@ def open_container(
                 options={"protocol_whitelist": "none"},
             )
         except av.FFmpegError:
-            if _is_playlist(name):
-                raise _playlist_error(name) from None
+            if _is_playlist(path):
+                raise _playlist_error(name or path) from None
             raise
         with container:
             formats = set(container.format.name.split(","))
             if _PLAYLISTS & formats or (
-                not container.streams.audio and _is_playlist(name)
+                not container.streams.audio and _is_playlist(path)
             ):
-                raise _playlist_error(name)
+                raise _playlist_error(name or path)
             yield container
 
 
@@ -147,8 +279,8 @@ def _suffix(name: str) -> str:
     return suffix if re.fullmatch(r"\.[a-z0-9]{1,8}", suffix) else ""
 
 
-def _is_playlist(name: str) -> bool:
-    with open(name, "rb") as stream:
+def _is_playlist(path: str) -> bool:
+    with open(path, "rb") as stream:
         head = stream.read(512).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     return head.startswith(
         (b"#extm3u", b"ffconcat", b"v=0", b"[playlist]", b"rtsp://", b"http")

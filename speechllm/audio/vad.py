@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from speechllm.audio.io import SAMPLING_RATE
+from speechllm.audio.signal_checks import scale_block
 from speechllm.utils.errors import UserError
 
 WINDOW = 512  # samples, fixed by the training of the model
@@ -151,7 +152,7 @@ def _whole_windows(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     """Regroup a stream into blocks of whole windows; the last may end in a part."""
     rest = np.zeros(0, np.float32)
     for block in blocks:
-        rest = np.concatenate([rest, block])
+        rest = np.concatenate([rest, scale_block(block)])
         whole = len(rest) - len(rest) % WINDOW
         if whole:
             yield rest[:whole]

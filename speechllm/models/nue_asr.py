@@ -44,7 +44,7 @@ from transformers import (
     Wav2Vec2FeatureExtractor,
 )
 
-from speechllm.audio.io import SAMPLING_RATE
+from speechllm.audio.io import SAMPLING_RATE, check_waveform
 from speechllm.pretrained.model_folder import missing_parts, weight_files
 from speechllm.text.t5_tokenizer import load_tokenizer
 from speechllm.utils.errors import UserError, reason_of
@@ -243,7 +243,7 @@ class NueASRProcessor(ProcessorMixin):
     ) -> BatchFeature:
         """Return the model inputs for one waveform (samples,)."""
         encoded = self.feature_extractor(
-            audio, sampling_rate=sampling_rate, return_tensors="pt"
+            check_waveform(audio), sampling_rate=sampling_rate, return_tensors="pt"
         )
         prefix, suffix = (
             self.tokenizer.encode(text, add_special_tokens=False)

@@ -289,13 +289,12 @@ def test_truncated_stream_yields_all_readable_samples(tmp_path, speech, suffix):
     found, problem = streamed(path)
     if suffix == "m4a":  # its index is at the end of the file
         assert len(found) == 0
-        assert "a.m4a: not a readable audio file" in problem
+        assert "a.m4a: cut off, the header states" in problem
         return
     assert len(found) == pytest.approx(len(whole) / 2, rel=0.15)
     inner = slice(0, len(found) - RATE // 10)
     np.testing.assert_allclose(found[inner], whole[inner], atol=1e-4)
-    if suffix != "mp3":  # has no length in its header
-        assert "a." + suffix + ": cut off" in problem
+    assert "a." + suffix + ": cut off" in problem
 
 
 @pytest.mark.parametrize("encoding", ["ALAW", "ULAW"])

@@ -1,0 +1,162 @@
+"""Recordings by name: local files, Kaldi archives and, if allowed, piped commands.
+
+All are read in the same way: the output of a command is written to a temporary file.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import IO
+
+import numpy as np
+
+from speechllm.utils.errors import UserError
+
+PIPE_SECONDS = 300.0  # without any output, after which a command is ended
+_ARCHIVE = re.compile(r"^(?P<path>.+\.ark):(?P<offset>\d+)$")
+
+
+def is_archive(name: str) -> bool:
+    """Return True for a position in a Kaldi archive, ``x.ark:123``."""
+    return bool(_ARCHIVE.match(name)) and not os.path.exists(name)
+
+
+@contextmanager
+def local_file(name: str, allow_pipes: bool = False) -> Iterator[str]:
+    """Yield the path of a recording that is a file, or the output of a command.
+
+    Args:
+        name: path, or a shell command that ends with ``|``.
+        allow_pipes: run commands.
+
+    Raises:
+        UserError: it is not a readable local file, or the command is not allowed, fails
+            or hangs.
+    """
+    if not name.rstrip().endswith("|"):
+        check_file(name)
+        yield name
+        return
+    if not allow_pipes:
+        raise UserError(
+            f"{name}: this is a command, not a file; commands in wav.scp are run "
+            "only when pipes are allowed"
+        )
+    with tempfile.NamedTemporaryFile(prefix="recording-") as file:
+        _run_command(name, file)
+        yield file.name
+
+
+def check_file(path: str) -> None:
+    """Raise UserError unless a path is a readable file that is not empty."""
+    if not os.path.exists(path):
+        if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*://", path):
+            raise UserError(
+                f"{path}: an address; recordings are local files, download it first"
+            )
+        raise UserError(f"{path}: the audio file does not exist")
+    if os.path.isdir(path):
+        raise UserError(f"{path}: this is a folder, not an audio file")
+    if not os.path.isfile(path):
+        raise UserError(f"{path}: a pipe or device, not an audio file; write a file")
+    if not os.access(path, os.R_OK):
+        raise UserError(f"{path}: no permission to read the audio file")
+    if os.path.getsize(path) == 0:
+        raise UserError(f"{path}: the audio file is empty (0 bytes)")
+
+
+def read_archive(name: str) -> tuple[np.ndarray, int]:
+    """Read a recording of a Kaldi archive.
+
+    Returns:
+        Samples (frames, channels), integers or floats, and the rate in Hz.
+
+    Raises:
+        UserError: the archive is missing, damaged, pickled or contains no audio.
+    """
+    match = _ARCHIVE.match(name)
+    assert match is not None
+    path, offset = match["path"], int(match["offset"])
+    check_file(path)
+    with open(path, "rb") as stream:
+        stream.seek(offset)
+        head = stream.read(3)
+    if head == b"PKL":  # unpickling runs code from the archive
+        raise UserError(f"{name}: pickled archives are refused; write audio archives")
+    import kaldiio
+
+    try:
+        loaded = kaldiio.load_mat(name)
+    # kaldiio raises many classes on damaged input, some of its own
+    except Exception as error:
+        raise UserError(f"{name}: not a readable Kaldi archive ({error})") from None
+    if not isinstance(loaded, tuple):
+        raise UserError(f"{name}: the archive contains a matrix, not audio")
+    rate, samples = loaded if isinstance(loaded[0], int) else loaded[::-1]
+    samples = np.asarray(samples)
+    return samples.reshape(len(samples), -1), int(rate)
+
+
+def _run_command(name: str, file: IO[bytes]) -> None:
+    """Run a shell command that ends with ``|`` and write its output to a file."""
+    with tempfile.TemporaryFile() as messages:
+        process = subprocess.Popen(
+            name.rstrip()[:-1],
+            shell=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=messages,
+            start_new_session=True,
+        )
+        try:
+            _copy_output(process, file, name)
+            status = process.wait(PIPE_SECONDS)
+        except subprocess.TimeoutExpired:
+            raise _hanging(name) from None
+        finally:
+            if process.poll() is None:  # its children too
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            assert process.stdout is not None
+            process.stdout.close()
+        file.flush()
+        if status != 0 or os.path.getsize(file.name) == 0:
+            messages.seek(0)
+            last = messages.read().decode("utf-8", "replace").strip().splitlines()[-1:]
+            raise UserError(
+                f"{name}: the command failed with status {status}"
+                + (f": {last[0]}" if last else " and printed nothing")
+            )
+
+
+def _copy_output(process: subprocess.Popen, file: IO[bytes], name: str) -> None:
+    """Copy the output of a process until it ends.
+
+    Raises:
+        UserError: there was no output for ``PIPE_SECONDS``.
+    """
+    assert process.stdout is not None
+    handle = process.stdout.fileno()
+    waiting = select.poll()  # takes any number of open files, unlike select
+    waiting.register(handle, select.POLLIN | select.POLLHUP)
+    while True:
+        if not waiting.poll(1000 * PIPE_SECONDS):
+            raise _hanging(name)
+        content = os.read(handle, 1 << 20)
+        if not content:
+            return
+        file.write(content)
+
+
+def _hanging(name: str) -> UserError:
+    return UserError(
+        f"{name}: the command printed nothing for {PIPE_SECONDS:g} s and was ended"
+    )
