@@ -148,7 +148,8 @@ _FOLLOWED = "another recording follows in the same file; split it into two files
 
 def _check_wav(data: FileBytes) -> Container:
     bytes_per_second = 1
-    for kind, length, position in _chunks(data, 12):  # noqa: B007
+    for chunk in _chunks(data, 12):
+        kind, length, position = chunk
         if kind == b"fmt ":
             bytes_per_second = data.unpack("<I", position + 8)[0] or 1
         if kind == b"data":

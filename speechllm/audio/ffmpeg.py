@@ -21,7 +21,7 @@ from speechllm.audio.signal_checks import SILENT, Report, measure_full_scale
 from speechllm.utils.errors import UserError
 
 if TYPE_CHECKING:
-    from av import AudioFrame
+    from av import AudioFrame, AudioStream
     from av.container import InputContainer
 
 # Decoded audio may be shorter than the header's duration by 5 % and half a second.
@@ -44,6 +44,7 @@ _TIMED_FORMATS = {
 _MIN_GAP_SECONDS = 0.1  # less is the rounding of time stamps
 _MAX_OVERLAP_SECONDS = 1.0
 _MAX_GAP_SECONDS = 4 * 3600.0
+_TAGS = (b"ID3", b"TAG", b"APETAGEX", b"LYRICSBEGIN")
 _FLOAT_CODECS = ("pcm_f", "wavpack")
 #: Containers that only refer to other files or streams (FFmpeg's names).
 _PLAYLISTS = {"applehttp", "concat", "dash", "hls", "imf", "rtp", "rtsp", "sap", "sdp"}
@@ -101,7 +102,7 @@ def ffmpeg_blocks(
                     _decode_again(path, name, track, file_format), name, report
                 )
             try:
-                for frame in container.decode(stream):
+                for frame in _frames(container, stream):
                     samples, rate = _to_samples(frame), frame.sample_rate
                     if scale != 1.0:
                         samples /= scale
@@ -196,10 +197,22 @@ def _decode_again(
 
     with open_container(path, file_format, name) as container:
         try:
-            for frame in container.decode(container.streams.audio[track]):
+            for frame in _frames(container, container.streams.audio[track]):
                 yield _to_samples(frame)
         except av.FFmpegError:
             return
+
+
+def _frames(container: InputContainer, stream: AudioStream) -> Iterator[AudioFrame]:
+    """Decode the frames of a stream; skip tags between the parts of a joined file."""
+    import av
+
+    for packet in container.demux(stream):
+        try:
+            yield from packet.decode()
+        except av.InvalidDataError:
+            if not bytes(packet).startswith(_TAGS):
+                raise
 
 
 def _to_samples(frame: AudioFrame) -> np.ndarray:

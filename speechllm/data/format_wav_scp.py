@@ -13,6 +13,7 @@ import hashlib
 import multiprocessing
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -59,8 +60,9 @@ AUDIO_FORMATS = ("flac", "wav")
 _RECORD = ".tsv"  # suffix of the list of a shard's results
 FORMATTED = FolderKind("formatted data dir", (f"audio/00000{_RECORD}",))
 AUDIO = FolderKind("folder of formatted audio", (f"00000{_RECORD}",))
-_FORMAT_VERSION = "1"  # raise it when the written samples change
+_FORMAT_VERSION = "2"  # raise it when the written samples change
 _WARN_ABOVE = 0.1  # share of failed utterances
+_NOTES_SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,8 @@ def format_audio(
     """Write each utterance of a data dir as a 16 kHz mono file.
 
     Segments are cut and ``utt2speed`` is applied. Utterances with unreadable audio are
-    left out of all tables of ``target`` and listed in its ``dropped.tsv``.
+    left out of all tables of ``target`` and listed in its ``dropped.tsv``. Signals that
+    were mended or are silent are reported in notes on standard output.
 
     Args:
         source: a valid data dir.
@@ -152,6 +155,7 @@ def format_audio(
             f"{source}: no audio could be read; {target / DROPPED} lists why, "
             f"first: {failed[0].detail or failed[0].reason}"
         )
+    print_notes(records)
     share = len(failed_ids) / (kept + len(failed_ids))
     if share > _WARN_ABOVE:
         print(f"warning: {share:.0%} of {source} could not be read")
@@ -182,7 +186,8 @@ def write_shard(shard: Shard) -> Path:
     """Write the audio and the record of a shard unless they are up to date.
 
     The first line of the record is the fingerprint; the others are tab-separated:
-    ``ok <utterance> <path> <samples>`` or ``dropped <utterance> <reason> <detail>``.
+    ``ok <utterance> <path> <samples> [<note>]`` or ``dropped <utterance> <reason>
+    <detail>``. A note tells what was mended in the signal.
 
     Returns:
         The path of the record.
@@ -208,7 +213,8 @@ def write_shard(shard: Shard) -> Path:
             lines.append(f"dropped\t{cut.utterance}\tunreadable audio\t{detail}")
             continue
         _write_file(path, encode_audio(samples, shard.audio_format, SAMPLING_RATE))
-        lines.append(f"ok\t{cut.utterance}\t{path}\t{len(samples)}")
+        notes = "".join(f"\t{' '.join(note.split())}" for note in recordings.notes)
+        lines.append(f"ok\t{cut.utterance}\t{path}\t{len(samples)}{notes}")
     with atomic_open(shard.record) as stream:
         stream.write("\n".join(lines) + "\n")
     return shard.record
@@ -228,6 +234,22 @@ def read_record(path: Path) -> tuple[list[tuple[str, str, int]], list[Dropped]]:
     return written, failed
 
 
+def print_notes(records: Iterable[Path]) -> None:
+    """Print what was mended or is suspicious, with the number of utterances."""
+    counts: Counter[str] = Counter()
+    for record in records:
+        with open(record, encoding="utf-8") as stream:
+            for line in stream:
+                if line.startswith("ok\t"):
+                    counts.update(line.rstrip("\n").split("\t")[4:])
+    for number, (note, count) in enumerate(counts.items()):
+        if number == _NOTES_SHOWN:
+            rest = len(counts) - number
+            print(f"note: {rest} more in the fifth column of audio/*.tsv")
+            break
+        print(f"note: {note} (utterances: {count})")
+
+
 class _Recordings:
     """Reader of cuts; caches the last recording that does not support seeking."""
 
@@ -235,6 +257,7 @@ class _Recordings:
         self.allow_pipes = shard.allow_pipes
         self.name: str | None = None
         self.samples = np.zeros(0, np.float32)
+        self.notes: list[str] = []  # about the recording of the last cut
         self.error: Exception | None = None
 
     def read(self, cut: Cut) -> np.ndarray:
@@ -243,14 +266,16 @@ class _Recordings:
         Raises:
             UserError: the audio cannot be read.
         """
+        options = {"allow_pipes": self.allow_pipes}
         if cut.end is None or can_seek(cut.source):
-            return load_audio(
-                cut.source, cut.start, cut.end, allow_pipes=self.allow_pipes
-            )
+            self.name, self.notes = None, []
+            report = self.notes.append
+            return load_audio(cut.source, cut.start, cut.end, report=report, **options)
         if self.name != cut.source:
-            self.name, self.error = cut.source, None
+            self.name, self.error, self.notes = cut.source, None, []
+            options["report"] = self.notes.append
             try:
-                self.samples = load_audio(cut.source, allow_pipes=self.allow_pipes)
+                self.samples = load_audio(cut.source, **options)
             except Exception as error:  # raised for each cut of the recording
                 self.error = error
         if self.error is not None:

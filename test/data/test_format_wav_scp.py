@@ -373,3 +373,51 @@ def test_unexpected_error_of_a_recording_concerns_all_its_segments(
     kept, failed = format_audio(data, tmp_path / "dump")
     assert kept == 1
     assert [entry.id for entry in failed] == ["b1", "b2"]
+
+
+def test_mended_signals_are_reported(tmp_path, speech, capsys):
+    """The notes name the recording, and are printed again on a re-run."""
+    files = {name: tmp_path / f"{name}.wav" for name in "abcd"}
+    soundfile.write(files["a"], np.stack([speech, -speech], 1), RATE)
+    soundfile.write(files["b"], speech * 32768, RATE, subtype="FLOAT")
+    soundfile.write(files["c"], 0 * speech, RATE)
+    soundfile.write(files["d"], speech, RATE)
+    source = make_data(tmp_path / "data", files)
+    for _ in range(2):
+        assert format_audio(source, tmp_path / "out") == (4, [])
+        notes = [
+            line for line in capsys.readouterr().out.splitlines() if "note" in line
+        ]
+        assert len(notes) == 3
+        for words, note in zip(
+            (
+                "a.wav: the channels cancel each other; channel 1 is read",
+                "b.wav: samples up to",
+                "c.wav: silence",
+            ),
+            notes,
+        ):
+            assert words in note
+            assert note.endswith("(utterances: 1)")
+    scp = read_table(tmp_path / "out" / "wav.scp")
+    for name in ("a", "b", "d"):
+        np.testing.assert_allclose(load_audio(scp[name]), speech, atol=1e-4)
+
+
+def test_notes_of_a_recording_concern_its_segments(tmp_path, speech, capsys):
+    from audio_files import mux
+
+    wave = np.tile(np.repeat(speech, 3), 2)  # of a 48 kHz track
+    tracks = [[(0.0, 0 * wave)], [(0.0, wave)]]
+    recording = mux(tmp_path / "r.mkv", "aac", tracks)
+    source = make_data(
+        tmp_path / "data",
+        {"a": "", "b": ""},
+        **{
+            "wav.scp": {"rec": str(recording)},
+            "segments": {"a": "rec 0.5 1.5", "b": "rec 1 2"},
+        },
+    )
+    assert format_audio(source, tmp_path / "out") == (2, [])
+    text = capsys.readouterr().out
+    assert "track is silent; track 2 is read (utterances: 2)" in text
