@@ -35,6 +35,7 @@ from speechllm.utils.errors import UserError
 SAMPLING_RATE = 16000  # Hz, of all models and of formatted audio
 MAX_OVERSHOOT_SECONDS = 0.5  # as Kaldi's extract-segments: clip below, reject above
 _BLOCK_SECONDS = 10.0  # of stream_audio
+_LOADED_SECONDS = 60.0  # read at once by load_audio
 _G722_SAMPLES_PER_BYTE = 2  # ITU-T G.722 at 64 kbit/s, sampled at 16 kHz
 
 logger = logging.getLogger(__name__)
@@ -92,7 +93,7 @@ def load_audio(
     with open_recording(name, allow_pipes, report) as recording:
         if recording.problem is not None:
             raise recording.problem
-        blocks = list(recording.blocks(start, end))
+        blocks = list(recording.blocks(start, end, _LOADED_SECONDS))
     parts = []  # samples (frames, channels) of one format each
     for (rate, _), part in groupby(blocks, _format):
         parts.append((np.concatenate([block.samples for block in part]), rate))

@@ -20,6 +20,7 @@ from speechllm.audio.signal_checks import Report, measure_full_scale, scale_arra
 from speechllm.audio.sources import is_archive, local_file, read_archive
 from speechllm.utils.errors import UserError
 
+STREAM_SECONDS = 0.25  # of a block
 _EXACT_LENGTH_FORMATS = {"WAV", "WAVEX", "RF64", "W64", "FLAC", "AIFF", "NIST"}
 _RAW_SUFFIXES = (".gsm", ".vox")  # headerless formats that libsndfile knows by suffix
 _RATES = range(1000, 1_000_001)  # Hz; others are damaged headers
@@ -47,8 +48,18 @@ class AudioReader:
         reason = self.container.cut_off
         return UserError(f"{self.name}: cut off, {reason}") if reason else None
 
-    def blocks(self, start: float = 0.0, end: float | None = None) -> Iterator[Block]:
+    def blocks(
+        self,
+        start: float = 0.0,
+        end: float | None = None,
+        block_seconds: float = STREAM_SECONDS,
+    ) -> Iterator[Block]:
         """Yield the recording, or at least the part between two times in seconds.
+
+        Args:
+            start, end: in seconds.
+            block_seconds: length of the blocks that libsndfile reads; a damaged one is
+                lost as a whole, short ones take more time.
 
         Raises:
             UserError: it cannot be decoded; of a damaged one, after the last block.
@@ -59,7 +70,7 @@ class AudioReader:
         elif is_g722(self.name):
             blocks = ffmpeg_blocks(self.path, self.name, self.report, "g722")
         elif (sound := open_sound(self.path)) is not None:
-            blocks = self._sound_blocks(sound, start, end)
+            blocks = self._sound_blocks(sound, start, end, block_seconds)
         else:
             blocks = ffmpeg_blocks(self.path, self.name, self.report)
         for block in blocks:
@@ -70,7 +81,9 @@ class AudioReader:
                 )
             yield block
 
-    def _sound_blocks(self, sound, start: float, end: float | None) -> Iterator[Block]:
+    def _sound_blocks(
+        self, sound, start: float, end: float | None, block_seconds: float
+    ) -> Iterator[Block]:
         """Yield blocks of an open file of libsndfile."""
         import soundfile
 
@@ -85,7 +98,7 @@ class AudioReader:
             if end is not None:
                 last = min(round(end * rate), frames)
             count, problem = first, None
-            size = max(rate // 4, 1)  # frames; a damaged block is lost as a whole
+            size = max(int(block_seconds * rate), 1)
             try:
                 if first:
                     sound.seek(first)
