@@ -376,7 +376,7 @@ def _check_mpeg(data: FileBytes) -> Container:
             cut_off=f"the header states {frames.stated * seconds:.2f} s "
             f"but the file has only {frames.count * seconds:.2f} s"
         )
-    return Container(needs_ffmpeg=frames.joined)
+    return Container()
 
 
 def _check_adts(data: FileBytes) -> Container:

@@ -1,7 +1,7 @@
 """Audio files of any common format as mono float32 samples.
 
-libsndfile reads its formats (wav, flac, ogg, mp3, NIST sphere, …) and can seek to a
-segment; FFmpeg (:mod:`speechllm.audio.ffmpeg`) reads the others (m4a, raw G.722, video
+libsndfile reads its formats (wav, flac, ogg, NIST sphere, …) and can seek to a segment;
+FFmpeg (:mod:`speechllm.audio.ffmpeg`) reads the others (mp3, m4a, raw G.722, video
 containers); kaldiio reads Kaldi archives (``x.ark:123``). Every defect of a recording
 is a :class:`~speechllm.utils.errors.UserError` that names it; what is mended
 (:mod:`speechllm.audio.signal_checks`) is reported.

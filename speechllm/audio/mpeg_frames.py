@@ -49,14 +49,12 @@ class Frames:
     Attributes:
         count: number of frames with sound.
         stated: their number by the header of the file or of its parts; None: unknown.
-        joined: the file has more parts than its first header states.
         incomplete: the file ends within a frame.
         seconds_per_frame: length of a frame.
     """
 
     count: int
     stated: int | None
-    joined: bool
     incomplete: bool
     seconds_per_frame: float
 
@@ -118,8 +116,7 @@ def walk_mpeg(read: Read, size: int) -> Frames:
     assert position is not None
     first = parse_frame(read(position, 4))
     assert first is not None
-    count, stated, parts = 0, None, 0
-    incomplete = resumed = False
+    count, stated, incomplete = 0, None, False
     fresh = True  # at the beginning of a part
     while position < size:
         head = read(position, 4)
@@ -131,12 +128,11 @@ def walk_mpeg(read: Read, size: int) -> Frames:
             found = find_frame(read, position)
             if found is None:
                 break  # a tag, zeros
-            fresh = resumed = True
-            position = found
+            fresh, position = True, found
             frame = parse_frame(read(position, 4))
             assert frame is not None
             if frame.kind != first.kind:  # FFmpeg follows a change of the rate
-                return Frames(count, None, True, False, first.samples / first.rate)
+                return Frames(count, None, False, first.samples / first.rate)
         if position + frame.length > size:
             incomplete = True
             break
@@ -144,14 +140,12 @@ def walk_mpeg(read: Read, size: int) -> Frames:
             number = _stated_frames(read(position, min(frame.length, 256)))
             fresh = False
             if number is not None:
-                stated, parts = (stated or 0) + number, parts + 1
+                stated = (stated or 0) + number
                 position += frame.length
                 continue
         count += 1
         position += frame.length
-    more = stated is not None and count > stated + 2
-    joined = parts > 1 or more or resumed
-    return Frames(count, stated, joined, incomplete, first.samples / first.rate)
+    return Frames(count, stated, incomplete, first.samples / first.rate)
 
 
 def walk_adts(read: Read, size: int) -> bool:

@@ -1,7 +1,7 @@
 """One reader of recordings, with libsndfile, FFmpeg or kaldiio.
 
-libsndfile reads its formats, except for files that it would read in part or refuses
-(:mod:`speechllm.audio.containers`); FFmpeg reads the others.
+libsndfile reads its formats, except for MP3 and for files that it would read in part or
+refuses (:mod:`speechllm.audio.containers`); FFmpeg reads the others.
 """
 
 from __future__ import annotations
@@ -186,6 +186,9 @@ def open_sound(path: str):
     try:
         sound = soundfile.SoundFile(os.fsencode(path))
     except (soundfile.SoundFileError, TypeError):  # TypeError: raw data
+        return None
+    if sound.format == "MP3":  # libsndfile silences frames after each seek, and
+        sound.close()  # soundfile seeks after each block
         return None
     if sound.format == "RAW" and not path.lower().endswith(_RAW_SUFFIXES):
         sound.close()  # any bytes
