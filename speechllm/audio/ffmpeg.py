@@ -279,11 +279,21 @@ class _Unnamed:
     """A file for FFmpeg without its name, which is not to be taken as an address."""
 
     def __init__(self, stream: BinaryIO):
-        self.read, self.seek, self.tell = stream.read, stream.seek, stream.tell
+        self.stream, self.read, self.tell = stream, stream.read, stream.tell
         self.name = "recording" + _suffix(str(stream.name))
 
     def readable(self) -> bool:
         return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Return the new position, or -1 before the beginning of the file.
+
+        PyAV prints the traceback of an exception.
+        """
+        try:
+            return self.stream.seek(offset, whence)
+        except (OSError, ValueError):
+            return -1
 
 
 def _suffix(name: str) -> str:

@@ -158,10 +158,12 @@ def test_missing_file(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac", "g722", "mp3"])
-def test_empty_file(tmp_path, suffix):
+def test_empty_file(tmp_path, suffix, capfd):
     (tmp_path / f"a.{suffix}").touch()
     with pytest.raises(UserError, match="empty"):
         load_audio(tmp_path / f"a.{suffix}")
+    assert seconds_by_header(tmp_path / f"a.{suffix}") is None
+    assert capfd.readouterr().err == ""  # PyAV prints tracebacks of its own
 
 
 def test_zero_samples(tmp_path):
