@@ -10,6 +10,7 @@ is a :class:`~speechllm.utils.errors.UserError` that names it; what is mended
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -87,9 +88,11 @@ def load_audio(
             infinite samples, or ends before ``start`` or ``end``.
     """
     name = str(source)
-    start = 0.0 if start is None else float(start)
-    if not start >= 0 or (end is not None and not end > start):
-        raise UserError(f"{name}: the segment {start:g}–{end:g} s is empty or negative")
+    _check_rate(sampling_rate)
+    start = _seconds(name, start) or 0.0
+    end = _seconds(name, end)
+    if start < 0 or (end is not None and end <= start):
+        raise UserError(f"{name}: the segment {start:g}–{end} s is empty or negative")
     with open_recording(name, allow_pipes, report) as recording:
         if recording.problem is not None:
             raise recording.problem
@@ -135,6 +138,7 @@ def stream_audio(
             all samples that can be read.
     """
     name = str(source)
+    _check_rate(sampling_rate)
     with open_recording(name, False, report) as recording:
         problem, held, count, peak = None, [], 0, 0.0
         parts = _mono_parts(recording.blocks(), name, sampling_rate, report)
@@ -361,6 +365,24 @@ def check_samples(samples: np.ndarray, name: str) -> np.ndarray:
             f"the first at sample {int(bad.argmax())}; write the file again"
         )
     return samples
+
+
+def _seconds(name: str, value: float | None) -> float | None:
+    """Return a time as a number; raise UserError if it is not a finite one."""
+    if value is None:
+        return None
+    try:
+        seconds = float(value)
+    except (TypeError, ValueError):
+        seconds = math.nan
+    if not math.isfinite(seconds):
+        raise UserError(f"{name}: {value!r} is not a time in seconds")
+    return seconds
+
+
+def _check_rate(rate: float) -> None:
+    if not isinstance(rate, (int, float)) or not 1 <= rate < math.inf:
+        raise UserError(f"sampling_rate {rate!r}: a number of Hz from 1 on")
 
 
 def _format(block: Block) -> tuple[int, int]:

@@ -190,11 +190,14 @@ def scale_block(block: np.ndarray) -> np.ndarray:
     """Return a block of a stream, as :func:`scale_array`; integers are scaled.
 
     Raises:
-        UserError: floats far above 1, whose scale the other blocks may not share.
+        UserError: floats far above 1, whose scale the other blocks may not share, or
+            that are NaN or infinite.
     """
     if block.dtype == np.float32:
         meter = PeakMeter()
         meter.add(block)
+        if not np.isfinite(block).all():
+            raise UserError("a stream with samples that are NaN or infinite")
         if meter.peak <= _MAX_OVERLOAD:
             return block
         raise UserError(

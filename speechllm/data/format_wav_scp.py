@@ -333,7 +333,7 @@ def _fingerprint(shard: Shard) -> str:
 def _file_state(path: str) -> tuple[int, int] | None:
     try:
         status = os.stat(path)
-    except OSError:  # a pipe, an archive position, or a missing file
+    except (OSError, ValueError):  # a pipe, an archive position, or a missing file
         return None
     return status.st_size, status.st_mtime_ns
 

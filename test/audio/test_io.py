@@ -166,6 +166,18 @@ def test_empty_file(tmp_path, suffix, capfd):
     assert capfd.readouterr().err == ""  # PyAV prints tracebacks of its own
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, "a"])
+def test_times_and_rates_that_are_no_numbers(speech_file, value):
+    for start, end in ((value, None), (None, value)):
+        with pytest.raises(UserError, match="is not a time in seconds"):
+            load_audio(speech_file, start, end)
+    for rate in (value, 0, -1):
+        with pytest.raises(UserError, match="sampling_rate"):
+            load_audio(speech_file, sampling_rate=rate)
+        with pytest.raises(UserError, match="sampling_rate"):
+            next(stream_audio(speech_file, rate))
+
+
 def test_zero_samples(tmp_path):
     path = write(tmp_path / "a.wav", np.zeros(0))
     with pytest.raises(UserError, match=r"a\.wav: the recording has no samples"):

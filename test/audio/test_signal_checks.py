@@ -104,6 +104,9 @@ def test_blocks_of_streams_are_scaled_or_refused(speech_file):
     np.testing.assert_array_equal(found[0][1], expected[0][1])
     with pytest.raises(UserError, match="divide samples in the scale of int16"):
         list(speech_segments([speech * 32768], Cutting()))
+    for value in (np.nan, np.inf):
+        with pytest.raises(UserError, match="NaN or infinite"):
+            list(speech_segments([np.full(9, value, np.float32)], Cutting()))
 
 
 @pytest.mark.parametrize(

@@ -421,3 +421,11 @@ def test_notes_of_a_recording_concern_its_segments(tmp_path, speech, capsys):
     assert format_audio(source, tmp_path / "out") == (2, [])
     text = capsys.readouterr().out
     assert "track is silent; track 2 is read (utterances: 2)" in text
+
+
+def test_name_with_nul_is_a_missing_file(tmp_path, speech):
+    soundfile.write(tmp_path / "a.wav", speech, RATE)
+    files = {"a": tmp_path / "a.wav", "b": "a\0b.wav"}
+    kept, failed = format_audio(make_data(tmp_path / "data", files), tmp_path / "out")
+    assert (kept, failed[0].id) == (1, "b")
+    assert "does not exist" in failed[0].detail
