@@ -172,9 +172,14 @@ def _measure_file(
     import soundfile
 
     messages: list[str] = []
-    with soundfile.SoundFile(os.fsencode(path)) as sound:
+    with soundfile.SoundFile(_full_name(path)) as sound:
         blocks = sound.blocks(1 << 16, dtype="float32", always_2d=True)
         return measure_full_scale(blocks, name, messages.append), messages
+
+
+def _full_name(path: str) -> bytes:
+    """Return a file's absolute path: libsndfile reads standard input for ``-``."""
+    return os.path.abspath(os.fsencode(path))
 
 
 def open_sound(path: str):
@@ -184,7 +189,7 @@ def open_sound(path: str):
     if check_container(path).needs_ffmpeg:
         return None
     try:
-        sound = soundfile.SoundFile(os.fsencode(path))
+        sound = soundfile.SoundFile(_full_name(path))
     except (soundfile.SoundFileError, TypeError):  # TypeError: raw data
         return None
     if sound.format == "MP3":  # libsndfile silences frames after each seek, and

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import threading
@@ -129,3 +130,4 @@ def test_odd_names_of_local_files_are_read(tmp_path, monkeypatch, secret, name):
         assert np.array_equal(np.concatenate(list(stream_audio(path))), expected)
         assert audio_info(path).seconds == pytest.approx(len(expected) / RATE, abs=0.01)
         assert seconds_by_header(path) == pytest.approx(1.0, abs=0.1)
+    os.fstat(0)  # standard input was not taken for a file named "-" and closed
