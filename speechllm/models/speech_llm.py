@@ -113,7 +113,8 @@ class SpeechLLM(AbsESPnetModel):
         bridge: features to LLM embeddings; None in CTC-only training.
         llm: the decoder; None in CTC-only training.
         token_list: labels of the CTC branch, ``<blank>`` first.
-        ctc_weight: loss = ctc_weight · CTC + (1 − ctc_weight) · LLM, as in ESPnet.
+        ctc_weight: loss = ctc_weight · CTC + (1 − ctc_weight) · LLM, in nats per CTC
+            label and per target token (ESPnet: per utterance).
         label_smoothing: probability mass spread over the vocabulary.
         feature_dropout: dropout on the features in training.
         autocast: precision of matrix products in training: ``"float32"``,
@@ -249,10 +250,14 @@ class SpeechLLM(AbsESPnetModel):
             text_ctc: (batch, labels) the transcript in CTC labels.
             prompt_prefix, prompt_suffix: (batch, tokens) before and after the speech.
 
+        The losses are averaged over the batch's target tokens (LLM) and CTC labels. The
+        weight is their number, so that ESPnet's trainer averages over the tokens of
+        all GPUs; batches of ``accum_grad`` count equally.
+
         Returns:
-            loss, statistics, and the batch size as their weight.
+            loss, statistics, and the number of target tokens (without an LLM, of CTC
+            labels) as their weight.
         """
-        batch = speech.shape[0]
         stats: dict[str, Tensor | None] = {}
         loss_ctc = loss_att = None
         with torch.autocast(
@@ -273,12 +278,17 @@ class SpeechLLM(AbsESPnetModel):
                     prompts, unpad(text, text_lengths)
                 )
                 stats.update(answer_stats)
+                weight = int(text_lengths.sum())
         if self.ctc_weight > 0:
             labels = torch.cat([t[:n] for t, n in zip(text_ctc, text_ctc_lengths)])
             # (sum of text_ctc_lengths,)
             loss_ctc = self.ctc.loss_fn(
                 logits.transpose(0, 1), labels, frames, text_ctc_lengths
-            )  # logits (frames, batch, labels)
+            )  # logits (frames, batch, labels); averaged over the batch
+            labels_in_all = max(1, len(labels))
+            loss_ctc = loss_ctc * (len(speech) / labels_in_all)
+            if loss_att is None:
+                weight = labels_in_all
         if not self.training and text_ctc is not None and self.ctc is not None:
             truth = unpad(text_ctc, text_ctc_lengths)
             stats["cer_ctc"] = self.ctc_character_error_rate(logits, frames, truth)
@@ -291,7 +301,7 @@ class SpeechLLM(AbsESPnetModel):
         for name, value in (("loss_ctc", loss_ctc), ("loss_att", loss_att)):
             stats[name] = None if value is None else value.detach()
         stats["loss"] = loss.detach()
-        return force_gatherable((loss, stats, batch), loss.device)
+        return force_gatherable((loss, stats, weight), loss.device)
 
     def answer_loss(
         self, prompts: Sequence[Tensor], answers: Sequence[Sequence[int]]
@@ -303,9 +313,10 @@ class SpeechLLM(AbsESPnetModel):
             answers: target token ids of each utterance, end of text included.
 
         Returns:
-            loss (a scalar) and statistics.
+            loss (a scalar, in nats per target token) and statistics.
         """
         loss, best = self.llm.answer_loss(prompts, answers, self.label_smoothing)
+        loss = loss * (len(answers) / sum(len(answer) for answer in answers))
         targets = torch.tensor([t for a in answers for t in a], device=best.device)
         stats = {"acc": (best == targets).float().mean()}
         if not self.training:

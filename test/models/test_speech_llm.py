@@ -100,13 +100,13 @@ def transformers_loss(model: SpeechLLM, batch: dict, smoothing=0.0) -> torch.Ten
         inputs_embeds=padded, attention_mask=mask, labels=targets
     )
     if not smoothing:
-        return output.loss * int((targets >= 0).sum()) / len(inputs)
+        return output.loss  # mean over the targets
     return torch.nn.functional.cross_entropy(
         output.logits[:, :-1].flatten(0, 1),
         targets[:, 1:].flatten(),
         reduction="sum",
         label_smoothing=smoothing,
-    ) / len(inputs)
+    ) / int((targets >= 0).sum())
 
 
 @pytest.mark.parametrize("bridge", ["convolution", "ctc_compression", "transcript"])
@@ -123,7 +123,7 @@ def test_loss_equals_transformers(make, bridge, smoothing):
     loss, stats, weight = model(**batch)
     expected = transformers_loss(model, batch, smoothing)
     torch.testing.assert_close(loss[0], expected, atol=1e-3, rtol=1e-5)
-    assert weight == 3
+    assert weight == batch["text_lengths"].sum()
     assert stats["loss_ctc"] is None
     torch.testing.assert_close(stats["loss_att"], stats["loss"])
 
@@ -144,10 +144,12 @@ def test_ctc_loss_equals_espnet(make):
     model = make(llm=None, bridge=None, model_conf={"ctc_weight": 1.0})
     model.autocast_dtype = torch.float32
     batch = make_batch(model)
-    loss, stats, _ = model(**batch)
+    loss, stats, weight = model(**batch)
     features, frames = model.encoder(batch["speech"], batch["speech_lengths"])
-    expected = model.ctc(features, frames, batch["text_ctc"], batch["text_ctc_lengths"])
-    torch.testing.assert_close(loss[0], expected)
+    lengths = batch["text_ctc_lengths"]
+    mean = model.ctc(features, frames, batch["text_ctc"], lengths)  # over utterances
+    torch.testing.assert_close(loss[0], mean * 3 / lengths.sum())
+    assert weight == lengths.sum()
     assert stats["loss_att"] is None
     assert 0 < stats["cer_ctc"]
 
@@ -162,14 +164,35 @@ def test_losses_are_weighted_as_in_espnet(make):
     assert set(stats) == {"loss", "loss_ctc", "loss_att", "acc"}
 
 
-def test_batch_loss_is_the_mean_over_utterances(make):
+def test_batch_loss_is_the_mean_over_tokens(make):
+    """As ESPnet's trainer averages over GPUs, with the weights of each batch."""
+    names = {"loss_ctc": "text_ctc_lengths", "loss_att": "text_lengths"}
     for bridge in ("convolution", "transcript"):
         model = make(bridge=bridge)
-        together = model(**make_batch(model))[1]
-        apart = [model(**make_batch(model, [row]))[1] for row in range(3)]
-        for name in ("loss", "loss_ctc", "loss_att"):
-            mean = sum(stats[name] for stats in apart) / 3
-            torch.testing.assert_close(together[name], mean, atol=1e-3, rtol=1e-4)
+        batch = make_batch(model)
+        together = model(**batch)[1]
+        apart = [model(**make_batch(model, [row])) for row in range(3)]
+        for name, counts in names.items():
+            weights = batch[counts]
+            total = sum(a[1][name] * n for a, n in zip(apart, weights))
+            mean = total / weights.sum()
+            torch.testing.assert_close(together[name], mean, atol=1e-4, rtol=1e-4)
+        assert [int(weight) for _, _, weight in apart] == batch["text_lengths"].tolist()
+
+
+def test_gradients_do_not_grow_with_the_length_of_the_targets(make):
+    """A target that is repeated has the same loss and gradient in every copy."""
+    model = make(model_conf={"ctc_weight": 0.0, "autocast": "float32"})
+    one = make_batch(model, [0])
+    copies = {key: torch.cat([value] * 4) for key, value in one.items()}
+    weights = [p for p in model.parameters() if p.requires_grad]
+    for batch in (one, copies):
+        loss, _, weight = model(**batch)
+        gradients = torch.autograd.grad(loss, weights)
+        norm = torch.stack([g.norm() for g in gradients]).norm()
+        batch["found"] = loss.detach(), norm, weight
+    torch.testing.assert_close(one["found"][:2], copies["found"][:2])
+    assert copies["found"][2] == 4 * one["found"][2]
 
 
 def test_statistics_of_a_perfect_model(make):
