@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
 from speechllm.corpora._asterisk_fetch import fetch_asterisk
@@ -45,8 +46,10 @@ def asterisk_dir() -> Path:
     """Return the folder of the Asterisk sounds, downloaded once into the cache."""
     if folder := os.environ.get("SPEECHLLM_ASTERISK_DIR"):
         return Path(folder)
-    cache = Path(os.environ.get("SPEECHLLM_CACHE") or "~/.cache/speechllm")
-    return fetch_asterisk(cache.expanduser())
+    cache = Path(os.environ.get("SPEECHLLM_CACHE") or "~/.cache/speechllm").expanduser()
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(cache / "asterisk-core-sounds.lock"):  # of parallel test processes
+        return fetch_asterisk(cache)
 
 
 @pytest.fixture(scope="session")

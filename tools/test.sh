@@ -21,4 +21,6 @@ echo "ruff format: passed"
 mypy
 git grep -Ilz '' | xargs -0 codespell
 echo "codespell: passed"
-exec python3 -m pytest -q test "$@"
+# A process per core, up to four; each test file is run by one of them.
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+exec python3 -m pytest -q -n auto --maxprocesses 4 --dist loadfile test "$@"

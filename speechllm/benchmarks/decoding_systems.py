@@ -52,7 +52,7 @@ class DecodingSet:
     """The utterances to decode, the model and the search options.
 
     Attributes:
-        model: folder written by stage 11, or one of ``RANDOM``.
+        model: folder written by stage 10, or one of ``RANDOM``.
         examples: example dir.
         generation: fields of ``SearchOptions``; ``plain`` and ``espnet`` use only
             ``beam_size``, ``min_tokens`` and the token limits.

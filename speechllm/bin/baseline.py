@@ -61,7 +61,7 @@ def get_parser() -> argparse.ArgumentParser:
         if model:
             add("--model", default=model, help=f"hub id or folder [{model}]")
         else:
-            add("--model", required=True, help="model folder of stage 11")
+            add("--model", required=True, help="model folder of stage 10")
             add("--train_examples", required=True, help="example dir to train on")
             add("--epochs", type=int, default=8, help="training epochs [8]")
             add("--learning_rate", type=float, default=5e-4, help="peak [0.0005]")

@@ -33,7 +33,7 @@ def get_parser() -> argparse.ArgumentParser:
         "decode", help="decode the same utterances with several systems"
     )
     add = decode.add_argument
-    add("--model", help="model folder of stage 11")
+    add("--model", help="model folder of stage 10")
     add("--random", choices=RANDOM, help="size of a randomly initialised model instead")
     add("--examples", required=True, help="example dir")
     add(

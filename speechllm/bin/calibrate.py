@@ -19,13 +19,20 @@ def get_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--model", required=True, help="model folder of stage 11")
+    add("--model", required=True, help="model folder of stage 10")
     add("--examples", required=True, help="example dir of the development set")
     add("--test_examples", help="example dir of a test set to evaluate on")
     add("--picture", help="reliability diagram of the test set to write, .png or .pdf")
+    add("--limit", type=int, help="number of examples, evenly spaced [all]")
     add("--config", help="decoding config of stage 12, YAML")
     add("--batch_size", type=int, default=8, help="utterances per batch [8]")
     add("--device", default="cpu", help="cpu, cuda, … [cpu]")
+    add(
+        "--if_possible",
+        action="store_true",
+        help="succeed where the model or the examples do not allow it; the file of an "
+        "earlier model is renamed",
+    )
     return parser
 
 
@@ -42,21 +49,33 @@ def main(argv: list[str] | None = None) -> None:
         reliability_summary,
     )
     from speechllm.data.examples import read_examples
-    from speechllm.decoding.confidence import CALIBRATION_FILE, write_calibration
+    from speechllm.decoding.confidence import (
+        CALIBRATION_FILE,
+        read_calibration,
+        write_calibration,
+    )
     from speechllm.inference.loading import find_model
     from speechllm.inference.speech_to_text import SpeechToText
-    from speechllm.inference.tuning import calibrate, read_generation
+    from speechllm.inference.tuning import (
+        calibrate,
+        if_possible,
+        read_generation,
+        set_aside_if_damaged,
+    )
 
     generation = read_generation(args.config)
-    examples = read_examples(args.examples)
+    examples = read_examples(args.examples, args.limit)
+    path = find_model(args.model) / CALIBRATION_FILE
+    set_aside_if_damaged(read_calibration, path)
     model = SpeechToText.from_pretrained(args.model, args.device)
-    options = model.options({**generation, "word_times": True})
     made_from = f"the words of {len(examples)} examples"
-    calibration = calibrate(model, examples, options, args.batch_size, made_from)
-    folder = find_model(args.model)
-    write_calibration(calibration, folder)
-    print(f"{folder / CALIBRATION_FILE}: {calibration.weights}")
-    if args.test_examples:
+    with if_possible(args.if_possible, path):
+        options = model.options({**generation, "word_times": True})
+        calibration = calibrate(model, examples, options, args.batch_size, made_from)
+        write_calibration(calibration, path.parent)
+        print(f"{path}: {calibration.weights}")
+        if not args.test_examples:
+            return
         test = read_examples(args.test_examples)
         curves = reliability_curves(model, calibration, test, options, args.batch_size)
         print(reliability_summary(curves))

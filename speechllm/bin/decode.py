@@ -36,7 +36,7 @@ def get_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--model", required=True, help="model folder of stage 11")
+    add("--model", required=True, help="model folder of stage 10")
     add("--examples", required=True, help="example dir")
     add("--output_dir", required=True, help="decode dir to write")
     add(

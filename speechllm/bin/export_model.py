@@ -1,4 +1,4 @@
-"""Export a trained model as a small folder for decoding (stage 11).
+"""Export a trained model as a small folder for decoding (stage 10).
 
     python -m speechllm.bin.export_model --exp_dir exp/speechllm_train \\
         --output exp/speechllm_train/model

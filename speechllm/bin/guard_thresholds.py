@@ -19,8 +19,9 @@ def get_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--model", required=True, help="model folder of stage 11")
+    add("--model", required=True, help="model folder of stage 10")
     add("--examples", required=True, help="example dir of the development set")
+    add("--limit", type=int, help="number of examples, evenly spaced [all]")
     add("--config", help="decoding config of stage 12, YAML")
     add("--batch_size", type=int, default=8, help="utterances per batch [8]")
     add(
@@ -30,6 +31,12 @@ def get_parser() -> argparse.ArgumentParser:
         help="factor between the extremes of the set and the thresholds [1.25]",
     )
     add("--device", default="cpu", help="cpu, cuda, … [cpu]")
+    add(
+        "--if_possible",
+        action="store_true",
+        help="succeed where the model or the examples do not allow it; the file of an "
+        "earlier model is renamed",
+    )
     return parser
 
 
@@ -40,26 +47,37 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"--margin {args.margin}: at least 1")
 
     from speechllm.data.examples import read_examples
-    from speechllm.inference.guard_thresholds import THRESHOLDS_FILE, write_thresholds
+    from speechllm.inference.guard_thresholds import (
+        THRESHOLDS_FILE,
+        read_thresholds,
+        write_thresholds,
+    )
     from speechllm.inference.loading import find_model
     from speechllm.inference.speech_to_text import SpeechToText
-    from speechllm.inference.tuning import find_thresholds, read_generation
+    from speechllm.inference.tuning import (
+        find_thresholds,
+        if_possible,
+        read_generation,
+        set_aside_if_damaged,
+    )
 
     generation = read_generation(args.config)
-    examples = read_examples(args.examples)
-    model = SpeechToText.from_pretrained(args.model, args.device)
-    thresholds = find_thresholds(
-        model,
-        examples,
-        model.options({**generation, "guard": False}),
-        args.batch_size,
-        args.margin,
-        f"{len(examples)} examples",
-    )
+    examples = read_examples(args.examples, args.limit)
     folder = find_model(args.model)
-    write_thresholds(thresholds, folder)
-    print((folder / THRESHOLDS_FILE).read_text("utf-8"), end="")
-    print(f"written to {folder / THRESHOLDS_FILE}")
+    set_aside_if_damaged(read_thresholds, folder / THRESHOLDS_FILE)
+    model = SpeechToText.from_pretrained(folder, args.device)
+    with if_possible(args.if_possible, folder / THRESHOLDS_FILE):
+        thresholds = find_thresholds(
+            model,
+            examples,
+            model.options({**generation, "guard": False}),
+            args.batch_size,
+            args.margin,
+            f"{len(examples)} examples",
+        )
+        write_thresholds(thresholds, folder)
+        print((folder / THRESHOLDS_FILE).read_text("utf-8"), end="")
+        print(f"written to {folder / THRESHOLDS_FILE}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Train a speech encoder, a bridge and an LLM as one model (stage 10, an ESPnet task).
+"""Train a speech encoder, a bridge and an LLM as one model (an ESPnet task).
 
     python -m speechllm.bin.speechllm_train --config conf/train.yaml --output_dir exp/a
 

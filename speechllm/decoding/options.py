@@ -37,7 +37,7 @@ class SearchOptions:
             are compared in joint search; not part of their scores.
         tokens_per_second, extra_tokens: maximum length of an output:
             ``int(tokens_per_second · seconds + extra_tokens)`` tokens (4 and 20.5 in
-            Nue-ASR's released code). Stage 11 exports limits for the model's texts.
+            Nue-ASR's released code). Stage 10 exports limits for the model's texts.
         retry_truncated: decode an output that reaches its maximum length again with
             twice the length; None: unless the caller has chosen the length.
         min_tokens: minimum length of an output; the maximum takes precedence.

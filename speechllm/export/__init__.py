@@ -1,1 +1,1 @@
-"""Export of trained models: model folders, zips and uploads (stages 11, 14, 15)."""
+"""Export of trained models: model folders, zips and uploads (stages 10, 14, 15)."""

@@ -54,7 +54,7 @@ def decode_examples(
     ``failed.<shard>.tsv``; a re-run tries it again.
 
     Args:
-        model_dir: folder that stage 11 wrote.
+        model_dir: folder that stage 10 wrote.
         examples: example dir (``wav.scp``, ``utt2task``, …).
         output_dir: folder to write.
         generation: fields of ``SearchOptions``.

@@ -68,7 +68,7 @@ def find_model(path: str | Path) -> Path:
     if Path(path).exists():
         raise UserError(
             f"{path}: no model (config.yaml and model.safetensors, or a config.json "
-            "with model_type nue_asr); run stage 11"
+            "with model_type nue_asr); run stage 10"
         )
     from huggingface_hub import snapshot_download
 
@@ -119,7 +119,7 @@ def load_model(folder: Path, dtype: str) -> tuple[SpeechLLM, Prompts, dict[str, 
 def load_exported(
     folder: Path, dtype: str
 ) -> tuple[SpeechLLM, Prompts, dict[str, Any]]:
-    """Load a model that stage 11 wrote, with the adapters merged.
+    """Load a model that stage 10 wrote, with the adapters merged.
 
     Its search defaults are in ``config.yaml`` under ``generation``; ``ctc_trained:
     false`` there marks a CTC branch that must not be used. Older folders have neither.
@@ -139,7 +139,7 @@ def load_exported(
     if expected is not None and (token_list is None or file_sha256(tokens) != expected):
         raise UserError(
             f"{tokens}: not the CTC labels that the model was trained with; export the "
-            "model again (stage 11)"
+            "model again (stage 10)"
         )
     try:
         model = build_speech_llm({**config, "token_list": token_list})

@@ -89,7 +89,7 @@ class SpeechToText:
         """Load a model.
 
         Args:
-            path: a folder that stage 11 wrote, the folder of a training that holds one
+            path: a folder that stage 10 wrote, the folder of a training that holds one
                 as ``model``, a folder in Nue-ASR's released format, or a hub id.
             device: ``cpu``, ``cuda``, …
             dtype: ``float32``, ``bfloat16``, ``float16``, or ``auto``. In float32

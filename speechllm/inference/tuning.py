@@ -6,7 +6,8 @@ Both are written into the model folder.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ from speechllm.text.answer_codec import AnswerCodec
 from speechllm.text.normalization import LANGUAGES_WITHOUT_SPACES, ctc_text, normalize
 from speechllm.utils.batching import batches_by_length
 from speechllm.utils.errors import UserError
-from speechllm.utils.io import read_yaml
+from speechllm.utils.io import previous_name, read_yaml
 
 if TYPE_CHECKING:
     from speechllm.decoding.confidence import Calibration
@@ -73,6 +74,43 @@ def count_errors(reference: str, text: str, language: str) -> int:
         return len(pair[1].split())
     output = jiwer.process_words(*pair)
     return output.substitutions + output.deletions + output.insertions
+
+
+@contextmanager
+def if_possible(wanted: bool, path: Path) -> Iterator[None]:
+    """Print a :class:`UserError` instead of raising it, and set an old file aside.
+
+    Args:
+        wanted: False to change nothing.
+        path: the file that cannot be made, renamed if there is one.
+    """
+    try:
+        yield
+    except UserError as error:
+        if not wanted:
+            raise
+        set_aside(path)
+        print(f"no {path.name}: {error}")
+
+
+def set_aside_if_damaged(read: Callable[[Path], object], path: Path) -> None:
+    """Rename a file of a model folder that cannot be read, so that the model loads.
+
+    Args:
+        read: reads the file, given the folder.
+        path: the file.
+    """
+    try:
+        read(path.parent)
+    except UserError as error:
+        print(f"{error}; renamed")
+        set_aside(path)
+
+
+def set_aside(path: Path) -> None:
+    """Rename a file to a free name, ``<name>.previous``, if there is one."""
+    if path.exists():
+        path.rename(previous_name(path))
 
 
 def find_thresholds(

@@ -65,7 +65,7 @@ Choice = TypeVar("Choice")
 
 
 def read_config(path: Path) -> dict:
-    """Read the ``config.yaml`` of an exported model (stage 11).
+    """Read the ``config.yaml`` of an exported model (stage 10).
 
     Raises:
         UserError: the file is missing or not YAML, an option group is not a mapping,

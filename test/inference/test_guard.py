@@ -15,11 +15,13 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+import yaml
 from tiny_models import LABELS
 
 from speechllm import SpeechToText
 from speechllm.audio.io import load_audio
 from speechllm.benchmarks.guard import at_level, pieces_of, pink_noise, white_noise
+from speechllm.bin import calibrate as calibrate_command
 from speechllm.bin import guard_table as guard_table_command
 from speechllm.bin import guard_thresholds as guard_thresholds_command
 from speechllm.data.examples import read_examples
@@ -457,3 +459,46 @@ def test_entry_has_guarded_and_unguarded_text(guarded, waves):
     )
     assert entry["flags"] == ["nothing heard"]
     assert len(LABELS) == len(guarded().model.token_list)
+
+
+def test_no_guard_where_a_model_does_not_allow_it(
+    tiny_model, examples, tmp_path, capsys
+):
+    """Stage 11 goes on without a guard; thresholds of an earlier model are set aside."""
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    (folder / "config.yaml").write_text(
+        yaml.safe_dump({**config, "ctc_trained": False})
+    )
+    common = ["--model", str(folder), "--examples", str(examples), "--limit", "2"]
+    for command, name in (
+        (guard_thresholds_command, "guard.yaml"),
+        (calibrate_command, "confidence.json"),
+    ):
+        with pytest.raises(UserError, match="trained CTC"):
+            command.main(common)
+        command.main([*common, "--if_possible"])
+        assert f"no {name}: " in capsys.readouterr().out
+    assert not (folder / "guard.yaml").exists()
+
+
+def test_thresholds_replace_those_of_an_earlier_model(
+    tiny_model, examples, tmp_path, capsys
+):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    command = ["--model", str(folder), "--examples", str(examples)]
+    (folder / "guard.yaml").write_text("groups: {}")  # damaged: the model does not load
+    guard_thresholds_command.main(command)
+    assert "guard.yaml.previous" in {path.name for path in folder.iterdir()}
+    assert read_thresholds(folder) is not None
+    config = tmp_path / "decode.yaml"
+    config.write_text("ctc_weight: 0.5\n")
+    model_config = yaml.safe_load((folder / "config.yaml").read_text())
+    (folder / "config.yaml").write_text(
+        yaml.safe_dump({**model_config, "ctc_trained": False})
+    )
+    guard_thresholds_command.main([*command, "--config", str(config), "--if_possible"])
+    assert "no guard.yaml: ctc_weight needs" in capsys.readouterr().out
+    assert not (folder / "guard.yaml").exists()

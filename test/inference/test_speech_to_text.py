@@ -283,7 +283,7 @@ def test_missing_model_and_wrong_loading_options_are_errors(tiny_model, tmp_path
         SpeechToText.from_pretrained(tiny_model, dtype="int4")
 
 
-# Export (stage 11)
+# Export (stage 10)
 
 
 @pytest.fixture

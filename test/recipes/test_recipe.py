@@ -109,8 +109,6 @@ def table(folder: Path, name: str = "exp_tiny") -> list[dict]:
 def test_all_stages_end_in_a_table(recipe):
     log = (recipe / "first.log").read_text()
     for stage in range(1, 14):
-        assert f"Stage {stage}: " in log or stage == 10
-    for stage in (*range(1, 10), 11, 12, 13):
         assert f"Stage {stage}: done in" in log
     scored = {
         (row["task"], row["language"], row["target_language"]) for row in table(recipe)
@@ -165,7 +163,7 @@ def test_a_missing_input_is_reported_with_its_stage(recipe, asterisk_dir):
     arguments = ("--stage", "12", "--stop_stage", "12", "--expdir", "elsewhere")
     done = run(recipe, asterisk_dir, *arguments)
     assert done.returncode == 1
-    assert "run stage 11 first" in done.stderr
+    assert "run stage 10 first" in done.stderr
 
 
 @pytest.mark.slow

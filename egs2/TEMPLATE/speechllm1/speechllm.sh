@@ -64,9 +64,9 @@ hf_repo=
 
 help_message="Usage: $(basename "$0") --train_set NAME --valid_set NAME --test_sets \"NAME …\" --train_config FILE --inference_config FILE [options]
 Stages:
-   1 data preparation (local/data.sh)      9 training
-   2 speed perturbation                   10 second training (when --second_config)
-   3 format wav.scp                       11 average and export
+   1 data preparation (local/data.sh)      9 training, second training (when --second_config)
+   2 speed perturbation                   10 average and export
+   3 format wav.scp                       11 guard and confidence, from the validation set
    4 leave out bad utterances             12 decoding
    5 examples, CTC vocabulary             13 scoring
    6 pretrained models                    14 pack
@@ -118,10 +118,10 @@ Options [default]:
   --warmup_tasks \"T …\"    tasks of stage 8 [the asr tasks of train_tasks]
   --warmup_set NAME       data dir of stage 8 [train_set]
   --warmup_model NAME     checkpoint of stage 8 that initialises stage 9 [${warmup_model}]
-  --second_config FILE    config of stage 10, which is skipped without one [none]
-  --second_tasks \"T …\"    tasks of stage 10 [train_tasks]
-  --second_set NAME       data dir of stage 10 [train_set]
-  --second_init_model NAME  checkpoint of stage 9 that initialises stage 10 [${second_init_model}]
+  --second_config FILE    config of a second training in stage 9 [none]
+  --second_tasks \"T …\"    tasks of the second training [train_tasks]
+  --second_set NAME       data dir of the second training [train_set]
+  --second_init_model NAME  checkpoint of the first that initialises the second [${second_init_model}]
  Decoding, export
   --inference_config FILE config of stage 12
   --inference_args ARGS   more arguments of the decoding program [none]
@@ -162,6 +162,7 @@ case ${gpu_inference} in true | false) ;;
     '') [ "${ngpu}" -gt 0 ] && gpu_inference=true || gpu_inference=false ;;
     *) fail "--gpu_inference takes true or false, not '${gpu_inference}'" ;;
 esac
+if "${gpu_inference}"; then inference_gpus=1 inference_device=cuda; else inference_gpus=0 inference_device=cpu; fi
 
 . ./path.sh
 . ./cmd.sh
@@ -174,10 +175,9 @@ if "${skip_train}"; then skip_stages+=" 6 7 8 9 10 11"; fi
 if "${skip_eval}"; then skip_stages+=" 12 13"; fi
 [ -n "${speed_perturb_factors}" ] || skip_stages+=" 2"
 [ -n "${warmup_config}" ] || skip_stages+=" 8"
-[ -n "${second_config}" ] || skip_stages+=" 10"
 
 # ---- names -----------------------------------------------------------------------
-# The training phases: warmup (stage 8), train (9), second (10).
+# The training phases: warmup (stage 8), train and second (9).
 tag_of() { basename "$1" .yaml; }
 base_train_set=${train_set}
 with_speeds() { # <set>: print its name after stage 2
@@ -218,8 +218,10 @@ train_tag=${train_tag:-$(tag_of "${train_config}")}
 warmup_exp=${expdir}/speechllm_$(tag_of "${warmup_config:-warmup}")${suffix}
 train_exp=${expdir}/speechllm_${train_tag}${suffix}
 second_exp=${expdir}/speechllm_${train_tag}_$(tag_of "${second_config:-second}")${suffix}
-final_exp=${train_exp}
-[ -z "${second_config}" ] || final_exp=${second_exp}
+final_phase=${phases##* }
+final_exp=${final_phase}_exp
+final_exp=${!final_exp}
+model=${final_exp}/model
 decode_name=$(tag_of "${inference_config}")
 [[ ${decode_name} =~ ^decode(_|$) ]] || decode_name=decode_${decode_name}
 [ -z "${inference_tag}" ] || decode_name=decode_${inference_tag}
@@ -357,6 +359,27 @@ collect() { # <phase>: collect the shapes of its examples unless up to date
     prepare "${log_dir}/aggregate.log" python3 -m espnet2.bin.aggregate_stats_dirs \
         --skip_sum_stats "${inputs[@]}" --output_dir "${stats}"
     echo "${key}" > "${stats}/.done"
+}
+exported() { # fail unless the exported model is that of the last training
+    [ -f "${model}/config.yaml" ] || fail "no exported model ${model}; run stage 10 first"
+    if [ "${final_exp}/${inference_model}" -nt "${model}/config.yaml" ]; then
+        fail "${final_exp}/${inference_model} is newer than ${model}; run stage 10 first"
+    fi
+}
+tune() { # <command> <file>: make a file of the model folder from the validation set
+    local examples key done=${final_exp}/$1.done
+    examples=$(examples "${final_phase}" "${valid_set}")
+    key=$(cat "${model}"/{config.yaml,*.safetensors} "${examples}"/{wav.scp,text,utt2task} | sha256sum)
+    if [ -f "${done}" ] && [ "$(< "${done}")" = "${key}" ]; then
+        log "Stage ${current}: ${model}/$2 is up to date"
+        return
+    fi
+    rm -f "${done}"
+    OMP_NUM_THREADS=$(threads 1) ${decode_cmd} --gpu "${inference_gpus}" "${final_exp}/$1.log" \
+        python3 -m "speechllm.bin.$1" --if_possible --model "${model}" --examples "${examples}" \
+        --limit 500 --device "${inference_device}"
+    echo "${key}" > "${done}"
+    log "Stage ${current}: $(last_line "${final_exp}/$1.log")"
 }
 
 # ---- stages ----------------------------------------------------------------------
@@ -501,23 +524,33 @@ if running 9; then
         [ -f "${start}" ] || fail "no warm-up checkpoint ${start}; run stage 8, or give --warmup_config ''"
     fi
     train train "${start}"
-    finish "${train_exp}/${inference_model}" "${train_exp}/train.log"
+    if [ -n "${second_config}" ]; then
+        start=${train_exp}/${second_init_model}
+        [ -f "${start}" ] || fail "--second_init_model: no checkpoint ${start}"
+        log "Stage 9: second training: ${second_exp}; log: ${second_exp}/train.log"
+        train second "${start}"
+    fi
+    finish "${final_exp}/${inference_model}" "${final_exp}/train.log"
 fi
 
 if running 10; then
-    begin 10 "second training: ${second_exp}; log: ${second_exp}/train.log"
-    start=${train_exp}/${second_init_model}
-    [ -f "${start}" ] || fail "no checkpoint ${start}; run stage 9 first"
-    train second "${start}"
-    finish "${second_exp}/${inference_model}" "${second_exp}/train.log"
+    begin 10 "average and export: ${model}"
+    [ -e "${final_exp}/${inference_model}" ] || fail "no checkpoint ${final_exp}/${inference_model}; run stage 9 first"
+    prepare "${final_exp}/export.log" python3 -m speechllm.bin.export_model \
+        --exp_dir "${final_exp}" --checkpoint "${inference_model}" --output "${model}"
+    finish "$(last_line "${final_exp}/export.log")" "${final_exp}/export.log"
 fi
 
 if running 11; then
-    begin 11 "average and export: ${final_exp}/model"
-    [ -e "${final_exp}/${inference_model}" ] || fail "no checkpoint ${final_exp}/${inference_model}; run stage 9 first"
-    prepare "${final_exp}/export.log" python3 -m speechllm.bin.export_model \
-        --exp_dir "${final_exp}" --checkpoint "${inference_model}" --output "${final_exp}/model"
-    finish "$(last_line "${final_exp}/export.log")" "${final_exp}/export.log"
+    begin 11 "guard and confidence, from ${valid_set}: ${model}/{guard.yaml,confidence.json}"
+    exported
+    if grep -q '^ctc_trained: false' "${model}/config.yaml"; then
+        log "Stage 11: nothing to do: both need CTC, which was not trained"
+    else
+        tune guard_thresholds guard.yaml
+        tune calibrate confidence.json
+        finish "${model}" "${final_exp}/{guard_thresholds,calibrate}.log"
+    fi
 fi
 
 if running 12 || running 13; then
@@ -531,22 +564,16 @@ fi
 
 if running 12; then
     begin 12 "decoding: ${decode_dir}/"
-    [ -d "${final_exp}/model" ] || fail "no exported model ${final_exp}/model; run stage 11 first"
-    options=()
-    gpus=0
-    if "${gpu_inference}"; then
-        gpus=1
-        options+=(--device cuda)
-    fi
+    exported
     for name in ${test_sets}; do
         dir=${decode_dir}/${name}
         # shellcheck disable=SC2086 # one word per argument
         OMP_NUM_THREADS=$(threads "${inference_nj}") \
-            ${decode_cmd} --gpu "${gpus}" JOB=1:"${inference_nj}" "${dir}/log/decode.JOB.log" \
-            python3 -m speechllm.bin.decode --model "${final_exp}/model" \
+            ${decode_cmd} --gpu "${inference_gpus}" JOB=1:"${inference_nj}" "${dir}/log/decode.JOB.log" \
+            python3 -m speechllm.bin.decode --model "${model}" \
             --examples "$(examples test "${name}")" --output_dir "${dir}" \
             --config "${inference_config}" --num_shards "${inference_nj}" --shard JOB \
-            "${options[@]}" ${inference_args}
+            --device "${inference_device}" ${inference_args}
         log "Stage 12: ${dir}/text: $(count "${dir}/text") hypotheses"
     done
     finish "hypotheses of ${test_sets} in ${decode_dir}" "${decode_dir}/*/log/decode.*.log"
@@ -568,7 +595,7 @@ fi
 if running 14; then
     begin 14 "pack: ${final_exp}/model.zip"
     prepare "${expdir}/log/pack.log" python3 -m speechllm.bin.pack --force \
-        --model "${final_exp}/model" --output "${final_exp}/model.zip"
+        --model "${model}" --output "${final_exp}/model.zip"
     finish "$(last_line "${expdir}/log/pack.log")" "${expdir}/log/pack.log"
 fi
 
@@ -578,6 +605,6 @@ if running 15; then
     results=()
     [ ! -f "${expdir}/RESULTS.json" ] || results=(--results "${expdir}/RESULTS.json")
     prepare "${expdir}/log/upload.log" python3 -m speechllm.bin.upload \
-        --model "${final_exp}/model" --repo_id "${hf_repo}" "${results[@]}"
+        --model "${model}" --repo_id "${hf_repo}" "${results[@]}"
     finish "$(last_line "${expdir}/log/upload.log")" "${expdir}/log/upload.log"
 fi

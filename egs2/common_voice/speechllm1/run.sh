@@ -11,7 +11,7 @@ help_message="Usage: $(basename "$0") [options] [options of speechllm.sh]
 Test a trained model on Common Voice, Japanese. Without --model, Nue-ASR is trained on
 the train split first.
 Options of the recipe:
-  --model DIR             model folder, such as that of stage 11 in another recipe [none]
+  --model DIR             model folder, such as that of stage 10 in another recipe [none]
   --common_voice_dir DIR  a release, such as cv-corpus-8.0-2022-01-19 [COMMONVOICE in db.sh]
   --local_data_opts ARGS  more arguments of local/data.sh [none]"
 pass_to=./speechllm.sh

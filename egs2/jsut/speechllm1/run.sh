@@ -11,7 +11,7 @@ help_message="Usage: $(basename "$0") [options] [options of speechllm.sh]
 Test a trained model on JSUT basic5000. Without --model only the data are prepared
 (stages 1 to 5).
 Options of the recipe:
-  --model DIR             model folder, such as that of stage 11 in another recipe [none]
+  --model DIR             model folder, such as that of stage 10 in another recipe [none]
   --jsut_dir DIR          folder jsut_ver1.1 [JSUT in db.sh]
   --local_data_opts ARGS  more arguments of local/data.sh [none]"
 pass_to=./speechllm.sh

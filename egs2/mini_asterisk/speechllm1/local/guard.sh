@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# After ./run.sh: set the guard's thresholds and calibrate the confidence on dev (stored
-# in the model folder); then evaluate both, in exp/GUARD.md and exp/reliability.png, on
-# silence, noise, hold music, the three untrained languages, short clips, clipped audio,
-# one word repeated thirty times, and the clean test set.
+# After ./run.sh: evaluate the guard and the confidence of words, which stage 11 derives
+# from dev, on silence, noise, hold music, the three untrained languages, short clips,
+# clipped audio, one word repeated thirty times, and the clean test set: exp/GUARD.md and
+# exp/reliability.png.
 # Takes the options of speechllm.bin.guard_table (--limit 60, --config conf/decode.yaml).
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -11,7 +11,6 @@ cd "$(dirname "$0")/.."
 model=exp/speechllm_train/model
 music=$(local/hold_music.sh)
 
-python3 -m speechllm.bin.guard_thresholds --model "${model}" --examples dump/examples/dev
 python3 -m speechllm.bin.calibrate --model "${model}" --examples dump/examples/dev \
     --test_examples dump/examples/test --picture exp/reliability.png
 
