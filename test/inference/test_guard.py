@@ -464,7 +464,7 @@ def test_entry_has_guarded_and_unguarded_text(guarded, waves):
 def test_no_guard_where_a_model_does_not_allow_it(
     tiny_model, examples, tmp_path, capsys
 ):
-    """Stage 11 goes on without a guard; thresholds of an earlier model are set aside."""
+    """Stage 11 goes on without a guard."""
     folder = tmp_path / "model"
     shutil.copytree(tiny_model, folder)
     config = yaml.safe_load((folder / "config.yaml").read_text())
