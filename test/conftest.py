@@ -32,7 +32,11 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(
     config: pytest.Config, items: list[pytest.Item]
 ) -> None:
-    """Deselect the long table of bad inputs unless ``-m`` names it."""
+    """Deselect the long table of bad inputs unless ``-m`` names it.
+
+    Recipes run first: in parallel runs short tests fill the other processes meanwhile.
+    """
+    items.sort(key=lambda item: "recipes" not in item.path.parts)
     if "badinput" in config.getoption("-m"):
         return
     long = [item for item in items if item.get_closest_marker("badinput")]

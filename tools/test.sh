@@ -23,4 +23,5 @@ git grep -Ilz '' | xargs -0 codespell
 echo "codespell: passed"
 # A process per core, up to four; each test file is run by one of them.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-exec python3 -m pytest -q -n auto --maxprocesses 4 --dist loadfile test "$@"
+exec python3 -m pytest -q -n auto --maxprocesses 4 --dist loadfile \
+    --no-loadscope-reorder test "$@"
