@@ -40,7 +40,8 @@ def safe_checkpoints() -> Iterator[None]:
 
     ``torch.save`` to a path writes a temporary file and renames it, so that a kill
     leaves the previous checkpoint intact. ``torch.load``, which ESPnet calls to resume
-    and to average, unpickles tensors and the reporter's numbers only. ``--init_param``
+    and to average, unpickles tensors and the reporter's numbers only, and maps the file
+    into memory, of which the processes of a machine share one copy. ``--init_param``
     accepts safetensors, too.
     """
     save, load = torch.save, torch.load
@@ -55,6 +56,7 @@ def safe_checkpoints() -> Iterator[None]:
 
     @functools.wraps(load)
     def load_safely(f, *args, **options):
+        options = {"mmap": isinstance(f, (str, os.PathLike)), **options}
         try:
             with torch.serialization.safe_globals(_RESUME_TYPES):
                 return load(f, *args, **{**options, "weights_only": True})
@@ -182,7 +184,7 @@ def repair_checkpoint(output_dir: Path, criteria: Sequence[Sequence[str]] = ()) 
     if not checkpoint.exists():
         return
     with safe_checkpoints():
-        states = torch.load(checkpoint, map_location="cpu", mmap=True)
+        states = torch.load(checkpoint, map_location="cpu")
     reporter = Reporter()
     reporter.load_state_dict(states["reporter"])
     model = output_dir / f"{reporter.get_epoch()}epoch.pth"

@@ -128,6 +128,18 @@ def test_checkpoints_are_written_atomically(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["model.pth"]
 
 
+def test_checkpoints_are_mapped_into_memory(tmp_path):
+    """All processes of a resumed training read it, and share the pages of the file."""
+    path = tmp_path / "checkpoint.pth"
+    torch.save({"a": torch.arange(100_000)}, path)
+    with safe_checkpoints():
+        found = torch.load(path, map_location="cpu", weights_only=False)
+        assert str(path) in Path("/proc/self/maps").read_text()
+        torch.save({"a": torch.zeros(3)}, path)  # the next epoch's
+    found["a"] += 1
+    assert found["a"].tolist() == list(range(1, 100_001))
+
+
 class Planted:
     """An object whose unpickling runs a command."""
 
