@@ -54,7 +54,7 @@ def install(root: Path, *arguments: str, installer: str = "install.sh"):
         [root / "tools" / installer, *arguments],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     return done, calls.read_text().splitlines()
 

@@ -160,7 +160,7 @@ class Recipes:
             capture_output=True,
             text=True,
             stdin=subprocess.DEVNULL,
-            timeout=900,
+            timeout=2400,
         )
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
         return done.stdout

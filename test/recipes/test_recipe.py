@@ -61,7 +61,7 @@ def run(folder: Path, asterisk_dir: Path, *arguments: str, **options: str):
     return subprocess.run(
         **command(folder, asterisk_dir, *arguments, **options),
         capture_output=True,
-        timeout=900,
+        timeout=2400,
     )
 
 

@@ -49,7 +49,7 @@ def run_script(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=2400,
         check=False,
     )
 

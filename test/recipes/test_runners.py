@@ -38,7 +38,7 @@ exit "${code}"
 
 def call(arguments: list, runner: list[str] = RUN, **options):
     words = [*runner, *map(str, arguments)]
-    return subprocess.run(words, capture_output=True, text=True, timeout=60, **options)
+    return subprocess.run(words, capture_output=True, text=True, timeout=300, **options)
 
 
 def wait_until(condition, seconds: float = 15.0) -> None:

@@ -47,7 +47,7 @@ def bash(*words: str | Path, cwd: Path = TEMPLATE, **options):
         capture_output=True,
         text=True,
         cwd=cwd,
-        timeout=60,
+        timeout=300,
         check=False,
         **options,
     )
