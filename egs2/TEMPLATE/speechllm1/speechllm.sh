@@ -362,8 +362,8 @@ collect() { # <phase>: collect the shapes of its examples unless up to date
 }
 exported() { # fail unless the exported model is that of the last training
     [ -f "${model}/config.yaml" ] || fail "no exported model ${model}; run stage 10 first"
-    if [ "${final_exp}/${inference_model}" -nt "${model}/config.yaml" ]; then
-        fail "${final_exp}/${inference_model} is newer than ${model}; run stage 10 first"
+    if [ "${final_exp}/checkpoint.pth" -nt "${model}/config.yaml" ]; then
+        fail "${final_exp} was trained after the export of ${model}; run stage 10 first"
     fi
 }
 tune() { # <command> <file>: make a file of the model folder from the validation set
