@@ -25,10 +25,19 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--type", choices=("char", "bpe"), default="char", help="unit of a token [char]"
     )
+    parser.add_argument("--size", type=int, help="number of pieces, for bpe")
     parser.add_argument(
-        "--size",
+        "--min_count",
         type=int,
-        help="vocabulary size: required for bpe, a maximum for char",
+        default=1,
+        help="least number of occurrences of a character, for char [1]",
+    )
+    parser.add_argument(
+        "--coverage",
+        nargs="+",
+        type=Path,
+        default=[],
+        help="text tables of which to print the share of characters with a label",
     )
     parser.add_argument("--output", required=True, type=Path, help="folder to write")
     return parser
@@ -39,17 +48,25 @@ def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
 
     from speechllm.data.ctc_vocabulary import (
+        LEAST_COVERAGE,
         build_bpe_vocabulary,
         build_character_vocabulary,
+        measure_coverage,
     )
 
     if args.type == "char":
-        tokens = build_character_vocabulary(args.text, args.output, args.size)
+        if args.size is not None:
+            raise UserError("--size is for bpe; --min_count leaves out rare characters")
+        tokens = build_character_vocabulary(args.text, args.output, args.min_count)
     elif args.size is None:
         raise UserError("--type bpe needs --size")
     else:
         tokens = build_bpe_vocabulary(args.text, args.output, args.size)
     print(f"{args.output / 'tokens.txt'}: {len(tokens)} tokens")
+    for table in args.coverage:
+        coverage = measure_coverage(tokens, table)
+        warning = "" if coverage.share >= LEAST_COVERAGE else "warning: "
+        print(f"{warning}coverage of {table}: {coverage}")
 
 
 if __name__ == "__main__":

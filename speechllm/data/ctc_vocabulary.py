@@ -6,9 +6,11 @@ tokens, ``<sos/eos>``.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from speechllm.data.kaldi_table import iterate_table
@@ -17,34 +19,36 @@ from speechllm.utils.folders import FolderKind, atomic_directory
 
 VOCABULARY = FolderKind("CTC vocabulary", ("tokens.txt",))
 BLANK, UNKNOWN, SPACE, END = "<blank>", "<unk>", "<space>", "<sos/eos>"
+SPECIAL = {BLANK, UNKNOWN, SPACE, END}
+LEAST_COVERAGE = 0.995  # of a table's characters; less is warned of
 
 
 def build_character_vocabulary(
-    texts: Iterable[str | Path], output: str | Path, size: int | None = None
+    texts: Iterable[str | Path], output: str | Path, min_count: int = 1
 ) -> list[str]:
     """Write ``tokens.txt`` with the characters of text tables, most frequent first.
 
     Args:
         texts: tables such as ``text_ctc``.
         output: folder to write.
-        size: maximum number of tokens, special ones included; rarer characters become
-            ``<unk>``.
+        min_count: characters that occur less often become ``<unk>``.
 
     Returns:
         The tokens.
 
     Raises:
-        UserError: the tables have no text, or ``size`` is below 4.
+        UserError: the tables have no text, or no character so often.
     """
     counts: Counter[str] = Counter()
     for line in _read_texts(texts):
         counts.update(line)
     counts.pop("\t", None)
-    characters = sorted(counts, key=lambda character: (-counts[character], character))
-    if size is not None:
-        if size < 4:
-            raise UserError(f"vocabulary size {size}: at least 4")
-        characters = characters[: size - 3]
+    characters = sorted(
+        (character for character, count in counts.items() if count >= min_count),
+        key=lambda character: (-counts[character], character),
+    )
+    if not characters:
+        raise UserError(f"no character occurs {min_count} times; use a lower count")
     tokens = [SPACE if character == " " else character for character in characters]
     tokens = [BLANK, UNKNOWN, *tokens, END]
     with atomic_directory(output, VOCABULARY, texts) as new:
@@ -95,6 +99,47 @@ def build_bpe_vocabulary(
         tokens = [BLANK, UNKNOWN, *pieces, END]
         _write_tokens(new, tokens)
     return tokens
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Characters of a text table that a vocabulary has.
+
+    Attributes:
+        characters: number of characters in the table, without spaces.
+        missing: count of each that the vocabulary lacks.
+    """
+
+    characters: int
+    missing: Counter[str]
+
+    @property
+    def share(self) -> float:
+        """Share of the characters that the vocabulary has; 1 without any character."""
+        return 1 - self.missing.total() / max(self.characters, 1)
+
+    def __str__(self) -> str:
+        percent = math.floor(10_000 * self.share) / 100
+        text = f"{percent:.2f} % of {self.characters} characters have a label"
+        if self.missing:
+            examples = " ".join(c for c, _ in self.missing.most_common(10))
+            text += f"; without: {len(self.missing)} different ones, such as {examples}"
+        return text
+
+
+def measure_coverage(tokens: Iterable[str], text: str | Path) -> Coverage:
+    """Count the characters of a text table that no token has.
+
+    Args:
+        tokens: characters or pieces.
+        text: table such as ``text_ctc``.
+    """
+    known = set("".join(token for token in tokens if token not in SPECIAL))
+    counts: Counter[str] = Counter()
+    for _, line in iterate_table(text):
+        counts.update("".join(line.split()))
+    missing = Counter({c: n for c, n in counts.items() if c not in known})
+    return Coverage(counts.total(), missing)
 
 
 def _explain(error: str, size: int) -> str:

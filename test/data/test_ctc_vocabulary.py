@@ -27,10 +27,28 @@ def test_characters_are_sorted_by_frequency(text, tmp_path):
     assert set(tokens[2:-1]) == set("hellyougdbeçav") | {"<space>"}
     written = (tmp_path / "char" / "tokens.txt").read_text(encoding="utf-8")
     assert written.splitlines() == tokens
-    assert build_character_vocabulary([text], tmp_path / "char", 6) == [
-        *tokens[:5],
-        "<sos/eos>",
-    ]
+    often = build_character_vocabulary([text], tmp_path / "char", 3)  # o, space
+    assert often == [*tokens[:4], "<sos/eos>"]
+    with pytest.raises(UserError, match="no character occurs 30 times"):
+        build_character_vocabulary([text], tmp_path / "none", 30)
+
+
+def test_all_characters_of_a_japanese_corpus_have_a_label(tmp_path, capsys):
+    """CSJ has 2,880 characters; 500 were kept."""
+    kanji = [chr(0x4E00 + number) for number in range(2880)]
+    (tmp_path / "train").write_text(f"a {''.join(kanji)}\n", encoding="utf-8")
+    (tmp_path / "dev").write_text("a 一丁 龥一\nb 一一一一\n", encoding="utf-8")
+    tables = [str(tmp_path / name) for name in ("train", "dev")]
+    main(
+        ["--text", tables[0], "--output", str(tmp_path / "out"), "--coverage", *tables]
+    )
+    tokens, train, dev = capsys.readouterr().out.splitlines()
+    assert tokens.endswith("2883 tokens")
+    assert train.endswith("train: 100.00 % of 2880 characters have a label")
+    assert dev == (
+        f"warning: coverage of {tables[1]}: 87.50 % of 8 characters have a label; "
+        "without: 1 different ones, such as 龥"
+    )
 
 
 def test_bpe_pieces_are_in_the_token_list(text, tmp_path):
@@ -66,3 +84,5 @@ def test_command_line(text, tmp_path, capsys):
     assert "16 tokens" in capsys.readouterr().out
     with pytest.raises(UserError, match="needs --size"):
         main([*arguments, "--type", "bpe"])
+    with pytest.raises(UserError, match="--size is for bpe"):
+        main([*arguments, "--size", "9"])

@@ -40,6 +40,7 @@ test_tasks=
 plain_transcripts=false
 prompts=conf/prompts.yaml
 token_type=char
+min_character_count=1
 nbpe=500
 # training
 train_config=
@@ -108,6 +109,7 @@ Options [default]:
   --plain_transcripts BOOL  remove case and punctuation from training transcripts [${plain_transcripts}]
   --prompts FILE          prompt of each task [${prompts}]
   --token_type TYPE       CTC vocabulary, char or bpe [${token_type}]
+  --min_character_count N  characters that the training text has less often get no CTC label [${min_character_count}]
   --nbpe N                size of the bpe vocabulary [${nbpe}]
  Training
   --train_config FILE     ESPnet config of stage 9
@@ -147,7 +149,7 @@ whole stop_stage 1 15
 for number in ${skip_stages}; do
     [[ ${number} =~ ^([1-9]|1[0-5])$ ]] || fail "--skip_stages takes numbers from 1 to 15, not '${number}'"
 done
-for name in num_nodes nj inference_nj nbpe; do whole "${name}" 1 999999; done
+for name in num_nodes nj inference_nj nbpe min_character_count; do whole "${name}" 1 999999; done
 whole ngpu 0 1024
 case ${plain_transcripts} in true | false) ;; *) fail "--plain_transcripts takes true or false, not '${plain_transcripts}'" ;; esac
 case ${token_type} in char | bpe) ;; *) fail "--token_type takes char or bpe, not '${token_type}'" ;; esac
@@ -461,6 +463,7 @@ if running 5; then
         log "Stage 5: ${output}: $(count "${output}/text") examples"
     }
     texts=()
+    covered=()
     for phase in ${phases}; do
         tasks=${phase}_tasks
         set=${phase}_train_set
@@ -469,15 +472,23 @@ if running 5; then
         make_examples "${phase}" "${!set}" "${!tasks}" "${extra}"
         make_examples "${phase}" "${valid_set}" "$(without_weights "${!tasks}")"
         texts+=("$(examples "${phase}" "${!set}")/text_ctc")
+        covered+=("$(examples "${phase}" "${valid_set}")/text_ctc")
     done
     for name in ${test_sets}; do
         if [ "${name}" = "${valid_set}" ] && [ "${test_tasks}" != "$(without_weights "${train_tasks}")" ]; then
             fail "${name} is the validation set and a test set; --test_tasks must equal --train_tasks then"
         fi
         [ "${name}" = "${valid_set}" ] || make_examples test "${name}" "${test_tasks}"
+        covered+=("$(examples test "${name}")/text_ctc")
     done
+    size=(--min_count "${min_character_count}")
+    [ "${token_type}" = char ] || size=(--size "${nbpe}")
     prepare "${prep_log}/vocabulary.log" python3 -m speechllm.bin.build_vocabulary \
-        --text "${texts[@]}" --type "${token_type}" --size "${nbpe}" --output "${token_dir}"
+        --text "${texts[@]}" --type "${token_type}" "${size[@]}" --output "${token_dir}" \
+        --coverage "${texts[@]}" "${covered[@]}"
+    grep 'coverage of ' "${prep_log}/vocabulary.log" | while read -r line; do
+        log "Stage 5: ${line}"
+    done
     finish "$(count "${token_dir}/tokens.txt") CTC tokens in ${token_dir}/tokens.txt" \
         "${prep_log}/vocabulary.log"
 fi
