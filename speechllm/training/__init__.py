@@ -1,4 +1,4 @@
-"""The ESPnet task and everything that training needs (stages 7 to 9)."""
+"""The ESPnet task and everything that training needs (stages 8 and 9)."""
 
 from speechllm.training.espnet_compat import install_replacements
 

@@ -234,18 +234,26 @@ class SpeechLLMTask(AbsTask):
         Raises:
             UserError: the config is not YAML, or a value has another type or range.
         """
-        if args is None:
-            parser = cls.get_parser()
-            first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-            first.add_argument("--config")
-            config = first.parse_known_args(cmd)[0].config
-            if config is not None and Path(config).exists():
-                read_training_config(config)
-            args = parser.parse_args(cmd)
-            place = config or "command line"
-            for name, value in check_training_options(vars(args), place).items():
-                setattr(args, name, value)
-        super().main(args=args, cmd=cmd)
+        super().main(args=cls.parse(cmd) if args is None else args, cmd=cmd)
+
+    @classmethod
+    def parse(cls, cmd=None) -> argparse.Namespace:
+        """Parse and check the options of a training.
+
+        Raises:
+            UserError: the config is not YAML, or a value has another type or range.
+        """
+        parser = cls.get_parser()
+        first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        first.add_argument("--config")
+        config = first.parse_known_args(cmd)[0].config
+        if config is not None and Path(config).exists():
+            read_training_config(config)
+        args = parser.parse_args(cmd)
+        place = config or "command line"
+        for name, value in check_training_options(vars(args), place).items():
+            setattr(args, name, value)
+        return args
 
     @classmethod
     def main_worker(cls, args: argparse.Namespace):
