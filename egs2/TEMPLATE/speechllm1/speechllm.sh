@@ -131,8 +131,7 @@ Options [default]:
   --help                  print this text"
 
 . utils/parse_options.sh
-
-log() { echo "$(date '+%Y-%m-%dT%H:%M:%S') (${0##*/}) $*"; }
+. utils/locks.sh
 
 # ---- validation of the options ---------------------------------------------------
 [ $# -eq 0 ] || fail "unexpected argument '$1'; options have the form --name value"
@@ -165,9 +164,13 @@ esac
 
 . ./path.sh
 . ./cmd.sh
-# The job runners end their jobs when this process has ended.
-SPEECHLLM_PID=$(hostname):$$
-export SPEECHLLM_PID
+if [ "${SPEECHLLM_PID##*:}" -eq "${PPID}" ]; then
+    # run.sh ends this script when it is killed, but cannot after SIGKILL.
+    {
+        while grep -qx "PPid:[[:space:]]*${PPID}" "/proc/$$/status"; do sleep 1; done
+        kill $$
+    } > /dev/null 2>&1 &
+fi
 
 if "${skip_data_prep}"; then skip_stages+=" 1 2 3 4 5"; fi
 if "${skip_train}"; then skip_stages+=" 6 7 8 9 10 11"; fi
@@ -246,7 +249,16 @@ begin() { # <stage> <description>
     log "Stage $1: $2"
 }
 finish() { # <result> <log>
+    unlock
     log "Stage ${current}: done in ${SECONDS} s: $1; log: $2"
+}
+require_examples() { # <folder …>
+    local folder name
+    for folder in "$@"; do
+        for name in wav.scp text text_ctc utt2task; do
+            [ -f "${folder}/${name}" ] || fail "no examples in ${folder} (${name} is missing); run stage 5 first"
+        done
+    done
 }
 prepare() { # <log> <command …>: run a job of data preparation
     ${train_cmd} "$@"
@@ -260,23 +272,22 @@ threads() { # <jobs>: print the number of CPU cores per parallel job
     echo "${OMP_NUM_THREADS:-$((share > 0 ? share : 1))}"
 }
 launch() { # <name> <folder> <command …>: train through ESPnet's launcher
-    local name=$1 dir=$2
+    local name=$1 dir=$2 errors
     shift 2
-    mkdir -p "${dir}"
-    exec {lock}> "${dir}/.lock"
-    if command -v flock > /dev/null && ! flock -w 30 "${lock}"; then
-        fail "another run is training in ${dir}; wait for it or end it first"
-    fi
-    if ! OMP_NUM_THREADS=$(threads $((ngpu > 0 ? ngpu : 1))) \
-        python3 -m espnet2.bin.launch --cmd "${cuda_cmd} --name ${name}" \
-        --log "${dir}/train.log" --ngpu "${ngpu}" --num_nodes "${num_nodes}" \
-        --init_file_prefix "${dir}/.dist_init_" --multiprocessing_distributed true -- \
-        "$@" 2> "${dir}/launch.log"; then
-        # launch.log repeats the whole log; print the job runner's summary only.
-        grep -E '^(run|slurm)\.pl: ' "${dir}/launch.log" >&2 || tail -n 5 "${dir}/launch.log" >&2
+    lock "${dir}"
+    # The launcher's errors repeat the whole log; print the job runner's summary only.
+    if ! {
+        errors=$(
+            OMP_NUM_THREADS=$(threads $((ngpu > 0 ? ngpu : 1))) \
+                python3 -m espnet2.bin.launch --cmd "${cuda_cmd} --name ${name}" \
+                --log "${dir}/train.log" --ngpu "${ngpu}" --num_nodes "${num_nodes}" \
+                --init_file_prefix "${dir}/.dist_init_" --multiprocessing_distributed true -- \
+                "$@" 2>&1 >&3
+        )
+    } 3>&1; then
+        grep -E '^(run|slurm)\.pl: ' <<< "${errors}" >&2 || tail -n 1 <<< "${errors}" >&2
         fail "stage ${current} stopped; log: ${dir}/train.log; the same command resumes from the last epoch"
     fi
-    exec {lock}>&-
 }
 data_arguments() { # <phase> <train or valid>: add its files to ${arguments}
     local phase=$1 kind=$2 set=${valid_set} dir
@@ -299,6 +310,8 @@ train() { # <phase> <initial checkpoint, may be empty>
     local phase=$1 init=$2 dir=${1}_exp stats arguments
     stats=$(stats_dir "${phase}")
     [ -f "${stats}/.done" ] || fail "no statistics in ${stats}; run stage 7 first"
+    local train=${phase}_train_set
+    require_examples "$(examples "${phase}" "${!train}")" "$(examples "${phase}" "${valid_set}")"
     common_arguments "${phase}"
     data_arguments "${phase}" train
     data_arguments "${phase}" valid
@@ -321,6 +334,9 @@ collect() { # <phase>: collect the shapes of its examples unless up to date
     local train_examples valid_examples
     train_examples=$(examples "${phase}" "${!train}")
     valid_examples=$(examples "${phase}" "${valid_set}")
+    require_examples "${train_examples}" "${valid_examples}"
+    [ -f "${token_dir}/tokens.txt" ] || fail "no CTC vocabulary ${token_dir}/tokens.txt; run stage 5 first"
+    lock "${stats}"
     key=$(cat "${!config}" "${prompts}" "${token_dir}/tokens.txt" \
         "${train_examples}"/{wav.scp,text,text_ctc,utt2task} \
         "${valid_examples}"/{wav.scp,text,text_ctc,utt2task} | sha256sum)
@@ -365,6 +381,7 @@ all_raw_sets="${perturbed_sets} ${prepared_sets}"
 
 if running 1; then
     begin 1 "data preparation: ${datadir}/{${training_sets//$'\n'/,},${prepared_sets//$'\n'/,}}"
+    lock "${datadir}"
     # shellcheck disable=SC2086 # one word per argument
     local/data.sh --datadir "${datadir}" ${local_data_opts}
     pipes=()
@@ -378,6 +395,7 @@ fi
 
 if running 2; then
     begin 2 "speed perturbation: ${speed_perturb_factors}"
+    lock "${datadir}"
     for name in ${training_sets}; do
         # shellcheck disable=SC2086 # one word per factor
         prepare "${prep_log}/perturb_${name}.log" python3 -m speechllm.bin.data_dir \
@@ -390,6 +408,7 @@ fi
 
 if running 3; then
     begin 3 "format wav.scp: ${datadir}/ -> ${dumpdir}/audio/"
+    lock "${datadir}" "${dumpdir}"  # a recipe's local/data.sh may write tables in place
     pipes=()
     "${allow_pipes}" && pipes=(--allow_pipes)
     for name in ${all_raw_sets}; do
@@ -404,6 +423,7 @@ fi
 
 if running 4; then
     begin 4 "leave out bad utterances: ${dumpdir}/audio/ -> ${dumpdir}/raw/"
+    lock "${dumpdir}"
     for name in ${all_raw_sets}; do
         limits=(--min_text_length 0)
         # Test sets keep long, short and silent utterances.
@@ -425,6 +445,7 @@ fi
 
 if running 5; then
     begin 5 "examples (utterance x task) and the CTC vocabulary"
+    lock "${dumpdir}" "${datadir}/token_list"
     make_examples() { # <phase> <set> <tasks> [<more sets>]
         local output inputs plain=() keep=()
         output=$(examples "$1" "$2")
@@ -461,21 +482,26 @@ fi
 
 if running 6; then
     begin 6 "pretrained models; check that the tokenizer covers the targets"
+    for phase in ${phases}; do
+        set=${phase}_train_set
+        require_examples "$(examples "${phase}" "${!set}")"
+    done
+    lock "${final_exp}"
     configs=()
     for phase in ${phases}; do
         config=${phase}_config
         configs+=(--config "${!config}")
     done
-    prepare "${expdir}/log/fetch_models.log" python3 -m speechllm.bin.fetch_models "${configs[@]}"
+    prepare "${final_exp}/log/fetch_models.log" python3 -m speechllm.bin.fetch_models "${configs[@]}"
     for phase in ${phases}; do
         config=${phase}_config
         set=${phase}_train_set
-        prepare "${expdir}/log/prompts_${phase}.log" python3 -m speechllm.bin.check_prompts \
+        prepare "${final_exp}/log/prompts_${phase}.log" python3 -m speechllm.bin.check_prompts \
             --config "${!config}" --prompts "${prompts}" \
             --examples "$(examples "${phase}" "${!set}")"
-        log "Stage 6: $(last_line "${expdir}/log/prompts_${phase}.log")"
+        log "Stage 6: $(last_line "${final_exp}/log/prompts_${phase}.log")"
     done
-    finish "$(last_line "${expdir}/log/fetch_models.log")" "${expdir}/log/fetch_models.log"
+    finish "$(last_line "${final_exp}/log/fetch_models.log")" "${final_exp}/log/fetch_models.log"
 fi
 
 if running 7; then
@@ -514,6 +540,7 @@ fi
 
 if running 11; then
     begin 11 "average and export: ${final_exp}/model"
+    [ ! -d "${final_exp}" ] || lock "${final_exp}"
     [ -e "${final_exp}/${inference_model}" ] || fail "no checkpoint ${final_exp}/${inference_model}; run stage 9 first"
     prepare "${final_exp}/export.log" python3 -m speechllm.bin.export_model \
         --exp_dir "${final_exp}" --checkpoint "${inference_model}" --output "${final_exp}/model"
@@ -532,6 +559,8 @@ fi
 if running 12; then
     begin 12 "decoding: ${decode_dir}/"
     [ -d "${final_exp}/model" ] || fail "no exported model ${final_exp}/model; run stage 11 first"
+    for name in ${test_sets}; do require_examples "$(examples test "${name}")"; done
+    lock "${decode_dir}"
     options=()
     gpus=0
     if "${gpu_inference}"; then
@@ -554,11 +583,16 @@ fi
 
 if running 13; then
     begin 13 "scoring"
+    [ ! -d "${decode_dir}" ] || lock "${decode_dir}"
     for name in ${test_sets}; do
         [ -f "${decode_dir}/${name}/text" ] || fail "no hypotheses ${decode_dir}/${name}/text; run stage 12 first"
+        require_examples "$(examples test "${name}")"
+    done
+    for name in ${test_sets}; do
         prepare "${decode_dir}/${name}/log/score.log" python3 -m speechllm.bin.score \
             --examples "$(examples test "${name}")" --decode_dir "${decode_dir}/${name}"
     done
+    lock "${expdir}/log"
     prepare "${expdir}/log/report.log" python3 -m speechllm.bin.report \
         --exp_root "${expdir}" --output "${expdir}/RESULTS"
     cat "${expdir}/RESULTS.md"
@@ -567,17 +601,21 @@ fi
 
 if running 14; then
     begin 14 "pack: ${final_exp}/model.zip"
-    prepare "${expdir}/log/pack.log" python3 -m speechllm.bin.pack --force \
+    [ -d "${final_exp}/model" ] || fail "no exported model ${final_exp}/model; run stage 11 first"
+    lock "${final_exp}"
+    prepare "${final_exp}/log/pack.log" python3 -m speechllm.bin.pack --force \
         --model "${final_exp}/model" --output "${final_exp}/model.zip"
-    finish "$(last_line "${expdir}/log/pack.log")" "${expdir}/log/pack.log"
+    finish "$(last_line "${final_exp}/log/pack.log")" "${final_exp}/log/pack.log"
 fi
 
 if running 15; then
     begin 15 "upload to ${hf_repo:-(no --hf_repo)}"
     [ -n "${hf_repo}" ] || fail "no repository to upload to; give --hf_repo <user>/<name>"
+    [ -d "${final_exp}/model" ] || fail "no exported model ${final_exp}/model; run stage 11 first"
+    lock "${final_exp}"
     results=()
     [ ! -f "${expdir}/RESULTS.json" ] || results=(--results "${expdir}/RESULTS.json")
-    prepare "${expdir}/log/upload.log" python3 -m speechllm.bin.upload \
+    prepare "${final_exp}/log/upload.log" python3 -m speechllm.bin.upload \
         --model "${final_exp}/model" --repo_id "${hf_repo}" "${results[@]}"
-    finish "$(last_line "${expdir}/log/upload.log")" "${expdir}/log/upload.log"
+    finish "$(last_line "${final_exp}/log/upload.log")" "${final_exp}/log/upload.log"
 fi
