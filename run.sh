@@ -44,5 +44,6 @@ egs2/NAME/speechllm1/run.sh with the options. Recipes: $(recipes)[mini_asterisk]
     exec "${directory}/run.sh" --help
 fi
 
+. "${root}/egs2/TEMPLATE/speechllm1/utils/end_children.sh"
 "${root}/tools/install.sh" --if_stale true
 exec "${directory}/run.sh" "${arguments[@]}"

@@ -215,7 +215,7 @@ def require_plausible_size(place: str, unpacked: int, packed: int) -> None:
 def name_full_disk(path: Path) -> Iterator[None]:
     """Add the path to the error of a full disk, which the system leaves out.
 
-    safetensors hides it in an error of its own.
+    safetensors and torch hide it in an error of their own.
     """
     try:
         yield
@@ -224,8 +224,18 @@ def name_full_disk(path: Path) -> Iterator[None]:
             raise
         raise OSError(error.errno, error.strerror, str(path)) from None
     except Exception as error:
-        found = re.search(r"os error (\d+)", str(error))
-        if type(error).__name__ != "SafetensorError" or not found:
+        code = _hidden_code(error)
+        if code is None:
             raise
-        code = int(found[1])
         raise OSError(code, os.strerror(code), str(path)) from None
+
+
+def _hidden_code(error: Exception) -> int | None:
+    """Return the system's error number in an error of safetensors or torch."""
+    if type(error).__name__ == "SafetensorError":
+        found = re.search(r"os error (\d+)", str(error))
+        return int(found[1]) if found else None
+    cause = error.__context__  # torch fails again when it closes the file
+    if isinstance(error, RuntimeError) and isinstance(cause, OSError):
+        return cause.errno if cause.errno in _FULL_DISK else None
+    return None

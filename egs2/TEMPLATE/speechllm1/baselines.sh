@@ -30,6 +30,7 @@ help_message="Usage: $(basename "$0") --test_sets \"NAME …\" [options]
   --help                print this text"
 
 . utils/parse_options.sh
+. utils/locks.sh
 
 [ $# -eq 0 ] || fail "unknown argument '$1'; --help lists the options"
 [ -n "${test_sets}" ] || fail "--test_sets is missing"
@@ -39,9 +40,11 @@ decode=decode_beam${beam_size}
 options=(--beam_size "${beam_size}" --batch_size "${batch_size}" --dtype "${dtype}" --device "${device}")
 decode_and_score() { # <system> <model> <name> <set> <examples> [<more options>]
     local output=${expdir}/$3/${decode}/$4
+    lock "$(dirname "${output}")"
     python3 -m speechllm.bin.baseline "$1" --model "$2" --examples "$5" \
         --output "${output}" "${options[@]}" "${@:6}"
     python3 -m speechllm.bin.score --examples "$5" --decode_dir "${output}"
+    unlock
 }
 name_of() { basename "$1" | tr '.' '_'; }
 
@@ -62,5 +65,6 @@ for name in ${test_sets}; do
         decode_and_score seamless "${seamless}" "$(name_of "${seamless}")" "${name}" "${examples}"
     fi
 done
+lock "${expdir}/log"
 python3 -m speechllm.bin.report --exp_root "${expdir}" --output "${expdir}/RESULTS"
 cat "${expdir}/RESULTS.md"

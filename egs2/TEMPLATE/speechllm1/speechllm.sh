@@ -71,7 +71,7 @@ Stages:
    4 leave out bad utterances             12 decoding
    5 examples, CTC vocabulary             13 scoring
    6 pretrained models                    14 pack
-   7 split, collect statistics            15 upload
+   7 lengths of the examples              15 upload
    8 warm-up of bridge and CTC (when --warmup_config)
 Options [default]:
   --stage N               first stage, 1 to 15 [${stage}]
@@ -133,8 +133,7 @@ Options [default]:
   --help                  print this text"
 
 . utils/parse_options.sh
-
-log() { echo "$(date '+%Y-%m-%dT%H:%M:%S') (${0##*/}) $*"; }
+. utils/locks.sh
 
 # ---- validation of the options ---------------------------------------------------
 [ $# -eq 0 ] || fail "unexpected argument '$1'; options have the form --name value"
@@ -168,9 +167,13 @@ if "${gpu_inference}"; then inference_gpus=1 inference_device=cuda; else inferen
 
 . ./path.sh
 . ./cmd.sh
-# The job runners end their jobs when this process has ended.
-SPEECHLLM_PID=$(hostname):$$
-export SPEECHLLM_PID
+if [ "${SPEECHLLM_PID##*:}" -eq "${PPID}" ]; then
+    # run.sh ends this script when it is killed, but cannot after SIGKILL.
+    {
+        while grep -qx "PPid:[[:space:]]*${PPID}" "/proc/$$/status"; do sleep 1; done
+        kill $$
+    } > /dev/null 2>&1 &
+fi
 
 if "${skip_data_prep}"; then skip_stages+=" 1 2 3 4 5"; fi
 if "${skip_train}"; then skip_stages+=" 6 7 8 9 10 11"; fi
@@ -250,7 +253,16 @@ begin() { # <stage> <description>
     log "Stage $1: $2"
 }
 finish() { # <result> <log>
+    unlock
     log "Stage ${current}: done in ${SECONDS} s: $1; log: $2"
+}
+require_examples() { # <folder …>
+    local folder name
+    for folder in "$@"; do
+        for name in wav.scp text text_ctc utt2task; do
+            [ -f "${folder}/${name}" ] || fail "no examples in ${folder} (${name} is missing); run stage 5 first"
+        done
+    done
 }
 prepare() { # <log> <command …>: run a job of data preparation
     ${train_cmd} "$@"
@@ -264,23 +276,22 @@ threads() { # <jobs>: print the number of CPU cores per parallel job
     echo "${OMP_NUM_THREADS:-$((share > 0 ? share : 1))}"
 }
 launch() { # <name> <folder> <command …>: train through ESPnet's launcher
-    local name=$1 dir=$2
+    local name=$1 dir=$2 errors
     shift 2
-    mkdir -p "${dir}"
-    exec {lock}> "${dir}/.lock"
-    if command -v flock > /dev/null && ! flock -w 30 "${lock}"; then
-        fail "another run is training in ${dir}; wait for it or end it first"
-    fi
-    if ! OMP_NUM_THREADS=$(threads $((ngpu > 0 ? ngpu : 1))) \
-        python3 -m espnet2.bin.launch --cmd "${cuda_cmd} --name ${name}" \
-        --log "${dir}/train.log" --ngpu "${ngpu}" --num_nodes "${num_nodes}" \
-        --init_file_prefix "${dir}/.dist_init_" --multiprocessing_distributed true -- \
-        "$@" 2> "${dir}/launch.log"; then
-        # launch.log repeats the whole log; print the job runner's summary only.
-        grep -E '^(run|slurm)\.pl: ' "${dir}/launch.log" >&2 || tail -n 5 "${dir}/launch.log" >&2
+    lock "${dir}"
+    # The launcher's errors repeat the whole log; print the job runner's summary only.
+    if ! {
+        errors=$(
+            OMP_NUM_THREADS=$(threads $((ngpu > 0 ? ngpu : 1))) \
+                python3 -m espnet2.bin.launch --cmd "${cuda_cmd} --name ${name}" \
+                --log "${dir}/train.log" --ngpu "${ngpu}" --num_nodes "${num_nodes}" \
+                --init_file_prefix "${dir}/.dist_init_" --multiprocessing_distributed true -- \
+                "$@" 2>&1 >&3
+        )
+    } 3>&1; then
+        grep -E '^(run|slurm)\.pl: ' <<< "${errors}" >&2 || tail -n 1 <<< "${errors}" >&2
         fail "stage ${current} stopped; log: ${dir}/train.log; the same command resumes from the last epoch"
     fi
-    exec {lock}>&-
 }
 data_arguments() { # <phase> <train or valid>: add its files to ${arguments}
     local phase=$1 kind=$2 set=${valid_set} dir
@@ -302,7 +313,9 @@ common_arguments() { # <phase>: set ${arguments}
 train() { # <phase> <initial checkpoint, may be empty>
     local phase=$1 init=$2 dir=${1}_exp stats arguments
     stats=$(stats_dir "${phase}")
-    [ -f "${stats}/.done" ] || fail "no statistics in ${stats}; run stage 7 first"
+    [ -f "${stats}/.done" ] || fail "no lengths of the examples in ${stats}; run stage 7 first"
+    local train=${phase}_train_set
+    require_examples "$(examples "${phase}" "${!train}")" "$(examples "${phase}" "${valid_set}")"
     common_arguments "${phase}"
     data_arguments "${phase}" train
     data_arguments "${phase}" valid
@@ -318,49 +331,18 @@ train() { # <phase> <initial checkpoint, may be empty>
     launch "${phase}" "${!dir}" python3 -m speechllm.bin.speechllm_train \
         "${arguments[@]}" --output_dir "${!dir}" --resume true ${train_args}
 }
-collect() { # <phase>: collect the shapes of its examples unless up to date
-    local phase=$1 stats log_dir arguments key jobs train=${1}_train_set config=${1}_config
+collect() { # <phase>: collect the lengths of its examples unless up to date
+    local phase=$1 stats arguments train=${1}_train_set examples=()
     stats=$(stats_dir "${phase}")
-    log_dir=${stats}/logdir
-    local train_examples valid_examples
-    train_examples=$(examples "${phase}" "${!train}")
-    valid_examples=$(examples "${phase}" "${valid_set}")
-    key=$(cat "${!config}" "${prompts}" "${token_dir}/tokens.txt" \
-        "${train_examples}"/{wav.scp,text,text_ctc,utt2task} \
-        "${valid_examples}"/{wav.scp,text,text_ctc,utt2task} | sha256sum)
-    if [ -f "${stats}/.done" ] && [ "$(< "${stats}/.done")" = "${key}" ]; then
-        log "Stage ${current}: statistics in ${stats} are up to date"
-        return
-    fi
-    rm -f "${stats}/.done"
-    mkdir -p "${log_dir}"
-    jobs=${nj}
-    [ "${jobs}" -le "$(count "${train_examples}/wav.scp")" ] || jobs=$(count "${train_examples}/wav.scp")
-    [ "${jobs}" -le "$(count "${valid_examples}/wav.scp")" ] || jobs=$(count "${valid_examples}/wav.scp")
-    split -n "r/${jobs}" --numeric-suffixes=1 -a 3 "${train_examples}/wav.scp" "${log_dir}/train."
-    split -n "r/${jobs}" --numeric-suffixes=1 -a 3 "${valid_examples}/wav.scp" "${log_dir}/valid."
-    local part
-    for part in "${log_dir}"/{train,valid}.[0-9][0-9][0-9]; do
-        # train.007 becomes train.7.scp
-        mv "${part}" "${part%.*}.$((10#${part##*.})).scp"
-    done
+    examples=("$(examples "${phase}" "${!train}")" "$(examples "${phase}" "${valid_set}")")
+    require_examples "${examples[@]}"
+    [ -f "${token_dir}/tokens.txt" ] || fail "no CTC vocabulary ${token_dir}/tokens.txt; run stage 5 first"
     common_arguments "${phase}"
-    data_arguments "${phase}" train
-    data_arguments "${phase}" valid
     # shellcheck disable=SC2086 # one word per argument
-    OMP_NUM_THREADS=1 ${train_cmd} JOB=1:"${jobs}" "${log_dir}/stats.JOB.log" \
-        python3 -m speechllm.bin.speechllm_train --collect_stats true \
-        "${arguments[@]}" \
-        --train_shape_file "${log_dir}/train.JOB.scp" \
-        --valid_shape_file "${log_dir}/valid.JOB.scp" \
-        --output_dir "${log_dir}/stats.JOB" --ngpu 0 ${train_args}
-    local job inputs=()
-    for ((job = 1; job <= jobs; job++)); do
-        inputs+=(--input_dir "${log_dir}/stats.${job}")
-    done
-    prepare "${log_dir}/aggregate.log" python3 -m espnet2.bin.aggregate_stats_dirs \
-        --skip_sum_stats "${inputs[@]}" --output_dir "${stats}"
-    echo "${key}" > "${stats}/.done"
+    prepare "${expdir}/log/shapes_${phase}.log" python3 -m speechllm.bin.collect_shapes \
+        --train "${examples[0]}" --valid "${examples[1]}" --output "${stats}" \
+        "${arguments[@]}" ${train_args}
+    log "Stage ${current}: $(last_line "${expdir}/log/shapes_${phase}.log")"
 }
 exported() { # fail unless the exported model is that of the last training
     [ -f "${model}/config.yaml" ] || fail "no exported model ${model}; run stage 10 first"
@@ -390,6 +372,7 @@ all_raw_sets="${perturbed_sets} ${prepared_sets}"
 
 if running 1; then
     begin 1 "data preparation: ${datadir}/{${training_sets//$'\n'/,},${prepared_sets//$'\n'/,}}"
+    lock "${datadir}"
     # shellcheck disable=SC2086 # one word per argument
     local/data.sh --datadir "${datadir}" ${local_data_opts}
     pipes=()
@@ -403,6 +386,7 @@ fi
 
 if running 2; then
     begin 2 "speed perturbation: ${speed_perturb_factors}"
+    lock "${datadir}"
     for name in ${training_sets}; do
         # shellcheck disable=SC2086 # one word per factor
         prepare "${prep_log}/perturb_${name}.log" python3 -m speechllm.bin.data_dir \
@@ -415,6 +399,7 @@ fi
 
 if running 3; then
     begin 3 "format wav.scp: ${datadir}/ -> ${dumpdir}/audio/"
+    lock "${datadir}" "${dumpdir}"  # a recipe's local/data.sh may write tables in place
     pipes=()
     "${allow_pipes}" && pipes=(--allow_pipes)
     for name in ${all_raw_sets}; do
@@ -429,6 +414,7 @@ fi
 
 if running 4; then
     begin 4 "leave out bad utterances: ${dumpdir}/audio/ -> ${dumpdir}/raw/"
+    lock "${dumpdir}"
     for name in ${all_raw_sets}; do
         limits=(--min_text_length 0)
         # Test sets keep long, short and silent utterances.
@@ -450,6 +436,7 @@ fi
 
 if running 5; then
     begin 5 "examples (utterance x task) and the CTC vocabulary"
+    lock "${dumpdir}" "${datadir}/token_list"
     make_examples() { # <phase> <set> <tasks> [<more sets>]
         local output inputs plain=() keep=()
         output=$(examples "$1" "$2")
@@ -495,30 +482,36 @@ fi
 
 if running 6; then
     begin 6 "pretrained models; check that the tokenizer covers the targets"
+    for phase in ${phases}; do
+        set=${phase}_train_set
+        require_examples "$(examples "${phase}" "${!set}")"
+    done
+    lock "${final_exp}"
     configs=()
     for phase in ${phases}; do
         config=${phase}_config
         configs+=(--config "${!config}")
     done
-    prepare "${expdir}/log/fetch_models.log" python3 -m speechllm.bin.fetch_models "${configs[@]}"
+    prepare "${final_exp}/log/fetch_models.log" python3 -m speechllm.bin.fetch_models "${configs[@]}"
     for phase in ${phases}; do
         config=${phase}_config
         set=${phase}_train_set
-        prepare "${expdir}/log/prompts_${phase}.log" python3 -m speechllm.bin.check_prompts \
+        prepare "${final_exp}/log/prompts_${phase}.log" python3 -m speechllm.bin.check_prompts \
             --config "${!config}" --prompts "${prompts}" \
             --examples "$(examples "${phase}" "${!set}")"
-        log "Stage 6: $(last_line "${expdir}/log/prompts_${phase}.log")"
+        log "Stage 6: $(last_line "${final_exp}/log/prompts_${phase}.log")"
     done
-    finish "$(last_line "${expdir}/log/fetch_models.log")" "${expdir}/log/fetch_models.log"
+    finish "$(last_line "${final_exp}/log/fetch_models.log")" "${final_exp}/log/fetch_models.log"
 fi
 
 if running 7; then
-    begin 7 "split, collect statistics"
+    begin 7 "lengths of the examples"
+    lock "${expdir}/log"
     for phase in ${phases}; do
         collect "${phase}"
     done
-    finish "shapes of $(count "$(stats_dir train)/train/speech_shape") training examples" \
-        "$(stats_dir train)/logdir/stats.*.log"
+    finish "lengths of $(count "$(stats_dir train)/train/speech_shape") training examples" \
+        "${expdir}/log/shapes_*.log"
 fi
 
 if running 8; then
@@ -546,6 +539,7 @@ fi
 
 if running 10; then
     begin 10 "average and export: ${model}"
+    [ ! -d "${final_exp}" ] || lock "${final_exp}"
     [ -e "${final_exp}/${inference_model}" ] || fail "no checkpoint ${final_exp}/${inference_model}; run stage 9 first"
     prepare "${final_exp}/export.log" python3 -m speechllm.bin.export_model \
         --exp_dir "${final_exp}" --checkpoint "${inference_model}" --output "${model}"
@@ -558,6 +552,8 @@ if running 11; then
     if grep -q '^ctc_trained: false' "${model}/config.yaml"; then
         log "Stage 11: nothing to do: both need CTC, which was not trained"
     else
+        require_examples "$(examples "${final_phase}" "${valid_set}")"
+        lock "${final_exp}"
         tune guard_thresholds guard.yaml
         tune calibrate confidence.json
         finish "${model}" "${final_exp}/{guard_thresholds,calibrate}.log"
@@ -576,6 +572,8 @@ fi
 if running 12; then
     begin 12 "decoding: ${decode_dir}/"
     exported
+    for name in ${test_sets}; do require_examples "$(examples test "${name}")"; done
+    lock "${decode_dir}"
     for name in ${test_sets}; do
         dir=${decode_dir}/${name}
         # shellcheck disable=SC2086 # one word per argument
@@ -592,11 +590,16 @@ fi
 
 if running 13; then
     begin 13 "scoring"
+    [ ! -d "${decode_dir}" ] || lock "${decode_dir}"
     for name in ${test_sets}; do
         [ -f "${decode_dir}/${name}/text" ] || fail "no hypotheses ${decode_dir}/${name}/text; run stage 12 first"
+        require_examples "$(examples test "${name}")"
+    done
+    for name in ${test_sets}; do
         prepare "${decode_dir}/${name}/log/score.log" python3 -m speechllm.bin.score \
             --examples "$(examples test "${name}")" --decode_dir "${decode_dir}/${name}"
     done
+    lock "${expdir}/log"
     prepare "${expdir}/log/report.log" python3 -m speechllm.bin.report \
         --exp_root "${expdir}" --output "${expdir}/RESULTS"
     cat "${expdir}/RESULTS.md"
@@ -605,17 +608,21 @@ fi
 
 if running 14; then
     begin 14 "pack: ${final_exp}/model.zip"
-    prepare "${expdir}/log/pack.log" python3 -m speechllm.bin.pack --force \
+    exported
+    lock "${final_exp}"
+    prepare "${final_exp}/log/pack.log" python3 -m speechllm.bin.pack --force \
         --model "${model}" --output "${final_exp}/model.zip"
-    finish "$(last_line "${expdir}/log/pack.log")" "${expdir}/log/pack.log"
+    finish "$(last_line "${final_exp}/log/pack.log")" "${final_exp}/log/pack.log"
 fi
 
 if running 15; then
     begin 15 "upload to ${hf_repo:-(no --hf_repo)}"
     [ -n "${hf_repo}" ] || fail "no repository to upload to; give --hf_repo <user>/<name>"
+    exported
+    lock "${final_exp}"
     results=()
     [ ! -f "${expdir}/RESULTS.json" ] || results=(--results "${expdir}/RESULTS.json")
-    prepare "${expdir}/log/upload.log" python3 -m speechllm.bin.upload \
+    prepare "${final_exp}/log/upload.log" python3 -m speechllm.bin.upload \
         --model "${model}" --repo_id "${hf_repo}" "${results[@]}"
-    finish "$(last_line "${expdir}/log/upload.log")" "${expdir}/log/upload.log"
+    finish "$(last_line "${final_exp}/log/upload.log")" "${final_exp}/log/upload.log"
 fi

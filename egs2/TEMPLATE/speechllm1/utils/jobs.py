@@ -11,8 +11,11 @@ unchanged.
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -149,3 +152,27 @@ def reason(log: Path) -> list[str]:
     lines = [line for line in lines if not line.startswith(("#", "progress: "))]
     errors = [line for line in lines if "error: " in line[:80]]
     return errors[-3:] or lines[-10:]
+
+
+def write(path: Path, mode: str, text: str) -> None:
+    """Write a text file; the OSError of a full disk names it."""
+    try:
+        with open(path, mode, encoding="utf-8", errors="surrogateescape") as stream:
+            stream.write(text)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def run(main: Callable[[], int]) -> None:
+    """Run a job runner and exit; print a full or read-only disk as one line."""
+    try:
+        sys.exit(main())
+    except BrokenPipeError:  # nobody reads the progress any more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        stop(
+            f"{place}{error.strerror or error}; free disk space, or choose a folder "
+            "that can be written"
+        )

@@ -20,11 +20,15 @@
 # and --help prints its help as well.
 #
 # A recipe's local/data.sh calls find_corpus (below) next.
+#
+# It sources end_children.sh: the script's running commands end with it.
 
 fail() { # <message>: print it with the name of the script and exit
     echo "$(basename "$0"): error: $*" >&2
     exit 1
 }
+
+. "$(dirname "${BASH_SOURCE[0]}")/end_children.sh"
 
 _set_option() { # <--name> <value> [<config file>]
     local name=${1#--}
@@ -74,6 +78,10 @@ find_corpus() { # <--option> <its value> <variable in db.sh> <description of the
     . ./path.sh
 }
 
+if [ -n "${pass_to:-}" ]; then
+    SPEECHLLM_PID=$(hostname):$$  # the run: locks.sh
+    export SPEECHLLM_PID
+fi
 other_options=()
 _arguments=("$@")
 for ((_i = 0; _i < ${#_arguments[@]}; _i++)); do

@@ -4,7 +4,8 @@
 The name ends in .pl because recipes and espnet2.bin.launch expect this name. All
 output goes to the log; lines of a single job that begin with ``progress: `` are also
 printed. The jobs end with this program, its caller, and the recipe whose process
-SPEECHLLM_PID (host:pid) gives, so that they cannot interfere with a re-run.
+SPEECHLLM_PID (host:pid) gives, so that they cannot interfere with a re-run. They also
+end if a log cannot be written.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs import Request, parse, report_failures, stop
+from jobs import Request, parse, report_failures, run, stop, write
 
 POLL_SECONDS = 0.2
 PROGRESS_SECONDS = 30.0
@@ -106,10 +107,9 @@ def start_job(request: Request, job: int, slot: str | None) -> Running:
     environment = dict(os.environ)
     if slot is not None:
         environment["CUDA_VISIBLE_DEVICES"] = slot
-    with open(log, "wb") as stream:
-        head = f"# {line}\n# Started at {time.ctime()} on {socket.gethostname()}\n#\n"
-        stream.write(head.encode())
-        stream.flush()
+    head = f"# {line}\n# Started at {time.ctime()} on {socket.gethostname()}\n#\n"
+    write(log, "w", head)
+    with open(log, "ab") as stream:
         process = subprocess.Popen(
             ["bash", "-c", f"set -o pipefail; {line}"],
             stdin=subprocess.DEVNULL,
@@ -134,10 +134,8 @@ def end_job(request: Request, running: Running, code: int) -> int:
     """Complete the log; return the shell's status (128 + signal for a killed job)."""
     code = 128 - code if code < 0 else code
     seconds = time.time() - running.start
-    with open(request.log_of(running.job), "a", encoding="utf-8") as stream:
-        stream.write(
-            f"\n# Ended (code {code}) at {time.ctime()}, elapsed {seconds:.1f} s\n"
-        )
+    end = f"\n# Ended (code {code}) at {time.ctime()}, elapsed {seconds:.1f} s\n"
+    write(request.log_of(running.job), "a", end)
     return code
 
 
@@ -217,6 +215,9 @@ def main() -> int:
             end_job(request, item, item.process.poll() or 0)
         progress.close()
         return 130
+    except OSError:  # a log cannot be written
+        kill(running)
+        raise
     progress.close()
     if failed:
         report_failures(request, failed)
@@ -225,4 +226,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-from jobs import Request, parse, report_failures, stop
+from jobs import Request, parse, report_failures, run, stop, write
 
 SHARED_STORAGE_SECONDS = 60
 TASK = "${SLURM_ARRAY_TASK_ID}"
@@ -97,7 +97,7 @@ def main() -> int:
     name = Path(request.with_job(request.log, "")).name.replace("..", ".")
     script = request.log_of(request.first).parent / "q" / f"{Path(name).stem}.sh"
     script.parent.mkdir(exist_ok=True)
-    script.write_text(batch_script(request), encoding="utf-8")
+    write(script, "w", batch_script(request))
 
     signal.signal(signal.SIGTERM, interrupted)
     words = sbatch_command(request, script)
@@ -126,4 +126,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)
