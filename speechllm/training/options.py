@@ -91,8 +91,8 @@ def check_deepspeed(config: str | Path | None) -> None:
 
     Raises:
         UserError: the file is missing or not a JSON mapping, asks for ZeRO stage 3
-            (ESPnet takes the weights of an epoch from one file, which has none then),
-            or DeepSpeed is not installed.
+            (it needs weights of one precision, and ESPnet averages the epochs from
+            files that it does not write), or DeepSpeed is not installed.
     """
     if config is None:
         raise UserError("--use_deepspeed needs --deepspeed_config, a JSON file")
@@ -108,7 +108,7 @@ def check_deepspeed(config: str | Path | None) -> None:
     if zero.get("stage") == 3:
         raise UserError(
             f"{config}: ZeRO stage 3 is not supported, since ESPnet's trainer cannot "
-            "export its sharded weights; use stage 2"
+            "average its sharded weights; use stage 2"
         )
     if find_spec("deepspeed") is None:
         raise UserError("--use_deepspeed needs DeepSpeed: pip install deepspeed")
