@@ -1,4 +1,4 @@
-"""Fetch pretrained models and print their names and local folders.
+"""Fetch pretrained models and print their names, hub commits and local folders.
 
     python -m speechllm.bin.fetch_models openai/whisper-base
     python -m speechllm.bin.fetch_models --config conf/train.yaml
@@ -48,6 +48,7 @@ def main(argv: list[str] | None = None) -> None:
     logging.getLogger("speechllm").setLevel(logging.INFO)
 
     from speechllm.models.config import models_of_config
+    from speechllm.pretrained.hub import snapshot_commit
     from speechllm.pretrained.model_folder import check_files
     from speechllm.pretrained.resolve import resolve_model
     from speechllm.training.options import read_training_config
@@ -60,6 +61,8 @@ def main(argv: list[str] | None = None) -> None:
     for name in dict.fromkeys(names):
         folder = resolve_model(name, args.cache_dir)
         check_files(folder)
+        if commit := snapshot_commit(folder):
+            print(f"{name}: commit {commit}")
         print(f"{name}\t{folder}", flush=True)
 
 

@@ -166,7 +166,7 @@ class CTCPrefixScorer:
         Returns:
             Indices of the suffixes that are left, and a state for each of them.
         """
-        device = states.last.device
+        device = self.lengths.device
         kept: list[int] = []
         parts: list[PrefixStates] = []
         nodes = [index for index, _ in suffixes]  # of each suffix in its level
@@ -200,7 +200,7 @@ class CTCPrefixScorer:
             level = self.grow(level, labels, before, score)
         if not parts:
             return [], states[torch.zeros(0, dtype=torch.long, device=device)]
-        return kept, PrefixStates.join(parts)
+        return kept, states.join(parts)
 
 
 def shift(values: Tensor, first: float = 0.0) -> Tensor:

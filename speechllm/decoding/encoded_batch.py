@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from speechllm.audio import SAMPLING_RATE
+from speechllm.decoding.ctc_prefix_scorer import CTCPrefixScorer
+from speechllm.decoding.piece_lattice_scorer import PieceLatticeScorer
 from speechllm.decoding.rescoring import ctc_log_probs
 from speechllm.text.tasks import Task
 
@@ -29,6 +31,8 @@ class EncodedBatch:
         sampling_seeds: one seed per utterance, derived from audio and task, so that
             sampling does not depend on the batch.
         batch_size: maximum number of utterances decoded concurrently; all if None.
+        pieces: names of the CTC labels where they are BPE pieces. Texts are then scored
+            in characters, by the sum over all their pieces.
     """
 
     tasks: Sequence[Task]
@@ -39,6 +43,7 @@ class EncodedBatch:
     ctc_texts: Sequence[str | None]
     sampling_seeds: Sequence[int]
     batch_size: int | None = None
+    pieces: Sequence[str] | None = None
     _ctc_scores: dict[tuple[int, tuple[int, ...]], float] = field(
         default_factory=dict, init=False, repr=False
     )
@@ -62,14 +67,29 @@ class EncodedBatch:
 
         Args:
             row: the utterance.
-            texts: CTC labels of each text.
+            texts: CTC labels of each text; characters where the labels are pieces.
         """
         keys = [(row, tuple(labels)) for labels in texts]
         new = [key for key in dict.fromkeys(keys) if key not in self._ctc_scores]
         if new:
-            scores = ctc_log_probs(self.log_probs(row), [labels for _, labels in new])
+            spelt = [labels for _, labels in new]
+            if self.pieces is None:
+                scores = ctc_log_probs(self.log_probs(row), spelt)
+            else:
+                scorer = self.select([row]).prefix_scorer()
+                start = scorer.start(torch.zeros_like(scorer.lengths[:1]))
+                order, states = scorer.extend_many(start, [(0, text) for text in spelt])
+                found = dict(zip(order, scorer.finish(states).tolist()))
+                scores = [found[place] for place in range(len(spelt))]
             self._ctc_scores.update(zip(new, scores))
         return [self._ctc_scores[key] for key in keys]
+
+    def prefix_scorer(self) -> CTCPrefixScorer:
+        """Return a scorer of text prefixes; the batch has CTC logits."""
+        assert self.logits is not None
+        if self.pieces is None:
+            return CTCPrefixScorer(self.logits, self.encoder_lengths)
+        return PieceLatticeScorer(self.logits, self.encoder_lengths, self.pieces)
 
     def select(self, rows: Sequence[int]) -> EncodedBatch:
         """Return the batch of some of the utterances."""
@@ -83,6 +103,7 @@ class EncodedBatch:
             [self.ctc_texts[row] for row in rows],
             [self.sampling_seeds[row] for row in rows],
             self.batch_size,
+            self.pieces,
         )
 
 

@@ -8,6 +8,9 @@ its first and last label (:func:`word_times`).
 Characters without a label (a foreign letter, a digit in a language whose numbers cannot
 be spelt) are aligned as a wildcard that matches any label: it takes the frames between
 the labels around it.
+
+Where labels are BPE pieces, a word begins with its first piece, or after a "▁" alone.
+In languages without spaces a word is a character: those of a piece divide its frames.
 """
 
 from __future__ import annotations
@@ -186,6 +189,7 @@ def align_spans(
     log_probs: Tensor,
     unknown: int,
     space: int | None,
+    join: bool = True,
 ) -> list[Span]:
     """Align words with the frames.
 
@@ -193,7 +197,8 @@ def align_spans(
         words: CTC labels of each; they may be empty.
         log_probs: (frames, labels) of the CTC branch, blank first.
         unknown: the wildcard label.
-        space: the label between two words, or None.
+        space: the label between two words, or None. In a word it has no length.
+        join: put it between two words; pieces have their own.
 
     Returns:
         One span for each word, in order and without overlap. A word without labels
@@ -203,11 +208,11 @@ def align_spans(
     labels: list[int] = []
     owners: list[int | None] = []
     for index, word in enumerate(words):
-        if word and labels and space is not None:
+        if word and labels and space is not None and join:
             labels.append(space)
             owners.append(None)
         labels += word
-        owners += [index] * len(word)
+        owners += [None if label == space else index for label in word]
     frames = len(log_probs)
     if frames_needed(labels) > frames:
         return share_out([len(word) for word in words], frames)
@@ -254,14 +259,87 @@ def align_texts(
         log_probs: (frames, labels) of the CTC branch.
         tokenizer: text to CTC labels.
     """
-    (space,) = tokenizer(" ")
     unknown = tokenizer.unknown
+    if tokenizer.bpe and language in LANGUAGES_WITHOUT_SPACES:
+        units = pieces_of_characters(words, language, tokenizer)
+        found = align_spans([own for own, _ in units], log_probs, unknown, None)
+        return divide_spans(found, [size for _, size in units], len(log_probs))
+    (space,) = tokenizer.converter.tokens2ids(["▁" if tokenizer.bpe else "<space>"])
     return align_spans(
         [word_labels(word, language, tokenizer) for word in words],
         log_probs,
         unknown,
         None if space == unknown else space,
+        join=not tokenizer.bpe,
     )
+
+
+def pieces_of_characters(
+    words: Sequence[str], language: str, tokenizer: CTCTokenizer
+) -> list[tuple[list[int], int]]:
+    """Return the pieces of a text without spaces, with their numbers of words.
+
+    Args:
+        words: of :func:`split_words`, a character each.
+
+    Returns:
+        (labels, number of words) in order. A word is counted with the piece in which it
+        begins; one that no piece begins in joins the one before it.
+    """
+    texts = [ctc_text(word, language) for word in words]
+    for index, text in enumerate(texts):
+        if tokenizer.unknown in tokenizer(text):
+            texts[index] = ctc_text(spell_numbers(words[index], language), language)
+    owners = [index for index, text in enumerate(texts) for _ in text]
+    units: list[tuple[list[int], int]] = []
+    begun = place = 0  # words that have begun, characters that are covered
+    for piece in tokenizer.tokenizer.text2tokens("".join(texts)):
+        (label,) = tokenizer.converter.tokens2ids([piece])
+        place += len(piece.replace("▁", ""))
+        words_begun = owners[place - 1] + 1 if place else 0
+        if words_begun == begun and units:
+            units[-1][0].append(label)
+        elif words_begun == begun:
+            units.append(([label], 0))
+        else:
+            units.append(([label], words_begun - begun))
+        begun = words_begun
+    if len(units) > 1 and units[0][1] == 0:  # a "▁" alone belongs to the first word
+        (first, _), (labels, size) = units[:2]
+        units[:2] = [(first + labels, size)]
+    if begun < len(words):
+        labels, size = units.pop() if units else ([], 0)
+        units.append((labels, size + len(words) - begun))
+    return units
+
+
+def divide_spans(
+    spans: Sequence[Span], sizes: Sequence[int], frames: int
+) -> list[Span]:
+    """Divide spans of pieces between their words.
+
+    The words of a piece of several share the frames up to the next piece; after the
+    last piece there is a frame for each at least.
+
+    Args:
+        spans: of each piece.
+        sizes: number of words of each.
+        frames: of the utterance.
+    """
+    words: list[Span] = []
+    for place, (span, size) in enumerate(zip(spans, sizes, strict=True)):
+        if size == 1 or not span.aligned or not span.log_probs:
+            end = span.end
+        elif place + 1 < len(spans):
+            end = spans[place + 1].begin
+        else:
+            end = min(max(span.end, span.begin + size), frames)
+        edges = [span.begin + round(i * (end - span.begin) / size) for i in range(size)]
+        words += [
+            Span(a, b, span.log_probs, span.aligned)
+            for a, b in itertools.pairwise([*edges, end])
+        ]
+    return words
 
 
 def share_out(sizes: Sequence[int], frames: int) -> list[Span]:

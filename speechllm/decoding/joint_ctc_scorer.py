@@ -41,7 +41,7 @@ class JointCTCScorer:
     """CTC scorer: adds CTC prefix scores to the LLM's candidates and prunes them.
 
     Joint CTC/attention decoding (Hori, Watanabe, Hershey 2017) with LLM tokens, which
-    are spelt in CTC labels.
+    are spelt in CTC labels, or in characters where the labels are BPE pieces.
 
     Args:
         ctc: prefix scores of the utterances.
@@ -74,7 +74,7 @@ class JointCTCScorer:
         frames = max(self.frames[utterance] for utterance in utterances)
         frames = max(frames, self.parts[0].label.shape[1] if self.scores else 0)
         both = [self.parts[0].cut(frames), new.cut(frames)]
-        self.reset(PrefixStates.join(both))
+        self.reset(new.join(both))
         return list(utterances)
 
     def score(self, choices: list[list[Candidate]], beams: Sequence[BeamState]) -> None:
@@ -94,6 +94,7 @@ class JointCTCScorer:
             if candidate.token == self.eos:
                 return math.inf  # ends are always scored
             labels = len(candidate.parent.ctc_labels or ())
+            labels += not labels  # the text of BPE pieces begins with "▁"
             labels += self.token_length(candidate.token)
             return candidate.score + bonus * labels - candidate.unlabelled_cost
 
@@ -198,5 +199,5 @@ class JointCTCScorer:
         """Continue with the states of the survivors; see :class:`Scorer`."""
         frames = max((self.frames[utterance] for utterance in utterances), default=0)
         places = torch.tensor([c.state for c in survivors], dtype=torch.long)
-        states = PrefixStates.join(self.parts)[places.to(self.ctc.lengths.device)]
+        states = self.parts[0].join(self.parts)[places.to(self.ctc.lengths.device)]
         self.reset(states.cut(frames))

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from speechllm.decoding.beam_search import beam_search
-from speechllm.decoding.ctc_prefix_scorer import CTCPrefixScorer
 from speechllm.decoding.encoded_batch import EncodedBatch
 from speechllm.decoding.hypothesis import Hypothesis, SearchRequest
 from speechllm.decoding.options import SearchOptions
@@ -94,7 +93,7 @@ def search_up_to(
         )
     ctc = None
     if joint and batch.logits is not None:
-        ctc = CTCPrefixScorer(batch.logits, batch.encoder_lengths)
+        ctc = batch.prefix_scorer()
     wide = options
     if options.rescore_ctc_weight > 0:
         wide = replace(options, nbest=max(options.nbest, options.beam_size))

@@ -12,7 +12,15 @@ from speechllm.audio import SAMPLING_RATE
 from speechllm.data.examples import read_utt2task
 from speechllm.data.kaldi_table import read_num_samples, read_table
 from speechllm.decoding.options import SearchOptions
-from speechllm.models.config import MODEL_KEYS, TOKENS_SHA256, pretrained_names
+from speechllm.models.config import (
+    MODEL_KEYS,
+    REVISIONS,
+    TOKENS_SHA256,
+    hub_revisions,
+    pin_models,
+    pretrained_names,
+    read_revisions,
+)
 from speechllm.text.joint_target import split_target
 from speechllm.utils.errors import UserError
 from speechllm.utils.folders import FolderKind, atomic_directory
@@ -29,7 +37,8 @@ def export_model(exp_dir: str | Path, checkpoint: str, output: str | Path) -> in
     """Write an inference folder from a training.
 
     The folder has ``config.yaml`` (the model's parts, and the fingerprints of the
-    pretrained models under ``stands_on``; ``ctc_trained``, false for a CTC branch with
+    pretrained models under ``stands_on`` and their hub commits under ``revisions``;
+    ``ctc_trained``, false for a CTC branch with
     random weights; ``generation``, the limits of :func:`output_limits`),
     ``model.safetensors`` (trained tensors only), ``tokens.txt`` and ``bpe.model`` (CTC
     labels), ``prompts.yaml``, and with LoRA ``peft_adapter`` (the adapters for
@@ -58,13 +67,17 @@ def export_model(exp_dir: str | Path, checkpoint: str, output: str | Path) -> in
     exp_dir = Path(exp_dir)
     state = load_tensors(exp_dir / checkpoint)
     config = {key: trained.get(key) for key in MODEL_KEYS}
+    pinned = read_revisions(exp_dir / "config.yaml")
+    revisions = hub_revisions(config, pinned)
     config["stands_on"] = {
         name: model_fingerprint(
-            resolve_model(name),
+            resolve_model(name, revision=revisions.get(name)),
             tokenizer=bool(config["llm"]) and name == config["llm_conf"]["model"],
         )
         for name in pretrained_names(config)
     }
+    if revisions:
+        config[REVISIONS] = revisions
     config["ctc_trained"] = is_ctc_trained(trained)
     config["generation"] = output_limits(trained)
     with atomic_directory(output, MODEL_FOLDER, [exp_dir]) as folder:
@@ -144,7 +157,9 @@ def output_limits(trained: Mapping[str, Any]) -> dict[str, float]:
         return {}
     if not all((folder / name).exists() for name in ("text", "utt2num_samples")):
         return {}
-    tokenizer = load_tokenizer(resolve_model(trained["llm_conf"]["model"]))
+    name = trained["llm_conf"]["model"]
+    revision = (trained.get(REVISIONS) or {}).get(name)
+    tokenizer = load_tokenizer(resolve_model(name, revision=revision))
     samples = read_num_samples(folder)
     tasks = read_utt2task(folder)
     densest = 0.0  # tokens per second
@@ -177,7 +192,8 @@ def export_merged_llm(exp_dir: str | Path, checkpoint: str, output: str | Path) 
     config = read_training(exp_dir)
     state = load_tensors(Path(exp_dir) / checkpoint)
     with atomic_directory(output, MERGED_LLM, [exp_dir]) as folder:
-        save_merged_llm(config, state, folder)
+        pinned = pin_models(config, read_revisions(Path(exp_dir) / "config.yaml"))
+        save_merged_llm(pinned, state, folder)
         return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 

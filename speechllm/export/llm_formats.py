@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from speechllm.models.config import REVISIONS
 from speechllm.utils.errors import UserError
 
 PREFIX = "llm.causal_lm."
@@ -58,6 +59,7 @@ def save_adapter(config: Mapping, state: Mapping[str, Any], folder: Path) -> boo
     )
     settings = LoraConfig(**options, task_type="CAUSAL_LM", inference_mode=True)
     settings.base_model_name_or_path = conf["model"]
+    settings.revision = (config.get(REVISIONS) or {}).get(conf["model"])
     folder.mkdir()
     settings.save_pretrained(folder)
     save_file(

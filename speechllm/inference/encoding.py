@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from speechllm.audio import SAMPLING_RATE
 from speechllm.decoding.encoded_batch import EncodedBatch, sampling_seed
 from speechllm.models.speech_llm import SpeechLLM
+from speechllm.text.ctc_labels import has_pieces
 from speechllm.text.prompts import Prompts
 from speechllm.text.tasks import Task
 from speechllm.utils.batching import groups_of_like_length
@@ -86,6 +87,7 @@ def encode_batch(
         torch.stack(frames),
         texts,
         [sampling_seed(wave, task) for wave, task in zip(waves, tasks)],
+        pieces=model.token_list if has_pieces(model.token_list or ()) else None,
     )
 
 

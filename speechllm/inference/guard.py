@@ -280,7 +280,7 @@ def measure_output(
     assert tokenizer is not None
     ctc_transcript, margin = batch.ctc_text(row), None
     if labels is not None:
-        best = tokenizer(ctc_transcript)
+        best = tokenizer.scoring_units(ctc_transcript)
         best_score, score = batch.ctc_scores(row, [best, labels])
         margin = (best_score - score) / max(len(best), len(labels), 1)
     return measure_text(
@@ -296,5 +296,6 @@ def measure_output(
 def ctc_nll_per_second(codec: AnswerCodec, batch: EncodedBatch, row: int) -> float:
     """Return the CTC transcript's negative CTC log probability, in nats per second."""
     assert codec.ctc_tokenizer is not None
-    (score,) = batch.ctc_scores(row, [codec.ctc_tokenizer(batch.ctc_text(row))])
+    spelt = codec.ctc_tokenizer.scoring_units(batch.ctc_text(row))
+    (score,) = batch.ctc_scores(row, [spelt])
     return -score / batch.seconds[row]

@@ -9,7 +9,13 @@ import torch
 from torch import nn
 
 from speechllm.models.bridge import ConvolutionBridge
-from speechllm.models.config import TOKENS_SHA256, pretrained_names, read_config
+from speechllm.models.config import (
+    REVISIONS,
+    TOKENS_SHA256,
+    pin_models,
+    pretrained_names,
+    read_config,
+)
 from speechllm.models.hubert_encoder import HubertEncoder
 from speechllm.models.llm import LanguageModel, resolve_dtype
 from speechllm.models.nue_asr import (
@@ -133,6 +139,7 @@ def load_exported(
         own = {"dtype": dtype, "dequantize": True}
         config["llm_conf"] = {**config["llm_conf"], **own}
     config["encoder_conf"] = {**config["encoder_conf"], "specaug": None}
+    config = pin_models(config, config.pop(REVISIONS, None) or {})
     tokens = folder / "tokens.txt"
     token_list = read_token_list(tokens) if tokens.exists() else None
     expected = config.pop(TOKENS_SHA256, None)
@@ -166,11 +173,12 @@ def verify_pretrained(folder: Path, config: dict) -> None:
 
     llm = (config.get("llm_conf") or {}).get("model") if config.get("llm") else None
     fingerprints = config.get("stands_on") or {}
+    revisions = config.get(REVISIONS) or {}
     for name in pretrained_names(config):
         expected = fingerprints.get(name)
         if expected is None:
             continue
-        own = resolve_model(name)
+        own = resolve_model(name, revision=revisions.get(name))
         if not has_fingerprint(own, str(expected), name == llm):
             found = model_fingerprint(own, name == llm)
             raise UserError(

@@ -32,7 +32,7 @@ from speechllm.inference.loading import check_device, find_model, load_model
 from speechllm.inference.results import add_words, make_result
 from speechllm.models.speech_llm import SpeechLLM
 from speechllm.text.answer_codec import AnswerCodec
-from speechllm.text.ctc_labels import CTCTokenizer, LabelTokenizer
+from speechllm.text.ctc_labels import CTCTokenizer, LabelTokenizer, has_pieces
 from speechllm.text.prompts import Prompts
 from speechllm.text.tasks import Task
 from speechllm.utils.batching import batches_by_length
@@ -52,6 +52,7 @@ class SpeechToText:
         generation: dict[str, Any] | None = None,
         thresholds: Thresholds | None = None,
         calibration: Calibration | None = None,
+        bpe_model: str | Path | None = None,
     ):
         """Wrap a model.
 
@@ -60,6 +61,11 @@ class SpeechToText:
             generation: its defaults for fields of ``SearchOptions``.
             thresholds: of the guard, which is off without them.
             calibration: of word confidence; without one it is the CTC probability.
+            bpe_model: sentencepiece model of the CTC labels, if they are its pieces;
+                without it their CTC branch is not used.
+
+        Raises:
+            UserError: the sentencepiece model has other pieces.
         """
         self.model = model.eval()
         self.llm = model.llm
@@ -67,8 +73,10 @@ class SpeechToText:
         self.generation = dict(generation or {})
         self.calibration = calibration
         self.ctc_tokenizer: CTCTokenizer | None = None
-        if model.ctc_trained and "▁" not in "".join(model.token_list):
+        if model.ctc_trained and not has_pieces(model.token_list):
             self.ctc_tokenizer = CTCTokenizer(model.token_list)
+        elif model.ctc_trained and bpe_model is not None:
+            self.ctc_tokenizer = CTCTokenizer(model.token_list, bpe_model)
         self.guard: Guard | None = None
         if self.llm is None:
             labels = LabelTokenizer(model.token_list)
@@ -106,12 +114,14 @@ class SpeechToText:
         model, prompts, generation = load_model(folder, dtype)
         model.to(device=device)
         choose_engine(model, engine)
+        bpe_model = folder / "bpe.model"
         return cls(
             model,
             prompts,
             generation,
             read_thresholds(folder),
             read_calibration(folder),
+            bpe_model if bpe_model.is_file() else None,
         )
 
     @property
@@ -194,7 +204,7 @@ class SpeechToText:
             options = replace(options, retry_truncated=limits.isdisjoint(generation))
         for name in ("ctc_weight", "rescore_ctc_weight", "word_times", "guard"):
             if getattr(options, name) and self.ctc_tokenizer is None:
-                raise UserError(f"{name} needs a trained CTC branch over characters")
+                raise UserError(f"{name} needs {self.missing_ctc()}")
         if options.guard and self.guard is None:
             raise UserError(
                 "guard: this model has no thresholds; make them with python -m "
@@ -206,6 +216,12 @@ class SpeechToText:
                 "ctc_weight 0"
             )
         return options
+
+    def missing_ctc(self) -> str:
+        """Return what a model without usable CTC labels lacks."""
+        if self.model.ctc_trained and has_pieces(self.model.token_list):
+            return "bpe.model in the model folder, since the CTC labels are BPE pieces"
+        return "a trained CTC branch"
 
     def decode_all(
         self,

@@ -132,7 +132,7 @@ def find_thresholds(
     utterances seldom more than 3 n / (size of the set).
 
     Args:
-        model: with a CTC branch over characters.
+        model: with a CTC branch.
         examples: with their reference texts.
         options: of the first search.
         margin: 1 allows nothing beyond the range of the set.
@@ -143,9 +143,7 @@ def find_thresholds(
     """
     codec = model.codec
     if model.llm is None or codec.ctc_tokenizer is None:
-        raise UserError(
-            "the guard needs an LLM and a trained CTC branch over characters"
-        )
+        raise UserError("the guard needs an LLM and a trained CTC branch")
     references: dict[str, list[Statistics]] = {}
     costs: dict[str, list[float]] = {}  # negative log probability per second
     for part, batch in encoded_batches(model, examples, batch_size):
@@ -187,7 +185,8 @@ def measure_reference(
     """
     task, labels = batch.tasks[row], None
     if task.has_transcript and codec.ctc_tokenizer is not None:
-        labels = codec.ctc_tokenizer(ctc_text(text.split("\t")[0], task.source))
+        spoken = ctc_text(text.split("\t")[0], task.source)
+        labels = codec.ctc_tokenizer.scoring_units(spoken)
     return measure_output(codec, batch, row, text, labels)
 
 

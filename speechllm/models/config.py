@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from speechllm.pretrained.checkpoint import is_hub_id
+from speechllm.pretrained.hub import COMMIT, snapshot_commit
+from speechllm.pretrained.resolve import resolve_model
 from speechllm.utils.errors import UserError, reason_of
 from speechllm.utils.io import read_yaml
 from speechllm.utils.schema import (
@@ -31,6 +33,9 @@ MODEL_KEYS = (
     "ctc_conf",
     "model_conf",
 )
+
+#: Key of the hub commits of the pretrained models: hub id -> commit.
+REVISIONS = "revisions"
 
 #: Key of the checksum of ``tokens.txt`` in an exported ``config.yaml``.
 TOKENS_SHA256 = "tokens_sha256"
@@ -73,9 +78,10 @@ def read_config(path: Path) -> dict:
     """
     config = read_yaml(path)
     groups = [key for key in MODEL_KEYS if key.endswith("_conf")]
-    for key in (*groups, "stands_on", "generation"):
+    for key in (*groups, "stands_on", "generation", REVISIONS):
         if not isinstance(config.get(key) or {}, dict):
             raise UserError(f"{path}: {key} is not a mapping of names to values")
+    check_revisions(config.get(REVISIONS) or {}, path)
     for part in ["encoder", "llm"] if config.get("llm") else ["encoder"]:
         name = (config.get(f"{part}_conf") or {}).get("model")
         if not name or not isinstance(name, str):
@@ -88,6 +94,56 @@ def pretrained_names(config: dict) -> list[str]:
     parts = ["encoder_conf"] + (["llm_conf"] if config.get("llm") else [])
     names = [config[part]["model"] for part in parts]
     return sorted(set(names))
+
+
+def check_revisions(revisions: Mapping, path: Path) -> None:
+    """Raise UserError for recorded revisions that are not commits of the hub."""
+    for name, commit in revisions.items():
+        if not (isinstance(commit, str) and COMMIT.fullmatch(commit)):
+            raise UserError(f"{path}: {REVISIONS}: {name}: {commit!r} is not a commit")
+
+
+def read_revisions(path: Path) -> dict[str, str]:
+    """Return the hub commits that a ``config.yaml`` records; empty without a file.
+
+    Raises:
+        UserError: the file is not YAML, or a revision is not a commit.
+    """
+    if not path.exists():
+        return {}
+    revisions = read_yaml(path).get(REVISIONS) or {}
+    if not isinstance(revisions, dict):
+        raise UserError(f"{path}: {REVISIONS} is not a mapping of names to commits")
+    check_revisions(revisions, path)
+    return revisions
+
+
+def hub_revisions(config: dict, pinned: Mapping[str, str]) -> dict[str, str]:
+    """Return the hub commits of the pretrained models of a model configuration.
+
+    Args:
+        config: with the names of the models.
+        pinned: commits that are used again.
+    """
+    parts = ("encoder", "llm") if config.get("llm") else ("encoder",)
+    names = {(config.get(f"{part}_conf") or {}).get("model") for part in parts}
+    commits = {
+        name: snapshot_commit(resolve_model(name, revision=pinned.get(name)))
+        for name in names
+        if isinstance(name, str)
+    }
+    return {name: commit for name, commit in sorted(commits.items()) if commit}
+
+
+def pin_models(config: dict, revisions: Mapping[str, str]) -> dict:
+    """Return a model configuration with the folders of pinned models as their names."""
+    pinned = dict(config)
+    for part in ("encoder_conf", "llm_conf"):
+        name = (config.get(part) or {}).get("model")
+        if name in revisions:
+            folder = resolve_model(name, revision=revisions[name])
+            pinned[part] = {**config[part], "model": str(folder)}
+    return pinned
 
 
 def models_of_config(path: str | Path) -> list[str]:

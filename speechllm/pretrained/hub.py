@@ -14,6 +14,7 @@ from pathlib import Path
 from speechllm.pretrained.model_folder import missing_parts
 from speechllm.utils.errors import UserError
 
+COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_SECONDS = 5  # time-out of a request
 _TEXT_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
 _INPUT_FILES = (
@@ -25,13 +26,25 @@ _INPUT_FILES = (
 )
 
 
-def cached_snapshot(name: str) -> Path | None:
-    """Return a complete copy of a model in the hub's cache, without network access."""
+def snapshot_commit(folder: str | Path) -> str | None:
+    """Return the commit of a folder in the hub's cache; None for other folders."""
+    folder = Path(folder)
+    is_snapshot = folder.parent.name == "snapshots" and COMMIT.fullmatch(folder.name)
+    return folder.name if is_snapshot else None
+
+
+def cached_snapshot(name: str, revision: str | None = None) -> Path | None:
+    """Return a complete copy of a model in the hub's cache, without network access.
+
+    Args:
+        name: hub id.
+        revision: commit; the cached state of the main branch if None.
+    """
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
-        config = try_to_load_from_cache(name, "config.json")
+        config = try_to_load_from_cache(name, "config.json", revision=revision)
     except HFValidationError:
         return None
     if not isinstance(config, str):  # None, or a marker that the hub lacks the file
@@ -41,8 +54,12 @@ def cached_snapshot(name: str) -> Path | None:
     return folder if has_input and not missing_parts(folder) else None
 
 
-def download(name: str) -> tuple[Path | None, str]:
+def download(name: str, revision: str | None = None) -> tuple[Path | None, str]:
     """Download a model from the hub.
+
+    Args:
+        name: hub id.
+        revision: commit; the newest if None.
 
     Returns:
         The folder and ``""``, or None and the reason why it is not available.
@@ -55,7 +72,7 @@ def download(name: str) -> tuple[Path | None, str]:
 
     if constants.HF_HUB_OFFLINE:
         return None, "HF_HUB_OFFLINE is set"
-    files = _list_files(name)
+    files = _list_files(name, revision)
     if isinstance(files, str):
         return None, files
     # weights last: a copy with weights is complete
@@ -66,7 +83,10 @@ def download(name: str) -> tuple[Path | None, str]:
         for patterns in (_TEXT_FILES, weights):
             folder = Path(
                 snapshot_download(
-                    name, allow_patterns=patterns, etag_timeout=_HUB_SECONDS
+                    name,
+                    revision=revision,
+                    allow_patterns=patterns,
+                    etag_timeout=_HUB_SECONDS,
                 )
             )
     except GatedRepoError:
@@ -84,7 +104,7 @@ def download(name: str) -> tuple[Path | None, str]:
     return folder, ""
 
 
-def _list_files(name: str) -> list[str] | str:
+def _list_files(name: str, revision: str | None) -> list[str] | str:
     """Return the names of a model's files on the hub, or the reason of a failure.
 
     The request runs in a thread, because the time-out does not cover DNS look-ups.
@@ -93,15 +113,21 @@ def _list_files(name: str) -> list[str] | str:
 
     def request() -> None:
         from huggingface_hub import HfApi
-        from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+        from huggingface_hub.errors import (
+            GatedRepoError,
+            RepositoryNotFoundError,
+            RevisionNotFoundError,
+        )
 
         try:
-            info = HfApi().model_info(name, timeout=_HUB_SECONDS)
+            info = HfApi().model_info(name, revision=revision, timeout=_HUB_SECONDS)
             response.append([sibling.rfilename for sibling in info.siblings or []])
         except GatedRepoError:
             response.append(_gated(name))
         except RepositoryNotFoundError:
             response.append("no such model, or no access without HF_TOKEN")
+        except RevisionNotFoundError:
+            response.append(f"no commit {revision} of it")
         except Exception as error:
             response.append(f"cannot be reached ({_first_line(error)})")
 

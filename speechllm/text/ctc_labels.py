@@ -41,24 +41,63 @@ class CTCTokenizer:
             else SentencepiecesTokenizer(str(bpemodel))
         )
         self.converter = TokenIDConverter(self.token_list)
+        if bpemodel is not None:
+            self.check_pieces(bpemodel)
+
+    def check_pieces(self, bpemodel: str | Path) -> None:
+        """Raise UserError unless the pieces of a sentencepiece model are the labels."""
+        import sentencepiece
+
+        try:
+            model = sentencepiece.SentencePieceProcessor(model_file=str(bpemodel))
+        except (RuntimeError, OSError) as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise UserError(
+                f"{bpemodel}: not a sentencepiece model: {reason}"
+            ) from None
+        labels = set(self.token_list)
+        for index in range(model.get_piece_size()):
+            special = model.is_control(index) or model.is_unknown(index)
+            piece = model.id_to_piece(index)
+            if piece not in labels and not special:
+                raise UserError(
+                    f"{bpemodel}: its piece {piece!r} is not in the token list; use "
+                    "the files of one vocabulary"
+                )
 
     def __call__(self, text: str) -> list[int]:
         """Return the labels of a text; ``unknown`` for a token without one."""
         return list(self.converter.tokens2ids(self.tokenizer.text2tokens(text)))
 
+    def scoring_units(self, text: str) -> list[int]:
+        """Return the units by which CTC scores a text.
+
+        They are its labels, or code points of its characters where the labels are BPE
+        pieces (:mod:`speechllm.decoding.piece_lattice_scorer`), with ``▁`` before each
+        word.
+        """
+        if not self.bpe:
+            return self(text)
+        return [ord(c) for piece in self.tokenizer.text2tokens(text) for c in piece]
+
     def extend(self, labels: list[int], before: str, text: str) -> list[int]:
-        """Return the labels of ``text``, given the ``labels`` of its beginning.
+        """Return the scoring units of ``text``, given those of its beginning.
 
         Only what follows ``before`` is tokenised, if labels are characters.
         """
         if self.bpe or not text.startswith(before):
-            return self(text)
+            return self.scoring_units(text)
         return labels + self(text[len(before) :]) if len(text) > len(before) else labels
 
     @property
     def unknown(self) -> int:
         """Index of ``<unk>``."""
         return int(self.converter.unk_id)
+
+
+def has_pieces(token_list: Sequence[str]) -> bool:
+    """Return whether labels are BPE pieces, not characters."""
+    return any("▁" in label for label in token_list)
 
 
 def read_token_list(token_list: str | Path | list[str]) -> list[str]:

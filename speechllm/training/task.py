@@ -6,6 +6,7 @@ import argparse
 import inspect
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -20,7 +21,13 @@ from espnet2.utils.types import str_or_none
 
 from speechllm.audio.io import SAMPLING_RATE
 from speechllm.models.bridge import BRIDGES
-from speechllm.models.config import MODEL_KEYS, choose
+from speechllm.models.config import (
+    MODEL_KEYS,
+    choose,
+    hub_revisions,
+    pin_models,
+    read_revisions,
+)
 from speechllm.models.encoders import ENCODERS
 from speechllm.models.llm import (
     LanguageModel,
@@ -35,7 +42,11 @@ from speechllm.training.initialization import (
     require_same_labels,
     safe_checkpoints,
 )
-from speechllm.training.options import check_training_options, read_training_config
+from speechllm.training.options import (
+    check_deepspeed,
+    check_training_options,
+    read_training_config,
+)
 from speechllm.training.preprocessor import ExamplePreprocessor, collate
 from speechllm.training.progress import ProgressIterFactory
 from speechllm.utils.errors import UserError
@@ -142,7 +153,8 @@ class SpeechLLMTask(AbsTask):
         if args.llm:
             if args.prompts is None:
                 raise UserError("an LLM needs --prompts, a YAML file")
-            tokenizer = load_llm_tokenizer(args.llm_conf["model"])
+            llm = pin_models({"llm_conf": args.llm_conf}, recorded_revisions(args))
+            tokenizer = load_llm_tokenizer(llm["llm_conf"]["model"])
             prompts = read_prompts(args.prompts)
         limit = 30 * SAMPLING_RATE if args.encoder == "whisper" else None
         return ExamplePreprocessor(ctc_tokenizer, tokenizer, prompts, limit)
@@ -161,8 +173,9 @@ class SpeechLLMTask(AbsTask):
     def build_model(cls, args: argparse.Namespace) -> SpeechLLM:
         """Build the model.
 
-        The CTC labels are put into ``args`` and so saved to config.yaml, as is
-        ``tuning: lora`` where this machine has no 4-bit weights.
+        The CTC labels are put into ``args`` and so saved to config.yaml, as are
+        ``tuning: lora`` where this machine has no 4-bit weights, and the hub commits of
+        the pretrained models, which a resumed training uses again.
         """
         if isinstance(args.ctc_token_list, str):
             args.ctc_token_list = read_token_list(args.ctc_token_list)
@@ -171,7 +184,11 @@ class SpeechLLMTask(AbsTask):
             logging.warning(f"{obstacle}; LoRA on whole weights instead")
             args.llm_conf = {**args.llm_conf, "tuning": "lora"}
         config = {key: getattr(args, key) for key in MODEL_KEYS}
+        pinned = recorded_revisions(args)
+        if not args.collect_stats:
+            args.revisions = hub_revisions(config, pinned)
         try:
+            config = pin_models(config, pinned)
             return build_speech_llm({**config, "token_list": args.ctc_token_list})
         except (TypeError, ValueError) as error:
             raise UserError(f"the model cannot be built: {error}") from error
@@ -232,9 +249,13 @@ class SpeechLLMTask(AbsTask):
         """Check the options, then train; ESPnet does not check those of a file.
 
         Raises:
-            UserError: the config is not YAML, or a value has another type or range.
+            UserError: the config is not YAML, a value has another type or range, or
+                DeepSpeed cannot be used.
         """
-        super().main(args=cls.parse(cmd) if args is None else args, cmd=cmd)
+        args = cls.parse(cmd) if args is None else args
+        if args.use_deepspeed:
+            check_deepspeed(args.deepspeed_config)
+        super().main(args=args, cmd=cmd)
 
     @classmethod
     def parse(cls, cmd=None) -> argparse.Namespace:
@@ -272,6 +293,14 @@ class SpeechLLMTask(AbsTask):
                 super().main_worker(args)
         except UserError as error:  # drop the worker's traceback that torch prepends
             raise UserError(str(error).rpartition("UserError: ")[2].strip()) from error
+
+
+def recorded_revisions(args: argparse.Namespace) -> dict[str, str]:
+    """Return the hub commits with which a training in the output folder began."""
+    if args.output_dir:
+        with suppress(UserError):  # cut off by a kill
+            return read_revisions(Path(args.output_dir) / "config.yaml")
+    return {}
 
 
 def check_options(section: str, function: Callable, options: Mapping) -> None:

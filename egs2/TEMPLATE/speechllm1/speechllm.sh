@@ -493,6 +493,9 @@ if running 6; then
         configs+=(--config "${!config}")
     done
     prepare "${final_exp}/log/fetch_models.log" python3 -m speechllm.bin.fetch_models "${configs[@]}"
+    while read -r line; do
+        log "Stage 6: ${line}"
+    done < <(grep -a ': commit [0-9a-f]*$' "${final_exp}/log/fetch_models.log" || true)
     for phase in ${phases}; do
         config=${phase}_config
         set=${phase}_train_set
