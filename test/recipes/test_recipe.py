@@ -178,24 +178,6 @@ def test_a_model_older_than_its_training_is_not_decoded(recipe, asterisk_dir):
 
 
 @pytest.mark.slow
-def test_a_second_training_continues_the_first(recipe, asterisk_dir):
-    shutil.copytree(recipe / "exp_tiny", recipe / "exp_second", symlinks=True)
-    done = run(
-        *(recipe, asterisk_dir, "--stage", "5", "--stop_stage", "10"),
-        *("--expdir", "exp_second", "--second_config", "conf/tiny/train.yaml"),
-        *("--second_tasks", "asr:fr", "--skip_stages", "6 8"),
-    )
-    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
-    assert (recipe / "exp_second/speechllm_train_train/model/config.yaml").exists()
-    assert (
-        "/speechllm_train/valid.acc.ave.pth"
-        in (recipe / "exp_second/speechllm_train_train/config.yaml").read_text()
-    )
-    tasks = (recipe / "dump_tiny/examples/train_sp_second/utt2task").read_text()
-    assert {line.split(" ", 1)[1] for line in tasks.splitlines()} == {"asr fr fr"}
-
-
-@pytest.mark.slow
 def test_killed_training_and_decoding_resume_to_the_same_table(recipe, asterisk_dir):
     """Kill in both epochs, between them and while decoding; resume from an old folder.
 
