@@ -473,9 +473,9 @@ if running 5; then
     prepare "${prep_log}/vocabulary.log" python3 -m speechllm.bin.build_vocabulary \
         --text "${texts[@]}" --type "${token_type}" "${size[@]}" --output "${token_dir}" \
         --coverage "${texts[@]}" "${covered[@]}"
-    grep 'coverage of ' "${prep_log}/vocabulary.log" | while read -r line; do
+    while read -r line; do
         log "Stage 5: ${line}"
-    done
+    done < <(grep 'coverage of ' "${prep_log}/vocabulary.log" || true)
     finish "$(count "${token_dir}/tokens.txt") CTC tokens in ${token_dir}/tokens.txt" \
         "${prep_log}/vocabulary.log"
 fi
