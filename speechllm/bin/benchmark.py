@@ -1,9 +1,11 @@
-"""Benchmark decoding, training steps and the loss against alternatives.
+"""Benchmark decoding, training steps, the loss, and memory over long recordings.
 
     python -m speechllm.bin.benchmark decode --model exp/speechllm_train/model \\
         --examples dump/examples/test --against plain espnet
     python -m speechllm.bin.benchmark train --config exp/speechllm_train/config.yaml
     python -m speechllm.bin.benchmark loss --batch_size 16
+    python -m speechllm.bin.benchmark memory --model exp/speechllm_train/model \\
+        --examples dump/examples/test --minutes 10 40
 """
 
 from __future__ import annotations
@@ -86,6 +88,22 @@ def get_parser() -> argparse.ArgumentParser:
         default = getattr(defaults, name)
         add(f"--{name}", type=int, default=default, help=f"{text} [{default}]")
 
+    memory = commands.add_parser(
+        "memory", help="peak memory while a long recording is transcribed"
+    )
+    add = memory.add_argument
+    add("--model", required=True, help="model folder of stage 11")
+    add("--examples", required=True, help="example dir of the prompts to join")
+    add("--language", default="en", help="language of the prompts [en]")
+    add("--config", help="decoding config, YAML: batch_size and search options")
+    add(
+        "--minutes",
+        type=int,
+        nargs="+",
+        default=[10, 40],
+        help="lengths of audio [10 40]",
+    )
+
     for command in (decode, train, loss):
         command.add_argument("--device", default="cpu", help="cpu, cuda, … [cpu]")
     for command in (decode, loss):
@@ -113,6 +131,14 @@ def main(argv: list[str] | None = None) -> None:
 
         batch = LossBatch(**{f.name: getattr(args, f.name) for f in fields(LossBatch)})
         print(loss_report(batch))
+    elif args.command == "memory":
+        from speechllm.benchmarks.memory import benchmark_memory
+        from speechllm.utils.io import read_yaml
+
+        options = read_yaml(args.config) if args.config else {}
+        benchmark_memory(
+            args.model, args.examples, args.language, args.minutes, options
+        )
     else:
         content = json.loads(args.content)
         print(json.dumps(measure(args.benchmark, args.system, content)))

@@ -12,6 +12,7 @@ query head.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import torch
@@ -19,6 +20,13 @@ from torch import Tensor, nn
 
 from speechllm.models.speech_llm import SpeechLLM
 from speechllm.utils.errors import UserError
+
+# A packed layer needs a kernel for each shape of its input, of about 0.6 MiB. PyTorch
+# keeps the last 1,024 of each thread and oneDNN the last 1,024 of the process, so
+# memory grew over hours of audio. Both read these limits at the first kernel; values
+# that the user set are kept. A step of the LLM needs 5 kernels; making one takes 1 ms.
+for _name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
+    os.environ.setdefault(_name, "64")
 
 # model families with standard grouped-query attention
 GROUPED = ("llama", "mistral", "qwen2", "qwen3")

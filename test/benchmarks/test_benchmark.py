@@ -264,3 +264,21 @@ def test_padding_share_of_an_epoch(training, bins, share):
 
 def test_matmul_flops_are_positive():
     assert matmul_flops("cpu", torch.float32, size=64, rounds=2) > 1e6
+
+
+def test_memory_of_two_lengths_is_printed(tiny_model, examples, tmp_path, capsys):
+    (examples / "text").write_text("u0 one\nu1 two\nu2 three\n")
+    config = tmp_path / "short.yaml"
+    config.write_text("tokens_per_second: 0.5\nextra_tokens: 2\nbatch_size: 4\n")
+    main(
+        ["memory", "--model", str(tiny_model), "--examples", str(examples)]
+        + ["--minutes", "2", "1", "--config", str(config)]
+    )
+    rows = rows_of(capsys.readouterr().out)
+    assert [row[0] for row in rows] == ["1", "2"]
+    first, last = (float(row[1]) for row in rows)
+    assert 100 < first <= last
+    assert rows[0][2] == "0.0 %"
+    assert float(rows[1][2].split()[0]) == pytest.approx(
+        100 * (last / first - 1), abs=0.3
+    )

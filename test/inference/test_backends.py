@@ -1,10 +1,14 @@
 """Inference backends: same results as PyTorch's own layers, errors if unavailable.
 
 Packed layers are compared with products and convolutions in float64, attention with
-PyTorch's.
+PyTorch's. Memory is measured in a process of its own.
 """
 
 from __future__ import annotations
+
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -144,3 +148,51 @@ def test_only_float32_layers_are_packed():
 def test_unavailable_engines_are_an_error(tiny_model, monkeypatch):
     with pytest.raises(UserError, match="engine 'fast': one of auto, eager"):
         SpeechToText.from_pretrained(tiny_model, engine="fast")
+
+
+WINDOWS_OF_MANY_LENGTHS = """
+import sys
+from pathlib import Path
+import numpy as np
+from speechllm import SpeechToText
+
+def resident():  # MiB
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmRSS:")[1].split()[0]) / 1024
+
+model = SpeechToText.from_pretrained(sys.argv[1])
+noise = np.random.default_rng(0).normal(size=64000).astype(np.float32) / 20
+for number in range(1, 91):  # 0.5 to 2.3 s, each one frame of 20 ms longer
+    window = noise[: 8000 + 320 * number]
+    model.transcribe([window], tokens_per_second=0.1, extra_tokens=1)
+    if number == 40:
+        before = resident()
+print(resident() - before)
+"""
+
+
+def growth(model, capacity: str | None) -> float:
+    """Return the growth of memory in MiB over 50 windows of different lengths.
+
+    Args:
+        capacity: of the caches of kernels; None: as the package sets it.
+    """
+    names = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
+    environment = {k: v for k, v in os.environ.items() if k not in names}
+    environment["OMP_NUM_THREADS"] = "1"
+    if capacity is not None:
+        environment |= dict.fromkeys(names, capacity)
+    done = subprocess.run(
+        [sys.executable, "-c", WINDOWS_OF_MANY_LENGTHS, str(model)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return float(done.stdout.split()[-1])
+
+
+def test_memory_does_not_grow_with_windows_of_different_lengths(tiny_model):
+    default, unlimited = growth(tiny_model, None), growth(tiny_model, "1024")
+    assert default < 15
+    assert unlimited > 60  # values of the user are kept
