@@ -553,7 +553,7 @@ if running 11; then
     begin 11 "guard and confidence, from ${valid_set}: ${model}/{guard.yaml,confidence.json}"
     exported
     if grep -q '^ctc_trained: false' "${model}/config.yaml"; then
-        log "Stage 11: nothing to do: both need CTC, which was not trained"
+        finish "no guard, which needs CTC, and that was not trained" "${final_exp}/export.log"
     else
         require_examples "$(examples "${final_phase}" "${valid_set}")"
         lock "${final_exp}"
