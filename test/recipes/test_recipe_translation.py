@@ -23,6 +23,7 @@ TRAINING = {
     "optim": "adamw",
     "optim_conf": {"lr": 1e-3},
     "max_epoch": 1,
+    "num_iters_per_epoch": 2,
     "batch_type": "numel",
     "batch_bins": 400000,
     "num_workers": 0,
@@ -218,7 +219,12 @@ def test_each_config_takes_a_step(path, tmp_path, train, tiny_models_of):
     config = yaml.safe_load(path.read_text())
     for part in ("encoder_conf", "llm_conf"):
         config[part]["model"] = str(tiny_models_of[config[part]["model"]])
-    small = {"max_epoch": 1, "num_workers": 0, "use_tensorboard": False}
+    small = {
+        "max_epoch": 1,
+        "num_iters_per_epoch": 1,
+        "num_workers": 0,
+        "use_tensorboard": False,
+    }
     prompts = path.with_name("prompts.yaml")
     train(
         tmp_path,
