@@ -173,7 +173,7 @@ def test_gated_model(monkeypatch):
         raise GatedRepoError.__new__(GatedRepoError)
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(hub, "_list_files", lambda name: ["model.safetensors"])
+    monkeypatch.setattr(hub, "_list_files", lambda *_: ["model.safetensors"])
     monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
     folder, reason = hub.download("google/gemma-2-9b-it")
     assert folder is None
