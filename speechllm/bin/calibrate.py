@@ -30,8 +30,7 @@ def get_parser() -> argparse.ArgumentParser:
     add(
         "--if_possible",
         action="store_true",
-        help="succeed where the model or the examples do not allow it; the file of an "
-        "earlier model is renamed",
+        help="succeed where the model or the examples do not allow it",
     )
     return parser
 
@@ -58,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
     from speechllm.inference.speech_to_text import SpeechToText
     from speechllm.inference.tuning import (
         calibrate,
-        if_possible,
+        new_version,
         read_generation,
         set_aside_if_damaged,
     )
@@ -69,7 +68,7 @@ def main(argv: list[str] | None = None) -> None:
     set_aside_if_damaged(read_calibration, path)
     model = SpeechToText.from_pretrained(args.model, args.device)
     made_from = f"the words of {len(examples)} examples"
-    with if_possible(args.if_possible, path):
+    with new_version(path, args.if_possible):
         options = model.options({**generation, "word_times": True})
         calibration = calibrate(model, examples, options, args.batch_size, made_from)
         write_calibration(calibration, path.parent)

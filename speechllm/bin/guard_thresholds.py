@@ -34,8 +34,7 @@ def get_parser() -> argparse.ArgumentParser:
     add(
         "--if_possible",
         action="store_true",
-        help="succeed where the model or the examples do not allow it; the file of an "
-        "earlier model is renamed",
+        help="succeed where the model or the examples do not allow it",
     )
     return parser
 
@@ -56,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
     from speechllm.inference.speech_to_text import SpeechToText
     from speechllm.inference.tuning import (
         find_thresholds,
-        if_possible,
+        new_version,
         read_generation,
         set_aside_if_damaged,
     )
@@ -66,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
     folder = find_model(args.model)
     set_aside_if_damaged(read_thresholds, folder / THRESHOLDS_FILE)
     model = SpeechToText.from_pretrained(folder, args.device)
-    with if_possible(args.if_possible, folder / THRESHOLDS_FILE):
+    with new_version(folder / THRESHOLDS_FILE, args.if_possible):
         thresholds = find_thresholds(
             model,
             examples,

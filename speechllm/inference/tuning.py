@@ -6,6 +6,7 @@ Both are written into the model folder.
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -77,20 +78,29 @@ def count_errors(reference: str, text: str, language: str) -> int:
 
 
 @contextmanager
-def if_possible(wanted: bool, path: Path) -> Iterator[None]:
-    """Print a :class:`UserError` instead of raising it, and set an old file aside.
+def new_version(path: Path, if_possible: bool) -> Iterator[None]:
+    """Keep an earlier, different version of the file that the block writes.
+
+    It is kept under a free name, ``<name>.previous``: a user may have edited it.
 
     Args:
-        wanted: False to change nothing.
-        path: the file that cannot be made, renamed if there is one.
+        path: the file.
+        if_possible: print a :class:`UserError` instead of raising it; then only the
+            earlier version remains, since it belongs to another model.
     """
+    kept = previous_name(path) if path.exists() else None
+    if kept:
+        shutil.copy2(path, kept)
     try:
         yield
     except UserError as error:
-        if not wanted:
+        if not if_possible:
             raise
-        set_aside(path)
+        path.unlink(missing_ok=True)
         print(f"no {path.name}: {error}")
+    finally:
+        if kept and path.exists() and path.read_bytes() == kept.read_bytes():
+            kept.unlink()
 
 
 def set_aside_if_damaged(read: Callable[[Path], object], path: Path) -> None:
@@ -104,12 +114,6 @@ def set_aside_if_damaged(read: Callable[[Path], object], path: Path) -> None:
         read(path.parent)
     except UserError as error:
         print(f"{error}; renamed")
-        set_aside(path)
-
-
-def set_aside(path: Path) -> None:
-    """Rename a file to a free name, ``<name>.previous``, if there is one."""
-    if path.exists():
         path.rename(previous_name(path))
 
 

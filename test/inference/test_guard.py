@@ -493,6 +493,13 @@ def test_thresholds_replace_those_of_an_earlier_model(
     guard_thresholds_command.main(command)
     assert "guard.yaml.previous" in {path.name for path in folder.iterdir()}
     assert read_thresholds(folder) is not None
+    edited = (folder / "guard.yaml").read_text() + "# checked by hand\n"
+    (folder / "guard.yaml").write_text(edited)
+    guard_thresholds_command.main(command)
+    assert (folder / "guard.yaml").read_text() != edited
+    assert (folder / "guard.yaml.previous.2").read_text() == edited
+    guard_thresholds_command.main(command)  # nothing changes, nothing is kept
+    assert not (folder / "guard.yaml.previous.3").exists()
     config = tmp_path / "decode.yaml"
     config.write_text("ctc_weight: 0.5\n")
     model_config = yaml.safe_load((folder / "config.yaml").read_text())
