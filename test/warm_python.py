@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 IMPORTS = """
-    espnet2.bin.aggregate_stats_dirs espnet2.bin.launch jiwer matplotlib.figure peft
+    espnet2.bin.launch jiwer matplotlib.figure peft
     soundfile soxr
     speechllm.inference.speech_to_text speechllm.models.nue_asr speechllm.training.task
     transformers.models.gpt_neox.modeling_gpt_neox

@@ -92,7 +92,7 @@ def get_parser() -> argparse.ArgumentParser:
         "memory", help="peak memory while a long recording is transcribed"
     )
     add = memory.add_argument
-    add("--model", required=True, help="model folder of stage 11")
+    add("--model", required=True, help="model folder of stage 10")
     add("--examples", required=True, help="example dir of the prompts to join")
     add("--language", default="en", help="language of the prompts [en]")
     add("--config", help="decoding config, YAML: batch_size and search options")

@@ -12,13 +12,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from processes import alive, wait_until
 from recipe_clone import ROOT, clone
 
 PYTHON = """#!/usr/bin/env bash
@@ -136,23 +136,8 @@ def locked(recipe: Path, folder: str):
 
 
 def wait_for_pid(recipe: Path) -> int:
-    wait_until((recipe / "pid").exists)
+    wait_until((recipe / "pid").exists, 20)
     return int((recipe / "pid").read_text())
-
-
-def alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"
-
-
-def wait_until(condition, seconds: float = 20.0) -> None:
-    limit = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < limit, "waited too long"
-        time.sleep(0.05)
 
 
 # ---------------------------------------------------------------- kills
@@ -171,7 +156,7 @@ def test_children_end_when_run_sh_is_killed(recipe, stage, where, number):
     assert alive(pid)
     process.send_signal(number)
     process.communicate(timeout=20)  # returns when no child holds the pipes
-    wait_until(lambda: not alive(pid))
+    wait_until(lambda: not alive(pid), 20)
     assert process.returncode == -number
 
 
@@ -198,7 +183,7 @@ def test_an_installation_ends_when_the_top_script_is_killed(tmp_path):
     pid = wait_for_pid(tmp_path)
     process.terminate()
     process.communicate(timeout=20)
-    wait_until(lambda: not alive(pid))
+    wait_until(lambda: not alive(pid), 20)
 
 
 # ---------------------------------------------------------------- locks
@@ -261,7 +246,7 @@ def test_a_killed_run_leaves_no_lock(recipe):
     pid = wait_for_pid(recipe)
     killed.kill()
     killed.communicate(timeout=20)
-    wait_until(lambda: not alive(pid))
+    wait_until(lambda: not alive(pid), 20)
     (recipe / "wait").unlink()
     process = start(recipe, *only(10))
     _, errors = process.communicate(timeout=60)

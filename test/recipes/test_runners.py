@@ -6,10 +6,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from processes import alive, wait_until
 
 UTILS = Path(__file__).parents[2] / "egs2" / "TEMPLATE" / "speechllm1" / "utils"
 RUN = [sys.executable, str(UTILS / "run.pl")]
@@ -39,21 +39,6 @@ exit "${code}"
 def call(arguments: list, runner: list[str] = RUN, **options):
     words = [*runner, *map(str, arguments)]
     return subprocess.run(words, capture_output=True, text=True, timeout=300, **options)
-
-
-def wait_until(condition, seconds: float = 15.0) -> None:
-    limit = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < limit, "waited too long"
-        time.sleep(0.05)
-
-
-def alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"
 
 
 @pytest.fixture

@@ -350,19 +350,17 @@ exported() { # fail unless the exported model is that of the last training
         fail "${final_exp} was trained after the export of ${model}; run stage 10 first"
     fi
 }
-tune() { # <command> <file>: make a file of the model folder from the validation set
-    local examples key done=${final_exp}/$1.done
-    examples=$(examples "${final_phase}" "${valid_set}")
-    key=$(cat "${model}"/{config.yaml,*.safetensors} "${examples}"/{wav.scp,text,utt2task} | sha256sum)
-    if [ -f "${done}" ] && [ "$(< "${done}")" = "${key}" ]; then
+tune() { # <command> <file> <examples> <key>: make a file of the model folder unless up to date
+    local done=${final_exp}/$1.done
+    if [ -f "${done}" ] && [ "$(< "${done}")" = "$4" ]; then
         log "Stage ${current}: ${model}/$2 is up to date"
         return
     fi
     rm -f "${done}"
     OMP_NUM_THREADS=$(threads 1) ${decode_cmd} --gpu "${inference_gpus}" "${final_exp}/$1.log" \
-        python3 -m "speechllm.bin.$1" --if_possible --model "${model}" --examples "${examples}" \
+        python3 -m "speechllm.bin.$1" --if_possible --model "${model}" --examples "$3" \
         --limit 500 --device "${inference_device}"
-    echo "${key}" > "${done}"
+    echo "$4" > "${done}"
     log "Stage ${current}: $(last_line "${final_exp}/$1.log")"
 }
 
@@ -465,7 +463,8 @@ if running 5; then
         if [ "${name}" = "${valid_set}" ] && [ "${test_tasks}" != "$(without_weights "${train_tasks}")" ]; then
             fail "${name} is the validation set and a test set; --test_tasks must equal --train_tasks then"
         fi
-        [ "${name}" = "${valid_set}" ] || make_examples test "${name}" "${test_tasks}"
+        [ "${name}" != "${valid_set}" ] || continue
+        make_examples test "${name}" "${test_tasks}"
         covered+=("$(examples test "${name}")/text_ctc")
     done
     size=(--min_count "${min_character_count}")
@@ -555,10 +554,12 @@ if running 11; then
     if grep -q '^ctc_trained: false' "${model}/config.yaml"; then
         finish "no guard, which needs CTC, and that was not trained" "${final_exp}/export.log"
     else
-        require_examples "$(examples "${final_phase}" "${valid_set}")"
+        valid_examples=$(examples "${final_phase}" "${valid_set}")
+        require_examples "${valid_examples}"
         lock "${final_exp}"
-        tune guard_thresholds guard.yaml
-        tune calibrate confidence.json
+        key=$(cat "${model}"/{config.yaml,*.safetensors} "${valid_examples}"/{wav.scp,text,utt2task} | sha256sum)
+        tune guard_thresholds guard.yaml "${valid_examples}" "${key}"
+        tune calibrate confidence.json "${valid_examples}" "${key}"
         finish "${model}" "${final_exp}/{guard_thresholds,calibrate}.log"
     fi
 fi
