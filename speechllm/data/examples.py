@@ -38,6 +38,7 @@ from speechllm.data.kaldi_table import (
     Dropped,
     iterate_table,
     join_tables,
+    num_samples,
     open_tables,
     read_dropped,
     read_table,
@@ -110,12 +111,15 @@ def make_examples(
         transcript.
 
     Raises:
-        UserError: a task is unknown or repeated, no utterance is in its source
-            language, its target language has no table, or an id is repeated.
+        UserError: there is no task, a task is unknown or repeated, no utterance is in
+            its source language, its target language has no table, a number of samples
+            is none, or an id is repeated.
     """
     split = [split_weight(str(source)) for source in sources]
     weighted_sources = [(Path(source), weight) for source, weight in split]
     weighted = [parse_weighted(task) for task in tasks]
+    if not weighted:
+        raise UserError("no task: name at least one, such as asr:en")
     parsed = [task for task, _ in weighted]
     if repeated := [task for task, count in Counter(parsed).items() if count > 1]:
         raise UserError(f"task '{repeated[0]}' is given twice")
@@ -238,6 +242,8 @@ def _list_examples(
     paths = table_paths(source)
     paths["wav.scp"] = source / "wav.scp"
     for utterance, row in join_tables(paths, "utt2spk"):
+        if (value := row.get("utt2num_samples")) is not None:
+            num_samples(paths["utt2num_samples"], utterance, value)
         while waiting and waiting[0][0] <= utterance:
             yield heapq.heappop(waiting)
         for example in _examples_of(utterance, row, tasks, plain, keep_empty, dropped):

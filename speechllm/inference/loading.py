@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ from speechllm.pretrained.model_folder import (
 from speechllm.text.ctc_labels import read_token_list
 from speechllm.text.prompts import Prompts, read_prompts
 from speechllm.text.t5_tokenizer import load_tokenizer
-from speechllm.utils.errors import UserError, reason_of
+from speechllm.utils.errors import UserError, is_out_of_memory, reason_of
 from speechllm.utils.io import file_sha256
 
 if TYPE_CHECKING:
@@ -59,6 +60,8 @@ def find_model(path: str | Path) -> Path:
     Raises:
         UserError: there is no such folder or hub id, or no model in it.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise UserError(f"{path!r} is not a model: name a folder or a hub id")
     for folder in (Path(path), Path(path) / "model"):
         if is_model(folder):
             return folder
@@ -145,7 +148,7 @@ def load_exported(
         model = build_speech_llm({**config, "token_list": token_list})
         model.load_state_dict(load_tensors(folder))
     except (KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
-        if type(error).__name__ == "OutOfMemoryError":
+        if is_out_of_memory(error):
             raise
         reason = reason_of(error)
         raise UserError(f"{folder}: the model cannot be built: {reason}") from error

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from speechllm.utils.errors import UserError, reason_of
+from speechllm.utils.errors import UserError, is_out_of_memory, reason_of
 
 
 def is_hub_id(start: str) -> bool:
@@ -40,11 +41,34 @@ def load_tensors(path: str | Path, device: str = "cpu") -> dict:
 
             state = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         reason = reason_of(error)
+        if type(error).__name__ == "UnpicklingError":  # torch advises to run the code
+            reason = (
+                "damaged, or pickled with more than tensors; it is not read, since it "
+                "could run code; use safetensors"
+            )
         raise UserError(f"{path}: not a checkpoint of tensors: {reason}") from error
     if isinstance(state, dict):
         require_finite(state.items(), str(path))
     return state
+
+
+def tensor_shapes(path: Path) -> list[tuple[str, tuple[int, ...]]]:
+    """Return name and shape of the tensors in a torch file.
+
+    Raises:
+        UserError: the file is damaged, or contains more than tensors.
+    """
+    import torch
+
+    try:
+        state = torch.load(path, weights_only=True, mmap=zipfile.is_zipfile(path))
+        return [(name, tuple(tensor.shape)) for name, tensor in state.items()]
+    except Exception as error:
+        reason = reason_of(error)[:300]
+        raise UserError(f"{path}: not a checkpoint of tensors: {reason}") from error
 
 
 def require_finite(tensors: Iterable[tuple[str, Any]], place: str) -> None:

@@ -12,12 +12,13 @@ import json
 import math
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from speechllm.utils.errors import UserError, reason_of
+from speechllm.pretrained.checkpoint import load_tensors, tensor_shapes
+from speechllm.utils.errors import UserError, is_out_of_memory, reason_of
 from speechllm.utils.io import atomic_open, file_sha256, write_json
 
 if TYPE_CHECKING:
@@ -139,6 +140,27 @@ def safetensors_shapes(path: Path) -> list[tuple[str, tuple[int, ...]]]:
     return shapes
 
 
+@contextmanager
+def name_damaged_weights(folder: str | Path | None) -> Iterator[None]:
+    """Turn an error of loading a model into one that names its damaged weight file.
+
+    Args:
+        folder: of the pretrained model; None: leave errors as they are.
+
+    Raises:
+        UserError: a weight file is damaged, or pickled with more than tensors.
+    """
+    try:
+        yield
+    except Exception as error:
+        if folder is not None and not isinstance(error, UserError):
+            hidden = type(error).__name__ == "SafetensorError"
+            for file in [] if is_out_of_memory(error) else weight_files(folder):
+                if hidden or file.suffix == ".bin":
+                    load_tensors(file)
+        raise
+
+
 def require_own_weights(
     shapes: Iterable[tuple[str, tuple[int, ...]]], folder: str | Path
 ) -> None:
@@ -148,23 +170,26 @@ def require_own_weights(
 
     Args:
         shapes: name and shape of the model's parameters.
-        folder: of the pretrained model; only safetensors are checked.
+        folder: of the pretrained model.
 
     Raises:
         UserError: the folder lacks most of the parameters.
     """
-    files = [file for file in weight_files(folder) if file.suffix == ".safetensors"]
-    if not files:
-        return
+    files = weight_files(folder)
     stored = Counter(
         (name.rpartition(".")[2], shape)
         for file in files
-        for name, shape in safetensors_shapes(file)
+        for name, shape in (
+            safetensors_shapes(file)
+            if file.suffix == ".safetensors"
+            else tensor_shapes(file)
+        )
     )
     own = Counter((name.rpartition(".")[2], shape) for name, shape in shapes)
     if 2 * (own & stored).total() < own.total():
+        place = files[0] if len(files) == 1 else folder
         raise UserError(
-            f"{folder}: the weights are of another model than its config.json: "
+            f"{place}: the weights are of another model than its config.json: "
             f"{(own - stored).total()} of {own.total()} parameters are not in them"
         )
 

@@ -18,6 +18,16 @@ class UserError(Exception):
     """An error that the user can fix; the message names the place and the remedy."""
 
 
+class OutOfMemoryError(UserError):
+    """A ``UserError`` about too little memory, which more than one utterance meets."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return True for full memory of the machine or of a GPU."""
+    # by name, since torch is not imported here
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+
+
 def reason_of(error: BaseException) -> str:
     """Return the message of an error in one line."""
     return " ".join(str(error).split())
@@ -55,7 +65,7 @@ def run_main(main: Callable[[], int | None]) -> None:
     except MemoryError:
         print(f"error: {OUT_OF_MEMORY}", file=sys.stderr)
     except RuntimeError as error:  # includes torch's OutOfMemoryError
-        if type(error).__name__ != "OutOfMemoryError":
+        if not is_out_of_memory(error):
             raise
         reason = str(error).splitlines()[0]
         print(f"error: {OUT_OF_MEMORY} ({reason})", file=sys.stderr)
