@@ -48,7 +48,13 @@ from speechllm.data.kaldi_table import (
 )
 from speechllm.text.joint_target import join_texts
 from speechllm.text.normalization import ctc_text
-from speechllm.text.tasks import Task, parse_weighted, split_weight, task_of
+from speechllm.text.tasks import (
+    Task,
+    check_language,
+    parse_weighted,
+    split_weight,
+    task_of,
+)
 from speechllm.utils.batching import evenly
 from speechllm.utils.errors import UserError
 from speechllm.utils.folders import FolderKind, atomic_directory
@@ -141,7 +147,7 @@ def make_examples(
                     raise UserError(f"{target}: example {example} is in two data dirs")
                 previous = example
                 write(example, values)
-        write_spk2utt(new)
+        write_spk2utt(new, ", ".join(map(str, inputs)))
         before = [e for source, _ in weighted_sources for e in read_dropped(source)]
         write_dropped(new, [*before, *dropped])
     return counts, dropped
@@ -244,6 +250,8 @@ def _list_examples(
     for utterance, row in join_tables(paths, "utt2spk"):
         if (value := row.get("utt2num_samples")) is not None:
             num_samples(paths["utt2num_samples"], utterance, value)
+        if (language := row.get("utt2lang")) is not None:
+            check_language(language, f"{paths['utt2lang']}: {utterance}")
         while waiting and waiting[0][0] <= utterance:
             yield heapq.heappop(waiting)
         for example in _examples_of(utterance, row, tasks, plain, keep_empty, dropped):
@@ -261,7 +269,10 @@ def _examples_of(
     keep_empty: bool,
     dropped: list[Dropped],
 ) -> Iterator[tuple[str, tuple[str, ...]]]:
-    language = row.get("utt2lang")
+    if "utt2lang" not in row:
+        dropped.append(Dropped(utterance, "make_examples", "not in utt2lang"))
+        return
+    language = row["utt2lang"]
     wanted = [(task, weight) for task, weight in tasks if task.source == language]
     if not wanted:
         return

@@ -12,6 +12,7 @@ from __future__ import annotations
 import codecs
 import math
 import re
+import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from speechllm.utils.io import atomic_open
 DROPPED = "dropped.tsv"
 DATA_DIR = FolderKind("data dir", (DROPPED,))
 TRANSLATION_TABLE = re.compile(r"^text\.([a-z]{2,3})$")
+_VALIDATE = "python -m speechllm.bin.data_dir validate lists the differences"
 _UTTERANCE_TABLES = (
     "segments",
     "text",
@@ -104,24 +106,62 @@ def join_tables(
 ) -> Iterator[tuple[str, dict[str, str]]]:
     """Join sorted tables: yield (id, {name: value}) for each id of table ``base``.
 
-    The dict has no entry for a table without the id. Ids that ``base`` lacks are
-    skipped. Memory does not grow with the tables.
+    The dict has no entry for a table without the id. Memory does not grow with the
+    tables.
 
     Raises:
-        UserError: a table is damaged, see :func:`iterate_table`.
+        UserError: a table is damaged, see :func:`iterate_table`, or has an id that
+            ``base`` lacks.
     """
     others = {name: iterate_table(path) for name, path in paths.items() if name != base}
     heads = {name: next(table, None) for name, table in others.items()}
+
+    def refuse(name: str, key: str) -> UserError:
+        return UserError(f"{paths[name]}: {key} is not in {paths[base]}; {_VALIDATE}")
+
     for key, value in iterate_table(paths[base]):
         row = {base: value}
         for name, table in others.items():
             head = heads[name]
-            while head is not None and head[0] < key:
-                head = next(table, None)
-            heads[name] = head
-            if head is not None and head[0] == key:
-                row[name] = head[1]
+            if head is None or head[0] > key:
+                continue
+            if head[0] < key:
+                raise refuse(name, head[0])
+            row[name] = head[1]
+            heads[name] = next(table, None)
         yield key, row
+    for name, head in heads.items():
+        if head is not None:
+            raise refuse(name, head[0])
+
+
+class IdCheck:
+    """Check that tables of a data dir have the same utterances, as they are read.
+
+    Translations may be there for some utterances only.
+    """
+
+    def __init__(self) -> None:
+        self.seen: dict[str, tuple[int, int]] = {}  # number of ids, and their digest
+
+    def watch(
+        self, name: str, entries: Iterable[tuple[str, str]]
+    ) -> Iterator[tuple[str, str]]:
+        """Yield the entries of table ``name``."""
+        count, digest = 0, 0
+        for key, value in entries:
+            count, digest = count + 1, digest ^ hash(key)
+            yield key, value
+        self.seen[name] = count, digest
+
+    def require_same(self, place: str | Path) -> None:
+        """Raise UserError, with ``place`` in front, if the tables differ."""
+        for name, seen in self.seen.items():
+            if seen != self.seen["utt2spk"] and not TRANSLATION_TABLE.match(name):
+                raise UserError(
+                    f"{place}: {name} and utt2spk have different utterances; "
+                    f"{_VALIDATE}"
+                )
 
 
 def write_table(path: str | Path, mapping: Mapping[str, str]) -> None:
@@ -201,9 +241,11 @@ def table_line(key: str, value: str) -> str:
         UserError: the id is empty or has white space, or the value has a line break.
     """
     if not key or len(key.split()) != 1 or key.strip() != key:
-        raise UserError(f"{key!r} cannot be an id: it is empty or has white space")
+        shown = reprlib.repr(key)
+        raise UserError(f"{shown} cannot be an id: it is empty or has white space")
     if "\n" in value or "\r" in value:
-        raise UserError(f"the value of {key!r} has a line break: {value!r}")
+        shown = reprlib.repr(value)
+        raise UserError(f"the value of {key!r} has a line break: {shown}")
     return f"{key} {value}\n" if value else f"{key}\n"
 
 

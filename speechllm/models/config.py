@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import NoneType
 from typing import TypeVar
 
 from speechllm.pretrained.checkpoint import is_hub_id
-from speechllm.utils.errors import UserError, reason_of
+from speechllm.utils.errors import UserError
 from speechllm.utils.io import read_yaml
 from speechllm.utils.schema import (
     Schema,
@@ -74,7 +75,7 @@ def read_config(path: Path) -> dict:
     config = read_yaml(path)
     groups = [key for key in MODEL_KEYS if key.endswith("_conf")]
     for key in (*groups, "stands_on", "generation"):
-        if not isinstance(config.get(key) or {}, dict):
+        if not isinstance(config.get(key, {}), (dict, NoneType)):
             raise UserError(f"{path}: {key} is not a mapping of names to values")
     for part in ["encoder", "llm"] if config.get("llm") else ["encoder"]:
         name = (config.get(f"{part}_conf") or {}).get("model")
@@ -97,22 +98,16 @@ def models_of_config(path: str | Path) -> list[str]:
     ``init_param``. A part that is null or has no ``model`` needs none.
 
     Raises:
-        UserError: the file is missing or not a YAML mapping.
+        UserError: the file is missing or not a YAML mapping, or a value is out of its
+            range.
     """
-    import yaml
-
-    try:
-        config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"no such configuration: {path}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not YAML ({reason_of(error)})") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{path}: not a mapping of options")
+    if not Path(path).exists():
+        raise UserError(f"no such configuration: {path}")
+    config = check_options(read_yaml(path), MODEL_SCHEMA, str(path))
     names = []
     for part in ("encoder", "llm"):
         conf = config.get(f"{part}_conf") or {}
-        if config.get(part, True) is None or not isinstance(conf, dict):
+        if config.get(part, True) is None:
             continue
         if conf.get("model"):
             names.append(str(conf["model"]))

@@ -17,7 +17,11 @@ from speechllm.models.adaptation import (
     transformer_layers,
 )
 from speechllm.models.encoder import length_mask
-from speechllm.pretrained.model_folder import NO_CODE, read_model_config
+from speechllm.pretrained.model_folder import (
+    NO_CODE,
+    load_pretrained,
+    read_model_config,
+)
 
 #: Logits in memory at a time: 256 MiB in float32.
 LOGITS = 1 << 26
@@ -361,12 +365,12 @@ def load_llm(
 
     path = resolve_model(model)
     attention = attention_implementation(attn_implementation)
-    options = {"dtype": dtype, "attn_implementation": attention, **NO_CODE}
+    options = {"dtype": dtype, "attn_implementation": attention}
     config = read_model_config(path)
     if random_init:
-        causal_lm = causal_lm_class(config).from_config(config, **options)
+        causal_lm = causal_lm_class(config).from_config(config, **options, **NO_CODE)
     else:
-        causal_lm = causal_lm_class(config).from_pretrained(path, **options)
+        causal_lm = load_pretrained(causal_lm_class(config), path, **options)
     return load_llm_tokenizer(model), causal_lm
 
 
@@ -403,10 +407,10 @@ def load_quantized_llm(model: str, attn_implementation: str | None = None):
     if obstacle := quantization_obstacle():
         raise ValueError(obstacle)
     path = resolve_model(model)
-    causal_lm = causal_lm_class(read_model_config(path)).from_pretrained(
+    causal_lm = load_pretrained(
+        causal_lm_class(read_model_config(path)),
         path,
         dtype=torch.bfloat16,
-        **NO_CODE,
         attn_implementation=attention_implementation(attn_implementation),
         quantization_config=BitsAndBytesConfig(
             load_in_4bit=True,

@@ -25,12 +25,7 @@ from speechllm.models.encoder import SpeechEncoder
 from speechllm.models.encoders import ENCODERS
 from speechllm.models.llm import LanguageModel, resolve_dtype
 from speechllm.pretrained.checkpoint import require_finite
-from speechllm.pretrained.model_folder import (
-    check_files,
-    name_damaged_weights,
-    require_own_weights,
-    weight_files,
-)
+from speechllm.pretrained.model_folder import check_files, weight_files
 from speechllm.pretrained.resolve import resolve_model
 from speechllm.text.ctc_labels import label_runs, label_text
 
@@ -51,16 +46,13 @@ def build_speech_llm(config: Mapping) -> SpeechLLM:
         ValueError: an unknown part, or parts that do not fit each other.
         UserError: pretrained weights are missing, damaged or of another model.
     """
-    folders: dict[str, Path] = {}
     for part in ("encoder", "llm") if config.get("llm") else ("encoder",):
         name = (config.get(f"{part}_conf") or {}).get("model")
         if isinstance(name, (str, Path)):
-            folders[part] = resolve_model(name)
-            check_files(folders[part])
-    with name_damaged_weights(folders.get("encoder")):
-        encoder = choose("encoder", config.get("encoder"), ENCODERS)(
-            **config["encoder_conf"]
-        )
+            check_files(resolve_model(name))
+    encoder = choose("encoder", config.get("encoder"), ENCODERS)(
+        **config["encoder_conf"]
+    )
     token_list = config.get("token_list") or []
     ctc = None
     if token_list:
@@ -68,8 +60,7 @@ def build_speech_llm(config: Mapping) -> SpeechLLM:
     llm = bridge = None
     if config.get("llm"):
         choose("llm", config["llm"], {"causal_lm": LanguageModel})
-        with name_damaged_weights(folders.get("llm")):
-            llm = LanguageModel(**config["llm_conf"])
+        llm = LanguageModel(**config["llm_conf"])
         if not config.get("bridge"):
             raise ValueError("an LLM needs a bridge to the encoder: name a bridge")
         bridge = choose("bridge", config["bridge"], BRIDGES)(
@@ -84,16 +75,13 @@ def build_speech_llm(config: Mapping) -> SpeechLLM:
 
 
 def _check_pretrained(module: nn.Module, conf: Mapping) -> None:
-    """Raise UserError for weights that are not finite or of another model."""
+    """Raise UserError for pretrained weights that are not finite."""
     if not isinstance(conf.get("model"), (str, Path)) or conf.get("random_init"):
         return
     folder = resolve_model(conf["model"])
     parameters = [(k, v) for k, v in module.named_parameters() if "lora_" not in k]
     files = weight_files(folder)
     require_finite(parameters, str(files[0] if len(files) == 1 else folder))
-    if conf.get("tuning") != "qlora":  # 4-bit weights have other shapes
-        shapes = [(name, tuple(value.shape)) for name, value in parameters]
-        require_own_weights(shapes, folder)
 
 
 class SpeechLLM(AbsESPnetModel):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -53,22 +52,6 @@ def load_tensors(path: str | Path, device: str = "cpu") -> dict:
     if isinstance(state, dict):
         require_finite(state.items(), str(path))
     return state
-
-
-def tensor_shapes(path: Path) -> list[tuple[str, tuple[int, ...]]]:
-    """Return name and shape of the tensors in a torch file.
-
-    Raises:
-        UserError: the file is damaged, or contains more than tensors.
-    """
-    import torch
-
-    try:
-        state = torch.load(path, weights_only=True, mmap=zipfile.is_zipfile(path))
-        return [(name, tuple(tensor.shape)) for name, tensor in state.items()]
-    except Exception as error:
-        reason = reason_of(error)[:300]
-        raise UserError(f"{path}: not a checkpoint of tensors: {reason}") from error
 
 
 def require_finite(tensors: Iterable[tuple[str, Any]], place: str) -> None:

@@ -11,13 +11,12 @@ import hashlib
 import json
 import math
 import zipfile
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from speechllm.pretrained.checkpoint import load_tensors, tensor_shapes
+from speechllm.pretrained.checkpoint import load_tensors
 from speechllm.utils.errors import UserError, is_out_of_memory, reason_of
 from speechllm.utils.io import atomic_open, file_sha256, write_json
 
@@ -38,6 +37,8 @@ _VOCABULARIES = (  # files of a tokenizer that define its ids
 #: For every Auto… class of transformers, which would else ask whether to run a folder's
 #: Python code.
 NO_CODE = {"trust_remote_code": False}
+#: Parameters that many checkpoints lack, since inference does not use them.
+_NOT_IN_WEIGHTS = ("masked_spec_embed", "num_batches_tracked")
 _FINGERPRINT_FILE = ".speechllm_fingerprint.json"
 
 
@@ -161,37 +162,39 @@ def name_damaged_weights(folder: str | Path | None) -> Iterator[None]:
         raise
 
 
-def require_own_weights(
-    shapes: Iterable[tuple[str, tuple[int, ...]]], folder: str | Path
-) -> None:
-    """Check that a model was built from the weights of a folder.
-
-    transformers gives random values to the parameters that a file lacks.
+def load_pretrained(
+    kind: Any, folder: str | Path, unused: str | None = None, **options: Any
+) -> Any:
+    """Load a model of transformers, which has random values where weights are missing.
 
     Args:
-        shapes: name and shape of the model's parameters.
-        folder: of the pretrained model.
+        kind: class of the model, or an automatic one.
+        folder: of the pretrained model; no code of it is run.
+        unused: prefix of parameters that the caller does not use.
+        options: of ``from_pretrained``.
 
     Raises:
-        UserError: the folder lacks most of the parameters.
+        UserError: a weight file is damaged, or lacks parameters of the model.
     """
-    files = weight_files(folder)
-    stored = Counter(
-        (name.rpartition(".")[2], shape)
-        for file in files
-        for name, shape in (
-            safetensors_shapes(file)
-            if file.suffix == ".safetensors"
-            else tensor_shapes(file)
+    with name_damaged_weights(folder):
+        model, info = kind.from_pretrained(
+            folder, output_loading_info=True, **options, **NO_CODE
         )
+    missing = sorted(
+        name
+        for name in info["missing_keys"]
+        if not name.endswith(_NOT_IN_WEIGHTS)
+        and not (unused and name.startswith(unused))
     )
-    own = Counter((name.rpartition(".")[2], shape) for name, shape in shapes)
-    if 2 * (own & stored).total() < own.total():
+    if missing:
+        files = weight_files(folder)
         place = files[0] if len(files) == 1 else folder
         raise UserError(
-            f"{place}: the weights are of another model than its config.json: "
-            f"{(own - stored).total()} of {own.total()} parameters are not in them"
+            f"{place}: the weights are incomplete or of another model than its "
+            f"config.json: {len(missing)} parameters are not in them: "
+            f"{', '.join(missing[:3])}"
         )
+    return model
 
 
 def model_fingerprint(folder: str | Path, tokenizer: bool = False) -> str:

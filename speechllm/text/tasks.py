@@ -85,6 +85,14 @@ def parse_task(specification: str) -> Task:
     return _checked(Task(name, languages[0], languages[-1]), f"task {specification!r}")
 
 
+def check_language(code: str, place: str) -> None:
+    """Raise UserError, with ``place`` in front, unless ``code`` is a language code."""
+    if not _LANGUAGE.fullmatch(code):
+        raise UserError(
+            f"{place}: {code!r} is not a language code such as 'en' or 'zh-CN'"
+        )
+
+
 def _checked(task: Task, place: str) -> Task:
     """Return a task whose fields can be parts of file names.
 
@@ -95,10 +103,7 @@ def _checked(task: Task, place: str) -> Task:
     if not _NAME.fullmatch(task.name):
         raise UserError(f"{place}: {task.name!r} is not the name of a task")
     for language in task[1:]:
-        if not _LANGUAGE.fullmatch(language):
-            raise UserError(
-                f"{place}: {language!r} is not a language code such as 'en' or 'zh-CN'"
-            )
+        check_language(language, place)
     if task.name == "asr" and task.source != task.target:
         raise UserError(
             f"{place}: recognition (asr) from {task.source} into {task.target}; use "

@@ -358,8 +358,26 @@ def test_foreign_and_nan_pretrained_weights_are_errors(copied, tmp_path):
     with pytest.raises(UserError, match=f"{path}: .* not finite"):
         SpeechToText.from_pretrained(copied)
     save_file({"a.weight": torch.ones(3)}, path, metadata={"format": "pt"})
-    with pytest.raises(UserError, match=f"{path}: the weights are of another model"):
+    with pytest.raises(UserError, match=f"{path}: the weights are incomplete or of"):
         SpeechToText.from_pretrained(copied)
+
+
+@pytest.mark.parametrize("part", ["encoder", "llm"])
+def test_missing_weights_are_not_replaced_by_random_ones(copied, tmp_path, part):
+    config = yaml.safe_load((copied / "config.yaml").read_text())
+    folder = tmp_path / part
+    shutil.copytree(config[f"{part}_conf"]["model"], folder)
+    config[f"{part}_conf"]["model"] = str(folder)
+    (copied / "config.yaml").write_text(yaml.safe_dump(config))
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    used = [name for name in weights if not name.startswith("decoder.")]
+    assert len(used) > 10
+    for name in (used[0], used[-1]):
+        rest = {key: value for key, value in weights.items() if key != name}
+        save_file(rest, path, metadata={"format": "pt"})
+        with pytest.raises(UserError, match=f"{path}: .* not in them: {name}$"):
+            SpeechToText.from_pretrained(copied)
 
 
 @pytest.mark.parametrize("old_format", [True, False])
@@ -381,7 +399,7 @@ def test_damaged_and_foreign_torch_files_are_named(copied, tmp_path, old_format)
             SpeechToText.from_pretrained(copied)
         assert "\n" not in str(caught.value)
     torch.save({"a.weight": torch.ones(3)}, path, **options)
-    with pytest.raises(UserError, match=f"{path}: the weights are of another model"):
+    with pytest.raises(UserError, match=f"{path}: the weights are incomplete or of"):
         SpeechToText.from_pretrained(copied)
 
 
