@@ -28,7 +28,7 @@ _SORTED = choice("descending", "ascending")
 _PROBABILITY = number(least=0, below=1)
 
 
-def _criterion(value: Any) -> tuple[str, str, str]:
+def _criterion(value: Any) -> list[str]:
     """Check a criterion by which the best checkpoints are chosen."""
     expected = "expected [train or valid, a name, min or max]"
     if not isinstance(value, (list, tuple)) or len(value) != 3:
@@ -36,7 +36,7 @@ def _criterion(value: Any) -> tuple[str, str, str]:
     phase, name, mode = value
     if phase not in ("train", "valid") or mode not in ("min", "max"):
         raise ValueError(expected)
-    return phase, text(name), mode
+    return [phase, text(name), mode]
 
 
 TRAINING_SCHEMA: Schema = {
