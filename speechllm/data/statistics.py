@@ -100,9 +100,12 @@ def write_statistics(sets: list[SetStatistics], output: Path | None = None) -> s
     Args:
         sets: from :func:`describe_sets`.
         output: path of ``<output>.md`` and ``<output>.png``, without suffix.
+
+    Raises:
+        UserError: ``output`` is a folder's path.
     """
     table = statistics_markdown(sets)
-    if output is not None and not output.name:
+    if output is not None and output.name in ("", ".."):
         raise UserError(f"{output}: a folder; name a file without its suffix in it")
     if output is None:
         return table

@@ -22,6 +22,7 @@ from speechllm.pretrained.model_folder import (
     load_pretrained,
     read_model_config,
 )
+from speechllm.utils.errors import UserError
 
 #: Logits in memory at a time: 256 MiB in float32.
 LOGITS = 1 << 26
@@ -301,12 +302,20 @@ def load_llm_tokenizer(model: str):
     Cached: a training needs it for the LLM and for the preprocessor of each data set.
 
     Raises:
-        UserError: the model or its tokenizer cannot be loaded.
+        UserError: the model or its tokenizer cannot be loaded, or it has no token for
+            the end of a text.
     """
     from speechllm.pretrained.resolve import resolve_model
     from speechllm.text.t5_tokenizer import load_tokenizer
 
-    return load_tokenizer(resolve_model(model))
+    folder = resolve_model(model)
+    tokenizer = load_tokenizer(folder)
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"{folder}/tokenizer_config.json: missing or without eos_token, the token "
+            "that ends a text; get the file again"
+        )
+    return tokenizer
 
 
 def language_model(causal_lm: nn.Module) -> nn.Module:

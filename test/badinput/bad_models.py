@@ -233,7 +233,6 @@ def config_values() -> Iterator[Case]:
         folder = place.folder / "model/llm"
         # release 0.2's fingerprints, which are accepted, are without the tokenizer
         config["stands_on"] = {str(folder): model_fingerprint(folder, tokenizer=True)}
-        (folder / ".speechllm_fingerprint.json").unlink()
         path.write_text(yaml.safe_dump(config))
         tokenizer = json.loads((folder / "tokenizer.json").read_text())
         vocabulary = tokenizer["model"]["vocab"]
@@ -242,7 +241,10 @@ def config_values() -> Iterator[Case]:
         (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
         return transcribe()
 
-    yield Case("model config.yaml", "two token ids swapped", swapped, refused("llm"))
+    cache = "model/llm/.speechllm_fingerprint.json"
+    yield Case(
+        "model config.yaml", "two token ids swapped", swapped, refused("llm"), (cache,)
+    )
 
 
 def planted() -> Iterator[Case]:

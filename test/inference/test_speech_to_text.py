@@ -380,6 +380,30 @@ def test_missing_weights_are_not_replaced_by_random_ones(copied, tmp_path, part)
             SpeechToText.from_pretrained(copied)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("tokenizer.json", "null", "no tokenizer can be loaded"),
+        ("tokenizer_config.json", "[1]", "no tokenizer can be loaded"),
+        ("tokenizer_config.json", "{}", "tokenizer_config.json: .* without eos_token"),
+        ("tokenizer_config.json", None, "tokenizer_config.json: missing or without"),
+    ],
+)
+def test_damaged_tokenizer_is_an_error(copied, tmp_path, name, content, message):
+    config = yaml.safe_load((copied / "config.yaml").read_text())
+    folder = tmp_path / "llm"
+    shutil.copytree(config["llm_conf"]["model"], folder)
+    config["llm_conf"]["model"] = str(folder)
+    (copied / "config.yaml").write_text(yaml.safe_dump(config))
+    if content is None:
+        (folder / name).unlink()
+    else:
+        (folder / name).write_text(content)
+    with pytest.raises(UserError, match=f"^{folder}.*{message}") as caught:
+        SpeechToText.from_pretrained(copied)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("old_format", [True, False])
 def test_damaged_and_foreign_torch_files_are_named(copied, tmp_path, old_format):
     encoder = write_tiny_whisper(tmp_path / "encoder")
