@@ -138,6 +138,8 @@ def load_exported(
     config["encoder_conf"] = {**config["encoder_conf"], "specaug": None}
     tokens = folder / "tokens.txt"
     token_list = read_token_list(tokens) if tokens.exists() else None
+    if token_list is None and (config.get("model_conf") or {}).get("ctc_weight", 0.3):
+        raise UserError(f"{tokens}: missing; export the model again")
     expected = config.pop(TOKENS_SHA256, None)
     if expected is not None and (token_list is None or file_sha256(tokens) != expected):
         raise UserError(

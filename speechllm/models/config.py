@@ -59,6 +59,7 @@ MODEL_SCHEMA: Schema = {
     "llm_conf.lora.lora_alpha": number(above=0),
     "llm_conf.lora.lora_dropout": _DROPOUT,
     "ctc_conf": group,
+    "ctc_conf.dropout_rate": _DROPOUT,
     "model_conf": group,
     "model_conf.ctc_weight": number(0, 1),
     "model_conf.label_smoothing": _DROPOUT,
@@ -125,6 +126,6 @@ def choose(option: str, name: object, choices: Mapping[str, Choice]) -> Choice:
     Raises:
         ValueError: the name is unknown; lists the known ones.
     """
-    if name not in choices:
+    if not isinstance(name, str) or name not in choices:
         raise ValueError(f"{option} {name!r}: one of {', '.join(choices)}")
     return choices[name]

@@ -47,7 +47,11 @@ def build_speech_llm(config: Mapping) -> SpeechLLM:
         UserError: pretrained weights are missing, damaged or of another model.
     """
     for part in ("encoder", "llm") if config.get("llm") else ("encoder",):
-        name = (config.get(f"{part}_conf") or {}).get("model")
+        conf = config.get(f"{part}_conf") or {}
+        name = conf.get("model")
+        if name is None:
+            found = f", only {', '.join(conf)}" if conf else ""
+            raise ValueError(f"{part}_conf names no model{found}")
         if isinstance(name, (str, Path)):
             check_files(resolve_model(name))
     encoder = choose("encoder", config.get("encoder"), ENCODERS)(

@@ -7,6 +7,8 @@ import sys
 import threading
 from collections.abc import Callable
 
+from speechllm.utils.names import one_line
+
 OUT_OF_MEMORY = (
     "the memory is full: use a smaller batch (batch_bins of the config in training, "
     "--batch_size in decoding); `speechllm estimate --config FILE --gpu GIB` prints "
@@ -73,7 +75,7 @@ def run_main(main: Callable[[], int | None]) -> None:
         if error.errno is None:
             raise
         place = f": {error.filename}" if error.filename else ""
-        print(f"error: {error.strerror}{place}", file=sys.stderr)
+        print(one_line(f"error: {error.strerror}{place}"), file=sys.stderr)
     except KeyboardInterrupt:
         print("interrupted; run the same command again to resume", file=sys.stderr)
         sys.exit(130)

@@ -22,6 +22,12 @@ def copied(tiny_model, tmp_path) -> Path:
     return tmp_path / "model"
 
 
+def test_missing_ctc_labels_are_named(copied):
+    (copied / "tokens.txt").unlink()
+    with pytest.raises(UserError, match=f"{copied}/tokens.txt: missing"):
+        SpeechToText.from_pretrained(copied)
+
+
 def test_foreign_and_nan_pretrained_weights_are_errors(copied, tmp_path):
     encoder = write_tiny_whisper(tmp_path / "encoder")
     config = yaml.safe_load((copied / "config.yaml").read_text())

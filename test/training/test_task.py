@@ -343,6 +343,16 @@ def test_unknown_key_in_the_config(train, tmp_path, capsys):
             {"llm_conf": {"model": "a", "lora": 5}},
             "llm_conf.lora 5: expected a mapping of names",
         ),
+        ({"encoder": ["whisper"]}, r"encoder \['whisper'\]: one of whisper, hubert"),
+        ({"optim": []}, r"optim \[\]: expected a text"),
+        ({"scheduler": []}, r"scheduler \[\]: expected a text"),
+        ({"encoder_conf": {}}, "encoder_conf names no model"),
+        ({"llm_conf": {}}, "llm_conf names no model"),
+        (
+            {"ctc_conf": {"dropout_rate": 7}},
+            "ctc_conf.dropout_rate 7: at least 0 and below 1",
+        ),
+        ({"init_param": ["a.pth"]}, "--init_param a.pth: a.pth: no such checkpoint"),
         ({"init_param": "a.pth"}, "init_param 'a.pth': expected a list"),
         (
             {"best_model_criterion": [["foo", "loss", "min"]]},
