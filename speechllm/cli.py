@@ -14,7 +14,8 @@ import argparse
 import sys
 
 from speechllm.inference.recordings import FORMATS, find_recordings
-from speechllm.utils.errors import UserError, run_main
+from speechllm.utils.errors import run_main
+from speechllm.utils.schema import check_options, number, optional
 
 SEARCH_OPTIONS = ("beam_size", "nbest", "ctc_weight", "penalty", "guard")
 
@@ -204,8 +205,9 @@ def estimate(args: argparse.Namespace) -> int:
     from speechllm.training.options import read_training_config
     from speechllm.training.resource_estimate import report
 
-    if not args.tflops > 0 or (args.gpu is not None and not args.gpu > 0):
-        raise UserError("--gpu and --tflops must be above 0")
+    given = {"--gpu": args.gpu, "--tflops": args.tflops}
+    rules = {"--gpu": optional(number(above=0)), "--tflops": number(above=0)}
+    check_options(given, rules, "command line")
     text, fits = report(read_training_config(args.config), args.gpu, args.tflops)
     print(text)
     return 0 if fits else 1

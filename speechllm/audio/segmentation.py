@@ -20,7 +20,7 @@ from speechllm.audio.vad import (
     WINDOW,
     speech_probabilities,
 )
-from speechllm.utils.errors import UserError
+from speechllm.utils.schema import check_options, number
 
 # Thresholds on the speech probability of a window.
 SPEECH = 0.5  # speech begins, as in Silero's code
@@ -53,7 +53,8 @@ class Cutting:
         shortest_speech: minimum amount of speech in a segment; less is a click.
 
     Raises:
-        UserError: ``longest`` is below 1 s, or ``pause`` is not above 0.
+        UserError: ``longest`` is below 1 s, ``pause`` is not above 0, or one of them is
+            not finite.
     """
 
     longest: float = MAX_SECONDS
@@ -63,12 +64,12 @@ class Cutting:
     shortest_speech: float = 0.1
 
     def __post_init__(self):
-        if not self.longest >= LEAST_MAX_SECONDS:  # NaN included
-            raise UserError(
-                f"max_seconds {self.longest:g}: at least {LEAST_MAX_SECONDS:g}"
-            )
-        if not self.pause > 0:
-            raise UserError(f"pause_seconds {self.pause:g}: more than 0")
+        options = {"max_seconds": self.longest, "pause_seconds": self.pause}
+        rules = {
+            "max_seconds": number(LEAST_MAX_SECONDS),
+            "pause_seconds": number(above=0),
+        }
+        check_options(options, rules, "segmentation")
 
 
 def speech_segments(

@@ -7,7 +7,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from speechllm.pretrained.model_folder import read_model_config
+from speechllm.pretrained.model_folder import (
+    check_files,
+    name_damaged_weights,
+    read_model_config,
+)
 from speechllm.utils.errors import UserError
 
 MAX_NEW_TOKENS = 256  # of a translation or a Seamless transcript, for any batch
@@ -139,9 +143,11 @@ class PretrainedSystem(Baseline):
 
         architecture = getattr(transformers, self.architecture)
         self.check_memory(architecture)
-        self.model = architecture.from_pretrained(
-            self.folder, dtype=self.torch_dtype
-        ).to(self.device)
+        check_files(self.folder)
+        with name_damaged_weights(self.folder):
+            self.model = architecture.from_pretrained(
+                self.folder, dtype=self.torch_dtype
+            ).to(self.device)
         self.model.eval()
 
     def check_memory(self, architecture) -> None:

@@ -18,7 +18,7 @@ from speechllm.inference.decode_dir import (
 )
 from speechllm.text.tasks import Task
 from speechllm.utils.batching import batches_by_length
-from speechllm.utils.errors import UserError
+from speechllm.utils.errors import OutOfMemoryError, UserError
 from speechllm.utils.folders import claim_directory
 
 
@@ -28,14 +28,15 @@ def run_baseline(
     output: str | Path,
     transcripts: str | Path | None = None,
     batch_size: int = 8,
+    debug: bool = False,
 ) -> int:
     """Decode every example that has no hypothesis yet.
 
     The decode dir has the format of ``speechllm.inference.decode_examples``:
     ``hypotheses.1.jsonl``, written line by line, and at the end ``text`` (with
     ``text.transcript`` for ``asr_st``). A re-run resumes; with another model, other
-    options or other examples it starts again. For an audio file that cannot be read,
-    the text is empty and ``failed.1.tsv`` has a line.
+    options or other examples it starts again. For an example that cannot be read or
+    decoded, the text is empty and ``failed.1.tsv`` has a line.
 
     Args:
         system: a baseline, not loaded yet.
@@ -45,6 +46,7 @@ def run_baseline(
             recognition, or an example dir for the reference transcripts.
         batch_size: maximum number of examples, of one task and language pair, in a
             batch.
+        debug: raise unexpected errors of an example instead of listing them.
 
     Returns:
         The number of examples decoded by this call.
@@ -87,6 +89,7 @@ def run_baseline(
                 load_audio(inputs[name]) if system.takes_speech else inputs[name]
             ),
             lambda names, batch, _: decode_batch(system, batch, tasks[names[0]]),
+            debug,
         )
     write_tables(output, sorted(tasks), key, 1)
     return len(todo)
@@ -113,7 +116,7 @@ def decode_batch(system: Baseline, inputs: list, task: Task) -> list[dict]:
     """Decode one batch.
 
     Raises:
-        UserError: the GPU has too little memory; the message names smaller settings.
+        OutOfMemoryError: of a GPU; the message names smaller settings.
     """
     import torch
 
@@ -126,7 +129,7 @@ def decode_batch(system: Baseline, inputs: list, task: Task) -> list[dict]:
             remedy = f"--batch_size {len(inputs) // 2}, or {remedy}"
         elif system.beam_size > 1:
             remedy = f"--beam_size 1, {remedy}"
-        raise UserError(
+        raise OutOfMemoryError(
             f"{system.device} ({gib(total)}, {gib(free)} free): too little memory for "
             f"a batch of {len(inputs)}; use {remedy}; hypotheses written so far are "
             "kept"

@@ -88,6 +88,11 @@ def get_parser() -> argparse.ArgumentParser:
             choices=("float32", "bfloat16", "float16", "auto"),
             help="precision; in float32 the batch does not affect the text [float32]",
         )
+        add(
+            "--debug",
+            action="store_true",
+            help="stop at an unexpected error of an example and show its traceback",
+        )
     return parser
 
 
@@ -105,6 +110,7 @@ def main(argv: list[str] | None = None) -> None:
         args.output,
         getattr(args, "transcripts", None),
         args.batch_size,
+        args.debug,
     )
     print(f"{args.output}: {count} examples decoded now by {args.model}")
 

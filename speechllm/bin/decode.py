@@ -69,6 +69,11 @@ def get_parser() -> argparse.ArgumentParser:
     add("--device", default="cpu", help="cpu, cuda, … [cpu]")
     add("--dtype", help="float32, bfloat16, float16 or auto [float32]")
     add("--engine", help="inference backend: auto or eager [auto]")
+    add(
+        "--debug",
+        action="store_true",
+        help="stop at an unexpected error of an utterance and show its traceback",
+    )
     return parser
 
 
@@ -97,6 +102,7 @@ def main(argv: list[str] | None = None) -> None:
         device=args.device,
         dtype=dtype,
         engine=engine,
+        debug=args.debug,
     )
     print(f"{args.output_dir}: {count} utterances decoded now (shard {args.shard})")
 

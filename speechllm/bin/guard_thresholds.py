@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import argparse
 
-from speechllm.utils.errors import UserError, run_main
+from speechllm.utils.errors import run_main
+from speechllm.utils.schema import check_options, number
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -42,8 +43,7 @@ def get_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     """Choose, write and print the thresholds."""
     args = get_parser().parse_args(argv)
-    if args.margin < 1:
-        raise UserError(f"--margin {args.margin}: at least 1")
+    check_options({"--margin": args.margin}, {"--margin": number(1)}, "command line")
 
     from speechllm.data.examples import read_examples
     from speechllm.inference.guard_thresholds import (

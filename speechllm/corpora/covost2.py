@@ -207,7 +207,8 @@ def read_translations(
         columns.append(header.index(name))
     for number, row in enumerate(rows, 2):
         if len(row) == len(header):
-            yield tuple(row[place] for place in columns)
+            clip, translation, split = (row[place] for place in columns)
+            yield clip.strip(), translation, split.strip()
         elif row and problems is not None:
             problems.append(
                 f"{number}: {len(row)} fields, the header has {len(header)}"

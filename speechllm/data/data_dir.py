@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import heapq
 import random
+import reprlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -38,11 +39,12 @@ from speechllm.data.kaldi_table import (
     DROPPED,
     TRANSLATION_TABLE,
     Dropped,
+    IdCheck,
     durations_and_texts,
     iterate_table,
     read_dropped,
+    required_tables,
     table_line,
-    table_paths,
     write_dropped,
     write_stream,
     write_table,
@@ -75,10 +77,23 @@ def fill_data_dir(
     write_dropped(folder, dropped)
 
 
-def write_spk2utt(directory: Path) -> None:
-    """Write ``spk2utt`` as the inverse of ``utt2spk``."""
+def write_spk2utt(directory: Path, origin: str | Path | None = None) -> None:
+    """Write ``spk2utt`` as the inverse of ``utt2spk``.
+
+    Args:
+        directory: a new data dir.
+        origin: data dir that ``utt2spk`` was copied from, for the message.
+
+    Raises:
+        UserError: the speaker of an utterance is not one word.
+    """
     utterances = defaultdict(list)
     for utterance, speaker in iterate_table(directory / "utt2spk"):
+        if len(speaker.split()) != 1:
+            raise UserError(
+                f"{origin or directory}/utt2spk: utterance {utterance} needs exactly "
+                f"one speaker, found {reprlib.repr(speaker)}"
+            )
         utterances[speaker].append(utterance)
     with atomic_open(directory / "spk2utt") as stream:
         for speaker in sorted(utterances):
@@ -101,16 +116,19 @@ def select_utterances(
 
     Returns:
         The number of utterances.
+
+    Raises:
+        UserError: a table is missing or damaged, or lacks utterances that another has.
     """
     source = Path(source)
-    paths = table_paths(source)
-    count = 0
+    paths = required_tables(source, "utt2spk")
+    count, ids = 0, IdCheck()
     inputs = [] if realpath(source) == realpath(target) else [source]
     with atomic_directory(target, DATA_DIR, inputs) as new:
         recordings = set() if "segments" in paths else None
         for name, path in paths.items():
             with open(new / name, "w", encoding="utf-8", newline="\n") as stream:
-                for key, value in iterate_table(path):
+                for key, value in ids.watch(name, iterate_table(path)):
                     if not keep(key):
                         continue
                     stream.write(table_line(key, value))
@@ -119,10 +137,14 @@ def select_utterances(
                         recordings.add(value.split(None, 1)[0])
         wanted = keep if recordings is None else recordings.__contains__
         with open(new / "wav.scp", "w", encoding="utf-8", newline="\n") as stream:
-            for key, value in iterate_table(source / "wav.scp"):
+            table = iterate_table(source / "wav.scp")
+            if recordings is None:
+                table = ids.watch("wav.scp", table)
+            for key, value in table:
                 if wanted(key):
                     stream.write(table_line(key, value))
-        write_spk2utt(new)
+        ids.require_same(source)
+        write_spk2utt(new, source)
         write_dropped(new, [*read_dropped(source), *dropped])
     return count
 
@@ -198,7 +220,8 @@ def perturb_speed(
     if len(set(factors)) != len(factors) or not all(0.1 <= f <= 10 for f in factors):
         raise UserError(f"speed factors {factors}: different numbers from 0.1 to 10")
     source = Path(source)
-    paths = table_paths(source)
+    paths = required_tables(source, "utt2spk")
+    ids = IdCheck()
     if "utt2speed" in paths:
         raise UserError(f"{source}: speed is perturbed already (utt2speed)")
     segmented = "segments" in paths
@@ -210,10 +233,11 @@ def perturb_speed(
                 write_stream(new / name, iterate_table(path))
                 continue
             tables = [_at_speed(path, factor) for factor in factors]
-            write_stream(new / name, heapq.merge(*tables))
+            write_stream(new / name, ids.watch(name, heapq.merge(*tables)))
+        ids.require_same(source)
         speeds = [_speeds(source / "utt2spk", factor) for factor in factors]
         write_stream(new / "utt2speed", heapq.merge(*speeds))
-        write_spk2utt(new)
+        write_spk2utt(new, source)
         entries = read_dropped(source)
         write_dropped(
             new,
@@ -235,10 +259,11 @@ def combine_data_dirs(sources: Iterable[str | Path], target: str | Path) -> int:
         The number of utterances.
 
     Raises:
-        UserError: a table is missing in one of the data dirs, or an id is repeated.
+        UserError: a table is missing in one of the data dirs or lacks utterances, or
+            an id is repeated.
     """
     sources = [Path(source) for source in sources]
-    names = [set(table_paths(source)) for source in sources]
+    names = [set(required_tables(source, "utt2spk")) for source in sources]
     everywhere = {
         name for name in set.union(*names) if not TRANSLATION_TABLE.match(name)
     }
@@ -248,7 +273,8 @@ def combine_data_dirs(sources: Iterable[str | Path], target: str | Path) -> int:
                 f"{source}: has no {min(missing)}, which another of the data "
                 "dirs to combine has"
             )
-    count = 0
+    count, ids = 0, IdCheck()
+    places = ", ".join(map(str, sources))
     with atomic_directory(target, DATA_DIR, sources) as new:
         for name in sorted(set.union(*names)):
             tables = [
@@ -256,11 +282,16 @@ def combine_data_dirs(sources: Iterable[str | Path], target: str | Path) -> int:
                 for source, present in zip(sources, names)
                 if name in present
             ]
-            written = write_stream(new / name, heapq.merge(*tables), name)
+            entries = ids.watch(name, heapq.merge(*tables))
+            written = write_stream(new / name, entries, name)
             count = written if name == "utt2spk" else count
         scps = [iterate_table(source / "wav.scp") for source in sources]
-        write_stream(new / "wav.scp", heapq.merge(*scps), same_twice=True)
-        write_spk2utt(new)
+        entries = heapq.merge(*scps)
+        if "segments" not in everywhere:
+            entries = ids.watch("wav.scp", entries)
+        write_stream(new / "wav.scp", entries, same_twice=True)
+        ids.require_same(places)
+        write_spk2utt(new, places)
         write_dropped(new, [entry for s in sources for entry in read_dropped(s)])
     return count
 

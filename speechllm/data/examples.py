@@ -38,6 +38,7 @@ from speechllm.data.kaldi_table import (
     Dropped,
     iterate_table,
     join_tables,
+    num_samples,
     open_tables,
     read_dropped,
     read_table,
@@ -47,7 +48,13 @@ from speechllm.data.kaldi_table import (
 )
 from speechllm.text.joint_target import join_texts
 from speechllm.text.normalization import ctc_text
-from speechllm.text.tasks import Task, parse_weighted, split_weight, task_of
+from speechllm.text.tasks import (
+    Task,
+    check_language,
+    parse_weighted,
+    split_weight,
+    task_of,
+)
 from speechllm.utils.batching import evenly
 from speechllm.utils.errors import UserError
 from speechllm.utils.folders import FolderKind, atomic_directory
@@ -110,12 +117,15 @@ def make_examples(
         transcript.
 
     Raises:
-        UserError: a task is unknown or repeated, no utterance is in its source
-            language, its target language has no table, or an id is repeated.
+        UserError: there is no task, a task is unknown or repeated, no utterance is in
+            its source language, its target language has no table, a number of samples
+            is none, or an id is repeated.
     """
     split = [split_weight(str(source)) for source in sources]
     weighted_sources = [(Path(source), weight) for source, weight in split]
     weighted = [parse_weighted(task) for task in tasks]
+    if not weighted:
+        raise UserError("no task: name at least one, such as asr:en")
     parsed = [task for task, _ in weighted]
     if repeated := [task for task, count in Counter(parsed).items() if count > 1]:
         raise UserError(f"task '{repeated[0]}' is given twice")
@@ -137,7 +147,7 @@ def make_examples(
                     raise UserError(f"{target}: example {example} is in two data dirs")
                 previous = example
                 write(example, values)
-        write_spk2utt(new)
+        write_spk2utt(new, ", ".join(map(str, inputs)))
         before = [e for source, _ in weighted_sources for e in read_dropped(source)]
         write_dropped(new, [*before, *dropped])
     return counts, dropped
@@ -238,6 +248,10 @@ def _list_examples(
     paths = table_paths(source)
     paths["wav.scp"] = source / "wav.scp"
     for utterance, row in join_tables(paths, "utt2spk"):
+        if (value := row.get("utt2num_samples")) is not None:
+            num_samples(paths["utt2num_samples"], utterance, value)
+        if (language := row.get("utt2lang")) is not None:
+            check_language(language, f"{paths['utt2lang']}: {utterance}")
         while waiting and waiting[0][0] <= utterance:
             yield heapq.heappop(waiting)
         for example in _examples_of(utterance, row, tasks, plain, keep_empty, dropped):
@@ -255,7 +269,10 @@ def _examples_of(
     keep_empty: bool,
     dropped: list[Dropped],
 ) -> Iterator[tuple[str, tuple[str, ...]]]:
-    language = row.get("utt2lang")
+    if "utt2lang" not in row:
+        dropped.append(Dropped(utterance, "make_examples", "not in utt2lang"))
+        return
+    language = row["utt2lang"]
     wanted = [(task, weight) for task, weight in tasks if task.source == language]
     if not wanted:
         return

@@ -432,7 +432,7 @@ def _write_tables(
             for key, value in iterate_table(path):
                 if key not in failed_ids:
                     stream.write(table_line(key, value))
-    write_spk2utt(target)
+    write_spk2utt(target, source)
     count = 0
     with (
         atomic_open(target / "utt2num_samples") as lengths,

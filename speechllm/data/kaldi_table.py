@@ -10,7 +10,9 @@ a data dir, is ours.
 from __future__ import annotations
 
 import codecs
+import math
 import re
+import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ from speechllm.utils.io import atomic_open
 DROPPED = "dropped.tsv"
 DATA_DIR = FolderKind("data dir", (DROPPED,))
 TRANSLATION_TABLE = re.compile(r"^text\.([a-z]{2,3})$")
+_VALIDATE = "python -m speechllm.bin.data_dir validate lists the differences"
 _UTTERANCE_TABLES = (
     "segments",
     "text",
@@ -103,21 +106,62 @@ def join_tables(
 ) -> Iterator[tuple[str, dict[str, str]]]:
     """Join sorted tables: yield (id, {name: value}) for each id of table ``base``.
 
-    The dict has no entry for a table without the id. Ids that ``base`` lacks are
-    skipped. Memory does not grow with the tables.
+    The dict has no entry for a table without the id. Memory does not grow with the
+    tables.
+
+    Raises:
+        UserError: a table is damaged, see :func:`iterate_table`, or has an id that
+            ``base`` lacks.
     """
     others = {name: iterate_table(path) for name, path in paths.items() if name != base}
     heads = {name: next(table, None) for name, table in others.items()}
+
+    def refuse(name: str, key: str) -> UserError:
+        return UserError(f"{paths[name]}: {key} is not in {paths[base]}; {_VALIDATE}")
+
     for key, value in iterate_table(paths[base]):
         row = {base: value}
         for name, table in others.items():
             head = heads[name]
-            while head is not None and head[0] < key:
-                head = next(table, None)
-            heads[name] = head
-            if head is not None and head[0] == key:
-                row[name] = head[1]
+            if head is None or head[0] > key:
+                continue
+            if head[0] < key:
+                raise refuse(name, head[0])
+            row[name] = head[1]
+            heads[name] = next(table, None)
         yield key, row
+    for name, head in heads.items():
+        if head is not None:
+            raise refuse(name, head[0])
+
+
+class IdCheck:
+    """Check that tables of a data dir have the same utterances, as they are read.
+
+    Translations may be there for some utterances only.
+    """
+
+    def __init__(self) -> None:
+        self.seen: dict[str, tuple[int, int]] = {}  # number of ids, and their digest
+
+    def watch(
+        self, name: str, entries: Iterable[tuple[str, str]]
+    ) -> Iterator[tuple[str, str]]:
+        """Yield the entries of table ``name``."""
+        count, digest = 0, 0
+        for key, value in entries:
+            count, digest = count + 1, digest ^ hash(key)
+            yield key, value
+        self.seen[name] = count, digest
+
+    def require_same(self, place: str | Path) -> None:
+        """Raise UserError, with ``place`` in front, if the tables differ."""
+        for name, seen in self.seen.items():
+            if seen != self.seen["utt2spk"] and not TRANSLATION_TABLE.match(name):
+                raise UserError(
+                    f"{place}: {name} and utt2spk have different utterances; "
+                    f"{_VALIDATE}"
+                )
 
 
 def write_table(path: str | Path, mapping: Mapping[str, str]) -> None:
@@ -197,9 +241,11 @@ def table_line(key: str, value: str) -> str:
         UserError: the id is empty or has white space, or the value has a line break.
     """
     if not key or len(key.split()) != 1 or key.strip() != key:
-        raise UserError(f"{key!r} cannot be an id: it is empty or has white space")
+        shown = reprlib.repr(key)
+        raise UserError(f"{shown} cannot be an id: it is empty or has white space")
     if "\n" in value or "\r" in value:
-        raise UserError(f"the value of {key!r} has a line break: {value!r}")
+        shown = reprlib.repr(value)
+        raise UserError(f"the value of {key!r} has a line break: {shown}")
     return f"{key} {value}\n" if value else f"{key}\n"
 
 
@@ -227,6 +273,19 @@ def table_paths(directory: str | Path) -> dict[str, Path]:
     return {name: path for name, path in sorted(paths.items()) if path.is_file()}
 
 
+def required_tables(directory: str | Path, *needed: str) -> dict[str, Path]:
+    """Return the paths of a data dir's tables, see :func:`table_paths`.
+
+    Raises:
+        UserError: the data dir does not exist, or lacks one of the ``needed`` tables.
+    """
+    paths = table_paths(directory)
+    for name in needed:
+        if name not in paths:
+            raise UserError(f"{Path(directory) / name}: the table does not exist")
+    return paths
+
+
 def translation_languages(directory: str | Path) -> list[str]:
     """Return the sorted language codes of a data dir's ``text.<lang>`` tables."""
     matches = map(TRANSLATION_TABLE.match, table_paths(directory))
@@ -239,9 +298,7 @@ def durations_and_texts(directory: Path) -> Iterator[tuple[str, float, str]]:
     Raises:
         UserError: a table is missing or damaged, or a duration is unknown.
     """
-    paths = table_paths(directory)
-    if "text" not in paths:
-        raise UserError(f"{directory / 'text'}: the table does not exist")
+    paths = required_tables(directory, "text", "utt2spk")
     for key, row in join_tables(paths, "utt2spk"):
         yield key, utterance_seconds(directory, key, row), row.get("text", "")
 
@@ -253,12 +310,23 @@ def read_num_samples(directory: str | Path) -> dict[str, int]:
         UserError: the table is missing or damaged, or a length is not a number.
     """
     path = Path(directory) / "utt2num_samples"
-    lengths = {}
-    for name, value in read_table(path).items():
-        if not re.fullmatch("[0-9]{1,15}", value):
-            raise UserError(f"{path}: {value!r} of {name} is not a number")
-        lengths[name] = int(value)
-    return lengths
+    return {
+        name: num_samples(path, name, value) for name, value in read_table(path).items()
+    }
+
+
+def num_samples(path: Path, key: str, value: str) -> int:
+    """Return the number of samples of a value of ``utt2num_samples``.
+
+    Args:
+        path, key: table and id, for the message.
+
+    Raises:
+        UserError: it is not a number of samples.
+    """
+    if not re.fullmatch("[0-9]{1,15}", value):
+        raise UserError(f"{path}: {value!r} of {key} is not a number of samples")
+    return int(value)
 
 
 def utterance_seconds(directory: Path, key: str, row: Mapping[str, str]) -> float:
@@ -272,22 +340,30 @@ def utterance_seconds(directory: Path, key: str, row: Mapping[str, str]) -> floa
         row: its values by table.
 
     Raises:
-        UserError: the duration is unknown or not a number.
+        UserError: the duration is unknown or not a number from 0 on.
     """
+    if "utt2num_samples" in row:
+        path = directory / "utt2num_samples"
+        return num_samples(path, key, row["utt2num_samples"]) / SAMPLING_RATE
+    name = next((name for name in ("utt2dur", "segments") if name in row), None)
+    if name is None:
+        raise UserError(
+            f"{directory}: the duration of {key} is unknown; format the audio first "
+            "(utt2num_samples) or give utt2dur"
+        )
     try:
-        if "utt2num_samples" in row:
-            return int(row["utt2num_samples"]) / SAMPLING_RATE
-        if "utt2dur" in row:
-            return float(row["utt2dur"])
-        if "segments" in row:
-            _, start, end = parse_segment(row["segments"])
-            return end - start
+        if name == "utt2dur":
+            seconds = float(row[name])
+        else:
+            _, start, end = parse_segment(row[name])
+            seconds = end - start
     except ValueError:
-        raise UserError(f"{directory}: the duration of {key} is not a number") from None
-    raise UserError(
-        f"{directory}: the duration of {key} is unknown; format the audio first "
-        "(utt2num_samples) or give utt2dur"
-    )
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise UserError(
+            f"{directory / name}: {row[name]!r} of {key} is not a duration in seconds"
+        )
+    return seconds
 
 
 def read_dropped(path: str | Path) -> list[Dropped]:

@@ -11,7 +11,7 @@ from speechllm.data.kaldi_table import (
     iterate_table,
     join_tables,
     read_dropped,
-    table_paths,
+    required_tables,
     translation_languages,
     utterance_seconds,
 )
@@ -80,7 +80,7 @@ def statistics(directory: str | Path) -> list[dict]:
         UserError: a table is damaged, or a duration is unknown.
     """
     directory = Path(directory)
-    paths = table_paths(directory)
+    paths = required_tables(directory, "utt2spk")
     rows: dict[str, _Count] = defaultdict(_Count)
     for key, row in join_tables(paths, "utt2spk"):
         seconds, text = utterance_seconds(directory, key, row), row.get("text", "")
@@ -100,9 +100,12 @@ def write_statistics(sets: list[SetStatistics], output: Path | None = None) -> s
     Args:
         sets: from :func:`describe_sets`.
         output: path of ``<output>.md`` and ``<output>.png``, without suffix.
+
+    Raises:
+        UserError: ``output`` is a folder's path.
     """
     table = statistics_markdown(sets)
-    if output is not None and not output.name:
+    if output is not None and output.name in ("", ".."):
         raise UserError(f"{output}: a folder; name a file without its suffix in it")
     if output is None:
         return table

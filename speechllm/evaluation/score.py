@@ -80,16 +80,7 @@ def score_decode_dir(
 
 
 def score_group(group: Group) -> Scores:
-    """Score one group; every row gets the task, languages and number of examples.
-
-    Raises:
-        UserError: a recognition example has two languages.
-    """
-    if group.task == "asr" and group.source != group.target:
-        raise UserError(
-            f"{group.ids[0]}: recognition (asr) from {group.source} into "
-            f"{group.target}; use the task st for translation"
-        )
+    """Score one group; every row gets the task, languages and number of examples."""
     scores = SCORERS[group.task](group)
     for row in scores.rows:
         row.update(group_fields(group))

@@ -70,8 +70,8 @@ def compare(
         samples: number of bootstrap samples.
 
     Raises:
-        UserError: a decode dir lacks an example, no example has a known task, or a
-            recognition example has two languages.
+        UserError: a decode dir lacks an example, no example has a known task, or
+            a task is malformed.
     """
     if not 100 <= samples <= MAX_SAMPLES:
         raise UserError(f"samples {samples}: from 100 to {MAX_SAMPLES}")
@@ -82,11 +82,6 @@ def compare(
     for one, other in zip(*groups, strict=True):
         if one.task not in TASKS:
             continue
-        if one.task == "asr" and one.source != one.target:
-            raise UserError(
-                f"{Path(examples) / 'utt2task'}: {one.ids[0]} is recognition (asr) "
-                f"from {one.source} into {one.target}; use the task st for translation"
-            )
         values = []
         if one.task != "st":
             values += compare_recognition(

@@ -8,7 +8,7 @@ from pathlib import Path
 from speechllm.evaluation.report import TASKS, git_hash, results_table
 from speechllm.export.pack import model_files
 from speechllm.utils.errors import UserError
-from speechllm.utils.io import atomic_open
+from speechllm.utils.io import atomic_open, read_yaml
 
 #: A card with this line is replaced; a card without it is the user's and is kept.
 CARD_MARK = "<!-- written by speechllm; delete this line to keep your changes -->"
@@ -31,16 +31,11 @@ def model_card(model_dir: str | Path, rows: list[dict], repo_id: str) -> str:
         repo_id: ``<user>/<name>`` on the hub.
 
     Raises:
-        UserError: ``config.yaml`` is not YAML.
+        UserError: ``config.yaml`` is missing or not YAML.
     """
     import yaml
 
-    path = Path(model_dir) / "config.yaml"
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not YAML ({error})") from None
-    bases = base_models(config if isinstance(config, dict) else {})
+    bases = base_models(read_yaml(Path(model_dir) / "config.yaml"))
     languages = {row["language"] for row in rows}
     languages |= {row["target_language"] for row in rows}
     head = {

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import errno
 import lzma
+import os
 import platform
 import shutil
 import struct
 import zipfile
 import zlib
+from collections.abc import Collection
 from datetime import datetime
 from pathlib import Path, PurePosixPath
 
@@ -24,6 +26,7 @@ from speechllm.evaluation.report import git_hash, package_version
 from speechllm.utils.errors import UserError, reason_of
 from speechllm.utils.folders import FolderKind, atomic_directory
 from speechllm.utils.io import atomic_open, file_sha256, require_plausible_size
+from speechllm.utils.names import LONGEST_FILE_NAME
 
 MANIFEST = "meta.yaml"
 UNPACKED = FolderKind("unpacked model", (MANIFEST, "model.safetensors"))
@@ -160,8 +163,9 @@ def unpack(archive: str | Path, output_dir: str | Path, force: bool = False) -> 
             ):
                 raise UserError(f"{archive}: its {MANIFEST} lists no files")
             listed = manifest["files"]
-            for name in sorted(entries.keys() | listed.keys()):
-                require_safe_name(archive, name)
+            names = entries.keys() | listed.keys()
+            for name in sorted(names):
+                require_safe_name(archive, name, names)
                 if name != MANIFEST and name not in listed:
                     raise UserError(f"{archive}: {name} is not in its {MANIFEST}")
                 if name not in entries:
@@ -191,9 +195,20 @@ def unpack(archive: str | Path, output_dir: str | Path, force: bool = False) -> 
     return output_dir
 
 
-def require_safe_name(archive: Path, name: str) -> None:
-    """Raise UserError for a name that could be outside of the target folder."""
-    parts = PurePosixPath(name).parts
-    unsafe = not isinstance(name, str) or not parts or name.endswith("/")
-    if unsafe or name.startswith("/") or ".." in parts or "\\" in name or ":" in name:
+def require_safe_name(archive: Path, name: str, names: Collection[str]) -> None:
+    """Raise UserError for a name that could be outside of the target folder.
+
+    Args:
+        archive: for the message.
+        name: of an entry.
+        names: of all entries.
+    """
+    path = PurePosixPath(name)
+    unsafe = not isinstance(name, str) or not path.parts or name.endswith("/")
+    outside = name.startswith("/") or ".." in path.parts
+    if unsafe or outside or "\\" in name or ":" in name:
         raise UserError(f"{archive}: unsafe file name {name!r}; do not trust it")
+    if any(len(os.fsencode(part)) > LONGEST_FILE_NAME for part in path.parts):
+        raise UserError(f"{archive}: a file name is too long: {name[:40]}…")
+    if parent := next((p for p in map(str, path.parents) if p in names), None):
+        raise UserError(f"{archive}: {parent} is a file and a folder; do not trust it")

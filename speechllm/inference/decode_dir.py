@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from speechllm.text.tasks import Task
-from speechllm.utils.errors import UserError
+from speechllm.utils.errors import UserError, describe_error, is_out_of_memory
 from speechllm.utils.folders import FolderKind
 from speechllm.utils.io import atomic_open, name_full_disk, previous_name
+from speechllm.utils.names import utf8_name
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -72,11 +73,13 @@ def write_hypotheses(
     tasks: Mapping[str, Task],
     load: Callable[[str], object],
     decode: DecodeFunction,
+    debug: bool = False,
 ) -> None:
     """Append the hypothesis of every example, flushed to disk queue by queue.
 
-    An example that cannot be read gets an empty text and a line in
-    ``failed.<shard>.tsv``.
+    An example that cannot be read or decoded gets an empty text and a line in
+    ``failed.<shard>.tsv``. If a queue raises an error, its examples are decoded one by
+    one.
 
     Args:
         path: ``hypotheses.<shard>.jsonl``.
@@ -86,9 +89,11 @@ def write_hypotheses(
         tasks: task of each example of the whole set, of which a shard decodes some.
         load: returns the input of an example.
         decode: returns the lines of the examples with these inputs.
+        debug: raise unexpected errors of an example, which are bugs, instead of
+            listing them.
 
     Raises:
-        UserError: no example of the whole set could be read.
+        UserError: no example of the whole set could be decoded.
     """
     from tqdm import tqdm
 
@@ -99,6 +104,7 @@ def write_hypotheses(
     total = sum(map(len, queues))
     bar = tqdm(total=total, unit="utt", desc=str(path), mininterval=5)
     report = _ProgressReport(bar)
+    caught = UserError if debug else Exception
     with (
         name_full_disk(path),
         closing(bar),
@@ -112,11 +118,14 @@ def write_hypotheses(
                 try:
                     inputs.append(load(name))
                     names.append(name)
-                except UserError as error:
+                except caught as error:
                     _write_failure(stream, failed, name, tasks[name], error)
-            lines = decode(names, inputs, report.finished) if names else []
-            for name, line in zip(names, lines):
-                _write_line(stream, {"id": name, **line})
+            found = _decode(decode, names, inputs, report.finished, caught)
+            for name, line in zip(names, found, strict=True):
+                if isinstance(line, Exception):
+                    _write_failure(stream, failed, name, tasks[name], line)
+                else:
+                    _write_line(stream, {"id": name, **line})
             stream.flush()
             os.fsync(stream.fileno())
             report.queue_done(len(queue))
@@ -125,9 +134,32 @@ def write_hypotheses(
         if len(failures) == len(tasks):
             reason = failures[0].partition("\t")[2]
             raise UserError(
-                f"none of {len(failures)} audio files can be read: {reason}"
+                f"none of {len(failures)} utterances can be decoded: {reason}"
             )
         print(f"{len(failures)} of {total} utterances failed: {failed}")
+
+
+def _decode(
+    decode: DecodeFunction,
+    names: list[str],
+    inputs: list,
+    on_finished: Callable[[int], object],
+    caught: type[Exception],
+) -> list[dict | Exception]:
+    """Return the line of each example, or its error of class ``caught``."""
+    if not names:
+        return []
+    try:
+        return list(decode(names, inputs, on_finished))
+    except caught as error:
+        if is_out_of_memory(error):
+            raise
+        if len(names) == 1:
+            return [error]
+    found: list[dict | Exception] = []
+    for name, given in zip(names, inputs, strict=True):
+        found += _decode(decode, [name], [given], lambda _: None, caught)
+    return found
 
 
 def write_tables(
@@ -204,11 +236,11 @@ def _write_line(stream: TextIO, line: dict[str, Any]) -> None:
 
 
 def _write_failure(
-    stream: TextIO, failed: Path, name: str, task: Task, error: UserError
+    stream: TextIO, failed: Path, name: str, task: Task, error: Exception
 ) -> None:
     """Write an empty hypothesis, and the reason into the list of failures."""
     with open(failed, "a", encoding="utf-8") as report:
-        report.write(f"{name}\t{error}\n")
+        report.write(f"{name}\t{utf8_name(describe_error(error))}\n")
     line = {"id": name, "text": "", "failed": True}
     if task.name == "asr_st":
         line["transcript"] = ""

@@ -38,6 +38,7 @@ def decode_examples(
     device: str = "cpu",
     dtype: str = "float32",
     engine: str = "auto",
+    debug: bool = False,
 ) -> int:
     """Decode the examples without a hypothesis, and write ``text`` when none is left.
 
@@ -49,8 +50,8 @@ def decode_examples(
     ``{"id", "text", "score", "tokens", "ctc_text", "nbest"}`` and the rest of
     ``Result.entry``. A re-run reads the file and decodes what is missing. If the
     model, the options or the examples have changed, the old lines are renamed to
-    ``….previous`` and decoding starts again. An utterance that cannot be read, or is
-    longer than the model takes, gets an empty text and a line in
+    ``….previous`` and decoding starts again. An utterance that cannot be read or
+    decoded, or is longer than the model takes, gets an empty text and a line in
     ``failed.<shard>.tsv``; a re-run tries it again.
 
     Args:
@@ -61,13 +62,14 @@ def decode_examples(
         batch_size: utterances decoded concurrently.
         num_shards, shard: decode every ``num_shards``-th utterance, ``shard`` from 1.
         device, dtype, engine: of :meth:`SpeechToText.from_pretrained`.
+        debug: raise unexpected errors of an utterance instead of listing them.
 
     Returns:
         The number of utterances decoded by this call.
 
     Raises:
-        UserError: no model, no examples, unknown options, a shard out of range, or no
-            example of the whole dir can be read.
+        UserError: no model, no examples, unknown options, a shard out of range, no
+            prompt for a task, or no example of the whole dir can be decoded.
     """
     from speechllm.decoding.options import search_options
     from speechllm.inference.encoding import QUEUE
@@ -94,6 +96,8 @@ def decode_examples(
         (output_dir / "text").unlink(missing_ok=True)  # of other settings
         model = SpeechToText.from_pretrained(model_dir, device, dtype, engine)
         options = model.options(generation)
+        for task in sorted({tasks[name] for name in todo}):
+            model.prompts.text(*task)
         lengths = [samples.get(name, 0) for name in todo]
         queues = batches_by_length(lengths, QUEUE * batch_size)
 
@@ -114,6 +118,7 @@ def decode_examples(
             tasks,
             lambda name: load_utterance(wavs[name], model.max_samples),
             decode,
+            debug,
         )
     write_tables(output_dir, ids, key, num_shards)
     return len(todo)

@@ -46,7 +46,7 @@ _GROUP_SCHEMA: Schema = {
     "most_expansion": number(least=0),
     "repetition": integer(0),
     "distance": optional(number()),
-    "doubt": optional(number()),
+    "doubt": optional(number(least=0)),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +38,7 @@ from speechllm.pretrained.model_folder import (
 from speechllm.text.ctc_labels import read_token_list
 from speechllm.text.prompts import Prompts, read_prompts
 from speechllm.text.t5_tokenizer import load_tokenizer
-from speechllm.utils.errors import UserError, reason_of
+from speechllm.utils.errors import UserError, is_out_of_memory, reason_of
 from speechllm.utils.io import file_sha256
 
 if TYPE_CHECKING:
@@ -65,6 +66,8 @@ def find_model(path: str | Path) -> Path:
     Raises:
         UserError: there is no such folder or hub id, or no model in it.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise UserError(f"{path!r} is not a model: name a folder or a hub id")
     for folder in (Path(path), Path(path) / "model"):
         if is_model(folder):
             return folder
@@ -142,6 +145,8 @@ def load_exported(
     config = pin_models(config, config.pop(REVISIONS, None) or {})
     tokens = folder / "tokens.txt"
     token_list = read_token_list(tokens) if tokens.exists() else None
+    if token_list is None and (config.get("model_conf") or {}).get("ctc_weight", 0.3):
+        raise UserError(f"{tokens}: missing; export the model again")
     expected = config.pop(TOKENS_SHA256, None)
     if expected is not None and (token_list is None or file_sha256(tokens) != expected):
         raise UserError(
@@ -152,7 +157,7 @@ def load_exported(
         model = build_speech_llm({**config, "token_list": token_list})
         model.load_state_dict(load_tensors(folder))
     except (KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
-        if type(error).__name__ == "OutOfMemoryError":
+        if is_out_of_memory(error):
             raise
         reason = reason_of(error)
         raise UserError(f"{folder}: the model cannot be built: {reason}") from error

@@ -33,9 +33,11 @@ from speechllm.audio.segmentation import (
     SpeechSegment,
     speech_segments,
 )
+from speechllm.decoding.options import DECODING_SCHEMA
 from speechllm.decoding.result import Result
 from speechllm.inference.joining import join
-from speechllm.utils.errors import UserError, describe_error
+from speechllm.utils.errors import UserError, describe_error, is_out_of_memory
+from speechllm.utils.schema import check_options
 
 if TYPE_CHECKING:
     from speechllm.inference.speech_to_text import SpeechToText
@@ -108,6 +110,7 @@ def transcribe_long(
         "batch_size": batch_size,
         **options,
     }
+    check_options({"batch_size": batch_size}, DECODING_SCHEMA, "transcribe_long")
     requested = model.request(task, language, target_language)
     if model.max_samples is not None:
         max_seconds = min(max_seconds, model.max_samples / SAMPLING_RATE)
@@ -209,6 +212,10 @@ class _Recording:
 
     def read(self, stream: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         try:
+            if isinstance(stream, (str, bytes)):  # would be read letter by letter
+                raise UserError(
+                    f"{stream!r} is not a stream of samples: use stream_audio(path)"
+                )
             for block in stream:
                 self.samples += len(block)
                 yield block
@@ -322,7 +329,7 @@ def decode_pieces(
     try:
         results = model.transcribe([piece.samples for piece in pieces], **request)
     except caught as error:
-        if type(error).__name__ == "OutOfMemoryError":  # of torch
+        if is_out_of_memory(error):
             raise
         if len(pieces) > 1:
             for piece in pieces:

@@ -22,7 +22,7 @@ from speechllm.decoding.confidence import Calibration, read_calibration
 from speechllm.decoding.encoded_batch import EncodedBatch
 from speechllm.decoding.hypothesis import Hypothesis
 from speechllm.decoding.nbest_search import ctc_greedy_search, nbest_search
-from speechllm.decoding.options import SearchOptions, search_options
+from speechllm.decoding.options import DECODING_SCHEMA, SearchOptions, search_options
 from speechllm.decoding.result import Result
 from speechllm.inference.backends import choose_engine
 from speechllm.inference.encoding import QUEUE, device_of, encode_batch
@@ -37,6 +37,7 @@ from speechllm.text.prompts import Prompts
 from speechllm.text.tasks import Task
 from speechllm.utils.batching import batches_by_length
 from speechllm.utils.errors import UserError
+from speechllm.utils.schema import check_options
 
 
 class SpeechToText:
@@ -172,6 +173,7 @@ class SpeechToText:
         """
         if isinstance(audio, (str, Path)) or not len(audio):
             raise UserError("transcribe takes a list of paths or arrays, not empty")
+        check_options({"batch_size": batch_size}, DECODING_SCHEMA, "transcribe")
         tasks = [self.request(task, language, target_language)] * len(audio)
         options = self.options(generation)
         waves = [check_waveform(a) for a in audio]

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import NoneType
 from typing import TypeVar
 
 from speechllm.pretrained.checkpoint import is_hub_id
 from speechllm.pretrained.hub import COMMIT, snapshot_commit
 from speechllm.pretrained.resolve import resolve_model
-from speechllm.utils.errors import UserError, reason_of
+from speechllm.utils.errors import UserError
 from speechllm.utils.io import read_yaml
 from speechllm.utils.schema import (
     Schema,
     boolean,
     check_options,
     choice,
-    finite,
+    group,
     integer,
     number,
     optional,
+    text,
 )
 
 #: Keys of a training configuration that define the model; export keeps only these.
@@ -45,21 +47,25 @@ _DROPOUT = number(least=0, below=1)
 #: Types and ranges of the keys that define a model.
 MODEL_SCHEMA: Schema = {
     "llm": optional(choice("causal_lm")),
-    "encoder_conf": finite,
+    "encoder_conf": group,
+    "encoder_conf.model": text,
     "encoder_conf.random_init": boolean,
     "encoder_conf.dropout": _DROPOUT,
-    "bridge_conf": finite,
+    "bridge_conf": group,
     "bridge_conf.noise": number(least=0),
-    "llm_conf": finite,
+    "llm_conf": group,
+    "llm_conf.model": text,
     "llm_conf.tuning": choice("full", "frozen", "lora", "qlora"),
     "llm_conf.dtype": choice("float32", "bfloat16", "float16", "auto"),
     "llm_conf.random_init": boolean,
     "llm_conf.gradient_checkpointing": boolean,
+    "llm_conf.lora": group,
     "llm_conf.lora.r": integer(1, 10**5),
     "llm_conf.lora.lora_alpha": number(above=0),
     "llm_conf.lora.lora_dropout": _DROPOUT,
-    "ctc_conf": finite,
-    "model_conf": finite,
+    "ctc_conf": group,
+    "ctc_conf.dropout_rate": _DROPOUT,
+    "model_conf": group,
     "model_conf.ctc_weight": number(0, 1),
     "model_conf.label_smoothing": _DROPOUT,
     "model_conf.feature_dropout": _DROPOUT,
@@ -79,7 +85,7 @@ def read_config(path: Path) -> dict:
     config = read_yaml(path)
     groups = [key for key in MODEL_KEYS if key.endswith("_conf")]
     for key in (*groups, "stands_on", "generation", REVISIONS):
-        if not isinstance(config.get(key) or {}, dict):
+        if not isinstance(config.get(key, {}), (dict, NoneType)):
             raise UserError(f"{path}: {key} is not a mapping of names to values")
     check_revisions(config.get(REVISIONS) or {}, path)
     for part in ["encoder", "llm"] if config.get("llm") else ["encoder"]:
@@ -153,22 +159,16 @@ def models_of_config(path: str | Path) -> list[str]:
     ``init_param``. A part that is null or has no ``model`` needs none.
 
     Raises:
-        UserError: the file is missing or not a YAML mapping.
+        UserError: the file is missing or not a YAML mapping, or a value is out of its
+            range.
     """
-    import yaml
-
-    try:
-        config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"no such configuration: {path}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not YAML ({reason_of(error)})") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{path}: not a mapping of options")
+    if not Path(path).exists():
+        raise UserError(f"no such configuration: {path}")
+    config = check_options(read_yaml(path), MODEL_SCHEMA, str(path))
     names = []
     for part in ("encoder", "llm"):
         conf = config.get(f"{part}_conf") or {}
-        if config.get(part, True) is None or not isinstance(conf, dict):
+        if config.get(part, True) is None:
             continue
         if conf.get("model"):
             names.append(str(conf["model"]))
@@ -182,6 +182,6 @@ def choose(option: str, name: object, choices: Mapping[str, Choice]) -> Choice:
     Raises:
         ValueError: the name is unknown; lists the known ones.
     """
-    if name not in choices:
+    if not isinstance(name, str) or name not in choices:
         raise ValueError(f"{option} {name!r}: one of {', '.join(choices)}")
     return choices[name]

@@ -14,7 +14,11 @@ from speechllm.audio.io import SAMPLING_RATE
 from speechllm.models.encoder import SpeechEncoder, length_mask
 from speechllm.models.hubert_encoder import HubertEncoder, without_wavlm_attention
 from speechllm.models.whisper_encoder import WhisperEncoder
-from speechllm.pretrained.model_folder import NO_CODE, read_model_config
+from speechllm.pretrained.model_folder import (
+    NO_CODE,
+    load_pretrained,
+    read_model_config,
+)
 
 #: Minimum input of a feature extractor, in samples: two frames of w2v-BERT's filter
 #: banks, whose variance is undefined for one, and one frame of waveform encoders.
@@ -45,7 +49,7 @@ class AutoEncoder(SpeechEncoder):
         encoder = (
             AutoModel.from_config(config, **NO_CODE)
             if random_init
-            else AutoModel.from_pretrained(path, dtype=torch.float32, **NO_CODE)
+            else load_pretrained(AutoModel, path, "decoder.", dtype=torch.float32)
         )
         if hasattr(encoder, "get_encoder") and config.is_encoder_decoder:
             encoder = encoder.get_encoder()

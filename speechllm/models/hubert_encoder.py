@@ -11,7 +11,11 @@ from torch.nn import functional as F
 from speechllm.audio.io import SAMPLING_RATE
 from speechllm.models.adaptation import linear_layers
 from speechllm.models.encoder import SpeechEncoder, length_mask
-from speechllm.pretrained.model_folder import NO_CODE, read_model_config
+from speechllm.pretrained.model_folder import (
+    NO_CODE,
+    load_pretrained,
+    read_model_config,
+)
 
 # Frames per pass through the waveform convolutions, on a CPU and elsewhere.
 CHUNK_FRAMES = {True: 128, False: 1 << 14}
@@ -202,7 +206,7 @@ class HubertEncoder(SpeechEncoder):
             hubert = (
                 AutoModel.from_config(config, **NO_CODE)
                 if random_init
-                else AutoModel.from_pretrained(path, dtype=torch.float32, **NO_CODE)
+                else load_pretrained(AutoModel, path, dtype=torch.float32)
             )
         settings = {}
         if preprocessor is not None and preprocessor.exists():

@@ -17,7 +17,12 @@ from speechllm.models.adaptation import (
     transformer_layers,
 )
 from speechllm.models.encoder import length_mask
-from speechllm.pretrained.model_folder import NO_CODE, read_model_config
+from speechllm.pretrained.model_folder import (
+    NO_CODE,
+    load_pretrained,
+    read_model_config,
+)
+from speechllm.utils.errors import UserError
 
 #: Logits in memory at a time: 256 MiB in float32.
 LOGITS = 1 << 26
@@ -297,12 +302,20 @@ def load_llm_tokenizer(model: str):
     Cached: a training needs it for the LLM and for the preprocessor of each data set.
 
     Raises:
-        UserError: the model or its tokenizer cannot be loaded.
+        UserError: the model or its tokenizer cannot be loaded, or it has no token for
+            the end of a text.
     """
     from speechllm.pretrained.resolve import resolve_model
     from speechllm.text.t5_tokenizer import load_tokenizer
 
-    return load_tokenizer(resolve_model(model))
+    folder = resolve_model(model)
+    tokenizer = load_tokenizer(folder)
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"{folder}/tokenizer_config.json: missing or without eos_token, the token "
+            "that ends a text; get the file again"
+        )
+    return tokenizer
 
 
 def language_model(causal_lm: nn.Module) -> nn.Module:
@@ -361,12 +374,12 @@ def load_llm(
 
     path = resolve_model(model)
     attention = attention_implementation(attn_implementation)
-    options = {"dtype": dtype, "attn_implementation": attention, **NO_CODE}
+    options = {"dtype": dtype, "attn_implementation": attention}
     config = read_model_config(path)
     if random_init:
-        causal_lm = causal_lm_class(config).from_config(config, **options)
+        causal_lm = causal_lm_class(config).from_config(config, **options, **NO_CODE)
     else:
-        causal_lm = causal_lm_class(config).from_pretrained(path, **options)
+        causal_lm = load_pretrained(causal_lm_class(config), path, **options)
     return load_llm_tokenizer(model), causal_lm
 
 
@@ -403,10 +416,10 @@ def load_quantized_llm(model: str, attn_implementation: str | None = None):
     if obstacle := quantization_obstacle():
         raise ValueError(obstacle)
     path = resolve_model(model)
-    causal_lm = causal_lm_class(read_model_config(path)).from_pretrained(
+    causal_lm = load_pretrained(
+        causal_lm_class(read_model_config(path)),
         path,
         dtype=torch.bfloat16,
-        **NO_CODE,
         attn_implementation=attention_implementation(attn_implementation),
         quantization_config=BitsAndBytesConfig(
             load_in_4bit=True,

@@ -10,9 +10,7 @@ target is a transcript or a translation, depending on the prompt.
 from __future__ import annotations
 
 import logging
-import pickle
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -27,26 +25,12 @@ from speechllm.models.encoder import SpeechEncoder
 from speechllm.models.encoders import ENCODERS
 from speechllm.models.llm import LanguageModel, resolve_dtype
 from speechllm.pretrained.checkpoint import require_finite
-from speechllm.pretrained.model_folder import check_files, require_own_weights
+from speechllm.pretrained.model_folder import check_files, weight_files
 from speechllm.pretrained.resolve import resolve_model
 from speechllm.text.ctc_labels import label_runs, label_text
-from speechllm.utils.errors import UserError
 
 #: Buffer of encoders whose integer ``layer`` is the layer's own output.
 LAYER_OUTPUT = "encoder.layer_output"
-
-
-@contextmanager
-def _name_refused_pickle(config: Mapping, part: str) -> Iterator[None]:
-    """Turn the refusal of a pickled checkpoint into an error that names the model."""
-    try:
-        yield
-    except pickle.UnpicklingError:
-        name = config[f"{part}_conf"].get("model")
-        raise UserError(
-            f"{name}: its weights are pickled with more than tensors, or damaged; they "
-            "are not read, since they could run code; use safetensors"
-        ) from None
 
 
 def build_speech_llm(config: Mapping) -> SpeechLLM:
@@ -63,13 +47,16 @@ def build_speech_llm(config: Mapping) -> SpeechLLM:
         UserError: pretrained weights are missing, damaged or of another model.
     """
     for part in ("encoder", "llm") if config.get("llm") else ("encoder",):
-        name = (config.get(f"{part}_conf") or {}).get("model")
+        conf = config.get(f"{part}_conf") or {}
+        name = conf.get("model")
+        if name is None:
+            found = f", only {', '.join(conf)}" if conf else ""
+            raise ValueError(f"{part}_conf names no model{found}")
         if isinstance(name, (str, Path)):
             check_files(resolve_model(name))
-    with _name_refused_pickle(config, "encoder"):
-        encoder = choose("encoder", config.get("encoder"), ENCODERS)(
-            **config["encoder_conf"]
-        )
+    encoder = choose("encoder", config.get("encoder"), ENCODERS)(
+        **config["encoder_conf"]
+    )
     token_list = config.get("token_list") or []
     ctc = None
     if token_list:
@@ -77,8 +64,7 @@ def build_speech_llm(config: Mapping) -> SpeechLLM:
     llm = bridge = None
     if config.get("llm"):
         choose("llm", config["llm"], {"causal_lm": LanguageModel})
-        with _name_refused_pickle(config, "llm"):
-            llm = LanguageModel(**config["llm_conf"])
+        llm = LanguageModel(**config["llm_conf"])
         if not config.get("bridge"):
             raise ValueError("an LLM needs a bridge to the encoder: name a bridge")
         bridge = choose("bridge", config["bridge"], BRIDGES)(
@@ -93,15 +79,13 @@ def build_speech_llm(config: Mapping) -> SpeechLLM:
 
 
 def _check_pretrained(module: nn.Module, conf: Mapping) -> None:
-    """Raise UserError for weights that are not finite or of another model."""
+    """Raise UserError for pretrained weights that are not finite."""
     if not isinstance(conf.get("model"), (str, Path)) or conf.get("random_init"):
         return
     folder = resolve_model(conf["model"])
     parameters = [(k, v) for k, v in module.named_parameters() if "lora_" not in k]
-    require_finite(parameters, str(folder))
-    if conf.get("tuning") != "qlora":  # 4-bit weights have other shapes
-        shapes = [(name, tuple(value.shape)) for name, value in parameters]
-        require_own_weights(shapes, folder)
+    files = weight_files(folder)
+    require_finite(parameters, str(files[0] if len(files) == 1 else folder))
 
 
 class SpeechLLM(AbsESPnetModel):

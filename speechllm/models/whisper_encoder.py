@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from speechllm.models.encoder import SpeechEncoder, length_mask
-from speechllm.pretrained.model_folder import read_model_config
+from speechllm.pretrained.model_folder import load_pretrained, read_model_config
 
 
 @functools.lru_cache
@@ -52,7 +52,7 @@ class WhisperEncoder(SpeechEncoder):
         whisper = (
             WhisperModel(config)
             if random_init
-            else WhisperModel.from_pretrained(path, dtype=torch.float32)
+            else load_pretrained(WhisperModel, path, "decoder.", dtype=torch.float32)
         )
         extractor = WhisperFeatureExtractor(feature_size=config.num_mel_bins)
         self.hop, self.window_size = extractor.hop_length, extractor.n_fft

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from speechllm.utils.errors import UserError, reason_of
+from speechllm.utils.errors import UserError, is_out_of_memory, reason_of
 
 
 def is_hub_id(start: str) -> bool:
@@ -40,7 +40,14 @@ def load_tensors(path: str | Path, device: str = "cpu") -> dict:
 
             state = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         reason = reason_of(error)
+        if type(error).__name__ == "UnpicklingError":  # torch advises to run the code
+            reason = (
+                "damaged, or pickled with more than tensors; it is not read, since it "
+                "could run code; use safetensors"
+            )
         raise UserError(f"{path}: not a checkpoint of tensors: {reason}") from error
     if isinstance(state, dict):
         require_finite(state.items(), str(path))

@@ -11,13 +11,13 @@ import hashlib
 import json
 import math
 import zipfile
-from collections import Counter
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from speechllm.utils.errors import UserError, reason_of
+from speechllm.pretrained.checkpoint import load_tensors
+from speechllm.utils.errors import UserError, is_out_of_memory, reason_of
 from speechllm.utils.io import atomic_open, file_sha256, write_json
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ _VOCABULARIES = (  # files of a tokenizer that define its ids
 #: For every Auto… class of transformers, which would else ask whether to run a folder's
 #: Python code.
 NO_CODE = {"trust_remote_code": False}
+#: Parameters that many checkpoints lack, since inference does not use them.
+_NOT_IN_WEIGHTS = ("masked_spec_embed", "num_batches_tracked")
 _FINGERPRINT_FILE = ".speechllm_fingerprint.json"
 
 
@@ -139,34 +141,60 @@ def safetensors_shapes(path: Path) -> list[tuple[str, tuple[int, ...]]]:
     return shapes
 
 
-def require_own_weights(
-    shapes: Iterable[tuple[str, tuple[int, ...]]], folder: str | Path
-) -> None:
-    """Check that a model was built from the weights of a folder.
-
-    transformers gives random values to the parameters that a file lacks.
+@contextmanager
+def name_damaged_weights(folder: str | Path | None) -> Iterator[None]:
+    """Turn an error of loading a model into one that names its damaged weight file.
 
     Args:
-        shapes: name and shape of the model's parameters.
-        folder: of the pretrained model; only safetensors are checked.
+        folder: of the pretrained model; None: leave errors as they are.
 
     Raises:
-        UserError: the folder lacks most of the parameters.
+        UserError: a weight file is damaged, or pickled with more than tensors.
     """
-    files = [file for file in weight_files(folder) if file.suffix == ".safetensors"]
-    if not files:
-        return
-    stored = Counter(
-        (name.rpartition(".")[2], shape)
-        for file in files
-        for name, shape in safetensors_shapes(file)
-    )
-    own = Counter((name.rpartition(".")[2], shape) for name, shape in shapes)
-    if 2 * (own & stored).total() < own.total():
-        raise UserError(
-            f"{folder}: the weights are of another model than its config.json: "
-            f"{(own - stored).total()} of {own.total()} parameters are not in them"
+    try:
+        yield
+    except Exception as error:
+        if folder is not None and not isinstance(error, UserError):
+            hidden = type(error).__name__ == "SafetensorError"
+            for file in [] if is_out_of_memory(error) else weight_files(folder):
+                if hidden or file.suffix == ".bin":
+                    load_tensors(file)
+        raise
+
+
+def load_pretrained(
+    kind: Any, folder: str | Path, unused: str | None = None, **options: Any
+) -> Any:
+    """Load a model of transformers, which has random values where weights are missing.
+
+    Args:
+        kind: class of the model, or an automatic one.
+        folder: of the pretrained model; no code of it is run.
+        unused: prefix of parameters that the caller does not use.
+        options: of ``from_pretrained``.
+
+    Raises:
+        UserError: a weight file is damaged, or lacks parameters of the model.
+    """
+    with name_damaged_weights(folder):
+        model, info = kind.from_pretrained(
+            folder, output_loading_info=True, **options, **NO_CODE
         )
+    missing = sorted(
+        name
+        for name in info["missing_keys"]
+        if not name.endswith(_NOT_IN_WEIGHTS)
+        and not (unused and name.startswith(unused))
+    )
+    if missing:
+        files = weight_files(folder)
+        place = files[0] if len(files) == 1 else folder
+        raise UserError(
+            f"{place}: the weights are incomplete or of another model than its "
+            f"config.json: {len(missing)} parameters are not in them: "
+            f"{', '.join(missing[:3])}"
+        )
+    return model
 
 
 def model_fingerprint(folder: str | Path, tokenizer: bool = False) -> str:

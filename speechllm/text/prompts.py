@@ -16,18 +16,22 @@ date (Llama 3.2, SmolLM3) gets a fixed one.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from speechllm.text.joint_target import find_separator
+from speechllm.text.tasks import check_language
 from speechllm.utils.errors import UserError
+from speechllm.utils.io import read_yaml
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SPEECH = "{speech}"
+_FIELD = re.compile(r"\{[A-Za-z_][^{}\s]*\}")
 
 
 @dataclass(frozen=True)
@@ -151,38 +155,41 @@ def read_prompts(path: str | Path) -> Prompts:
     """Read a prompts file.
 
     Raises:
-        UserError: the file is missing or not YAML, lacks a key, or a prompt does not
-            contain ``{speech}`` exactly once.
+        UserError: the file is missing or not YAML, lacks a key, a prompt does not
+            contain ``{speech}`` exactly once or has an unknown field, or a language
+            code is none.
     """
-    import yaml
-
-    try:
-        content = yaml.safe_load(Path(path).read_text("utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such prompts file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a YAML file: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected the keys tasks and languages")
+    if not Path(path).exists():
+        raise UserError(f"{path}: no such prompts file")
+    content = read_yaml(path)
     unknown = set(content) - {"tasks", "languages", "chat"}
     if unknown:
-        raise UserError(f"{path}: unknown key {sorted(unknown)[0]!r}")
+        raise UserError(f"{path}: unknown key {min(map(str, unknown))!r}")
     for key in ("tasks", "languages"):
         if not isinstance(content.get(key), dict) or not content[key]:
             raise UserError(f"{path}: {key!r} is missing or not a mapping")
     for task, prompt in content["tasks"].items():
-        if str(prompt).count(SPEECH) != 1:
+        if not isinstance(prompt, str) or prompt.count(SPEECH) != 1:
             raise UserError(
                 f"{path}: the prompt of task {task!r} must contain {SPEECH} exactly "
                 "once"
             )
+        for field in _FIELD.findall(prompt):
+            if field not in (SPEECH, "{source}", "{target}"):
+                raise UserError(
+                    f"{path}: the prompt of task {task!r} has the unknown field "
+                    f"{field}; known are {SPEECH}, {{source}} and {{target}}"
+                )
+    # YAML parses the language code of Norwegian, no, as false
+    languages = {
+        "no" if code is False else str(code): str(name)
+        for code, name in content["languages"].items()
+    }
+    for code in languages:
+        check_language(code, f"{path}: languages")
     return Prompts(
         tasks={str(k): str(v) for k, v in content["tasks"].items()},
-        # YAML parses the language code of Norwegian, no, as false
-        languages={
-            "no" if k is False else str(k): str(v)
-            for k, v in content["languages"].items()
-        },
+        languages=languages,
         chat=bool(content.get("chat", False)),
         origin=str(path),
     )

@@ -15,7 +15,7 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 
-from speechllm.utils.errors import UserError
+from speechllm.utils.errors import UserError, is_out_of_memory, reason_of
 
 VOCABULARIES = (
     "tokenizer.json",
@@ -127,6 +127,8 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
             folder, trust_remote_code=False
         )
         return tokenizer
-    except (OSError, ValueError, TypeError, RuntimeError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # of many classes for damaged files
+        if is_out_of_memory(error):
+            raise
+        reason = reason_of(error)[:300]
         raise UserError(f"{folder}: no tokenizer can be loaded: {reason}") from error

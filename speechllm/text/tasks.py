@@ -9,7 +9,8 @@ from speechllm.utils.errors import UserError
 
 TASKS = ("asr", "st", "asr_st")
 _NAME = re.compile(r"[A-Za-z0-9_]{1,32}")
-_LANGUAGE = re.compile(r"[A-Za-z]{2,8}([-_][A-Za-z0-9]{1,8})*")  # after BCP 47
+# BCP 47, with the language as ISO 639 writes it: two or three lower-case letters
+_LANGUAGE = re.compile(r"[a-z]{2,3}([-_][A-Za-z0-9]{1,8})*")
 
 
 class Task(NamedTuple):
@@ -54,7 +55,8 @@ def task_of(value: str, place: str) -> Task:
         place: file and id of the value, for the message.
 
     Raises:
-        UserError: not three fields, or a name or language code that is none.
+        UserError: not three fields, a name or language code that is none, or ``asr``
+            into another language.
     """
     fields = value.split()
     if len(fields) != 3:
@@ -83,19 +85,30 @@ def parse_task(specification: str) -> Task:
     return _checked(Task(name, languages[0], languages[-1]), f"task {specification!r}")
 
 
+def check_language(code: str, place: str) -> None:
+    """Raise UserError, with ``place`` in front, unless ``code`` is a language code."""
+    if not _LANGUAGE.fullmatch(code):
+        raise UserError(
+            f"{place}: {code!r} is not a language code such as 'en' or 'zh-CN'"
+        )
+
+
 def _checked(task: Task, place: str) -> Task:
     """Return a task whose fields can be parts of file names.
 
     Raises:
-        UserError: a name or language code has other characters.
+        UserError: a name or language code has other characters, or speech is
+            transcribed (``asr``) in another language.
     """
     if not _NAME.fullmatch(task.name):
         raise UserError(f"{place}: {task.name!r} is not the name of a task")
     for language in task[1:]:
-        if not _LANGUAGE.fullmatch(language):
-            raise UserError(
-                f"{place}: {language!r} is not a language code such as 'en' or 'zh-CN'"
-            )
+        check_language(language, place)
+    if task.name == "asr" and task.source != task.target:
+        raise UserError(
+            f"{place}: recognition (asr) from {task.source} into {task.target}; use "
+            "the task st for translation"
+        )
     return task
 
 

@@ -98,7 +98,10 @@ def load_init_param(
             (names the first ones), or the CTC head has other labels.
     """
     path, _, prefix = init_param.partition(":")
-    state = read_init_tensors(path, map_location)
+    try:
+        state = read_init_tensors(path, map_location)
+    except UserError as error:
+        raise UserError(f"--init_param {init_param}: {error}") from error
     if prefix:
         state = {k: v for k, v in state.items() if k.startswith(prefix)}
     if any(k.startswith("ctc.") for k in state) and getattr(model, "token_list", None):

@@ -17,17 +17,30 @@ from speechllm.utils.schema import (
     check_options,
     choice,
     either,
-    finite,
+    group,
     integer,
     list_of,
     mapping_of,
     number,
     optional,
+    text,
 )
 
 _COUNT = integer(1, 10**12)
 _SORTED = choice("descending", "ascending")
 _PROBABILITY = number(least=0, below=1)
+
+
+def _criterion(value: Any) -> list[str]:
+    """Check a criterion by which the best checkpoints are chosen."""
+    expected = "expected [train or valid, a name, min or max]"
+    if not isinstance(value, (list, tuple)) or len(value) != 3:
+        raise ValueError(expected)
+    phase, name, mode = value
+    if phase not in ("train", "valid") or mode not in ("min", "max"):
+        raise ValueError(expected)
+    return [phase, text(name), mode]
+
 
 TRAINING_SCHEMA: Schema = {
     **MODEL_SCHEMA,
@@ -53,18 +66,22 @@ TRAINING_SCHEMA: Schema = {
     "patience": optional(integer(0, 10**6)),
     "keep_nbest_models": either(integer(0, 10**6), list_of(integer(1, 10**6))),
     "nbest_averaging_interval": integer(0, 10**6),
+    "best_model_criterion": list_of(_criterion),
+    "init_param": list_of(text),
     "num_att_plot": integer(0, 10**6),
     "use_tensorboard": boolean,
     "unused_parameters": boolean,
     "resume": boolean,
     "lr_scales": mapping_of(number(least=0)),
-    "optim_conf": finite,
+    "optim": text,
+    "optim_conf": group,
     "optim_conf.lr": number(above=0),
     "optim_conf.weight_decay": number(least=0),
     "optim_conf.eps": number(above=0),
     "optim_conf.betas": list_of(_PROBABILITY, 2),
     "optim_conf.fused": optional(boolean),
-    "scheduler_conf": finite,
+    "scheduler": optional(text),
+    "scheduler_conf": group,
     "scheduler_conf.max_steps": _COUNT,
     "scheduler_conf.warmup_steps": number(least=0),
     "scheduler_conf.warmup_ratio": number(least=0, most=1),

@@ -7,6 +7,8 @@ import sys
 import threading
 from collections.abc import Callable
 
+from speechllm.utils.names import one_line
+
 OUT_OF_MEMORY = (
     "the memory is full: use a smaller batch (batch_bins of the config in training, "
     "--batch_size in decoding); `speechllm estimate --config FILE --gpu GIB` prints "
@@ -16,6 +18,16 @@ OUT_OF_MEMORY = (
 
 class UserError(Exception):
     """An error that the user can fix; the message names the place and the remedy."""
+
+
+class OutOfMemoryError(UserError):
+    """A ``UserError`` about too little memory, which more than one utterance meets."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return True for full memory of the machine or of a GPU."""
+    # by name, since torch is not imported here
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
 def reason_of(error: BaseException) -> str:
@@ -55,7 +67,7 @@ def run_main(main: Callable[[], int | None]) -> None:
     except MemoryError:
         print(f"error: {OUT_OF_MEMORY}", file=sys.stderr)
     except RuntimeError as error:  # includes torch's OutOfMemoryError
-        if type(error).__name__ != "OutOfMemoryError":
+        if not is_out_of_memory(error):
             raise
         reason = str(error).splitlines()[0]
         print(f"error: {OUT_OF_MEMORY} ({reason})", file=sys.stderr)
@@ -63,7 +75,7 @@ def run_main(main: Callable[[], int | None]) -> None:
         if error.errno is None:
             raise
         place = f": {error.filename}" if error.filename else ""
-        print(f"error: {error.strerror}{place}", file=sys.stderr)
+        print(one_line(f"error: {error.strerror}{place}"), file=sys.stderr)
     except KeyboardInterrupt:
         print("interrupted; run the same command again to resume", file=sys.stderr)
         sys.exit(130)

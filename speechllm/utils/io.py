@@ -136,10 +136,13 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     import yaml
 
     try:
-        content = yaml.safe_load(Path(path).read_text("utf-8")) or {}
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        content = yaml.safe_load(Path(path).read_text("utf-8"))
+    # RecursionError: nested too deep; ValueError: not UTF-8, or no such date
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
         reason = reason_of(error)
         raise UserError(f"{path}: cannot be read as YAML: {reason}") from error
+    if content is None:
+        return {}
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected options as 'name: value'")
     return content

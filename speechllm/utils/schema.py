@@ -164,6 +164,18 @@ def finite(value: Any) -> Any:
     return value
 
 
+def group(value: Any) -> dict[str, Any] | None:
+    """Check a group of options: null, or a mapping of names to finite values."""
+    return None if value is None else mapping_of(finite)(value)
+
+
+def text(value: Any) -> str:
+    """Check a text that is not empty."""
+    if not isinstance(value, str) or not value:
+        raise ValueError("expected a text")
+    return value
+
+
 def check_options(
     options: Mapping[str, Any], schema: Schema, place: str
 ) -> dict[str, Any]:

@@ -170,9 +170,11 @@ def test_segments_of_any_probabilities_cover_speech_within_limits(runs, longest,
     assert segments == sorted(segments)
 
 
-def test_too_short_limits_are_rejected():
-    for seconds in (0.0, 0.5, float("nan")):
-        with pytest.raises(UserError, match="max_seconds .*: at least 1"):
+def test_too_short_and_infinite_limits_are_rejected():
+    for seconds in (0.0, 0.5, float("nan"), float("inf")):
+        with pytest.raises(UserError, match="max_seconds .*at least 1"):
             Cutting(longest=seconds)
-    with pytest.raises(UserError, match="pause_seconds 0: more than 0"):
+    with pytest.raises(UserError, match="pause_seconds inf: expected a finite number"):
+        Cutting(pause=float("inf"))
+    with pytest.raises(UserError, match="pause_seconds 0: above 0"):
         Cutting(pause=0)

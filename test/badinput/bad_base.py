@@ -92,6 +92,8 @@ def write_base(folder: Path) -> None:
             "language": "en", "target_language": "en", "utterances": 3,
         }  # fmt: skip
         (scored / "score_asr_en").mkdir()
+        for name in ("scores.tsv", "alignment.txt"):  # as every release wrote them
+            (scored / "score_asr_en" / name).write_text("")
         (scored / "score_asr_en" / "scores.json").write_text(json.dumps([row]))
     (folder / "decode.yaml").write_text("beam_size: 2\n")
     (folder / "prompts.yaml").write_text(_prompts())
@@ -129,7 +131,7 @@ def prepare(folder: Path) -> tuple[Path, Path]:
         loaded.transcribe([tone(0.5)])
 
     def from_pretrained(path, *arguments, **options):
-        same = os.path.abspath(path) == str(model) and not options
+        same = str(path) == str(model) and not options
         if same and arguments in ((), ("cpu",), ("cpu", "float32")):
             return loaded
         return load(path, *arguments, **options)

@@ -148,8 +148,10 @@ def guard() -> Iterator[Case]:
             if value in (7, None):
                 continue
             changed = {**whole, "groups": {"asr_en": {**group, key: value}}}
-            # an infinite limit is none
-            yield case(f"{key}: {value!r}", changed, may_pass=value == INF)
+            # an infinite limit is none; the distance is negative if CTC prefers the
+            # references of the development set to its own greedy transcripts
+            may_pass = value == INF or (key, value) == ("distance", -1)
+            yield case(f"{key}: {value!r}", changed, may_pass)
     for name, text in TEXTS.items():
         yield case(f"text: {name}", text)
     for name, content in {
@@ -309,4 +311,6 @@ def prompts() -> Iterator[Case]:
         check = refused("prompts.yaml")
         if name in ("a number as language", "an unknown key"):
             check = either(check, passes())
+        if name == "false as language code":  # YAML's no: the code of Norwegian
+            check = passes()
         yield Case("prompts.yaml", name, build, check)

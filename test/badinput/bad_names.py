@@ -260,6 +260,8 @@ def special_files() -> Iterator[Case]:
                 continue
             case = make(f"{FAMILY}: special files", name, "a.wav", build, seconds, True)
             case.seconds = 20
+            if name == "FIFO":  # waits 30 s for its writer
+                case.seconds = 45
             yield case
 
     def unreadable(place: Place, file: str) -> None:

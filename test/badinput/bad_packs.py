@@ -44,7 +44,9 @@ def zips() -> Iterator[Case]:
 
         def same(outcome: Outcome) -> str:
             new = outcome.place.folder / "new"
-            for path in outcome.place.model.rglob("*"):
+            for path in outcome.place.model.rglob(
+                "[!.]*"
+            ):  # packs have no hidden files
                 copy = new / path.relative_to(outcome.place.model)
                 if path.is_file() and copy.read_bytes() != path.read_bytes():
                     return f"{copy} differs"

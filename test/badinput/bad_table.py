@@ -224,7 +224,10 @@ def judge(
     if "Traceback (most recent call last)" in outcome.err + outcome.out:
         lines = [line for line in outcome.err.splitlines() if line.strip()]
         return TRACEBACK, lines[-1] if lines else ""
-    problem = case.check(outcome)
+    try:
+        problem = case.check(outcome)
+    except Exception:
+        problem = f"{WRONG}: the check failed: {traceback.format_exc()}"
     verdict, _, reason = problem.partition(": ")
     return (verdict, reason) if problem else (RIGHT, "")
 

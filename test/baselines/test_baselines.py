@@ -242,7 +242,9 @@ def test_unreadable_file_is_reported_and_retried(tiny_seamless, examples, tmp_pa
     assert run_baseline(Seamless(tiny_seamless), examples, output) == 1
     assert not (output / "failed.1.tsv").exists()
     write_table(examples / "wav.scp", dict.fromkeys(REQUESTS, "/nowhere.wav"))
-    with pytest.raises(UserError, match="none of 8 audio files can be read: /nowhere"):
+    with pytest.raises(
+        UserError, match="none of 8 utterances can be decoded: /nowhere"
+    ):
         run_baseline(Seamless(tiny_seamless), examples, output)
 
 

@@ -304,7 +304,7 @@ def test_command_line(corpus, tmp_path, capsys):
     assert "| train | 9 | 5 |" in capsys.readouterr().out
 
 
-def test_spaces_around_column_names_are_ignored(tmp_path):
+def test_spaces_around_names_are_ignored(tmp_path):
     path = tmp_path / "covost_v2.en_de.tsv"
-    path.write_bytes(b"path \t translation\tsplit  \r\nen_1.mp3\tHallo\ttrain\r\n")
+    path.write_bytes(b"path \t translation\tsplit  \r\n en_1.mp3 \tHallo\ttrain  \r\n")
     assert list(read_translations(path)) == [("en_1.mp3", "Hallo", "train")]

@@ -331,3 +331,47 @@ def test_limits_and_speed_factors_are_finite_numbers(data, tmp_path):
         with pytest.raises(UserError, match="from 0.1 to 10"):
             perturb_speed(data, tmp_path / "new", [1.0, float(factor)])
     assert not (tmp_path / "new").exists()
+
+
+COMMANDS = {
+    "filter": lambda data, new: filter_data_dir(data, new),
+    "subset": lambda data, new: subset_data_dir(data, new, ids=["s1-a"]),
+    "perturb": lambda data, new: perturb_speed(data, new, [0.9, 1]),
+    "combine": lambda data, new: combine_data_dirs([data], new),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("table", ["utt2spk", "text", "utt2lang", "wav.scp"])
+def test_tables_with_different_utterances_are_refused(data, tmp_path, command, table):
+    """An utterance that a table lacks must not be lost without a message."""
+    (data / table).write_text("".join(f"{line}\n" for line in lines(data / table)[1:]))
+    with pytest.raises(UserError, match=f"{data}"):
+        COMMANDS[command](data, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_utterance_without_a_speaker_is_refused(data, tmp_path, command):
+    replace(data / "utt2spk", "s1-a s1", "s1-a")
+    message = f"{data}/utt2spk: utterance (sp0.9-)?s1-a needs exactly one speaker"
+    with pytest.raises(UserError, match=message):
+        COMMANDS[command](data, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "statistics"])
+def test_a_missing_utt2spk_is_named(data, tmp_path, command):
+    (data / "utt2spk").unlink()
+    run = {**COMMANDS, "statistics": lambda data, new: statistics(data)}[command]
+    with pytest.raises(UserError, match=f"{data}/utt2spk: the table does not exist"):
+        run(data, tmp_path / "new")
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "-1", "1e400", "x", "1 2"])
+@pytest.mark.parametrize("table", ["utt2dur", "utt2num_samples"])
+def test_durations_are_numbers(data, value, table):
+    write_table(data / table, {"s1-a": "9", "s1-b": value, "s2-c": "9"})
+    for run in (statistics, lambda data: filter_data_dir(data, data)):
+        with pytest.raises(UserError, match=f"{data}/{table}: '{value}' of s1-b"):
+            run(data)

@@ -220,3 +220,33 @@ def test_byte_order_marks_of_tables_are_skipped(data):
         path.write_bytes(b"\xef\xbb\xbf" + content)
     assert validate_data_dir(data, check_files=False) == []
     assert list(read_table(data / "text")) == ["en-a", "en-a-b", "en-c", "fr-a"]
+
+
+@pytest.mark.parametrize(
+    ("table", "line", "message"),
+    [
+        ("utt2num_samples", "en-a 1.5", "utt2num_samples: '1.5' of en-a is not a num"),
+        ("utt2num_samples", "en-a", "utt2num_samples: '' of en-a is not a number"),
+        ("utt2lang", "en-a english", "utt2lang: en-a: 'english' is not a language"),
+        ("utt2lang", "en-a", "utt2lang: en-a: '' is not a language code"),
+        ("utt2spk", "", "en-a is not in .*utt2spk"),
+    ],
+)
+def test_a_damaged_line_is_named(data, tmp_path, table, line, message):
+    lines = [row for row in (data / table).read_text().splitlines() if row]
+    lines[0] = line
+    (data / table).write_text("".join(f"{row}\n" for row in lines if row))
+    with pytest.raises(UserError, match=message):
+        make_examples([data], tmp_path / "new", ["asr:en"])
+
+
+def test_an_utterance_without_a_language_is_listed(data, tmp_path):
+    lines = (data / "utt2lang").read_text().splitlines()
+    (data / "utt2lang").write_text("".join(f"{row}\n" for row in lines[1:]))
+    _, dropped = make_examples([data], tmp_path / "new", ["asr:en"])
+    assert ("en-a", "not in utt2lang") in [(d.id, d.reason) for d in dropped]
+
+
+def test_no_task_is_an_error(data, tmp_path):
+    with pytest.raises(UserError, match="no task"):
+        main(["--input", str(data), "--tasks", " ", "--output", str(tmp_path / "new")])

@@ -230,7 +230,7 @@ def test_number_of_samples_is_limited(case, samples):
     ("task", "message"),
     [
         ("foo en de", "no example has a task that is compared: asr, st, asr_st"),
-        ("asr en de", r"u1 is recognition \(asr\) from en into de"),
+        ("asr en de", r"u1: recognition \(asr\) from en into de"),
     ],
 )
 def test_tasks_that_cannot_be_compared_are_an_error(tmp_path, task, message):

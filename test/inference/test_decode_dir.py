@@ -7,6 +7,7 @@ import re
 
 import numpy as np
 import pytest
+import torch
 
 from speechllm import SpeechToText
 from speechllm.decoding.options import SearchOptions, search_options
@@ -105,3 +106,66 @@ def test_old_option_names_give_the_same_settings(tiny_model):
     }
     assert len(keys) == 1
     assert search_options({"candidates": 7}) == search_options({"pre_beam_size": 7})
+
+
+class Bug(Exception):
+    """Not an error of the user."""
+
+
+def fail_at(bad, error):
+    """Return a function that decodes a queue, unless it holds the input ``bad``."""
+
+    def decode(names, inputs, on_finished):
+        if bad in inputs:
+            raise error
+        return [{"text": text} for text in inputs]
+
+    return decode
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (Bug("a\nb"), "unexpected Bug: a b (--debug shows where)"),
+        (UserError("c"), "c"),
+    ],
+)
+def test_an_example_that_cannot_be_decoded_is_listed(tmp_path, error, reason):
+    tasks = dict.fromkeys(("u0", "u1", "u2", "u3"), ENGLISH)
+    path = tmp_path / "hypotheses.1.jsonl"
+    queues = [["u0", "u1", "u2"], ["u3"]]
+    arguments = (path, "key", False, queues, tasks, str, fail_at("u1", error))
+    write_hypotheses(*arguments)
+    assert (tmp_path / "failed.1.tsv").read_text() == f"u1\t{reason}\n"
+    found = read_hypotheses(path, "key")
+    assert {name: line["text"] for name, line in found.items()} == {
+        "u0": "u0", "u1": "", "u2": "u2", "u3": "u3",
+    }  # fmt: skip
+    if isinstance(error, Bug):
+        with pytest.raises(Bug):
+            write_hypotheses(*arguments, debug=True)
+
+
+def test_an_unexpected_error_of_reading_is_listed(tmp_path):
+    def load(name):
+        if name == "u1":
+            raise Bug("a\nb")
+        return name
+
+    tasks = dict.fromkeys(("u0", "u1"), ENGLISH)
+    decode = fail_at("", None)
+    path = tmp_path / "hypotheses.1.jsonl"
+    write_hypotheses(path, "key", False, [["u0", "u1"]], tasks, load, decode)
+    expected = "u1\tunexpected Bug: a b (--debug shows where)\n"
+    assert (tmp_path / "failed.1.tsv").read_text() == expected
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA")])
+def test_full_memory_is_not_blamed_on_examples(tmp_path, error):
+    path = tmp_path / "hypotheses.1.jsonl"
+    tasks = dict.fromkeys(("u0", "u1"), ENGLISH)
+    with pytest.raises(type(error)):
+        write_hypotheses(
+            path, "key", False, [["u0", "u1"]], tasks, str, fail_at("u0", error)
+        )
+    assert not (tmp_path / "failed.1.tsv").exists()

@@ -217,7 +217,7 @@ def test_unreadable_shard_is_not_an_error(decode, examples, tmp_path):
     assert text[-1] == "en-6"
     assert [line.split()[0] for line in text[:-1]] == readable
     write_table(examples / "wav.scp", dict.fromkeys(wavs, wavs["en-6"]))
-    with pytest.raises(UserError, match=f"none of {COUNT} audio files can be read"):
+    with pytest.raises(UserError, match=f"none of {COUNT} utterances can be decoded"):
         decode()
 
 

@@ -346,20 +346,16 @@ def test_swapped_labels_are_an_error(training):
         SpeechToText.from_pretrained(training)
 
 
-def test_foreign_and_nan_pretrained_weights_are_errors(copied, tmp_path):
-    encoder = write_tiny_whisper(tmp_path / "encoder")
-    config = yaml.safe_load((copied / "config.yaml").read_text())
-    config["encoder_conf"]["model"] = str(encoder)
-    (copied / "config.yaml").write_text(yaml.safe_dump(config))
-    weights = load_file(encoder / "model.safetensors")
-    path = encoder / "model.safetensors"
-    bad = {k: v + float("nan") for k, v in weights.items()}
-    save_file(bad, path, metadata={"format": "pt"})
-    with pytest.raises(UserError, match=f"{encoder}: .* not finite"):
-        SpeechToText.from_pretrained(copied)
-    save_file({"a.weight": torch.ones(3)}, path, metadata={"format": "pt"})
-    with pytest.raises(UserError, match=f"{encoder}: the weights are of another model"):
-        SpeechToText.from_pretrained(copied)
+@pytest.mark.parametrize("size", ["x", 1.5, float("nan"), 0, True])
+def test_batch_size_is_checked(model, waves, size):
+    with pytest.raises(UserError, match="transcribe: batch_size .* at least 1"):
+        model.transcribe(waves[:1], batch_size=size)
+
+
+@pytest.mark.parametrize("path", [None, 5, ["a"]])
+def test_a_path_of_another_type_is_an_error(path):
+    with pytest.raises(UserError, match="is not a model: name a folder or a hub id"):
+        SpeechToText.from_pretrained(path)
 
 
 def test_export_of_a_missing_checkpoint_is_an_error(training, tmp_path):

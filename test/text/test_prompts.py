@@ -109,9 +109,9 @@ def test_language_code_of_norwegian_is_not_a_boolean(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "expected the keys tasks and languages"),
-        ("- a", "expected the keys tasks and languages"),
-        ("tasks: [", "not a YAML file"),
+        ("", "'tasks' is missing"),
+        ("- a", "expected options as"),
+        ("tasks: [", "cannot be read as YAML"),
         (GOOD + "chats: true", "unknown key 'chats'"),
         ("tasks: {asr: '{speech}'}", "'languages' is missing"),
         ("languages: {en: English}", "'tasks' is missing"),
@@ -120,6 +120,18 @@ def test_language_code_of_norwegian_is_not_a_boolean(tmp_path):
         (
             "languages: {en: E}\ntasks: {st: '{speech}{speech}'}",
             "task 'st' must contain {speech} exactly once",
+        ),
+        (
+            "languages: {en: E}\ntasks: {asr: '{speech} {sauce}'}",
+            "task 'asr' has the unknown field {sauce}; known are {speech}, {source}",
+        ),
+        (
+            "languages: {en: E}\ntasks: {asr: '{speech} {source.__class__}'}",
+            "unknown field {source.__class__}",
+        ),
+        (
+            "languages: {../x: E}\ntasks: {asr: '{speech}'}",
+            "languages: '../x' is not a language code",
         ),
     ],
 )

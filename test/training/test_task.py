@@ -348,7 +348,29 @@ def test_unknown_key_in_the_config(train, tmp_path, capsys):
         ({"optim_conf": {"lr": -1.0}}, "optim_conf.lr -1.0: above 0"),
         ({"optim_conf": {"lr": 1e-3, "eps": float("nan")}}, "optim_conf .*eps is nan"),
         ({"lr_scales": {"ctc": "x"}}, "lr_scales .*ctc is 'x': expected a number"),
-        ({"optim_conf": [1]}, "optim_conf"),
+        ({"optim_conf": [1]}, r"optim_conf \[1\]: expected a mapping of names"),
+        ({"bridge_conf": 5}, "bridge_conf 5: expected a mapping of names"),
+        ({"llm_conf": {"model": 5}}, "llm_conf.model 5: expected a text"),
+        (
+            {"llm_conf": {"model": "a", "lora": 5}},
+            "llm_conf.lora 5: expected a mapping of names",
+        ),
+        ({"encoder": ["whisper"]}, r"encoder \['whisper'\]: one of whisper, hubert"),
+        ({"optim": []}, r"optim \[\]: expected a text"),
+        ({"scheduler": []}, r"scheduler \[\]: expected a text"),
+        ({"encoder_conf": {}}, "encoder_conf names no model"),
+        ({"llm_conf": {}}, "llm_conf names no model"),
+        (
+            {"ctc_conf": {"dropout_rate": 7}},
+            "ctc_conf.dropout_rate 7: at least 0 and below 1",
+        ),
+        ({"init_param": ["a.pth"]}, "--init_param a.pth: a.pth: no such checkpoint"),
+        ({"init_param": "a.pth"}, "init_param 'a.pth': expected a list"),
+        (
+            {"best_model_criterion": [["foo", "loss", "min"]]},
+            r"best_model_criterion .*: expected \[train or valid, a name, min or max\]",
+        ),
+        ({"best_model_criterion": [["valid", "loss"]]}, "best_model_criterion"),
     ],
 )
 def test_invalid_settings(train, tmp_path, changes, message):
