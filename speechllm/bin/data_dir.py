@@ -22,6 +22,7 @@ from speechllm.data.data_dir import (
 from speechllm.data.kaldi_table import DROPPED, read_table
 from speechllm.data.validation import validate_data_dir
 from speechllm.utils.errors import UserError, run_main
+from speechllm.utils.schema import check_options, integer
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -165,6 +166,9 @@ def run_subset(args: argparse.Namespace) -> None:
 
 def run_split(args: argparse.Namespace) -> None:
     """Split a table."""
+    check_options(
+        {"--parts": args.parts}, {"--parts": integer(1, 100_000)}, "command line"
+    )
     outputs = [
         args.output / f"{args.input.name}.{part}" for part in range(1, args.parts + 1)
     ]

@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 
 from speechllm.utils.errors import run_main
+from speechllm.utils.schema import check_options, integer
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -46,6 +47,7 @@ def get_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     """Format the data dir."""
     args = get_parser().parse_args(argv)
+    check_options({"--nj": args.nj}, {"--nj": integer(1, 1000)}, "command line")
 
     from speechllm.data.format_wav_scp import format_audio
 

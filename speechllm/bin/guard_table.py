@@ -22,17 +22,17 @@ def get_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--model", required=True, help="model folder with guard.yaml")
     add("--examples", required=True, help="example dir of the test set")
-    add("--music", nargs="*", default=[], help="audio files of music")
+    add("--music", nargs="+", default=[], help="audio files of music")
     add(
         "--foreign",
-        nargs="*",
+        nargs="+",
         default=[],
         metavar="LANGUAGE=FILE",
         help="speech in languages that the model was not trained on",
     )
     add(
         "--words",
-        nargs="*",
+        nargs="+",
         default=[],
         metavar="WORD=FILE",
         help="recordings of one word, which are repeated thirty times",

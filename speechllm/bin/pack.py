@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from speechllm.export.pack import pack, unpack
 
-    if args.unpack:
+    if args.unpack is not None:
         if args.include:
             raise UserError("--include belongs to --model, not to --unpack")
         unpack(args.unpack, args.output, force=args.force)
