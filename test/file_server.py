@@ -39,6 +39,11 @@ def serve(files: dict[str, bytes]) -> Iterator[FileServer]:
     state = FileServer(files)
 
     class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            length = int(self.headers.get("Content-Length", 0))
+            self.rfile.read(length)
+            self.do_GET()
+
         def do_GET(self) -> None:
             wanted = self.headers.get("Range")
             state.requests.append((self.path, wanted))

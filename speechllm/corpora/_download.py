@@ -117,17 +117,20 @@ def download(
 def unpack_tar(archive: str | Path, folder: str | Path) -> None:
     """Unpack a tar or tar.gz file into a folder, once.
 
-    The hidden file ``.<archive>.unpacked`` in ``folder`` records that it is done.
-    Files of other content that are in ``folder`` already are not replaced.
+    The hidden file ``.<archive>.unpacked`` in ``folder`` records that it is done, and
+    the archive may be removed then. Files of other content that are in ``folder``
+    already are not replaced.
 
     Raises:
         UserError: the archive is missing or damaged, one of its members would be
             written outside of ``folder``, or one differs from a file in ``folder``.
     """
     archive, folder = Path(archive), Path(folder)
+    done = _marker(archive, folder)
     if not archive.is_file():
+        if is_unpacked(archive, folder):
+            return
         raise UserError(f"{archive}: no such file; download it")
-    done = folder / f".{archive.name}.unpacked"
     state = f"{archive.stat().st_size}\n"
     if done.is_file() and done.read_text("utf-8") == state:
         return
@@ -149,6 +152,15 @@ def unpack_tar(archive: str | Path, folder: str | Path) -> None:
         shutil.rmtree(new, ignore_errors=True)
     with io.atomic_open(done) as stream:
         stream.write(state)
+
+
+def is_unpacked(archive: str | Path, folder: str | Path) -> bool:
+    """Return True if :func:`unpack_tar` has unpacked the archive into the folder."""
+    return _marker(Path(archive), Path(folder)).is_file()
+
+
+def _marker(archive: Path, folder: Path) -> Path:
+    return folder / f".{archive.name}.unpacked"
 
 
 @contextmanager

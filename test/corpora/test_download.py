@@ -13,7 +13,7 @@ import pytest
 from file_server import FileServer, serve
 
 from speechllm.corpora import _download
-from speechllm.corpora._download import download, unpack_tar
+from speechllm.corpora._download import download, is_unpacked, unpack_tar
 from speechllm.utils.errors import UserError
 
 CONTENT = os.urandom(300_000)
@@ -176,6 +176,10 @@ def test_archives_are_unpacked_once(tmp_path: Path, mode: str) -> None:
     assert (folder / "Corpus/two/a.flac").read_bytes() == b"two"
     (folder / "Corpus/one/a.flac").unlink()
     unpack_tar(tmp_path / "one.tar.gz", folder)
+    (tmp_path / "one.tar.gz").unlink()
+    unpack_tar(tmp_path / "one.tar.gz", folder)
+    assert is_unpacked(tmp_path / "one.tar.gz", folder)
+    assert not is_unpacked(tmp_path / "three.tar.gz", folder)
     assert not (folder / "Corpus/one/a.flac").exists()
     assert not list(folder.glob(".*.new"))
 
