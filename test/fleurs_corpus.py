@@ -19,17 +19,17 @@ CORPUS = {
             (3, "13", "Good morning, all."),
             (3, "14", "Good morning, all."),
         ],
-        "dev": [(10, "21", "The bridge is open.")],
+        "dev": [(10, "21", "The bridge is long.")],
         "test": [(20, "31", "It rains."), (21, "32", "It snows.")],
     },
     "de_de": {
-        "train": [(1, "41", "Wasser ist nass."), (3, "42", "Guten Morgen, alle.")],
-        "dev": [(10, "51", "Die Brücke ist offen.")],
+        "train": [(1, "41", "Wasser ist nass."), (3, "42", "Guten Morgen, Leute.")],
+        "dev": [(10, "51", "Die Brücke ist lang.")],
         "test": [(20, "61", "Es regnet."), (21, "62", "Es schneit.")],
     },
     "ja_jp": {
         "train": [(1, "71", "水は濡れている。"), (3, "72", "おはようございます。")],
-        "dev": [(10, "73", "橋は開いている。")],
+        "dev": [(10, "73", "橋は長い。")],
         "test": [(20, "74", "雨が降る。")],
     },
 }

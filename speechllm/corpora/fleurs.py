@@ -11,7 +11,7 @@ are the sentence's number, the file, the text as written, the text in lower case
 punctuation, its characters, the number of samples, and the speaker's gender. Without
 the folder ``data`` (as in Google's older archives), and with archives that are already
 unpacked, the corpus is read, too. The sentences come from FLoRes; a number is the same
-sentence in all languages, and most are read by two or three speakers.
+sentence in all languages, and many are read by several speakers.
 
 Output: data dirs ``train``, ``dev`` and ``test`` with the speech of the source
 languages, the text as written in ``text``, and the same sentence in other languages in

@@ -50,8 +50,8 @@ def test_sentences_are_joined_by_their_number(corpus: Path, tmp_path: Path) -> N
     }
     assert table(data / "train" / "text.de") == {
         "en-0001-11": "Wasser ist nass.",
-        "en-0003-13": "Guten Morgen, alle.",
-        "en-0003-14": "Guten Morgen, alle.",
+        "en-0003-13": "Guten Morgen, Leute.",
+        "en-0003-14": "Guten Morgen, Leute.",
     }
     assert table(data / "test" / "text.ja") == {"en-0020-31": "雨が降る。"}
     assert set(table(data / "test" / "utt2lang").values()) == {"en"}
