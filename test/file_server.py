@@ -23,6 +23,7 @@ class FileServer:
         requests: path and ``Range`` of the requests so far.
         ranges: False for a server that ignores ``Range``.
         etags: False for a server that does not name versions.
+        shift: bytes that responses to ``Range`` begin too late.
     """
 
     files: dict[str, bytes]
@@ -31,6 +32,7 @@ class FileServer:
     requests: list[tuple[str, str | None]] = field(default_factory=list)
     ranges: bool = True
     etags: bool = True
+    shift: int = 0
 
 
 @contextmanager
@@ -54,7 +56,7 @@ def serve(files: dict[str, bytes]) -> Iterator[FileServer]:
             etag = f'"{hashlib.md5(content).hexdigest()}"'
             start = 0
             if wanted and state.ranges and self.headers.get("If-Range", etag) == etag:
-                start = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1])
+                start = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1]) + state.shift
                 if start >= len(content):
                     self.send_response(416)
                     self.send_header("Content-Range", f"bytes */{len(content)}")

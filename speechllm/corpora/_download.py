@@ -100,6 +100,7 @@ def download(
     with _locked(partial) as stream, io.name_full_disk(partial):
         if path.exists():  # another process has finished it meanwhile
             return download(url, path, size=size, md5=md5, sha256=sha256)
+        print(f"downloading {url}", flush=True)
         _receive_all(url, stream, version, expected)
         problem = expected.difference(partial)
         if problem:
@@ -241,6 +242,8 @@ def _receive(url: str, stream: IO[bytes], version: Path, expected: _Expected) ->
         if have and not _continues(response, have):
             _empty(stream)
             have = 0
+            if response.status == 206:
+                raise _InterruptedError("the server sent another part of the file")
         length = response.headers.get("Content-Length", "")
         total = have + int(length) if length.isdecimal() else None
         _check_total(url, total, have, expected, Path(stream.name).parent)

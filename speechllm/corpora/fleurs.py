@@ -147,7 +147,8 @@ def download_fleurs(
 ) -> None:
     """Download tables and audio of the sources, and the tables of the targets.
 
-    The hub states size and SHA-256 of the archives, which are checked.
+    The hub states size and SHA-256 of the archives, which are checked. If all is
+    there, the hub is not asked.
 
     Raises:
         UserError: the hub cannot be reached or lacks a file, or a download fails.
@@ -157,7 +158,8 @@ def download_fleurs(
     folder = Path(folder)
     speech = list(dict.fromkeys(map(find_language, sources)))
     texts = list(dict.fromkeys([*speech, *map(find_language, targets)]))
-    wanted = [f"data/{code}/{split}.tsv" for code in texts for split in SPLITS]
+    tables = [f"data/{code}/{split}.tsv" for code in texts for split in SPLITS]
+    wanted = [table for table in tables if not (folder / table).is_file()]
     for code in speech:
         for split in SPLITS:
             archive = f"data/{code}/audio/{split}.tar.gz"
@@ -167,6 +169,8 @@ def download_fleurs(
                 archive, _unpacked(Path(unpack_dir), code)
             ):
                 wanted.append(archive)
+    if not wanted:
+        return
     place = f"{REPOSITORY} on {constants.ENDPOINT}"
     try:
         found = HfApi().get_paths_info(

@@ -86,6 +86,16 @@ def test_servers_without_ranges_start_again(server: FileServer, tmp_path: Path) 
     assert (tmp_path / "a.tar").read_bytes() == CONTENT
 
 
+def test_another_part_than_the_requested_one(
+    server: FileServer, tmp_path: Path
+) -> None:
+    server.shift = 7
+    server.faults = [-100_000]
+    download(f"{server.url}/a.tar", tmp_path / "a.tar")
+    assert [span for _, span in server.requests] == [None, "bytes=100000-", None]
+    assert (tmp_path / "a.tar").read_bytes() == CONTENT
+
+
 def test_all_bytes_were_received_before_an_interruption(
     server: FileServer, tmp_path: Path
 ) -> None:

@@ -198,14 +198,14 @@ def test_downloads_are_checked_by_the_hubs_sums(
             path.unlink()
         server.requests.clear()
         download_fleurs(folder, ["en"], ["de"], folder)
-        assert [path for path, _ in server.requests] == [address]
+        assert server.requests == []
         prepare_fleurs(folder, tmp_path / "data", ["en"], ["de"], folder)
         name = "data/ja_jp/audio/dev.tar.gz"
         server.files[prefix + name] = bytes(len(server.files[prefix + name]))
         with pytest.raises(UserError, match="has sha256 .* instead of .*removed"):
             download_fleurs(folder, ["ja"], unpack_dir=folder)
         server.files[address] = b"[]"
-        with pytest.raises(UserError, match="has no data/ja_jp/train.tsv in revision"):
+        with pytest.raises(UserError, match="has no data/ja_jp/audio/t.* in revision"):
             download_fleurs(folder, ["ja"], unpack_dir=folder)
     with pytest.raises(UserError, match="cannot be read .*; check the network"):
         download_fleurs(folder, ["ja"], unpack_dir=folder)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import subprocess
+import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -127,7 +129,39 @@ def test_a_missing_folder_is_named_with_the_download(tmp_path: Path, name: str) 
     done = run(folder, "./run.sh", "--stop_stage", "1")
     assert done.returncode == 1
     assert f"db.sh has no line {name.upper()}=…; write the folder" in done.stderr
-    assert "or --download true there" in done.stderr
+    assert "(--download true fetches it)" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "options", "place"),
+    [
+        (
+            "librispeech",
+            librispeech_corpus.write_corpus,
+            ["--local_data_opts", "--allow_partial true --url http://127.0.0.1:1"],
+            "downloads",
+        ),
+        ("fleurs", fleurs_corpus.write_corpus, [], "downloads/fleurs"),
+    ],
+)
+def test_downloads_stay_in_a_folder_of_the_recipe(
+    tmp_path: Path, name: str, write: Callable, options: list[str], place: str
+) -> None:
+    """What is there is not downloaded again; no server can be reached here."""
+    folder = clone(tmp_path, name) / name / "speechllm1"
+    write(folder / place)
+    for archive in folder.rglob("*.tar.gz"):
+        with tarfile.open(archive) as tar:
+            tar.extractall(archive.parent, filter="data")
+        archive.unlink()
+    words = ["./run.sh", "--download", "true", "--stop_stage", "1", *options]
+    done = run(folder, *words, env=dict(os.environ, HF_HUB_OFFLINE="1"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = (folder / "data" / "dev" / "wav.scp").read_text().splitlines()
+    assert lines and all(str(folder / place) in line for line in lines)
+    (next((folder / place).rglob("dev*")) / "gone").parent.rename(tmp_path / "gone")
+    done = run(folder, *words, env=dict(os.environ, HF_HUB_OFFLINE="1"))
+    assert done.returncode == 1
 
 
 def test_an_unknown_training_set_is_refused() -> None:

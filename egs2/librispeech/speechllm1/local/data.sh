@@ -21,7 +21,8 @@ if "${download}"; then
     . ./db.sh
     librispeech_dir=${librispeech_dir:-${LIBRISPEECH:-downloads}}
 fi
-find_corpus --librispeech_dir "${librispeech_dir}" LIBRISPEECH "that holds train-clean-100, …, or --download true"
+find_corpus --librispeech_dir "${librispeech_dir}" LIBRISPEECH \
+    "that holds dev-clean, … (--download true fetches it)"
 
 options=()
 "${download}" && options+=(--download)
