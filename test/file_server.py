@@ -23,6 +23,7 @@ class FileServer:
         requests: path and ``Range`` of the requests so far.
         ranges: False for a server that ignores ``Range``.
         etags: False for a server that does not name versions.
+        redirects: path -> path that the server names instead (302).
         shift: bytes that responses to ``Range`` begin too late.
     """
 
@@ -32,6 +33,7 @@ class FileServer:
     requests: list[tuple[str, str | None]] = field(default_factory=list)
     ranges: bool = True
     etags: bool = True
+    redirects: dict[str, str] = field(default_factory=dict)
     shift: int = 0
 
 
@@ -48,6 +50,11 @@ def serve(files: dict[str, bytes]) -> Iterator[FileServer]:
 
         def do_GET(self) -> None:
             wanted = self.headers.get("Range")
+            if self.path in state.redirects:
+                self.send_response(302)
+                self.send_header("Location", state.redirects[self.path])
+                self.send_header("Content-Length", "0")
+                return self.end_headers()
             state.requests.append((self.path, wanted))
             fault = state.faults.pop(0) if state.faults else 0
             content = state.files.get(self.path)

@@ -86,6 +86,16 @@ def test_servers_without_ranges_start_again(server: FileServer, tmp_path: Path) 
     assert (tmp_path / "a.tar").read_bytes() == CONTENT
 
 
+def test_redirections_are_followed_and_resumed(
+    server: FileServer, tmp_path: Path
+) -> None:
+    """The hub redirects large files to another server."""
+    server.redirects["/hub/a.tar"] = "/a.tar"
+    server.faults = [-100_000]
+    download(f"{server.url}/hub/a.tar", tmp_path / "a.tar", md5=MD5)
+    assert server.requests == [("/a.tar", None), ("/a.tar", "bytes=100000-")]
+
+
 def test_another_part_than_the_requested_one(
     server: FileServer, tmp_path: Path
 ) -> None:

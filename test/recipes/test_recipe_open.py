@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import re
 import subprocess
 import tarfile
 from collections.abc import Callable, Iterator
@@ -236,6 +237,16 @@ def test_the_configs_have_valid_options_only(name: str) -> None:
         check_decoding_options(decoding, path.name)
     for path in conf(name).glob("prompts*.yaml"):
         assert "asr" in read_prompts(path).tasks
+
+
+@pytest.mark.parametrize("name", ["train_nue_asr", "train_ctc_averaging"])
+def test_every_value_of_nue_asr_has_its_source(name: str) -> None:
+    text = (conf("librispeech") / f"{name}.yaml").read_text("utf-8")
+    lines = text.partition("from here to the end")[0].splitlines()
+    values = [line for line in lines if re.match(r" *\w+: +[^# ]", line)]
+    assert len(values) > 8
+    for line in values:
+        assert re.search(" # (paper|released|ours)\\b", line), line
 
 
 @pytest.fixture(scope="module")
