@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
 import re
 import subprocess
 import tarfile
@@ -146,7 +145,12 @@ def test_a_missing_folder_is_named_with_the_download(tmp_path: Path, name: str) 
     ],
 )
 def test_downloads_stay_in_a_folder_of_the_recipe(
-    tmp_path: Path, name: str, write: Callable, options: list[str], place: str
+    tmp_path: Path,
+    environment: dict[str, str],
+    name: str,
+    write: Callable,
+    options: list[str],
+    place: str,
 ) -> None:
     """What is there is not downloaded again; no server can be reached here."""
     folder = clone(tmp_path, name) / name / "speechllm1"
@@ -156,12 +160,12 @@ def test_downloads_stay_in_a_folder_of_the_recipe(
             tar.extractall(archive.parent, filter="data")
         archive.unlink()
     words = ["./run.sh", "--download", "true", "--stop_stage", "1", *options]
-    done = run(folder, *words, env=dict(os.environ, HF_HUB_OFFLINE="1"))
+    done = run(folder, *words, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = (folder / "data" / "dev" / "wav.scp").read_text().splitlines()
     assert lines and all(str(folder / place) in line for line in lines)
     (next((folder / place).rglob("dev*")) / "gone").parent.rename(tmp_path / "gone")
-    done = run(folder, *words, env=dict(os.environ, HF_HUB_OFFLINE="1"))
+    done = run(folder, *words, env=environment)
     assert done.returncode == 1
 
 
