@@ -380,7 +380,7 @@ def test_language_codes_match_transformers():
     assert seamless_code("yue") == "yue"
 
 
-@pytest.mark.parametrize("recipe", ["must_c", "covost2", "mini_asterisk"])
+@pytest.mark.parametrize("recipe", ["must_c", "covost2", "fleurs", "mini_asterisk"])
 def test_every_recipe_language_has_a_code(recipe):
     conf = Path(__file__).parents[2] / "egs2" / recipe / "speechllm1" / "conf"
     for language in read_prompts(conf / "prompts.yaml").languages:
