@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -24,7 +26,7 @@ from recipe_clone import ROOT, clone
 PYTHON = """#!/usr/bin/env bash
 # Runs scripts and the launcher; any other program is recorded, and waits or ends.
 if [ "$1" != -m ] || [ "$2" = espnet2.bin.launch ]; then exec {python} "$@"; fi
-echo "${{@:2}}" >> calls
+{{ printf '%q ' "${{@:2}}"; echo; }} >> calls
 echo $$ > pid.new && mv pid.new pid
 if [ -e wait ]; then sleep 60; fi
 """
@@ -61,9 +63,11 @@ def write_script(path: Path, text: str) -> None:
     path.chmod(0o755)
 
 
-def start(recipe: Path, *arguments: str, **options) -> subprocess.Popen:
+def start(
+    recipe: Path, *arguments: str, script: str = "run.sh", **options
+) -> subprocess.Popen:
     return subprocess.Popen(
-        ["bash", "run.sh", *arguments],
+        ["bash", script, *arguments],
         cwd=recipe,
         env={**os.environ, "SPEECHLLM_PID": "", "PYTHONPATH": ""},
         stdout=subprocess.PIPE,
@@ -417,11 +421,31 @@ def test_the_data_dir_reaches_the_data_preparation(tmp_path, script):
     write_script(recipe / "utils/python3", PYTHON.format(python=sys.executable))
     corpora = (recipe / "db.sh").read_text().replace("=\n", "=/corpus\n")
     (recipe / "db.sh").write_text(corpora)
-    process = start(recipe, "--stop_stage", "1", "--datadir", "elsewhere")
+    process = start(recipe, "--stop_stage", "1", "--datadir", "else where")
     process.communicate(timeout=60)
-    calls = (recipe / "calls").read_text().splitlines()
-    prepared = [call for call in calls if "bin.prepare_data" in call]
-    assert prepared and all(" --output elsewhere" in call for call in prepared)
-    validated = [call for call in calls if "bin.data_dir validate" in call]
-    assert len(validated) == 1 and "--input elsewhere/" in validated[0]
+    calls = [shlex.split(line) for line in (recipe / "calls").read_text().splitlines()]
+    prepared = [call for call in calls if "speechllm.bin.prepare_data" in call]
+    assert prepared
+    for call in prepared:
+        assert call[call.index("--output") + 1].startswith("else where")
+    validated = [call for call in calls if "validate" in call]
+    assert len(validated) == 1
+    inputs = validated[0][validated[0].index("--input") + 1 :]
+    assert inputs and all(name.startswith("else where/") for name in inputs)
     assert not list(recipe.glob("data*"))
+
+
+@pytest.mark.parametrize("script", RUN_SCRIPTS, ids=lambda p: f"{p.parts[-3]}-{p.stem}")
+def test_the_folder_of_a_corpus_may_have_spaces(tmp_path, script):
+    recipe = clone(tmp_path, script.parts[-3]) / script.parts[-3] / "speechllm1"
+    write_script(recipe / "utils/python3", PYTHON.format(python=sys.executable))
+    own = re.search(r"find_corpus (--\w+)", (recipe / "local/data.sh").read_text())[1]
+    corpus = "it's my corpus"
+    for options in ([own, corpus], ["--local_data_opts", f'{own} "{corpus}"']):
+        process = start(recipe, "--stop_stage", "1", *options, script=script.name)
+        process.communicate(timeout=60)
+        lines = (recipe / "calls").read_text().splitlines()
+        (recipe / "calls").unlink()
+        calls = [shlex.split(line) for line in lines]
+        prepared = [call for call in calls if "speechllm.bin.prepare_data" in call]
+        assert any(corpus in call for call in prepared)
