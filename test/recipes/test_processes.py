@@ -205,6 +205,7 @@ def test_an_installation_ends_when_the_top_script_is_killed(tmp_path):
         (5, "data/token_list"),
         (6, TRAIN),
         (7, "exp/log"),
+        (7, "exp/speechllm_stats_train"),
         (8, TRAIN),
         (9, TRAIN),
         (10, TRAIN),
@@ -241,6 +242,61 @@ def test_a_stage_waits_for_the_run_that_writes_into_its_folder(recipe, stage, fo
         assert (recipe / "calls").exists()
     holder = (recipe / folder / ".lock").read_text()
     assert holder.startswith(f"run {process.pid} on {os.uname().nodename}, since 2")
+
+
+def test_stage_1_waits_for_the_run_that_downloads(recipe):
+    fill_all(recipe)
+    with locked(recipe, "downloads"):
+        process = start(recipe, *only(1))
+        lines = [process.stdout.readline() for _ in range(2)]
+        assert f"Stage 1: downloads is locked by {HOLDER}; waiting" in lines[1]
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+
+
+@pytest.mark.parametrize(
+    ("script", "options", "folders"),
+    [
+        (
+            "baselines.sh",
+            ["--test_sets", "test", "--nllb", "", "--seamless", ""],
+            ["dump", "exp/whisper-large-v3/decode_beam5", "exp/log"],
+        ),
+        (
+            "local/baselines.sh",
+            [],
+            ["dump", "exp/whisper_base/decode_greedy"]
+            + ["exp/cascade/decode_beam4", "exp/log"],
+        ),
+        (
+            "local/joint_baselines.sh",
+            [],
+            ["exp_asr_st/cascade/decode_beam4", "dump_asr_st"]
+            + ["exp_asr_st/whisper_base/decode_greedy", "exp_asr_st/log"],
+        ),
+    ],
+)
+def test_baselines_wait_for_the_run_that_writes_into_a_folder(
+    tmp_path, script, options, folders
+):
+    recipe = clone(tmp_path, "mini_asterisk") / "mini_asterisk" / "speechllm1"
+    if script == "baselines.sh":
+        recipe = tmp_path / "egs2/TEMPLATE/speechllm1"
+    write_script(recipe / "utils/python3", PYTHON.format(python=sys.executable))
+    write_script(recipe / "utils/flock", FLOCK.format(flock=shutil.which("flock")))
+    fill_examples(recipe)
+    fill(recipe, f"{TRAIN}/decode/test/text", "exp/RESULTS.md")
+    asr_st = "exp_asr_st/speechllm_train_asr_st/decode_asr_st/test/text"
+    fill(recipe, asr_st, "exp_asr_st/RESULTS.md")
+    for folder in folders:
+        with locked(recipe, folder):
+            process = start(recipe, *options, script=script)
+            lines = iter(process.stdout.readline, "")
+            assert any(f"{folder} is locked by {HOLDER}; waiting" in x for x in lines)
+            process.terminate()
+            process.communicate(timeout=20)
+    calls = (recipe / "calls").read_text().splitlines()
+    assert not any("bin.report" in call for call in calls)
 
 
 def test_a_killed_run_leaves_no_lock(recipe):
@@ -406,6 +462,46 @@ def test_stage_7_without_stage_5_is_one_line(recipe):
         "speechllm.sh: error: no CTC vocabulary data/token_list/char/tokens.txt; run "
         "stage 5 first"
     ]
+
+
+@pytest.mark.parametrize(
+    ("stage", "option", "program"),
+    [
+        (7, "--train_args", "speechllm.bin.collect_shapes"),
+        (9, "--train_args", "speechllm.bin.speechllm_train"),
+        (12, "--inference_args", "speechllm.bin.decode"),
+        (13, "--score_opts", "speechllm.bin.score"),
+    ],
+)
+def test_arguments_of_programs_are_shell_words(recipe, stage, option, program):
+    fill_all(recipe)
+    process = start(recipe, *only(stage), option, "--a 'b c' --flag")
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    lines = (recipe / "calls").read_text().splitlines()
+    calls = [words for words in map(shlex.split, lines) if words[0] == program]
+    assert calls
+    for words in calls:
+        assert words[words.index("--a") :][:3] == ["--a", "b c", "--flag"]
+
+
+def test_the_validation_set_is_decoded_and_scored_on_request(recipe):
+    fill_all(recipe)
+    fill(recipe, f"{TRAIN}/decode/dev/text")
+    for options, sets in (
+        ([], ["test"]),
+        (["--eval_valid_set", "true"], ["test", "dev"]),
+    ):
+        arguments = ["--stage", "12", "--stop_stage", "13", *options]
+        process = start(recipe, *arguments)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+        lines = (recipe / "calls").read_text().splitlines()
+        (recipe / "calls").unlink()
+        for program in ("decode", "score"):
+            calls = [x for x in map(shlex.split, lines) if x[0].endswith(program)]
+            found = [call[call.index("--examples") + 1] for call in calls]
+            assert found == [f"dump/examples/{name}" for name in sets]
 
 
 RUN_SCRIPTS = sorted(
