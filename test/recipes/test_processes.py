@@ -197,7 +197,9 @@ def test_an_installation_ends_when_the_top_script_is_killed(tmp_path):
     ("stage", "folder"),
     [
         (1, "data"),
+        (1, "dump/log"),
         (2, "data"),
+        (2, "dump/log"),
         (3, "data"),
         (3, "dump"),
         (4, "dump"),

@@ -152,6 +152,7 @@ Options [default]; ARGS are shell words, with quotes where they contain spaces:
 . utils/espnet_options.sh
 . utils/parse_options.sh
 . utils/locks.sh
+. utils/stages.sh
 
 # ---- validation of the options ---------------------------------------------------
 whole() { # <option> <least> <greatest>
@@ -309,49 +310,13 @@ stats_dir() { # <phase>: print the folder of its lengths
     [ -z "${speechllm_stats_dir}" ] || [ "$1" = train ] || dir+=_$1
     echo "${dir}"
 }
-sets_in() { # <folder> <set …>: set ${dirs} to the sets' folders in it
-    local set
-    dirs=()
-    for set in "${@:2}"; do dirs+=("$1/${set}"); done
-}
 
 # ---- helpers ---------------------------------------------------------------------
 running() { # <stage>: true if it is to be run
     [ "${stage}" -le "$1" ] && [ "$1" -le "${stop_stage}" ] && [[ " ${skip_stages} " != *" $1 "* ]]
 }
-begin() { # <stage> <description>
-    current=$1
-    SECONDS=0
-    log "Stage $1: $2"
-}
-finish() { # <result> <log>
-    unlock
-    log "Stage ${current}: done in ${SECONDS} s: $1; log: $2"
-}
-require_examples() { # <folder …>
-    local folder name
-    for folder in "$@"; do
-        for name in wav.scp text text_ctc utt2task; do
-            [ -f "${folder}/${name}" ] || fail "no examples in ${folder} (${name} is missing); run stage 5 first"
-        done
-    done
-}
 prepare() { # <log> <command …>: run a job of data preparation
     ${train_cmd} "$@"
-}
-warnings() { # <log>: show the warnings of a command
-    local line
-    while read -r line; do
-        log "Stage ${current}: ${line}"
-    done < <(grep -a '^warning: ' "$1" || true)
-}
-last_line() { # <log>: print the last output line of a command
-    grep -v -e '^#' -e '^progress: ' -e '^ *$' "$1" | tail -n 1
-}
-count() { wc -l < "$1"; }
-threads() { # <jobs>: print the number of CPU cores per parallel job
-    local share=$(($(nproc) / $1))
-    echo "${OMP_NUM_THREADS:-$((share > 0 ? share : 1))}"
 }
 launch() { # <name> <folder> <command …>: train through ESPnet's launcher
     local name=$1 dir=$2 errors
@@ -459,7 +424,7 @@ if running 1; then
     # shellcheck disable=SC2086 # one word per set
     sets_in "${datadir}" ${training_sets} ${prepared_sets}
     begin 1 "data preparation: ${dirs[*]}"
-    lock "${datadir}"
+    lock "${datadir}" "${prep_log}"
     [ ! -d downloads ] || lock downloads
     local/data.sh --datadir "${datadir}" "${local_data_words[@]}"
     pipes=()
@@ -472,7 +437,7 @@ fi
 
 if running 2; then
     begin 2 "speed perturbation: ${speed_perturb_factors}"
-    lock "${datadir}"
+    lock "${datadir}" "${prep_log}"
     for name in ${training_sets}; do
         # shellcheck disable=SC2086 # one word per factor
         prepare "${prep_log}/perturb_${name}.log" python3 -m speechllm.bin.data_dir \
@@ -493,7 +458,7 @@ if running 3; then
             python3 -m speechllm.bin.format_audio --input "${datadir}/${name}" \
             --output "${dumpdir}/audio/${name}" --nj "${nj}" \
             --audio_format "${audio_format}" "${pipes[@]}"
-        warnings "${prep_log}/format_${name}.log"
+        show '^warning: ' "${prep_log}/format_${name}.log"
         log "Stage 3: $(last_line "${prep_log}/format_${name}.log")"
     done
     finish "16 kHz mono ${audio_format} in ${dumpdir}/audio" "${prep_log}/format_*.log"
@@ -567,9 +532,7 @@ if running 5; then
         prepare "${prep_log}/vocabulary.log" python3 -m speechllm.bin.build_vocabulary \
             --text "${texts[@]}" --type "${token_type}" "${size[@]}" --output "${token_dir}" \
             --coverage "${texts[@]}" "${covered[@]}"
-        while read -r line; do
-            log "Stage 5: ${line}"
-        done < <(grep 'coverage of ' "${prep_log}/vocabulary.log" || true)
+        show 'coverage of ' "${prep_log}/vocabulary.log"
         finish "$(count "${token_dir}/tokens.txt") CTC tokens in ${token_dir}/tokens.txt" \
             "${prep_log}/vocabulary.log"
     fi
@@ -588,9 +551,7 @@ if running 6; then
         configs+=(--config "${!config}")
     done
     prepare "${final_exp}/log/fetch_models.log" python3 -m speechllm.bin.fetch_models "${configs[@]}"
-    while read -r line; do
-        log "Stage 6: ${line}"
-    done < <(grep -a ': commit [0-9a-f]*$' "${final_exp}/log/fetch_models.log" || true)
+    show ': commit [0-9a-f]*$' "${final_exp}/log/fetch_models.log"
     for phase in ${phases}; do
         config=${phase}_config
         set=${phase}_train_set
