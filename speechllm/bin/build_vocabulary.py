@@ -27,6 +27,18 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--size", type=int, help="number of pieces, for bpe")
     parser.add_argument(
+        "--bpemode",
+        choices=("bpe", "unigram"),
+        default="bpe",
+        help="sentencepiece's model, for bpe [bpe]",
+    )
+    parser.add_argument(
+        "--input_sentence_size",
+        type=int,
+        default=0,
+        help="random sentences to train on, for bpe; 0: all [0]",
+    )
+    parser.add_argument(
         "--min_count",
         type=int,
         default=1,
@@ -61,7 +73,9 @@ def main(argv: list[str] | None = None) -> None:
     elif args.size is None:
         raise UserError("--type bpe needs --size")
     else:
-        tokens = build_bpe_vocabulary(args.text, args.output, args.size)
+        tokens = build_bpe_vocabulary(
+            args.text, args.output, args.size, args.bpemode, args.input_sentence_size
+        )
     print(f"{args.output / 'tokens.txt'}: {len(tokens)} tokens")
     for table in args.coverage:
         coverage = measure_coverage(tokens, table)

@@ -1,4 +1,4 @@
-"""Validate, filter, combine, split and count Kaldi-style data dirs.
+"""Validate, repair, filter, combine, split and count Kaldi-style data dirs.
 
     python -m speechllm.bin.data_dir validate --input data/train data/dev
     python -m speechllm.bin.data_dir filter --input data/train \\
@@ -19,7 +19,8 @@ from speechllm.data.data_dir import (
     split_table,
     subset_data_dir,
 )
-from speechllm.data.kaldi_table import DROPPED, read_table
+from speechllm.data.fix_data_dir import fix_data_dir
+from speechllm.data.kaldi_table import DROPPED, iterate_table, read_table
 from speechllm.data.validation import validate_data_dir
 from speechllm.utils.errors import UserError, run_main
 from speechllm.utils.schema import check_options, integer
@@ -60,6 +61,14 @@ def get_parser() -> argparse.ArgumentParser:
     )
     sub.add_argument(
         "--allow_pipes", action="store_true", help="accept commands in wav.scp"
+    )
+    command(
+        "fix_data_dir",
+        run_fix,
+        "sort tables, remove entries that are not in all of them; the old tables are "
+        "kept in .backup",
+        "data dirs",
+        "+",
     )
     sub = command(
         "filter",
@@ -130,6 +139,21 @@ def run_validate(args: argparse.Namespace) -> None:
         total += len(problems)
     if total:
         raise UserError(f"{total} problems in the data")
+
+
+def run_fix(args: argparse.Namespace) -> None:
+    """Repair data dirs and print the changes and the problems that remain."""
+    total = 0
+    for directory in args.input:
+        changes = fix_data_dir(directory)
+        print("\n".join(changes or [f"{directory}: nothing to repair"]))
+        count = sum(1 for _ in iterate_table(directory / "utt2spk"))
+        print(f"{directory}: {count} utterances")
+        problems = validate_data_dir(directory, allow_pipes=True)
+        print("".join(f"remains: {problem}\n" for problem in problems), end="")
+        total += len(problems)
+    if total:
+        raise UserError(f"{total} problems remain, which only you can repair")
 
 
 def run_filter(args: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@
 
     python -m speechllm.bin.fetch_models openai/whisper-base
     python -m speechllm.bin.fetch_models --config conf/train.yaml
+    python -m speechllm.bin.fetch_models --trained user/name --link exp/a/model
 
 Training and decoding fetch models on demand; this command does it in advance, for
 machines without network access.
@@ -14,6 +15,7 @@ import logging
 import os
 
 from speechllm.utils.errors import run_main
+from speechllm.utils.folders import link_folder
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -32,6 +34,12 @@ def get_parser() -> argparse.ArgumentParser:
         help="training config whose encoder and LLM are fetched; repeatable",
     )
     parser.add_argument(
+        "--trained",
+        metavar="NAME",
+        help="model of this project or Nue-ASR: a folder or hub id; needs --link",
+    )
+    parser.add_argument("--link", help="link to write to the folder of --trained")
+    parser.add_argument(
         "--cache_dir",
         help="folder of the models [${SPEECHLLM_CACHE:-~/.cache/speechllm}]",
     )
@@ -42,8 +50,10 @@ def main(argv: list[str] | None = None) -> None:
     """Fetch the models."""
     parser = get_parser()
     args = parser.parse_args(argv)
-    if not args.models and not args.config:
-        parser.error("name a model or a --config")
+    if not args.models and not args.config and not args.trained:
+        parser.error("name a model, a --config or --trained")
+    if bool(args.trained) != bool(args.link):
+        parser.error("--trained and --link belong together")
     logging.basicConfig(format="%(message)s")
     logging.getLogger("speechllm").setLevel(logging.INFO)
 
@@ -53,6 +63,12 @@ def main(argv: list[str] | None = None) -> None:
     from speechllm.pretrained.resolve import resolve_model
     from speechllm.training.options import read_training_config
 
+    if args.trained:
+        from speechllm.inference.loading import find_model
+
+        trained = find_model(args.trained)
+        link_folder(trained, args.link)
+        print(f"{args.trained}\t{trained}", flush=True)
     names = list(args.models)
     for config in args.config:
         if os.path.exists(config):

@@ -1,4 +1,4 @@
-"""Convert the audio of a data dir to 16 kHz mono files, one per utterance.
+"""Convert the audio of a data dir to 16 kHz mono, one file or entry per utterance.
 
     python -m speechllm.bin.format_audio --input data/train --output dump/raw/train \\
         --nj 8
@@ -27,9 +27,9 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--nj", type=int, default=1, help="parallel processes [1]")
     parser.add_argument(
         "--audio_format",
-        choices=("flac", "wav"),
+        choices=("flac", "wav", "flac.ark", "wav.ark"),
         default="flac",
-        help="format of the audio files [flac]",
+        help="format of the audio files or of the audio in Kaldi archives [flac]",
     )
     parser.add_argument(
         "--allow_pipes",

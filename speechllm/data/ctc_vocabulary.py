@@ -1,4 +1,4 @@
-"""Vocabulary of the CTC branch: characters or sentencepiece's BPE pieces.
+"""Vocabulary of the CTC branch: characters or pieces of sentencepiece.
 
 ``tokens.txt`` has one token per line in ESPnet's order: ``<blank>``, ``<unk>``, the
 tokens, ``<sos/eos>``.
@@ -57,7 +57,11 @@ def build_character_vocabulary(
 
 
 def build_bpe_vocabulary(
-    texts: Iterable[str | Path], output: str | Path, size: int
+    texts: Iterable[str | Path],
+    output: str | Path,
+    size: int,
+    mode: str = "bpe",
+    sentences: int = 0,
 ) -> list[str]:
     """Train ``bpe.model`` (sentencepiece) and write ``tokens.txt``.
 
@@ -65,6 +69,8 @@ def build_bpe_vocabulary(
         texts: tables such as ``text_ctc``.
         output: folder to write.
         size: number of pieces, special ones included.
+        mode: model of sentencepiece, ``bpe`` or ``unigram``.
+        sentences: number of random lines to train on, always the same; 0: all.
 
     Returns:
         The tokens.
@@ -75,12 +81,14 @@ def build_bpe_vocabulary(
     """
     import sentencepiece
 
+    sentencepiece.set_random_generator_seed(0)
     with atomic_directory(output, VOCABULARY, texts) as new:
         try:
             sentencepiece.SentencePieceTrainer.train(
                 sentence_iterator=_read_texts(texts),
                 model_prefix=str(new / "bpe"),
-                model_type="bpe",
+                model_type=mode,
+                input_sentence_size=sentences,
                 vocab_size=size,
                 character_coverage=1.0,
                 normalization_rule_name="identity",  # ctc_text is normalised
@@ -146,6 +154,8 @@ def _explain(error: str, size: int) -> str:
     """Return the message for an error of sentencepiece's trainer."""
     if limit := re.search(r"value <= (\d+)", error):
         return f"{size} BPE pieces: the texts allow at most {limit[1]}; use fewer"
+    if "input_sentence_size() >" in error:
+        return "sentencepiece trains on a sample of more than 100 sentences, or on all"
     if "smaller than required_chars" in error:
         least = re.search(r"required_chars\.\s*\d+ vs (\d+)", error)
         count = f" ({least[1]})" if least else ""

@@ -1,35 +1,23 @@
-"""Audio formatting: cut and resample the audio of a data dir, one file per utterance.
+"""Audio formatting: cut and resample the audio of a data dir (stage 3).
 
-The sorted utterances are split into shards of a thousand. The files of a shard are in
-``<output>/audio/<shard>/``. Once it is complete, ``<output>/audio/<shard>.tsv`` records
-the result of each utterance, after a fingerprint of all inputs. A re-run skips shards
-with a valid fingerprint: it resumes a killed stage, and repeats only shards with
-changed inputs.
+The sorted utterances are split into shards of a thousand
+(:mod:`speechllm.data.audio_shards`). A re-run skips shards that are up to date and
+whole: it resumes a killed stage, repeats shards with changed inputs and repairs damaged
+ones.
 """
 
 from __future__ import annotations
 
-import hashlib
 import multiprocessing
-import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
-import numpy as np
-
-from speechllm.audio.io import (
-    SAMPLING_RATE,
-    can_seek,
-    change_speed,
-    cut_seconds,
-    encode_audio,
-    load_audio,
-)
+from speechllm.data.audio_shards import RECORD, Cut, Shard, read_record, write_shard
 from speechllm.data.data_dir import write_spk2utt
 from speechllm.data.kaldi_table import (
     DROPPED,
@@ -44,7 +32,7 @@ from speechllm.data.kaldi_table import (
     write_dropped,
 )
 from speechllm.data.validation import check_data_dir
-from speechllm.utils.errors import UserError, describe_error
+from speechllm.utils.errors import UserError
 from speechllm.utils.folders import (
     FolderKind,
     claim_directory,
@@ -53,50 +41,12 @@ from speechllm.utils.folders import (
     write_marker,
 )
 from speechllm.utils.io import atomic_open
-from speechllm.utils.names import safe_file_name
 
 SHARD_SIZE = 1000
-AUDIO_FORMATS = ("flac", "wav")
-_RECORD = ".tsv"  # suffix of the list of a shard's results
-FORMATTED = FolderKind("formatted data dir", (f"audio/00000{_RECORD}",))
-AUDIO = FolderKind("folder of formatted audio", (f"00000{_RECORD}",))
-_FORMAT_VERSION = "2"  # raise it when the written samples change
+FORMATTED = FolderKind("formatted data dir", (f"audio/00000{RECORD}",))
+AUDIO = FolderKind("folder of formatted audio", (f"00000{RECORD}",))
 _WARN_ABOVE = 0.1  # share of failed utterances
 _NOTES_SHOWN = 10
-
-
-@dataclass(frozen=True)
-class Cut:
-    """Source of an utterance.
-
-    Attributes:
-        utterance: id.
-        source: recording, see :func:`~speechllm.audio.io.load_audio`.
-        start, end: seconds of the recording; None for all of it.
-        speed: speed factor.
-    """
-
-    utterance: str
-    source: str
-    start: float | None
-    end: float | None
-    speed: float
-
-
-@dataclass(frozen=True)
-class Shard:
-    """The cuts of a shard, and the folder and format of its audio files."""
-
-    cuts: list[Cut]
-    folder: Path
-    audio_format: str
-    allow_pipes: bool
-    debug: bool = False
-
-    @property
-    def record(self) -> Path:
-        """File with the results, next to the folder."""
-        return self.folder.with_suffix(_RECORD)
 
 
 def format_audio(
@@ -107,17 +57,18 @@ def format_audio(
     allow_pipes: bool = False,
     debug: bool = False,
 ) -> tuple[int, list[Dropped]]:
-    """Write each utterance of a data dir as a 16 kHz mono file.
+    """Write each utterance of a data dir as 16 kHz mono audio.
 
     Segments are cut and ``utt2speed`` is applied. Utterances with unreadable audio are
     left out of all tables of ``target`` and listed in its ``dropped.tsv``. Signals that
-    were mended or are silent are reported in notes on standard output.
+    were mended or are silent are reported in notes on standard output, and so is audio
+    of an earlier run that had to be written again because it was damaged.
 
     Args:
         source: a valid data dir.
         target: data dir to write; the audio is in ``target/audio``.
         jobs: number of processes.
-        audio_format: ``flac`` or ``wav``, 16 bit.
+        audio_format: one of ``AUDIO_FORMATS``, 16 bit.
         allow_pipes: run commands in ``wav.scp``.
         debug: raise unexpected errors of an utterance, which are bugs, instead of
             listing them.
@@ -144,7 +95,9 @@ def format_audio(
     claim_directory(target / "audio", AUDIO, [source])
     _remove_tables(target, marker.files if marker else None)
     shards = list_shards(source, target / "audio", audio_format, allow_pipes, debug)
-    records = _run_shards(shards, jobs, _count_utterances(source))
+    finished = _run_shards(shards, jobs, _count_utterances(source))
+    records = [record for record, _ in finished]
+    damaged = list(chain.from_iterable(paths for _, paths in finished))
     _remove_others(target / "audio", records)
     failed = [entry for record in records for entry in read_record(record)[1]]
     failed_ids = {entry.id for entry in failed}
@@ -156,6 +109,11 @@ def format_audio(
             f"first: {failed[0].detail or failed[0].reason}"
         )
     print_notes(records)
+    if damaged:
+        print(
+            f"warning: {target}: audio of {len(damaged)} utterances was missing or "
+            f"damaged (first: {damaged[0]}); it was written again"
+        )
     share = len(failed_ids) / (kept + len(failed_ids))
     if share > _WARN_ABOVE:
         print(f"warning: {share:.0%} of {source} could not be read")
@@ -182,107 +140,18 @@ def list_shards(
         yield Shard(cuts, folder, audio_format, allow_pipes, debug)
 
 
-def write_shard(shard: Shard) -> Path:
-    """Write the audio and the record of a shard unless they are up to date.
-
-    The first line of the record is the fingerprint; the others are tab-separated:
-    ``ok <utterance> <path> <samples> [<note>]`` or ``dropped <utterance> <reason>
-    <detail>``. A note tells what was mended in the signal.
-
-    Returns:
-        The path of the record.
-    """
-    fingerprint = _fingerprint(shard)
-    if _first_line(shard.record) == fingerprint:
-        return shard.record
-    shard.record.unlink(missing_ok=True)
-    shutil.rmtree(shard.folder, ignore_errors=True)
-    shard.folder.mkdir(parents=True)
-    lines = [fingerprint]
-    recordings = _Recordings(shard)
-    caught = (UserError,) if shard.debug else (Exception,)
-    for cut in shard.cuts:
-        stem = cut.utterance.replace("%", "%25")
-        path = shard.folder / safe_file_name(stem, f".{shard.audio_format}")
-        try:
-            samples = change_speed(recordings.read(cut), cut.speed)
-            if len(samples) == 0:
-                raise UserError(f"{cut.source}: the segment has no samples")
-        except caught as error:
-            detail = describe_error(error)
-            lines.append(f"dropped\t{cut.utterance}\tunreadable audio\t{detail}")
-            continue
-        _write_file(path, encode_audio(samples, shard.audio_format, SAMPLING_RATE))
-        notes = "".join(f"\t{' '.join(note.split())}" for note in recordings.notes)
-        lines.append(f"ok\t{cut.utterance}\t{path}\t{len(samples)}{notes}")
-    with atomic_open(shard.record) as stream:
-        stream.write("\n".join(lines) + "\n")
-    return shard.record
-
-
-def read_record(path: Path) -> tuple[list[tuple[str, str, int]], list[Dropped]]:
-    """Read a record: [(utterance, path, number of samples)] and the failures."""
-    written, failed = [], []
-    with open(path, encoding="utf-8") as stream:
-        next(stream)
-        for line in stream:
-            kind, utterance, *rest = line.rstrip("\n").split("\t")
-            if kind == "ok":
-                written.append((utterance, rest[0], int(rest[1])))
-            else:
-                failed.append(Dropped(utterance, "format_audio", *rest))
-    return written, failed
-
-
 def print_notes(records: Iterable[Path]) -> None:
     """Print what was mended or is suspicious, with the number of utterances."""
     counts: Counter[str] = Counter()
     for record in records:
-        with open(record, encoding="utf-8") as stream:
-            for line in stream:
-                if line.startswith("ok\t"):
-                    counts.update(line.rstrip("\n").split("\t")[4:])
+        for entry in read_record(record)[0]:
+            counts.update(entry.notes)
     for number, (note, count) in enumerate(counts.items()):
         if number == _NOTES_SHOWN:
             rest = len(counts) - number
-            print(f"note: {rest} more in the fifth column of audio/*.tsv")
+            print(f"note: {rest} more in the sixth column of audio/*.tsv")
             break
         print(f"note: {note} (utterances: {count})")
-
-
-class _Recordings:
-    """Reader of cuts; caches the last recording that does not support seeking."""
-
-    def __init__(self, shard: Shard) -> None:
-        self.allow_pipes = shard.allow_pipes
-        self.name: str | None = None
-        self.samples = np.zeros(0, np.float32)
-        self.notes: list[str] = []  # about the recording of the last cut
-        self.error: Exception | None = None
-
-    def read(self, cut: Cut) -> np.ndarray:
-        """Return the samples (samples,) of a cut at 16 kHz and original speed.
-
-        Raises:
-            UserError: the audio cannot be read.
-        """
-        options = {"allow_pipes": self.allow_pipes}
-        if cut.end is None or can_seek(cut.source):
-            self.name, self.notes = None, []
-            report = self.notes.append
-            return load_audio(cut.source, cut.start, cut.end, report=report, **options)
-        if self.name != cut.source:
-            self.name, self.error, self.notes = cut.source, None, []
-            options["report"] = self.notes.append
-            try:
-                self.samples = load_audio(cut.source, **options)
-            except Exception as error:  # raised for each cut of the recording
-                self.error = error
-        if self.error is not None:
-            raise self.error
-        return cut_seconds(
-            self.samples[:, None], SAMPLING_RATE, cut.start, cut.end, cut.source
-        )[:, 0]
 
 
 def _list_cuts(source: Path) -> Iterator[Cut]:
@@ -319,51 +188,19 @@ def _count_utterances(source: Path) -> int:
     return sum(1 for _ in iterate_table(source / "utt2spk"))
 
 
-def _fingerprint(shard: Shard) -> str:
-    """Hash all inputs of a shard, including size and time of its sources."""
-    digest = hashlib.sha256(f"{_FORMAT_VERSION} {shard.audio_format}".encode())
-    states = {}
-    for cut in shard.cuts:
-        if cut.source not in states:
-            states[cut.source] = _file_state(cut.source)
-        digest.update(f"{cut} {states[cut.source]}\n".encode())
-    return digest.hexdigest()
-
-
-def _file_state(path: str) -> tuple[int, int] | None:
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):  # a pipe, an archive position, or a missing file
-        return None
-    return status.st_size, status.st_mtime_ns
-
-
-def _first_line(path: Path) -> str | None:
-    try:
-        with open(path, encoding="utf-8") as stream:
-            return stream.readline().rstrip("\n")
-    except FileNotFoundError:
-        return None
-
-
-def _write_file(path: Path, content: bytes) -> None:
-    try:
-        path.write_bytes(content)
-    except OSError as error:  # the error of a full disk lacks the path
-        raise OSError(error.errno, error.strerror, str(path)) from None
-
-
-def _run_shards(shards: Iterable[Shard], jobs: int, total: int) -> list[Path]:
-    """Write all shards in ``jobs`` processes; return their records in order."""
+def _run_shards(
+    shards: Iterable[Shard], jobs: int, total: int
+) -> list[tuple[Path, list[str]]]:
+    """Write all shards in ``jobs`` processes; return their results in order."""
     from tqdm import tqdm
 
-    records = []
+    finished = []
     with tqdm(total=total, unit="utt", desc="format audio", mininterval=1) as progress:
         if jobs <= 1:
             for shard in shards:
-                records.append(write_shard(shard))
+                finished.append(write_shard(shard))
                 progress.update(len(shard.cuts))
-            return records
+            return finished
         # spawn, not fork: tqdm and the caller may have threads
         pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"))
         try:
@@ -371,9 +208,9 @@ def _run_shards(shards: Iterable[Shard], jobs: int, total: int) -> list[Path]:
             for shard in shards:
                 running[pool.submit(write_shard, shard)] = len(shard.cuts)
                 if len(running) >= 2 * jobs:
-                    _collect(running, records, progress)
+                    _collect(running, finished, progress)
             while running:
-                _collect(running, records, progress)
+                _collect(running, finished, progress)
         except BrokenProcessPool:
             raise UserError(
                 "a process that formats audio was killed, perhaps for lack of memory; "
@@ -381,13 +218,13 @@ def _run_shards(shards: Iterable[Shard], jobs: int, total: int) -> list[Path]:
             ) from None
         finally:
             pool.shutdown(cancel_futures=True)
-    return sorted(records)
+    return sorted(finished)
 
 
-def _collect(running: dict, records: list[Path], progress) -> None:
+def _collect(running: dict, finished: list, progress) -> None:
     done, _ = wait(running, return_when=FIRST_COMPLETED)
     for future in done:
-        records.append(future.result())
+        finished.append(future.result())
         progress.update(running.pop(future))
 
 
@@ -406,7 +243,7 @@ def _remove_tables(target: Path, written: set[str] | None) -> None:
 def _remove_others(audio_folder: Path, records: list[Path]) -> None:
     """Remove the shards of an earlier run that this run does not have."""
     current = set(records)
-    for record in audio_folder.glob(f"*{_RECORD}"):
+    for record in audio_folder.glob(f"*{RECORD}"):
         if record not in current and record.stem.isdecimal():
             shutil.rmtree(record.with_suffix(""), ignore_errors=True)
             record.unlink()
@@ -439,8 +276,8 @@ def _write_tables(
         atomic_open(target / "wav.scp") as scp,
     ):
         for record in records:
-            for utterance, path, samples in read_record(record)[0]:
-                scp.write(table_line(utterance, path))
-                lengths.write(table_line(utterance, str(samples)))
+            for entry in read_record(record)[0]:
+                scp.write(table_line(entry.utterance, entry.path))
+                lengths.write(table_line(entry.utterance, str(entry.samples)))
                 count += 1
     return count

@@ -8,6 +8,7 @@ function that writes a folder uses :func:`atomic_directory` (all at once) or
 
 from __future__ import annotations
 
+import errno
 import filecmp
 import os
 import shutil
@@ -157,9 +158,9 @@ def require_output(
 
 
 def _has_content(folder: Path) -> bool:
-    """Tell if a folder has more than a launcher's logs and unfinished markers."""
+    """Tell if a folder has more than logs, a lock and unfinished markers."""
     return any(
-        name != "log" and not name.startswith(f".{MARKER}.")
+        name not in ("log", ".lock") and not name.startswith(f".{MARKER}.")
         for name in os.listdir(folder)
     )
 
@@ -216,9 +217,40 @@ def _merge(new: Path, old: Path, written: list[str], kind: FolderKind) -> None:
     write_marker(old, kind, sorted(listed.union(written)))  # complete also after a kill
     for name in written:
         (old / name).parent.mkdir(parents=True, exist_ok=True)
-        os.replace(new / name, old / name)
+        _replace(new / name, old / name)
     _remove_outdated(old, listed.difference(written))
     write_marker(old, kind, written)
+
+
+def _replace(new: Path, old: Path) -> None:
+    """Move a file to ``old``; a link there stays, and the file replaces its target."""
+    target = old if new.is_symlink() else Path(os.path.realpath(old))
+    try:
+        os.replace(new, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:  # the link leads to another disk
+            raise
+        with atomic_open(target, "wb") as stream, open(new, "rb") as content:
+            shutil.copyfileobj(content, stream)
+
+
+def link_folder(folder: str | Path, link: str | Path) -> None:
+    """Make a link to a folder, or change it to lead there.
+
+    Args:
+        folder: the target.
+        link: name of the link; a missing parent folder is created.
+
+    Raises:
+        UserError: ``link`` is a file or folder.
+    """
+    link = Path(link)
+    if os.path.lexists(link) and not link.is_symlink():
+        raise UserError(f"{link}: is not a link, so it is not replaced; move it away")
+    link.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_sibling(link)
+    temporary.symlink_to(os.path.realpath(folder))
+    os.replace(temporary, link)
 
 
 def require_own_files(folder: Path, marker: Marker, names: Iterable[str]) -> None:

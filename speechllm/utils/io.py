@@ -18,7 +18,7 @@ import stat
 import tarfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -36,8 +36,8 @@ _PLAUSIBLE_BYTES, _PLAUSIBLE_RATIO = 10 * 2**20, 20  # of audio, weights and tok
 def atomic_open(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Open a file that replaces ``path`` once it is complete.
 
-    A link stays and its target is replaced; an existing file keeps its permissions. A
-    device or named pipe is written directly.
+    A link stays and its target is replaced; an existing file keeps its permissions and,
+    if possible, its group. A device or named pipe is written directly.
 
     Args:
         path: file to write; a missing parent folder is created.
@@ -48,10 +48,10 @@ def atomic_open(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
         OSError: the disk is full or cannot be written.
     """
     encoding, newline = (None, None) if "b" in mode else ("utf-8", "\n")
-    permissions = _mode(path)
-    if permissions is not None and stat.S_ISDIR(permissions):
+    earlier = _status(path)
+    if earlier is not None and stat.S_ISDIR(earlier.st_mode):
         raise UserError(f"{path}: is a folder; name a file")
-    if permissions is not None and not stat.S_ISREG(permissions):
+    if earlier is not None and not stat.S_ISREG(earlier.st_mode):
         with open(path, mode, encoding=encoding, newline=newline) as stream:
             yield stream
         return
@@ -69,8 +69,10 @@ def atomic_open(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        if permissions is not None:
-            os.chmod(temporary, stat.S_IMODE(permissions))
+        if earlier is not None:
+            with suppress(OSError):  # only the owner and root may change it
+                os.chown(temporary, -1, earlier.st_gid)
+            os.chmod(temporary, stat.S_IMODE(earlier.st_mode))
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -89,9 +91,9 @@ def previous_name(path: Path) -> Path:
     return found
 
 
-def _mode(path: str | Path) -> int | None:
+def _status(path: str | Path) -> os.stat_result | None:
     try:
-        return os.stat(path).st_mode
+        return os.stat(path)
     except FileNotFoundError:
         return None
 

@@ -10,7 +10,10 @@ from speechllm.data.ctc_vocabulary import (
     build_bpe_vocabulary,
     build_character_vocabulary,
 )
+from speechllm.text.ctc_labels import CTCTokenizer
 from speechllm.utils.errors import UserError
+
+WORDS = [a + b for a in ("wal", "tal", "bar", "loo", "pic", "wor") for b in "kstdnm"]
 
 
 @pytest.fixture
@@ -59,6 +62,31 @@ def test_bpe_pieces_are_in_the_token_list(text, tmp_path):
     pieces = model.encode("hello ça", out_type=str)
     assert set(pieces) <= set(tokens)
     assert model.decode(pieces) == "hello ça"
+
+
+def test_unigram_pieces_and_a_sample_of_the_sentences(tmp_path):
+    lines = [
+        f"u{n:03d} {w}s the {w}ing of all {w}ed\n" for n, w in enumerate(5 * WORDS)
+    ]
+    text = tmp_path / "text_ctc"
+    text.write_text("".join(lines), encoding="utf-8")
+    arguments = ["--text", str(text), "--type", "bpe", "--size", "40"]
+    found = []
+    for options in ([], ["--bpemode", "unigram"], ["--input_sentence_size", "101"]):
+        for _ in range(2):
+            main([*arguments, *options, "--output", str(tmp_path / "out")])
+            found.append((tmp_path / "out/tokens.txt").read_text("utf-8").splitlines())
+    assert found[::2] == found[1::2]  # the same each time
+    whole, unigram, sample = found[::2]
+    assert len(whole) == len(unigram) == 40
+    assert whole != unigram and whole != sample
+    with pytest.raises(UserError, match="a sample of more than 100 sentences"):
+        main([*arguments, "--input_sentence_size", "9", "--output", f"{tmp_path}/none"])
+    main([*arguments, "--bpemode", "unigram", "--output", str(tmp_path / "out")])
+    model = str(tmp_path / "out/bpe.model")
+    trainer = sentencepiece.SentencePieceProcessor(model_file=model)
+    labels = CTCTokenizer(unigram, model)("walks the talking")
+    assert trainer.decode([unigram[label] for label in labels]) == "walks the talking"
 
 
 @pytest.mark.parametrize(

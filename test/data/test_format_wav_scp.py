@@ -13,6 +13,7 @@ import soundfile
 
 from speechllm.audio.io import SAMPLING_RATE as RATE
 from speechllm.audio.io import load_audio
+from speechllm.data import audio_shards
 from speechllm.data import format_wav_scp as formatting
 from speechllm.data.data_dir import filter_data_dir, subset_data_dir, write_data_dir
 from speechllm.data.format_wav_scp import format_audio
@@ -49,9 +50,9 @@ def make_data(folder, files: dict, **tables):
 def record_writes(monkeypatch) -> list:
     """Return a list that receives the name of each written audio file."""
     written = []
-    write_file = formatting._write_file
+    write_file = audio_shards._write_file
     monkeypatch.setattr(
-        formatting,
+        audio_shards,
         "_write_file",
         lambda path, content: (written.append(path.name), write_file(path, content)),
     )
@@ -156,18 +157,18 @@ def test_rerun_repeats_the_interrupted_shard_only(tmp_path, speech, monkeypatch)
         soundfile.write(path, speech[:RATE], RATE)
     source, target = make_data(tmp_path / "data", files), tmp_path / "out"
     written = record_writes(monkeypatch)
-    counting = formatting._write_file
+    counting = audio_shards._write_file
 
     def die_at_d(path, content):
         if path.name == "d.flac":
             raise KeyboardInterrupt
         counting(path, content)
 
-    monkeypatch.setattr(formatting, "_write_file", die_at_d)
+    monkeypatch.setattr(audio_shards, "_write_file", die_at_d)
     with pytest.raises(KeyboardInterrupt):
         format_audio(source, target)
     assert not (target / "wav.scp").exists()
-    monkeypatch.setattr(formatting, "_write_file", counting)
+    monkeypatch.setattr(audio_shards, "_write_file", counting)
     written.clear()
     assert format_audio(source, target)[0] == 4
     assert written == ["c.flac", "d.flac"]
@@ -187,7 +188,7 @@ def test_tables_of_an_earlier_run_are_removed(tmp_path, speech, monkeypatch):
     def die(path, content):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(formatting, "_write_file", die)
+    monkeypatch.setattr(audio_shards, "_write_file", die)
     with pytest.raises(KeyboardInterrupt):
         format_audio(source, target)
     # the old tables would list audio that no longer exists
@@ -323,14 +324,14 @@ def test_any_error_of_an_utterance_is_listed(tmp_path, speech, monkeypatch):
         soundfile.write(tmp_path / f"{name}.wav", speech, RATE)
     files = {name: tmp_path / f"{name}.wav" for name in ("a", "b")}
     data = make_data(tmp_path / "data", files)
-    load = formatting.load_audio
+    load = audio_shards.load_audio
 
     def fail(source, *arguments, **options):
         if source.endswith("b.wav"):
             raise ValueError("layout changes\nin mid-file")
         return load(source, *arguments, **options)
 
-    monkeypatch.setattr(formatting, "load_audio", fail)
+    monkeypatch.setattr(audio_shards, "load_audio", fail)
     with pytest.raises(ValueError, match="layout changes"):
         format_audio(data, tmp_path / "dump", debug=True)
     kept, failed = format_audio(data, tmp_path / "dump")
@@ -361,15 +362,15 @@ def test_unexpected_error_of_a_recording_concerns_all_its_segments(
     write_table(
         data / "wav.scp", {name: str(tmp_path / f"{name}.wav") for name in ("a", "b")}
     )
-    load = formatting.load_audio
+    load = audio_shards.load_audio
 
     def fail(source, *arguments, **options):
         if source.endswith("b.wav"):
             raise ValueError("layout changes")
         return load(source, *arguments, **options)
 
-    monkeypatch.setattr(formatting, "load_audio", fail)
-    monkeypatch.setattr(formatting, "can_seek", lambda _: False)
+    monkeypatch.setattr(audio_shards, "load_audio", fail)
+    monkeypatch.setattr(audio_shards, "can_seek", lambda _: False)
     kept, failed = format_audio(data, tmp_path / "dump")
     assert kept == 1
     assert [entry.id for entry in failed] == ["b1", "b2"]

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -24,7 +26,7 @@ from recipe_clone import ROOT, clone
 PYTHON = """#!/usr/bin/env bash
 # Runs scripts and the launcher; any other program is recorded, and waits or ends.
 if [ "$1" != -m ] || [ "$2" = espnet2.bin.launch ]; then exec {python} "$@"; fi
-echo "${{@:2}}" >> calls
+{{ printf '%q ' "${{@:2}}"; echo; }} >> calls
 echo $$ > pid.new && mv pid.new pid
 if [ -e wait ]; then sleep 60; fi
 """
@@ -61,9 +63,11 @@ def write_script(path: Path, text: str) -> None:
     path.chmod(0o755)
 
 
-def start(recipe: Path, *arguments: str, **options) -> subprocess.Popen:
+def start(
+    recipe: Path, *arguments: str, script: str = "run.sh", **options
+) -> subprocess.Popen:
     return subprocess.Popen(
-        ["bash", "run.sh", *arguments],
+        ["bash", script, *arguments],
         cwd=recipe,
         env={**os.environ, "SPEECHLLM_PID": "", "PYTHONPATH": ""},
         stdout=subprocess.PIPE,
@@ -193,7 +197,9 @@ def test_an_installation_ends_when_the_top_script_is_killed(tmp_path):
     ("stage", "folder"),
     [
         (1, "data"),
+        (1, "dump/log"),
         (2, "data"),
+        (2, "dump/log"),
         (3, "data"),
         (3, "dump"),
         (4, "dump"),
@@ -201,6 +207,7 @@ def test_an_installation_ends_when_the_top_script_is_killed(tmp_path):
         (5, "data/token_list"),
         (6, TRAIN),
         (7, "exp/log"),
+        (7, "exp/speechllm_stats_train"),
         (8, TRAIN),
         (9, TRAIN),
         (10, TRAIN),
@@ -237,6 +244,61 @@ def test_a_stage_waits_for_the_run_that_writes_into_its_folder(recipe, stage, fo
         assert (recipe / "calls").exists()
     holder = (recipe / folder / ".lock").read_text()
     assert holder.startswith(f"run {process.pid} on {os.uname().nodename}, since 2")
+
+
+def test_stage_1_waits_for_the_run_that_downloads(recipe):
+    fill_all(recipe)
+    with locked(recipe, "downloads"):
+        process = start(recipe, *only(1))
+        lines = [process.stdout.readline() for _ in range(2)]
+        assert f"Stage 1: downloads is locked by {HOLDER}; waiting" in lines[1]
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+
+
+@pytest.mark.parametrize(
+    ("script", "options", "folders"),
+    [
+        (
+            "baselines.sh",
+            ["--test_sets", "test", "--nllb", "", "--seamless", ""],
+            ["dump", "exp/whisper-large-v3/decode_beam5", "exp/log"],
+        ),
+        (
+            "local/baselines.sh",
+            [],
+            ["dump", "exp/whisper_base/decode_greedy"]
+            + ["exp/cascade/decode_beam4", "exp/log"],
+        ),
+        (
+            "local/joint_baselines.sh",
+            [],
+            ["exp_asr_st/cascade/decode_beam4", "dump_asr_st"]
+            + ["exp_asr_st/whisper_base/decode_greedy", "exp_asr_st/log"],
+        ),
+    ],
+)
+def test_baselines_wait_for_the_run_that_writes_into_a_folder(
+    tmp_path, script, options, folders
+):
+    recipe = clone(tmp_path, "mini_asterisk") / "mini_asterisk" / "speechllm1"
+    if script == "baselines.sh":
+        recipe = tmp_path / "egs2/TEMPLATE/speechllm1"
+    write_script(recipe / "utils/python3", PYTHON.format(python=sys.executable))
+    write_script(recipe / "utils/flock", FLOCK.format(flock=shutil.which("flock")))
+    fill_examples(recipe)
+    fill(recipe, f"{TRAIN}/decode/test/text", "exp/RESULTS.md")
+    asr_st = "exp_asr_st/speechllm_train_asr_st/decode_asr_st/test/text"
+    fill(recipe, asr_st, "exp_asr_st/RESULTS.md")
+    for folder in folders:
+        with locked(recipe, folder):
+            process = start(recipe, *options, script=script)
+            lines = iter(process.stdout.readline, "")
+            assert any(f"{folder} is locked by {HOLDER}; waiting" in x for x in lines)
+            process.terminate()
+            process.communicate(timeout=20)
+    calls = (recipe / "calls").read_text().splitlines()
+    assert not any("bin.report" in call for call in calls)
 
 
 def test_a_killed_run_leaves_no_lock(recipe):
@@ -404,6 +466,46 @@ def test_stage_7_without_stage_5_is_one_line(recipe):
     ]
 
 
+@pytest.mark.parametrize(
+    ("stage", "option", "program"),
+    [
+        (7, "--train_args", "speechllm.bin.collect_shapes"),
+        (9, "--train_args", "speechllm.bin.speechllm_train"),
+        (12, "--inference_args", "speechllm.bin.decode"),
+        (13, "--score_opts", "speechllm.bin.score"),
+    ],
+)
+def test_arguments_of_programs_are_shell_words(recipe, stage, option, program):
+    fill_all(recipe)
+    process = start(recipe, *only(stage), option, "--a 'b c' --flag")
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    lines = (recipe / "calls").read_text().splitlines()
+    calls = [words for words in map(shlex.split, lines) if words[0] == program]
+    assert calls
+    for words in calls:
+        assert words[words.index("--a") :][:3] == ["--a", "b c", "--flag"]
+
+
+def test_the_validation_set_is_decoded_and_scored_on_request(recipe):
+    fill_all(recipe)
+    fill(recipe, f"{TRAIN}/decode/dev/text")
+    for options, sets in (
+        ([], ["test"]),
+        (["--eval_valid_set", "true"], ["test", "dev"]),
+    ):
+        arguments = ["--stage", "12", "--stop_stage", "13", *options]
+        process = start(recipe, *arguments)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+        lines = (recipe / "calls").read_text().splitlines()
+        (recipe / "calls").unlink()
+        for program in ("decode", "score"):
+            calls = [x for x in map(shlex.split, lines) if x[0].endswith(program)]
+            found = [call[call.index("--examples") + 1] for call in calls]
+            assert found == [f"dump/examples/{name}" for name in sets]
+
+
 RUN_SCRIPTS = sorted(
     path
     for path in ROOT.glob("egs2/*/speechllm1/run*.sh")
@@ -417,11 +519,31 @@ def test_the_data_dir_reaches_the_data_preparation(tmp_path, script):
     write_script(recipe / "utils/python3", PYTHON.format(python=sys.executable))
     corpora = (recipe / "db.sh").read_text().replace("=\n", "=/corpus\n")
     (recipe / "db.sh").write_text(corpora)
-    process = start(recipe, "--stop_stage", "1", "--datadir", "elsewhere")
+    process = start(recipe, "--stop_stage", "1", "--datadir", "else where")
     process.communicate(timeout=60)
-    calls = (recipe / "calls").read_text().splitlines()
-    prepared = [call for call in calls if "bin.prepare_data" in call]
-    assert prepared and all(" --output elsewhere" in call for call in prepared)
-    validated = [call for call in calls if "bin.data_dir validate" in call]
-    assert len(validated) == 1 and "--input elsewhere/" in validated[0]
+    calls = [shlex.split(line) for line in (recipe / "calls").read_text().splitlines()]
+    prepared = [call for call in calls if "speechllm.bin.prepare_data" in call]
+    assert prepared
+    for call in prepared:
+        assert call[call.index("--output") + 1].startswith("else where")
+    validated = [call for call in calls if "validate" in call]
+    assert len(validated) == 1
+    inputs = validated[0][validated[0].index("--input") + 1 :]
+    assert inputs and all(name.startswith("else where/") for name in inputs)
     assert not list(recipe.glob("data*"))
+
+
+@pytest.mark.parametrize("script", RUN_SCRIPTS, ids=lambda p: f"{p.parts[-3]}-{p.stem}")
+def test_the_folder_of_a_corpus_may_have_spaces(tmp_path, script):
+    recipe = clone(tmp_path, script.parts[-3]) / script.parts[-3] / "speechllm1"
+    write_script(recipe / "utils/python3", PYTHON.format(python=sys.executable))
+    own = re.search(r"find_corpus (--\w+)", (recipe / "local/data.sh").read_text())[1]
+    corpus = "it's my corpus"
+    for options in ([own, corpus], ["--local_data_opts", f'{own} "{corpus}"']):
+        process = start(recipe, "--stop_stage", "1", *options, script=script.name)
+        process.communicate(timeout=60)
+        lines = (recipe / "calls").read_text().splitlines()
+        (recipe / "calls").unlink()
+        calls = [shlex.split(line) for line in lines]
+        prepared = [call for call in calls if "speechllm.bin.prepare_data" in call]
+        assert any(corpus in call for call in prepared)

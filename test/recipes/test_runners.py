@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,17 @@ done
 exit "${code}"
 """
 
+SLOW_SBATCH = """#!/usr/bin/env bash
+# Fake sbatch --wait that waits for the jobs; its number comes after ${SBATCH_DELAY} s.
+echo "$@" > "${SBATCH_CALL}"
+sleep "${SBATCH_DELAY}"
+echo "77;cluster"
+exec sleep 60
+"""
+SCANCEL = """#!/usr/bin/env bash
+echo "$@" >> "${SBATCH_CALL}.cancelled"
+"""
+
 
 def call(arguments: list, runner: list[str] = RUN, **options):
     words = [*runner, *map(str, arguments)]
@@ -48,6 +60,8 @@ def slurm(tmp_path, monkeypatch):
     folder.mkdir()
     (folder / "sbatch").write_text(SBATCH)
     (folder / "sbatch").chmod(0o755)
+    (folder / "scancel").write_text(SCANCEL)
+    (folder / "scancel").chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     monkeypatch.setenv("SBATCH_CALL", str(tmp_path / "call"))
     return tmp_path / "call"
@@ -207,6 +221,60 @@ def test_folders_named_like_the_variable_stay(tmp_path, slurm, runner):
     assert done.returncode == 0, done.stderr
     expected = [f"{folder}/x.2", "2", "--shard=2", "BIGJOB", "data/JOB/text"]
     assert repr(expected) in (folder / "a.2.log").read_text()
+
+
+def start_slurm(tmp_path, slurm, monkeypatch, delay="0", before=(), **options):
+    """Start slurm.pl with an sbatch that waits, in a shell with further words."""
+    (tmp_path / "bin/sbatch").write_text(SLOW_SBATCH)
+    monkeypatch.setenv("SBATCH_DELAY", delay)
+    words = [*before, *SLURM, str(tmp_path / "a.log"), "true"]
+    process = subprocess.Popen(words, **options)
+    wait_until(slurm.exists)
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize("delay", ["0", "1.5"])
+def test_slurm_cancels_its_jobs(tmp_path, slurm, monkeypatch, number, delay):
+    def default_signals():
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+    process = start_slurm(
+        tmp_path, slurm, monkeypatch, delay, preexec_fn=default_signals
+    )
+    if delay == "0":
+        time.sleep(0.3)
+    process.send_signal(number)
+    assert process.wait(20) == 130
+    assert (tmp_path / "call.cancelled").read_text() == "77\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_slurm_cancels_its_jobs_when_the_recipe_is_killed(
+    tmp_path, slurm, monkeypatch, number
+):
+    # The runner is a grandchild, as under espnet2.bin.launch, which is not killed.
+    program = 'export SPEECHLLM_PID=$(hostname):$$; setsid "$@" & wait'
+    before = ["bash", "-c", program, "-", "bash", "-c", '"$@"; :', "-"]
+    recipe = start_slurm(tmp_path, slurm, monkeypatch, before=before)
+    recipe.send_signal(number)
+    recipe.wait(20)
+    cancelled = tmp_path / "call.cancelled"
+    wait_until(lambda: cancelled.exists() and cancelled.read_text() == "77\n")
+
+
+@pytest.mark.parametrize("runner", [RUN, SLURM])
+def test_nohup_keeps_a_runner_from_ending(tmp_path, slurm, runner):
+    log = tmp_path / "a.log"
+    words = [*runner, str(log), "bash", "-c", "echo begun; sleep 1.5; echo done"]
+    process = subprocess.Popen(
+        words, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    )
+    wait_until(lambda: log.exists() and "begun\n" in log.read_text())
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(20) == 0
+    assert "done\n" in log.read_text()
 
 
 def test_slurm_reports_the_failed_job(tmp_path, slurm):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -21,7 +24,17 @@ skip_train=false
 train_args=
 help_message="the help"
 . utils/parse_options.sh
-echo "${nj}|${skip_train}|${train_args}|$*"
+echo "${nj}|${skip_train}|${train_args}|"
+"""
+WORDS = """
+set -euo pipefail
+dir=
+data_opts=
+help_message="the help"
+. utils/parse_options.sh
+words=()
+split_words words --data_opts "$(as_words --dir "${dir}")${data_opts}"
+[ ${#words[@]} -eq 0 ] || printf '%s\\0' "${words[@]}"
 """
 
 
@@ -64,11 +77,35 @@ def parse(*arguments: str):
         (["--nj", "8", "--skip-train", "true"], "8|true||"),
         (["--train_args", "--max_epoch 3 $HOME"], "4|false|--max_epoch 3 $HOME|"),
         (["--nj", ""], "|false||"),
-        (["--nj", "1", "rest", "--nj"], "1|false||rest --nj"),
+        (["--train_args", "--guard"], "4|false|--guard|"),
     ],
 )
 def test_options_become_variables(arguments, out):
     assert parse(*arguments).stdout == out + "\n"
+
+
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+@pytest.mark.parametrize(
+    "value", ["a b", 'it\'s a "b"\nc', "$HOME *", "\\", "日 本", "&"]
+)
+def test_an_option_passes_any_value_as_shell_words(value, locale):
+    words = ["bash", "-c", WORDS, "script", "--dir", value]
+    done = bash(*words, env={**os.environ, "LC_ALL": locale})
+    assert done.stdout == f"--dir\0{value}\0", done.stderr
+
+
+@pytest.mark.parametrize(
+    "line", ["", "--guard", "--a 'b  c' \"d e\"f g\\ h ''", "*.py $HOME # `date`"]
+)
+def test_arguments_are_split_as_shlex_does(line, tmp_path):
+    done = bash("bash", "-c", WORDS, "script", "--data_opts", line)
+    assert done.stdout == "".join(f"{word}\0" for word in shlex.split(line))
+
+
+def test_an_open_quote_is_one_line():
+    done = bash("bash", "-c", WORDS, "script", "--data_opts", "--a 'b")
+    message = "script: error: --data_opts: a quote is not closed in: --a 'b\n"
+    assert (done.returncode, done.stderr) == (1, message)
 
 
 def test_a_config_file_is_read_first(tmp_path):
@@ -118,6 +155,7 @@ def test_a_recipe_passes_on_the_options_that_it_does_not_list(arguments, out, tm
         (["--PATH", "/x"], "unknown option '--PATH'"),
         (["--nj"], "--nj needs a value"),
         (["--nj", "--skip_train", "true"], "--nj needs a value"),
+        (["--nj", "1", "rest", "--nj"], "unexpected argument 'rest'"),
         (["--nj=3"], "--name value"),
         (["--skip_train", "yes"], "takes true or false"),
         (["--config", "none.conf"], "no file 'none.conf'"),
@@ -139,7 +177,14 @@ def test_invalid_options_print_one_line(arguments, message):
         (["--skip_stages", "2 99"], "from 1 to 15"),
         (["--ngpu", "-1"], "--ngpu takes a whole number"),
         (["--token_type", "word"], "char or bpe"),
-        (["--audio_format", "mp3"], "flac or wav"),
+        (["--audio_format", "mp3"], "flac, wav, flac.ark or wav.ark, not 'mp3'"),
+        (["--fs", "8k"], "--fs 8k: speech encoders take 16 kHz"),
+        (["--bpemode", "word"], "bpe or unigram"),
+        (["--download_model", "./none"], "--download_model: no folder './none'"),
+        (["--dumpdir", "a,b"], "with a comma, 'a,b'"),
+        (["--train_args", "'a"], "--train_args: a quote is not closed in: 'a"),
+        (["--asr_exp", "a"], "--asr_exp is --speechllm_exp here; --help lists"),
+        (["--cleaner", "none"], "--cleaner has no counterpart here, leave it out: "),
         (["--train_config", "conf/none.yaml"], "no file 'conf/none.yaml'"),
         (["--train_set", ""], "--train_set is needed"),
         (["--tiny", "maybe"], "true or false"),
@@ -164,6 +209,30 @@ def test_the_help_begins_with_the_recipes_own_options(script):
     assert "\n  --stop_stage N " in rest and "--stop_stage" not in own
 
 
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: f"{p.parts[-3]}-{p.stem}")
+def test_the_help_starts_no_program_that_takes_long(script, tmp_path):
+    for name in ("python3", "nvidia-smi"):
+        (tmp_path / name).write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
+        (tmp_path / name).chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    begin = time.monotonic()
+    done = bash(script, "--help", env={**os.environ, "PATH": path})
+    seconds = time.monotonic() - begin
+    assert done.returncode == 0 and not (tmp_path / "started").exists()
+    assert seconds < 1
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_stray_words_of_data_preparation_are_refused(recipe):
+    folder = ROOT / "egs2" / recipe / "speechllm1"
+    done = bash("local/data.sh", "stray", cwd=folder)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "data.sh: error: unexpected argument 'stray'; options have the form --name "
+        "value\n"
+    )
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_the_help_of_data_preparation(recipe):
     done = bash("local/data.sh", "--help", cwd=ROOT / "egs2" / recipe / "speechllm1")
@@ -180,6 +249,45 @@ def test_the_help_lists_every_option():
     assert len(names) > 30
     missing = [name for name in names if not re.search(rf"--{name} ", text)]
     assert missing == []
+
+
+def espnet_options() -> list[str]:
+    """Return the options of ESPnet's asr.sh (commit 004c30c)."""
+    return """
+        stage stop_stage skip_stages skip_data_prep skip_train skip_eval skip_upload
+        skip_upload_hf ngpu num_nodes nj inference_nj gpu_inference dumpdir expdir
+        python debug local_data_opts speed_perturb_factors feats_type audio_format fs
+        min_wav_duration max_wav_duration token_type nbpe bpemode oov blank sos_eos
+        bpe_input_sentence_size bpe_nlsyms bpe_char_cover use_ngram ngram_exp ngram_num
+        use_lm lm_tag lm_exp lm_stats_dir lm_config lm_args use_word_lm num_splits_lm
+        word_vocab_size asr_tag asr_exp asr_stats_dir asr_config asr_args
+        pretrained_model ignore_init_mismatch feats_normalize num_splits_asr hf_repo
+        use_k2 k2_ctc_decoding use_nbest_rescoring num_paths nll_batch_size k2_config
+        use_streaming batch_size inference_tag inference_config inference_args
+        inference_lm inference_ngram inference_asr_model download_model train_set
+        valid_set test_sets bpe_train_text lm_train_text lm_dev_text lm_test_text
+        nlsyms_txt cleaner g2p lang score_opts local_score_opts
+        asr_speech_fold_length asr_text_fold_length lm_fold_length eval_valid_set
+    """.split()
+
+
+def test_every_option_of_espnet_works_or_is_answered():
+    script = (TEMPLATE / "speechllm.sh").read_text()
+    block = script.split("# ---- options")[1].split("# -----------")[0]
+    own = re.findall(r"^([a-z_]+)=", block, re.MULTILINE)
+    program = """
+        . utils/espnet_options.sh
+        for name in "$@"; do echo "${name} $(espnet_option "${name}")"; done
+    """
+    words = ["bash", "-euc", program, "-", *espnet_options(), *own, "train_argz"]
+    answers = dict(line.split(" ", 1) for line in bash(*words).stdout.splitlines())
+    for name in espnet_options():
+        assert bool(answers[name]) == (name not in own), name
+    assert not any(answers[name] for name in [*own, "train_argz"])
+    for answer in filter(None, answers.values()):
+        assert answer.startswith(("has no counterpart here, leave it out: ", "is --"))
+        if answer.startswith("is --"):
+            assert re.match(r"is --(\w+)", answer)[1] in own
 
 
 def test_the_top_script_lists_its_recipes():

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from speechllm.utils.folders import (
     FolderKind,
     atomic_directory,
     claim_directory,
+    link_folder,
     read_marker,
     remove_directory,
 )
@@ -176,6 +179,57 @@ def test_linked_folder_stays_a_link(tmp_path):
     assert (tmp_path / "target").read_text() == "2"
 
 
+def test_file_of_a_folder_that_is_a_link_stays_one(tmp_path):
+    """Its target is replaced, on another disk too."""
+    disks = [tmp_path / "disk"]
+    disks[0].mkdir()
+    memory = Path("/dev/shm")
+    if memory.is_dir() and memory.stat().st_dev != tmp_path.stat().st_dev:
+        disks.append(Path(tempfile.mkdtemp(dir=memory)))
+    try:
+        for disk in disks:
+            write(tmp_path / "data", text="old", wav="old")
+            (tmp_path / "data/text").rename(tmp_path / "moved")
+            shutil.move(tmp_path / "moved", disk / "text")
+            (tmp_path / "data/text").symlink_to(disk / "text")
+            write(tmp_path / "data", text="new", wav="new")
+            assert (tmp_path / "data/text").readlink() == disk / "text"
+            assert os.listdir(disk) == ["text"]
+            assert tree(tmp_path / "data") == {"text": "new", "wav": "new"}
+            (tmp_path / "data/text").unlink()
+        assert len([p for p in tmp_path.iterdir() if p.name.endswith(".tmp")]) == 0
+    finally:
+        for disk in disks[1:]:
+            shutil.rmtree(disk)
+
+
+def test_link_to_a_folder_is_changed_and_other_things_stay(tmp_path):
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        link_folder(tmp_path / name, tmp_path / "exp/model")
+        assert (tmp_path / "exp/model").resolve() == tmp_path / name
+    assert os.listdir(tmp_path / "exp") == ["model"]
+    with pytest.raises(UserError, match="first: is not a link"):
+        link_folder(tmp_path / "second", tmp_path / "first")
+
+
+def test_group_of_the_earlier_file_is_kept(tmp_path):
+    others = set(os.getgroups()) - {os.getegid()}
+    if os.geteuid() == 0:
+        others.add(4321)
+    if not others:
+        pytest.skip("this user has one group")
+    group = max(others)
+    with atomic_open(tmp_path / "file") as stream:
+        stream.write("1")
+    os.chown(tmp_path / "file", -1, group)
+    os.chmod(tmp_path / "file", 0o660)
+    with atomic_open(tmp_path / "file") as stream:
+        stream.write("2")
+    status = (tmp_path / "file").stat()
+    assert (status.st_gid, status.st_mode & 0o7777) == (group, 0o660)
+
+
 def test_permissions_follow_the_umask_or_the_earlier_file(tmp_path):
     before = os.umask(0o027)
     try:
@@ -313,6 +367,7 @@ def test_earlier_versions_have_free_names(tmp_path):
 def test_launchers_logs_and_markers_of_parallel_jobs_are_no_content(tmp_path):
     (tmp_path / "decode/log").mkdir(parents=True)
     (tmp_path / "decode/log/decode.1.log").write_text("# started")
+    (tmp_path / "decode/.lock").write_text("run 1 on host\n")
     (tmp_path / f"decode/.{MARKER}.01234567.tmp").write_text("")
     claim(tmp_path / "decode")
     assert read_marker(tmp_path / "decode") == ("data dir", set())

@@ -13,8 +13,7 @@ seamless=facebook/seamless-m4t-v2-large
 beam_size=5
 batch_size=8
 dtype=auto
-device=cpu
-if nvidia-smi -L > /dev/null 2>&1; then device=cuda; fi
+device=
 
 help_message="Usage: $(basename "$0") --test_sets \"NAME …\" [options]
   --test_sets \"NAME …\"  test sets of stage 5
@@ -26,14 +25,16 @@ help_message="Usage: $(basename "$0") --test_sets \"NAME …\" [options]
   --beam_size N         beam size; 1 is greedy [${beam_size}]
   --batch_size N        utterances per batch [${batch_size}]
   --dtype TYPE          float32, bfloat16, float16 or auto [${dtype}]
-  --device DEVICE       cpu or cuda [here ${device}]
+  --device DEVICE       cpu or cuda [cuda if available]
   --help                print this text"
 
 . utils/parse_options.sh
 . utils/locks.sh
 
-[ $# -eq 0 ] || fail "unknown argument '$1'; --help lists the options"
 [ -n "${test_sets}" ] || fail "--test_sets is missing"
+if [ -z "${device}" ]; then
+    if nvidia-smi -L > /dev/null 2>&1; then device=cuda; else device=cpu; fi
+fi
 . ./path.sh
 
 decode=decode_beam${beam_size}
@@ -54,8 +55,10 @@ for name in ${test_sets}; do
     # Whisper's tasks: recognition of all languages, translation into English.
     tasks=$(awk '{ print "asr:" $3; if ($2 != "asr" && $4 == "en") print $2 ":" $3 ":en" }' \
         "${examples}/utt2task" | sort -u)
+    lock "${dumpdir}"
     python3 -m speechllm.bin.make_examples --input "${dumpdir}/raw/${name}" \
         --tasks "${tasks//$'\n'/ }" --output "${examples}_whisper"
+    unlock
     decode_and_score whisper "${whisper}" "$(name_of "${whisper}")" "${name}" "${examples}_whisper"
     if [ -n "${nllb}" ]; then
         decode_and_score nllb "${nllb}" "$(name_of "${whisper}")_$(name_of "${nllb}")" "${name}" \

@@ -17,7 +17,7 @@ pass_to=./speechllm.sh
     --train_set train \
     --valid_set dev \
     --test_sets test \
-    --local_data_opts "${my_corpus_dir:+--my_corpus_dir ${my_corpus_dir} }${local_data_opts}" \
+    --local_data_opts "$(as_words --my_corpus_dir "${my_corpus_dir}")${local_data_opts}" \
     --train_tasks "asr:en" \
     --prompts conf/prompts.yaml \
     --train_config conf/train.yaml \

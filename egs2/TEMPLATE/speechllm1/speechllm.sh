@@ -15,9 +15,10 @@ skip_eval=false
 datadir=data
 dumpdir=dump
 expdir=exp
+speechllm_exp=
+speechllm_stats_dir=
 # jobs
-ngpu=$(nvidia-smi -L 2> /dev/null | grep -c '^GPU' || true)
-[ "${ngpu}" -le 1 ] || ngpu=1
+ngpu=
 num_nodes=1
 nj=$(nproc)
 inference_nj=1
@@ -31,6 +32,7 @@ lang=
 local_data_opts=
 speed_perturb_factors=
 audio_format=flac
+fs=16k
 allow_pipes=false
 min_wav_duration=0.1
 max_wav_duration=30
@@ -42,6 +44,8 @@ prompts=conf/prompts.yaml
 token_type=char
 min_character_count=1
 nbpe=500
+bpemode=bpe
+bpe_input_sentence_size=0
 # training
 train_config=
 train_args=
@@ -60,6 +64,9 @@ inference_config=
 inference_args=
 inference_tag=
 inference_model=valid.acc.ave.pth
+download_model=
+eval_valid_set=false
+score_opts=
 hf_repo=
 # ----------------------------------------------------------------------------------
 
@@ -73,7 +80,7 @@ Stages:
    6 pretrained models                    14 pack
    7 lengths of the examples              15 upload
    8 warm-up of bridge and CTC (when --warmup_config)
-Options [default]:
+Options [default]; ARGS are shell words, with quotes where they contain spaces:
   --stage N               first stage, 1 to 15 [${stage}]
   --stop_stage N          last stage; name 14 or 15 to run them [${stop_stage}]
   --skip_stages \"N …\"     stages to skip [none]
@@ -85,8 +92,11 @@ Options [default]:
   --datadir DIR           Kaldi-style data dirs [${datadir}]
   --dumpdir DIR           formatted audio and examples [${dumpdir}]
   --expdir DIR            models, hypotheses, scores [${expdir}]
+  --speechllm_exp DIR     experiment of stage 9 [EXPDIR/speechllm_<train_tag>]
+  --speechllm_stats_dir DIR  lengths of stage 7; of the warm-up in DIR_warmup, of the second
+                          training in DIR_second [EXPDIR/speechllm_stats_train]
  Jobs (local or Slurm: cmd.sh)
-  --ngpu N                GPUs per machine for training; 0: CPU [1 if available; here ${ngpu}]
+  --ngpu N                GPUs per machine for training; 0: CPU [1 if available]
   --num_nodes N           machines for training [${num_nodes}]
   --nj N                  parallel jobs for data preparation [CPU cores; here ${nj}]
   --inference_nj N        parallel jobs for decoding [${inference_nj}]
@@ -99,7 +109,8 @@ Options [default]:
   --lang NAME             suffix of the folders in expdir [none]
   --local_data_opts ARGS  arguments of local/data.sh in addition to --datadir [none]
   --speed_perturb_factors \"F …\"  speed factors of the training speech, such as \"0.9 1.0 1.1\" [none]
-  --audio_format FORMAT   format of the audio in dumpdir, flac or wav [${audio_format}]
+  --audio_format FORMAT   audio in dumpdir: flac, wav, or flac.ark, wav.ark (Kaldi archives) [${audio_format}]
+  --fs RATE               sampling rate in dumpdir; there is only 16k [${fs}]
   --allow_pipes BOOL      run the commands in wav.scp that end in | [${allow_pipes}]
   --min_wav_duration S    shortest training utterance, seconds [${min_wav_duration}]
   --max_wav_duration S    longest training utterance, seconds [${max_wav_duration}]
@@ -111,6 +122,8 @@ Options [default]:
   --token_type TYPE       CTC vocabulary, char or bpe [${token_type}]
   --min_character_count N  characters that the training text has less often get no CTC label [${min_character_count}]
   --nbpe N                size of the bpe vocabulary [${nbpe}]
+  --bpemode MODE          sentencepiece's model of bpe, bpe or unigram [${bpemode}]
+  --bpe_input_sentence_size N  random sentences to train bpe on; 0: all [${bpe_input_sentence_size}]
  Training
   --train_config FILE     ESPnet config of stage 9
   --train_args ARGS       more arguments of the training program [none]
@@ -129,16 +142,21 @@ Options [default]:
   --inference_args ARGS   more arguments of the decoding program [none]
   --inference_tag NAME    decode into decode_NAME [decode.yaml: decode, decode_x.yaml: decode_x]
   --inference_model NAME  checkpoint to export and decode with [${inference_model}]
+  --download_model NAME   trained model to decode with, a folder or hub id; skips training and
+                          the preparation of its data [none]
+  --eval_valid_set BOOL   decode and score the validation set, too [${eval_valid_set}]
+  --score_opts ARGS       more arguments of the scoring program [none]
   --hf_repo NAME          <user>/<name> on the Hugging Face hub, for stage 15
   --help                  print this text"
 
+. utils/espnet_options.sh
 . utils/parse_options.sh
 . utils/locks.sh
+. utils/stages.sh
 
 # ---- validation of the options ---------------------------------------------------
-[ $# -eq 0 ] || fail "unexpected argument '$1'; options have the form --name value"
 whole() { # <option> <least> <greatest>
-    if ! [[ ${!1} =~ ^[0-9]{1,6}$ ]] || [ "${!1}" -lt "$2" ] || [ "${!1}" -gt "$3" ]; then
+    if ! [[ ${!1} =~ ^[0-9]{1,9}$ ]] || [ "${!1}" -lt "$2" ] || [ "${!1}" -gt "$3" ]; then
         fail "--$1 takes a whole number from $2 to $3, not '${!1}'"
     fi
 }
@@ -149,10 +167,26 @@ for number in ${skip_stages}; do
     [[ ${number} =~ ^([1-9]|1[0-5])$ ]] || fail "--skip_stages takes numbers from 1 to 15, not '${number}'"
 done
 for name in num_nodes nj inference_nj nbpe min_character_count; do whole "${name}" 1 999999; done
+whole bpe_input_sentence_size 0 999999999
+if [ -z "${ngpu}" ]; then
+    if nvidia-smi -L 2> /dev/null | grep -q '^GPU'; then ngpu=1; else ngpu=0; fi
+fi
 whole ngpu 0 1024
 case ${plain_transcripts} in true | false) ;; *) fail "--plain_transcripts takes true or false, not '${plain_transcripts}'" ;; esac
 case ${token_type} in char | bpe) ;; *) fail "--token_type takes char or bpe, not '${token_type}'" ;; esac
-case ${audio_format} in flac | wav) ;; *) fail "--audio_format takes flac or wav, not '${audio_format}'" ;; esac
+case ${bpemode} in bpe | unigram) ;; *) fail "--bpemode takes bpe or unigram, not '${bpemode}'" ;; esac
+case ${audio_format} in
+    flac | wav | flac.ark | wav.ark) ;;
+    *) fail "--audio_format takes flac, wav, flac.ark or wav.ark, not '${audio_format}'" ;;
+esac
+case ${fs} in
+    16k | 16000) ;;
+    *) fail "--fs ${fs}: speech encoders take 16 kHz, to which stage 3 resamples all audio; leave --fs out" ;;
+esac
+if [[ ${download_model} =~ ^\.{0,2}/ ]] && [ ! -d "${download_model}" ]; then
+    fail "--download_model: no folder '${download_model}'"
+fi
+[[ ${dumpdir} != *,* ]] || fail "--dumpdir: ESPnet cannot read from a folder with a comma, '${dumpdir}'; choose another"
 for name in train_set valid_set test_sets train_tasks train_config inference_config; do
     [ -n "${!name}" ] || fail "--${name} is needed; --help lists the options"
 done
@@ -167,6 +201,11 @@ if "${gpu_inference}"; then inference_gpus=1 inference_device=cuda; else inferen
 
 . ./path.sh
 . ./cmd.sh
+local_data_words=() train_words=() inference_words=() score_words=()
+split_words local_data_words --local_data_opts "${local_data_opts}"
+split_words train_words --train_args "${train_args}"
+split_words inference_words --inference_args "${inference_args}"
+split_words score_words --score_opts "${score_opts}"
 if [ "${SPEECHLLM_PID##*:}" -eq "${PPID}" ]; then
     # run.sh ends this script when it is killed, but cannot after SIGKILL.
     {
@@ -184,6 +223,15 @@ if "${skip_eval}"; then skip_stages+=" 12 13"; fi
 # ---- names -----------------------------------------------------------------------
 # The training phases: warmup (stage 8), train and second (9).
 tag_of() { basename "$1" .yaml; }
+model_tag() { # <model folder or hub id>: print a name without slashes
+    local folder
+    if [ -d "$1" ]; then
+        folder=$(realpath "$1")
+        basename "${folder%/model}"
+    else
+        echo "${1//\//--}"
+    fi
+}
 base_train_set=${train_set}
 with_speeds() { # <set>: print its name after stage 2
     if [ -n "${speed_perturb_factors}" ]; then echo "$1_sp"; else echo "$1"; fi
@@ -196,14 +244,26 @@ phases=train
 # all training sets without repetition, before and after stage 2
 training_sets=$(printf '%s\n' "${base_train_set}" \
     ${warmup_config:+"${warmup_set}"} ${second_config:+"${second_set}"} | sort -u)
+decoded_sets=${test_sets}
+if "${eval_valid_set}" && [[ " ${test_sets} " != *" ${valid_set} "* ]]; then
+    decoded_sets+=" ${valid_set}"
+fi
+other_sets="${valid_set} ${extra_train_sets} ${test_sets}"
+if [ -n "${download_model}" ]; then
+    skip_stages+=" 2 6 7 8 9 10 11"
+    phases=
+    training_sets=
+    other_sets=${decoded_sets}
+    train_tag=${train_tag:-$(model_tag "${download_model}")}
+fi
 perturbed_sets=$(for name in ${training_sets}; do with_speeds "${name}"; done)
 without_weights() { # <tasks or sets>
     local words
     read -ra words <<< "$1"
     echo "${words[@]%%\**}"
 }
-# shellcheck disable=SC2046,SC2086 # one word per set
-prepared_sets=$(printf '%s\n' "${valid_set}" $(without_weights "${extra_train_sets}") ${test_sets} | sort -u)
+# shellcheck disable=SC2046 # one word per set
+prepared_sets=$(printf '%s\n' $(without_weights "${other_sets}") | sort -u)
 
 if [ -z "${warmup_tasks}" ]; then
     for task in ${train_tasks}; do
@@ -221,9 +281,10 @@ train_train_set=$(with_speeds "${base_train_set}")
 suffix=${lang:+_${lang}}
 train_tag=${train_tag:-$(tag_of "${train_config}")}
 warmup_exp=${expdir}/speechllm_$(tag_of "${warmup_config:-warmup}")${suffix}
-train_exp=${expdir}/speechllm_${train_tag}${suffix}
-second_exp=${expdir}/speechllm_${train_tag}_$(tag_of "${second_config:-second}")${suffix}
-final_phase=${phases##* }
+train_exp=${speechllm_exp:-${expdir}/speechllm_${train_tag}${suffix}}
+second_exp=${speechllm_exp:-${expdir}/speechllm_${train_tag}}_$(tag_of "${second_config:-second}")${suffix}
+final_phase=${phases:-train}
+final_phase=${final_phase##* }
 final_exp=${final_phase}_exp
 final_exp=${!final_exp}
 model=${final_exp}/model
@@ -232,7 +293,10 @@ decode_name=$(tag_of "${inference_config}")
 [ -z "${inference_tag}" ] || decode_name=decode_${inference_tag}
 decode_dir=${final_exp}/${decode_name}
 token_dir=${datadir}/token_list/${token_type}
-[ "${token_type}" = char ] || token_dir=${token_dir}${nbpe}
+if [ "${token_type}" = bpe ]; then
+    [ "${bpemode}" = bpe ] || token_dir+=_${bpemode}
+    token_dir="${token_dir}${nbpe}"
+fi
 
 examples() { # <phase> <set>: print the folder of its examples
     if [ "$1" = train ] || [ "$1" = test ]; then
@@ -241,39 +305,18 @@ examples() { # <phase> <set>: print the folder of its examples
         echo "${dumpdir}/examples/$2_$1"
     fi
 }
-stats_dir() { echo "${expdir}/speechllm_stats_$1${suffix}"; }
+stats_dir() { # <phase>: print the folder of its lengths
+    local dir=${speechllm_stats_dir:-${expdir}/speechllm_stats_$1${suffix}}
+    [ -z "${speechllm_stats_dir}" ] || [ "$1" = train ] || dir+=_$1
+    echo "${dir}"
+}
 
 # ---- helpers ---------------------------------------------------------------------
 running() { # <stage>: true if it is to be run
     [ "${stage}" -le "$1" ] && [ "$1" -le "${stop_stage}" ] && [[ " ${skip_stages} " != *" $1 "* ]]
 }
-begin() { # <stage> <description>
-    current=$1
-    SECONDS=0
-    log "Stage $1: $2"
-}
-finish() { # <result> <log>
-    unlock
-    log "Stage ${current}: done in ${SECONDS} s: $1; log: $2"
-}
-require_examples() { # <folder …>
-    local folder name
-    for folder in "$@"; do
-        for name in wav.scp text text_ctc utt2task; do
-            [ -f "${folder}/${name}" ] || fail "no examples in ${folder} (${name} is missing); run stage 5 first"
-        done
-    done
-}
 prepare() { # <log> <command …>: run a job of data preparation
     ${train_cmd} "$@"
-}
-last_line() { # <log>: print the last output line of a command
-    grep -v -e '^#' -e '^progress: ' -e '^ *$' "$1" | tail -n 1
-}
-count() { wc -l < "$1"; }
-threads() { # <jobs>: print the number of CPU cores per parallel job
-    local share=$(($(nproc) / $1))
-    echo "${OMP_NUM_THREADS:-$((share > 0 ? share : 1))}"
 }
 launch() { # <name> <folder> <command …>: train through ESPnet's launcher
     local name=$1 dir=$2 errors
@@ -298,8 +341,9 @@ data_arguments() { # <phase> <train or valid>: add its files to ${arguments}
     local train=${phase}_train_set
     [ "${kind}" = valid ] || set=${!train}
     dir=$(examples "${phase}" "${set}")
-    local flag=--${kind}_data_path_and_name_and_type
-    arguments+=("${flag}" "${dir}/wav.scp,speech,sound" "${flag}" "${dir}/text,text,text"
+    local flag=--${kind}_data_path_and_name_and_type audio=sound
+    ! grep -q '\.ark:[0-9]*$' "${dir}/wav.scp" || audio=kaldi_ark
+    arguments+=("${flag}" "${dir}/wav.scp,speech,${audio}" "${flag}" "${dir}/text,text,text"
         "${flag}" "${dir}/text_ctc,text_ctc,text" "${flag}" "${dir}/utt2task,task,text")
 }
 common_arguments() { # <phase>: set ${arguments}
@@ -327,9 +371,8 @@ train() { # <phase> <initial checkpoint, may be empty>
             --valid_shape_file "${stats}/valid/${name}")
     done
     [ -z "${init}" ] || arguments+=(--init_param "${init}")
-    # shellcheck disable=SC2086 # one word per argument
     launch "${phase}" "${!dir}" python3 -m speechllm.bin.speechllm_train \
-        "${arguments[@]}" --output_dir "${!dir}" --resume true ${train_args}
+        "${arguments[@]}" --output_dir "${!dir}" --resume true "${train_words[@]}"
 }
 collect() { # <phase>: collect the lengths of its examples unless up to date
     local phase=$1 stats arguments train=${1}_train_set examples=()
@@ -338,13 +381,20 @@ collect() { # <phase>: collect the lengths of its examples unless up to date
     require_examples "${examples[@]}"
     [ -f "${token_dir}/tokens.txt" ] || fail "no CTC vocabulary ${token_dir}/tokens.txt; run stage 5 first"
     common_arguments "${phase}"
-    # shellcheck disable=SC2086 # one word per argument
     prepare "${expdir}/log/shapes_${phase}.log" python3 -m speechllm.bin.collect_shapes \
         --train "${examples[0]}" --valid "${examples[1]}" --output "${stats}" \
-        "${arguments[@]}" ${train_args}
+        "${arguments[@]}" "${train_words[@]}"
     log "Stage ${current}: $(last_line "${expdir}/log/shapes_${phase}.log")"
 }
 exported() { # fail unless the exported model is that of the last training
+    if [ -n "${download_model}" ]; then
+        lock "${final_exp}"
+        prepare "${final_exp}/log/fetch_model.log" python3 -m speechllm.bin.fetch_models \
+            --trained "${download_model}" --link "${model}"
+        unlock
+        log "Stage ${current}: $(last_line "${final_exp}/log/fetch_model.log")"
+        return
+    fi
     [ -f "${model}/config.yaml" ] || fail "no exported model ${model}; run stage 10 first"
     if [ "${final_exp}/checkpoint.pth" -nt "${model}/config.yaml" ]; then
         fail "${final_exp} was trained after the export of ${model}; run stage 10 first"
@@ -367,24 +417,27 @@ tune() { # <command> <file> <examples> <key>: make a file of the model folder un
 # ---- stages ----------------------------------------------------------------------
 prep_log=${dumpdir}/log
 all_raw_sets="${perturbed_sets} ${prepared_sets}"
+shown_set=${base_train_set}
+[ -z "${download_model}" ] || shown_set=${test_sets%% *}
 
 if running 1; then
-    begin 1 "data preparation: ${datadir}/{${training_sets//$'\n'/,},${prepared_sets//$'\n'/,}}"
-    lock "${datadir}"
-    # shellcheck disable=SC2086 # one word per argument
-    local/data.sh --datadir "${datadir}" ${local_data_opts}
+    # shellcheck disable=SC2086 # one word per set
+    sets_in "${datadir}" ${training_sets} ${prepared_sets}
+    begin 1 "data preparation: ${dirs[*]}"
+    lock "${datadir}" "${prep_log}"
+    [ ! -d downloads ] || lock downloads
+    local/data.sh --datadir "${datadir}" "${local_data_words[@]}"
     pipes=()
     "${allow_pipes}" && pipes=(--allow_pipes)
-    # shellcheck disable=SC2046,SC2086 # one word per set
     prepare "${prep_log}/validate.log" python3 -m speechllm.bin.data_dir validate \
-        "${pipes[@]}" --input $(printf "${datadir}/%s\n" ${training_sets} ${prepared_sets})
-    finish "$(count "${datadir}/${base_train_set}/text") utterances in ${datadir}/${base_train_set}" \
+        "${pipes[@]}" --input "${dirs[@]}"
+    finish "$(count "${datadir}/${shown_set}/text") utterances in ${datadir}/${shown_set}" \
         "${prep_log}/validate.log"
 fi
 
 if running 2; then
     begin 2 "speed perturbation: ${speed_perturb_factors}"
-    lock "${datadir}"
+    lock "${datadir}" "${prep_log}"
     for name in ${training_sets}; do
         # shellcheck disable=SC2086 # one word per factor
         prepare "${prep_log}/perturb_${name}.log" python3 -m speechllm.bin.data_dir \
@@ -405,6 +458,7 @@ if running 3; then
             python3 -m speechllm.bin.format_audio --input "${datadir}/${name}" \
             --output "${dumpdir}/audio/${name}" --nj "${nj}" \
             --audio_format "${audio_format}" "${pipes[@]}"
+        show '^warning: ' "${prep_log}/format_${name}.log"
         log "Stage 3: $(last_line "${prep_log}/format_${name}.log")"
     done
     finish "16 kHz mono ${audio_format} in ${dumpdir}/audio" "${prep_log}/format_*.log"
@@ -423,10 +477,10 @@ if running 4; then
             --input "${dumpdir}/audio/${name}" --output "${dumpdir}/raw/${name}" "${limits[@]}"
         log "Stage 4: $(last_line "${prep_log}/filter_${name}.log")"
     done
-    # shellcheck disable=SC2046,SC2086 # one word per set
+    # shellcheck disable=SC2086 # one word per set
+    sets_in "${dumpdir}/raw" ${all_raw_sets}
     prepare "${prep_log}/statistics.log" python3 -m speechllm.bin.data_dir statistics \
-        --input $(printf "${dumpdir}/raw/%s\n" ${all_raw_sets}) \
-        --output "${dumpdir}/STATISTICS"
+        --input "${dirs[@]}" --output "${dumpdir}/STATISTICS"
     cat "${dumpdir}/STATISTICS.md"
     finish "statistics in ${dumpdir}/STATISTICS.md and .png; dropped utterances and reasons in ${dumpdir}/raw/*/dropped.tsv" \
         "${prep_log}/filter_*.log"
@@ -439,16 +493,21 @@ if running 5; then
         local output inputs plain=() keep=()
         output=$(examples "$1" "$2")
         read -ra inputs <<< "$2 ${4:-}"
+        sets_in "${dumpdir}/raw" "${inputs[@]}"
         # Test sets keep the original transcripts.
         if "${plain_transcripts}" && [ "$1" != test ]; then plain=(--plain_transcripts); fi
         if [ "$1" = test ]; then keep=(--keep_empty); fi
         prepare "${prep_log}/examples_$(basename "${output}").log" \
-            python3 -m speechllm.bin.make_examples --input "${inputs[@]/#/${dumpdir}/raw/}" \
+            python3 -m speechllm.bin.make_examples --input "${dirs[@]}" \
             --tasks "$3" --output "${output}" "${plain[@]}" "${keep[@]}"
         log "Stage 5: ${output}: $(count "${output}/text") examples"
     }
     texts=()
     covered=()
+    if [ -n "${phases}" ] && [[ " ${test_sets} " == *" ${valid_set} "* ]] &&
+        [ "${test_tasks}" != "$(without_weights "${train_tasks}")" ]; then
+        fail "${valid_set} is the validation set and a test set; --test_tasks must equal --train_tasks then"
+    fi
     for phase in ${phases}; do
         tasks=${phase}_tasks
         set=${phase}_train_set
@@ -459,24 +518,24 @@ if running 5; then
         texts+=("$(examples "${phase}" "${!set}")/text_ctc")
         covered+=("$(examples "${phase}" "${valid_set}")/text_ctc")
     done
-    for name in ${test_sets}; do
-        if [ "${name}" = "${valid_set}" ] && [ "${test_tasks}" != "$(without_weights "${train_tasks}")" ]; then
-            fail "${name} is the validation set and a test set; --test_tasks must equal --train_tasks then"
-        fi
-        [ "${name}" != "${valid_set}" ] || continue
+    for name in ${decoded_sets}; do
+        [ -z "${phases}" ] || [ "${name}" != "${valid_set}" ] || continue
         make_examples test "${name}" "${test_tasks}"
         covered+=("$(examples test "${name}")/text_ctc")
     done
-    size=(--min_count "${min_character_count}")
-    [ "${token_type}" = char ] || size=(--size "${nbpe}")
-    prepare "${prep_log}/vocabulary.log" python3 -m speechllm.bin.build_vocabulary \
-        --text "${texts[@]}" --type "${token_type}" "${size[@]}" --output "${token_dir}" \
-        --coverage "${texts[@]}" "${covered[@]}"
-    while read -r line; do
-        log "Stage 5: ${line}"
-    done < <(grep 'coverage of ' "${prep_log}/vocabulary.log" || true)
-    finish "$(count "${token_dir}/tokens.txt") CTC tokens in ${token_dir}/tokens.txt" \
-        "${prep_log}/vocabulary.log"
+    if [ -z "${phases}" ]; then
+        finish "no CTC vocabulary, which ${download_model} has" "${prep_log}/examples_*.log"
+    else
+        size=(--min_count "${min_character_count}")
+        [ "${token_type}" = char ] || size=(--size "${nbpe}" --bpemode "${bpemode}"
+            --input_sentence_size "${bpe_input_sentence_size}")
+        prepare "${prep_log}/vocabulary.log" python3 -m speechllm.bin.build_vocabulary \
+            --text "${texts[@]}" --type "${token_type}" "${size[@]}" --output "${token_dir}" \
+            --coverage "${texts[@]}" "${covered[@]}"
+        show 'coverage of ' "${prep_log}/vocabulary.log"
+        finish "$(count "${token_dir}/tokens.txt") CTC tokens in ${token_dir}/tokens.txt" \
+            "${prep_log}/vocabulary.log"
+    fi
 fi
 
 if running 6; then
@@ -492,9 +551,7 @@ if running 6; then
         configs+=(--config "${!config}")
     done
     prepare "${final_exp}/log/fetch_models.log" python3 -m speechllm.bin.fetch_models "${configs[@]}"
-    while read -r line; do
-        log "Stage 6: ${line}"
-    done < <(grep -a ': commit [0-9a-f]*$' "${final_exp}/log/fetch_models.log" || true)
+    show ': commit [0-9a-f]*$' "${final_exp}/log/fetch_models.log"
     for phase in ${phases}; do
         config=${phase}_config
         set=${phase}_train_set
@@ -510,6 +567,7 @@ if running 7; then
     begin 7 "lengths of the examples"
     lock "${expdir}/log"
     for phase in ${phases}; do
+        lock "$(stats_dir "${phase}")"
         collect "${phase}"
     done
     finish "lengths of $(count "$(stats_dir train)/train/speech_shape") training examples" \
@@ -576,36 +634,36 @@ fi
 if running 12; then
     begin 12 "decoding: ${decode_dir}/"
     exported
-    for name in ${test_sets}; do require_examples "$(examples test "${name}")"; done
+    for name in ${decoded_sets}; do require_examples "$(examples test "${name}")"; done
     lock "${decode_dir}"
-    for name in ${test_sets}; do
+    for name in ${decoded_sets}; do
         dir=${decode_dir}/${name}
-        # shellcheck disable=SC2086 # one word per argument
         OMP_NUM_THREADS=$(threads "${inference_nj}") \
             ${decode_cmd} --gpu "${inference_gpus}" JOB=1:"${inference_nj}" "${dir}/log/decode.JOB.log" \
             python3 -m speechllm.bin.decode --model "${model}" \
             --examples "$(examples test "${name}")" --output_dir "${dir}" \
             --config "${inference_config}" --num_shards "${inference_nj}" --shard JOB \
-            --device "${inference_device}" ${inference_args}
+            --device "${inference_device}" "${inference_words[@]}"
         log "Stage 12: ${dir}/text: $(count "${dir}/text") hypotheses"
     done
-    finish "hypotheses of ${test_sets} in ${decode_dir}" "${decode_dir}/*/log/decode.*.log"
+    finish "hypotheses of ${decoded_sets} in ${decode_dir}" "${decode_dir}/*/log/decode.*.log"
 fi
 
 if running 13; then
     begin 13 "scoring"
     [ ! -d "${decode_dir}" ] || lock "${decode_dir}"
-    for name in ${test_sets}; do
+    for name in ${decoded_sets}; do
         [ -f "${decode_dir}/${name}/text" ] || fail "no hypotheses ${decode_dir}/${name}/text; run stage 12 first"
         require_examples "$(examples test "${name}")"
     done
-    for name in ${test_sets}; do
+    for name in ${decoded_sets}; do
         prepare "${decode_dir}/${name}/log/score.log" python3 -m speechllm.bin.score \
-            --examples "$(examples test "${name}")" --decode_dir "${decode_dir}/${name}"
+            --examples "$(examples test "${name}")" --decode_dir "${decode_dir}/${name}" \
+            "${score_words[@]}"
     done
     lock "${expdir}/log"
     prepare "${expdir}/log/report.log" python3 -m speechllm.bin.report \
-        --exp_root "${expdir}" --output "${expdir}/RESULTS"
+        --exp_root "$(dirname "${final_exp}")" --output "${expdir}/RESULTS"
     cat "${expdir}/RESULTS.md"
     finish "${expdir}/RESULTS.md and RESULTS.json" "${expdir}/log/report.log"
 fi

@@ -17,20 +17,13 @@ Options of the recipe:
 pass_to=./speechllm.sh
 . utils/parse_options.sh
 
-sets=(--train_set train --valid_set dev)
-if [ -n "${model}" ]; then
-    [ -d "${model}" ] || fail "--model: no folder '${model}'"
-    model=$(realpath "${model}")
-    tag=$(basename "$(dirname "${model}")")
-    mkdir -p "exp/speechllm_${tag}"
-    ln -sfn "${model}" "exp/speechllm_${tag}/model"
-    sets=(--train_set test --valid_set test --skip_train true --train_tag "${tag}")
-fi
+[ -z "${model}" ] || [ -d "${model}" ] || fail "--model: no folder '${model}'"
 
 ./speechllm.sh \
-    "${sets[@]}" \
+    --train_set train \
+    --valid_set dev \
     --test_sets test \
-    --local_data_opts "${common_voice_dir:+--common_voice_dir ${common_voice_dir} }${local_data_opts}" \
+    --local_data_opts "$(as_words --common_voice_dir "${common_voice_dir}")${local_data_opts}" \
     --train_tasks "asr:ja" \
     --test_tasks "asr:ja" \
     --max_wav_duration 16 \
@@ -38,4 +31,5 @@ fi
     --prompts conf/prompts.yaml \
     --train_config conf/train_nue_asr.yaml \
     --inference_config conf/decode_greedy.yaml \
+    --download_model "${model}" \
     "${other_options[@]}"

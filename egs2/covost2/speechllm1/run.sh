@@ -36,7 +36,7 @@ done
     --valid_set dev \
     --test_sets test \
     --lang "${src_lang// /_}_${tgt_lang// /_}" \
-    --local_data_opts "--src_lang ${src_lang// /,} --tgt_lang ${tgt_lang// /,}${covost2_dir:+ --covost2_dir ${covost2_dir}} ${local_data_opts}" \
+    --local_data_opts "--src_lang ${src_lang// /,} --tgt_lang ${tgt_lang// /,} $(as_words --covost2_dir "${covost2_dir}")${local_data_opts}" \
     --train_tasks "${tasks}${joint}" \
     --prompts conf/prompts.yaml \
     --train_config conf/train_whisper_gemma2_9b.yaml \

@@ -19,7 +19,7 @@ pass_to=./speechllm.sh
     --train_set train \
     --valid_set dev \
     --test_sets "eval1 eval2 eval3" \
-    --local_data_opts "${csj_dir:+--csj_dir ${csj_dir} }${local_data_opts}" \
+    --local_data_opts "$(as_words --csj_dir "${csj_dir}")${local_data_opts}" \
     --train_tasks "asr:ja" \
     --test_tasks "asr:ja" \
     --max_wav_duration 16 \

@@ -17,25 +17,19 @@ Options of the recipe:
 pass_to=./speechllm.sh
 . utils/parse_options.sh
 
-tag=none
 stages=(--stop_stage 5)
 if [ -n "${model}" ]; then
     [ -d "${model}" ] || fail "--model: no folder '${model}'"
-    model=$(realpath "${model}")
-    tag=$(basename "$(dirname "${model}")")
-    mkdir -p "exp/speechllm_${tag}"
-    ln -sfn "${model}" "exp/speechllm_${tag}/model"
-    stages=(--skip_train true)
+    stages=(--download_model "${model}")
 fi
 
 ./speechllm.sh \
     --train_set jsut_basic5000 \
     --valid_set jsut_basic5000 \
     --test_sets jsut_basic5000 \
-    --local_data_opts "${jsut_dir:+--jsut_dir ${jsut_dir} }${local_data_opts}" \
+    --local_data_opts "$(as_words --jsut_dir "${jsut_dir}")${local_data_opts}" \
     --train_tasks "asr:ja" \
     --test_tasks "asr:ja" \
-    --train_tag "${tag}" \
     --prompts conf/prompts.yaml \
     --train_config conf/train_nue_asr.yaml \
     --inference_config conf/decode_greedy.yaml \

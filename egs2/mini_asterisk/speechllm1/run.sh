@@ -20,7 +20,7 @@ pass_to=./speechllm.sh
 
 conf=conf
 suffix=
-data_opts="${asterisk_dir:+--asterisk_dir ${asterisk_dir}}"
+data_opts=$(as_words --asterisk_dir "${asterisk_dir}")
 if "${tiny}"; then
     conf=conf/tiny
     suffix=_tiny

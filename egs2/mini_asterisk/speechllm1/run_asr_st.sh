@@ -34,7 +34,7 @@ suffix=_${task}
 warmup_config=conf/warmup_five.yaml
 train_config=conf/train_${task}.yaml
 inference_config=conf/decode_asr_st.yaml
-data_opts="--message_languages en,es,fr,it,ru${asterisk_dir:+ --asterisk_dir ${asterisk_dir}}"
+data_opts="--message_languages en,es,fr,it,ru $(as_words --asterisk_dir "${asterisk_dir}")"
 if "${tiny}"; then
     datadir=data_tiny_${task}
     suffix=_tiny_${task}

@@ -27,7 +27,7 @@ done
     --valid_set dev \
     --test_sets "tst-COMMON tst-HE" \
     --lang "en_${tgt_lang// /_}" \
-    --local_data_opts "--tgt_lang ${tgt_lang// /,}${must_c_dir:+ --must_c_dir ${must_c_dir}} ${local_data_opts}" \
+    --local_data_opts "--tgt_lang ${tgt_lang// /,} $(as_words --must_c_dir "${must_c_dir}")${local_data_opts}" \
     --train_tasks "${tasks}${joint}" \
     --prompts conf/prompts.yaml \
     --train_config conf/train_whisper_gemma2_9b.yaml \

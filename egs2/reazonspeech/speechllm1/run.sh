@@ -24,7 +24,7 @@ test_sets="test"
     --train_set train \
     --valid_set dev \
     --test_sets "${test_sets}" \
-    --local_data_opts "${reazonspeech_dir:+--reazonspeech_dir ${reazonspeech_dir} }${local_data_opts}" \
+    --local_data_opts "$(as_words --reazonspeech_dir "${reazonspeech_dir}")${local_data_opts}" \
     --train_tasks "asr:ja" \
     --test_tasks "asr:ja" \
     --max_wav_duration 16 \

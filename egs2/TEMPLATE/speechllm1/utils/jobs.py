@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -161,6 +162,36 @@ def write(path: Path, mode: str, text: str) -> None:
             stream.write(text)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def watch_caller() -> Callable[[], bool]:
+    """Raise KeyboardInterrupt on SIGTERM, and on SIGHUP unless nohup ignores it.
+
+    Returns:
+        A function that tells if this program's caller has ended, or the recipe whose
+        process SPEECHLLM_PID (host:pid) gives.
+    """
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupted)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, interrupted)
+    parent = os.getppid()
+    return lambda: os.getppid() != parent or _recipe_gone()
+
+
+def _recipe_gone() -> bool:
+    """Return True if SPEECHLLM_PID is a process of this host that has ended."""
+    host, _, pid = os.environ.get("SPEECHLLM_PID", "").rpartition(":")
+    if not pid or host != socket.gethostname():
+        return False
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return True
+    return state == "Z"
 
 
 def run(main: Callable[[], int]) -> None:

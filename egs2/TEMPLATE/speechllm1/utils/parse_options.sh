@@ -8,8 +8,11 @@
 #
 # `--name value` sets the variable `name` (dashes become underscores), which must have a
 # default. Where the default is true or false, the value must be one of them. `--help`
-# prints ${help_message}. Arguments after the options stay in "$@". `--config FILE` reads
-# name=value lines from FILE; as in Kaldi, the command line takes precedence.
+# prints ${help_message}. Other arguments are refused. `--config FILE` reads name=value
+# lines from FILE; as in Kaldi, the command line takes precedence.
+#
+# The value of an option whose name ends in _args or _opts is a line of shell words, which
+# split_words (below) splits into an array; as_words writes such words.
 #
 # A recipe's run.sh also sets
 #
@@ -19,7 +22,8 @@
 # also those of a --config file, are collected in "${other_options[@]}" for that script,
 # and --help prints its help as well.
 #
-# A recipe's local/data.sh calls find_corpus (below) next.
+# A recipe's local/data.sh calls find_corpus (below) next. A script with a function
+# espnet_option (espnet_options.sh) answers ESPnet's options with it.
 #
 # It sources end_children.sh: the script's running commands end with it.
 
@@ -39,6 +43,10 @@ _set_option() { # <--name> <value> [<config file>]
     fi
     if ! [[ ${name} =~ ^[a-z_][A-Za-z0-9_]*$ ]] || [ -z "${!name+set}" ] ||
         [[ ${name} == _* ]]; then
+        if declare -F espnet_option > /dev/null; then
+            _answer=$(espnet_option "${name}")
+            [ -z "${_answer}" ] || fail "$1${3:+ in $3} ${_answer}"
+        fi
         fail "unknown option '$1'${3:+ in $3}; --help lists the options"
     fi
     case ${!name} in
@@ -64,6 +72,23 @@ _read_config() { # <file>
         _value=$(. "$1" > /dev/null && printf '%s' "${!_name}")
         _set_option "--${_name}" "${_value}" "$1"
     done
+}
+
+# Print an option and its value as quoted words for a line of shell words; nothing if the
+# value is empty.
+as_words() { # <--option> <value>
+    [ -z "$2" ] || printf "%s '%s' " "$1" "${2//\'/\'\\\'\'}"
+}
+
+# Split a line of shell words into an array. Quotes and backslashes group as in a shell;
+# nothing is expanded or run.
+split_words() { # <array> <--option> <its value>
+    local program='import os, shlex, sys
+words = shlex.split(sys.argv[1])
+sys.stdout.buffer.write(b"".join(os.fsencode(word) + b"\0" for word in words))'
+    [ -n "$3" ] || return 0
+    mapfile -d '' -t "$1" < <(python3 -c "${program}" "$3" 2> /dev/null)
+    wait $! || fail "$2: a quote is not closed in: $3"
 }
 
 # Set ${corpus_dir} to the folder of a corpus, from the option or from db.sh; source path.sh.
@@ -100,17 +125,13 @@ while [ $# -gt 0 ]; do
             fi
             exit 0 ;;
         --*=*) fail "'$1': options have the form --name value" ;;
-        --)
-            shift
-            break ;;
         --?*)
             [ $# -ge 2 ] || fail "$1 needs a value"
-            [[ ! $2 =~ ^--[a-z_]+$ ]] || fail "$1 needs a value; what follows is $2"
+            if [[ $2 =~ ^--[a-z_]+$ && ! $1 =~ [_-](args|opts)$ ]]; then
+                fail "$1 needs a value; what follows is $2"
+            fi
             [ "$1" = --config ] || _set_option "$1" "$2"
             shift 2 ;;
-        *) break ;;
+        *) fail "unexpected argument '$1'; options have the form --name value" ;;
     esac
 done
-if [ -n "${pass_to:-}" ] && [ $# -gt 0 ]; then
-    fail "unexpected argument '$1'; options have the form --name value"
-fi

@@ -21,7 +21,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs import Request, parse, report_failures, run, stop, write
+from jobs import Request, parse, report_failures, run, stop, watch_caller, write
 
 POLL_SECONDS = 0.2
 PROGRESS_SECONDS = 30.0
@@ -153,22 +153,6 @@ def kill(running: list[Running]) -> None:
             time.sleep(POLL_SECONDS)
 
 
-def recipe_gone() -> bool:
-    """Return True if SPEECHLLM_PID is a process of this host that has ended."""
-    host, _, pid = os.environ.get("SPEECHLLM_PID", "").rpartition(":")
-    if not pid or host != socket.gethostname():
-        return False
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (OSError, IndexError):
-        return True
-    return state == "Z"
-
-
-def interrupted(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
 def main() -> int:
     request = parse(sys.argv[1:])
     gpus = request.number("gpu", 0)
@@ -183,9 +167,7 @@ def main() -> int:
         free = [None] * at_once
     free = free[:at_once]
 
-    signal.signal(signal.SIGTERM, interrupted)
-    signal.signal(signal.SIGHUP, interrupted)
-    parent = os.getppid()
+    gone = watch_caller()
     waiting, running, failed = list(request.jobs), [], {}
     progress, done = Progress(), 0
     tail = Tail(request.log_of(request.first)) if count == 1 else None
@@ -207,7 +189,7 @@ def main() -> int:
             text = tail.newest() if tail else f"progress: {done}/{count} jobs done"
             if text and (tail or done):
                 progress.show(text)
-            if os.getppid() != parent or recipe_gone():
+            if gone():
                 raise KeyboardInterrupt
     except KeyboardInterrupt:
         kill(running)

@@ -2,13 +2,15 @@
 """Run jobs on a Slurm cluster; replaces Kaldi's slurm.pl (command line: jobs.py).
 
 The name ends in .pl because espnet2.bin.launch supports several machines only with a
-runner of that name. The jobs are submitted as one array with ``sbatch --wait``. Set
-further options of the cluster (account, quality of service, …) in sbatch's environment
-variables, such as ``SBATCH_ACCOUNT``. Log folders must be on shared storage.
+runner of that name. The jobs are submitted as one array with ``sbatch --wait``. They are
+cancelled when this program is interrupted, or its caller or the recipe ends. Set further
+options of the cluster (account, quality of service, …) in sbatch's environment variables,
+such as ``SBATCH_ACCOUNT``. Log folders must be on shared storage.
 """
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import subprocess
@@ -16,8 +18,10 @@ import sys
 import time
 from pathlib import Path
 
-from jobs import Request, parse, report_failures, run, stop, write
+from jobs import Request, parse, report_failures, run, stop, watch_caller, write
 
+POLL_SECONDS = 0.5
+NUMBER_SECONDS = 10  # for sbatch to print the job's number after an interrupt
 SHARED_STORAGE_SECONDS = 60
 TASK = "${SLURM_ARRAY_TASK_ID}"
 
@@ -85,8 +89,37 @@ def failures(request: Request) -> dict[int, int]:
     return failed
 
 
-def interrupted(*_: object) -> None:
-    raise KeyboardInterrupt
+class Submission:
+    """A running ``sbatch --wait``, which prints the number of the Slurm job first."""
+
+    def __init__(self, words: list[str]) -> None:
+        self.process = subprocess.Popen(words, stdout=subprocess.PIPE)
+        self.output = b""
+        os.set_blocking(self.process.stdout.fileno(), False)
+
+    @property
+    def number(self) -> str:
+        """Number of the Slurm job; empty if there is none yet."""
+        first, line_end, _ = self.output.partition(b"\n")
+        return first.decode().strip().split(";")[0] if line_end else ""
+
+    def ended(self) -> bool:
+        """Read what sbatch has printed; return True if it has ended."""
+        ended = self.process.poll() is not None
+        self.output += self.process.stdout.read() or b""
+        return ended
+
+    def cancel(self) -> None:
+        """Cancel the job, also if its number is only now printed."""
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+        limit = time.monotonic() + NUMBER_SECONDS
+        while not self.ended() and not self.number and time.monotonic() < limit:
+            time.sleep(POLL_SECONDS)
+        if self.number:
+            subprocess.run(["scancel", self.number], check=False)
+        else:
+            self.process.terminate()
 
 
 def main() -> int:
@@ -99,21 +132,22 @@ def main() -> int:
     script.parent.mkdir(exist_ok=True)
     write(script, "w", batch_script(request))
 
-    signal.signal(signal.SIGTERM, interrupted)
+    gone = watch_caller()
     words = sbatch_command(request, script)
     try:
-        process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+        submission = Submission(words)
     except FileNotFoundError:
         stop("sbatch is not installed here; set cmd_backend=local in cmd.sh")
-    number = ""
     try:
-        number = process.stdout.readline().strip().split(";")[0]
-        code = process.wait()
+        while not submission.ended():
+            if gone():
+                raise KeyboardInterrupt
+            time.sleep(POLL_SECONDS)
     except KeyboardInterrupt:
-        if number:
-            subprocess.run(["scancel", number], check=False)
+        submission.cancel()
         return 130
-    if not number:
+    code = submission.process.returncode
+    if not submission.number:
         print(f"slurm.pl: {shlex.join(words)} failed, status {code}", file=sys.stderr)
         return code or 1
     failed = failures(request)
@@ -121,7 +155,8 @@ def main() -> int:
         report_failures(request, failed)
         return failed[min(failed)]
     if code:
-        print(f"slurm.pl: Slurm job {number} ended with {code}", file=sys.stderr)
+        message = f"slurm.pl: Slurm job {submission.number} ended with {code}"
+        print(message, file=sys.stderr)
     return code
 
 

@@ -6,9 +6,14 @@
 # Takes the options of speechllm.bin.guard_table (--limit 60, --config conf/decode.yaml).
 set -euo pipefail
 cd "$(dirname "$0")/.."
+options=("$@")
+set --
+. utils/parse_options.sh
+. utils/locks.sh
 . ./path.sh
 
 model=exp/speechllm_train/model
+lock exp/speechllm_train exp/log
 music=$(local/hold_music.sh)
 
 python3 -m speechllm.bin.calibrate --model "${model}" --examples dump/examples/dev \
@@ -19,12 +24,12 @@ foreign=()
 for language in es it ru; do
     while read -r path; do
         foreign+=("${language}=${path}")
-    done < <(awk -v id="^${language}-" '$1 ~ id && ++n % 6 == 1 {print $2}' data/test/wav.scp | head -n 8)
+    done < <(awk -v id="^${language}-" '$1 ~ id && ++n % 6 == 1 { sub(/^[^ ]* /, ""); print }' data/test/wav.scp | head -n 8)
 done
 
 # Single words of the English voice, in the folder of the prompts.
 words=()
-prompts=$(dirname "$(awk '$1 == "en-agent-user" {print $2}' data/test/wav.scp)")
+prompts=$(dirname "$(sed -n 's/^en-agent-user //p' data/test/wav.scp)")
 for pair in five=digits/5 nine=digits/9 extension=extension goodbye=vm-goodbye hours=hours; do
     if [ -f "${prompts}/${pair#*=}.g722" ]; then
         words+=("${pair%%=*}=${prompts}/${pair#*=}.g722")
@@ -33,4 +38,4 @@ done
 
 python3 -m speechllm.bin.guard_table --model "${model}" --examples dump/examples/test \
     --music "${music}"/*.g722 --foreign "${foreign[@]}" --words "${words[@]}" \
-    --output exp/GUARD.md "$@"
+    --output exp/GUARD.md "${options[@]}"

@@ -3,14 +3,17 @@
 # prompts. Scores go into exp_asr_st/RESULTS.md and exp_st/RESULTS.md.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+help_message="Usage: local/joint_baselines.sh
+Decodes and scores the baselines of the table of ./run_asr_st.sh, after it; takes no options."
+. utils/parse_options.sh
+. utils/locks.sh
 . ./path.sh
 
 exp=exp_asr_st/speechllm_train_asr_st
 decode=${exp}/decode_asr_st/test
 test=dump_asr_st/examples/test
 if [ ! -f "${decode}/text" ]; then
-    echo "local/joint_baselines.sh: error: no file ${decode}/text; run ./run_asr_st.sh --stage 12 --stop_stage 13 first" >&2
-    exit 1
+    fail "no file ${decode}/text; run ./run_asr_st.sh --stage 12 --stop_stage 13 first"
 fi
 score() { # <decode dir>
     python3 -m speechllm.bin.score --examples "${test}" --decode_dir "$1"
@@ -19,22 +22,28 @@ score() { # <decode dir>
 # The cascade: the joint model's transcripts, translated by the same LLM as text, which is
 # trained for one epoch on the text pairs.
 cascade=exp_asr_st/cascade/decode_beam4/test
+lock exp_asr_st/cascade/decode_beam4
 python3 -m speechllm.bin.baseline llm --model "${exp}/model" --beam_size 4 --batch_size 16 \
     --epochs 1 --learning_rate 1e-4 --train_examples dump_asr_st/examples/train_sp \
     --transcripts "${decode}" --examples "${test}" --output "${cascade}"
 score "${cascade}"
+unlock
 
 # Whisper's own decoder: transcript and translation, into English only.
 tasks="asr_st:es:en asr_st:fr:en asr_st:it:en asr_st:ru:en"
 test=dump_asr_st/examples/test_into_en
+lock dump_asr_st exp_asr_st/whisper_base/decode_greedy
 python3 -m speechllm.bin.make_examples --input dump_asr_st/raw/test --tasks "${tasks}" \
     --output "${test}"
 whisper=exp_asr_st/whisper_base/decode_greedy/test
 python3 -m speechllm.bin.baseline whisper --examples "${test}" --output "${whisper}"
 score "${whisper}"
+unlock
 
+lock exp_asr_st/log
 python3 -m speechllm.bin.report --exp_root exp_asr_st --output exp_asr_st/RESULTS
 cat exp_asr_st/RESULTS.md
+unlock
 
 # The translation-only model, from the same warm-up (and its CTC vocabulary).
 ./run_asr_st.sh --joint false --stage 2 --skip_stages 8 \

@@ -4,8 +4,13 @@
 # Takes the options of speechllm.bin.benchmark_long_form (--minutes 60 --joins none).
 set -euo pipefail
 cd "$(dirname "$0")/.."
+options=("$@")
+set --
+. utils/parse_options.sh
+. utils/locks.sh
 . ./path.sh
+lock exp/log
 
 python3 -m speechllm.bin.benchmark_long_form --model exp/speechllm_train/model \
     --examples dump/examples/test --music "$(local/hold_music.sh)" \
-    --output_dir exp/long_form --config conf/decode.yaml "$@" | tee exp/LONG_FORM.md
+    --output_dir exp/long_form --config conf/decode.yaml "${options[@]}" | tee exp/LONG_FORM.md
