@@ -2,8 +2,8 @@
 
 ``install_requires`` lists what the package imports, with loose versions; the exact
 versions, with hashes, are in tools/requirements. Only training needs espnet. On Python
-3.11 it is not listed because the metadata of the last version for 3.11 require setuptools
-< 74 and torch's require >= 77: pip can install both only with ``--no-deps`` for espnet.
+3.11 it is not listed because its last version for 3.11 requires setuptools < 74 and
+torch >= 77: pip can install both only with ``--no-deps`` for espnet.
 """
 
 import re

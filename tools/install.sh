@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Install the Python environment into tools/venv or into the active environment.
 #
-# espnet is installed with --no-deps, and the dependencies of it that we use are listed in
-# requirements/base.in: the metadata of 202511 contradict torch's (setuptools < 74 and
-# >= 77), and those of 202611 require torchaudio, which cannot be imported without CUDA.
+# Everything is installed with --no-deps from hashed files that list every dependency,
+# except torch and torchaudio, whose wheels depend on the machine. espnet's dependencies
+# that we use are in requirements/base.in: 202511 requires setuptools < 74, torch >= 77.
 set -euo pipefail
 
 usage="Usage: tools/install.sh [options]
@@ -121,7 +121,7 @@ fi
 stamp=${prefix}/.speechllm-installed
 expected_stamp() { # <group>
     case $1 in
-        base) cat "${tools}"/requirements/{base,torch,espnet,pip}.txt "${root}/setup.py" ;;
+        base) cat "${tools}"/requirements/{base,torch,torchaudio,espnet,pip}.txt "${root}/setup.py" ;;
         *) cat "${tools}/requirements/$1.txt" ;;
     esac | sha256sum | cut -c -64 | sed "s|^|$1 ${root} |"
 }
@@ -166,7 +166,7 @@ if "${stale}"; then
         # Only the CUDA libraries are left of torch's dependencies, if its wheel has CUDA.
         log "torch"
         pip install -qq ${torch_index:+--extra-index-url "${torch_index}"} \
-            -r "${tools}/requirements/torch.txt"
+            -r "${tools}/requirements/torch.txt" -r "${tools}/requirements/torchaudio.txt"
         log "espnet"
         pip install -qq --no-deps --require-hashes -r "${tools}/requirements/espnet.txt"
         log "speechllm, editable"
@@ -179,7 +179,7 @@ if "${stale}"; then
         pip install -qq --no-deps --require-hashes -r "${tools}/requirements/${extra}.txt"
         note "${extra}"
     done
-    "${env_python}" -c 'import espnet2.bin.launch, torch, transformers, peft, av, lhotse' ||
+    "${env_python}" -c 'import espnet2.bin.launch, speechllm.training.task, peft, av, lhotse' ||
         fail "the packages in ${prefix} cannot be imported; remove it and run tools/install.sh again"
 
     echo "export PATH='${prefix}/bin':\"\${PATH}\"" > "${activate}.new"
