@@ -1,9 +1,9 @@
 """Installation of the package; tools/install.sh builds the tested environment.
 
 ``install_requires`` lists what the package imports, with loose versions; the exact
-versions, with hashes, are in tools/requirements. espnet is not listed because its
-metadata requires setuptools < 74 and torch's requires >= 77: pip can install both only
-with ``--no-deps`` for espnet (as tools/install.sh does).
+versions, with hashes, are in tools/requirements. Only training needs espnet. On Python
+3.11 it is not listed because its last version for 3.11 requires setuptools < 74 and
+torch >= 77: pip can install both only with ``--no-deps`` for espnet.
 """
 
 import re
@@ -38,7 +38,7 @@ setup(
     long_description=readme.read_text(encoding="utf-8") if readme.exists() else "",
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    python_requires=">=3.11",
+    python_requires=">=3.11,<3.14",
     packages=find_packages(include=["speechllm", "speechllm.*"]),
     package_data={"speechllm": ["py.typed", "**/*.yaml", "**/*.json", "**/*.tsv"]},
     install_requires=[
@@ -47,6 +47,7 @@ setup(
         "av>=14",
         "editdistance",
         "einops",
+        "espnet>=202611 ; python_version >= '3.12'",
         "espeakng-loader",
         "gguf",
         "h5py",
@@ -72,7 +73,7 @@ setup(
         "soundfile",
         "soxr",
         "tensorboard",
-        "torch>=2.11",
+        "torch>=2.11,!=2.12.0,!=2.12.1,<2.15",
         "torch_complex",
         "tqdm",
         "transformers>=5.17",
@@ -90,5 +91,6 @@ setup(
         "Operating System :: POSIX :: Linux",
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
     ],
 )

@@ -49,7 +49,7 @@ def main() -> int:
         "extra qlora": version("bitsandbytes") or extra.format("qlora"),
         "extra comet": "tools/venv-comet" if comet.exists() else extra.format("comet"),
         "torchaudio": version("torchaudio")
-        or "not installed, not required (its wheel needs the CUDA libraries)",
+        or "not installed, only ESPnet 202611 requires it",
         "apt-get, dpkg-deb": "found"
         if shutil.which("apt-get") and shutil.which("dpkg-deb")
         else "not found (mini_asterisk downloads the upstream archives instead)",

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Install the Python environment into tools/venv or into the active environment.
 #
-# One plain `pip install` cannot install both torch and espnet: espnet's metadata requires
-# setuptools < 74, torch's >= 77. So espnet is installed with --no-deps, and the
-# dependencies of it that we use are listed in requirements/base.in.
+# Everything is installed with --no-deps from hashed files that list every dependency,
+# except torch and torchaudio, whose wheels depend on the machine. espnet's dependencies
+# that we use are in requirements/base.in: 202511 requires setuptools < 74, torch >= 77.
 set -euo pipefail
 
 usage="Usage: tools/install.sh [options]
@@ -13,8 +13,11 @@ installs only what is missing. Without an NVIDIA GPU see --torch_index.
   --extras \"A B\"          extra groups: dev (tests), demo, qlora (4-bit models, GPU)
                           [none]; COMET has tools/install_comet.sh
   --use_active_env true   install into the active environment, not tools/venv [false]
-  --python PATH           Python 3.11 or 3.12 for tools/venv
-                          [the first suitable of python3, python3.12, python3.11]
+  --espnet VERSION        202611 (needs Python 3.12 or 3.13) or 202511 (Python 3.11)
+                          [the version for the Python]
+  --python PATH           Python 3.11, 3.12 or 3.13 for tools/venv [the first suitable of
+                          python3, python3.13, python3.12, python3.11; an existing
+                          tools/venv keeps its Python]
   --torch_index URL       additional package index for torch, such as
                           https://download.pytorch.org/whl/cpu for the small build
                           without CUDA [none]
@@ -23,6 +26,7 @@ installs only what is missing. Without an NVIDIA GPU see --torch_index.
 
 extras=
 use_active_env=
+espnet=
 python=
 torch_index=
 if_stale=false
@@ -35,7 +39,7 @@ fail() {
 while [ $# -gt 0 ]; do
     case $1 in
         --help | -h) echo "${usage}"; exit 0 ;;
-        --extras | --use_active_env | --python | --torch_index | --if_stale)
+        --extras | --use_active_env | --espnet | --python | --torch_index | --if_stale)
             [ $# -ge 2 ] || fail "$1 needs a value"
             printf -v "${1#--}" '%s' "$2"
             shift 2 ;;
@@ -71,16 +75,33 @@ if [ -z "${use_active_env}" ]; then
     fi
 fi
 
-fits='import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))'
+needs="ESPnet 202611 needs Python 3.12 or 3.13, 202511 needs 3.11"
+case ${espnet} in
+    202611) versions="3.12 3.13" ;;
+    202511) versions="3.11" ;;
+    '') versions="3.11 3.12 3.13" ;;
+    *) fail "--espnet takes 202611 or 202511, not '${espnet}'" ;;
+esac
+version_of() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2> /dev/null; }
+fits() { # <python>: has one of the versions
+    local version
+    version=$(version_of "$1") && [[ " ${versions} " == *" ${version} "* ]]
+}
+if [ -n "${python}" ]; then
+    version=$(version_of "${python}") || fail "--python ${python}: not a Python"
+    fits "${python}" || fail "--python ${python} is Python ${version}; ${needs}"
+    versions=${version}
+fi
+candidates=${python:-python3 python3.13 python3.12 python3.11}
 find_python() {
     local candidate
-    for candidate in ${python:-python3 python3.12 python3.11}; do
-        if "${candidate}" -c "${fits}" 2> /dev/null; then
+    for candidate in ${candidates}; do
+        if fits "${candidate}"; then
             "${candidate}" -c 'import sys; print(sys.executable)'
             return
         fi
     done
-    fail "no Python 3.11 or 3.12 found (tried: ${python:-python3 python3.12 python3.11}); give one with --python"
+    fail "no suitable Python found (tried: ${candidates}); ${needs}; give one with --python"
 }
 
 if "${use_active_env}"; then
@@ -100,7 +121,7 @@ fi
 stamp=${prefix}/.speechllm-installed
 expected_stamp() { # <group>
     case $1 in
-        base) cat "${tools}"/requirements/{base,torch,espnet,pip}.txt "${root}/setup.py" ;;
+        base) cat "${tools}"/requirements/{base,torch,torchaudio,espnet,pip}.txt "${root}/setup.py" ;;
         *) cat "${tools}/requirements/$1.txt" ;;
     esac | sha256sum | cut -c -64 | sed "s|^|$1 ${root} |"
 }
@@ -111,7 +132,7 @@ note() {
 }
 
 stale=false
-"${env_python}" -c "${fits}" 2> /dev/null || stale=true
+fits "${env_python}" || stale=true
 [ -f "${activate}" ] || stale=true
 for group in base ${extras}; do
     installed "${group}" || stale=true
@@ -125,8 +146,8 @@ if "${stale}"; then
     log() { echo "install.sh: $(($(date +%s) - start)) s: $*"; }
 
     if ! "${use_active_env}"; then
-        # Rebuild a venv that was moved or whose Python was removed.
-        if ! { [ -x "${env_python}" ] && "${env_python}" -c "${fits}" 2> /dev/null &&
+        # Rebuild a venv that was moved, or whose Python was removed or is another one.
+        if ! { [ -x "${env_python}" ] && fits "${env_python}" &&
             grep -qF "${prefix}" "${prefix}/bin/activate"; }; then
             base_python=$(find_python)
             log "creating ${prefix} with ${base_python}"
@@ -145,7 +166,7 @@ if "${stale}"; then
         # Only the CUDA libraries are left of torch's dependencies, if its wheel has CUDA.
         log "torch"
         pip install -qq ${torch_index:+--extra-index-url "${torch_index}"} \
-            -r "${tools}/requirements/torch.txt"
+            -r "${tools}/requirements/torch.txt" -r "${tools}/requirements/torchaudio.txt"
         log "espnet"
         pip install -qq --no-deps --require-hashes -r "${tools}/requirements/espnet.txt"
         log "speechllm, editable"
@@ -158,7 +179,7 @@ if "${stale}"; then
         pip install -qq --no-deps --require-hashes -r "${tools}/requirements/${extra}.txt"
         note "${extra}"
     done
-    "${env_python}" -c 'import espnet2.bin.launch, torch, transformers, peft, av, lhotse' ||
+    "${env_python}" -c 'import espnet2.bin.launch, speechllm.training.task, peft, av, lhotse' ||
         fail "the packages in ${prefix} cannot be imported; remove it and run tools/install.sh again"
 
     echo "export PATH='${prefix}/bin':\"\${PATH}\"" > "${activate}.new"

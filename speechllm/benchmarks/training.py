@@ -83,14 +83,14 @@ def measure_training(method: str, steps: TrainingSteps) -> TrainingCost:
     from torch.utils.flop_counter import FlopCounterMode
 
     from speechllm.audio.io import SAMPLING_RATE
-    from speechllm.training.task import SpeechLLMTask
+    from speechllm.training import load_task
 
     torch.manual_seed(1)
     args = training_options(steps.config)
-    model = SpeechLLMTask.build_model(args).to(steps.device).train()
+    model = load_task().build_model(args).to(steps.device).train()
     if method == "sequence":
         model.llm.answer_loss = partial(answer_loss_over_sequence, model.llm)
-    (optimizer,) = SpeechLLMTask.build_optimizers(args, model)
+    (optimizer,) = load_task().build_optimizers(args, model)
     batches = training_batches(args, steps)
 
     def train(batch: dict[str, Tensor]) -> float:
@@ -121,10 +121,10 @@ def measure_training(method: str, steps: TrainingSteps) -> TrainingCost:
 
 def training_options(config: str) -> argparse.Namespace:
     """Return the options of a training, including ESPnet's defaults."""
-    from speechllm.training.task import SpeechLLMTask
+    from speechllm.training import load_task
     from speechllm.utils.io import read_yaml
 
-    defaults = SpeechLLMTask.get_parser().parse_args([])
+    defaults = load_task().get_parser().parse_args([])
     return argparse.Namespace(**{**vars(defaults), **read_yaml(config)})
 
 
@@ -134,11 +134,11 @@ def training_batches(
     """Return batches spread evenly over the first epoch, on the device."""
     from espnet2.train.distributed_utils import DistributedOption
 
-    from speechllm.training.task import SpeechLLMTask
+    from speechllm.training import load_task
 
     args = argparse.Namespace(**{**vars(args), "num_workers": 0})
     option = DistributedOption(distributed=False)
-    factory = SpeechLLMTask.build_iter_factory(args, option, "train").factory
+    factory = load_task().build_iter_factory(args, option, "train").factory
     epoch = factory.build_iter(1)
     every = max(1, len(epoch) // steps.steps)
     chosen = islice(epoch, 0, every * steps.steps, every)

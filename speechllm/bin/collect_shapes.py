@@ -35,11 +35,12 @@ def main(argv: list[str] | None = None) -> None:
     args, options = get_parser().parse_known_args(argv)
 
     from speechllm.data.shapes import write_shapes
-    from speechllm.training.task import SpeechLLMTask
+    from speechllm.training import load_task
 
-    training = SpeechLLMTask.parse(options)
+    task = load_task()
+    training = task.parse(options)
     files = (training.prompts, training.ctc_token_list, training.ctc_bpemodel)
-    preprocess = SpeechLLMTask.build_preprocess_fn(training, train=True)
+    preprocess = task.build_preprocess_fn(training, train=True)
     counts = write_shapes(
         preprocess,
         {"train": args.train, "valid": args.valid},

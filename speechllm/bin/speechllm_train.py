@@ -14,16 +14,16 @@ from speechllm.utils.errors import run_main
 
 def get_parser() -> argparse.ArgumentParser:
     """Return the command-line parser."""
-    from speechllm.training.task import SpeechLLMTask
+    from speechllm.training import load_task
 
-    return SpeechLLMTask.get_parser()
+    return load_task().get_parser()
 
 
 def main(argv: list[str] | None = None) -> None:
     """Train the model."""
-    from speechllm.training.task import SpeechLLMTask
+    from speechllm.training import load_task
 
-    SpeechLLMTask.main(cmd=argv)
+    load_task().main(cmd=argv)
 
 
 if __name__ == "__main__":

@@ -264,7 +264,7 @@ def align_texts(
         units = pieces_of_characters(words, language, tokenizer)
         found = align_spans([own for own, _ in units], log_probs, unknown, None)
         return divide_spans(found, [size for _, size in units], len(log_probs))
-    (space,) = tokenizer.converter.tokens2ids(["▁" if tokenizer.bpe else "<space>"])
+    space = tokenizer.label("▁" if tokenizer.bpe else "<space>")
     return align_spans(
         [word_labels(word, language, tokenizer) for word in words],
         log_probs,
@@ -293,8 +293,8 @@ def pieces_of_characters(
     owners = [index for index, text in enumerate(texts) for _ in text]
     units: list[tuple[list[int], int]] = []
     begun = place = 0  # words that have begun, characters that are covered
-    for piece in tokenizer.tokenizer.text2tokens("".join(texts)):
-        (label,) = tokenizer.converter.tokens2ids([piece])
+    for piece in tokenizer.tokens("".join(texts)):
+        label = tokenizer.label(piece)
         place += len(piece.replace("▁", ""))
         words_begun = owners[place - 1] + 1 if place else 0
         if words_begun == begun and units:

@@ -141,7 +141,9 @@ def load_exported(
     if config.get("llm"):
         own = {"dtype": dtype, "dequantize": True}
         config["llm_conf"] = {**config["llm_conf"], **own}
+    # options of training
     config["encoder_conf"] = {**config["encoder_conf"], "specaug": None}
+    config["ctc_conf"] = {}
     config = pin_models(config, config.pop(REVISIONS, None) or {})
     tokens = folder / "tokens.txt"
     token_list = read_token_list(tokens) if tokens.exists() else None

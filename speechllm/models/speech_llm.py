@@ -14,13 +14,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from espnet2.asr.ctc import CTC
-from espnet2.torch_utils.device_funcs import force_gatherable
-from espnet2.train.abs_espnet_model import AbsESPnetModel
 from torch import Tensor, nn
 
 from speechllm.models.bridge import BRIDGES
 from speechllm.models.config import choose
+from speechllm.models.ctc import CTC, ctc_options
 from speechllm.models.encoder import SpeechEncoder
 from speechllm.models.encoders import ENCODERS
 from speechllm.models.llm import LanguageModel, resolve_dtype
@@ -60,7 +58,8 @@ def build_speech_llm(config: Mapping) -> SpeechLLM:
     token_list = config.get("token_list") or []
     ctc = None
     if token_list:
-        ctc = CTC(len(token_list), encoder.output_size, **config.get("ctc_conf") or {})
+        options = ctc_options(config.get("ctc_conf"))
+        ctc = CTC(len(token_list), encoder.output_size, **options)
     llm = bridge = None
     if config.get("llm"):
         choose("llm", config["llm"], {"causal_lm": LanguageModel})
@@ -88,12 +87,12 @@ def _check_pretrained(module: nn.Module, conf: Mapping) -> None:
     require_finite(parameters, str(files[0] if len(files) == 1 else folder))
 
 
-class SpeechLLM(AbsESPnetModel):
+class SpeechLLM(nn.Module):
     """Speech encoder, bridge and decoder-only LLM, with an optional CTC branch.
 
     Args:
         encoder: waveforms to features.
-        ctc: ESPnet's CTC over ``token_list`` on the encoder's features, or None.
+        ctc: CTC branch over ``token_list`` on the encoder's features, or None.
         bridge: features to LLM embeddings; None in CTC-only training.
         llm: the decoder; None in CTC-only training.
         token_list: labels of the CTC branch, ``<blank>`` first.
@@ -175,7 +174,7 @@ class SpeechLLM(AbsESPnetModel):
         """
         features, lengths = self.encoder(speech, speech_lengths)
         features = self.dropout(features)
-        logits = None if self.ctc is None else self.ctc.ctc_lo(features)
+        logits = None if self.ctc is None else self.ctc(features)
         return features, lengths, logits
 
     def prompt(
@@ -264,15 +263,11 @@ class SpeechLLM(AbsESPnetModel):
                 stats.update(answer_stats)
                 weight = int(text_lengths.sum())
         if self.ctc_weight > 0:
-            labels = torch.cat([t[:n] for t, n in zip(text_ctc, text_ctc_lengths)])
-            # (sum of text_ctc_lengths,)
-            loss_ctc = self.ctc.loss_fn(
-                logits.transpose(0, 1), labels, frames, text_ctc_lengths
-            )  # logits (frames, batch, labels); averaged over the batch
-            labels_in_all = max(1, len(labels))
-            loss_ctc = loss_ctc * (len(speech) / labels_in_all)
+            num_labels = max(1, int(text_ctc_lengths.sum()))
+            loss_ctc = self.ctc.loss(logits, frames, text_ctc, text_ctc_lengths)
+            loss_ctc = loss_ctc / num_labels
             if loss_att is None:
-                weight = labels_in_all
+                weight = num_labels
         if not self.training and text_ctc is not None and self.ctc is not None:
             truth = unpad(text_ctc, text_ctc_lengths)
             stats["cer_ctc"] = self.ctc_character_error_rate(logits, frames, truth)
@@ -285,7 +280,9 @@ class SpeechLLM(AbsESPnetModel):
         for name, value in (("loss_ctc", loss_ctc), ("loss_att", loss_att)):
             stats[name] = None if value is None else value.detach()
         stats["loss"] = loss.detach()
-        return force_gatherable((loss, stats, weight), loss.device)
+        # ESPnet's trainer averages vectors
+        stats = {k: v if v is None else v.reshape(1) for k, v in stats.items()}
+        return loss.reshape(1), stats, torch.tensor([weight], device=loss.device)
 
     def answer_loss(
         self, prompts: Sequence[Tensor], answers: Sequence[Sequence[int]]

@@ -5,12 +5,16 @@ A token list is ESPnet's: one label a line, ``<blank>``, ``<unk>``, …, ``<sos/
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections import Counter
+from collections.abc import Container, Hashable, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from speechllm.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from sentencepiece import SentencePieceProcessor
 
 BLANK = 0  # index of ``<blank>``
 NEVER = -1e30  # log probability of impossible events; finite, so that no sum is NaN
@@ -21,53 +25,43 @@ Label = TypeVar("Label", bound=Hashable)
 
 
 class CTCTokenizer:
-    """Text to CTC labels, with ESPnet's tokenizers and token list.
+    """Text to CTC labels, as with ESPnet's tokenizers and token list.
 
     Args:
         token_list: ``<blank>``, ``<unk>``, …, ``<sos/eos>``.
         bpemodel: sentencepiece model; None for characters.
+
+    Raises:
+        UserError: the token list has a label twice or lacks ``<unk>``, or the
+            sentencepiece model cannot be read or has other pieces.
     """
 
     def __init__(self, token_list: Sequence[str], bpemodel: str | Path | None = None):
-        from espnet2.text.char_tokenizer import CharTokenizer
-        from espnet2.text.sentencepiece_tokenizer import SentencepiecesTokenizer
-        from espnet2.text.token_id_converter import TokenIDConverter
-
         self.token_list = list(token_list)
         self.bpe = bpemodel is not None
-        self.tokenizer = (
-            CharTokenizer(space_symbol="<space>")
-            if bpemodel is None
-            else SentencepiecesTokenizer(str(bpemodel))
-        )
-        self.converter = TokenIDConverter(self.token_list)
+        self.index = {label: k for k, label in enumerate(self.token_list)}
+        if "<unk>" not in self.index:
+            raise UserError("the token list has no <unk>; run stage 5 again")
+        if len(self.index) < len(self.token_list):
+            counts = Counter(self.token_list)
+            twice = next(label for label in counts if counts[label] > 1)
+            raise UserError(f"the token list has {twice!r} twice; run stage 5 again")
         if bpemodel is not None:
-            self.check_pieces(bpemodel)
+            self.pieces = read_pieces(bpemodel, self.index)
 
-    def check_pieces(self, bpemodel: str | Path) -> None:
-        """Raise UserError unless the pieces of a sentencepiece model are the labels."""
-        import sentencepiece
+    def tokens(self, text: str) -> list[str]:
+        """Return the characters (``<space>`` for a space) or BPE pieces of a text."""
+        if self.bpe:
+            return list(self.pieces.encode(text, out_type=str))
+        return ["<space>" if character == " " else character for character in text]
 
-        try:
-            model = sentencepiece.SentencePieceProcessor(model_file=str(bpemodel))
-        except (RuntimeError, OSError) as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise UserError(
-                f"{bpemodel}: not a sentencepiece model: {reason}"
-            ) from None
-        labels = set(self.token_list)
-        for index in range(model.get_piece_size()):
-            special = model.is_control(index) or model.is_unknown(index)
-            piece = model.id_to_piece(index)
-            if piece not in labels and not special:
-                raise UserError(
-                    f"{bpemodel}: its piece {piece!r} is not in the token list; use "
-                    "the files of one vocabulary"
-                )
+    def label(self, token: str) -> int:
+        """Return the label of a character or BPE piece; ``unknown`` without one."""
+        return self.index.get(token, self.unknown)
 
     def __call__(self, text: str) -> list[int]:
         """Return the labels of a text; ``unknown`` for a token without one."""
-        return list(self.converter.tokens2ids(self.tokenizer.text2tokens(text)))
+        return [self.label(token) for token in self.tokens(text)]
 
     def scoring_units(self, text: str) -> list[int]:
         """Return the units by which CTC scores a text.
@@ -78,7 +72,7 @@ class CTCTokenizer:
         """
         if not self.bpe:
             return self(text)
-        return [ord(c) for piece in self.tokenizer.text2tokens(text) for c in piece]
+        return [ord(character) for piece in self.tokens(text) for character in piece]
 
     def extend(self, labels: list[int], before: str, text: str) -> list[int]:
         """Return the scoring units of ``text``, given those of its beginning.
@@ -92,7 +86,31 @@ class CTCTokenizer:
     @property
     def unknown(self) -> int:
         """Index of ``<unk>``."""
-        return int(self.converter.unk_id)
+        return self.index["<unk>"]
+
+
+def read_pieces(bpemodel: str | Path, labels: Container[str]) -> SentencePieceProcessor:
+    """Read a sentencepiece model whose pieces are labels.
+
+    Raises:
+        UserError: it cannot be read, or a piece is not among the labels.
+    """
+    from sentencepiece import SentencePieceProcessor
+
+    try:
+        model = SentencePieceProcessor(model_file=str(bpemodel))
+    except (RuntimeError, OSError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise UserError(f"{bpemodel}: not a sentencepiece model: {reason}") from None
+    for index in range(model.get_piece_size()):
+        special = model.is_control(index) or model.is_unknown(index)
+        piece = model.id_to_piece(index)
+        if piece not in labels and not special:
+            raise UserError(
+                f"{bpemodel}: its piece {piece!r} is not in the token list; use the "
+                "files of one vocabulary"
+            )
+    return model
 
 
 def has_pieces(token_list: Sequence[str]) -> bool:

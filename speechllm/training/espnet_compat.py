@@ -1,36 +1,33 @@
-"""Replacements for unused parts of ESPnet with heavy dependencies.
+"""Replacements for unused parts of ESPnet 202511 with heavy dependencies.
 
 ``espnet2.tasks.abs_task`` imports ESPnet's adapters, which import a speech enhancement
-front end and torchaudio, whose wheel needs CUDA libraries; the adapters here are
-peft's. It also imports the collection of attention weights for plots, which imports a
-speech synthesiser, numba and scipy.stats and so costs seconds at every start.
+front end and torchaudio, and the collection of attention weights for plots, which
+imports a speech synthesiser. tools/install.sh installs torchaudio only with 202611,
+which requires it and is imported as it is. ``training/options.py`` refuses both.
 """
 
 from __future__ import annotations
 
 import sys
 import types
-
-from speechllm.utils.errors import UserError
+from importlib.metadata import PackageNotFoundError, version
 
 
 def install_replacements() -> None:
-    """Install the replacements; must run before ``espnet2.tasks`` is imported."""
+    """Install the replacements if ESPnet is 202511 or older.
+
+    Must run before ``espnet2.tasks`` is imported.
+    """
+    try:
+        if int(version("espnet")[:6]) >= 202611:
+            return
+    except PackageNotFoundError:
+        return
     for package, function in (
-        ("layers", create_adapter),
-        ("main_funcs", calculate_all_attentions),
+        ("layers", "create_adapter"),
+        ("main_funcs", "calculate_all_attentions"),
     ):
-        name = f"espnet2.{package}.{function.__name__}"
+        name = f"espnet2.{package}.{function}"
         if name not in sys.modules:
             sys.modules[name] = types.ModuleType(name)
-            setattr(sys.modules[name], function.__name__, function)
-
-
-def create_adapter(*args, **options) -> None:
-    """Raise UserError: ESPnet's own adapters are not supported."""
-    raise UserError("--use_adapter: name LoRA under llm_conf instead (tuning: lora)")
-
-
-def calculate_all_attentions(*args, **options) -> None:
-    """Raise UserError: plots of attention weights are not supported."""
-    raise UserError("--num_att_plot: only 0; attention weights are not collected here")
+            setattr(sys.modules[name], function, None)

@@ -42,6 +42,13 @@ def _criterion(value: Any) -> list[str]:
     return [phase, text(name), mode]
 
 
+def _refused(value: Any, remedy: str) -> Any:
+    """Accept only 0 or false: ESPnet's option is not supported."""
+    if value:
+        raise ValueError(remedy)
+    return value
+
+
 TRAINING_SCHEMA: Schema = {
     **MODEL_SCHEMA,
     "max_epoch": integer(1, 10**6),
@@ -68,7 +75,12 @@ TRAINING_SCHEMA: Schema = {
     "nbest_averaging_interval": integer(0, 10**6),
     "best_model_criterion": list_of(_criterion),
     "init_param": list_of(text),
-    "num_att_plot": integer(0, 10**6),
+    "num_att_plot": lambda value: _refused(
+        value, "only 0; attention weights are not collected"
+    ),
+    "use_adapter": lambda value: _refused(
+        value, "only false; name LoRA under llm_conf instead (tuning: lora)"
+    ),
     "use_tensorboard": boolean,
     "unused_parameters": boolean,
     "resume": boolean,

@@ -10,9 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
-from espnet2.asr.ctc import CTC
 from espnet2.tasks import abs_task
 from espnet2.tasks.abs_task import AbsTask
+from espnet2.train.abs_espnet_model import AbsESPnetModel
 from espnet2.train.class_choices import ClassChoices
 from espnet2.train.distributed_utils import get_rank
 from espnet2.utils.get_default_kwargs import get_default_kwargs
@@ -28,6 +28,7 @@ from speechllm.models.config import (
     pin_models,
     read_revisions,
 )
+from speechllm.models.ctc import CTC
 from speechllm.models.encoders import ENCODERS
 from speechllm.models.llm import (
     LanguageModel,
@@ -51,6 +52,7 @@ from speechllm.training.preprocessor import ExamplePreprocessor, collate
 from speechllm.training.progress import ProgressIterFactory
 from speechllm.utils.errors import UserError
 
+AbsESPnetModel.register(SpeechLLM)  # the trainer accepts only its subclasses
 encoder_choices = ClassChoices("encoder", ENCODERS, default="whisper")
 bridge_choices = ClassChoices("bridge", BRIDGES, default="convolution", optional=True)
 llm_choices = ClassChoices(
@@ -96,6 +98,7 @@ class SpeechLLMTask(AbsTask):
     @classmethod
     def add_task_arguments(cls, parser: argparse.ArgumentParser):
         """Add this task's options to ESPnet's."""
+        parser.set_defaults(num_att_plot=0)
         group = parser.add_argument_group(description="Task related")
         group.add_argument(
             "--ctc_token_list",
@@ -126,7 +129,7 @@ class SpeechLLMTask(AbsTask):
             "--ctc_conf",
             action=NestedDictAction,
             default=get_default_kwargs(CTC),
-            help="Options of ESPnet's CTC",
+            help="Options of the CTC branch: zero_infinity",
         )
         group.add_argument(
             "--model_conf",

@@ -8,12 +8,16 @@ import math
 import numpy as np
 import pytest
 import torch
-from espnet.nets.ctc_prefix_score import CTCPrefixScore
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speechllm.decoding.ctc_prefix_scorer import CTCPrefixScorer
 from speechllm.text.ctc_labels import label_runs
+
+try:
+    from espnet2.legacy.nets.ctc_prefix_score import CTCPrefixScore
+except ModuleNotFoundError:  # ESPnet 202511
+    from espnet.nets.ctc_prefix_score import CTCPrefixScore
 
 LABELS = 5  # blank, three labels, and ESPnet's end of sentence
 EOS = 4

@@ -274,12 +274,12 @@ def test_word_times_of_pieces_and_of_characters_agree(english):
     by_character, by_piece, begins = [0] * 6, [0] * 6, []
     space, boundary = plain.token_list.index("<space>"), english.token_list.index("▁")
     for word in words:
-        pieces = english.tokenizer.text2tokens(word)
+        pieces = english.tokens(word)
         by_character += [space if begins else 0, 0, 0, 0]
         by_piece += [boundary if pieces[0] == "▁" else 0, 0, 0, 0]
         begins.append(len(by_character))
         for piece in pieces:
-            (label,) = english.converter.tokens2ids([piece])
+            label = english.label(piece)
             for place, character in enumerate(piece.replace("▁", "")):
                 by_character += [plain.token_list.index(character), 0, 0]
                 # a piece is emitted from its first to its last character
@@ -337,9 +337,10 @@ def test_a_word_without_labels_is_a_wildcard(english):
     assert spans[0].end <= spans[1].begin <= spans[1].end <= spans[2].begin
 
 
-def test_bpe_model_of_another_vocabulary_is_an_error(english, tmp_path):
+def test_bpe_model_of_another_vocabulary_is_an_error(tmp_path):
+    vocabulary(tmp_path / "en", ENGLISH, 60)
     with pytest.raises(UserError, match="is not in the token list"):
-        CTCTokenizer(TOY, english.tokenizer.model)
+        CTCTokenizer(TOY, tmp_path / "en" / "bpe" / "bpe.model")
     (tmp_path / "bpe.model").write_bytes(b"no model")
     with pytest.raises(UserError, match="bpe.model: not a sentencepiece model"):
         CTCTokenizer(TOY, tmp_path / "bpe.model")

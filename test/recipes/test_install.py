@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).parents[2]
 
 # Records every call of pip; `-m venv` copies this script into the new folder.
 PYTHON = """#!/usr/bin/env bash
+version=VERSION
 self=$(readlink -f "$0")
 case "$1 $2" in
     "-c import sys; print(sys.executable)") echo "${self}" ;;
+    "-c import sys; print("*version_info*) echo "${version}" ;;
     "-m venv")
         prefix=${!#}
         rm -rf "${prefix}" && mkdir -p "${prefix}/bin"
         cp "${self}" "${prefix}/bin/python"
         echo "${prefix}" > "${prefix}/bin/activate"
-        echo venv >> "${CALLS}" ;;
+        echo "venv ${version}" >> "${CALLS}" ;;
     "-m pip") echo "$*" >> "${CALLS}" ;;
     *check_install.py*) echo table ;;
 esac
@@ -39,11 +44,17 @@ def clone(tmp_path, monkeypatch):
     shutil.copy(ROOT / "setup.py", root)
     binaries = tmp_path / "bin"
     binaries.mkdir()
-    (binaries / "python3").write_text(PYTHON)
-    (binaries / "python3").chmod(0o755)
+    write_python(binaries / "python3", "3.11")
     monkeypatch.setenv("PATH", f"{binaries}:/usr/bin:/bin")
     monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
     return root
+
+
+def write_python(path: Path, version: str) -> Path:
+    """Write a fake Python of a version."""
+    path.write_text(PYTHON.replace("VERSION", version))
+    path.chmod(0o755)
+    return path
 
 
 def install(root: Path, *arguments: str, installer: str = "install.sh"):
@@ -68,11 +79,89 @@ def test_a_first_run_installs_by_hash_and_a_rerun_does_nothing(clone):
         assert any(name in call for call in hashed), name
     espnet = next(call for call in calls if "espnet.txt" in call)
     assert "--no-deps" in espnet
-    assert not any("torchaudio" in call for call in calls)
+    # in one call, so that both are of the same build
+    assert any("/torch.txt" in c and "/torchaudio.txt" in c for c in calls)
 
     assert install(clone)[1] == []
     done, calls = install(clone, "--if_stale", "true")
     assert (done.stdout, calls) == ("", [])
+
+
+@pytest.mark.parametrize(
+    ("options", "version"),
+    [
+        ([], "3.11"),
+        (["--espnet", "202511"], "3.11"),
+        (["--espnet", "202611"], "3.13"),
+        (["--python", "python3.12"], "3.12"),
+        (["--python", "python3.12", "--espnet", "202611"], "3.12"),
+    ],
+)
+def test_espnet_and_python_choose_the_environment(clone, options, version):
+    for minor in (12, 13, 14):
+        write_python(clone.parent / "bin" / f"python3.{minor}", f"3.{minor}")
+    done, calls = install(clone, *options)
+    assert done.returncode == 0, done.stderr
+    assert calls[0] == f"venv {version}"
+    assert install(clone, *options)[1] == install(clone)[1] == []
+
+
+def test_another_espnet_gets_a_new_environment(clone):
+    write_python(clone.parent / "bin" / "python3.13", "3.13")
+    install(clone)
+    calls = install(clone, "--espnet", "202611")[1]
+    assert calls[0] == "venv 3.13" and any("espnet.txt" in call for call in calls)
+    assert install(clone, "--python", "python3")[1][0] == "venv 3.11"
+
+
+@pytest.mark.parametrize(
+    ("version", "options", "problem"),
+    [
+        ("3.12", ["--espnet", "202511"], "python3.x is Python 3.12"),
+        ("3.13", ["--espnet", "202511"], "python3.x is Python 3.13"),
+        ("3.11", ["--espnet", "202611"], "python3.x is Python 3.11"),
+        ("3.10", [], "python3.x is Python 3.10"),
+        ("3.14", [], "python3.x is Python 3.14"),
+    ],
+)
+def test_pairs_that_do_not_fit_print_one_line(clone, version, options, problem):
+    python = write_python(clone.parent / "bin" / "python3.x", version)
+    done, calls = install(clone, "--python", str(python), *options)
+    (line,) = done.stderr.splitlines()
+    assert (done.returncode, calls) == (1, [])
+    needs = "ESPnet 202611 needs Python 3.12 or 3.13, 202511 needs 3.11"
+    assert line == f"install.sh: error: --python {python.parent}/{problem}; {needs}"
+
+
+def test_no_suitable_python_prints_one_line(clone):
+    done, calls = install(clone, "--espnet", "202611")
+    (line,) = done.stderr.splitlines()
+    assert (done.returncode, calls) == (1, [])
+    assert "no suitable Python found (tried: python3 python3.13 python3.12" in line
+
+
+def test_the_hashed_pins_have_both_versions_of_espnet():
+    """Evaluate the markers as pip does."""
+    folder = ROOT / "tools" / "requirements"
+    pins = [
+        Requirement(line.rstrip(" \\"))
+        for name in ("base.txt", "espnet.txt")
+        for line in (folder / name).read_text().splitlines()
+        if "==" in line
+    ]
+    for python in ("3.11", "3.12", "3.13"):
+        environment = {"python_version": python, "python_full_version": python + ".0"}
+        found = {
+            pin.name: next(iter(pin.specifier)).version
+            for pin in pins
+            if pin.marker is None or pin.marker.evaluate(environment)
+        }
+        if python == "3.11":
+            assert found["espnet"] == "202511" and "omniio" not in found
+        else:  # with what the metadata of 202611 require
+            assert found["espnet"] == "202611" and "omniio" in found
+            assert found["sentencepiece"] == "0.2.1"
+            assert found["setuptools"] in SpecifierSet(">=77.0.3,<82")
 
 
 def test_an_extra_is_added_to_an_environment(clone):
@@ -95,14 +184,14 @@ def test_a_moved_clone_gets_a_new_environment(clone):
     install(clone)
     moved = clone.with_name("moved")
     clone.rename(moved)
-    assert "venv" in install(moved)[1]
+    assert "venv 3.11" in install(moved)[1]
 
 
 def test_an_interrupted_run_is_resumed(clone):
     install(clone)
     (clone / "tools" / "venv" / ".speechllm-installed").unlink()
     calls = install(clone)[1]
-    assert "venv" not in calls
+    assert not any(call.startswith("venv") for call in calls)
     assert any("base.txt" in call for call in calls)
 
 
@@ -113,7 +202,8 @@ def test_an_interrupted_run_is_resumed(clone):
         (["--extras"], "--extras needs a value"),
         (["--extras", "gpu"], "unknown extra 'gpu'"),
         (["--if_stale", "yes"], "takes true or false"),
-        (["--python", "/bin/false"], "no Python 3.11 or 3.12"),
+        (["--python", "/bin/false"], "--python /bin/false: not a Python"),
+        (["--espnet", "202501"], "--espnet takes 202611 or 202511, not '202501'"),
     ],
 )
 def test_invalid_options_print_one_line(clone, arguments, message):
@@ -127,7 +217,7 @@ def test_invalid_options_print_one_line(clone, arguments, message):
 def test_comet_gets_an_environment_of_its_own(clone):
     done, calls = install(clone, installer="install_comet.sh")
     assert done.returncode == 0, done.stderr
-    assert calls[0] == "venv"
+    assert calls[0] == "venv 3.11"
     locked = next(call for call in calls if "comet.txt" in call)
     assert "--require-hashes" in locked and "--no-deps" in locked
     assert "torch.txt" in calls[-1]
@@ -137,7 +227,7 @@ def test_comet_gets_an_environment_of_its_own(clone):
     assert calls == [] and "is complete" in done.stdout
     with open(clone / "tools" / "requirements" / "comet.txt", "a") as stream:
         stream.write("new==1\n")
-    assert install(clone, installer="install_comet.sh")[1][0] == "venv"
+    assert install(clone, installer="install_comet.sh")[1][0] == "venv 3.11"
 
 
 @pytest.mark.parametrize(
@@ -159,7 +249,7 @@ def test_the_hashed_files_have_the_pins_of_the_in_files():
     for source in folder.glob("*.in"):
         locked = source.with_suffix(".txt").read_text().lower().replace("_", "-")
         for line in source.read_text().splitlines():
-            pin = line.split("#")[0].strip().lower().replace("_", "-")
+            pin = re.split("[#;]", line)[0].strip().lower().replace("_", "-")
             if "==" in pin:
                 assert pin in locked, f"{pin}: run tools/lock.sh"
         blocks = [block for block in locked.split("\n") if "==" in block]

@@ -364,6 +364,9 @@ def test_unknown_key_in_the_config(train, tmp_path, capsys):
             {"ctc_conf": {"dropout_rate": 7}},
             "ctc_conf.dropout_rate 7: at least 0 and below 1",
         ),
+        ({"ctc_conf": {"ctc_type": "gtnctc"}}, "ctc_type 'gtnctc': only 'builtin'"),
+        ({"num_att_plot": 3}, "num_att_plot 3: only 0"),
+        ({"use_adapter": True}, "use_adapter True: only false; name LoRA"),
         ({"init_param": ["a.pth"]}, "--init_param a.pth: a.pth: no such checkpoint"),
         ({"init_param": "a.pth"}, "init_param 'a.pth': expected a list"),
         (
