@@ -17,13 +17,15 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from speechllm.audio.io import (
+    MAX_OVERSHOOT_SECONDS,
     SAMPLING_RATE,
+    audio_info,
     can_seek,
     change_speed,
     cut_seconds,
@@ -92,6 +94,7 @@ class Shard:
     audio_format: str
     allow_pipes: bool
     debug: bool = False
+    clamp_segments: bool = False
 
     @property
     def record(self) -> Path:
@@ -106,6 +109,7 @@ def format_audio(
     audio_format: str = "flac",
     allow_pipes: bool = False,
     debug: bool = False,
+    clamp_segments: bool = False,
 ) -> tuple[int, list[Dropped]]:
     """Write each utterance of a data dir as a 16 kHz mono file.
 
@@ -121,6 +125,8 @@ def format_audio(
         allow_pipes: run commands in ``wav.scp``.
         debug: raise unexpected errors of an utterance, which are bugs, instead of
             listing them.
+        clamp_segments: end segments that end after their recording at its end instead
+            of dropping them. For test sets, which stay whole.
 
     Returns:
         The number of utterances written, and the dropped ones.
@@ -143,11 +149,14 @@ def format_audio(
     claim_directory(target, FORMATTED, [source])
     claim_directory(target / "audio", AUDIO, [source])
     _remove_tables(target, marker.files if marker else None)
-    shards = list_shards(source, target / "audio", audio_format, allow_pipes, debug)
+    shards = list_shards(
+        source, target / "audio", audio_format, allow_pipes, debug, clamp_segments
+    )
     records = _run_shards(shards, jobs, _count_utterances(source))
     _remove_others(target / "audio", records)
     failed = [entry for record in records for entry in read_record(record)[1]]
     failed_ids = {entry.id for entry in failed}
+    failed = _with_languages(failed, source / "utt2lang")
     kept = _write_tables(source, target, records, failed_ids)
     write_dropped(target, [*read_dropped(source), *failed])
     if kept == 0:
@@ -168,18 +177,20 @@ def list_shards(
     audio_format: str,
     allow_pipes: bool,
     debug: bool = False,
+    clamp_segments: bool = False,
 ) -> Iterator[Shard]:
     """Yield the shards of a data dir in the order of its utterances."""
+    options = (audio_format, allow_pipes, debug, clamp_segments)
     cuts, number = [], 0
     for cut in _list_cuts(source):
         cuts.append(cut)
         if len(cuts) == SHARD_SIZE:
             folder = audio_folder / f"{number:05d}"
-            yield Shard(cuts, folder, audio_format, allow_pipes, debug)
+            yield Shard(cuts, folder, *options)
             cuts, number = [], number + 1
     if cuts:
         folder = audio_folder / f"{number:05d}"
-        yield Shard(cuts, folder, audio_format, allow_pipes, debug)
+        yield Shard(cuts, folder, *options)
 
 
 def write_shard(shard: Shard) -> Path:
@@ -255,9 +266,11 @@ class _Recordings:
 
     def __init__(self, shard: Shard) -> None:
         self.allow_pipes = shard.allow_pipes
+        self.clamp_segments = shard.clamp_segments
         self.name: str | None = None
         self.samples = np.zeros(0, np.float32)
-        self.notes: list[str] = []  # about the recording of the last cut
+        self.notes: list[str] = []  # about the last cut and its recording
+        self.recording_notes: list[str] = []
         self.error: Exception | None = None
 
     def read(self, cut: Cut) -> np.ndarray:
@@ -270,19 +283,33 @@ class _Recordings:
         if cut.end is None or can_seek(cut.source):
             self.name, self.notes = None, []
             report = self.notes.append
-            return load_audio(cut.source, cut.start, cut.end, report=report, **options)
+            end = cut.end
+            if self.clamp_segments and end is not None:
+                end = self._clamp(cut, audio_info(cut.source).seconds)
+            return load_audio(cut.source, cut.start, end, report=report, **options)
         if self.name != cut.source:
-            self.name, self.error, self.notes = cut.source, None, []
-            options["report"] = self.notes.append
+            self.name, self.error, self.recording_notes = cut.source, None, []
+            options["report"] = self.recording_notes.append
             try:
                 self.samples = load_audio(cut.source, **options)
             except Exception as error:  # raised for each cut of the recording
                 self.error = error
         if self.error is not None:
             raise self.error
+        self.notes, end = list(self.recording_notes), cut.end
+        if self.clamp_segments:
+            end = self._clamp(cut, len(self.samples) / SAMPLING_RATE)
         return cut_seconds(
-            self.samples[:, None], SAMPLING_RATE, cut.start, cut.end, cut.source
+            self.samples[:, None], SAMPLING_RATE, cut.start, end, cut.source
         )[:, 0]
+
+    def _clamp(self, cut: Cut, seconds: float) -> float | None:
+        """Return the end of a cut, or that of its recording if that is earlier."""
+        if cut.end is None or not (cut.start or 0) < seconds < cut.end:
+            return cut.end
+        if cut.end > seconds + MAX_OVERSHOOT_SECONDS:
+            self.notes.append("the segment ends after its recording and was cut there")
+        return seconds
 
 
 def _list_cuts(source: Path) -> Iterator[Cut]:
@@ -321,7 +348,9 @@ def _count_utterances(source: Path) -> int:
 
 def _fingerprint(shard: Shard) -> str:
     """Hash all inputs of a shard, including size and time of its sources."""
-    digest = hashlib.sha256(f"{_FORMAT_VERSION} {shard.audio_format}".encode())
+    clamped = " clamped" if shard.clamp_segments else ""
+    head = f"{_FORMAT_VERSION} {shard.audio_format}{clamped}"
+    digest = hashlib.sha256(head.encode())
     states = {}
     for cut in shard.cuts:
         if cut.source not in states:
@@ -410,6 +439,13 @@ def _remove_others(audio_folder: Path, records: list[Path]) -> None:
         if record not in current and record.stem.isdecimal():
             shutil.rmtree(record.with_suffix(""), ignore_errors=True)
             record.unlink()
+
+
+def _with_languages(failed: list[Dropped], utt2lang: Path) -> list[Dropped]:
+    """Add the spoken languages of utterances, from ``utt2lang``."""
+    wanted = {entry.id for entry in failed}
+    known = {key: value for key, value in iterate_table(utt2lang) if key in wanted}
+    return [replace(entry, language=known.get(entry.id, "")) for entry in failed]
 
 
 def _written_tables(source: Path) -> set[str]:

@@ -136,7 +136,9 @@ def _check_speakers(directory: Path) -> Iterator[str]:
         digest = 0
         for utterance in utterances:
             digest ^= hash(utterance)
-        if listed[speaker] == counts[speaker] and digest != digests[speaker]:
+        if speaker not in counts:
+            yield f"{path}:{number}: speaker {speaker} is not in utt2spk"
+        elif listed[speaker] == counts[speaker] and digest != digests[speaker]:
             yield (
                 f"{path}:{number}: speaker {speaker} has other utterances here than "
                 "in utt2spk"

@@ -401,10 +401,12 @@ if running 3; then
     pipes=()
     "${allow_pipes}" && pipes=(--allow_pipes)
     for name in ${all_raw_sets}; do
+        clamp=()
+        [[ " ${test_sets} " != *" ${name} "* ]] || clamp=(--clamp_segments)
         prepare --num_threads "${nj}" "${prep_log}/format_${name}.log" \
             python3 -m speechllm.bin.format_audio --input "${datadir}/${name}" \
             --output "${dumpdir}/audio/${name}" --nj "${nj}" \
-            --audio_format "${audio_format}" "${pipes[@]}"
+            --audio_format "${audio_format}" "${pipes[@]}" "${clamp[@]}"
         log "Stage 3: $(last_line "${prep_log}/format_${name}.log")"
     done
     finish "16 kHz mono ${audio_format} in ${dumpdir}/audio" "${prep_log}/format_*.log"
