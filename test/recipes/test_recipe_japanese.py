@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ import pytest
 import soundfile
 import yaml
 from csj_corpus import write_corpus
+from file_server import serve
 from recipe_clone import ROOT, clone
 from tiny_models import write_tiny_hubert
 
@@ -173,6 +176,32 @@ def test_reazonspeech_prepares_the_other_test_sets(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     made = {path.name for path in (recipe / "data").iterdir()}
     assert made == {"train", "dev", "test", "jsut_basic5000", "common_voice_ja_test"}
+
+
+def test_stage_1_downloads_reazonspeech(tmp_path):
+    recipe = clone(tmp_path / "clone", "reazonspeech") / "reazonspeech" / "speechllm1"
+    stream, content = io.BytesIO(), io.BytesIO()
+    soundfile.write(content, np.zeros(1600), 16000, format="FLAC")
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        for name in "abcd":
+            member = tarfile.TarInfo(f"000/{name}.flac")
+            member.size = len(content.getvalue())
+            archive.addfile(member, io.BytesIO(content.getvalue()))
+    rows = "".join(f"000/{name}.flac\tこれは{name}です。\n" for name in "abcd")
+    files = {
+        "/reazonspeech-v1/tsv/small.tsv": rows.encode(),
+        "/reazonspeech-v1/data/000.tar": stream.getvalue(),
+    }
+    options = ["--download", "true", "--size", "small-v1", "--dev_utterances", "1"]
+    with serve(files) as server:
+        options += ["--test_utterances", "1", "--url", server.url]
+        done = run(recipe, "local/data.sh", *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    shard = recipe.resolve() / "downloads/reazonspeech-v1/data/000.tar"
+    lines = (recipe / "data/train/wav.scp").read_text().splitlines()
+    assert [line.partition("+")[0].rpartition(":")[0] for line in lines] == [
+        f"rs-000_{name} {shard}" for name in "cd"
+    ]
 
 
 @pytest.mark.parametrize(("name", "line"), list(zip(RECIPES, LINES, strict=True)))
