@@ -76,14 +76,15 @@ def write_tiny_neox(folder: Path) -> Path:
     return folder
 
 
-def write_jsut(root: Path) -> Path:
-    """Write three utterances of JSUT basic5000, with noise as audio."""
+def write_jsut(root: Path, others: tuple[str, ...] = ()) -> Path:
+    """Write three and other utterances of JSUT basic5000, with noise as audio."""
     folder = root / "jsut_ver1.1" / "basic5000"
     (folder / "wav").mkdir(parents=True)
     noise = np.random.default_rng(1).normal(0, 0.01, 72000)
     lines = []
-    for number in (1, 2, 3):
-        lines.append(f"BASIC5000_{number:04d}:第{number}の文です。\n")
+    sentences = [f"第{number}の文です。" for number in (1, 2, 3)]
+    for number, sentence in enumerate([*sentences, *others], 1):
+        lines.append(f"BASIC5000_{number:04d}:{sentence}\n")
         soundfile.write(folder / "wav" / f"BASIC5000_{number:04d}.wav", noise, 48000)
     (folder / "transcript_utf8.txt").write_text("".join(lines), "utf-8")
     return folder.parent
@@ -141,12 +142,14 @@ def test_csj_from_corpus_to_table_and_its_model_on_jsut(tmp_path):
 
 def test_jsut_without_a_model_prepares_data(tmp_path):
     recipes = clone(tmp_path / "clone", "jsut", "reazonspeech")
-    options = ["--local_data_opts", f"--jsut_dir {write_jsut(tmp_path)}", "--nj", "1"]
+    corpus = write_jsut(tmp_path, ("♪ ♪",))  # normalises to nothing
+    options = ["--local_data_opts", f"--jsut_dir {corpus}", "--nj", "1"]
     jsut = recipes / "jsut" / "speechllm1"
     done = run(jsut, "./run.sh", *options)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
     text = (jsut / "dump/examples/jsut_basic5000/text").read_text("utf-8")
     assert text.splitlines()[0] == "BASIC5000_0001-asr-ja 第1の文です。"
+    assert text.splitlines()[3] == "BASIC5000_0004-asr-ja ♪ ♪"
     assert not (jsut / "exp").exists() or not list((jsut / "exp").glob("speechllm_*"))
     done = run(jsut, "./run.sh", "--model", "nowhere")
     assert done.returncode == 1 and "--model: no folder 'nowhere'" in done.stderr

@@ -443,7 +443,10 @@ if running 5; then
         read -ra inputs <<< "$2 ${4:-}"
         # Test sets keep the original transcripts.
         if "${plain_transcripts}" && [ "$1" != test ]; then plain=(--plain_transcripts); fi
-        if [ "$1" = test ]; then keep=(--keep_empty); fi
+        # So do recipes that only test, whose training set is a test set.
+        if [ "$1" = test ] || [[ " ${test_sets} " == *" ${train_set} "* ]]; then
+            keep=(--keep_empty)
+        fi
         prepare "${prep_log}/examples_$(basename "${output}").log" \
             python3 -m speechllm.bin.make_examples --input "${inputs[@]/#/${dumpdir}/raw/}" \
             --tasks "$3" --output "${output}" "${plain[@]}" "${keep[@]}"
