@@ -175,7 +175,10 @@ def test_reazonspeech_prepares_the_other_test_sets(tmp_path):
         f"REAZONSPEECH={root}\n"
     )
     sizes = ["--dev_utterances", "1", "--test_utterances", "1"]
-    done = run(recipe, "local/data.sh", *sizes)
+    splits = ["--common_voice_split_dir", str(tmp_path / "cv8")]
+    (tmp_path / "cv8").mkdir()
+    (voices / "test.tsv").rename(tmp_path / "cv8" / "test.tsv")
+    done = run(recipe, "local/data.sh", *sizes, *splits)
     assert done.returncode == 0, done.stdout + done.stderr
     made = {path.name for path in (recipe / "data").iterdir()}
     assert made == {"train", "dev", "test", "jsut_basic5000", "common_voice_ja_test"}

@@ -12,6 +12,7 @@ unpack_dir=
 join=false
 dev_utterances=1000
 test_utterances=100
+common_voice_split_dir=
 help_message="Usage: local/data.sh [options]
   --reazonspeech_dir DIR  the download: TSV and shards [REAZONSPEECH in db.sh]
   --download BOOL         download what is missing into that folder [${download}; downloads]
@@ -21,7 +22,8 @@ help_message="Usage: local/data.sh [options]
   --unpack_dir DIR        unpack the shards into this folder [clips are read within the shards]
   --dev_utterances N      size of dev [${dev_utterances}]
   --test_utterances N     size of test [${test_utterances}]
-  --join BOOL             join clips to more than 20 s, as in ESPnet's recipe [${join}]"
+  --join BOOL             join clips to more than 20 s, as in ESPnet's recipe [${join}]
+  --common_voice_split_dir DIR  test.tsv of Common Voice 8.0, if COMMONVOICE is a later release [none]"
 . utils/parse_options.sh
 if "${download}"; then
     . ./db.sh
@@ -45,5 +47,6 @@ if [ -n "${JSUT:-}" ]; then
 fi
 if [ -d "${COMMONVOICE:-/nowhere}/ja" ]; then
     python3 -m speechllm.bin.prepare_data common_voice --lang ja --splits test \
+        ${common_voice_split_dir:+--split_dir "${common_voice_split_dir}"} \
         --common_voice_dir "${COMMONVOICE}" --prefix common_voice_ja_ --output "${datadir}"
 fi
