@@ -2,9 +2,9 @@
 
 A header line with column names, then one row per clip with tab-separated fields.
 Columns are found by name, since releases differ in number and order: 4.0 has
-``client_id path sentence up_votes down_votes age gender accent``, 5 adds ``locale
-segment``, 5.0 has another order, 7 or 8 renames ``accent`` to ``accents``, 13 adds
-``variant`` and 17 ``sentence_id`` and ``sentence_domain`` (Mozilla's changelog).
+``client_id path sentence up_votes down_votes age gender accent``, 5.0 adds ``locale
+segment`` in another order, 13.0 adds ``variant`` and 17.0 ``sentence_id`` and
+``sentence_domain`` (Mozilla's changelog); ``accent`` became ``accents`` in between.
 Mozilla's releases were written by different programs: some quote a field that contains
 a quotation mark and double the marks inside, some write it as it is; none has tabs or
 line breaks in a field. So every line is a row, every tab separates two fields, and the

@@ -30,12 +30,12 @@ if "${download}"; then
     reazonspeech_dir=${reazonspeech_dir:-${REAZONSPEECH:-downloads}}
 fi
 find_corpus --reazonspeech_dir "${reazonspeech_dir}" REAZONSPEECH \
-    "that holds the TSV and the shards, or give --download true;"
+    "that holds the TSV and the shards, or will hold them with --download true,"
 
 options=()
 "${download}" && options+=(--download)
 "${join}" && options+=(--join)
-if [ -z "${unpack_dir}" ] && compgen -G "downloads/reazonspeech/.*.done" > /dev/null; then
+if [ -z "${unpack_dir}" ] && ! "${join}" && compgen -G "downloads/reazonspeech/.*.done" > /dev/null; then
     unpack_dir=downloads/reazonspeech  # where an earlier release unpacked the shards
 fi
 python3 -m speechllm.bin.prepare_data reazonspeech --reazonspeech_dir "${corpus_dir}" \
