@@ -12,6 +12,23 @@ import soundfile
 SegmentSpec = tuple[float, float, str, list[str]]
 
 
+def write_dvd_talk(
+    root: Path, disc: str, talk: str, segments: list[SegmentSpec], capitals: bool
+) -> None:
+    """Write a talk as on the DVDs: its folder holds transcript and recordings."""
+    folder = root / disc / talk
+    folder.mkdir(parents=True)
+    (folder.parent / "00README.txt").write_text("a disc")
+    text = sdb(talk, segments).replace("\n", "\r\n")
+    ending = ".SDB" if capitals else ".sdb"
+    (folder / f"{talk}{ending}").write_bytes(text.encode("cp932"))
+    length = max(end for _, end, _, _ in segments) + 0.2
+    noise = np.random.default_rng(0).normal(0, 0.01, round(16000 * length))
+    for channel in ("-L", "-R") if talk.startswith("D") else ("",):
+        name = f"{talk}{channel}.wav"
+        soundfile.write(folder / (name.upper() if capitals else name), noise, 16000)
+
+
 def write_talk(
     root: Path,
     talk: str,

@@ -69,8 +69,9 @@ def load_audio(
     """Read a recording or a segment of it.
 
     Args:
-        source: path, Kaldi archive position ``x.ark:123``, or, with ``allow_pipes``, a
-            shell command that ends with ``|`` and prints audio.
+        source: path, position in a Kaldi archive ``x.ark:123`` or tar file
+            ``x.tar:512+900``, or, with ``allow_pipes``, a shell command that ends with
+            ``|`` and prints audio.
         start, end: seconds; ``None`` is the start or the end of the recording. An end
             up to half a second after the recording is clipped.
         sampling_rate: of the result, in Hz.

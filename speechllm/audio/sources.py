@@ -1,6 +1,9 @@
-"""Recordings by name: local files, Kaldi archives and, if allowed, piped commands.
+"""Recordings by name: local files, archives and, if allowed, piped commands.
 
-All are read in the same way: the output of a command is written to a temporary file.
+All are read in the same way: the output of a command, and a file within a tar file,
+are written to a temporary file. ``x.tar:512+900`` is the file of 900 bytes at byte 512
+of an uncompressed tar file, ``x.tar:512+900,2048+700`` the recording of two such files
+in sequence, in a format whose files can be joined, such as FLAC.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from speechllm.utils.errors import UserError
 
 PIPE_SECONDS = 300.0  # without any output, after which a command is ended
 _ARCHIVE = re.compile(r"^(?P<path>.+\.ark):(?P<offset>\d+)$")
+_MEMBERS = re.compile(r"^(?P<path>.+\.tar):(?P<spans>\d+\+\d+(,\d+\+\d+)*)$")
 
 
 def is_archive(name: str) -> bool:
@@ -28,18 +32,31 @@ def is_archive(name: str) -> bool:
     return bool(_ARCHIVE.match(name)) and not os.path.exists(name)
 
 
+def archive_file(name: str) -> str | None:
+    """Return the path of the archive that a position is in; None for other names."""
+    match = _ARCHIVE.match(name) or _MEMBERS.match(name)
+    return match["path"] if match and not os.path.exists(name) else None
+
+
 @contextmanager
 def local_file(name: str, allow_pipes: bool = False) -> Iterator[str]:
-    """Yield the path of a recording that is a file, or the output of a command.
+    """Yield the path of a recording: a file, part of a tar file, output of a command.
 
     Args:
-        name: path, or a shell command that ends with ``|``.
+        name: path, position in a tar file, or a shell command that ends with ``|``.
         allow_pipes: run commands.
 
     Raises:
         UserError: it is not a readable local file, or the command is not allowed, fails
             or hangs.
     """
+    match = _MEMBERS.match(name)
+    if match and not os.path.exists(name):
+        check_file(match["path"])
+        with tempfile.NamedTemporaryFile(prefix="recording-") as file:
+            _copy_members(name, match["path"], match["spans"], file)
+            yield file.name
+        return
     if not name.rstrip().endswith("|"):
         check_file(name)
         yield name
@@ -102,6 +119,30 @@ def read_archive(name: str) -> tuple[np.ndarray, int]:
     rate, samples = loaded if isinstance(loaded[0], int) else loaded[::-1]
     samples = np.asarray(samples)
     return samples.reshape(len(samples), -1), int(rate)
+
+
+def _copy_members(name: str, path: str, spans: str, file: IO[bytes]) -> None:
+    """Copy byte ranges of a tar file to a file, one after the other.
+
+    Raises:
+        UserError: the tar file ends before them.
+    """
+    with open(path, "rb") as archive:
+        for span in spans.split(","):
+            offset, size = map(int, span.split("+"))
+            archive.seek(offset)
+            content = archive.read(size) if offset + size <= _size(archive) else b""
+            if not content:
+                raise UserError(
+                    f"{name}: not in the tar file, which has {_size(archive):,} bytes; "
+                    "prepare the corpus again"
+                )
+            file.write(content)
+    file.flush()
+
+
+def _size(file: IO[bytes]) -> int:
+    return os.fstat(file.fileno()).st_size
 
 
 def _run_command(name: str, file: IO[bytes]) -> None:

@@ -37,6 +37,12 @@ def get_parser() -> argparse.ArgumentParser:
         help="run commands found in wav.scp; only for data you trust",
     )
     parser.add_argument(
+        "--clamp_segments",
+        action="store_true",
+        help="end segments that end after their recording at its end instead of "
+        "leaving them out; for test sets",
+    )
+    parser.add_argument(
         "--debug",
         action="store_true",
         help="stop at an unexpected error of an utterance and show its traceback",
@@ -58,6 +64,7 @@ def main(argv: list[str] | None = None) -> None:
         args.audio_format,
         args.allow_pipes,
         args.debug,
+        args.clamp_segments,
     )
     place = args.output / "dropped.tsv"
     print(f"{args.output}: {kept} utterances, {len(failed)} left out ({place})")

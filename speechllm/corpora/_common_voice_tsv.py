@@ -1,6 +1,10 @@
 """The TSV files of Common Voice, which CoVoST 2 uses too.
 
 A header line with column names, then one row per clip with tab-separated fields.
+Columns are found by name, since releases differ in number and order: 4.0 has
+``client_id path sentence up_votes down_votes age gender accent``, 5.0 adds ``locale
+segment`` in another order, 13.0 adds ``variant`` and 17.0 ``sentence_id`` and
+``sentence_domain`` (Mozilla's changelog); ``accent`` became ``accents`` in between.
 Mozilla's releases were written by different programs: some quote a field that contains
 a quotation mark and double the marks inside, some write it as it is; none has tabs or
 line breaks in a field. So every line is a row, every tab separates two fields, and the
@@ -11,6 +15,7 @@ stays).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -63,6 +68,15 @@ def read_clips(
                 raise UserError(f"{path}:{number}: {problem}")
             else:
                 on_bad_row(number, problem)
+
+
+def clip_name(path: str) -> str:
+    """Return the name of a clip's file from the field ``path``.
+
+    The oldest releases omit the extension; some copies put folders before the name.
+    """
+    name = os.path.basename(path)
+    return f"{name}.mp3" if name and "." not in name else name
 
 
 def unquote(field: str) -> str:

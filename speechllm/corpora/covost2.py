@@ -1,12 +1,17 @@
 """CoVoST 2 (Wang et al. 2020): translations of Common Voice 4.0.
 
 From 21 languages into English and from English into 15. Licence: CC0. Layout: the
-translations of each direction, and Common Voice's release of 2019-12-10 for each spoken
-language::
+translations of each direction, and a Common Voice release for each spoken language::
 
     covost_v2.en_de.tsv          columns path, translation, split (and others)
     en/clips/common_voice_en_18855161.mp3
     en/validated.tsv             columns client_id, path, sentence (and others)
+    en/{invalidated,other}.tsv   the same, optional
+
+Release 4.0 (2019-12-10) has all clips. Later ones have most of them under the same
+names, but some have got other votes: clips that are not in ``validated.tsv`` are looked
+up in ``invalidated.tsv`` and ``other.tsv``. A set is refused if less than ``min_share``
+of its clips are found; ``missing_clips.tsv`` lists the others.
 
 The translations are read as by CoVoST's own script: a quotation mark is an ordinary
 character, a backslash escapes the next one. So references are the same as in published
@@ -19,8 +24,8 @@ languages, the transcript in ``text`` and translations in ``text.<lang>``. Utter
 are ``<speaker>-<clip>``; the speaker is the beginning of Common Voice's client id.
 Languages have two letters: zh-CN is ``zh``, sv-SE is ``sv``.
 
-Dropped and listed in ``dropped.tsv``: clips without a file, clips that are not in
-``validated.tsv``, clips in two sets (they are kept in the test or dev set), and
+Dropped and listed in ``dropped.tsv``: clips without a file, clips that are not in the
+release's TSV files, clips in two sets (they are kept in the test or dev set), and
 unreadable rows. Clips that cannot be decoded are dropped when audio is formatted.
 Translations that are empty, marked ``REMOVE`` by their translators, or have lost
 characters are listed but their clips are kept; in ``dev`` and ``test`` only empty
@@ -32,11 +37,22 @@ from __future__ import annotations
 import argparse
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-from speechllm.corpora._common_voice_tsv import SPEAKER_LENGTH, read_clips
+from speechllm.corpora._clip_share import (
+    MIN_SHARE,
+    Share,
+    check_min_share,
+    check_shares,
+)
+from speechllm.corpora._common_voice_tsv import (
+    SPEAKER_LENGTH,
+    clip_name,
+    read_clips,
+)
 from speechllm.corpora._texts import clean_text, is_damaged, read_lines
 from speechllm.data.data_dir import write_spk2utt
 from speechllm.data.kaldi_table import (
@@ -62,6 +78,7 @@ FROM_ENGLISH = (
 )
 # fmt: on
 _SET_OF_SPLIT = {"train": 0, "train_covost": 0, "dev": 1, "test": 2}
+_TABLES = ("validated.tsv", "invalidated.tsv", "other.tsv")
 _REMOVE = "REMOVE"  # the translators' mark for sentences to remove
 _ESCAPED = re.compile(r"\\(.)")
 _CHARACTERS = re.compile(r"\\(.)|([^\\])")  # escaped, plain
@@ -77,7 +94,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--common_voice_dir",
         type=Path,
-        help="folder with Common Voice 4.0 in en/, fr/, … [--covost2_dir]",
+        help="folder with a Common Voice release in en/, fr/, … [--covost2_dir]",
     )
     parser.add_argument(
         "--src_lang", nargs="+", required=True, help="spoken languages, such as en fr"
@@ -85,20 +102,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tgt_lang", nargs="+", required=True, help="target languages, such as de"
     )
+    parser.add_argument(
+        "--min_share",
+        type=float,
+        default=MIN_SHARE,
+        help="least share of each set's clips that the release must have "
+        f"[{MIN_SHARE}]",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
-    prepare_covost2(
+    lines = prepare_covost2(
         args.covost2_dir,
         args.common_voice_dir or args.covost2_dir,
         args.output,
         choose_directions(args.src_lang, args.tgt_lang),
+        args.min_share,
     )
     print("| set | utterances | left out |\n| --- | ---: | ---: |")
     for name in SETS:
         utterances = sum(1 for _ in iterate_table(args.output / name / "text"))
         dropped = len(read_dropped(args.output / name))
         print(f"| {name} | {utterances} | {dropped} |")
+    print("\n".join(lines))
 
 
 def choose_directions(
@@ -131,18 +157,26 @@ def prepare_covost2(
     common_voice_dir: str | Path,
     output_dir: str | Path,
     directions: Iterable[tuple[str, str]],
-) -> None:
+    min_share: float = MIN_SHARE,
+) -> list[str]:
     """Write ``train``, ``dev`` and ``test`` below ``output_dir``, all or none.
 
     Args:
         covost2_dir: folder of the translations.
-        common_voice_dir: folder of Common Voice 4.0, with a folder per language.
+        common_voice_dir: folder of a Common Voice release, with a folder per language.
         output_dir: folder of the data dirs.
         directions: pairs such as ``("en", "de")``.
+        min_share: least share of the clips of each set and spoken language that the
+            release must have.
+
+    Returns:
+        One line about the rows found of each set and spoken language, and others.
 
     Raises:
-        UserError: a file or column is missing, or a language has no clip.
+        UserError: a file, a column or too many clips are missing, or a language has no
+            clip.
     """
+    check_min_share(min_share)
     directions = list(directions)
     covost2_dir, common_voice_dir = Path(covost2_dir), Path(common_voice_dir)
     translations = {
@@ -153,7 +187,14 @@ def prepare_covost2(
     for source in sources:
         _check_common_voice(common_voice_dir, source)
     dropped: list[list[Dropped]] = [[] for _ in SETS]
-    set_of = _read_splits(translations.values(), dropped)
+    sets_of = {
+        source: _read_splits(
+            [path for d, path in translations.items() if d[0] == source],
+            two_letters(source),
+            dropped,
+        )
+        for source in sources
+    }
     with ExitStack() as stack:
         folders = [
             stack.enter_context(
@@ -163,7 +204,10 @@ def prepare_covost2(
             )
             for name in SETS
         ]
-        utterances = _write_speech(folders, common_voice_dir, sources, set_of, dropped)
+        utterances, shares, lines = _write_speech(
+            folders, common_voice_dir, sets_of, dropped
+        )
+        lines = check_shares(common_voice_dir, output_dir, shares, min_share) + lines
         for target in dict.fromkeys(target for _, target in directions):
             paths = [path for d, path in translations.items() if d[1] == target]
             _write_translations(folders, target, paths, utterances, dropped)
@@ -175,6 +219,7 @@ def prepare_covost2(
                     f"{common_voice_dir}: no clip of the set {name} is left"
                     + (first if entries else "")
                 )
+    return lines
 
 
 def two_letters(language: str) -> str:
@@ -247,12 +292,15 @@ def _check_common_voice(common_voice_dir: Path, source: str) -> None:
     ):
         if not path.exists():
             raise UserError(
-                f"{path}: not found; unpack Common Voice 4.0 (2019-12-10) of {source} "
-                f"into {common_voice_dir / source}"
+                f"{path}: not found; unpack a Common Voice release of {source} into "
+                f"{common_voice_dir / source}; 4.0 (2019-12-10) has all clips, later "
+                "ones most"
             )
 
 
-def _read_splits(paths: Iterable[Path], dropped: list[list[Dropped]]) -> dict[str, int]:
+def _read_splits(
+    paths: Iterable[Path], language: str, dropped: list[list[Dropped]]
+) -> dict[str, int]:
     """Assign each clip to a set; a clip in two sets is kept in test or dev."""
     set_of: dict[str, int] = {}
     for path in paths:
@@ -265,9 +313,11 @@ def _read_splits(paths: Iterable[Path], dropped: list[list[Dropped]]) -> dict[st
             if before != place:
                 set_of[clip] = max(before, place)
                 detail = f"{clip} is in {SETS[max(before, place)]} too; {path.name}"
-                dropped[min(before, place)].append(_drop(clip, "in two sets", detail))
+                dropped[min(before, place)].append(
+                    _drop(clip, "in two sets", detail, language)
+                )
         dropped[0] += [
-            _drop(f"{path.name}:{problem.split(':')[0]}", "bad row", problem)
+            _drop(f"{path.name}:{problem.split(':')[0]}", "bad row", problem, language)
             for problem in problems
         ]
     return set_of
@@ -276,57 +326,87 @@ def _read_splits(paths: Iterable[Path], dropped: list[list[Dropped]]) -> dict[st
 def _write_speech(
     folders: list[Path],
     common_voice_dir: Path,
-    sources: list[str],
-    set_of: dict[str, int],
+    sets_of: dict[str, dict[str, int]],
     dropped: list[list[Dropped]],
-) -> list[dict[str, str]]:
-    """Write all tables except translations; empties ``set_of`` to save memory.
+) -> tuple[list[dict[str, str]], list[Share], list[str]]:
+    """Write all tables except translations; empties ``sets_of`` to save memory.
+
+    Args:
+        sets_of: spoken language -> clip -> number of its set.
 
     Returns:
-        For each set, clip -> utterance.
+        For each set, clip -> utterance; the share of each set and language; and one
+        line for each language with clips that are no longer validated.
     """
     utterances: list[dict[str, str]] = [{} for _ in SETS]
     texts: list[dict[str, str]] = [{} for _ in SETS]
     spoken: list[dict[str, str]] = [{} for _ in SETS]  # utterance -> language
-    for source in sources:
-        listed = common_voice_dir / source / "validated.tsv"
+    shares, lines = [], []
+    for source, set_of in sets_of.items():
         clips = _clips_folder(common_voice_dir, source)
+        language = two_letters(source)
         present = {entry.name for entry in os.scandir(clips)}
-        found = False
-
-        def bad_row(number: int, problem: str, source: str = source) -> None:
-            line = f"{source}/validated.tsv:{number}"
-            dropped[0].append(_drop(line, "bad row", problem))
-
-        for row in read_clips(listed, ("client_id", "path", "sentence"), bad_row):
-            clip = row["path"]
+        rows = Counter(set_of.values())
+        missing: list[list[Dropped]] = [[] for _ in SETS]
+        origins: Counter[str] = Counter()
+        for name, row in _listed_clips(common_voice_dir / source, set_of, dropped[0]):
+            clip = clip_name(row["path"])
             place = set_of.pop(clip, None)
             if place is None:
                 continue
             stem = clip.removesuffix(".mp3")
             utterance = f"{row['client_id'][:SPEAKER_LENGTH] or stem}-{stem}"
             if clip not in present:
-                dropped[place].append(_drop(utterance, "no audio file", clip))
+                lost = _drop(utterance, "no audio file", clip, language)
+                missing[place].append(lost)
                 continue
-            found = True
+            origins[name] += 1
             utterances[place][clip] = utterance
             spoken[place][utterance] = source
             texts[place][utterance] = clean_text(_ESCAPED.sub(r"\1", row["sentence"]))
-        if not found:
+        if not origins:
             raise UserError(
-                f"{clips}: contains none of CoVoST 2's clips in {listed}; "
-                f"unpack Common Voice 4.0 (2019-12-10) of {source} there"
+                f"{clips}: contains none of CoVoST 2's clips in "
+                f"{common_voice_dir / source / _TABLES[0]}; unpack a Common Voice "
+                f"release of {source} there; 4.0 (2019-12-10) has all clips"
             )
-    for clip, place in set_of.items():
-        dropped[place].append(_drop(clip, "not in validated.tsv"))
-    set_of.clear()
+        for clip, place in set_of.items():
+            missing[place].append(_drop(clip, "not in the release", "", language))
+        set_of.clear()
+        for place, name in enumerate(SETS):
+            dropped[place] += missing[place]
+            if rows[place]:
+                label = name if len(sets_of) == 1 else f"{name}, {source}"
+                shares.append(Share(label, rows[place], missing[place]))
+        lines += [
+            f"{source}: {count:,} of these clips are in {name} of the release"
+            for name, count in origins.items()
+            if name != _TABLES[0]
+        ]
     for folder, table in zip(folders, texts, strict=True):
         write_table(folder / "text", table)
         table.clear()
     for place, folder in enumerate(folders):
         _write_origin(folder, utterances[place], spoken[place], common_voice_dir)
         spoken[place].clear()
-    return utterances
+    return utterances, shares, lines
+
+
+def _listed_clips(
+    folder: Path, wanted: dict[str, int], dropped: list[Dropped]
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield (name, row) of a language's TSV files until no clip is wanted any more."""
+    columns = ("client_id", "path", "sentence")
+    for name in _TABLES:
+
+        def bad_row(number: int, problem: str, name: str = name) -> None:
+            line = f"{folder.name}/{name}:{number}"
+            language = two_letters(folder.name)
+            dropped.append(_drop(line, "bad row", problem, language))
+
+        if wanted and (name == _TABLES[0] or (folder / name).is_file()):
+            for row in read_clips(folder / name, columns, bad_row):
+                yield name, row
 
 
 def _write_origin(
@@ -378,7 +458,8 @@ def _write_translations(
             text = clean_text(translation)
             if reason := _unusable(text, SETS[place]):
                 detail = f"into {code}: {text}"
-                dropped[place].append(_drop(utterance, reason, detail))
+                language = two_letters(path.name.split(".")[1].split("_")[0])
+                dropped[place].append(_drop(utterance, reason, detail, language))
             else:
                 tables[place].setdefault(utterance, text)
     for folder, table in zip(folders, tables, strict=True):
@@ -396,5 +477,5 @@ def _unusable(translation: str, name: str) -> str | None:
     return "damaged translation" if is_damaged(translation) else None
 
 
-def _drop(identity: str, reason: str, detail: str = "") -> Dropped:
-    return Dropped(identity, "prepare_data", reason, detail)
+def _drop(identity: str, reason: str, detail: str, language: str) -> Dropped:
+    return Dropped(identity, "prepare_data", reason, detail, language)

@@ -1,7 +1,7 @@
 """CSJ, the Corpus of Spontaneous Japanese: 661 hours of spontaneous and read talks.
 
 Source: NINJAL (https://clrd.ninjal.ac.jp/csj/en/), under its own licence. Layout of the
-edition on one drive::
+edition on one drive (``_csj_editions.py`` describes that on DVDs)::
 
     <root>/WAV/{core,noncore}/<talk>.wav              16 kHz, mono; a monologue
     <root>/WAV/{core,noncore}/<talk>-{L,R}.wav        a dialogue, one file per speaker
@@ -13,7 +13,7 @@ M other, R read again, D dialogue; kind, speaker's sex and a number follow. Line
 SDB file have tab-separated fields, of which the fourth (``0099 00280.998-00284.221
 L:-001-001``: segment number, times, channel, position) and the sixth (the word with its
 tags) are used. Of the XML, the attributes of ``IPU`` (a segment) and
-``OrthographicTranscription`` of its ``SUW`` elements are used. Both editions give the
+``OrthographicTranscription`` of its ``SUW`` elements are used. All editions give the
 same data; the SDB is preferred.
 
 Output: data dirs ``train``, ``dev``, ``eval1``, ``eval2`` and ``eval3``, with
@@ -28,9 +28,13 @@ Utterances are the same for fluent and disfluent text. In a dialogue, each chann
 joined separately, whereas Kaldi ends an utterance when the other speaker begins.
 
 Sets: the three official evaluation sets have ten talks each; other talks of a speaker
-of eval2 (A01M0056) are not used; dev is the 39 talks of lhotse's list; all others are
-train, where at most 300 utterances with the same text are kept (Kaldi's limit; Kaldi
-draws them at random, we use a hash of the utterance id).
+of eval2 (A01M0056) are not used; dev is the 39 talks of lhotse's list or, with
+``dev_utterances``, the first utterances of the others by id (4,000 in ESPnet, whose
+last talk is in train, too); all others are train, where at most 300 utterances with the
+same text are kept (Kaldi's limit; Kaldi draws them at random, we use a hash of the
+utterance id). A dev or evaluation set that lacks talks is reported, one that lacks all
+of them is refused. In these sets an utterance that ends after its recording is kept and
+ends with it; in train it is dropped.
 """
 
 from __future__ import annotations
@@ -38,18 +42,24 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 from speechllm.audio.io import MAX_OVERSHOOT_SECONDS
-from speechllm.corpora._csj_tags import MASK, Text, Word, read_words
+from speechllm.corpora._csj_editions import (
+    EDITIONS,
+    KINDS,
+    Segment,
+    concatenate,
+    find_recording,
+    find_transcripts,
+)
+from speechllm.corpora._csj_tags import MASK
 from speechllm.corpora._read_speech import STAGE
 from speechllm.data.data_dir import fill_data_dir
-from speechllm.data.kaldi_table import DATA_DIR, Dropped
+from speechllm.data.kaldi_table import DATA_DIR, DROPPED, Dropped
 from speechllm.utils.errors import UserError
 from speechllm.utils.folders import atomic_directory
 
@@ -71,27 +81,14 @@ DEV = (
     "S08F1340 S09M0619 S10M1090 S10M1275 S11F0578 S11M0864 S11M1174"
 )
 SETS = ("train", "dev", *EVALUATION)
+# Utterances of ESPnet's recipe, from the results that it publishes.
+ESPNET_UTTERANCES = {"eval1": 1272, "eval2": 1292, "eval3": 1385}
 STYLES = ("fluent", "disfluent")
-KINDS = "ASMRD"  # first letters of the talks
 _SET_OF = {
     talk: name
     for name, talks in {**EVALUATION, "dev": DEV, "excluded": EXCLUDED}.items()
     for talk in talks.split()
 }
-_PARTS = ("core", "noncore")
-_TALK = re.compile(rf"[{KINDS}]\d\d[FM]\d{{4}}$")
-_TIME = re.compile(r"(\d+) (\d+(?:\.\d+)?)-(\d+(?:\.\d+)?) ([LR]):")
-_DECLARATION = re.compile(rb"^\s*<\?xml[^>]*?encoding=[\"']([\w-]+)[\"'][^>]*\?>")
-_HALF_WIDTH_KANA = re.compile("[\uff61-\uff9f]")
-
-
-@dataclass
-class Segment:
-    """Speech between two pauses: start and end in seconds, and its text."""
-
-    start: float
-    end: float
-    text: Text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -103,7 +100,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--style", choices=STYLES, default="disfluent", help="style of the text"
     )
     parser.add_argument(
-        "--edition", choices=tuple(EDITIONS), help="edition to read [sdb if present]"
+        "--edition",
+        choices=tuple(EDITIONS),
+        help="edition to read [the first of these that is there]",
     )
     parser.add_argument("--kinds", default=KINDS, help="first letters of talks to use")
     parser.add_argument(
@@ -118,6 +117,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=300,
         help="maximum number of training utterances with the same text",
     )
+    parser.add_argument(
+        "--dev_utterances",
+        type=int,
+        default=0,
+        help="take the first N training utterances as dev, in ESPnet 4000 "
+        "[0: 39 talks of lhotse's list]",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -130,6 +136,7 @@ def run(args: argparse.Namespace) -> None:
         args.gap,
         args.max_seconds,
         args.max_same_text,
+        args.dev_utterances,
     )
     for line in results:
         print(line)
@@ -144,6 +151,7 @@ def prepare_csj(
     gap: float = 0.5,
     max_seconds: float = 10.0,
     max_same_text: int = 300,
+    dev_utterances: int = 0,
 ) -> list[str]:
     """Write the data dirs of :data:`SETS` below ``output_dir``, all or none.
 
@@ -151,11 +159,13 @@ def prepare_csj(
         csj_dir: folder of the corpus.
         output_dir: folder of the data dirs.
         style: ``disfluent`` (as spoken) or ``fluent`` (as intended).
-        edition: ``sdb`` or ``xml``; by default the SDB if there is one.
+        edition: ``sdb``, ``xml`` or ``dvd``; by default the first that is there.
         kinds: first letters of the talks to use; the evaluation sets use all.
         gap: longest pause within an utterance in seconds.
         max_seconds: length in seconds above which no further segment is joined.
         max_same_text: maximum number of training utterances with the same text.
+        dev_utterances: number of training utterances to take as dev; 0 for the talks of
+            lhotse's list.
 
     Returns:
         One line about each set, and warnings.
@@ -168,19 +178,25 @@ def prepare_csj(
         raise UserError(f"style {style!r} is unknown; use {' or '.join(STYLES)}")
     if not kinds or set(kinds) - set(KINDS):
         raise UserError(f"kinds {kinds!r}: use letters of {KINDS}, such as AM")
+    if dev_utterances < 0:
+        raise UserError(f"--dev_utterances {dev_utterances}: give a number from 0 on")
     root = Path(csj_dir)
     transcripts, edition = find_transcripts(root, edition)
-    sets: dict[str, _Set] = {name: _Set() for name in SETS}
+    sets: dict[str, _Set] = {name: _Set(whole=name != "train") for name in SETS}
     for talk, path in sorted(transcripts.items()):
         name = _SET_OF.get(talk, "train")
+        if name == "dev" and dev_utterances:
+            name = "train"
         if name == "excluded" or (name in ("train", "dev") and talk[0] not in kinds):
             continue
         sets[name].talks.add(talk)
         for channel, segments in EDITIONS[edition](path, talk):
             recording = talk if talk[0] != "D" else f"{talk}-{channel}"
-            wav = root / "WAV" / path.parent.name / f"{recording}.wav"
+            wav = find_recording(root, path, edition, recording)
             utterances = join_segments(segments, gap, max_seconds)
             sets[name].add(recording, wav, utterances, style)
+    if dev_utterances:
+        sets["dev"] = sets["train"].take_first(dev_utterances, root)
     for name, one in sets.items():
         if not one.tables["text"]:
             raise UserError(_why_empty(root, name, one))
@@ -193,170 +209,23 @@ def prepare_csj(
             fill_data_dir(new, one.tables, one.dropped)
     for name, one in sets.items():
         lines.append(one.describe(Path(output_dir) / name))
-        if missing := set(EVALUATION.get(name, "").split()) - one.talks:
+        talks = set(EVALUATION.get(name, "").split())
+        if name == "dev" and not dev_utterances:
+            talks = {talk for talk in DEV.split() if talk[0] in kinds}
+        as_espnet = (gap, max_seconds, style) == (0.5, 10.0, "disfluent")
+        expected = ESPNET_UTTERANCES.get(name) if as_espnet else None
+        count = len(one.tables["text"])
+        if missing := talks - one.talks:
             lines.append(
-                f"warning: {name} lacks {len(missing)} of its 10 talks "
+                f"warning: {name} lacks {len(missing)} of its {len(talks)} talks "
                 f"({', '.join(sorted(missing))}): scores are not comparable"
             )
-    return lines
-
-
-def find_transcripts(
-    root: Path, edition: str | None = None
-) -> tuple[dict[str, Path], str]:
-    """Return {talk: transcript} and the edition found.
-
-    Raises:
-        UserError: there are no transcripts, or two of the same talk.
-    """
-    if not root.is_dir():
-        raise UserError(f"{root}: no such folder; give the folder with WAV, MORPH, …")
-    wanted = [edition] if edition else ["sdb", "xml"]
-    folders = {"sdb": root / "MORPH" / "SDB", "xml": root / "XML"}
-    for name in wanted:
-        found: dict[str, Path] = {}
-        for part in _PARTS:
-            for path in sorted(folders[name].rglob(f"{part}/*.{name}")):
-                if found.setdefault(path.stem, path) != path:
-                    raise UserError(
-                        f"{path}: {found[path.stem]} is the same talk; remove one"
-                    )
-        found = {talk: path for talk, path in found.items() if _TALK.match(talk)}
-        if found:
-            return found, name
-    places = " nor ".join(f"{folders[n]}/**/{{core,noncore}}/*.{n}" for n in wanted)
-    there = ", ".join(sorted(path.name for path in root.iterdir())[:5]) or "nothing"
-    raise UserError(
-        f"{root}: no {places}; give the folder of CSJ that contains WAV, and MORPH or "
-        f"XML; it contains: {there}"
-    )
-
-
-def read_sdb(path: Path, talk: str) -> list[tuple[str, list[Segment]]]:
-    """Read the segments of each channel from an SDB file, ordered by time."""
-    numbers: dict[str, dict[str, int]] = defaultdict(dict)
-    times: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    words: dict[str, list[Word]] = defaultdict(list)
-    for number, line in enumerate(_read_shift_jis(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        fields = line.rstrip("\r").split("\t")
-        match = _TIME.match(fields[3]) if len(fields) > 5 else None
-        if not match:
-            raise UserError(
-                f"{path}:{number}: not a line of an SDB file; expected a fourth field "
-                "such as '0001 00000.433-00002.150 L:-001-001'"
+        elif expected is not None and count != expected:
+            lines.append(
+                f"warning: {name} has {count:,} utterances, in ESPnet's recipe "
+                f"{expected:,}; see {Path(output_dir) / name / DROPPED}"
             )
-        segment, start, end, channel = match.groups()
-        known = numbers[channel]
-        if segment not in known:
-            known[segment] = len(known)
-            times[channel].append((float(start), float(end)))
-        words[channel].append(Word(fields[5], known[segment], f"{path}:{number}"))
-    return _channels(path, times, words)
-
-
-def read_xml(path: Path, talk: str) -> list[tuple[str, list[Segment]]]:
-    """Read the segments of each channel from an XML file, ordered by time."""
-    from xml.etree import ElementTree
-
-    content = path.read_bytes()
-    declared = _DECLARATION.match(content)
-    encoding = declared[1].decode().lower() if declared else "utf-8"
-    if encoding in ("shift_jis", "shift-jis", "sjis", "windows-31j", "cp932"):
-        text = _read_shift_jis(path)  # expat does not support this encoding
-        content = text[len(declared[0].decode("ascii")) :].encode("utf-8")
-    try:
-        talk_element = ElementTree.fromstring(content)
-    except (ElementTree.ParseError, LookupError, ValueError) as error:
-        raise UserError(
-            f"{path}: not a complete XML file ({error}); copy it again"
-        ) from None
-    times: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    words: dict[str, list[Word]] = defaultdict(list)
-    for unit in talk_element.iter("IPU"):
-        number = unit.get("IPUID", "?")
-        channel = unit.get("Channel") or "L"
-        try:
-            span = float(unit.attrib["IPUStartTime"]), float(unit.attrib["IPUEndTime"])
-        except (KeyError, ValueError) as error:
-            raise UserError(
-                f"{path}: IPU {number}: no start or end time ({error}); copy it again"
-            ) from None
-        times[channel].append(span)
-        for word in unit.iter("SUW"):
-            text = word.get("OrthographicTranscription", "")
-            segment = len(times[channel]) - 1
-            words[channel].append(Word(text, segment, f"{path}: IPU {number}"))
-    return _channels(path, times, words)
-
-
-EDITIONS = {"sdb": read_sdb, "xml": read_xml}
-
-
-def _channels(
-    path: Path,
-    times: dict[str, list[tuple[float, float]]],
-    words: dict[str, list[Word]],
-) -> list[tuple[str, list[Segment]]]:
-    if not times:
-        raise UserError(f"{path}: the transcript is empty; copy it again")
-    channels = []
-    for channel, spans in sorted(times.items()):
-        texts, tied = read_words(words[channel], len(spans))
-        segments = [
-            Segment(start, end, text)
-            for (start, end), text in zip(spans, texts, strict=True)
-        ]
-        channels.append((channel, _tie(segments, tied)))
-    return channels
-
-
-def _tie(segments: list[Segment], tied: list[tuple[int, int]]) -> list[Segment]:
-    """Join the segments that a tag with alternatives spans."""
-    tied_to_previous = {
-        index for first, last in tied for index in range(first + 1, last + 1)
-    }
-    joined: list[Segment] = []
-    for index, segment in enumerate(segments):
-        if index in tied_to_previous:
-            joined[-1] = _join([joined[-1], segment])
-        else:
-            joined.append(segment)
-    return joined
-
-
-def _read_shift_jis(path: Path) -> str:
-    """Decode a file of the corpus.
-
-    Half-width kana do not occur in CSJ, so that they indicate another encoding.
-
-    Raises:
-        UserError: the file is not Shift-JIS; names line and probable encoding.
-    """
-    content = path.read_bytes()
-    try:
-        text = content.decode("cp932")
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        problem = f"{path}:{line}: not Shift-JIS (byte 0x{content[error.start]:02x})"
-    else:
-        match = _HALF_WIDTH_KANA.search(text)
-        if not match:
-            return text
-        line = text[: match.start()].count("\n") + 1
-        problem = f"{path}:{line}: not Shift-JIS"
-    for name in ("utf-8", "euc_jp"):
-        try:
-            content.decode(name)
-        except UnicodeDecodeError:
-            continue
-        problem += f", it looks like {name.replace('_', '-').upper()}"
-        break
-    raise UserError(
-        f"{problem}; use the file as NINJAL delivers it, or convert it with 'iconv -t "
-        "CP932'"
-    )
+    return lines
 
 
 def join_segments(
@@ -379,20 +248,18 @@ def join_segments(
                 current.append(segment)
                 continue
         utterances.append([segment])
-    return [_join(utterance) for utterance in utterances]
-
-
-def _join(segments: list[Segment]) -> Segment:
-    text = Text(
-        *map("".join, zip(*(segment.text for segment in segments), strict=True))
-    )
-    return Segment(segments[0].start, segments[-1].end, text)
+    return [concatenate(utterance) for utterance in utterances]
 
 
 class _Set:
-    """The tables and dropped utterances of a set while the corpus is read."""
+    """The tables and dropped utterances of a set while the corpus is read.
 
-    def __init__(self) -> None:
+    Args:
+        whole: keep utterances that end after their recording, up to its end.
+    """
+
+    def __init__(self, whole: bool = False) -> None:
+        self.whole = whole
         names = ("wav.scp", "segments", "utt2spk", "utt2lang", "utt2dur", "text")
         self.tables: dict[str, dict[str, str]] = {name: {} for name in names}
         self.dropped: list[Dropped] = []
@@ -406,6 +273,7 @@ class _Set:
         for one in utterances:
             text = getattr(one.text, style)
             start, end = round(1000 * one.start), round(1000 * one.end)
+            last = min(one.end, seconds) if self.whole else one.end
             utterance = f"{recording}_{start:07d}_{end:07d}"
             if problem:
                 self.drop(utterance, *problem)
@@ -415,20 +283,38 @@ class _Set:
                 self.drop(utterance, "empty text", one.text.disfluent)
             elif end <= start:
                 self.drop(utterance, "no duration", text)
-            elif one.end > seconds + MAX_OVERSHOOT_SECONDS:
+            elif last > seconds + MAX_OVERSHOOT_SECONDS or last <= one.start + 5e-4:
                 detail = f"ends at {one.end:.2f} s of {seconds:.2f} s in {wav}"
                 self.drop(utterance, "past the end of the recording", detail)
             else:
-                times = f"{recording} {one.start:.3f} {one.end:.3f}"
+                times = f"{recording} {one.start:.3f} {last:.3f}"
                 self.tables["segments"][utterance] = times
                 self.tables["utt2spk"][utterance] = recording
                 self.tables["utt2lang"][utterance] = "ja"
-                self.tables["utt2dur"][utterance] = f"{one.end - one.start:.3f}"
+                self.tables["utt2dur"][utterance] = f"{last - one.start:.3f}"
                 self.tables["text"][utterance] = text
                 self.tables["wav.scp"][recording] = os.path.abspath(wav)
 
     def drop(self, utterance: str, reason: str, detail: str) -> None:
         self.dropped.append(Dropped(utterance, STAGE, reason, detail))
+
+    def take_first(self, count: int, root: Path) -> _Set:
+        """Move the first utterances by id to a new set."""
+        utterances = sorted(self.tables["text"])
+        if len(utterances) <= count:
+            raise UserError(
+                f"{root}: {len(utterances)} training utterances are too few for "
+                f"--dev_utterances {count}"
+            )
+        taken = _Set()
+        for utterance in utterances[:count]:
+            recording = self.tables["utt2spk"][utterance]
+            taken.tables["wav.scp"][recording] = self.tables["wav.scp"][recording]
+            taken.talks.add(recording.partition("-")[0])
+            for name in self.tables.keys() - {"wav.scp"}:
+                taken.tables[name][utterance] = self.tables[name].pop(utterance)
+        self._remove_unused_recordings()
+        return taken
 
     def limit_same_texts(self, most: int) -> None:
         """Keep at most ``most`` utterances of a text, chosen by a hash of their ids."""
@@ -441,6 +327,9 @@ class _Set:
                 self.drop(utterance, "same text too often", text)
                 for name in self.tables.keys() - {"wav.scp"}:
                     del self.tables[name][utterance]
+        self._remove_unused_recordings()
+
+    def _remove_unused_recordings(self) -> None:
         used = {value.split()[0] for value in self.tables["segments"].values()}
         for recording in self.tables["wav.scp"].keys() - used:
             del self.tables["wav.scp"][recording]
@@ -470,9 +359,12 @@ def _length(wav: Path) -> tuple[float, tuple[str, str] | None]:
 def _why_empty(root: Path, name: str, one: _Set) -> str:
     talks = EVALUATION.get(name, DEV if name == "dev" else "any other").split()
     if not one.talks:
+        instead = ""
+        if name == "dev":
+            instead = ", or use training utterances instead: --dev_utterances 4000"
         return (
             f"{root}: no transcript of {name} ({', '.join(talks[:3])}, …); copy the "
-            "whole corpus"
+            f"whole corpus{instead}"
         )
     first = f"{one.dropped[0].reason}: {one.dropped[0].detail}" if one.dropped else ""
     return (

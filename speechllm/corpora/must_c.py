@@ -21,9 +21,16 @@ languages are one utterance with several translations. Texts are unchanged excep
 invisible characters.
 
 Dropped and listed in ``dropped.tsv``: segments that are empty, that start after the end
-of their talk, or whose talk has no file. From ``train``, talks that are in another set
-(of any prepared language) and segments without speech, such as "(Applause)"; from
-``dev``, talks that are in a test set.
+of their talk, or whose talk has no file. A segment that ends after its talk is dropped
+from ``train``; in the other sets, which stay whole, it ends with its talk. From
+``train``, talks that are in another set (of any prepared language) and segments without
+speech, such as "(Applause)", are dropped; from ``dev``, talks that are in a test set.
+
+With ``espnet``, segments and texts are those of ESPnet's recipe (``egs2/must_c/st1``):
+segments below 0.2 s are lengthened to 0.2 s about their middle, segments that are
+listed more than once are dropped (all copies), punctuation is normalised by Moses'
+script, and nothing is dropped for its talk or for lack of speech. ESPnet's tokenised
+and lower-cased texts are not made: tokenizers and scorers here take plain text.
 """
 
 from __future__ import annotations
@@ -33,7 +40,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,6 +69,7 @@ _SIMPLE_LINE = re.compile(
 )
 _SOUNDS = re.compile(r"\([^()]*\)|\[[^\[\]]*\]|[♪♫]")  # (Applause), [Music], ♫
 _UNSAFE = re.compile(r"[^\w.]")
+_SHORTEST_SECONDS = 0.2  # to which ESPnet lengthens segments
 
 
 class Segment(NamedTuple):
@@ -78,6 +86,7 @@ class _Set:
     """A set's tables over all languages while its lists are read."""
 
     name: str
+    espnet: bool = False
     segments: dict[str, str] = field(default_factory=dict)  # utterance -> value
     lines: dict[str, list[str | None]] = field(default_factory=dict)  # by language
     recordings: dict[str, str] = field(default_factory=dict)
@@ -99,10 +108,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tgt_lang", nargs="+", required=True, help="target languages, such as de fr"
     )
     parser.add_argument("--sets", nargs="+", default=SETS, help="sets to prepare")
+    parser.add_argument(
+        "--espnet",
+        action="store_true",
+        help="segments and texts of ESPnet's recipe: lengthen segments below 0.2 s, "
+        "drop repeated ones, normalise punctuation (needs sacremoses)",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
-    prepare_must_c(args.must_c_dir, args.output, args.tgt_lang, args.sets)
+    prepare_must_c(args.must_c_dir, args.output, args.tgt_lang, args.sets, args.espnet)
     print("| set | utterances | hours | left out |\n| --- | ---: | ---: | ---: |")
     for name in args.sets:
         total = statistics(args.output / name)[-1]
@@ -118,6 +133,7 @@ def prepare_must_c(
     output_dir: str | Path,
     languages: Iterable[str],
     sets: Iterable[str] = SETS,
+    espnet: bool = False,
 ) -> None:
     """Write a data dir for each set below ``output_dir``, all or none.
 
@@ -126,11 +142,15 @@ def prepare_must_c(
         output_dir: folder of the data dirs.
         languages: target languages, two-letter codes.
         sets: names of sets.
+        espnet: prepare segments and texts as ESPnet's recipe does.
 
     Raises:
         UserError: a file is missing, a list and its texts differ in length, a line
-            cannot be read, or all talks of a set lack their file.
+            cannot be read, all talks of a set lack their file, or ``espnet`` is given
+            and sacremoses is not installed.
     """
+    if espnet:
+        _punctuation_normalizer(SOURCE)  # before anything is read
     languages = list(dict.fromkeys(languages))
     sets = list(dict.fromkeys(sets))
     for name in sets:  # before anything is written
@@ -139,8 +159,9 @@ def prepare_must_c(
     taken: dict[str, str] = {}  # talk -> the test or dev set it belongs to
     with ExitStack() as stack:
         for name in sorted(sets, key=_training_last):
-            held_out = {} if name.startswith("tst") else taken
-            gathered = _gather(Path(must_c_dir), name, languages, held_out)
+            held_out = {} if espnet or name.startswith("tst") else taken
+            gathered = _Set(name, espnet)
+            _gather(gathered, Path(must_c_dir), languages, held_out)
             taken |= dict.fromkeys(gathered.talks, name)
             folder = Path(output_dir) / name
             new = stack.enter_context(atomic_directory(folder, DATA_DIR, [must_c_dir]))
@@ -274,23 +295,34 @@ def _raise_unequal_lengths(counts: dict[Path, int]) -> None:
 
 
 def _gather(
-    must_c_dir: Path, name: str, languages: list[str], held_out: dict[str, str]
-) -> _Set:
+    gathered: _Set, must_c_dir: Path, languages: list[str], held_out: dict[str, str]
+) -> None:
     """Read the lists of one set in all languages and select the segments to keep."""
-    gathered = _Set(name)
+    name = gathered.name
     sizes: dict[str, int] = {}
     for language in languages:
         wavs, listed, transcripts, _ = _files(must_c_dir, name, language)
         segments = read_segments(listed)
+        if gathered.espnet:
+            segments = [_lengthen(segment) for segment in segments]
         lines = count_lines(transcripts)
         if len(segments) != lines:
             _raise_unequal_lengths({listed: len(segments), transcripts: lines})
         talks = _Talks(wavs, language, gathered.recordings, sizes)
+        ids = [_utterance(one, talks.recording(one.wav)) for one in segments]
+        repeated = {key for key, count in Counter(ids).items() if count > 1}
         seen: Counter[str] = Counter()
         kept = gathered.lines[language] = []
-        for segment in segments:
-            utterance = _utterance(segment, talks.recording(segment.wav), seen)
+        for utterance, segment in zip(ids, segments, strict=True):
+            if utterance in repeated:
+                seen[utterance] += 1
+                if seen[utterance] > 1:
+                    utterance += f"-{seen[utterance]}"
+            if name != "train":
+                segment = talks.clamp(segment)
             problem = talks.problem(segment)
+            if gathered.espnet and ids[len(kept)] in repeated:
+                problem = ("listed more than once", segment.wav)
             talk = Path(segment.wav).stem
             if held_out.get(talk, name) != name:
                 problem = (f"talk also in {held_out[talk]}", segment.wav)
@@ -311,19 +343,24 @@ def _gather(
                 f"{listed}: none of its segments can be used; {why}; unpack the whole "
                 "corpus"
             )
-    return gathered
 
 
-def _utterance(segment: Segment, recording: str, seen: Counter[str]) -> str:
-    """Return a segment's utterance id; repeated segments get a number."""
+def _lengthen(segment: Segment) -> Segment:
+    """Lengthen a segment below 0.2 s about its middle, within the talk's start."""
+    missing = _SHORTEST_SECONDS - (segment.end - segment.start)
+    if not 0 < missing < math.inf:
+        return segment
+    start, end = segment.start - missing / 2, segment.end + missing / 2
+    return segment._replace(start=max(start, 0.0), end=end)
+
+
+def _utterance(segment: Segment, recording: str) -> str:
+    """Return a segment's utterance id, which repeated segments share."""
     start, end = (
         f"{max(round(1000 * second), 0):07d}" if math.isfinite(second) else "nan"
         for second in (segment.start, segment.end)
     )
-    speaker = _UNSAFE.sub("_", segment.speaker)
-    name = f"{speaker}-{recording}-{start}-{end}"
-    seen[name] += 1
-    return name if seen[name] == 1 else f"{name}-{seen[name]}"
+    return f"{_UNSAFE.sub('_', segment.speaker)}-{recording}-{start}-{end}"
 
 
 class _Talks:
@@ -362,16 +399,27 @@ class _Talks:
         times = f"{segment.start:g} to {segment.end:g} s"
         if not (0 <= segment.start and segment.start + 5e-4 <= segment.end):
             return "empty segment", times
-        if segment.wav not in self.lengths:
-            self.lengths[segment.wav] = self._length(segment.wav)
-        length = self.lengths[segment.wav]
+        length = self.length(segment.wav)
         if isinstance(length, tuple):
             return length
         if segment.start >= length or segment.end > length + MAX_OVERSHOOT_SECONDS:
             return "past the end of its talk", f"{times}; {segment.wav}: {length:.2f} s"
         return None
 
-    def _length(self, wav: str) -> float | tuple[str, str]:
+    def clamp(self, segment: Segment) -> Segment:
+        """End a segment with its talk, if it begins before the talk's end."""
+        length = self.length(segment.wav)
+        if isinstance(length, tuple) or not segment.start + 5e-4 <= length:
+            return segment
+        return segment._replace(end=min(segment.end, length))
+
+    def length(self, wav: str) -> float | tuple[str, str]:
+        """Return a talk's length in seconds, or (reason, detail) if it has none."""
+        if wav not in self.lengths:
+            self.lengths[wav] = self._measure(wav)
+        return self.lengths[wav]
+
+    def _measure(self, wav: str) -> float | tuple[str, str]:
         from speechllm.audio.io import audio_info
 
         path = self.folder / wav
@@ -387,13 +435,15 @@ def _write(new: Path, gathered: _Set, must_c_dir: Path) -> None:
     """Write the tables of a set into a folder, one after the other to save memory."""
     name, segments = gathered.name, gathered.segments
     transcripts: dict[str, str] = {}
+    clean = _cleaner(gathered, SOURCE)
+    drops_sounds = name == "train" and not gathered.espnet
     for language, kept in gathered.lines.items():
         path = _files(must_c_dir, name, language)[2]
         for utterance, line in zip(kept, read_lines(path), strict=True):
             if utterance is None or utterance in transcripts:
                 continue
-            text = clean_text(line)
-            if name == "train" and text and not _SOUNDS.sub("", text).strip():
+            text = clean(line)
+            if drops_sounds and text and not _SOUNDS.sub("", text).strip():
                 if segments.pop(utterance, None):
                     gathered.drop(utterance, "no speech", text)
             elif utterance in segments:
@@ -402,8 +452,9 @@ def _write(new: Path, gathered: _Set, must_c_dir: Path) -> None:
     del transcripts
     for language, kept in gathered.lines.items():
         path = _files(must_c_dir, name, language)[3]
+        clean = _cleaner(gathered, language)
         texts = (
-            (utterance, clean_text(line))
+            (utterance, clean(line))
             for utterance, line in zip(kept, read_lines(path), strict=True)
             if utterance in segments
         )
@@ -420,3 +471,27 @@ def _write(new: Path, gathered: _Set, must_c_dir: Path) -> None:
     del speakers
     write_spk2utt(new)
     write_dropped(new, gathered.dropped)
+
+
+def _cleaner(gathered: _Set, language: str) -> Callable[[str], str]:
+    """Return the function that prepares the texts of a language."""
+    if not gathered.espnet:
+        return clean_text
+    normalize = _punctuation_normalizer(language)
+    return lambda text: clean_text(normalize(clean_text(text)))
+
+
+def _punctuation_normalizer(language: str) -> Callable[[str], str]:
+    """Return Moses' punctuation normalisation of a language.
+
+    Raises:
+        UserError: sacremoses is not installed.
+    """
+    try:
+        from sacremoses import MosesPunctNormalizer
+    except ImportError:
+        raise UserError(
+            "sacremoses, which normalises punctuation as in ESPnet's recipe, is not "
+            "installed; run 'pip install sacremoses'"
+        ) from None
+    return MosesPunctNormalizer(lang=language).normalize

@@ -1,16 +1,21 @@
 """ReazonSpeech: Japanese television with its captions, the training set of Nue-ASR.
 
-Source: https://huggingface.co/datasets/reazon-research/reazonspeech. Licence:
-CDLA-Sharing-1.0, for use under Article 30-4 of the Japanese copyright act only. Layout
-of the release::
+Source: https://huggingface.co/datasets/reazon-research/reazonspeech, whose terms must
+be accepted. Licence: CDLA-Sharing-1.0, for use under Article 30-4 of the Japanese
+copyright act only. The files are on the project's own server, in this layout::
 
-    <root>/<size>.tsv  or  <root>/tsv/<size>.tsv     <name><TAB><text>, no header
-    <root>/<shard>.tar  or  <root>/data/<shard>.tar  its members are the <name>s
+    reazonspeech-v2/tsv/<size>.tsv      <name><TAB><text>, no header
+    reazonspeech-v2/data/<shard>.tar    its members are the <name>s
+    reazonspeech-v1/…                   the same, of version 1 (the paper's)
 
-with the sizes tiny, small, medium, large and all, shards numbered in hexadecimal
-(000.tar, …), and names such as ``000/0123456789.flac`` (16 kHz, mono). Clips that are
-not in the TSV belong to another size. If the shards are already unpacked, the clips are
-in ``<root>`` or ``<root>/data`` under their names.
+with the sizes tiny, small, medium, large and all of version 2, small-v1, medium-v1 and
+all-v1 of version 1, shards numbered in hexadecimal (000.tar, …), and names such as
+``000/0123456789abc.flac`` (16 kHz, mono). Clips that are not in the TSV belong to
+another size. ``--download`` fetches the files of a size.
+
+Read are this layout, its inner folder, and the TSV and shards side by side as in copies
+on the hub (``<size>.tsv``, ``<shard>.tar``). Clips are read within the shards, or from
+``unpack_dir``, or as files if only unpacked shards are there.
 
 Output: data dirs ``train``, ``dev`` and ``test``. Utterance ids are ``rs-<name>``
 without extension and with "_" for "/"; speakers are unknown, so that every utterance is
@@ -18,26 +23,40 @@ its own speaker. In the order of the names, the first 1,000 utterances are dev, 
 100 test, the rest train: the sizes of ReazonSpeech's ESPnet recipe and of lhotse (which
 take them in the order of the archives, not of the TSV).
 
+With ``join``, the clips of each set are joined as in ESPnet's recipe: of the clips in
+the order of their names, every second one stays alone, and of those between, each one
+joins the ones before it until they are longer than 20 s. Texts are joined without a
+space. ESPnet's change of the texts (full-width letters, no signs) and its noise are not
+made. Clips of different shards are not joined.
+
 The utterances that Nue-ASR was tested on are unknown to us.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 from speechllm.corpora._read_speech import STAGE, Utterance, summary, write_sets
+from speechllm.corpora._reazonspeech_shards import (
+    SIZES,
+    URL,
+    download_reazonspeech,
+    find_clips,
+    find_table,
+    flac_seconds,
+    join_recordings,
+    split_recording,
+)
 from speechllm.corpora._texts import clean_text, read_lines
 from speechllm.data.kaldi_table import Dropped
 from speechllm.utils.errors import UserError
-from speechllm.utils.io import atomic_open, unpack_tar
 
-SIZES = ("tiny", "small", "medium", "large", "all")
 DEV_UTTERANCES, TEST_UTTERANCES = 1000, 100
+JOINED_SECONDS = 20.0  # which clips that are joined exceed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,23 +68,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--size", choices=SIZES, default="all", help="TSV to read")
     parser.add_argument(
+        "--download",
+        action="store_true",
+        help="download the files of the size that are missing, into that folder",
+    )
+    parser.add_argument("--url", default=URL, help=f"address of the files [{URL}]")
+    parser.add_argument(
         "--unpack_dir",
         type=Path,
-        default=Path("downloads/reazonspeech"),
-        help="folder to unpack shards into; needs as much space as the shards",
+        help="folder to unpack shards into; needs as much space as the shards [none: "
+        "read clips within the shards]",
     )
     parser.add_argument("--dev_utterances", type=int, default=DEV_UTTERANCES)
     parser.add_argument("--test_utterances", type=int, default=TEST_UTTERANCES)
+    parser.add_argument(
+        "--join",
+        action="store_true",
+        help="join clips to more than 20 s, as in ESPnet's recipe",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
+    root = args.reazonspeech_dir
+    if args.download:
+        root = download_reazonspeech(root, args.size, args.url)
     results = prepare_reazonspeech(
-        args.reazonspeech_dir,
+        root,
         args.output,
         args.size,
         args.unpack_dir,
         args.dev_utterances,
         args.test_utterances,
+        args.join,
     )
     for name, (count, dropped) in results.items():
         print(summary(args.output / name, count, dropped))
@@ -75,30 +109,46 @@ def prepare_reazonspeech(
     reazonspeech_dir: str | Path,
     output_dir: str | Path,
     size: str = "all",
-    unpack_dir: str | Path = "downloads/reazonspeech",
+    unpack_dir: str | Path | None = None,
     dev_utterances: int = DEV_UTTERANCES,
     test_utterances: int = TEST_UTTERANCES,
+    join: bool = False,
 ) -> dict[str, tuple[int, list[Dropped]]]:
     """Write ``train``, ``dev`` and ``test`` below ``output_dir``, all or none.
+
+    Args:
+        reazonspeech_dir: folder of the download.
+        output_dir: folder of the data dirs.
+        size: one of ``SIZES``.
+        unpack_dir: folder to unpack shards into; None reads clips within the shards.
+        dev_utterances, test_utterances: number of clips of these sets.
+        join: join clips as in ESPnet's recipe.
 
     Returns:
         For each data dir, the number of utterances and the dropped ones (all of them
         are listed for ``train``).
 
     Raises:
-        UserError: the TSV or the audio is missing, a shard cannot be unpacked, a name
-            is listed twice, or there are too few utterances for three sets.
+        UserError: the TSV or the audio is missing, a shard is damaged, a name is listed
+            twice, there are too few utterances for three sets, or clips that are files
+            are to be joined.
     """
     if min(dev_utterances, test_utterances) < 1:
         raise UserError(
             f"{dev_utterances} dev and {test_utterances} test utterances: each needs "
             "at least 1"
         )
-    root = Path(reazonspeech_dir)
-    table = _find_table(root, size)
-    folder = _find_clips(root, Path(unpack_dir))
+    table = find_table(Path(reazonspeech_dir), size)
     dropped: list[Dropped] = []
-    utterances = sorted(_read_table(table, folder, dropped))
+    rows = list(_read_table(table, dropped))
+    find, missing = find_clips(table, size, (name for name, _ in rows), unpack_dir)
+    if missing:
+        print(
+            f"warning: {len(missing)} shards of {size} are missing, the first is "
+            f"{missing[0]}; their clips are left out"
+        )
+    utterances = sorted(_utterances(rows, find, dropped))
+    del find
     if len(utterances) <= dev_utterances + test_utterances:
         first = f", first: {dropped[0].reason} {dropped[0].detail}" if dropped else ""
         raise UserError(
@@ -108,93 +158,87 @@ def prepare_reazonspeech(
             "--test_utterances"
         )
     output_dir, stream = Path(output_dir), iter(utterances)
-    sets = {
+    sets: dict[Path, tuple[Iterable[Utterance], list[Dropped]]] = {
         output_dir / "dev": (islice(stream, dev_utterances), []),
         output_dir / "test": (islice(stream, test_utterances), []),
         output_dir / "train": (stream, dropped),
     }
+    if join:
+        sets = {
+            path: (sorted(_join(ones)), lost) for path, (ones, lost) in sets.items()
+        }
     return write_sets(sets, "ja")
 
 
-def unpack_shard(shard: Path, folder: Path) -> None:
-    """Unpack a tar file once; a marker in ``folder`` records that it is complete.
-
-    Raises:
-        UserError: the file is damaged or incomplete, or a member would be written
-            outside ``folder``.
-    """
-    if not shard.is_file():
-        raise UserError(f"{shard}: not a file; download it again")
-    marker = folder / f".{shard.stem}.done"
-    state = f"{shard.stat().st_size}\n"
-    if marker.is_file() and marker.read_text() == state:
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        unpack_tar(shard, folder)
-    except (tarfile.TarError, EOFError) as error:
-        raise UserError(
-            f"{shard}: cannot be unpacked ({error}); download it again"
-        ) from None
-    with atomic_open(marker) as stream:
-        stream.write(state)
-
-
-def _find_table(root: Path, size: str) -> Path:
-    if not root.is_dir():
-        raise UserError(f"{root}: no such folder; give the folder of ReazonSpeech")
-    places = _tables(root, size)
-    for path in places:
-        if path.is_file():
-            return path
-    sizes = [name for name in SIZES if any(p.is_file() for p in _tables(root, name))]
-    raise UserError(
-        f"{places[0]}: not found, nor {places[1]}; {root} has the TSV of: "
-        f"{', '.join(sizes) or 'no size'}"
-    )
-
-
-def _tables(root: Path, size: str) -> list[Path]:
-    return [root / f"{size}.tsv", root / "tsv" / f"{size}.tsv"]
-
-
-def _find_clips(root: Path, unpack_dir: Path) -> Path:
-    """Return the folder that the clips' names are relative to; unpack shards."""
-    data = root / "data" if (root / "data").is_dir() else root
-    shards = sorted(data.glob("*.tar"))
-    if not shards:
-        if not any(entry.is_dir() and entry.name != "tsv" for entry in data.iterdir()):
-            raise UserError(
-                f"{data}: neither shards (000.tar, …) nor their unpacked folders; "
-                "download the shards"
-            )
-        return data
-    from tqdm import tqdm
-
-    for shard in tqdm(shards, desc="unpack shards", unit="tar", mininterval=1):
-        unpack_shard(shard, unpack_dir)
-    return unpack_dir
-
-
-def _read_table(
-    table: Path, folder: Path, dropped: list[Dropped]
-) -> Iterator[Utterance]:
-    folder = folder.resolve()
+def _read_table(table: Path, dropped: list[Dropped]) -> Iterator[tuple[str, str]]:
+    """Yield (name, text) of the rows of a list; list the bad ones."""
     for number, line in enumerate(read_lines(table), 1):
         if not line:
             continue
         name, _, text = line.partition("\t")
         name = clean_text(name).removeprefix("./")
         text = clean_text(text)
-        stem = name.rpartition(".")[0] or name
-        utterance = "rs-" + stem.replace("/", "_")
         if "\t" not in line or not name or len(name.split()) != 1:
             problem = "expected <name><TAB><text>"
             place = f"{table.name}:{number}"
             dropped.append(Dropped(place, STAGE, "bad row", problem))
         elif not text:
-            dropped.append(Dropped(utterance, STAGE, "empty text", f"line {number}"))
-        elif not os.path.isfile(path := f"{folder}/{name}"):
-            dropped.append(Dropped(utterance, STAGE, "no audio file", path))
+            detail = f"line {number}"
+            dropped.append(Dropped(_utterance_id(name), STAGE, "empty text", detail))
         else:
-            yield Utterance(utterance, path, utterance, text)
+            yield name, text
+
+
+def _utterance_id(name: str) -> str:
+    return "rs-" + (name.rpartition(".")[0] or name).replace("/", "_")
+
+
+def _utterances(
+    rows: list[tuple[str, str]],
+    find: Callable[[str], str | None],
+    dropped: list[Dropped],
+) -> Iterator[Utterance]:
+    """Yield the utterances of the rows that have audio; list the others.
+
+    Empties ``rows`` to save memory.
+    """
+    while rows:
+        name, text = rows.pop()
+        utterance, recording = _utterance_id(name), find(name)
+        if recording is None:
+            dropped.append(Dropped(utterance, STAGE, "no audio file", name))
+        else:
+            yield Utterance(utterance, recording, utterance, text)
+
+
+def _join(utterances: Iterable[Utterance]) -> Iterator[Utterance]:
+    """Yield every second clip alone, and the others joined, as in ESPnet's recipe."""
+    waiting: list[Utterance] = []
+    seconds = 0.0
+    for number, utterance in enumerate(utterances):
+        shard, _, size = split_recording(utterance.path)
+        if not size:
+            raise UserError(
+                f"{shard}: clips are joined within shards (000.tar, …) only; keep the "
+                "shards, and give no --unpack_dir"
+            )
+        if number % 2 == 0:
+            yield utterance
+            continue
+        if waiting and split_recording(waiting[0].path)[0] != shard:
+            yield _concatenate(waiting)
+            waiting, seconds = [], 0.0
+        waiting.append(utterance)
+        seconds += flac_seconds(utterance.path)
+        if seconds > JOINED_SECONDS:
+            yield _concatenate(waiting)
+            waiting, seconds = [], 0.0
+    if waiting:
+        yield _concatenate(waiting)
+
+
+def _concatenate(utterances: list[Utterance]) -> Utterance:
+    """Return one utterance of several clips of a shard, with the first one's id."""
+    text = "".join(one.text for one in utterances)
+    recording = join_recordings([one.path for one in utterances])
+    return replace(utterances[0], path=recording, text=text)

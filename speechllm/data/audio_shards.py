@@ -22,7 +22,9 @@ from typing import NamedTuple
 import numpy as np
 
 from speechllm.audio.io import (
+    MAX_OVERSHOOT_SECONDS,
     SAMPLING_RATE,
+    audio_info,
     can_seek,
     change_speed,
     cut_seconds,
@@ -68,6 +70,7 @@ class Shard:
     audio_format: str
     allow_pipes: bool
     debug: bool = False
+    clamp_segments: bool = False
 
     @property
     def record(self) -> Path:
@@ -280,9 +283,11 @@ class _Recordings:
 
     def __init__(self, shard: Shard) -> None:
         self.allow_pipes = shard.allow_pipes
+        self.clamp_segments = shard.clamp_segments
         self.name: str | None = None
         self.samples = np.zeros(0, np.float32)
-        self.notes: list[str] = []  # about the recording of the last cut
+        self.notes: list[str] = []  # about the last cut and its recording
+        self.recording_notes: list[str] = []
         self.error: Exception | None = None
 
     def read(self, cut: Cut) -> np.ndarray:
@@ -295,24 +300,40 @@ class _Recordings:
         if cut.end is None or can_seek(cut.source):
             self.name, self.notes = None, []
             report = self.notes.append
-            return load_audio(cut.source, cut.start, cut.end, report=report, **options)
+            end = cut.end
+            if self.clamp_segments and end is not None:
+                end = self._clamp(cut, audio_info(cut.source).seconds)
+            return load_audio(cut.source, cut.start, end, report=report, **options)
         if self.name != cut.source:
-            self.name, self.error, self.notes = cut.source, None, []
-            options["report"] = self.notes.append
+            self.name, self.error, self.recording_notes = cut.source, None, []
+            options["report"] = self.recording_notes.append
             try:
                 self.samples = load_audio(cut.source, **options)
             except Exception as error:  # raised for each cut of the recording
                 self.error = error
         if self.error is not None:
             raise self.error
+        self.notes, end = list(self.recording_notes), cut.end
+        if self.clamp_segments:
+            end = self._clamp(cut, len(self.samples) / SAMPLING_RATE)
         return cut_seconds(
-            self.samples[:, None], SAMPLING_RATE, cut.start, cut.end, cut.source
+            self.samples[:, None], SAMPLING_RATE, cut.start, end, cut.source
         )[:, 0]
+
+    def _clamp(self, cut: Cut, seconds: float) -> float | None:
+        """Return the end of a cut, or that of its recording if that is earlier."""
+        if cut.end is None or not (cut.start or 0) < seconds < cut.end:
+            return cut.end
+        if cut.end > seconds + MAX_OVERSHOOT_SECONDS:
+            self.notes.append("the segment ends after its recording and was cut there")
+        return seconds
 
 
 def _fingerprint(shard: Shard) -> str:
     """Hash all inputs of a shard, including size and time of its sources."""
-    digest = hashlib.sha256(f"{_FORMAT_VERSION} {shard.audio_format}".encode())
+    clamped = " clamped" if shard.clamp_segments else ""
+    head = f"{_FORMAT_VERSION} {shard.audio_format}{clamped}"
+    digest = hashlib.sha256(head.encode())
     states = {}
     for cut in shard.cuts:
         if cut.source not in states:

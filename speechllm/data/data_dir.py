@@ -15,7 +15,7 @@ bytes of the id (``LC_ALL=C sort``), with unique ids, UTF-8, LF. The format is K
 ``utt2speed``      optional; speed factor, applied by formatting
 ``utt2dur``        optional; seconds
 ``utt2num_samples``  optional; samples of the formatted audio
-``dropped.tsv``    id, stage, reason, detail of all utterances left out so far
+``dropped.tsv``    id, stage, reason, detail, maybe language of all that is left out
 =================  ==========================================================
 
 A million utterances should take a minute and little memory. Therefore sorted tables

@@ -278,13 +278,17 @@ def _examples_of(
         return
     for name in ("wav.scp", "utt2num_samples", "text"):
         if name not in row:
-            dropped.append(Dropped(utterance, "make_examples", f"not in {name}"))
+            dropped.append(
+                Dropped(utterance, "make_examples", f"not in {name}", language=language)
+            )
             return
     transcript = " ".join(row["text"].split())
     normalised = ctc_text(transcript, language)
     if not normalised and not keep_empty:
         reason = "transcript empty after normalisation"
-        dropped.append(Dropped(utterance, "make_examples", reason, transcript))
+        dropped.append(
+            Dropped(utterance, "make_examples", reason, transcript, language)
+        )
         return
     for task, weight in wanted:
         text = normalised if plain else transcript

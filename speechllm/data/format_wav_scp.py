@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -56,6 +57,7 @@ def format_audio(
     audio_format: str = "flac",
     allow_pipes: bool = False,
     debug: bool = False,
+    clamp_segments: bool = False,
 ) -> tuple[int, list[Dropped]]:
     """Write each utterance of a data dir as 16 kHz mono audio.
 
@@ -72,6 +74,8 @@ def format_audio(
         allow_pipes: run commands in ``wav.scp``.
         debug: raise unexpected errors of an utterance, which are bugs, instead of
             listing them.
+        clamp_segments: end segments that end after their recording at its end instead
+            of dropping them. For test sets, which stay whole.
 
     Returns:
         The number of utterances written, and the dropped ones.
@@ -94,13 +98,16 @@ def format_audio(
     claim_directory(target, FORMATTED, [source])
     claim_directory(target / "audio", AUDIO, [source])
     _remove_tables(target, marker.files if marker else None)
-    shards = list_shards(source, target / "audio", audio_format, allow_pipes, debug)
+    shards = list_shards(
+        source, target / "audio", audio_format, allow_pipes, debug, clamp_segments
+    )
     finished = _run_shards(shards, jobs, _count_utterances(source))
     records = [record for record, _ in finished]
     damaged = list(chain.from_iterable(paths for _, paths in finished))
     _remove_others(target / "audio", records)
     failed = [entry for record in records for entry in read_record(record)[1]]
     failed_ids = {entry.id for entry in failed}
+    failed = _with_languages(failed, source / "utt2lang")
     kept = _write_tables(source, target, records, failed_ids)
     write_dropped(target, [*read_dropped(source), *failed])
     if kept == 0:
@@ -126,18 +133,20 @@ def list_shards(
     audio_format: str,
     allow_pipes: bool,
     debug: bool = False,
+    clamp_segments: bool = False,
 ) -> Iterator[Shard]:
     """Yield the shards of a data dir in the order of its utterances."""
+    options = (audio_format, allow_pipes, debug, clamp_segments)
     cuts, number = [], 0
     for cut in _list_cuts(source):
         cuts.append(cut)
         if len(cuts) == SHARD_SIZE:
             folder = audio_folder / f"{number:05d}"
-            yield Shard(cuts, folder, audio_format, allow_pipes, debug)
+            yield Shard(cuts, folder, *options)
             cuts, number = [], number + 1
     if cuts:
         folder = audio_folder / f"{number:05d}"
-        yield Shard(cuts, folder, audio_format, allow_pipes, debug)
+        yield Shard(cuts, folder, *options)
 
 
 def print_notes(records: Iterable[Path]) -> None:
@@ -247,6 +256,13 @@ def _remove_others(audio_folder: Path, records: list[Path]) -> None:
         if record not in current and record.stem.isdecimal():
             shutil.rmtree(record.with_suffix(""), ignore_errors=True)
             record.unlink()
+
+
+def _with_languages(failed: list[Dropped], utt2lang: Path) -> list[Dropped]:
+    """Add the spoken languages of utterances, from ``utt2lang``."""
+    wanted = {entry.id for entry in failed}
+    known = {key: value for key, value in iterate_table(utt2lang) if key in wanted}
+    return [replace(entry, language=known.get(entry.id, "")) for entry in failed]
 
 
 def _written_tables(source: Path) -> set[str]:

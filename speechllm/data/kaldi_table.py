@@ -49,16 +49,21 @@ class Dropped:
         stage: name of the stage that left it out.
         reason: the same words for all such cases; statistics count by it.
         detail: particulars of the case.
+        language: spoken language, where it is known; in sets of several languages it
+            tells which of them lack the utterance.
     """
 
     id: str
     stage: str
     reason: str
     detail: str = ""
+    language: str = ""
 
     def line(self) -> str:
         """Return the line, tab-separated, with white space in fields collapsed."""
-        fields = (self.id, self.stage, self.reason, self.detail)
+        fields = [self.id, self.stage, self.reason, self.detail]
+        if self.language:
+            fields.append(self.language)
         return "\t".join(" ".join(field.split()) for field in fields) + "\n"
 
 
@@ -256,6 +261,8 @@ def parse_segment(value: str) -> tuple[str, float, float]:
         ValueError: another number of fields, or times that are not numbers.
     """
     recording, start, end = value.split()
+    if "_" in start + end or not (start + end).isascii():
+        raise ValueError(value)  # which float() would accept
     return recording, float(start), float(end)
 
 

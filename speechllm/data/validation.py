@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from speechllm.audio.sources import archive_file
 from speechllm.data.kaldi_table import (
     TRANSLATION_TABLE,
     iterate_table,
@@ -21,7 +22,6 @@ from speechllm.data.kaldi_table import (
 )
 from speechllm.utils.errors import UserError
 
-_ARCHIVE_OFFSET = re.compile(r"\.ark:\d+$")
 _MAX_PROBLEMS_PER_FILE = 20
 
 
@@ -105,8 +105,8 @@ def _check_wav_scp(path: Path, check_files: bool, allow_pipes: bool) -> Iterator
             if not allow_pipes:
                 yield f"{path}:{number}: recording {key} is a command, not a file"
         elif check_files and not os.path.isfile(value):
-            archive = _ARCHIVE_OFFSET.sub(".ark", value)
-            if archive == value or not os.path.isfile(archive):
+            archive = archive_file(value)
+            if archive is None or not os.path.isfile(archive):
                 yield f"{path}:{number}: the file of {key} does not exist: {value}"
     if empty:
         yield f"{path}: the table has no entries"
@@ -136,7 +136,9 @@ def _check_speakers(directory: Path) -> Iterator[str]:
         digest = 0
         for utterance in utterances:
             digest ^= hash(utterance)
-        if listed[speaker] == counts[speaker] and digest != digests[speaker]:
+        if speaker not in counts:
+            yield f"{path}:{number}: speaker {speaker} is not in utt2spk"
+        elif listed[speaker] == counts[speaker] and digest != digests[speaker]:
             yield (
                 f"{path}:{number}: speaker {speaker} has other utterances here than "
                 "in utt2spk"

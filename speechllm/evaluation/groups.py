@@ -136,19 +136,21 @@ def read_groups(
 def _count_dropped(groups: list[Group], dropped: list[Dropped]) -> None:
     """Count the utterances that each group lacks.
 
-    An entry of ``dropped.tsv`` has no language: in a set of several languages, only
-    entries that name the task are counted.
+    In a set of several spoken languages, entries of ``dropped.tsv`` that name neither
+    task nor language are not counted.
     """
     one_language = len({group.source for group in groups}) == 1
+
+    def lacks(entry: Dropped, task: str, tasks: set[str], language: str) -> bool:
+        if entry.detail in tasks:
+            return entry.detail == task
+        return entry.language == language if entry.language else one_language
+
+    tasks = {str(Task(g.task, g.source, g.target)) for g in groups}
     for group in groups:
         task = str(Task(group.task, group.source, group.target))
-        tasks = {str(Task(g.task, g.source, g.target)) for g in groups} - {task}
         own = {utterance_of(i, group.task, group.target) for i in group.ids}
-        missing = {
-            entry.id
-            for entry in dropped
-            if entry.detail == task or (one_language and entry.detail not in tasks)
-        }
+        missing = {e.id for e in dropped if lacks(e, task, tasks, group.source)}
         group.dropped = len(missing - own)
 
 

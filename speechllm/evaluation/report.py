@@ -162,9 +162,9 @@ def results_table(rows: list[dict], task: str) -> str:
         _, set_name, source, target, system, decode = key
         language = source if task == "asr" else f"{source} → {target}"
         first = next(iter(scores.values()))
-        utterances = f"{first['utterances']}"
+        utterances = f"{first['utterances']:,}"
         if first.get("dropped"):
-            utterances += f" of {first['utterances'] + first['dropped']}"
+            utterances += f" of {first['utterances'] + first['dropped']:,}"
         line = [f"{system}/{decode}", set_name, language, utterances]
         if counted:
             errors = scores.get("wer") or scores.get("cer") or {}

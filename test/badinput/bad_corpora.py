@@ -14,7 +14,7 @@ from bad_tables import damages
 CORPORA: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "jsut": (["jsut", "--jsut_dir", "jsut"], ("jsut/basic5000/transcript_utf8.txt",)),
     "common_voice": (
-        ["common_voice", "--common_voice_dir", "cv"],
+        ["common_voice", "--common_voice_dir", "cv", "--min_share", "0"],
         ("cv/ja/train.tsv", "cv/ja/test.tsv"),
     ),
     "must_c": (
@@ -28,7 +28,7 @@ CORPORA: dict[str, tuple[list[str], tuple[str, ...]]] = {
     ),
     "covost2": (
         ["covost2", "--covost2_dir", "covost", "--common_voice_dir", "covost",
-         "--src_lang", "en", "--tgt_lang", "de"],
+         "--src_lang", "en", "--tgt_lang", "de", "--min_share", "0"],
         ("covost/covost_v2.en_de.tsv", "covost/en/validated.tsv"),
     ),
     "reazonspeech": (

@@ -60,13 +60,13 @@ EXPECTED_TRAIN = {
 {B}-common_voice_en_8 {B}
 """,
     "dropped.tsv": f"""\
-{A}-common_voice_en_5\tprepare_data\ttranslation marked REMOVE\tinto de: REMOVE
+{A}-common_voice_en_5\tprepare_data\ttranslation marked REMOVE\tinto de: REMOVE\ten
 {B}-common_voice_en_6\tprepare_data\tdamaged translation\t\
-into de: Ihrer \ufffdbersetzung fehlt etwas.
-{B}-common_voice_en_7\tprepare_data\tempty translation\tinto de:
-{B}-common_voice_en_9\tprepare_data\tno audio file\tcommon_voice_en_9.mp3
+into de: Ihrer \ufffdbersetzung fehlt etwas.\ten
+{B}-common_voice_en_7\tprepare_data\tempty translation\tinto de:\ten
+{B}-common_voice_en_9\tprepare_data\tno audio file\tcommon_voice_en_9.mp3\ten
 common_voice_en_10.mp3\tprepare_data\tin two sets\t\
-common_voice_en_10.mp3 is in test too; covost_v2.en_de.tsv
+common_voice_en_10.mp3 is in test too; covost_v2.en_de.tsv\ten
 """,
 }
 
@@ -77,7 +77,8 @@ def corpus(tmp_path) -> Path:
 
 
 def prepare(root: Path, tmp_path: Path, *directions: tuple[str, str]) -> Path:
-    prepare_covost2(root, root, tmp_path / "data", directions or [("en", "de")])
+    directions = directions or (("en", "de"),)
+    prepare_covost2(root, root, tmp_path / "data", directions, min_share=0.5)
     return tmp_path / "data"
 
 
@@ -113,7 +114,7 @@ def test_dev_and_test_keep_all_but_empty_translations(corpus, tmp_path):
     }
     dropped = read_dropped(data / "dev")
     assert [(e.id, e.reason) for e in dropped] == [
-        ("common_voice_en_13.mp3", "not in validated.tsv")
+        ("common_voice_en_13.mp3", "not in the release")
     ]
 
 
@@ -253,7 +254,7 @@ def test_wrong_folder_is_an_error(corpus, tmp_path):
 def test_incomplete_corpus_is_an_error(corpus, tmp_path, name):
     path = corpus / "en" / name
     shutil.rmtree(path) if path.is_dir() else path.unlink()
-    assert f"{path}: not found; unpack Common Voice 4.0" in error_message(
+    assert f"{path}: not found; unpack a Common Voice release" in error_message(
         corpus, tmp_path
     )
 
@@ -267,8 +268,10 @@ def test_clips_of_another_language_are_an_error(corpus, tmp_path):
 
 def test_set_without_clips_is_an_error(corpus, tmp_path):
     (corpus / "en/clips/common_voice_en_20.mp3").unlink()
-    message = error_message(corpus, tmp_path)
-    assert "no clip of the set dev is left; first " in message
+    with pytest.raises(UserError, match="no clip of the set dev is left; first "):
+        prepare_covost2(corpus, corpus, tmp_path / "data", [("en", "de")], min_share=0)
+    (left,) = (tmp_path / "data").iterdir()
+    assert left.name == "missing_clips.tsv"
 
 
 def test_missing_columns_are_an_error(corpus, tmp_path):
@@ -300,6 +303,7 @@ def test_command_line(corpus, tmp_path, capsys):
     main(
         ["covost2", "--covost2_dir", str(corpus), "--src_lang", "en", "fr"]
         + ["--tgt_lang", "de", "en", "--output", str(tmp_path / "data")]
+        + ["--min_share", "0.5"]
     )
     assert "| train | 9 | 5 |" in capsys.readouterr().out
 
@@ -308,3 +312,90 @@ def test_spaces_around_names_are_ignored(tmp_path):
     path = tmp_path / "covost_v2.en_de.tsv"
     path.write_bytes(b"path \t translation\tsplit  \r\n en_1.mp3 \tHallo\ttrain  \r\n")
     assert list(read_translations(path)) == [("en_1.mp3", "Hallo", "train")]
+
+
+# Any Common Voice release
+
+
+def write_later_release(root: Path, lost: int, invalidated: int = 0) -> Path:
+    """Write CoVoST 2's train of 20 clips, dev and test of one, and a release of 2025.
+
+    Args:
+        lost: number of train clips that the release lacks.
+        invalidated: number of train clips that are in ``invalidated.tsv``.
+    """
+    clips = root / "en/clips"
+    clips.mkdir(parents=True)
+    names = [f"common_voice_en_{number}.mp3" for number in range(22)]
+    rows = [f"{n}\tSatz.\ttrain\n" for n in names[:20]]
+    rows += [f"{names[20]}\tSatz.\tdev\n", f"{names[21]}\tSatz.\ttest\n"]
+    header = "path\ttranslation\tsplit\n"
+    (root / "covost_v2.en_de.tsv").write_text(header + "".join(rows))
+    header = (
+        "client_id\tpath\tsentence_id\tsentence\tsentence_domain\tup_votes\tdown_votes"
+        "\tage\tgender\taccents\tvariant\tlocale\tsegment\n"
+    )
+    lines = [
+        f"{'b' * 128}\t{name}\t{'0' * 64}\tA sentence.\tgeneral\t2\t0\t\t\t\t\ten\t\n"
+        for name in [*names[lost:], "common_voice_en_41000000.mp3"]
+    ]
+    for table, part in (
+        ("validated", lines[invalidated:]),
+        ("invalidated", lines[:invalidated]),
+        ("other", []),
+    ):
+        (root / f"en/{table}.tsv").write_text(header + "".join(part))
+    for name in names[lost:]:
+        (clips / name).touch()
+    return root
+
+
+def test_later_release_is_joined_by_clip_name(tmp_path, capsys):
+    root = write_later_release(tmp_path / "c", lost=2, invalidated=3)
+    options = ["--covost2_dir", str(root), "--src_lang", "en", "--tgt_lang", "de"]
+    main(["covost2", *options, "--output", str(tmp_path / "data")])
+    printed = capsys.readouterr().out.splitlines()
+    assert "| train | 18 | 2 |" in printed
+    assert printed[-5:] == [
+        "train: 18 of 20 rows found (90.0 %)",
+        "dev: 1 of 1 rows found (100.0 %)",
+        "test: 1 of 1 rows found (100.0 %)",
+        f"{tmp_path}/data/missing_clips.tsv lists the missing clips; they make scores "
+        "incomparable",
+        "en: 3 of these clips are in invalidated.tsv of the release",
+    ]
+    assert len(read_table(tmp_path / "data/train/text.de")) == 18
+    listed = (tmp_path / "data/missing_clips.tsv").read_text().splitlines()[1:]
+    assert listed == [
+        f"train\tcommon_voice_en_{number}.mp3\tnot in the release\t"
+        for number in (0, 1)
+    ]
+
+
+def test_release_with_too_few_clips_is_refused(tmp_path):
+    root = write_later_release(tmp_path / "c", lost=3)
+    data = tmp_path / "data"
+    message = r"train: 17 of 20 rows found \(85.0 %\), fewer than --min_share 0.9"
+    with pytest.raises(UserError, match=message):
+        prepare_covost2(root, root, data, [("en", "de")])
+    assert [path.name for path in data.iterdir()] == ["missing_clips.tsv"]
+    prepare_covost2(root, root, data, [("en", "de")], min_share=0.85)
+    assert len(read_table(data / "train/text")) == 17
+    with pytest.raises(UserError, match="--min_share 1.5: give a share from 0 to 1"):
+        prepare_covost2(root, root, data, [("en", "de")], min_share=1.5)
+
+
+def test_shares_are_of_each_spoken_language(corpus, tmp_path):
+    directions = [("en", "de"), ("fr", "en")]
+    (corpus / "fr/clips/common_voice_fr_3.mp3").unlink()
+    lines = prepare_covost2(corpus, corpus, tmp_path / "data", directions, 0)
+    assert lines[:6] == [
+        "train, en: 8 of 9 rows found (88.8 %)",
+        "dev, en: 1 of 2 rows found (50.0 %)",
+        "test, en: 3 of 3 rows found (100.0 %)",
+        "train, fr: 1 of 1 rows found (100.0 %)",
+        "dev, fr: 1 of 1 rows found (100.0 %)",
+        "test, fr: 0 of 1 rows found (0.0 %)",
+    ]
+    lost = [(e.id, e.language) for e in read_dropped(tmp_path / "data/test")]
+    assert lost == [(f"{C}-common_voice_fr_3", "fr")]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import errno
 
 import pytest
-from csj_corpus import LONG, sdb, write_corpus, write_talk
+from csj_corpus import LONG, sdb, write_corpus, write_dvd_talk, write_talk
 
 from speechllm.bin.prepare_data import main
 from speechllm.corpora import csj
+from speechllm.corpora._csj_editions import find_transcripts, read_sdb
 from speechllm.corpora._csj_tags import Word, read_words
 from speechllm.corpora.csj import prepare_csj
 from speechllm.data import data_dir as datadir
@@ -33,7 +34,8 @@ def test_tables_are_as_expected(corpus, tmp_path, capsys):
         "1 past the end of the recording, 2 same text too often"
     )
     assert printed[1] == f"{data}/dev: 1 utterances, 0.00 hours, 1 talks"
-    assert printed[3].startswith("warning: eval1 lacks 9 of its 10 talks (A01M0097, ")
+    assert printed[2].startswith("warning: dev lacks 38 of its 39 talks (A01M0377, ")
+    assert printed[4].startswith("warning: eval1 lacks 9 of its 10 talks (A01M0097, ")
     train = data / "train"
     text = read_table(train / "text")
     some = {key: value for key, value in text.items() if key[0] in "AD"}
@@ -99,8 +101,96 @@ def test_both_editions_give_the_same_data(corpus, tmp_path):
 
 def test_xml_edition_is_found(tmp_path):
     corpus = write_corpus(tmp_path / "CSJ", editions=("xml",))
-    assert csj.find_transcripts(corpus)[1] == "xml"
-    assert len(prepare_csj(corpus, tmp_path / "data")) == 8  # five sets, three warnings
+    assert find_transcripts(corpus)[1] == "xml"
+    assert len(prepare_csj(corpus, tmp_path / "data")) == 9  # five sets, four warnings
+
+
+@pytest.mark.parametrize("capitals", [False, True])
+def test_edition_on_dvds_gives_the_same_data(tmp_path, capitals):
+    """Talk folders on several discs, with CR LF, as in Kaldi's ``dvd`` version."""
+    talks = {
+        "A02F0001": LONG[:3],
+        "D01F0002": [(0.0, 1.0, "L", ["こんにちは"]), (0.8, 1.2, "R", ["はい"])],
+        **{
+            talk: [(0.1, 1.0, "L", [talk[0], "の話"])]
+            for talk in ("A01M0110", "A01M0056", "S00M0112", "A01M0264")
+        },
+    }
+    for number, (talk, segments) in enumerate(talks.items()):
+        write_talk(tmp_path / "drive", talk, segments, editions=("sdb",))
+        disc = f"DVD{3 + number % 2}"
+        write_dvd_talk(tmp_path / "discs", disc, talk, segments, capitals)
+    prepare_csj(tmp_path / "drive", tmp_path / "a")
+    prepare_csj(tmp_path / "discs", tmp_path / "b")
+    assert find_transcripts(tmp_path / "discs")[1] == "dvd"
+    for name in csj.SETS:
+        for table in ("text", "segments", "utt2spk", "utt2dur"):
+            ours = (tmp_path / "b" / name / table).read_bytes()
+            assert ours == (tmp_path / "a" / name / table).read_bytes(), table
+        files = read_table(tmp_path / "b" / name / "wav.scp")
+        assert all(
+            path.lower().endswith(f"{key.lower()}.wav") for key, path in files.items()
+        )
+        assert validate_data_dir(tmp_path / "b" / name) == []
+    assert set(find_transcripts(tmp_path / "discs/DVD3")[0]) < set(talks)  # one disc
+
+
+def test_corpus_without_dev_talks_needs_dev_utterances(corpus, tmp_path):
+    """ESPnet's way: the first utterances of the other talks, by id."""
+    (corpus / "MORPH/SDB/core/A01M0264.sdb").unlink()
+    with pytest.raises(
+        UserError, match=r"no transcript of dev .*--dev_utterances 4000"
+    ):
+        prepare_csj(corpus, tmp_path / "data")
+    lines = prepare_csj(corpus, tmp_path / "data", kinds="AM", dev_utterances=2)
+    assert lines[1] == f"{tmp_path}/data/dev: 2 utterances, 0.00 hours, 1 talks"
+    assert not any("dev lacks" in line for line in lines)
+    assert list(read_table(tmp_path / "data/dev/text")) == [
+        "A02F0001_0000500_0003000",
+        "A02F0001_0003501_0014200",
+    ]
+    assert list(read_table(tmp_path / "data/train/text")) == [
+        "A02F0001_0017000_0017400",
+        "A02F0001_0018000_0018500",
+    ]
+    for name in ("train", "dev"):
+        assert validate_data_dir(tmp_path / "data" / name) == []
+        assert list(read_table(tmp_path / "data" / name / "wav.scp")) == ["A02F0001"]
+    with pytest.raises(UserError, match="4 training utterances are too few"):
+        prepare_csj(corpus, tmp_path / "other", kinds="AM", dev_utterances=4)
+    with pytest.raises(UserError, match="-1: give a number from 0 on"):
+        prepare_csj(corpus, tmp_path / "other", dev_utterances=-1)
+
+
+def test_evaluation_sets_keep_utterances_that_end_after_their_recording(tmp_path):
+    corpus = write_corpus(tmp_path / "CSJ", editions=("sdb",))
+    spec = [(0.0, 1.0, "L", ["一"]), (2.0, 6.0, "L", ["二"]), (9.0, 9.5, "L", ["三"])]
+    for talk in ("A01M0110", "S05F0003"):
+        write_talk(corpus, talk, spec, "core", 4.0, editions=("sdb",))
+    prepare_csj(corpus, tmp_path / "data")
+    assert read_table(tmp_path / "data/eval1/segments") == {
+        "A01M0110_0000000_0001000": "A01M0110 0.000 1.000",
+        "A01M0110_0002000_0006000": "A01M0110 2.000 4.000",
+    }
+    reason = "past the end of the recording"
+    for name, missing in (("eval1", 1), ("train", 2)):
+        dropped = read_dropped(tmp_path / "data" / name)
+        assert [entry.reason for entry in dropped].count(reason) == missing + (
+            name == "train"  # D01F0002
+        )
+
+
+def test_number_of_utterances_is_compared_with_that_of_espnet(tmp_path):
+    corpus = write_corpus(tmp_path / "CSJ", editions=("sdb",))
+    for talk in csj.EVALUATION["eval1"].split():
+        write_talk(corpus, talk, [(0, 1, "L", ["話"])], editions=("sdb",))
+    lines = prepare_csj(corpus, tmp_path / "data")
+    assert (
+        f"warning: eval1 has 10 utterances, in ESPnet's recipe 1,272; see "
+        f"{tmp_path}/data/eval1/dropped.tsv"
+    ) in lines
+    lines = prepare_csj(corpus, tmp_path / "data", style="fluent")
+    assert not any("ESPnet" in line for line in lines)
 
 
 @pytest.mark.parametrize("kinds", ["", "Z", "AZ"])
@@ -181,7 +271,7 @@ def test_segments_that_a_tag_spans_are_joined(tmp_path):
         (9, 10, "L", ["で"]),
     ]
     path.write_bytes(sdb("A01F0001", spec).encode("cp932"))
-    ((channel, segments),) = csj.read_sdb(path, "A01F0001")
+    ((channel, segments),) = read_sdb(path, "A01F0001")
     assert channel == "L"
     times = [(one.start, one.end, one.text.disfluent) for one in segments]
     assert times == [(0, 4, "橘だ"), (9, 10, "で")]
@@ -214,7 +304,7 @@ def test_text_equals_that_of_lhotse(tmp_path):
     theirs = "".join(
         parser.parse(segment.text) for segment in lhotse._read_one_sdb(path)
     )
-    ((_, ours),) = csj.read_sdb(path, "A01F0001")
+    ((_, ours),) = read_sdb(path, "A01F0001")
     text = "".join(one.text.disfluent for one in ours)
     assert text.replace("－", "−") == theirs  # the decoders' hyphens differ
     assert len(ours) == len(words)  # lhotse joins the last two
@@ -287,7 +377,7 @@ def test_wrong_folder_is_an_error(corpus, tmp_path):
         prepare_csj(tmp_path / "nowhere", tmp_path / "data")
     with pytest.raises(UserError) as error:
         prepare_csj(corpus / "WAV", tmp_path / "data")
-    assert "WAV/MORPH/SDB/**/{core,noncore}/*.sdb nor" in str(error.value)
+    assert "no MORPH/SDB/**/{core,noncore}/*.sdb, nor XML" in str(error.value)
     assert "it contains: core, noncore" in str(error.value)
 
 

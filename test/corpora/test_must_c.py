@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -116,6 +117,74 @@ def test_formatted_audio_has_the_listed_lengths(corpus, tmp_path):
     samples = read_table(tmp_path / "audio/utt2num_samples")
     assert samples["spk.12-ted_12-0001080-0004580"] == "56000"
     assert samples["spk.1-ted_1-0009000-0010300"] == "16000"  # 0.3 s are missing
+
+
+def test_test_sets_keep_segments_that_end_after_their_talk(tmp_path):
+    """tst-HE: 4 s of talk; its third segment begins after them and cannot be kept."""
+    lists = CORPUS | {
+        "tst-HE": [
+            ("2.000000", "1.000000", "spk.9", "ted_9.wav"),
+            ("3.000000", "3.250000", "spk.9", "ted_9.wav"),
+            ("1.000000", "4.100000", "spk.9", "ted_9.wav"),
+        ]
+    }
+    texts = ["The end.", "And more.", "Lost."]
+    write_language(
+        tmp_path / "c",
+        "de",
+        lists,
+        ENGLISH | {"tst-HE": texts},
+        GERMAN | {"tst-HE": ["Der Schluss.", "Und mehr.", "Weg."]},
+    )
+    prepare_must_c(tmp_path / "c", tmp_path / "data", ["de"])
+    he = tmp_path / "data/tst-HE"
+    assert read_table(he / "segments") == {
+        "spk.9-ted_9-0001000-0003000": "ted_9 1.000 3.000",
+        "spk.9-ted_9-0003250-0006250": "ted_9 3.250 4.000",
+    }
+    assert list(read_table(he / "text.de").values()) == ["Der Schluss.", "Und mehr."]
+    assert [(e.id, e.reason) for e in read_dropped(he)] == [
+        ("spk.9-ted_9-0004100-0005100", "past the end of its talk")
+    ]
+
+
+def test_espnets_segments(tmp_path, monkeypatch):
+    """Expected values are computed by hand from egs/must_c/st1/local/data_prep.sh."""
+    unchanged = SimpleNamespace(normalize=lambda text: text)
+    sacremoses = SimpleNamespace(MosesPunctNormalizer=lambda lang: unchanged)
+    monkeypatch.setitem(sys.modules, "sacremoses", sacremoses)
+    write_language(tmp_path / "c", "de", CORPUS, ENGLISH, GERMAN)
+    prepare_must_c(tmp_path / "c", tmp_path / "data", ["de"], espnet=True)
+    train = tmp_path / "data/train"
+    assert read_table(train / "segments") == {
+        "spk.1-ted_1-0000000-0002000": "ted_1 0.000 2.000",
+        "spk.1-ted_1-0004900-0005100": "ted_1 4.900 5.100",  # 0 s, lengthened
+        "spk.1-ted_1-0006000-0007000": "ted_1 6.000 7.000",  # applause
+        "spk.1-ted_1-0007000-0008000": "ted_1 7.000 8.000",
+        "spk.1-ted_1-0009000-0010300": "ted_1 9.000 10.300",
+        "spk.12-ted_12-0001080-0004580": "ted_12 1.080 4.580",
+        "spk.5-ted_5-0000000-0001000": "ted_5 0.000 1.000",  # a talk of tst-COMMON
+    }
+    dropped = [e.id for e in read_dropped(train) if e.reason == "listed more than once"]
+    assert dropped == [f"spk.1-ted_1-0002333-0003583{n}" for n in ("", "-2")]
+    assert validate_data_dir(train) == []
+
+
+def test_punctuation_is_normalised_as_by_moses(tmp_path):
+    """Of normalize-punctuation.perl: German quotation marks, dashes, dots."""
+    pytest.importorskip("sacremoses")
+    german = GERMAN | {"dev": ["„Ja“ – sagte er … »so«."]}
+    write_language(tmp_path / "c", "de", CORPUS, ENGLISH, german)
+    prepare_must_c(tmp_path / "c", tmp_path / "data", ["de"], espnet=True)
+    (text,) = read_table(tmp_path / "data/dev/text.de").values()
+    assert text == '"Ja" - sagte er ... "so".'
+
+
+def test_missing_sacremoses_is_one_line(corpus, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sacremoses", None)
+    with pytest.raises(UserError, match="run 'pip install sacremoses'"):
+        prepare_must_c(corpus, tmp_path / "data", ["de"], espnet=True)
+    assert not (tmp_path / "data").exists()
 
 
 def test_languages_share_segments_with_the_same_times(corpus, tmp_path):

@@ -85,6 +85,12 @@ def test_valid_data_dir_has_no_problems(data):
         ("utt2spk", "s2-c s2", "s2-c s0", r"utt2spk:3: speaker s0 comes after s1"),
         ("utt2spk", "s2-c s2", "s2-c", r"utt2spk:3: .*needs exactly one speaker"),
         ("spk2utt", "s1-a ", "", r"spk2utt:1: speaker s1 has 1 utterances here and 2"),
+        ("spk2utt", "s1-b", "s2-c", r"spk2utt:1: speaker s1 has other utterances here"),
+        ("spk2utt", "s1-b", "s1-a", r"spk2utt:1: speaker s1 has other utterances here"),
+        ("spk2utt", "s2 s2-c", "s3 s2-c", r"spk2utt:2: speaker s3 is not in utt2spk"),
+        ("spk2utt", "s2 s2-c", "s2 s2-c\ns3", r"spk2utt:3: speaker s3 is not in"),
+        ("spk2utt", "s2 s2-c\n", "", r"spk2utt: speaker s2 of utt2spk is missing"),
+        ("utt2dur", "s2-c 3", "s2-c inf", r"utt2dur:3: 'inf' is not a duration"),
         (
             "utt2lang",
             "s2-c fr",
@@ -131,6 +137,10 @@ def test_missing_tables_and_folders_are_named(data, tmp_path):
         ("r 0 1", "recording r of s1-a is not in wav.scp"),
         ("rec 1 1", "s1-a lasts from 1 to 1 s"),
         ("rec 0 nan", "s1-a lasts from 0 to nan s"),
+        ("rec 0 inf", "s1-a lasts from 0 to inf s"),
+        ("rec -1 1", "s1-a lasts from -1 to 1 s"),
+        ("rec 0 1_0", "expected <recording> <start> <end>"),
+        ("rec 0 １", "expected <recording> <start> <end>"),
         ("rec 0", "expected <recording> <start> <end>"),
     ],
 )
@@ -141,6 +151,15 @@ def test_segments_are_checked(data, tmp_path, segments, problem):
     assert validate_data_dir(data) == []
     write_table(data / "segments", table | {"s1-a": segments})
     assert any(problem in found for found in validate_data_dir(data))
+
+
+@pytest.mark.parametrize("samples", ["-5", "0", "1e3", "1.5", "x", "1_000", "５", ""])
+def test_number_of_samples_is_checked(data, samples):
+    write_table(data / "utt2num_samples", dict.fromkeys(read_table(data / "text"), "9"))
+    assert validate_data_dir(data) == []
+    replace(data / "utt2num_samples", "s1-b 9", f"s1-b {samples}".rstrip())
+    (problem,) = validate_data_dir(data)
+    assert f"utt2num_samples:2: {samples!r} is not a number of samples" in problem
 
 
 def test_number_of_listed_problems_is_limited(data):

@@ -98,6 +98,41 @@ def test_defective_audio_is_dropped_and_listed(tmp_path, speech):
 
 
 @pytest.mark.parametrize("suffix", ["wav", "g722"])
+def test_segments_of_test_sets_end_with_their_recording(
+    tmp_path, speech, speech_file, suffix, capsys
+):
+    """The recording has 3.29 s; a segment that begins later cannot be kept."""
+    recording = tmp_path / f"r.{suffix}"
+    if suffix == "g722":
+        recording.write_bytes(speech_file.read_bytes())
+    else:
+        soundfile.write(recording, speech, RATE)
+    source = make_data(
+        tmp_path / "data",
+        {"a": "", "b": "", "c": "", "d": ""},
+        **{
+            "wav.scp": {"rec": str(recording)},
+            "segments": {
+                "a": "rec 0 1",
+                "b": "rec 3 3.4",
+                "c": "rec 2 9",
+                "d": "rec 4 9",
+            },
+        },
+    )
+    _, failed = format_audio(source, tmp_path / "out")
+    assert [entry.id for entry in failed] == ["c", "d"]
+    _, failed = format_audio(source, tmp_path / "out", clamp_segments=True)
+    assert [(entry.id, entry.language) for entry in failed] == [("d", "en")]
+    lengths = read_table(tmp_path / "out" / "utt2num_samples")
+    assert list(lengths) == ["a", "b", "c"]
+    assert int(lengths["c"]) == len(speech) - 2 * RATE
+    assert (
+        "note: the segment ends after its recording and was cut there (utterances: 1)"
+    ) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("suffix", ["wav", "g722"])
 def test_segments_are_cut_and_speeds_applied(tmp_path, speech, speech_file, suffix):
     recording = tmp_path / f"r.{suffix}"
     if suffix == "g722":

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from speechllm.bin.score import main
-from speechllm.data.kaldi_table import Dropped, write_dropped
+from speechllm.data.kaldi_table import Dropped, read_dropped, write_dropped
 from speechllm.evaluation.groups import Group, read_groups, read_texts
 from speechllm.evaluation.recognition import align_lines, score_recognition, word_errors
 from speechllm.evaluation.report import results_table
@@ -329,6 +329,30 @@ def test_dropped_utterances_are_counted_per_group(tmp_path):
         [row | {"set": "test", "system": "x", "decode": "d"} for row in rows], "st"
     )
     assert "| 1 of 3 |" in report
+
+
+def test_dropped_utterances_are_counted_by_their_language(tmp_path):
+    """In a set of two spoken languages, as those of CoVoST 2."""
+    examples, decode_dir = write_case(
+        tmp_path,
+        {"u1-asr-en": "one", "u2-asr-fr": "deux"},
+        {"u1-asr-en": "asr en en", "u2-asr-fr": "asr fr fr"},
+        {"u1-asr-en": "one", "u2-asr-fr": "deux"},
+    )
+    dropped = [
+        Dropped(f"e{number}", "prepare_data", "no audio file", "", "en")
+        for number in range(1234)
+    ]
+    dropped.append(Dropped("unknown", "prepare_data", "bad row"))
+    write_dropped(examples, dropped)
+    assert read_dropped(examples)[0] == dropped[0]
+    rows, _ = score_decode_dir(examples, decode_dir)
+    counts = {(r["language"], r["utterances"], r.get("dropped")) for r in rows}
+    assert counts == {("en", 1, 1234), ("fr", 1, None)}
+    report = results_table(
+        [row | {"set": "test", "system": "x", "decode": "d"} for row in rows], "asr"
+    )
+    assert "| en | 1 of 1,235 |" in report and "| fr | 1 |" in report
 
 
 def test_byte_order_mark_of_a_text_is_skipped(tmp_path):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ import pytest
 import soundfile
 import yaml
 from csj_corpus import write_corpus
+from file_server import serve
 from recipe_clone import ROOT, clone
 from tiny_models import write_tiny_hubert
 
@@ -73,14 +76,15 @@ def write_tiny_neox(folder: Path) -> Path:
     return folder
 
 
-def write_jsut(root: Path) -> Path:
-    """Write three utterances of JSUT basic5000, with noise as audio."""
+def write_jsut(root: Path, others: tuple[str, ...] = ()) -> Path:
+    """Write three and other utterances of JSUT basic5000, with noise as audio."""
     folder = root / "jsut_ver1.1" / "basic5000"
     (folder / "wav").mkdir(parents=True)
     noise = np.random.default_rng(1).normal(0, 0.01, 72000)
     lines = []
-    for number in (1, 2, 3):
-        lines.append(f"BASIC5000_{number:04d}:第{number}の文です。\n")
+    sentences = [f"第{number}の文です。" for number in (1, 2, 3)]
+    for number, sentence in enumerate([*sentences, *others], 1):
+        lines.append(f"BASIC5000_{number:04d}:{sentence}\n")
         soundfile.write(folder / "wav" / f"BASIC5000_{number:04d}.wav", noise, 48000)
     (folder / "transcript_utf8.txt").write_text("".join(lines), "utf-8")
     return folder.parent
@@ -138,12 +142,14 @@ def test_csj_from_corpus_to_table_and_its_model_on_jsut(tmp_path):
 
 def test_jsut_without_a_model_prepares_data(tmp_path):
     recipes = clone(tmp_path / "clone", "jsut", "reazonspeech")
-    options = ["--local_data_opts", f"--jsut_dir {write_jsut(tmp_path)}", "--nj", "1"]
+    corpus = write_jsut(tmp_path, ("♪ ♪",))  # normalises to nothing
+    options = ["--local_data_opts", f"--jsut_dir {corpus}", "--nj", "1"]
     jsut = recipes / "jsut" / "speechllm1"
     done = run(jsut, "./run.sh", *options)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
     text = (jsut / "dump/examples/jsut_basic5000/text").read_text("utf-8")
     assert text.splitlines()[0] == "BASIC5000_0001-asr-ja 第1の文です。"
+    assert text.splitlines()[3] == "BASIC5000_0004-asr-ja ♪ ♪"
     assert not (jsut / "exp").exists() or not list((jsut / "exp").glob("speechllm_*"))
     done = run(jsut, "./run.sh", "--model", "nowhere")
     assert done.returncode == 1 and "--model: no folder 'nowhere'" in done.stderr
@@ -169,10 +175,39 @@ def test_reazonspeech_prepares_the_other_test_sets(tmp_path):
         f"REAZONSPEECH={root}\n"
     )
     sizes = ["--dev_utterances", "1", "--test_utterances", "1"]
-    done = run(recipe, "local/data.sh", *sizes)
+    splits = ["--common_voice_split_dir", str(tmp_path / "cv8")]
+    (tmp_path / "cv8").mkdir()
+    (voices / "test.tsv").rename(tmp_path / "cv8" / "test.tsv")
+    done = run(recipe, "local/data.sh", *sizes, *splits)
     assert done.returncode == 0, done.stdout + done.stderr
     made = {path.name for path in (recipe / "data").iterdir()}
     assert made == {"train", "dev", "test", "jsut_basic5000", "common_voice_ja_test"}
+
+
+def test_stage_1_downloads_reazonspeech(tmp_path):
+    recipe = clone(tmp_path / "clone", "reazonspeech") / "reazonspeech" / "speechllm1"
+    stream, content = io.BytesIO(), io.BytesIO()
+    soundfile.write(content, np.zeros(1600), 16000, format="FLAC")
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        for name in "abcd":
+            member = tarfile.TarInfo(f"000/{name}.flac")
+            member.size = len(content.getvalue())
+            archive.addfile(member, io.BytesIO(content.getvalue()))
+    rows = "".join(f"000/{name}.flac\tこれは{name}です。\n" for name in "abcd")
+    files = {
+        "/reazonspeech-v1/tsv/small.tsv": rows.encode(),
+        "/reazonspeech-v1/data/000.tar": stream.getvalue(),
+    }
+    options = ["--download", "true", "--size", "small-v1", "--dev_utterances", "1"]
+    with serve(files) as server:
+        options += ["--test_utterances", "1", "--url", server.url]
+        done = run(recipe, "local/data.sh", *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    shard = recipe.resolve() / "downloads/reazonspeech-v1/data/000.tar"
+    lines = (recipe / "data/train/wav.scp").read_text().splitlines()
+    assert [line.partition("+")[0].rpartition(":")[0] for line in lines] == [
+        f"rs-000_{name} {shard}" for name in "cd"
+    ]
 
 
 @pytest.mark.parametrize(("name", "line"), list(zip(RECIPES, LINES, strict=True)))

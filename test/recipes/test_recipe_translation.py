@@ -40,7 +40,8 @@ def write_must_c(root: Path) -> list[str]:
 
 def write_covost2(root: Path) -> list[str]:
     write_corpus(root)
-    return ["--covost2_dir", str(root), "--src_lang", "en fr", "--tgt_lang", "de en"]
+    options = ["--covost2_dir", str(root), "--src_lang", "en fr", "--tgt_lang", "de en"]
+    return [*options, "--local_data_opts", "--min_share 0.5"]  # of dev, en
 
 
 @pytest.mark.slow

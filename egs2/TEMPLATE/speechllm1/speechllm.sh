@@ -454,10 +454,12 @@ if running 3; then
     pipes=()
     "${allow_pipes}" && pipes=(--allow_pipes)
     for name in ${all_raw_sets}; do
+        clamp=()
+        [[ " ${test_sets} " != *" ${name} "* ]] || clamp=(--clamp_segments)
         prepare --num_threads "${nj}" "${prep_log}/format_${name}.log" \
             python3 -m speechllm.bin.format_audio --input "${datadir}/${name}" \
             --output "${dumpdir}/audio/${name}" --nj "${nj}" \
-            --audio_format "${audio_format}" "${pipes[@]}"
+            --audio_format "${audio_format}" "${pipes[@]}" "${clamp[@]}"
         show '^warning: ' "${prep_log}/format_${name}.log"
         log "Stage 3: $(last_line "${prep_log}/format_${name}.log")"
     done
@@ -496,7 +498,10 @@ if running 5; then
         sets_in "${dumpdir}/raw" "${inputs[@]}"
         # Test sets keep the original transcripts.
         if "${plain_transcripts}" && [ "$1" != test ]; then plain=(--plain_transcripts); fi
-        if [ "$1" = test ]; then keep=(--keep_empty); fi
+        # So do recipes that only test, whose training set is a test set.
+        if [ "$1" = test ] || [[ " ${test_sets} " == *" ${train_set} "* ]]; then
+            keep=(--keep_empty)
+        fi
         prepare "${prep_log}/examples_$(basename "${output}").log" \
             python3 -m speechllm.bin.make_examples --input "${dirs[@]}" \
             --tasks "$3" --output "${output}" "${plain[@]}" "${keep[@]}"

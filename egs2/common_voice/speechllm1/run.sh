@@ -12,7 +12,7 @@ Test a trained model on Common Voice, Japanese. Without --model, Nue-ASR is trai
 the train split first.
 Options of the recipe:
   --model DIR             model folder, such as that of stage 10 in another recipe [none]
-  --common_voice_dir DIR  a release, such as cv-corpus-8.0-2022-01-19 [COMMONVOICE in db.sh]
+  --common_voice_dir DIR  any release from 4.0 on, such as cv-corpus-8.0-2022-01-19 [COMMONVOICE in db.sh]
   --local_data_opts ARGS  more arguments of local/data.sh [none]"
 pass_to=./speechllm.sh
 . utils/parse_options.sh
