@@ -22,7 +22,13 @@ import yaml
 from csj_corpus import write_talk
 from recipe_clone import ROOT, clone
 from safetensors.torch import load_file
-from tiny_models import BOS, EOS, write_tiny_hubert, write_tokenizer
+from tiny_models import (
+    BOS,
+    EOS,
+    write_tiny_hubert,
+    write_tiny_whisper,
+    write_tokenizer,
+)
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 from warm_python import warm_python
 
@@ -308,13 +314,44 @@ def test_adaptation_is_initialised_from_an_own_training(recipes):
     assert words[-1] == "--train_args"
     small = ["--stage", "6", "--stop_stage", "11", "--ngpu", "0", "--nj", "1"]
     recipes.run("csj", *words, f"{options} {SIZES}", *small)
-    own = recipes.experiment("csj", words[words.index("--train_tag") + 1])
+    tag, llm = (words[words.index(option) + 1] for option in ("--train_tag", "--llm"))
+    own = recipes.experiment("csj", f"{tag}_llm_{llm.replace('/', '_')}.")
     adapted = load_file(own / "model" / "model.safetensors")
     start = state(recipes, "reazonspeech", "train_nue_asr")
     encoder = [name for name in start if name.startswith("encoder.")]
     assert encoder and all(torch.equal(adapted[n], start[n]) for n in encoder)
     size = {n: len(s["ctc.ctc_lo.bias"]) for n, s in (("a", adapted), ("s", start))}
     assert size["a"] != size["s"]
+
+
+@pytest.mark.slow
+def test_models_are_replaced_by_options(recipes, released, tmp_path):
+    """All stages use the same models; the experiment has a folder of its own."""
+    recipes.row("reazonspeech", "train_nue_asr.yaml")
+    encoder = tmp_path / "Whisper tiny"
+    write_tiny_whisper(encoder)
+    models = ["--encoder", str(encoder), "--llm", "rinna/nue-asr"]
+    small = ["--ngpu", "0", "--nj", "1", "--train_args", SIZES]
+    done = recipes.run("reazonspeech", *models, *small, "--stage", "6")
+    assert f"encoder {encoder} (whisper) in place of yky-h/japanese-hubert" in done
+    assert "LLM rinna/nue-asr in place of rinna/bilingual-gpt-neox-4b" in done
+    default = recipes.experiment("reazonspeech", "train_nue_asr")
+    tag = str(encoder).replace("/", "_").replace(" ", "_")
+    own = default.with_name(f"{default.name}_encoder_{tag}_llm_rinna_nue-asr")
+    used = yaml.safe_load((own / "config.yaml").read_text("utf-8"))
+    before = yaml.safe_load((default / "config.yaml").read_text("utf-8"))
+    assert used["encoder"] == "whisper" and before["encoder"] == "hubert"
+    assert used["encoder_conf"]["model"] == str(encoder)
+    assert used["llm_conf"] == {**before["llm_conf"], "model": "rinna/nue-asr"}
+    config = yaml.safe_load((own / "model" / "config.yaml").read_text("utf-8"))
+    assert set(config["stands_on"]) == {str(encoder), "rinna/nue-asr"}
+    systems = json.loads((own.parent / "RESULTS.json").read_text())
+    assert {own.name, default.name} <= {row["system"] for row in systems}
+    # one stage alone finds the same experiment
+    done = recipes.run("reazonspeech", *models, *small, "--stage", "9")
+    assert f"training: exp/{own.name};" in done
+    shapes = own.with_name(own.name.replace("train_nue_asr", "stats_train"))
+    assert (shapes / "train" / "text_shape").exists()
 
 
 @pytest.mark.slow
