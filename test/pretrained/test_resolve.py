@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import hashlib
 import http.server
+import io
 import json
 import os
 import shutil
@@ -20,7 +22,7 @@ import pytest
 
 from speechllm.bin.fetch_models import main
 from speechllm.models.config import models_of_config
-from speechllm.pretrained import hub, resolve, wheels
+from speechllm.pretrained import hub, resolve, terms, wheels
 from speechllm.pretrained.resolve import Package, resolve_model
 from speechllm.pretrained.wheels import Wheel
 from speechllm.utils.errors import UserError
@@ -484,6 +486,73 @@ def test_full_disk_is_reported(cache, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=f"{cache}: No space left.*SPEECHLLM_CACHE"):
         resolve_model(NAME, cache)
     assert not list((cache / "models").glob("*some--model*[!k]"))  # the lock stays
+
+
+# Terms of use
+
+
+@pytest.fixture
+def with_terms(cache, monkeypatch) -> Path:
+    """Set terms of use for the package."""
+    package = resolve.PACKAGES[NAME]
+    monkeypatch.setitem(
+        resolve.PACKAGES, NAME, dataclasses.replace(package, terms=terms.GEMMA)
+    )
+    monkeypatch.delenv("SPEECHLLM_ACCEPT_TERMS", raising=False)
+    return cache
+
+
+def test_terms_of_use_must_be_accepted(with_terms, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("yes\n"))  # not a terminal
+    with pytest.raises(UserError) as caught:
+        resolve_model(NAME, with_terms)
+    message = str(caught.value)
+    for part in (
+        NAME,
+        "Gemma Terms of Use",
+        "https://ai.google.dev/gemma/terms",
+        "SPEECHLLM_ACCEPT_TERMS=gemma",
+        f"fetch_models --accept_terms gemma {NAME}",
+    ):
+        assert part in message
+    assert "\n" not in message
+    assert not (with_terms / "wheels").exists()
+
+
+@pytest.mark.parametrize("by", ["variable", "option", "answer"])
+def test_accepted_terms_are_remembered(with_terms, monkeypatch, capsys, by):
+    cache = with_terms
+    if by == "variable":
+        monkeypatch.setenv("SPEECHLLM_ACCEPT_TERMS", "llama, gemma")
+    if by == "answer":
+        answer_on_terminal(monkeypatch, "yes\n")
+    if by == "option":
+        monkeypatch.setattr("speechllm.pretrained.model_folder.check_files", id)
+        main([NAME, "--cache_dir", str(cache), "--accept_terms", "gemma"])
+    folder = resolve_model(NAME, cache)
+    record = json.loads((cache / "accepted_terms.json").read_text())
+    assert record["gemma"]["url"] == "https://ai.google.dev/gemma/terms"
+    assert ("Do you accept them?" in capsys.readouterr().err) == (by == "answer")
+
+    monkeypatch.delenv("SPEECHLLM_ACCEPT_TERMS", raising=False)
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    shutil.rmtree(folder)
+    assert resolve_model(NAME, cache) == folder
+
+
+def test_declined_terms(with_terms, monkeypatch):
+    answer_on_terminal(monkeypatch, "\n")
+    with pytest.raises(UserError, match="not accepted yet"):
+        resolve_model(NAME, with_terms)
+    assert not (with_terms / "accepted_terms.json").exists()
+
+
+def answer_on_terminal(monkeypatch, text: str) -> None:
+    """Let a user at a terminal type a text."""
+    stdin = io.StringIO(text)
+    stdin.isatty = lambda: True
+    monkeypatch.setattr("sys.stdin", stdin)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
 
 
 # Interruption, concurrency, older versions

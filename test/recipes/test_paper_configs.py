@@ -315,7 +315,7 @@ def test_adaptation_is_initialised_from_an_own_training(recipes):
     small = ["--stage", "6", "--stop_stage", "11", "--ngpu", "0", "--nj", "1"]
     recipes.run("csj", *words, f"{options} {SIZES}", *small)
     tag, llm = (words[words.index(option) + 1] for option in ("--train_tag", "--llm"))
-    own = recipes.experiment("csj", f"{tag}_llm_{llm.replace('/', '_')}.")
+    own = recipes.experiment("csj", f"{tag}_llm_{llm.replace('/', '_')}.yaml")
     adapted = load_file(own / "model" / "model.safetensors")
     start = state(recipes, "reazonspeech", "train_nue_asr")
     encoder = [name for name in start if name.startswith("encoder.")]
