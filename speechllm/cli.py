@@ -116,7 +116,7 @@ def add_to_nue_asr(commands) -> None:
         "to_nue_asr",
         help="convert a model to Nue-ASR's released format",
         description="Convert a model of HuBERT, convolution bridge and GPT-NeoX to the "
-        "format of rinna/nue-asr, with a model card and merged adapters.",
+        "format of yky-h/nue-asr, with a model card and merged adapters.",
     )
     parser.add_argument("--model", required=True, help="folder of a trained model")
     parser.add_argument("--output", required=True, help="folder to write")

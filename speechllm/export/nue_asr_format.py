@@ -1,4 +1,4 @@
-"""Export in the format of the released Nue-ASR checkpoint (rinna/nue-asr)."""
+"""Export in the format of the released Nue-ASR checkpoint (yky-h/nue-asr)."""
 
 from __future__ import annotations
 

@@ -81,16 +81,17 @@ def find_model(path: str | Path) -> Path:
         )
     from huggingface_hub import snapshot_download
 
-    from speechllm.pretrained.hub import cached_snapshot
+    from speechllm.pretrained.hub import available_name, cached_snapshot, refusal
 
-    folder = cached_snapshot(str(path))
+    name = str(path)
+    folder = cached_snapshot(name)
     if folder is None:
         try:
-            folder = Path(snapshot_download(str(path)))
+            folder = Path(snapshot_download(available_name(name)))
         except Exception as error:
-            reason = str(error).splitlines()[0]
             raise UserError(
-                f"{path}: no such folder, and the hub has no such model ({reason})"
+                f"{name}: no such folder, and the hub does not give such a model: "
+                f"{refusal(name, error)}"
             ) from error
     if not is_model(folder):
         raise UserError(f"{path}: on the hub, but not a model of this kind")

@@ -13,6 +13,7 @@ from speechllm.models.adaptation import linear_layers
 from speechllm.models.encoder import SpeechEncoder, length_mask
 from speechllm.pretrained.model_folder import (
     NO_CODE,
+    is_nue_asr,
     load_pretrained,
     read_model_config,
 )
@@ -166,7 +167,7 @@ class HubertEncoder(SpeechEncoder):
     Nue-ASR.
 
     Args:
-        model: hub id or folder, or a transformers module.
+        model: hub id or folder (of Nue-ASR: its HuBERT), or a transformers module.
         normalize: scale each waveform to zero mean and unit variance; ``None``
             follows the model's ``preprocessor_config.json`` and, without that file,
             the pretraining ("layer" norm: yes, "group" norm: no).
@@ -202,12 +203,17 @@ class HubertEncoder(SpeechEncoder):
         else:
             path = resolve_model(model)
             preprocessor = path / "preprocessor_config.json"
-            config = read_model_config(path)
-            hubert = (
-                AutoModel.from_config(config, **NO_CODE)
-                if random_init
-                else load_pretrained(AutoModel, path, dtype=torch.float32)
-            )
+            if is_nue_asr(path):
+                from speechllm.models.nue_asr import load_part
+
+                hubert = load_part(path, "audio_encoder", torch.float32, random_init)
+                config = hubert.config
+            elif random_init:
+                config = read_model_config(path)
+                hubert = AutoModel.from_config(config, **NO_CODE)
+            else:
+                config = read_model_config(path)
+                hubert = load_pretrained(AutoModel, path, dtype=torch.float32)
         settings = {}
         if preprocessor is not None and preprocessor.exists():
             settings = json.loads(preprocessor.read_text("utf-8"))

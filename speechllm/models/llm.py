@@ -19,9 +19,11 @@ from speechllm.models.adaptation import (
 from speechllm.models.encoder import length_mask
 from speechllm.pretrained.model_folder import (
     NO_CODE,
+    is_nue_asr,
     load_pretrained,
     read_model_config,
 )
+from speechllm.pretrained.resolve import resolve_model
 from speechllm.utils.errors import UserError
 
 #: Logits in memory at a time: 256 MiB in float32.
@@ -37,7 +39,7 @@ class LanguageModel(nn.Module):
     or a search needs them.
 
     Args:
-        model: hub id or folder, or a transformers model.
+        model: hub id or folder (of Nue-ASR: its GPT-NeoX), or a transformers model.
         tuning: ``"full"``, ``"frozen"``, ``"lora"``, or ``"qlora"``: LoRA on 4-bit
             weights, as in Dettmers et al. 2023 ("QLoRA: Efficient Finetuning of
             Quantized LLMs", section 3): NF4 with double quantisation and products in
@@ -305,7 +307,6 @@ def load_llm_tokenizer(model: str):
         UserError: the model or its tokenizer cannot be loaded, or it has no token for
             the end of a text.
     """
-    from speechllm.pretrained.resolve import resolve_model
     from speechllm.text.t5_tokenizer import load_tokenizer
 
     folder = resolve_model(model)
@@ -370,11 +371,14 @@ def load_llm(
     attn_implementation: str | None = None,
 ):
     """Return the tokenizer and the causal LM of a hub id or folder."""
-    from speechllm.pretrained.resolve import resolve_model
-
     path = resolve_model(model)
     attention = attention_implementation(attn_implementation)
     options = {"dtype": dtype, "attn_implementation": attention}
+    if is_nue_asr(path):
+        from speechllm.models.nue_asr import load_part
+
+        causal_lm = load_part(path, "llm", dtype, random_init, attention)
+        return load_llm_tokenizer(model), causal_lm
     config = read_model_config(path)
     if random_init:
         causal_lm = causal_lm_class(config).from_config(config, **options, **NO_CODE)
@@ -411,11 +415,11 @@ def load_quantized_llm(model: str, attn_implementation: str | None = None):
     from peft import prepare_model_for_kbit_training
     from transformers import BitsAndBytesConfig
 
-    from speechllm.pretrained.resolve import resolve_model
-
     if obstacle := quantization_obstacle():
         raise ValueError(obstacle)
     path = resolve_model(model)
+    if is_nue_asr(path):
+        raise ValueError(f"llm tuning qlora cannot read {model}; set tuning to lora")
     causal_lm = load_pretrained(
         causal_lm_class(read_model_config(path)),
         path,

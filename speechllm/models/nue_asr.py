@@ -1,4 +1,4 @@
-"""Nue-ASR's released format (``rinna/nue-asr``) as classes of transformers.
+"""Nue-ASR's released format (``yky-h/nue-asr``) as classes of transformers.
 
 The architecture is that of Hono et al. 2024 (arXiv 2312.03668): HuBERT, two strided
 convolutions with GELU and a projection, and GPT-NeoX with the input ``<s>``, speech,
@@ -10,8 +10,8 @@ format with transformers::
     import speechllm.models.nue_asr
     from transformers import AutoModel, AutoProcessor
 
-    model = AutoModel.from_pretrained("rinna/nue-asr")
-    processor = AutoProcessor.from_pretrained("rinna/nue-asr")
+    model = AutoModel.from_pretrained("yky-h/nue-asr")
+    processor = AutoProcessor.from_pretrained("yky-h/nue-asr")
     tokens = model(**processor(waveform))  # one utterance at a time
     text = processor.decode(tokens[0])
 
@@ -338,6 +338,36 @@ def read_weights(folder: Path, dtype: torch.dtype) -> NueASRModel:
             )
     if size > held:
         raise UserError(f"{folder}: {held} bytes cannot hold {size} weights")
+    return model
+
+
+def load_part(
+    folder: Path,
+    part: str,
+    dtype: torch.dtype,
+    random_init: bool = False,
+    attention: str | None = None,
+) -> PreTrainedModel:
+    """Load the encoder or the LLM of a released model.
+
+    Args:
+        folder: of the model.
+        part: ``audio_encoder`` or ``llm``.
+        dtype: of the weights.
+        random_init: build it from its configuration, without its weights.
+        attention: attention implementation of transformers, or None for its choice.
+
+    Raises:
+        UserError: the folder is not such a model.
+    """
+    model: PreTrainedModel
+    if random_init:
+        kind = {"audio_encoder": HubertModel, "llm": GPTNeoXForCausalLM}[part]
+        model = kind(getattr(read_config(folder), f"{part}_config")).to(dtype)
+    else:
+        model = getattr(read_weights(folder, dtype), part)
+    if attention is not None:
+        model.set_attn_implementation(attention)
     return model
 
 

@@ -1,102 +1,176 @@
-"""Conversion of Llama models from GGUF to transformers.
+"""Conversion of an LLM from GGUF into a folder for transformers.
 
-GGUF (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md) is llama.cpp's
-single file of metadata, vocabulary and (mostly quantised) weights. The package
-``gguf`` reads and dequantises it. The conversion restores transformers' names of the
-tensors and the order of the query and key rows (llama.cpp interleaves the two halves
-of the rotary position embedding), and writes the vocabulary as ``tokenizer.json``.
+transformers' own reader supplies the weights, dequantised to float32, and for most
+files configuration and tokenizer, too. It does not know SmolLM2's tokenizer ("smollm"),
+which separates digits from the spaces before them, and splits text as GPT-2 does
+(release 5.23: "a  9" as "a", "Ġ", "Ġ", "9" instead of "a", "ĠĠ", "9"). That tokenizer
+is written here, and the configuration next to it: models that were trained on SmolLM2
+record its checksum.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from speechllm.pretrained.model_folder import write_safetensors
-from speechllm.utils.errors import UserError
+from speechllm.utils.errors import UserError, is_out_of_memory, reason_of
 from speechllm.utils.io import write_json
 
-_LAYER_NAMES = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-_TOP_NAMES = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
-}
-# Splitting of text before the BPE merges, by llama.cpp's name of it.
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_SMOLLM = "smollm"  # llama.cpp's name of a split of text before the BPE merges
 _BYTE_LEVEL = {
     "type": "ByteLevel",
     "add_prefix_space": False,
     "trim_offsets": True,
     "use_regex": True,
 }
-_PRE_TOKENIZERS = {
-    "gpt-2": _BYTE_LEVEL,
-    "smollm": {
-        "type": "Sequence",
-        "pretokenizers": [{"type": "Digits", "individual_digits": True}, _BYTE_LEVEL],
-    },
-}
 _CONTROL, _USER_DEFINED = 3, 4  # token types of GGUF
 
 
-def convert_llama(source: str | Path, target: str | Path) -> None:
-    """Write a Llama folder for transformers, weights dequantised to float32.
+def convert_gguf(source: str | Path, target: str | Path) -> None:
+    """Write a model folder for transformers, weights dequantised to float32.
 
     Args:
-        source: GGUF file of architecture ``llama``.
+        source: GGUF file.
         target: existing folder that receives ``config.json``,
-            ``generation_config.json``, ``model.safetensors``, ``tokenizer.json``
-            and ``tokenizer_config.json`` (with the chat template).
+            ``generation_config.json``, ``model.safetensors`` and the files of the
+            tokenizer.
 
     Raises:
-        UserError: the file is damaged or not GGUF, or its model or vocabulary is of
-            an unsupported type.
+        UserError: the file is damaged or not GGUF, or transformers does not know its
+            architecture or its tokenizer.
     """
-    from gguf import GGUFReader
-
     source, target = Path(source), Path(target)
-    try:
-        reader = GGUFReader(source)
-        fields = {name: field.contents() for name, field in reader.fields.items()}
-    except (ValueError, IndexError, KeyError) as error:
-        raise UserError(f"{source}: not a complete GGUF file ({error})") from error
-    for key, known in {
-        "general.architecture": ["llama"],
-        "tokenizer.ggml.model": ["gpt2"],
-        "tokenizer.ggml.pre": list(_PRE_TOKENIZERS),
-    }.items():
-        if fields.get(key) not in known:
-            raise UserError(
-                f"{source}: {key} is {fields.get(key)!r}; only "
-                f"{' and '.join(known)} can be converted"
-            )
-    config = _model_config(fields)
-    tensors = _llama_tensors(source, reader.tensors, config)
-    config["tie_word_embeddings"] = "lm_head.weight" not in tensors
+    fields = _read_fields(source)
+    model = _load_model(source)
+    _check_tokenizer(source, fields)
+    tensors = {  # tied weights once
+        name: value.detach().numpy() for name, value in model.named_parameters()
+    }
     special = {
         f"{key}_token_id": fields[f"tokenizer.ggml.{name}_token_id"]
         for key, name in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))
         if f"tokenizer.ggml.{name}_token_id" in fields
     }
+    if fields.get("tokenizer.ggml.pre") == _SMOLLM:
+        config = _llama_config(fields)
+        config["tie_word_embeddings"] = "lm_head.weight" not in tensors
+        write_json(target / "tokenizer.json", _smollm_tokenizer(fields))
+        write_json(target / "tokenizer_config.json", _smollm_tokenizer_config(fields))
+    else:
+        config = _portable_config(model)
+        _load_tokenizer(source).save_pretrained(target)
     write_json(target / "config.json", {**config, **special})
     write_json(target / "generation_config.json", special)
-    write_json(target / "tokenizer.json", _tokenizer(fields))
-    write_json(target / "tokenizer_config.json", _tokenizer_config(fields))
     write_safetensors(target / "model.safetensors", tensors)
 
 
-def _model_config(fields: dict) -> dict:
+def _read_fields(source: Path) -> dict[str, Any]:
+    """Return the metadata of a GGUF file.
+
+    Raises:
+        UserError: it is damaged, cut off, or another file.
+    """
+    from gguf import GGUFReader
+
+    try:
+        reader = GGUFReader(source)
+        return {name: field.contents() for name, field in reader.fields.items()}
+    except (ValueError, IndexError, KeyError) as error:
+        raise UserError(f"{source}: not a complete GGUF file ({error})") from error
+
+
+def _check_tokenizer(source: Path, fields: dict[str, Any]) -> None:
+    """Check that the split of text before the BPE merges is known.
+
+    transformers would split as GPT-2 without a warning.
+
+    Raises:
+        UserError: it is unknown.
+    """
+    from transformers.integrations.gguf.gguf_tokenizer_mapping import (
+        GGUF_PRE_TOKENIZER_SPLITS,
+    )
+
+    split = fields.get("tokenizer.ggml.pre", "gpt-2")
+    known = {"gpt-2", *GGUF_PRE_TOKENIZER_SPLITS}
+    if fields.get("general.architecture") == "llama":
+        known.add(_SMOLLM)
+    if fields.get("tokenizer.ggml.model") == "gpt2" and split not in known:
+        raise UserError(
+            f"{source}: its tokenizer splits text as {split!r}, which transformers "
+            "does not know; use the original model in place of the GGUF file"
+        )
+
+
+def _load_model(source: Path) -> PreTrainedModel:
+    """Load the causal LM of a GGUF file with transformers.
+
+    Raises:
+        UserError: transformers cannot read it, or it lacks weights.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, GgufConfig
+
+    try:
+        model: PreTrainedModel
+        model, info = AutoModelForCausalLM.from_pretrained(
+            source.parent,
+            gguf_file=source.name,
+            dtype=torch.float32,
+            quantization_config=GgufConfig(dequantize=True),
+            output_loading_info=True,
+        )
+    except Exception as error:  # of many classes
+        if is_out_of_memory(error):
+            raise
+        reason = reason_of(error)[:300]
+        raise UserError(f"{source}: transformers cannot read it: {reason}") from error
+    if missing := sorted(info["missing_keys"]):
+        raise UserError(
+            f"{source}: {len(missing)} weights are missing: {', '.join(missing[:3])}"
+        )
+    return model
+
+
+def _load_tokenizer(source: Path) -> Any:
+    """Load the tokenizer of a GGUF file with transformers.
+
+    Raises:
+        UserError: transformers cannot read it.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+    except Exception as error:  # of many classes
+        if is_out_of_memory(error):
+            raise
+        reason = reason_of(error)[:300]
+        raise UserError(
+            f"{source}: transformers cannot read its tokenizer: {reason}"
+        ) from error
+
+
+def _portable_config(model: PreTrainedModel) -> dict[str, Any]:
+    """Return ``config.json`` without the version and the file it was made with."""
+    config = model.config.to_diff_dict()
+    for name in ("quantization_config", "transformers_version", "_name_or_path"):
+        config.pop(name, None)
+    if "rms_norm_eps" in config:
+        config["rms_norm_eps"] = _shortest(config["rms_norm_eps"])
+    return {"architectures": [type(model).__name__], **config, "dtype": "float32"}
+
+
+def _shortest(number: float) -> float:
+    """Return a number that was stored as float32: 1e-5 is read as 9.9999997e-06."""
+    return float(f"{number:.6g}")
+
+
+def _llama_config(fields: dict[str, Any]) -> dict[str, Any]:
     """Return ``config.json`` of a ``LlamaForCausalLM`` without special tokens."""
     heads = fields["llama.attention.head_count"]
     width = fields["llama.embedding_length"]
@@ -112,10 +186,7 @@ def _model_config(fields: dict) -> dict:
         "num_key_value_heads": fields.get("llama.attention.head_count_kv", heads),
         "head_dim": fields.get("llama.attention.key_length", width // heads),
         "max_position_embeddings": fields["llama.context_length"],
-        # stored as float32: 1e-5 is read as 9.9999997e-06
-        "rms_norm_eps": float(
-            f"{fields['llama.attention.layer_norm_rms_epsilon']:.6g}"
-        ),
+        "rms_norm_eps": _shortest(fields["llama.attention.layer_norm_rms_epsilon"]),
         "rope_theta": fields.get("llama.rope.freq_base", 10000.0),
         "vocab_size": len(fields["tokenizer.ggml.tokens"]),
         "attention_bias": False,
@@ -123,47 +194,7 @@ def _model_config(fields: dict) -> dict:
     }
 
 
-def _llama_tensors(source: Path, stored: list, config: dict) -> dict[str, np.ndarray]:
-    """Dequantise and rename the tensors as in transformers."""
-    from gguf.quants import dequantize
-
-    heads = {
-        "attn_q": config["num_attention_heads"],
-        "attn_k": config["num_key_value_heads"],
-    }
-    tensors: dict[str, np.ndarray] = {}
-    for tensor in stored:
-        kind = ""
-        if tensor.name in _TOP_NAMES:
-            name = _TOP_NAMES[tensor.name]
-        else:
-            block, _, rest = tensor.name.partition(".")
-            index, _, rest = rest.partition(".")
-            kind, _, suffix = rest.partition(".")
-            if block != "blk" or suffix != "weight" or kind not in _LAYER_NAMES:
-                raise UserError(f"{source}: unknown tensor {tensor.name}")
-            name = f"model.layers.{index}.{_LAYER_NAMES[kind]}.weight"
-        # GGUF lists the fastest dimension first: (in, out) is torch's (out, in)
-        value = dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
-        value = value.reshape(tensor.shape[::-1].tolist())
-        if kind in heads:
-            value = _deinterleave(value, heads[kind])
-        tensors[name] = np.ascontiguousarray(value)
-    return tensors
-
-
-def _deinterleave(weight: np.ndarray, heads: int) -> np.ndarray:
-    """Undo llama.cpp's interleaving of the rows of each head.
-
-    llama.cpp rotates adjacent pairs of rows, transformers the two halves:
-    (heads × size/2 × 2, in) → (heads × 2 × size/2, in).
-    """
-    rows, columns = weight.shape
-    pairs = weight.reshape(heads, rows // heads // 2, 2, columns)
-    return pairs.swapaxes(1, 2).reshape(rows, columns)
-
-
-def _tokenizer(fields: dict) -> dict:
+def _smollm_tokenizer(fields: dict[str, Any]) -> dict[str, Any]:
     """Return ``tokenizer.json``: byte-level BPE with the special tokens."""
     tokens = fields["tokenizer.ggml.tokens"]
     types = fields["tokenizer.ggml.token_type"]
@@ -180,13 +211,14 @@ def _tokenizer(fields: dict) -> dict:
         for index, (token, kind) in enumerate(zip(tokens, types))
         if kind in (_CONTROL, _USER_DEFINED)
     ]
+    digits = {"type": "Digits", "individual_digits": True}
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
         "added_tokens": added,
         "normalizer": None,
-        "pre_tokenizer": _PRE_TOKENIZERS[fields["tokenizer.ggml.pre"]],
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [digits, _BYTE_LEVEL]},
         "post_processor": None,
         "decoder": {**_BYTE_LEVEL, "add_prefix_space": True},
         "model": {
@@ -203,7 +235,7 @@ def _tokenizer(fields: dict) -> dict:
     }
 
 
-def _tokenizer_config(fields: dict) -> dict:
+def _smollm_tokenizer_config(fields: dict[str, Any]) -> dict[str, Any]:
     """Return ``tokenizer_config.json``: special tokens by role, chat template."""
     tokens = fields["tokenizer.ggml.tokens"]
     config = {

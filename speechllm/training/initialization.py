@@ -86,7 +86,7 @@ def load_init_param(
     Args:
         init_param: ``.safetensors`` or ``.pth`` of a SpeechLLM, a folder with
             ``model.safetensors``, or a folder or hub id in Nue-ASR's released format
-            (``rinna/nue-asr``); with ``:PREFIX`` only the tensors whose names begin
+            (``yky-h/nue-asr``); with ``:PREFIX`` only the tensors whose names begin
             with it (``encoder``, ``ctc``, …). Weights of a layer that has an adapter
             only in this model are loaded below the adapter.
         model: the model to initialise.

@@ -22,10 +22,10 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from pathlib import Path
 
 from speechllm.audio.io import SAMPLING_RATE
-from speechllm.pretrained.model_folder import NO_CODE, read_model_config
+from speechllm.pretrained.model_folder import NO_CODE
+from speechllm.training.model_shapes import load_shape
 from speechllm.utils.errors import UserError
 
 GIB = 2**30
@@ -35,70 +35,6 @@ TOKENS_PER_SECOND = 8.0  # assumed for transcript and translation together
 PROMPT_TOKENS = 20  # assumed
 RESERVE = 1.5 * GIB  # assumed for driver, kernels and fragmentation
 FOUR_BITS = (4 + 8 / 64 + 32 / (64 * 256)) / 8  # bytes of a weight, scales included
-
-# Shapes as in config.json on the hub, for models that are gated or large. Gemma's are
-# also in transformers' convert_gemma2_weights_to_hf.py.
-KNOWN = {
-    "google/gemma-2-9b": {
-        "model_type": "gemma2",
-        "hidden_size": 3584,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 42,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 8,
-        "head_dim": 256,
-        "vocab_size": 256000,
-    },
-    "meta-llama/Meta-Llama-3-8B": {
-        "model_type": "llama",
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "vocab_size": 128256,
-    },
-    "HuggingFaceTB/SmolLM2-1.7B": {
-        "model_type": "llama",
-        "hidden_size": 2048,
-        "intermediate_size": 8192,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 32,
-        "vocab_size": 49152,
-        "tie_word_embeddings": True,
-    },
-    "openai/whisper-large-v3": {
-        "model_type": "whisper",
-        "d_model": 1280,
-        "encoder_layers": 32,
-        "encoder_attention_heads": 20,
-        "encoder_ffn_dim": 5120,
-        "num_mel_bins": 128,
-        "vocab_size": 51866,
-    },
-    "facebook/hubert-large-ll60k": {
-        "model_type": "hubert",
-        "hidden_size": 1024,
-        "intermediate_size": 4096,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 16,
-        "conv_bias": True,
-        "feat_extract_norm": "layer",
-        "do_stable_layer_norm": True,
-    },
-    # shapes of the released Nue-ASR, whose config.json holds both
-    "rinna/japanese-hubert-base": {"model_type": "hubert"},  # transformers' defaults
-    "rinna/japanese-gpt-neox-3.6b": {
-        "model_type": "gpt_neox",
-        "hidden_size": 2816,
-        "intermediate_size": 11264,
-        "num_hidden_layers": 36,
-        "num_attention_heads": 22,
-        "vocab_size": 32000,
-        "use_parallel_residual": False,
-    },
-}
 
 
 @dataclass(frozen=True)
@@ -147,7 +83,7 @@ def estimate(config: dict, attention: str | None = None, part: int = 1) -> Estim
             "a CTC warm-up has no LLM: estimate the training that follows it"
         )
     try:
-        encoder_config = load_shape(config["encoder_conf"]["model"])
+        encoder_config = load_shape(config["encoder_conf"]["model"], "audio_encoder")
         llm_config = load_shape(config["llm_conf"]["model"])
         encoder = build_encoder(config, encoder_config)
         llm = build_llm(config["llm_conf"], llm_config)
@@ -209,43 +145,6 @@ def activation_bytes(config: dict, attention: str | None, part: int = 1) -> floa
         for layers in (2, 4)
     )
     return few.extrapolate(more, (llm_config.num_hidden_layers - 2) / 2).peak
-
-
-def load_shape(name: str):
-    """Return a model's transformers config, from a folder, a cache or the hub.
-
-    Raises:
-        UserError: it cannot be found; the message names the remedy.
-    """
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-    from transformers import AutoConfig
-
-    from speechllm.pretrained.resolve import cache_root
-
-    places = [Path(name), cache_root() / "models" / name.replace("/", "--")]
-    try:
-        cached = try_to_load_from_cache(name, "config.json")
-    except HFValidationError:
-        cached = None
-    if isinstance(cached, str):
-        places.append(Path(cached).parent)
-    for folder in places:
-        if (folder / "config.json").is_file():
-            return read_model_config(folder)
-    for known, values in KNOWN.items():
-        if name in (known, f"{known}-it", f"{known}-Instruct"):
-            values = dict(values)
-            return AutoConfig.for_model(values.pop("model_type"), **values)
-    try:
-        path = hf_hub_download(name, "config.json", etag_timeout=5)
-    except Exception as error:  # HTTP libraries raise various classes
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"{name}: its config.json cannot be read ({reason}); name a folder with "
-            "it, or run `hf auth login` for a gated model"
-        ) from error
-    return read_model_config(Path(path).parent)
 
 
 def build_encoder(config: dict, shape):
@@ -345,7 +244,9 @@ def build_model(config: dict, llm_config, layers: int, attention: str | None):
     from speechllm.models.speech_llm import SpeechLLM
     from speechllm.training.memory_simulation import PoolingBridge
 
-    encoder = build_encoder(config, load_shape(config["encoder_conf"]["model"]))
+    encoder = build_encoder(
+        config, load_shape(config["encoder_conf"]["model"], "audio_encoder")
+    )
     llm = build_llm(config["llm_conf"], llm_config, layers, attention)
     bridge = build_bridge(config, encoder.output_size, llm.hidden_size)
     if bridge.needs_ctc:

@@ -281,3 +281,35 @@ def test_push_to_hub_and_back(hub, nue_reference, nue_waves, nue_tokens):
     (uploaded / "README.md").write_text("---\nlicense: mit\n---\nmine")
     model.push_to_hub("me/nue")
     assert "mine" in (uploaded / "README.md").read_text("utf-8")
+
+
+# Parts of a released model
+
+
+def test_its_encoder_and_llm_are_pretrained_models(nue_reference, nue_waves):
+    """Both are used by name, as any other encoder and LLM."""
+    from speechllm.models.hubert_encoder import HubertEncoder
+    from speechllm.models.llm import LanguageModel
+
+    encoder = HubertEncoder(str(nue_reference.folder), normalize=False).eval()
+    wave = torch.from_numpy(nue_waves[3])[None]
+    with torch.inference_mode():
+        features, _ = encoder(wave, torch.tensor([wave.shape[1]]))
+        expected = nue_reference.hubert(wave).last_hidden_state
+    torch.testing.assert_close(features, expected, atol=2e-4, rtol=1e-4)
+
+    llm = LanguageModel(str(nue_reference.folder), tuning="frozen", dtype="float32")
+    tokens = torch.arange(7, 27)[None]
+    with torch.inference_mode():
+        logits = llm.causal_lm(tokens).logits
+        torch.testing.assert_close(logits, nue_reference.llm(tokens).logits)
+    assert llm.eos_id == nue_reference.llm.config.eos_token_id
+    random = LanguageModel(str(nue_reference.folder), "full", random_init=True)
+    state = random.causal_lm.state_dict()
+    assert state.keys() == llm.causal_lm.state_dict().keys()
+    name = "gpt_neox.layers.0.attention.dense.weight"
+    assert not torch.equal(state[name], llm.causal_lm.state_dict()[name])
+    with pytest.raises(
+        ValueError, match="qlora cannot read .*set tuning to lora|qlora"
+    ):
+        LanguageModel(str(nue_reference.folder), tuning="qlora")

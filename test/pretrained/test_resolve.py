@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import hashlib
 import http.server
+import io
 import json
 import os
 import shutil
@@ -20,7 +22,7 @@ import pytest
 
 from speechllm.bin.fetch_models import main
 from speechllm.models.config import models_of_config
-from speechllm.pretrained import hub, resolve, wheels
+from speechllm.pretrained import hub, resolve, terms, wheels
 from speechllm.pretrained.resolve import Package, resolve_model
 from speechllm.pretrained.wheels import Wheel
 from speechllm.utils.errors import UserError
@@ -135,23 +137,36 @@ class FakeHub(http.server.BaseHTTPRequestHandler):
     }
     sha = "0123456789abcdef0123456789abcdef01234567"
     broken: set[str] = set()
+    name = NAME
+    refusals: dict[str, tuple[int, dict[str, str]]] = {}  # model -> status, headers
 
     def do_GET(self, head=False):
         path = self.path.split("?")[0]
         etag = {}
-        if path.startswith(f"/api/models/{NAME}/tree/"):
+        for model, (status, headers) in self.refusals.items():
+            if model in path:
+                self.send_response(status)
+                for key, value in {**headers, "Content-Length": "0"}.items():
+                    self.send_header(key, value)
+                return self.end_headers()
+        if path.endswith(f"/revision/{'f' * 40}"):
+            self.send_response(404)
+            self.send_header("X-Error-Code", "RevisionNotFound")
+            self.send_header("Content-Length", "0")
+            return self.end_headers()
+        if path.startswith(f"/api/models/{self.name}/tree/"):
             body = json.dumps(
                 [
                     {"type": "file", "path": name, "size": len(data), "oid": "1" * 40}
                     for name, data in self.files.items()
                 ]
             ).encode()
-        elif path.startswith(f"/api/models/{NAME}"):
+        elif path.startswith(f"/api/models/{self.name}"):
             siblings = [{"rfilename": name} for name in self.files]
             body = json.dumps(
-                {"id": NAME, "sha": self.sha, "siblings": siblings}
+                {"id": self.name, "sha": self.sha, "siblings": siblings}
             ).encode()
-        elif path.rpartition("/")[2] in self.files and "/resolve/" in path:
+        elif path.rpartition("/")[2] in self.files and f"/{self.name}/resolve/" in path:
             name = path.rpartition("/")[2]
             if name in self.broken:
                 return self.send_error(403)
@@ -221,6 +236,123 @@ def test_failed_download_is_resumed(fake_hub, cache, monkeypatch):
 def test_model_unknown_to_the_hub_is_named(fake_hub, cache):
     with pytest.raises(UserError, match="other/model: .*no such model"):
         resolve_model("other/model", cache)
+
+
+GATED = {"X-Error-Code": "GatedRepo"}
+INVALID = {"X-Error-Message": "Invalid credentials in Authorization header"}
+DISABLED = {"X-Error-Message": "Access to this resource is disabled."}
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "message"),
+    [
+        (404, {"X-Error-Code": "RepoNotFound"}, "404, no such model, or a private one"),
+        (401, {}, "401, no such model, or a private one.*hf auth login"),
+        (401, INVALID, "401, the token is not valid: run `hf auth login` again"),
+        (403, GATED, r"403, the model is gated: log in at \S+/other/model.*licence"),
+        (401, GATED, "401, the model is gated: .*then run `hf auth login`"),
+        (403, {}, "403, the token may not read it: .*settings/tokens"),
+        (403, DISABLED, "403, access to it is disabled"),
+    ],
+)
+def test_refusals_of_the_hub(fake_hub, cache, monkeypatch, status, headers, message):
+    """Each names the model, the reason and the remedy in one line, in all places."""
+    from speechllm.inference.loading import find_model
+    from speechllm.training.model_shapes import load_shape
+
+    monkeypatch.setattr(FakeHub, "refusals", {"other/model": (status, headers)})
+    for load in (lambda n: resolve_model(n, cache), find_model, load_shape):
+        with pytest.raises(UserError, match=message) as caught:
+            load("other/model")
+        assert "other/model: " in str(caught.value).replace("other/model,", "")
+        assert "\n" not in str(caught.value)
+
+
+def test_refusal_of_a_file(fake_hub, cache, monkeypatch):
+    """The hub lists the files of gated models to everyone."""
+    monkeypatch.setattr(FakeHub, "refusals", {"/resolve/": (403, GATED)})
+    monkeypatch.delitem(resolve.PACKAGES, NAME)
+    with pytest.raises(UserError, match=f"{NAME}: .*the model is gated: log in at"):
+        resolve_model(NAME, cache)
+
+
+# Withdrawn models
+
+OLD, NEW = "rinna/japanese-hubert-base", "yky-h/japanese-hubert-base"
+
+
+def write_snapshot(name: str, tmp_path, commit: str = FakeHub.sha) -> Path:
+    """Write a model into the hub's cache."""
+    root = tmp_path / "hub" / f"models--{name.replace('/', '--')}"
+    folder = write_model(root / "snapshots" / commit)
+    (folder / "tokenizer.json").write_text("{}")
+    (root / "refs").mkdir()
+    (root / "refs" / "main").write_text(commit)
+    return folder
+
+
+@pytest.mark.parametrize("stored", [OLD, NEW])
+@pytest.mark.parametrize("name", [OLD, NEW])
+def test_cached_copy_of_a_withdrawn_model_under_either_name(
+    cache, tmp_path, stored, name
+):
+    folder = write_snapshot(stored, tmp_path)
+    assert resolve_model(name, cache) == folder
+    assert resolve_model(name, cache, FakeHub.sha) == folder
+
+
+@pytest.mark.parametrize("name", [OLD, NEW])
+def test_own_folder_of_a_withdrawn_model_under_either_name(cache, name):
+    folder = write_model(cache / "models" / OLD.replace("/", "--"))
+    assert resolve_model(name, cache) == folder
+
+
+@pytest.mark.parametrize("revision", [None, FakeHub.sha, "f" * 40])
+def test_withdrawn_model_is_downloaded_from_its_copy(
+    fake_hub, cache, tmp_path, monkeypatch, revision
+):
+    """Also if the copy lacks the commit that an old experiment recorded."""
+    monkeypatch.setattr(FakeHub, "name", NEW)
+    folder = resolve_model(OLD, cache, revision)
+    assert folder.parts[-3:] == (
+        "models--yky-h--japanese-hubert-base",
+        "snapshots",
+        FakeHub.sha,
+    )
+    assert resolve_model(OLD, cache) == folder
+
+
+def test_old_names_of_released_models(cache, tmp_path, monkeypatch):
+    from speechllm.inference.loading import find_model
+    from speechllm.training.model_shapes import load_shape
+
+    folder = write_snapshot("yky-h/nue-asr", tmp_path)
+    (folder / "config.json").write_text('{"model_type": "nue_asr"}')
+    assert find_model("rinna/nue-asr") == find_model("yky-h/nue-asr") == folder
+    assert load_shape("rinna/japanese-hubert-base").model_type == "hubert"
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_withdrawn_model_without_a_copy(fake_hub, cache, monkeypatch, offline):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+    with pytest.raises(UserError) as caught:
+        resolve_model("rinna/japanese-gpt-neox-3.6b", cache)
+    message = str(caught.value)
+    assert "it was withdrawn; use rinna/bilingual-gpt-neox-4b, or yky-h/nue" in message
+    assert ("401" in message or "404" in message) == (not offline)
+
+
+def test_similar_models_on_this_machine_are_named(cache, tmp_path):
+    write_snapshot("openai/whisper-base", tmp_path)
+    write_model(cache / "models" / "openai--whisper-small")
+    (cache / "models" / "openai--whisper-tiny").mkdir()  # incomplete
+    with pytest.raises(
+        UserError, match="machine: openai/whisper-base, openai/whisper-s"
+    ):
+        resolve_model("openai/whispr-base", cache)
+    with pytest.raises(UserError) as caught:
+        resolve_model("other/model", cache)
+    assert "Similar" not in str(caught.value)
 
 
 def test_unresponsive_hub_times_out_within_seconds(cache, monkeypatch):
@@ -356,6 +488,73 @@ def test_full_disk_is_reported(cache, tmp_path, monkeypatch):
     assert not list((cache / "models").glob("*some--model*[!k]"))  # the lock stays
 
 
+# Terms of use
+
+
+@pytest.fixture
+def with_terms(cache, monkeypatch) -> Path:
+    """Set terms of use for the package."""
+    package = resolve.PACKAGES[NAME]
+    monkeypatch.setitem(
+        resolve.PACKAGES, NAME, dataclasses.replace(package, terms=terms.GEMMA)
+    )
+    monkeypatch.delenv("SPEECHLLM_ACCEPT_TERMS", raising=False)
+    return cache
+
+
+def test_terms_of_use_must_be_accepted(with_terms, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("yes\n"))  # not a terminal
+    with pytest.raises(UserError) as caught:
+        resolve_model(NAME, with_terms)
+    message = str(caught.value)
+    for part in (
+        NAME,
+        "Gemma Terms of Use",
+        "https://ai.google.dev/gemma/terms",
+        "SPEECHLLM_ACCEPT_TERMS=gemma",
+        f"fetch_models --accept_terms gemma {NAME}",
+    ):
+        assert part in message
+    assert "\n" not in message
+    assert not (with_terms / "wheels").exists()
+
+
+@pytest.mark.parametrize("by", ["variable", "option", "answer"])
+def test_accepted_terms_are_remembered(with_terms, monkeypatch, capsys, by):
+    cache = with_terms
+    if by == "variable":
+        monkeypatch.setenv("SPEECHLLM_ACCEPT_TERMS", "llama, gemma")
+    if by == "answer":
+        answer_on_terminal(monkeypatch, "yes\n")
+    if by == "option":
+        monkeypatch.setattr("speechllm.pretrained.model_folder.check_files", id)
+        main([NAME, "--cache_dir", str(cache), "--accept_terms", "gemma"])
+    folder = resolve_model(NAME, cache)
+    record = json.loads((cache / "accepted_terms.json").read_text())
+    assert record["gemma"]["url"] == "https://ai.google.dev/gemma/terms"
+    assert ("Do you accept them?" in capsys.readouterr().err) == (by == "answer")
+
+    monkeypatch.delenv("SPEECHLLM_ACCEPT_TERMS", raising=False)
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    shutil.rmtree(folder)
+    assert resolve_model(NAME, cache) == folder
+
+
+def test_declined_terms(with_terms, monkeypatch):
+    answer_on_terminal(monkeypatch, "\n")
+    with pytest.raises(UserError, match="not accepted yet"):
+        resolve_model(NAME, with_terms)
+    assert not (with_terms / "accepted_terms.json").exists()
+
+
+def answer_on_terminal(monkeypatch, text: str) -> None:
+    """Let a user at a terminal type a text."""
+    stdin = io.StringIO(text)
+    stdin.isatty = lambda: True
+    monkeypatch.setattr("sys.stdin", stdin)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+
+
 # Interruption, concurrency, older versions
 
 
@@ -464,10 +663,10 @@ def test_fetch_models_of_a_configuration(cache, tmp_path, capsys, monkeypatch):
 
 def test_fetch_models_includes_init_param(tmp_path):
     (tmp_path / "model").mkdir()
-    starts = ["rinna/nue-asr:bridge", "exp/absent.pth", str(tmp_path / "model")]
+    starts = ["yky-h/nue-asr:bridge", "exp/absent.pth", str(tmp_path / "model")]
     config = tmp_path / "train.yaml"
     config.write_text(f"llm: null\ninit_param: {starts}\n")
-    assert models_of_config(config) == ["rinna/nue-asr"]
+    assert models_of_config(config) == ["yky-h/nue-asr"]
 
 
 def test_fetch_models_names_a_malformed_configuration(tmp_path):

@@ -48,6 +48,8 @@ bpemode=bpe
 bpe_input_sentence_size=0
 # training
 train_config=
+encoder=
+llm=
 train_args=
 train_tag=
 init_param=
@@ -126,8 +128,10 @@ Options [default]; ARGS are shell words, with quotes where they contain spaces:
   --bpe_input_sentence_size N  random sentences to train bpe on; 0: all [${bpe_input_sentence_size}]
  Training
   --train_config FILE     ESPnet config of stage 9
+  --encoder NAME          hub id or folder of an encoder in place of the configs'; their other options stay [none]
+  --llm NAME              hub id or folder of an LLM in place of the configs' [none]
   --train_args ARGS       more arguments of the training program [none]
-  --train_tag NAME        name of the folder in expdir [name of the config]
+  --train_tag NAME        name of the folder in expdir, to which --encoder and --llm are added [name of the config]
   --init_param PATHS      checkpoint that initialises the model [that of stage 8]
   --warmup_config FILE    config of stage 8, which is skipped without one [none]
   --warmup_tasks \"T …\"    tasks of stage 8 [the asr tasks of train_tasks]
@@ -278,11 +282,27 @@ second_train_set=$(with_speeds "${second_set}")
 warmup_train_set=$(with_speeds "${warmup_set}")
 train_train_set=$(with_speeds "${base_train_set}")
 
+models_tag() { # <config>: print what --encoder and --llm add to the name of a folder
+    local name
+    [ -n "$1" ] || return 0
+    if [ -n "${encoder}" ]; then
+        name=${encoder%/}
+        printf '_encoder_%s' "${name//[^A-Za-z0-9._-]/_}"
+    fi
+    # A config without an LLM, such as a warm-up's, is the same with any --llm.
+    if [ -n "${llm}" ] && ! grep -qE '^llm: *(null|~|) *(#.*)?$' "$1"; then
+        name=${llm%/}
+        printf '_llm_%s' "${name//[^A-Za-z0-9._-]/_}"
+    fi
+}
 suffix=${lang:+_${lang}}
 train_tag=${train_tag:-$(tag_of "${train_config}")}
-warmup_exp=${expdir}/speechllm_$(tag_of "${warmup_config:-warmup}")${suffix}
-train_exp=${speechllm_exp:-${expdir}/speechllm_${train_tag}${suffix}}
-second_exp=${speechllm_exp:-${expdir}/speechllm_${train_tag}}_$(tag_of "${second_config:-second}")${suffix}
+warmup_suffix=$(models_tag "${warmup_config}")${suffix}
+train_suffix=$(models_tag "${train_config}")${suffix}
+second_suffix=$(models_tag "${second_config}")${suffix}
+warmup_exp=${expdir}/speechllm_$(tag_of "${warmup_config:-warmup}")${warmup_suffix}
+train_exp=${speechllm_exp:-${expdir}/speechllm_${train_tag}${train_suffix}}
+second_exp=${speechllm_exp:-${expdir}/speechllm_${train_tag}}_$(tag_of "${second_config:-second}")${second_suffix}
 final_phase=${phases:-train}
 final_phase=${final_phase##* }
 final_exp=${final_phase}_exp
@@ -306,7 +326,8 @@ examples() { # <phase> <set>: print the folder of its examples
     fi
 }
 stats_dir() { # <phase>: print the folder of its lengths
-    local dir=${speechllm_stats_dir:-${expdir}/speechllm_stats_$1${suffix}}
+    local end=${1}_suffix dir
+    dir=${speechllm_stats_dir:-${expdir}/speechllm_stats_$1${!end}}
     [ -z "${speechllm_stats_dir}" ] || [ "$1" = train ] || dir+=_$1
     echo "${dir}"
 }
@@ -335,6 +356,24 @@ launch() { # <name> <folder> <command …>: train through ESPnet's launcher
         grep -E '^(run|slurm)\.pl: ' <<< "${errors}" >&2 || tail -n 1 <<< "${errors}" >&2
         fail "stage ${current} stopped; log: ${dir}/train.log; the same command resumes from the last epoch"
     fi
+}
+replace_models() { # use configs with --encoder and --llm in this and the next stages
+    [ -n "${encoder}${llm}" ] || return 0
+    local phase config dir arguments=() line
+    for phase in ${phases}; do
+        config=${phase}_config
+        dir=${phase}_exp
+        [ "${!config}" != "${!dir}/train_config.yaml" ] || return 0  # an earlier stage did
+        arguments+=(--config "${!config}" "${!dir}/train_config.yaml")
+        printf -v "${config}" '%s' "${!dir}/train_config.yaml"
+    done
+    [ -z "${encoder}" ] || arguments+=(--encoder "${encoder}")
+    [ -z "${llm}" ] || arguments+=(--llm "${llm}")
+    prepare "${final_exp}/log/replace_models.log" \
+        python3 -m speechllm.bin.replace_models "${arguments[@]}"
+    while read -r line; do
+        log "Stage ${current}: ${line}"
+    done < <(grep -a ' in place of ' "${final_exp}/log/replace_models.log" || true)
 }
 data_arguments() { # <phase> <train or valid>: add its files to ${arguments}
     local phase=$1 kind=$2 set=${valid_set} dir
@@ -550,6 +589,7 @@ if running 6; then
         require_examples "$(examples "${phase}" "${!set}")"
     done
     lock "${final_exp}"
+    replace_models
     configs=()
     for phase in ${phases}; do
         config=${phase}_config
@@ -571,6 +611,7 @@ fi
 if running 7; then
     begin 7 "lengths of the examples"
     lock "${expdir}/log"
+    replace_models
     for phase in ${phases}; do
         lock "$(stats_dir "${phase}")"
         collect "${phase}"
@@ -581,12 +622,14 @@ fi
 
 if running 8; then
     begin 8 "warm-up of bridge and CTC: ${warmup_exp}; log: ${warmup_exp}/train.log"
+    replace_models
     train warmup ""
     finish "${warmup_exp}/${warmup_model}" "${warmup_exp}/train.log"
 fi
 
 if running 9; then
     begin 9 "training: ${train_exp}; log: ${train_exp}/train.log"
+    replace_models
     start=${init_param}
     if [ -z "${start}" ] && [ -n "${warmup_config}" ]; then
         start=${warmup_exp}/${warmup_model}
