@@ -25,8 +25,8 @@ from speechllm.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 RECIPES = (
-    "common_voice", "covost2", "csj", "jsut", "mini_asterisk", "must_c",
-    "reazonspeech",
+    "common_voice", "covost2", "csj", "europarl_st", "fillets", "jsut",
+    "mini_asterisk", "must_c", "reazonspeech",
 )  # fmt: skip
 
 
@@ -236,7 +236,7 @@ def test_bad_results_are_named(tmp_path):
         read_results(tmp_path / "RESULTS.json")
     with pytest.raises(UserError, match="no such file; run stage 13 first"):
         find_results("must_c", tmp_path / "none.json")
-    with pytest.raises(UserError, match="there are common_voice, covost2, csj, jsut"):
+    with pytest.raises(UserError, match="there are common_voice, covost2, csj, eu"):
         recipe_markdown("librispeech", {})
 
 
