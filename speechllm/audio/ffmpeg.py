@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
@@ -273,6 +273,18 @@ def open_container(
             ):
                 raise _playlist_error(name or path)
             yield container
+
+
+def stated_seconds(path: str) -> float:
+    """Return the length that a media file states, without decoding it.
+
+    Raises:
+        UserError: it is not a media file, or states no length.
+    """
+    with suppress(*_decoder_errors()), open_container(path) as container:
+        if container.streams.audio and container.duration:
+            return container.duration / 1e6  # FFmpeg counts microseconds
+    raise UserError(f"{path}: not a media file, or one that states no length")
 
 
 class _Unnamed:

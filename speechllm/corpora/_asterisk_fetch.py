@@ -6,11 +6,17 @@ Every file is compared with its pinned SHA-256 before it is opened. Root is not 
 from __future__ import annotations
 
 import shutil
-import subprocess
 import urllib.error
 import urllib.request
 from pathlib import Path
 
+from speechllm.corpora._debian import (
+    MIRROR,
+    Package,
+    Unavailable,
+    apt_download,
+    unpack_deb,
+)
 from speechllm.utils.errors import UserError
 from speechllm.utils.folders import FolderKind, atomic_directory
 from speechllm.utils.io import file_sha256, unpack_tar
@@ -19,10 +25,10 @@ LANGUAGES = ("en", "es", "fr", "it", "ru")
 VERSION = "1.6.1"
 SOUNDS = FolderKind("folder of Asterisk sounds")
 _DEBIAN_VERSION = "1.6.1-1"
-_TIMEOUT_SECONDS = 300
 # Upstream's tarballs; Debian's source package has the same files.
 _UPSTREAM = "https://downloads.asterisk.org/pub/telephony/sounds/releases"
-_DEBIAN = "https://deb.debian.org/debian/pool/main/a/asterisk-core-sounds"
+_SOURCE = "asterisk-core-sounds"
+_DEBIAN = f"{MIRROR}/a/{_SOURCE}"
 _TARBALLS = (
     f"{_UPSTREAM}/asterisk-core-sounds-{{lang}}-g722-{VERSION}.tar.gz",
     f"{_DEBIAN}/asterisk-core-sounds_{VERSION}.orig-{{lang}}-g722.tar.gz",
@@ -50,15 +56,11 @@ _PACKAGE_SHA256 = {
         "ru": "673b4238a6b8269960f055d868c6a11083f7a0d00979167cb01554046b48ed9b",
     },
 }
-_PACKAGES = {
-    template.format(lang=language): digest
+_PACKAGES = sorted(
+    Package(template.format(lang=language), _DEBIAN_VERSION, digest, _SOURCE)
     for template, digests in _PACKAGE_SHA256.items()
     for language, digest in digests.items()
-}
-
-
-class _Unavailable(Exception):
-    """Raised if a source does not have the sounds; the next one is tried."""
+)
 
 
 def fetch_asterisk(download_dir: str | Path) -> Path:
@@ -76,14 +78,14 @@ def fetch_asterisk(download_dir: str | Path) -> Path:
             with atomic_directory(folder, SOUNDS) as new:
                 fetch(new)
             return folder
-        except _Unavailable as reason:
+        except Unavailable as reason:
             reasons.append(str(reason))
     raise UserError(
         "the Asterisk sounds cannot be downloaded: "
         + "; ".join(reasons)
-        + f". Unpack the Debian packages {', '.join(sorted(_PACKAGES)[:2])}, … or the "
-        f"tarballs of {_UPSTREAM} (one folder per language) on a machine with network "
-        "access and give the folder as --asterisk_dir"
+        + f". Unpack the Debian packages {_PACKAGES[0].name}, {_PACKAGES[1].name}, … "
+        f"or the tarballs of {_UPSTREAM} (one folder per language) on a machine with "
+        "network access and give the folder as --asterisk_dir"
     )
 
 
@@ -98,60 +100,13 @@ def check_sha256(path: Path, expected: str) -> None:
 
 
 def _from_debian(folder: Path) -> None:
-    """Download and unpack the Debian packages with apt-get and dpkg-deb."""
-    if not shutil.which("apt-get") or not shutil.which("dpkg-deb"):
-        raise _Unavailable("apt-get is not installed")
+    """Download and unpack the Debian packages."""
     debs = folder / "packages"
     debs.mkdir()
-    print("downloading the Asterisk sounds with apt-get (54 MB)", flush=True)
-    packages = [f"{name}={_DEBIAN_VERSION}" for name in sorted(_PACKAGES)]
-    problem = _apt(debs, ["download", *packages])
-    if problem:  # no package lists, as in a new container: use lists of our own
-        options = _private_lists(debs)
-        problem = _apt(debs, [*options, "update"]) or _apt(
-            debs, [*options, "download", *packages]
-        )
-    if problem:
-        raise _Unavailable(
-            f"apt-get has no asterisk-core-sounds {_DEBIAN_VERSION} ({problem}; if "
-            "package lists are missing, run 'apt-get update' as root)"
-        )
-    for name, digest in sorted(_PACKAGES.items()):
-        deb = debs / f"{name}_{_DEBIAN_VERSION}_all.deb"
-        check_sha256(deb, digest)
-        subprocess.run(["dpkg-deb", "-x", str(deb), str(folder)], check=True)
+    apt_download(_PACKAGES, debs)  # 54 MB
+    for package in _PACKAGES:
+        unpack_deb(debs / package.file_name, folder)
     shutil.rmtree(debs)
-
-
-def _private_lists(folder: Path) -> list[str]:
-    """Create folders for package lists without root; return apt's options."""
-    for name in ("state/lists/partial", "cache/archives/partial"):
-        (folder / name).mkdir(parents=True)
-    state, cache = (folder / "state").resolve(), (folder / "cache").resolve()
-    status = "/var/lib/dpkg/status"
-    options = [f"Dir::State={state}", f"Dir::Cache={cache}"]
-    options += [f"Dir::State::status={status}", "Acquire::Retries=1"]
-    return [part for option in options for part in ("-o", option)]
-
-
-def _apt(folder: Path, arguments: list[str]) -> str | None:
-    """Run apt-get in a folder; return the error message, or None."""
-    sandbox = ["-o", "APT::Sandbox::User=root"]  # user _apt has no access to the folder
-    try:
-        result = subprocess.run(
-            ["apt-get", "-q", *sandbox, *arguments],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            timeout=_TIMEOUT_SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return f"no response within {_TIMEOUT_SECONDS} s"
-    if result.returncode == 0:
-        return None
-    lines = [line for line in result.stderr.splitlines() if line.startswith("E:")]
-    return (lines or ["E: unknown error"])[0][2:].strip()
 
 
 def _from_tarballs(folder: Path) -> None:
@@ -178,4 +133,4 @@ def _download(language: str, target: Path) -> None:
             return
         except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
             problems.append(f"{url}: {getattr(error, 'reason', error)}")
-    raise _Unavailable("; ".join(problems))
+    raise Unavailable("; ".join(problems))

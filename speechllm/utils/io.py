@@ -17,7 +17,7 @@ import shutil
 import stat
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
@@ -164,18 +164,23 @@ def file_sha256(path: str | Path) -> str:
 
 
 def unpack_tar(
-    path: str | Path, folder: str | Path, mode: Literal["r:", "r:gz"] = "r:"
+    path: str | Path,
+    folder: str | Path,
+    mode: Literal["r:", "r:gz", "r:*"] = "r:",
+    wanted: Callable[[str], bool] = lambda name: True,
 ) -> None:
     """Unpack a tar file of folders and regular files into ``folder``.
 
     Python's own extraction filter is missing in some releases of Python 3.11.
 
     Args:
-        mode: of ``tarfile.open``: ``"r:"`` uncompressed, ``"r:gz"`` compressed.
+        mode: of ``tarfile.open``: ``"r:"`` uncompressed, ``"r:gz"`` compressed, or
+            ``"r:*"`` either, also by bzip2 or LZMA.
+        wanted: tells by its name if a member is unpacked.
 
     Raises:
-        tarfile.TarError: the tar file is damaged, or a member is a link, a device or
-            has a path outside of the folder.
+        tarfile.TarError: the tar file is damaged, or a wanted member is a link, a
+            device or has a path outside of the folder.
         EOFError: the compressed tar file is truncated.
         UserError: its content is far larger than the tar file.
     """
@@ -185,6 +190,8 @@ def unpack_tar(
         for member in archive:
             unpacked += member.size
             require_plausible_size(f"{path}: {member.name}", unpacked, packed)
+            if not wanted(member.name):
+                continue
             target = (root / member.name).resolve()
             if not target.is_relative_to(root) or not (
                 member.isfile() or member.isdir()

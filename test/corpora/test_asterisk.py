@@ -11,7 +11,7 @@ import pytest
 
 from speechllm.bin.prepare_data import main
 from speechllm.corpora import _asterisk_fetch as fetch
-from speechllm.corpora import asterisk, corpus_names
+from speechllm.corpora import _debian, asterisk, corpus_names
 from speechllm.corpora.asterisk import (
     SETS,
     Entry,
@@ -178,7 +178,7 @@ def serve_tarballs(folder, monkeypatch) -> None:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         monkeypatch.setitem(fetch._TARBALL_SHA256, language, digest)
     monkeypatch.setattr(fetch, "_TARBALLS", (f"file://{folder}/{{lang}}.tar.gz",))
-    monkeypatch.setattr(fetch.shutil, "which", lambda name: None)
+    monkeypatch.setattr(_debian.shutil, "which", lambda name: None)
 
 
 def test_tarballs_are_downloaded_without_apt(tmp_path, monkeypatch):
@@ -211,7 +211,7 @@ def test_tarball_cannot_write_outside_its_folder(tmp_path, monkeypatch):
 
 
 def test_message_without_network_names_the_remedy(tmp_path, monkeypatch):
-    monkeypatch.setattr(fetch.shutil, "which", lambda name: None)
+    monkeypatch.setattr(_debian.shutil, "which", lambda name: None)
     monkeypatch.setattr(fetch, "_TARBALLS", (f"file://{tmp_path}/none-{{lang}}",))
     with pytest.raises(
         UserError, match="apt-get is not installed.*--asterisk_dir"
@@ -232,8 +232,8 @@ def test_apt_without_package_lists_downloads_its_own(tmp_path, monkeypatch):
             command, status, "", "E: Unable to locate package asterisk-core-sounds-en\n"
         )
 
-    monkeypatch.setattr(fetch.shutil, "which", lambda name: f"/usr/bin/{name}")
-    monkeypatch.setattr(fetch.subprocess, "run", run)
+    monkeypatch.setattr(_debian.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(_debian.subprocess, "run", run)
     with pytest.raises(FileNotFoundError):  # the mock downloads nothing
         fetch.fetch_asterisk(tmp_path / "downloads")
     assert [call[-1] == "update" for call in calls] == [False, True, False]

@@ -25,7 +25,8 @@ from speechllm.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 RECIPES = (
-    "common_voice", "covost2", "csj", "fleurs", "jsut", "librispeech",
+    "common_voice", "covost2", "csj", "europarl_st", "fillets", "fleurs", "jsut",
+    "librispeech",
     "mini_asterisk", "must_c", "reazonspeech",
 )  # fmt: skip
 
@@ -236,7 +237,7 @@ def test_bad_results_are_named(tmp_path):
         read_results(tmp_path / "RESULTS.json")
     with pytest.raises(UserError, match="no such file; run stage 13 first"):
         find_results("must_c", tmp_path / "none.json")
-    with pytest.raises(UserError, match="there are common_voice, covost2, csj, fl"):
+    with pytest.raises(UserError, match="there are common_voice, covost2, csj, eu"):
         recipe_markdown("tedlium", {})
 
 

@@ -1,0 +1,4 @@
+# shellcheck shell=bash
+# shellcheck disable=SC2034  # local/data.sh reads these
+# Corpus folders on this machine; write yours after the equals sign.
+EUROPARL_ST=
