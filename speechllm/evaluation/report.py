@@ -43,6 +43,10 @@ TASKS = {
     "asr_st": "Transcript and translation in one (asr_st)",
 }
 
+#: Metrics on normalised text.
+NORMALIZED = ("wer", "cer", "bleu_normalized", "chrf_normalized")
+NOT_RECORDED = "not recorded, scored with an earlier release"
+
 ERRORS = ("substitutions", "deletions", "insertions")
 #: Fields of a row that count words, characters or errors, where it has them.
 COUNTS = ("reference_words", "reference_characters", *ERRORS)
@@ -57,7 +61,8 @@ def collect_results(exp_root: str | Path) -> list[dict]:
     Returns:
         Rows ``{set, task, language, target_language, metric, value, utterances,
         hypotheses_file, system, decode, …}``, sorted by task, set, languages and
-        system. Error rates include their counts, sacrebleu's scores their signature.
+        system. Error rates include their counts, sacrebleu's scores their signature,
+        and scores on normalised text that of the ``normalizer``.
 
     Raises:
         UserError: there is no score below ``exp_root``, or a file is not a list of
@@ -109,7 +114,7 @@ def collect_results(exp_root: str | Path) -> list[dict]:
 def _check_row(row: dict) -> None:
     """Raise KeyError, TypeError or ValueError if a row lacks fields or types."""
     texts = [row[name] for name in ("metric", "task", "language", "target_language")]
-    texts.append(row.get("signature", ""))
+    texts += [row.get("signature", ""), row.get("normalizer", "")]
     counts = [row["utterances"], *(row[name] for name in COUNTS if name in row)]
     if (
         not all(isinstance(text, str) for text in texts)
@@ -192,6 +197,27 @@ def signature_lines(rows: list[dict]) -> str:
         f"`{signature}`\n"
         for (metric, signature), languages in found.items()
     )
+
+
+def normalizer_lines(rows: list[dict]) -> str:
+    """Return one list item per signature of a normaliser, with languages and systems.
+
+    The systems are named where some were scored with another normaliser than others.
+    """
+    found: dict[str, dict[str, set[str]]] = {}  # signature -> language -> systems
+    for row in rows:
+        if row["metric"] in NORMALIZED:
+            languages = found.setdefault(row.get("normalizer") or NOT_RECORDED, {})
+            systems = languages.setdefault(row["target_language"], set())
+            systems.add(f"{row['system']}/{row['decode']}")
+    lines = ""
+    for signature, languages in found.items():
+        lines += f"- {', '.join(sorted(languages))}: `{signature}`"
+        others = (found[other] for other in found if other != signature)
+        if any(languages.keys() & other.keys() for other in others):
+            lines += f" ({', '.join(sorted(set().union(*languages.values())))})"
+        lines += "\n"
+    return lines
 
 
 def package_version(name: str) -> str:
@@ -374,10 +400,15 @@ def results_markdown(
         parts.append(results_table(rows, task))
     parts.append(
         "Error rates are in percent over the whole set (all errors over all reference "
-        'words or characters). WER, CER and "norm." are on normalised text (lower '
-        "case, no punctuation, numbers spelt out), all others on the text as it is. "
-        "Sub, del and ins are counts.\n"
+        'words or characters). WER, CER and "norm." are on normalised text, all others '
+        "on the text as it is. Sub, del and ins are counts.\n"
     )
+    if normalizers := normalizer_lines(rows):
+        parts.append(
+            "Text normalisers (`speechllm`: lower case, no punctuation, numbers in "
+            "words; `whisper`: as for figures published with Whisper's):\n\n"
+            + normalizers
+        )
     measured = {row["metric"] for row in rows}
     if "comet" in measured:
         parts.append("COMET is shown times 100.\n")

@@ -2,9 +2,9 @@
 
 Recognition is scored by word and character error rate (jiwer), translation by BLEU,
 chrF and TER (sacrebleu, each with its signature) and by COMET where it is installed.
-Error rates, BLEU and chrF are computed on raw text and on text normalised by
-``speechllm.text.normalization.normalize``. Examples are grouped by task, source and
-target language, which ``utt2task`` of the example dir lists.
+Error rates, BLEU and chrF are computed on raw text and on text normalised by a
+normaliser (``speechllm.text.normalizers``), whose signature is in the row. Examples are
+grouped by task, source and target language, listed in ``utt2task`` of the example dir.
 
 Output, one folder per group below the decode dir (``score_asr_en``,
 ``score_st_en_fr``):
@@ -35,17 +35,23 @@ from speechllm.evaluation.comet import (
 from speechllm.evaluation.groups import Group, Scores, read_groups
 from speechllm.evaluation.recognition import percent, score_recognition
 from speechllm.evaluation.translation import score_translation
+from speechllm.text.normalizers import SPOKEN, Normalizer
 from speechllm.utils.errors import UserError
 from speechllm.utils.folders import FolderKind, atomic_directory, remove_directory
 
 
 def score_decode_dir(
-    examples: str | Path, decode_dir: str | Path
+    examples: str | Path, decode_dir: str | Path, normalizer: Normalizer = SPOKEN
 ) -> tuple[list[dict], list[str]]:
     """Score ``decode_dir/text`` against an example dir, group by group.
 
     Score folders of an earlier call are replaced; those of groups that no longer exist
     are removed, so that no report includes them.
+
+    Args:
+        examples: example dir.
+        decode_dir: decode dir.
+        normalizer: of the texts of normalised scores.
 
     Returns:
         The rows of all groups, and one sentence for each score that is missing.
@@ -57,7 +63,7 @@ def score_decode_dir(
     decode_dir = Path(decode_dir)
     groups = read_groups(examples, decode_dir / "text")
     known = [group for group in groups if group.task in SCORERS]
-    results = {group.name: score_group(group) for group in known}
+    results = {group.name: score_group(group, normalizer) for group in known}
     left_out: list[str] = []
     failure = None
     try:
@@ -79,9 +85,9 @@ def score_decode_dir(
     return [row for scores in results.values() for row in scores.rows], left_out
 
 
-def score_group(group: Group) -> Scores:
+def score_group(group: Group, normalizer: Normalizer = SPOKEN) -> Scores:
     """Score one group; every row gets the task, languages and number of examples."""
-    scores = SCORERS[group.task](group)
+    scores = SCORERS[group.task](group, normalizer)
     for row in scores.rows:
         row.update(group_fields(group))
     return scores
@@ -98,15 +104,15 @@ def group_fields(group: Group) -> dict:
     return fields | ({"dropped": group.dropped} if group.dropped else {})
 
 
-def score_joint(group: Group) -> Scores:
+def score_joint(group: Group, normalizer: Normalizer = SPOKEN) -> Scores:
     """Score the transcripts as recognition and the translations as translation.
 
     The row ``malformed`` is the percentage of hypotheses that could not be split into
     transcript and translation.
     """
     assert group.transcript is not None, "read_groups fills it for asr_st"
-    recognised = score_recognition(group.transcript)
-    translated = score_translation(group)
+    recognised = score_recognition(group.transcript, normalizer)
+    translated = score_translation(group, normalizer)
     malformed = {
         "metric": "malformed",
         "value": percent(group.malformed / len(group.ids)),

@@ -21,6 +21,7 @@ from speechllm.text.number_spelling import spell_numbers
 
 LANGUAGES_WITHOUT_SPACES = frozenset({"ja", "zh", "yue"})
 METRICS = ("wer", "cer")
+VERSION = 2  # of normalize; raise it when its texts change (1: release 0.2.0)
 _APOSTROPHES = "'\u2018\u2019\u02bc\u2032\uff07`\u00b4"
 _TO_PLAIN_APOSTROPHE = str.maketrans(dict.fromkeys(_APOSTROPHES, "'"))
 _LONE_APOSTROPHE = re.compile(r"(?<!\w)'|'(?!\w)")

@@ -120,6 +120,40 @@ def test_worst_utterance_comes_first_and_correct_ones_last():
     assert "day -> bay" in text
 
 
+def test_whispers_normaliser_gives_its_error_rate(tmp_path):
+    """Three errors in three words as they are spoken, none in Whisper's form."""
+    spelling = tmp_path / "whisper"
+    spelling.mkdir()
+    (spelling / "normalizer.json").write_text('{"colour": "color"}')
+    examples, decode_dir = write_case(
+        tmp_path,
+        {"u1-asr-en": "It's the colour.", "u1-asr-ja": "１２ 時"},
+        {"u1-asr-en": "asr en en", "u1-asr-ja": "asr ja ja"},
+        {"u1-asr-en": "it is the color", "u1-asr-ja": "12時"},
+    )
+    arguments = ["--examples", str(examples), "--decode_dir", str(decode_dir)]
+    found = {}
+    for name in ("speechllm", f"whisper:{spelling}"):
+        main([*arguments, "--normalizer", name])
+        rows = json.loads((decode_dir / "score_asr_en" / "scores.json").read_text())
+        found[name.partition(":")[0]] = {row["metric"]: row for row in rows}
+    assert found["speechllm"]["wer"]["value"] == 100.0  # it's, +is, colour
+    assert found["whisper"]["wer"]["value"] == 0.0
+    assert found["whisper"]["wer"]["reference_words"] == 4
+    for name, rows in found.items():
+        assert rows["wer"]["normalizer"].startswith(f"{name}|")
+        assert rows["cer"]["normalizer"] == rows["wer"]["normalizer"]
+        assert "normalizer" not in rows["wer_raw"]
+    assert len({rows["wer_raw"]["value"] for rows in found.values()}) == 1
+
+
+@pytest.mark.parametrize("name", ["none", "whisper:", "speechllm:x", ""])
+def test_another_normaliser_is_an_error(tmp_path, name):
+    arguments = ["--examples", str(tmp_path), "--decode_dir", str(tmp_path)]
+    with pytest.raises(UserError, match="--normalizer takes speechllm, whisper or"):
+        main([*arguments, "--normalizer", name])
+
+
 # Translation
 
 

@@ -140,6 +140,7 @@ def test_invalid_options_print_one_line(arguments, message):
         (["--ngpu", "-1"], "--ngpu takes a whole number"),
         (["--token_type", "word"], "char or bpe"),
         (["--audio_format", "mp3"], "flac or wav"),
+        (["--normalizer", "none"], "speechllm, whisper or whisper:FOLDER"),
         (["--train_config", "conf/none.yaml"], "no file 'conf/none.yaml'"),
         (["--train_set", ""], "--train_set is needed"),
         (["--tiny", "maybe"], "true or false"),

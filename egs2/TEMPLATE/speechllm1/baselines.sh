@@ -13,6 +13,7 @@ seamless=facebook/seamless-m4t-v2-large
 beam_size=5
 batch_size=8
 dtype=auto
+normalizer=speechllm
 device=cpu
 if nvidia-smi -L > /dev/null 2>&1; then device=cuda; fi
 
@@ -26,6 +27,7 @@ help_message="Usage: $(basename "$0") --test_sets \"NAME …\" [options]
   --beam_size N         beam size; 1 is greedy [${beam_size}]
   --batch_size N        utterances per batch [${batch_size}]
   --dtype TYPE          float32, bfloat16, float16 or auto [${dtype}]
+  --normalizer NAME     text normaliser of the scores, as in stage 13 [${normalizer}]
   --device DEVICE       cpu or cuda [here ${device}]
   --help                print this text"
 
@@ -43,7 +45,8 @@ decode_and_score() { # <system> <model> <name> <set> <examples> [<more options>]
     lock "$(dirname "${output}")"
     python3 -m speechllm.bin.baseline "$1" --model "$2" --examples "$5" \
         --output "${output}" "${options[@]}" "${@:6}"
-    python3 -m speechllm.bin.score --examples "$5" --decode_dir "${output}"
+    python3 -m speechllm.bin.score --examples "$5" --decode_dir "${output}" \
+        --normalizer "${normalizer}"
     unlock
 }
 name_of() { basename "$1" | tr '.' '_'; }
