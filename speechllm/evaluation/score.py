@@ -156,13 +156,14 @@ def add_comet(groups: list[Group], results: dict[str, Scores]) -> list[str]:
         return [f"no COMET: it is not installed, {INSTALLER} installs it"]
     left_out = []
     for group in groups:
-        missing = [i for i, s in zip(group.ids, group.sources, strict=True) if not s]
+        pairs = zip(group.ids, group.sources, strict=True)
+        missing = [i for i, source in pairs if source is None]
         if missing:
             left_out.append(
                 f"{group.name}: no COMET: {missing[0]} has no transcript among the "
                 f"examples; make asr:{group.source} examples too"
             )
-    groups = [group for group in groups if all(group.sources)]
+    groups = [group for group in groups if None not in group.sources]
     if not groups:
         return left_out
     values, signature = comet_scores(

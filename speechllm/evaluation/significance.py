@@ -188,6 +188,9 @@ def ratio_bootstrap(
 ) -> tuple[float, float, float, float, float, float]:
     """Run the paired bootstrap on 100 · sum of counts / sum of lengths.
 
+    Where all lengths of a sample are 0, each count is an error by itself, as in
+    :func:`~speechllm.evaluation.recognition.error_rate`.
+
     Args:
         a, b: count of each utterance, for each system.
         lengths: length of each utterance, the denominator.
@@ -202,16 +205,25 @@ def ratio_bootstrap(
 
     one, other, length = (np.array(x, dtype=np.float64) for x in (a, b, lengths))
     draws = np.random.default_rng(SEED).choice(len(a), (samples, len(a)))
-    drawn_length = np.maximum(length[draws].sum(1), 1)  # all may be empty
-    first = 100 * one[draws].sum(1) / drawn_length
-    second = 100 * other[draws].sum(1) / drawn_length
+    first, second = (
+        100 * _ratio(x[draws].sum(1), length[draws].sum(1)) for x in (one, other)
+    )
     value_a, value_b = (
-        100 * float(x.sum() / max(length.sum(), 1)) for x in (one, other)
+        100 * float(_ratio(x.sum(), length.sum())) for x in (one, other)
     )
     higher = (second > first).mean() + (second == first).mean() / 2
     interval_a, interval_b = (float(estimate_ci(x)[1]) for x in (first, second))
     p = p_value(second - first, value_b - value_a)
     return value_a, value_b, interval_a, interval_b, p, float(higher)
+
+
+def _ratio(counts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Return counts / lengths; where a length is 0, 1 for a count above 0, else 0."""
+    import numpy as np
+
+    empty = np.where(counts > 0, counts, 1)
+    ratio: np.ndarray = counts / np.where(lengths > 0, lengths, empty)
+    return ratio
 
 
 def p_value(differences: np.ndarray, observed: float) -> float:
