@@ -72,6 +72,7 @@ def main(argv: list[str] | None = None) -> None:
     """Write the scores and print them, one per line."""
     args = get_parser().parse_args(argv)
 
+    from speechllm.evaluation.report import figure
     from speechllm.evaluation.score import score_decode_dir
 
     rows, left_out = score_decode_dir(
@@ -81,7 +82,8 @@ def main(argv: list[str] | None = None) -> None:
         languages = row["language"]
         if row["task"] != "asr":
             languages += "-" + row["target_language"]
-        print(f"{row['task']} {languages} {row['metric']} {row['value']:.2f}")
+        value = figure(row["metric"], row["value"])
+        print(f"{row['task']} {languages} {row['metric']} {value}")
     for warning in left_out:
         print(f"warning: {warning}", file=sys.stderr)
     if not rows:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from speechllm.utils.errors import UserError
 from speechllm.utils.io import atomic_open
+from speechllm.utils.machine import machine
 
 #: metric -> heading, in the order of the columns
 METRICS = {
@@ -34,6 +35,7 @@ METRICS = {
     "bleu_normalized": "BLEU norm.",
     "chrf_normalized": "chrF norm.",
     "malformed": "malformed %",
+    "rtf": "RTF",
 }
 
 #: task -> title of its table
@@ -114,7 +116,12 @@ def collect_results(exp_root: str | Path) -> list[dict]:
 def _check_row(row: dict) -> None:
     """Raise KeyError, TypeError or ValueError if a row lacks fields or types."""
     texts = [row[name] for name in ("metric", "task", "language", "target_language")]
-    texts += [row.get("signature", ""), row.get("normalizer", "")]
+    texts += [row.get(name, "") for name in ("signature", "normalizer")]
+    if row["metric"] == "rtf":
+        texts.append(row["device"])
+        for name in ("seconds", "audio_seconds", "timed_examples"):
+            if not isinstance(row[name], (int, float)) or not math.isfinite(row[name]):
+                raise ValueError(row)
     counts = [row["utterances"], *(row[name] for name in COUNTS if name in row)]
     if (
         not all(isinstance(text, str) for text in texts)
@@ -143,6 +150,11 @@ def markdown_table(header: list[str], lines: list[list], left: int = 1) -> str:
     escaped = [[str(cell).replace("|", "\\|") for cell in line] for line in lines]
     rule = ["---"] * left + ["---:"] * (len(header) - left)
     return "".join(f"| {' | '.join(line)} |\n" for line in [header, rule, *escaped])
+
+
+def figure(metric: str, value: float) -> str:
+    """Format percent with two decimals, a real-time factor with three digits."""
+    return f"{value:.3g}" if metric == "rtf" else f"{value:.2f}"
 
 
 def results_table(rows: list[dict], task: str) -> str:
@@ -180,9 +192,22 @@ def results_table(rows: list[dict], task: str) -> str:
             for kind in ERRORS:
                 line.append(errors.get(kind, ""))
         for name in metrics:
-            line.append(f"{scores[name]['value']:.2f}" if name in scores else "")
+            line.append(figure(name, scores[name]["value"]) if name in scores else "")
         table.append(line)
     return markdown_table(header, table)
+
+
+def timing_lines(rows: list[dict]) -> str:
+    """Return one list item per decode dir that was timed, with times and device."""
+    lines = {}
+    for row in rows:
+        if row["metric"] == "rtf":
+            name = f"{row['system']}/{row['decode']} {row['set']}"
+            lines[name] = (
+                f"- {name}: {row['seconds']:.0f} s for {row['audio_seconds']:.0f} s of "
+                f"{row['timed_examples']} examples; {row['device']}\n"
+            )
+    return "".join(lines.values())
 
 
 def signature_lines(rows: list[dict]) -> str:
@@ -244,37 +269,6 @@ def git_hash() -> str:
     except (OSError, subprocess.CalledProcessError):
         return f"no git checkout (speechllm {package_version('speechllm')})"
     return commit + (" with local changes" if changed else "")
-
-
-def machine() -> str:
-    """Describe the CPU, the cores available to this process, memory and GPUs."""
-    model, memory = platform.processor() or platform.machine(), ""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                model = line.split(":", 1)[1].strip()
-                break
-        kilobytes = int(Path("/proc/meminfo").read_text().split()[1])
-        memory = f", {kilobytes / 2**20:.0f} GiB memory"
-    except (OSError, ValueError, IndexError):
-        pass
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    else:
-        cores = os.cpu_count() or 1
-    gpus = ""
-    try:
-        listed = subprocess.run(
-            ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            timeout=30,
-        )
-        if listed.returncode == 0:
-            gpus = "".join(f", {name}" for name in listed.stdout.splitlines() if name)
-    except (OSError, subprocess.TimeoutExpired):
-        pass
-    return f"{model}, {cores} cores{memory}{gpus}"
 
 
 def environment() -> dict[str, str]:
@@ -416,6 +410,12 @@ def results_markdown(
         parts.append("COMET: not scored; `tools/install_comet.sh` installs it.\n")
     if signatures := signature_lines(rows):
         parts.append("Signatures of sacrebleu:\n\n" + signatures)
+    if timings := timing_lines(rows):
+        parts.append(
+            "RTF, the real-time factor: seconds of decoding per second of speech, "
+            "without loading the model and reading the audio, over all tasks of a "
+            "decode dir:\n\n" + timings
+        )
     if pictures:
         parts.append("## Training\n")
         parts += [f"![{name}]({link})\n" for name, link in pictures.items()]

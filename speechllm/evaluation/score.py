@@ -13,6 +13,9 @@ Output, one folder per group below the decode dir (``score_asr_en``,
 * ``scores.tsv``: one line per example,
 * ``alignment.txt``: each example with its reference, worst first.
 
+Where decoding was timed (``rtf.json`` of the decode dir), each group has the row
+``rtf`` with the real-time factor of the whole decode dir.
+
 For the joint task ``asr_st``, transcripts (``text.transcript`` of the decode dir) are
 scored as recognition and translations (``text``) as translation, both in the same
 folder (``score_asr_st_en_fr``).
@@ -24,6 +27,7 @@ To add a metric, add its row in ``recognition.score_recognition`` or
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 from speechllm.evaluation.comet import (
@@ -70,6 +74,10 @@ def score_decode_dir(
         left_out += add_comet(known, results)
     except UserError as error:
         failure = error
+    try:
+        add_timing(decode_dir / TIMING_FILE, known, results)
+    except (ValueError, KeyError, TypeError):
+        left_out.append(f"no real-time factor: {decode_dir / TIMING_FILE} is damaged")
     for old in decode_dir.glob("score_*"):
         if old.name.removeprefix("score_") not in results and old.is_dir():
             remove_directory(old, SCORES)
@@ -133,6 +141,7 @@ def score_joint(group: Group, normalizer: Normalizer = SPOKEN) -> Scores:
 
 
 #: task -> scorer
+TIMING_FILE = "rtf.json"
 SCORE_FILES = ("scores.json", "scores.tsv", "alignment.txt")
 SCORES = FolderKind("folder of scores", SCORE_FILES, SCORE_FILES)
 SCORERS = {"asr": score_recognition, "st": score_translation, "asr_st": score_joint}
@@ -186,6 +195,30 @@ def add_comet(groups: list[Group], results: dict[str, Scores]) -> list[str]:
         for line, value in zip(scores.table, own, strict=True):
             line.insert(column, f"{100 * value:.2f}")
     return left_out
+
+
+def add_timing(path: Path, groups: list[Group], results: dict[str, Scores]) -> None:
+    """Add the real-time factor of a decode dir, if it was measured, to each group.
+
+    Raises:
+        ValueError, KeyError, TypeError: the file is damaged.
+    """
+    if not path.exists():
+        return
+    timing = json.loads(path.read_text("utf-8"))
+    seconds, audio = float(timing["seconds"]), float(timing["audio_seconds"])
+    if not (seconds >= 0 and 0 < audio < math.inf and seconds < math.inf):
+        raise ValueError(timing)
+    row = {
+        "metric": "rtf",
+        "value": round(seconds / audio, 6),
+        "seconds": seconds,
+        "audio_seconds": audio,
+        "timed_examples": int(timing["examples"]),
+        "device": "; ".join(map(str, timing["devices"])),
+    }
+    for group in groups:
+        results[group.name].rows.append(row | group_fields(group))
 
 
 def write_scores(scores: Scores, folder: str | Path) -> None:

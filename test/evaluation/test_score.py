@@ -11,8 +11,9 @@ import pytest
 from speechllm.bin.score import main
 from speechllm.data.kaldi_table import Dropped, write_dropped
 from speechllm.evaluation.groups import Group, read_groups, read_texts
+from speechllm.evaluation.paper_tables import read_results
 from speechllm.evaluation.recognition import align_lines, score_recognition, word_errors
-from speechllm.evaluation.report import results_table
+from speechllm.evaluation.report import results_table, write_report
 from speechllm.evaluation.score import SCORE_FILES, score_decode_dir
 from speechllm.evaluation.translation import score_translation
 from speechllm.utils.errors import UserError
@@ -283,6 +284,37 @@ def test_decode_dir_is_scored_by_group(tmp_path):
     assert stored == [
         row for row in rows if row["task"] == "asr" and row["language"] == "en"
     ]
+
+
+def test_the_real_time_factor_is_a_row_of_every_group(tmp_path):
+    """30 s for 240 s of speech are a factor of 0.125."""
+    examples, decode_dir = write_case(tmp_path, REFERENCES, TASKS, HYPOTHESES)
+    timing = {"examples": 3, "seconds": 30.0, "audio_seconds": 240.0}
+    path = decode_dir / "rtf.json"
+    path.write_text(json.dumps(timing | {"devices": ["a GPU, float16", "a CPU"]}))
+    rows, left_out = score_decode_dir(examples, decode_dir)
+    assert left_out == []
+    rtf = {(r["task"], r["language"]): r for r in rows if r["metric"] == "rtf"}
+    assert set(rtf) == {("asr", "en"), ("asr", "fr"), ("st", "en")}
+    assert {row["value"] for row in rtf.values()} == {0.125}
+    write_report(tmp_path / "exp", tmp_path / "RESULTS")
+    report = (tmp_path / "RESULTS.md").read_text()
+    header, _, line = report.split("(st)")[1].strip().splitlines()[:3]
+    assert header.endswith("| chrF norm. | RTF |") and line.endswith(" | 0.125 |")
+    assert (
+        "- x/decode test: 30 s for 240 s of 3 examples; a GPU, float16; a CPU" in report
+    )
+    found = read_results(tmp_path / "RESULTS.json")
+    assert found["x", "decode", "test", "st", "en", "fr", "rtf"] == 0.125
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"seconds": 1, "audio_seconds": 0}'])
+def test_a_damaged_time_is_reported_and_all_else_is_scored(tmp_path, content):
+    examples, decode_dir = write_case(tmp_path, REFERENCES, TASKS, HYPOTHESES)
+    (decode_dir / "rtf.json").write_text(content)
+    rows, (warning,) = score_decode_dir(examples, decode_dir)
+    assert len(rows) == 4 + 4 + 5
+    assert warning == f"no real-time factor: {decode_dir / 'rtf.json'} is damaged"
 
 
 def test_scoring_again_writes_the_same_files_and_removes_stale_groups(tmp_path):
