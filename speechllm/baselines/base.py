@@ -25,11 +25,13 @@ class Baseline(ABC):
             another system.
         beam_size: number of hypotheses in the beam; 1 is greedy search.
         device: ``cpu``, ``cuda``, …
+        dtype: ``float32``, ``bfloat16``, ``float16`` or ``auto``.
     """
 
     takes_speech: ClassVar[bool] = True
     beam_size: int
     device: str
+    dtype: str = "float32"
 
     @abstractmethod
     def check(self, task: str, source: str, target: str) -> None:

@@ -6,12 +6,14 @@ import hashlib
 import json
 from pathlib import Path
 
-from speechllm.audio.io import load_audio
+from speechllm.audio.io import SAMPLING_RATE, load_audio
 from speechllm.baselines.base import Baseline, gib
 from speechllm.data.examples import read_utt2task, utterance_of
 from speechllm.data.kaldi_table import read_num_samples, read_table
+from speechllm.inference.backends import device_name
 from speechllm.inference.decode_dir import (
     DECODE_DIR,
+    Timing,
     read_hypotheses,
     write_hypotheses,
     write_tables,
@@ -32,9 +34,10 @@ def run_baseline(
 ) -> int:
     """Decode every example that has no hypothesis yet.
 
-    The decode dir has the format of ``speechllm.inference.decode_examples``:
-    ``hypotheses.1.jsonl``, written line by line, and at the end ``text`` (with
-    ``text.transcript`` for ``asr_st``). A re-run resumes; with another model, other
+    The decode dir has the format of ``speechllm.inference.decode_examples``, with the
+    time of decoding if the input is speech: ``hypotheses.1.jsonl``, written line by
+    line, and at the end ``text`` (with ``text.transcript`` for ``asr_st``) and
+    ``rtf.json``. A re-run resumes; with another model, other
     options or other examples it starts again. For an example that cannot be read or
     decoded, the text is empty and ``failed.1.tsv`` has a line.
 
@@ -79,6 +82,13 @@ def run_baseline(
     if todo:
         (output / "text").unlink(missing_ok=True)  # of an earlier, other run
         system.load()
+        timing = None
+        if system.takes_speech:
+            timing = Timing(
+                f"{device_name(system.device)}, {system.dtype}, "
+                f"batch size {batch_size}",
+                lambda wave: len(wave) / SAMPLING_RATE,
+            )
         write_hypotheses(
             path,
             key,
@@ -90,6 +100,7 @@ def run_baseline(
             ),
             lambda names, batch, _: decode_batch(system, batch, tasks[names[0]]),
             debug,
+            timing,
         )
     write_tables(output, sorted(tasks), key, 1)
     return len(todo)

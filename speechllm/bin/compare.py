@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from speechllm.bin.score import add_normalizer, make_normalizer
 from speechllm.utils.errors import run_main
 
 
@@ -27,6 +28,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--samples", type=int, default=1000, help="bootstrap samples [1000]"
     )
+    add_normalizer(parser)
     return parser
 
 
@@ -36,10 +38,10 @@ def main(argv: list[str] | None = None) -> None:
 
     from speechllm.evaluation.significance import compare, comparison_table
 
-    rows = compare(args.examples, args.a, args.b, args.samples)
-    table = comparison_table(
-        rows, system_name(args.a), system_name(args.b), args.samples
-    )
+    normalizer = make_normalizer(args.normalizer)
+    rows = compare(args.examples, args.a, args.b, args.samples, normalizer)
+    names = system_name(args.a), system_name(args.b)
+    table = comparison_table(rows, *names, args.samples, normalizer)
     print(table, end="")
 
 

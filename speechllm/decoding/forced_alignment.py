@@ -30,8 +30,8 @@ from speechllm.text.ctc_labels import BLANK, NEVER, CTCTokenizer, label_runs
 from speechllm.text.normalization import (
     LANGUAGES_WITHOUT_SPACES,
     ctc_text,
-    spell_numbers,
 )
+from speechllm.text.number_spelling import spell_numbers
 
 #: Seconds from the start of a word to its first label, and from its last label to its
 #: end, where the sound continues: medians over the development prompts of the mini

@@ -13,7 +13,7 @@ from pathlib import Path
 from speechllm.data.examples import utterance_of
 from speechllm.data.kaldi_table import Dropped, read_dropped
 from speechllm.text.joint_target import split_target
-from speechllm.text.normalization import normalize
+from speechllm.text.normalizers import Normalizer
 from speechllm.text.tasks import Task, task_of
 from speechllm.utils.errors import UserError
 
@@ -212,12 +212,14 @@ def require_same_ids(
         )
 
 
-def normalize_group(group: Group, metric: str) -> tuple[list[str], list[str]]:
+def normalize_group(
+    group: Group, normalizer: Normalizer
+) -> tuple[list[str], list[str]]:
     """Return the normalised references and hypotheses of a group.
 
     A reference of signs only (``♪ ♪``) becomes empty, and words of its hypothesis
     insertions.
     """
-    references = [normalize(text, group.target, metric) for text in group.references]
-    hypotheses = [normalize(text, group.target, metric) for text in group.hypotheses]
+    references = [normalizer(text, group.target) for text in group.references]
+    hypotheses = [normalizer(text, group.target) for text in group.hypotheses]
     return references, hypotheses

@@ -14,7 +14,7 @@ import json
 import re
 from pathlib import Path
 
-from speechllm.evaluation.report import METRICS, markdown_table
+from speechllm.evaluation.report import METRICS, figure, markdown_table
 from speechllm.utils.errors import UserError
 from speechllm.utils.io import atomic_open, read_yaml
 
@@ -178,15 +178,20 @@ def our_figures(
     """
     figures: list[float | None] = []
     for index, column in enumerate(table["columns"]):
-        figure = row["ours"][index] if row["ours"] else None
+        found = row["ours"][index] if row["ours"] else None
         where = {**table, **column}
         task = row["task"] or where["task"]
         place = task, where["language"], where["target_language"]
         for decode in (f"decode_{row['decode']}", row["decode"]):
             key = row["system"], decode, column["set"], *place, column["metric"]
-            figure = results.get(key, figure)
-        figures.append(figure)
+            found = results.get(key, found)
+        figures.append(found)
     return figures
+
+
+def rounded(metric: str, value: float) -> str:
+    """Format a figure of ours: percent with one decimal, others as in the report."""
+    return figure(metric, value) if metric == "rtf" else f"{value:.1f}"
 
 
 def row_lines(row: dict, table: dict, results: dict[tuple, float]) -> list[list[str]]:
@@ -200,12 +205,14 @@ def row_lines(row: dict, table: dict, results: dict[tuple, float]) -> list[list[
         cells = [UNKNOWN if value is None else str(value) for value in values]
         lines.append([name, source, *cells])
     ours = our_figures(row, table, results)
-    if not lines or any(figure is not None for figure in ours):
+    if not lines or any(value is not None for value in ours):
         cells = []
-        for figure, published in zip(ours, paper, strict=True):
-            cell = MISSING if figure is None else f"{figure:.1f}"
-            if figure is not None and published is not None:
-                cell += f" ({figure - published:+.1f})"
+        for value, published, column in zip(ours, paper, table["columns"], strict=True):
+            metric = column["metric"]
+            cell = MISSING if value is None else rounded(metric, value)
+            if value is not None and published is not None:
+                sign = "-" if value < published else "+"
+                cell += f" ({sign}{rounded(metric, abs(value - published))})"
             cells.append(cell)
         lines.append([name, "ours", *cells])
     return lines

@@ -9,32 +9,31 @@ from typing import TYPE_CHECKING
 
 from speechllm.evaluation.groups import Group, Scores, normalize_group
 from speechllm.text.normalization import LANGUAGES_WITHOUT_SPACES
+from speechllm.text.normalizers import SPOKEN, Normalizer
 
 if TYPE_CHECKING:
     from jiwer import AlignmentChunk, CharacterOutput, WordOutput
 
 
-def score_recognition(group: Group) -> Scores:
+def score_recognition(group: Group, normalizer: Normalizer = SPOKEN) -> Scores:
     """Return WER and CER, normalised and raw, and the alignment of normalised words.
 
     Languages written without spaces have no WER, which would count whole sentences;
     their characters are aligned instead.
     """
-    words = normalize_group(group, "wer")
-    characters = normalize_group(group, "cer")
+    references, hypotheses = normalize_group(group, normalizer)
     raw = group.references, group.hypotheses
-    character_output = character_errors(*characters)
+    signature = {"normalizer": normalizer.signature(group.target)}
+    character_output = character_errors(references, hypotheses)
     rows = [
-        error_row("cer", character_output),
+        error_row("cer", character_output) | signature,
         error_row("cer_raw", character_errors(*raw)),
     ]
     output: WordOutput | CharacterOutput = character_output
-    references, hypotheses = characters
     if group.source not in LANGUAGES_WITHOUT_SPACES:
-        output = word_errors(*words)
-        references, hypotheses = words
+        output = word_errors(references, hypotheses)
         rows[:0] = [
-            error_row("wer", output),
+            error_row("wer", output) | signature,
             error_row("wer_raw", word_errors(*raw)),
         ]
     table = []

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from speechllm.utils.errors import UserError
 from speechllm.utils.io import atomic_open
+from speechllm.utils.machine import machine
 
 #: metric -> heading, in the order of the columns
 METRICS = {
@@ -34,6 +35,7 @@ METRICS = {
     "bleu_normalized": "BLEU norm.",
     "chrf_normalized": "chrF norm.",
     "malformed": "malformed %",
+    "rtf": "RTF",
 }
 
 #: task -> title of its table
@@ -42,6 +44,10 @@ TASKS = {
     "st": "Speech translation (st)",
     "asr_st": "Transcript and translation in one (asr_st)",
 }
+
+#: Metrics on normalised text.
+NORMALIZED = ("wer", "cer", "bleu_normalized", "chrf_normalized")
+NOT_RECORDED = "not recorded, scored with an earlier release"
 
 ERRORS = ("substitutions", "deletions", "insertions")
 #: Fields of a row that count words, characters or errors, where it has them.
@@ -57,7 +63,8 @@ def collect_results(exp_root: str | Path) -> list[dict]:
     Returns:
         Rows ``{set, task, language, target_language, metric, value, utterances,
         hypotheses_file, system, decode, …}``, sorted by task, set, languages and
-        system. Error rates include their counts, sacrebleu's scores their signature.
+        system. Error rates include their counts, sacrebleu's scores their signature,
+        and scores on normalised text that of the ``normalizer``.
 
     Raises:
         UserError: there is no score below ``exp_root``, or a file is not a list of
@@ -109,7 +116,12 @@ def collect_results(exp_root: str | Path) -> list[dict]:
 def _check_row(row: dict) -> None:
     """Raise KeyError, TypeError or ValueError if a row lacks fields or types."""
     texts = [row[name] for name in ("metric", "task", "language", "target_language")]
-    texts.append(row.get("signature", ""))
+    texts += [row.get(name, "") for name in ("signature", "normalizer")]
+    if row["metric"] == "rtf":
+        texts.append(row["device"])
+        for name in ("seconds", "audio_seconds", "timed_examples"):
+            if not isinstance(row[name], (int, float)) or not math.isfinite(row[name]):
+                raise ValueError(row)
     counts = [row["utterances"], *(row[name] for name in COUNTS if name in row)]
     if (
         not all(isinstance(text, str) for text in texts)
@@ -138,6 +150,11 @@ def markdown_table(header: list[str], lines: list[list], left: int = 1) -> str:
     escaped = [[str(cell).replace("|", "\\|") for cell in line] for line in lines]
     rule = ["---"] * left + ["---:"] * (len(header) - left)
     return "".join(f"| {' | '.join(line)} |\n" for line in [header, rule, *escaped])
+
+
+def figure(metric: str, value: float) -> str:
+    """Format percent with two decimals, a real-time factor with three digits."""
+    return f"{value:.3g}" if metric == "rtf" else f"{value:.2f}"
 
 
 def results_table(rows: list[dict], task: str) -> str:
@@ -175,9 +192,22 @@ def results_table(rows: list[dict], task: str) -> str:
             for kind in ERRORS:
                 line.append(errors.get(kind, ""))
         for name in metrics:
-            line.append(f"{scores[name]['value']:.2f}" if name in scores else "")
+            line.append(figure(name, scores[name]["value"]) if name in scores else "")
         table.append(line)
     return markdown_table(header, table)
+
+
+def timing_lines(rows: list[dict]) -> str:
+    """Return one list item per decode dir that was timed, with times and device."""
+    lines = {}
+    for row in rows:
+        if row["metric"] == "rtf":
+            name = f"{row['system']}/{row['decode']} {row['set']}"
+            lines[name] = (
+                f"- {name}: {row['seconds']:.0f} s for {row['audio_seconds']:.0f} s of "
+                f"{row['timed_examples']} examples; {row['device']}\n"
+            )
+    return "".join(lines.values())
 
 
 def signature_lines(rows: list[dict]) -> str:
@@ -192,6 +222,27 @@ def signature_lines(rows: list[dict]) -> str:
         f"`{signature}`\n"
         for (metric, signature), languages in found.items()
     )
+
+
+def normalizer_lines(rows: list[dict]) -> str:
+    """Return one list item per signature of a normaliser, with languages and systems.
+
+    The systems are named where some were scored with another normaliser than others.
+    """
+    found: dict[str, dict[str, set[str]]] = {}  # signature -> language -> systems
+    for row in rows:
+        if row["metric"] in NORMALIZED:
+            languages = found.setdefault(row.get("normalizer") or NOT_RECORDED, {})
+            systems = languages.setdefault(row["target_language"], set())
+            systems.add(f"{row['system']}/{row['decode']}")
+    lines = ""
+    for signature, languages in found.items():
+        lines += f"- {', '.join(sorted(languages))}: `{signature}`"
+        others = (found[other] for other in found if other != signature)
+        if any(languages.keys() & other.keys() for other in others):
+            lines += f" ({', '.join(sorted(set().union(*languages.values())))})"
+        lines += "\n"
+    return lines
 
 
 def package_version(name: str) -> str:
@@ -218,37 +269,6 @@ def git_hash() -> str:
     except (OSError, subprocess.CalledProcessError):
         return f"no git checkout (speechllm {package_version('speechllm')})"
     return commit + (" with local changes" if changed else "")
-
-
-def machine() -> str:
-    """Describe the CPU, the cores available to this process, memory and GPUs."""
-    model, memory = platform.processor() or platform.machine(), ""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                model = line.split(":", 1)[1].strip()
-                break
-        kilobytes = int(Path("/proc/meminfo").read_text().split()[1])
-        memory = f", {kilobytes / 2**20:.0f} GiB memory"
-    except (OSError, ValueError, IndexError):
-        pass
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    else:
-        cores = os.cpu_count() or 1
-    gpus = ""
-    try:
-        listed = subprocess.run(
-            ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            timeout=30,
-        )
-        if listed.returncode == 0:
-            gpus = "".join(f", {name}" for name in listed.stdout.splitlines() if name)
-    except (OSError, subprocess.TimeoutExpired):
-        pass
-    return f"{model}, {cores} cores{memory}{gpus}"
 
 
 def environment() -> dict[str, str]:
@@ -374,10 +394,15 @@ def results_markdown(
         parts.append(results_table(rows, task))
     parts.append(
         "Error rates are in percent over the whole set (all errors over all reference "
-        'words or characters). WER, CER and "norm." are on normalised text (lower '
-        "case, no punctuation, numbers spelt out), all others on the text as it is. "
-        "Sub, del and ins are counts.\n"
+        'words or characters). WER, CER and "norm." are on normalised text, all others '
+        "on the text as it is. Sub, del and ins are counts.\n"
     )
+    if normalizers := normalizer_lines(rows):
+        parts.append(
+            "Text normalisers (`speechllm`: lower case, no punctuation, numbers in "
+            "words; `whisper`: as for figures published with Whisper's):\n\n"
+            + normalizers
+        )
     measured = {row["metric"] for row in rows}
     if "comet" in measured:
         parts.append("COMET is shown times 100.\n")
@@ -385,6 +410,12 @@ def results_markdown(
         parts.append("COMET: not scored; `tools/install_comet.sh` installs it.\n")
     if signatures := signature_lines(rows):
         parts.append("Signatures of sacrebleu:\n\n" + signatures)
+    if timings := timing_lines(rows):
+        parts.append(
+            "RTF, the real-time factor: seconds of decoding per second of speech, "
+            "without loading the model and reading the audio, over all tasks of a "
+            "decode dir:\n\n" + timings
+        )
     if pictures:
         parts.append("## Training\n")
         parts += [f"![{name}]({link})\n" for name, link in pictures.items()]

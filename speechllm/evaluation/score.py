@@ -2,9 +2,9 @@
 
 Recognition is scored by word and character error rate (jiwer), translation by BLEU,
 chrF and TER (sacrebleu, each with its signature) and by COMET where it is installed.
-Error rates, BLEU and chrF are computed on raw text and on text normalised by
-``speechllm.text.normalization.normalize``. Examples are grouped by task, source and
-target language, which ``utt2task`` of the example dir lists.
+Error rates, BLEU and chrF are computed on raw text and on text normalised by a
+normaliser (``speechllm.text.normalizers``), whose signature is in the row. Examples are
+grouped by task, source and target language, listed in ``utt2task`` of the example dir.
 
 Output, one folder per group below the decode dir (``score_asr_en``,
 ``score_st_en_fr``):
@@ -12,6 +12,9 @@ Output, one folder per group below the decode dir (``score_asr_en``,
 * ``scores.json``: a list of rows (see :func:`score_group`),
 * ``scores.tsv``: one line per example,
 * ``alignment.txt``: each example with its reference, worst first.
+
+Where decoding was timed (``rtf.json`` of the decode dir), each group has the row
+``rtf`` with the real-time factor of the whole decode dir.
 
 For the joint task ``asr_st``, transcripts (``text.transcript`` of the decode dir) are
 scored as recognition and translations (``text``) as translation, both in the same
@@ -24,6 +27,7 @@ To add a metric, add its row in ``recognition.score_recognition`` or
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 from speechllm.evaluation.comet import (
@@ -35,17 +39,23 @@ from speechllm.evaluation.comet import (
 from speechllm.evaluation.groups import Group, Scores, read_groups
 from speechllm.evaluation.recognition import percent, score_recognition
 from speechllm.evaluation.translation import score_translation
+from speechllm.text.normalizers import SPOKEN, Normalizer
 from speechllm.utils.errors import UserError
 from speechllm.utils.folders import FolderKind, atomic_directory, remove_directory
 
 
 def score_decode_dir(
-    examples: str | Path, decode_dir: str | Path
+    examples: str | Path, decode_dir: str | Path, normalizer: Normalizer = SPOKEN
 ) -> tuple[list[dict], list[str]]:
     """Score ``decode_dir/text`` against an example dir, group by group.
 
     Score folders of an earlier call are replaced; those of groups that no longer exist
     are removed, so that no report includes them.
+
+    Args:
+        examples: example dir.
+        decode_dir: decode dir.
+        normalizer: of the texts of normalised scores.
 
     Returns:
         The rows of all groups, and one sentence for each score that is missing.
@@ -57,13 +67,17 @@ def score_decode_dir(
     decode_dir = Path(decode_dir)
     groups = read_groups(examples, decode_dir / "text")
     known = [group for group in groups if group.task in SCORERS]
-    results = {group.name: score_group(group) for group in known}
+    results = {group.name: score_group(group, normalizer) for group in known}
     left_out: list[str] = []
     failure = None
     try:
         left_out += add_comet(known, results)
     except UserError as error:
         failure = error
+    try:
+        add_timing(decode_dir / TIMING_FILE, known, results)
+    except (ValueError, KeyError, TypeError):
+        left_out.append(f"no real-time factor: {decode_dir / TIMING_FILE} is damaged")
     for old in decode_dir.glob("score_*"):
         if old.name.removeprefix("score_") not in results and old.is_dir():
             remove_directory(old, SCORES)
@@ -79,9 +93,9 @@ def score_decode_dir(
     return [row for scores in results.values() for row in scores.rows], left_out
 
 
-def score_group(group: Group) -> Scores:
+def score_group(group: Group, normalizer: Normalizer = SPOKEN) -> Scores:
     """Score one group; every row gets the task, languages and number of examples."""
-    scores = SCORERS[group.task](group)
+    scores = SCORERS[group.task](group, normalizer)
     for row in scores.rows:
         row.update(group_fields(group))
     return scores
@@ -98,15 +112,15 @@ def group_fields(group: Group) -> dict:
     return fields | ({"dropped": group.dropped} if group.dropped else {})
 
 
-def score_joint(group: Group) -> Scores:
+def score_joint(group: Group, normalizer: Normalizer = SPOKEN) -> Scores:
     """Score the transcripts as recognition and the translations as translation.
 
     The row ``malformed`` is the percentage of hypotheses that could not be split into
     transcript and translation.
     """
     assert group.transcript is not None, "read_groups fills it for asr_st"
-    recognised = score_recognition(group.transcript)
-    translated = score_translation(group)
+    recognised = score_recognition(group.transcript, normalizer)
+    translated = score_translation(group, normalizer)
     malformed = {
         "metric": "malformed",
         "value": percent(group.malformed / len(group.ids)),
@@ -127,6 +141,7 @@ def score_joint(group: Group) -> Scores:
 
 
 #: task -> scorer
+TIMING_FILE = "rtf.json"
 SCORE_FILES = ("scores.json", "scores.tsv", "alignment.txt")
 SCORES = FolderKind("folder of scores", SCORE_FILES, SCORE_FILES)
 SCORERS = {"asr": score_recognition, "st": score_translation, "asr_st": score_joint}
@@ -150,13 +165,14 @@ def add_comet(groups: list[Group], results: dict[str, Scores]) -> list[str]:
         return [f"no COMET: it is not installed, {INSTALLER} installs it"]
     left_out = []
     for group in groups:
-        missing = [i for i, s in zip(group.ids, group.sources, strict=True) if not s]
+        pairs = zip(group.ids, group.sources, strict=True)
+        missing = [i for i, source in pairs if source is None]
         if missing:
             left_out.append(
                 f"{group.name}: no COMET: {missing[0]} has no transcript among the "
                 f"examples; make asr:{group.source} examples too"
             )
-    groups = [group for group in groups if all(group.sources)]
+    groups = [group for group in groups if None not in group.sources]
     if not groups:
         return left_out
     values, signature = comet_scores(
@@ -179,6 +195,30 @@ def add_comet(groups: list[Group], results: dict[str, Scores]) -> list[str]:
         for line, value in zip(scores.table, own, strict=True):
             line.insert(column, f"{100 * value:.2f}")
     return left_out
+
+
+def add_timing(path: Path, groups: list[Group], results: dict[str, Scores]) -> None:
+    """Add the real-time factor of a decode dir, if it was measured, to each group.
+
+    Raises:
+        ValueError, KeyError, TypeError: the file is damaged.
+    """
+    if not path.exists():
+        return
+    timing = json.loads(path.read_text("utf-8"))
+    seconds, audio = float(timing["seconds"]), float(timing["audio_seconds"])
+    if not (seconds >= 0 and 0 < audio < math.inf and seconds < math.inf):
+        raise ValueError(timing)
+    row = {
+        "metric": "rtf",
+        "value": round(seconds / audio, 6),
+        "seconds": seconds,
+        "audio_seconds": audio,
+        "timed_examples": int(timing["examples"]),
+        "device": "; ".join(map(str, timing["devices"])),
+    }
+    for group in groups:
+        results[group.name].rows.append(row | group_fields(group))
 
 
 def write_scores(scores: Scores, folder: str | Path) -> None:

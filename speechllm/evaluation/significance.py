@@ -20,6 +20,7 @@ from speechllm.evaluation.recognition import character_errors, count_errors, wor
 from speechllm.evaluation.report import METRICS, TASKS, markdown_table
 from speechllm.evaluation.translation import bleu_metric, chrf_metric, ter_metric
 from speechllm.text.normalization import LANGUAGES_WITHOUT_SPACES
+from speechllm.text.normalizers import SPOKEN, Normalizer
 from speechllm.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -58,7 +59,11 @@ class Comparison:
 
 
 def compare(
-    examples: str | Path, a: str | Path, b: str | Path, samples: int = 1000
+    examples: str | Path,
+    a: str | Path,
+    b: str | Path,
+    samples: int = 1000,
+    normalizer: Normalizer = SPOKEN,
 ) -> list[Comparison]:
     """Compare two decode dirs on an example dir.
 
@@ -68,6 +73,7 @@ def compare(
         a, b: decode dirs. ``b`` is better if its error rates are lower or its other
             scores higher.
         samples: number of bootstrap samples.
+        normalizer: of the texts whose error rates are compared.
 
     Raises:
         UserError: a decode dir lacks an example, no example has a known task, or
@@ -85,7 +91,7 @@ def compare(
         values = []
         if one.task != "st":
             values += compare_recognition(
-                one.transcript or one, other.transcript or other, samples
+                one.transcript or one, other.transcript or other, samples, normalizer
             )
         if one.task != "asr":
             values += compare_translation(one, other, samples)
@@ -100,15 +106,18 @@ def compare(
     return rows
 
 
-def compare_recognition(one: Group, other: Group, samples: int) -> list[tuple]:
+def compare_recognition(
+    one: Group, other: Group, samples: int, normalizer: Normalizer = SPOKEN
+) -> list[tuple]:
     """Compare WER and CER on normalised text; only CER for languages without spaces."""
     metrics: dict[str, Callable[..., WordOutput | CharacterOutput]]
     metrics = {"wer": word_errors, "cer": character_errors}
     if one.source in LANGUAGES_WITHOUT_SPACES:
         del metrics["wer"]
     rows = []
+    texts = [normalize_group(group, normalizer) for group in (one, other)]
     for metric, align in metrics.items():
-        outputs = [align(*normalize_group(group, metric)) for group in (one, other)]
+        outputs = [align(*pair) for pair in texts]
         first, second = (
             [sum(count_errors(alignment)) for alignment in output.alignments]
             for output in outputs
@@ -179,6 +188,9 @@ def ratio_bootstrap(
 ) -> tuple[float, float, float, float, float, float]:
     """Run the paired bootstrap on 100 · sum of counts / sum of lengths.
 
+    Where all lengths of a sample are 0, each count is an error by itself, as in
+    :func:`~speechllm.evaluation.recognition.error_rate`.
+
     Args:
         a, b: count of each utterance, for each system.
         lengths: length of each utterance, the denominator.
@@ -193,16 +205,25 @@ def ratio_bootstrap(
 
     one, other, length = (np.array(x, dtype=np.float64) for x in (a, b, lengths))
     draws = np.random.default_rng(SEED).choice(len(a), (samples, len(a)))
-    drawn_length = np.maximum(length[draws].sum(1), 1)  # all may be empty
-    first = 100 * one[draws].sum(1) / drawn_length
-    second = 100 * other[draws].sum(1) / drawn_length
+    first, second = (
+        100 * _ratio(x[draws].sum(1), length[draws].sum(1)) for x in (one, other)
+    )
     value_a, value_b = (
-        100 * float(x.sum() / max(length.sum(), 1)) for x in (one, other)
+        100 * float(_ratio(x.sum(), length.sum())) for x in (one, other)
     )
     higher = (second > first).mean() + (second == first).mean() / 2
     interval_a, interval_b = (float(estimate_ci(x)[1]) for x in (first, second))
     p = p_value(second - first, value_b - value_a)
     return value_a, value_b, interval_a, interval_b, p, float(higher)
+
+
+def _ratio(counts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Return counts / lengths; where a length is 0, 1 for a count above 0, else 0."""
+    import numpy as np
+
+    empty = np.where(counts > 0, counts, 1)
+    ratio: np.ndarray = counts / np.where(lengths > 0, lengths, empty)
+    return ratio
 
 
 def p_value(differences: np.ndarray, observed: float) -> float:
@@ -232,14 +253,23 @@ def comet_column(path: Path) -> dict[str, float]:
     return {line[0]: float(line[column]) / 100 for line in lines}
 
 
-def comparison_table(rows: list[Comparison], a: str, b: str, samples: int) -> str:
+def comparison_table(
+    rows: list[Comparison],
+    a: str,
+    b: str,
+    samples: int,
+    normalizer: Normalizer = SPOKEN,
+) -> str:
     """Return the comparison as a Markdown table.
 
     Args:
         rows: results of :func:`compare`.
         a, b: names of the two systems.
         samples: number of bootstrap samples, for the caption.
+        normalizer: of the compared texts, for the caption.
     """
+    signatures = {normalizer.signature(r.source): None for r in rows if r.task != "st"}
+    normalized = ", ".join(f"`{signature}`" for signature in signatures)
     header = ["set", "metric", a, b, "difference", "p", f"{b} better"]
     lines = []
     for row in rows:
@@ -259,5 +289,5 @@ def comparison_table(rows: list[Comparison], a: str, b: str, samples: int) -> st
     return markdown_table(header, lines) + (
         f"\n± is half the width of the 95 % interval, p the p-value of the paired "
         f"bootstrap with {samples} draws (seed {SEED}). Error rates are on normalised "
-        "text.\n"
+        f"text{normalized and f' ({normalized})'}.\n"
     )

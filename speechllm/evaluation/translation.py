@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from speechllm.evaluation.groups import Group, Scores, normalize_group
 from speechllm.text.normalization import LANGUAGES_WITHOUT_SPACES
+from speechllm.text.normalizers import SPOKEN, Normalizer
 
 if TYPE_CHECKING:
     from sacrebleu.metrics import BLEU, CHRF, TER
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 BLEU_TOKENIZERS = {"ja": "char", "yue": "zh", "zh": "zh"}
 
 
-def score_translation(group: Group) -> Scores:
+def score_translation(group: Group, normalizer: Normalizer = SPOKEN) -> Scores:
     """Return corpus-level scores, and BLEU and chrF of every sentence.
 
     Sentence BLEU uses the effective order. ``alignment.txt`` lists the sentences from
@@ -38,19 +39,21 @@ def score_translation(group: Group) -> Scores:
         utterances.append((sentence_chrf, example, text))
     header = ["id", "bleu", "chrf", "reference", "hypothesis"]
     alignment = "\n".join(text for _, _, text in sorted(utterances))
-    return Scores(translation_rows(group), header, table, alignment)
+    return Scores(translation_rows(group, normalizer), header, table, alignment)
 
 
-def translation_rows(group: Group) -> list[dict]:
+def translation_rows(group: Group, normalizer: Normalizer) -> list[dict]:
     """Return BLEU, chrF and TER on raw text, and BLEU and chrF on normalised text."""
     raw = group.references, group.hypotheses
-    normalised = normalize_group(group, "wer")
+    normalised = normalize_group(group, normalizer)
+    signature = {"normalizer": normalizer.signature(group.target)}
     return [
         sacrebleu_row("bleu", bleu_metric(group.target), *raw),
         sacrebleu_row("chrf", chrf_metric(), *raw),
         sacrebleu_row("ter", ter_metric(group.target), *raw),
-        sacrebleu_row("bleu_normalized", bleu_metric(group.target), *normalised),
-        sacrebleu_row("chrf_normalized", chrf_metric(), *normalised),
+        sacrebleu_row("bleu_normalized", bleu_metric(group.target), *normalised)
+        | signature,
+        sacrebleu_row("chrf_normalized", chrf_metric(), *normalised) | signature,
     ]
 
 

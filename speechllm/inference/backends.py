@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from speechllm.models.speech_llm import SpeechLLM
 from speechllm.utils.errors import UserError
+from speechllm.utils.machine import cpu_name
 
 # A packed layer needs a kernel for each shape of its input, of about 0.6 MiB. PyTorch
 # keeps the last 1,024 of each thread and oneDNN the last 1,024 of the process, so
@@ -60,6 +61,15 @@ class PackedLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise(
             inputs, self.packed, self.bias, "none", [], ""
         )
+
+
+def device_name(device: str) -> str:
+    """Return the name of a GPU, or of the CPU with its number of threads."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    if device != "cpu":
+        return device
+    return f"{cpu_name()}, {torch.get_num_threads()} threads"
 
 
 def choose_engine(model: SpeechLLM, engine: str = "auto") -> None:

@@ -1,8 +1,8 @@
 """Decode dirs: the hypotheses of an example dir, written so that a re-run resumes.
 
 ``hypotheses.<shard>.jsonl`` holds a digest of the settings, then one line for each
-example: ``{"id", "text", …}``. ``text`` and the other Kaldi tables are made of all
-shards when every example has its line.
+example: ``{"id", "text", …}``. When every example has its line, all shards are joined
+to ``text`` and the other Kaldi tables, and their times of decoding to ``rtf.json``.
 """
 
 from __future__ import annotations
@@ -10,15 +10,22 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from speechllm.text.tasks import Task
 from speechllm.utils.errors import UserError, describe_error, is_out_of_memory
 from speechllm.utils.folders import FolderKind
-from speechllm.utils.io import atomic_open, name_full_disk, previous_name
+from speechllm.utils.io import (
+    atomic_open,
+    name_full_disk,
+    previous_name,
+    write_json,
+)
 from speechllm.utils.names import utf8_name
 
 if TYPE_CHECKING:
@@ -27,8 +34,32 @@ if TYPE_CHECKING:
 DECODE_DIR = FolderKind("decode dir", ("hypotheses.*.jsonl",))
 PROGRESS_SECONDS = 1.0  # at most one progress line in this time
 
+TIMING_FILE = "rtf.json"
+
 #: Decode some inputs; the second argument is called when an example is finished.
 DecodeFunction = Callable[[list[str], list, Callable[[int], object]], list[dict]]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Measurement of the real-time factor.
+
+    Attributes:
+        device: hardware, precision and batch size.
+        audio_seconds: returns the duration of an input.
+    """
+
+    device: str
+    audio_seconds: Callable[[Any], float]
+
+    def add(self, lines: Sequence[dict], inputs: Sequence, seconds: float) -> None:
+        """Add to each line its share of the time of its queue, by duration."""
+        durations = [self.audio_seconds(given) for given in inputs]
+        pace = seconds / max(sum(durations), 1e-9)
+        for line, duration in zip(lines, durations, strict=True):
+            line["audio_seconds"] = round(duration, 6)
+            line["decoding_seconds"] = round(duration * pace, 6)
+            line["device"] = self.device
 
 
 def read_hypotheses(path: Path, key: str) -> dict[str, dict]:
@@ -74,6 +105,7 @@ def write_hypotheses(
     load: Callable[[str], object],
     decode: DecodeFunction,
     debug: bool = False,
+    timing: Timing | None = None,
 ) -> None:
     """Append the hypothesis of every example, flushed to disk queue by queue.
 
@@ -91,6 +123,7 @@ def write_hypotheses(
         decode: returns the lines of the examples with these inputs.
         debug: raise unexpected errors of an example, which are bugs, instead of
             listing them.
+        timing: how decoding is timed; None where the inputs are texts.
 
     Raises:
         UserError: no example of the whole set could be decoded.
@@ -120,7 +153,7 @@ def write_hypotheses(
                     names.append(name)
                 except caught as error:
                     _write_failure(stream, failed, name, tasks[name], error)
-            found = _decode(decode, names, inputs, report.finished, caught)
+            found = _decode(decode, names, inputs, report.finished, caught, timing)
             for name, line in zip(names, found, strict=True):
                 if isinstance(line, Exception):
                     _write_failure(stream, failed, name, tasks[name], line)
@@ -145,27 +178,36 @@ def _decode(
     inputs: list,
     on_finished: Callable[[int], object],
     caught: type[Exception],
+    timing: Timing | None,
 ) -> list[dict | Exception]:
     """Return the line of each example, or its error of class ``caught``."""
     if not names:
         return []
+    begin = time.perf_counter()
     try:
-        return list(decode(names, inputs, on_finished))
+        lines = list(decode(names, inputs, on_finished))
     except caught as error:
         if is_out_of_memory(error):
             raise
         if len(names) == 1:
             return [error]
+    else:
+        if timing is not None:
+            timing.add(lines, inputs, time.perf_counter() - begin)
+        return [*lines]
     found: list[dict | Exception] = []
     for name, given in zip(names, inputs, strict=True):
-        found += _decode(decode, [name], [given], lambda _: None, caught)
+        found += _decode(decode, [name], [given], lambda _: None, caught, timing)
     return found
 
 
 def write_tables(
     output_dir: Path, ids: Sequence[str], key: str, num_shards: int
 ) -> None:
-    """Write ``text`` and the other Kaldi tables if all shards are complete."""
+    """Write ``text``, the other Kaldi tables and ``rtf.json``.
+
+    They are written if all shards are complete.
+    """
     found: dict[str, dict] = {}
     for shard in range(1, min(num_shards, len(ids)) + 1):  # the rest has no examples
         path = output_dir / f"hypotheses.{shard}.jsonl"
@@ -181,6 +223,7 @@ def write_tables(
                 found[entry["id"]] = entry
     if not set(ids) <= set(found):
         return
+    _write_timing(output_dir / TIMING_FILE, [found[name] for name in ids])
     tables: dict[str, dict[str, str]] = {"text.transcript": {}, "flags": {}, "text": {}}
     for name in sorted(ids):
         entry = found[name]
@@ -196,6 +239,22 @@ def write_tables(
         with atomic_open(output_dir / table) as stream:
             for name, value in lines.items():
                 stream.write(f"{name} {value}".rstrip() + "\n")
+
+
+def _write_timing(path: Path, entries: Sequence[dict]) -> None:
+    """Sum the times of the lines that have one; without any there is no file."""
+    timed = [entry for entry in entries if "decoding_seconds" in entry]
+    if not timed:
+        path.unlink(missing_ok=True)
+        return
+    devices = Counter(entry["device"] for entry in timed)
+    content = {
+        "examples": len(timed),
+        "seconds": round(sum(entry["decoding_seconds"] for entry in timed), 6),
+        "audio_seconds": round(sum(entry["audio_seconds"] for entry in timed), 6),
+        "devices": [device for device, _ in devices.most_common()],
+    }
+    write_json(path, content)
 
 
 class _ProgressReport:

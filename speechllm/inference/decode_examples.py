@@ -13,6 +13,7 @@ from speechllm.data.examples import read_utt2task
 from speechllm.data.kaldi_table import read_num_samples, read_table
 from speechllm.inference.decode_dir import (
     DECODE_DIR,
+    Timing,
     read_hypotheses,
     write_hypotheses,
     write_tables,
@@ -47,12 +48,13 @@ def decode_examples(
 
     Batches wait in a queue. Each finished queue is appended to
     ``hypotheses.<shard>.jsonl`` and flushed to disk, one line for each utterance:
-    ``{"id", "text", "score", "tokens", "ctc_text", "nbest"}`` and the rest of
-    ``Result.entry``. A re-run reads the file and decodes what is missing. If the
-    model, the options or the examples have changed, the old lines are renamed to
-    ``….previous`` and decoding starts again. An utterance that cannot be read or
-    decoded, or is longer than the model takes, gets an empty text and a line in
-    ``failed.<shard>.tsv``; a re-run tries it again.
+    ``{"id", "text", "score", "tokens", "ctc_text", "nbest"}``, the rest of
+    ``Result.entry``, and the time of decoding
+    (:class:`~speechllm.inference.decode_dir.Timing`). A re-run reads the file and
+    decodes what is missing. If the model, the options or the examples have changed,
+    the old lines are renamed to ``….previous`` and decoding starts again. An utterance
+    that cannot be read or decoded, or is longer than the model takes, gets an empty
+    text and a line in ``failed.<shard>.tsv``; a re-run tries it again.
 
     Args:
         model_dir: folder that stage 10 wrote.
@@ -72,6 +74,7 @@ def decode_examples(
             prompt for a task, or no example of the whole dir can be decoded.
     """
     from speechllm.decoding.options import search_options
+    from speechllm.inference.backends import device_name
     from speechllm.inference.encoding import QUEUE
     from speechllm.inference.speech_to_text import SpeechToText
 
@@ -119,6 +122,10 @@ def decode_examples(
             lambda name: load_utterance(wavs[name], model.max_samples),
             decode,
             debug,
+            Timing(
+                f"{device_name(device)}, {dtype}, batch size {batch_size}",
+                lambda wave: len(wave) / SAMPLING_RATE,
+            ),
         )
     write_tables(output_dir, ids, key, num_shards)
     return len(todo)

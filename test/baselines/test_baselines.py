@@ -527,4 +527,8 @@ def test_whisper_base_on_asterisk_prompts(asterisk_dir, tmp_path):
     run_baseline(Whisper("openai/whisper-base"), examples, alone, batch_size=1)
     assert read_table(alone / "text") == together
     line = json.loads((output / "hypotheses.1.jsonl").read_text().splitlines()[1])
-    assert {"id", "text", "tokens"} == line.keys()
+    times = {"audio_seconds", "decoding_seconds", "device"}
+    assert {"id", "text", "tokens"} | times == line.keys()
+    timing = json.loads((output / "rtf.json").read_text())
+    assert timing["examples"] == len(together)
+    assert timing["audio_seconds"] == pytest.approx(sum(map(len, waves)) / 16000)

@@ -40,7 +40,7 @@ class Model:
         json.dump(samples, open(self.options["seen"], "w"))
         scores = []
         for sample in samples:
-            words, found = sample["ref"].split(), sample["mt"].split()
+            words, found = sample["ref"].split() or [""], sample["mt"].split() or [""]
             scores.append(sum(word in found for word in words) / len(words))
         if self.options.get("die"):
             raise RuntimeError("the GPU is on fire")
@@ -157,6 +157,30 @@ def test_translations_are_scored_with_the_reference_transcript(
     report = (tmp_path / "RESULTS.md").read_text()
     assert "| COMET |" in report and "COMET is shown times 100." in report
     assert "- COMET (de): `model:" in report
+
+
+@pytest.mark.parametrize("text", ["", "♪ ♪"])
+def test_speech_without_words_has_a_comet_score(installed, case, tmp_path, text):
+    """An empty transcript is one; COMET needs no normalised text."""
+    examples, decode_dir = case
+    for name, line in (
+        ("text", f"u4-asr-en {text}\nu4-st-de {text}\n"),
+        ("utt2task", "u4-asr-en asr en en\nu4-st-de st en de\n"),
+    ):
+        with open(examples / name, "a") as stream:
+            stream.write(line)
+    with open(decode_dir / "text", "a") as stream:
+        stream.write(f"u4-asr-en oh\nu4-st-de {text}\n")
+    rows, left_out = score_decode_dir(examples, decode_dir)
+    (comet,) = (
+        row
+        for row in rows
+        if row["metric"] == "comet" and (row["task"], row["utterances"]) == ("st", 2)
+    )
+    assert comet["value"] == 75.0  # 50 and 100
+    assert not any("u4" in sentence for sentence in left_out)
+    seen = json.loads((tmp_path / "seen.json").read_text())
+    assert {"src": text, "mt": text, "ref": text} in seen
 
 
 def test_missing_installation_is_reported(case, tmp_path, monkeypatch, capsys):

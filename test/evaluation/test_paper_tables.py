@@ -171,6 +171,17 @@ def test_our_figure_follows_the_papers_with_the_difference(corpus, monkeypatch):
     ]
 
 
+def test_real_time_factors_have_three_digits(corpus, tmp_path):
+    columns = [{"name": "test", "set": "test", "metric": "rtf"}]
+    row = TABLE["rows"][0] | {"figures": {"paper": [0.5]}}
+    (table,) = corpus(columns=columns, rows=[row])
+    path = tmp_path / "RESULTS.json"
+    path.write_text(json.dumps([RESULTS[0] | {"metric": "rtf", "value": 0.08765}]))
+    text = table_markdown(table, read_results(path))
+    assert "| system | source | test RTF |" in text
+    assert "| ours | 0.0877 (-0.412) |" in text
+
+
 def test_decode_dirs_with_the_old_prefix_are_found(corpus, tmp_path):
     path = tmp_path / "RESULTS.json"
     rows = [row | {"decode": "decode_decode"} for row in RESULTS]

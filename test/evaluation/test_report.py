@@ -12,6 +12,7 @@ from speechllm.evaluation.report import (
     collect_results,
     draw_training_curves,
     epoch_curves,
+    normalizer_lines,
     results_table,
 )
 from speechllm.utils.errors import UserError
@@ -118,6 +119,23 @@ def test_report_files(exp_root, tmp_path, capsys):
         assert part in text
     assert "baseline/training_curves" not in text
     assert "5 scores" in capsys.readouterr().out
+
+
+def test_normalisers_are_listed_and_systems_named_where_they_differ(exp_root):
+    rows = collect_results(exp_root)
+    assert normalizer_lines(rows) == (
+        "- en: `not recorded, scored with an earlier release`\n"
+    )
+    for row in rows:
+        if row["metric"] in ("wer", "cer"):
+            row["normalizer"] = "ours|1" if row["system"] == "joint" else "theirs|1"
+    extra = {"language": "fr", "target_language": "fr", "normalizer": "ours|fr"}
+    rows.append({**rows[0], **extra})
+    assert normalizer_lines(rows).splitlines() == [
+        "- en: `theirs|1` (baseline/decode_greedy)",
+        "- en: `ours|1` (joint/decode_greedy)",
+        "- fr: `ours|fr`",
+    ]
 
 
 def test_folder_without_scores_is_an_error(tmp_path):

@@ -11,8 +11,9 @@ import pytest
 from speechllm.bin.score import main
 from speechllm.data.kaldi_table import Dropped, read_dropped, write_dropped
 from speechllm.evaluation.groups import Group, read_groups, read_texts
+from speechllm.evaluation.paper_tables import read_results
 from speechllm.evaluation.recognition import align_lines, score_recognition, word_errors
-from speechllm.evaluation.report import results_table
+from speechllm.evaluation.report import results_table, write_report
 from speechllm.evaluation.score import SCORE_FILES, score_decode_dir
 from speechllm.evaluation.translation import score_translation
 from speechllm.utils.errors import UserError
@@ -118,6 +119,40 @@ def test_worst_utterance_comes_first_and_correct_ones_last():
     assert places == sorted(places)
     assert "u2: 3 errors in 3 (3 S, 0 D, 0 I)" in text
     assert "day -> bay" in text
+
+
+def test_whispers_normaliser_gives_its_error_rate(tmp_path):
+    """Three errors in three words as they are spoken, none in Whisper's form."""
+    spelling = tmp_path / "whisper"
+    spelling.mkdir()
+    (spelling / "normalizer.json").write_text('{"colour": "color"}')
+    examples, decode_dir = write_case(
+        tmp_path,
+        {"u1-asr-en": "It's the colour.", "u1-asr-ja": "１２ 時"},
+        {"u1-asr-en": "asr en en", "u1-asr-ja": "asr ja ja"},
+        {"u1-asr-en": "it is the color", "u1-asr-ja": "12時"},
+    )
+    arguments = ["--examples", str(examples), "--decode_dir", str(decode_dir)]
+    found = {}
+    for name in ("speechllm", f"whisper:{spelling}"):
+        main([*arguments, "--normalizer", name])
+        rows = json.loads((decode_dir / "score_asr_en" / "scores.json").read_text())
+        found[name.partition(":")[0]] = {row["metric"]: row for row in rows}
+    assert found["speechllm"]["wer"]["value"] == 100.0  # it's, +is, colour
+    assert found["whisper"]["wer"]["value"] == 0.0
+    assert found["whisper"]["wer"]["reference_words"] == 4
+    for name, rows in found.items():
+        assert rows["wer"]["normalizer"].startswith(f"{name}|")
+        assert rows["cer"]["normalizer"] == rows["wer"]["normalizer"]
+        assert "normalizer" not in rows["wer_raw"]
+    assert len({rows["wer_raw"]["value"] for rows in found.values()}) == 1
+
+
+@pytest.mark.parametrize("name", ["none", "whisper:", "speechllm:x", ""])
+def test_another_normaliser_is_an_error(tmp_path, name):
+    arguments = ["--examples", str(tmp_path), "--decode_dir", str(tmp_path)]
+    with pytest.raises(UserError, match="--normalizer takes speechllm, whisper or"):
+        main([*arguments, "--normalizer", name])
 
 
 # Translation
@@ -249,6 +284,37 @@ def test_decode_dir_is_scored_by_group(tmp_path):
     assert stored == [
         row for row in rows if row["task"] == "asr" and row["language"] == "en"
     ]
+
+
+def test_the_real_time_factor_is_a_row_of_every_group(tmp_path):
+    """30 s for 240 s of speech are a factor of 0.125."""
+    examples, decode_dir = write_case(tmp_path, REFERENCES, TASKS, HYPOTHESES)
+    timing = {"examples": 3, "seconds": 30.0, "audio_seconds": 240.0}
+    path = decode_dir / "rtf.json"
+    path.write_text(json.dumps(timing | {"devices": ["a GPU, float16", "a CPU"]}))
+    rows, left_out = score_decode_dir(examples, decode_dir)
+    assert left_out == []
+    rtf = {(r["task"], r["language"]): r for r in rows if r["metric"] == "rtf"}
+    assert set(rtf) == {("asr", "en"), ("asr", "fr"), ("st", "en")}
+    assert {row["value"] for row in rtf.values()} == {0.125}
+    write_report(tmp_path / "exp", tmp_path / "RESULTS")
+    report = (tmp_path / "RESULTS.md").read_text()
+    header, _, line = report.split("(st)")[1].strip().splitlines()[:3]
+    assert header.endswith("| chrF norm. | RTF |") and line.endswith(" | 0.125 |")
+    assert (
+        "- x/decode test: 30 s for 240 s of 3 examples; a GPU, float16; a CPU" in report
+    )
+    found = read_results(tmp_path / "RESULTS.json")
+    assert found["x", "decode", "test", "st", "en", "fr", "rtf"] == 0.125
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"seconds": 1, "audio_seconds": 0}'])
+def test_a_damaged_time_is_reported_and_all_else_is_scored(tmp_path, content):
+    examples, decode_dir = write_case(tmp_path, REFERENCES, TASKS, HYPOTHESES)
+    (decode_dir / "rtf.json").write_text(content)
+    rows, (warning,) = score_decode_dir(examples, decode_dir)
+    assert len(rows) == 4 + 4 + 5
+    assert warning == f"no real-time factor: {decode_dir / 'rtf.json'} is damaged"
 
 
 def test_scoring_again_writes_the_same_files_and_removes_stale_groups(tmp_path):

@@ -16,6 +16,7 @@ from speechllm.evaluation.score import score_decode_dir
 from speechllm.evaluation.significance import compare, p_value, ratio_bootstrap
 from speechllm.utils.errors import UserError
 
+ENDINGS = ("asr-en", "st-fr")
 WORDS = ["press", "one", "to", "enter", "your", "number", "then", "the", "pound", "key"]
 
 
@@ -156,6 +157,43 @@ def test_intervals_agree_with_the_normal_approximation():
     share = value / 100
     expected = 100 * 1.96 * (share * (1 - share) / 2000) ** 0.5
     assert interval == pytest.approx(expected, rel=0.1)
+
+
+def test_references_without_words_are_compared_as_they_are_scored(tmp_path):
+    """All references are signs: 3 inserted words are 100 %, as in the scores."""
+    examples = tmp_path / "examples"
+    names = [f"u{number}" for number in range(4)]
+    write(
+        examples / "utt2task",
+        {f"{n}-asr-en": "asr en en" for n in names}
+        | {f"{n}-st-fr": "st en fr" for n in names},
+    )
+    write(examples / "text", {f"{n}-{task}": "♪ ♪" for n in names for task in ENDINGS})
+    outputs = {"a": ["oh", "oh no", "", ""], "b": [""] * 4}
+    folders = {}
+    for system, texts in outputs.items():
+        folders[system] = tmp_path / "exp" / system / "decode" / "test"
+        table = {
+            f"{n}-{task}": text
+            for n, text in zip(names, texts, strict=True)
+            for task in ENDINGS
+        }
+        write(folders[system] / "text", table)
+        rows, _ = score_decode_dir(examples, folders[system])
+        scored = {row["metric"]: row["value"] for row in rows if row["task"] == "asr"}
+        assert scored["wer"] == (100.0 if system == "a" else 0.0)
+    found = {r.metric: r for r in compare(examples, *folders.values(), samples=200)}
+    assert (found["wer"].a, found["wer"].b) == (100.0, 0.0)
+    assert (found["cer"].a, found["cer"].b) == (100.0, 0.0)
+    assert found["bleu"].a == 0.0
+
+
+def test_a_bootstrap_sample_without_words_counts_errors_by_themselves():
+    """Of two utterances, one without words and with an error; half the draws mix."""
+    value_a, value_b, *_, higher = ratio_bootstrap([1, 0], [0, 0], [0, 5], 1000)
+    assert (value_a, value_b) == (20.0, 0.0)
+    # B is higher only in ties: when the second utterance is drawn twice, 1 in 4
+    assert higher == pytest.approx(0.125, abs=0.03)
 
 
 def test_equal_systems_do_not_differ(case):

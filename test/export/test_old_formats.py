@@ -372,6 +372,9 @@ def test_partial_old_decode_dir_is_resumed(model_dir, examples, decode_dir):
     added = {e["id"]: e for e in map(json.loads, found[len(kept) :].splitlines())}
     assert set(added) == {"a-1-asr-en", "a-1-st-fr", "a-2-asr-en"}
     keys = {"id", "text", "score", "tokens", "ctc_text", "nbest"}
+    keys |= {"audio_seconds", "decoding_seconds", "device"}
+    timing = json.loads((decode_dir / "rtf.json").read_text())
+    assert timing["examples"] == 3  # those of the earlier release have no times
     assert set(added["a-1-st-fr"]) - {"flags", "unguarded"} == keys
     assert set(added["a-2-asr-en"]) == keys | {"flags", "unguarded"}
     assert added["a-2-asr-en"]["flags"] == ["nothing heard"]

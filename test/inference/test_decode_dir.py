@@ -12,7 +12,12 @@ import torch
 from speechllm import SpeechToText
 from speechllm.decoding.options import SearchOptions, search_options
 from speechllm.inference import decode_dir
-from speechllm.inference.decode_dir import read_hypotheses, write_hypotheses
+from speechllm.inference.decode_dir import (
+    Timing,
+    read_hypotheses,
+    write_hypotheses,
+    write_tables,
+)
 from speechllm.inference.decode_examples import settings_key
 from speechllm.text.tasks import Task
 from speechllm.utils.errors import UserError
@@ -106,6 +111,71 @@ def test_old_option_names_give_the_same_settings(tiny_model):
     }
     assert len(keys) == 1
     assert search_options({"candidates": 7}) == search_options({"pre_beam_size": 7})
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock of timing that stands still until ``clock[0]`` is increased."""
+    now = [100.0]
+    monkeypatch.setattr(decode_dir.time, "perf_counter", lambda: now[0])
+    return now
+
+
+def timed_decode(clock, pace=0.25, bad=None):
+    """Return a function that takes ``pace`` seconds per second of its inputs."""
+
+    def decode(names, inputs, on_finished):
+        clock[0] += pace * sum(inputs)
+        if bad in inputs:
+            raise UserError("bad")
+        return [{"text": name} for name in names]
+
+    return decode
+
+
+def test_times_are_summed_over_jobs_resumed_runs_and_devices(tmp_path, clock):
+    """Loading models, reading audio and failed attempts are not timed."""
+    durations = {f"u{i}": float(i + 1) for i in range(6)}  # seconds
+    tasks = dict.fromkeys(durations, ENGLISH)
+
+    def load(name):
+        clock[0] += 50.0
+        return durations[name]
+
+    def run(shard, resumed, queues, device, **options):
+        path = tmp_path / f"hypotheses.{shard}.jsonl"
+        decode = timed_decode(clock, **options)
+        timing = Timing(device, float)
+        write_hypotheses(
+            path, "key", resumed, queues, tasks, load, decode, timing=timing
+        )
+        write_tables(tmp_path, sorted(tasks), "key", 2)
+
+    run(1, False, [["u0", "u1"]], "slow", pace=0.5)  # 3 s of audio in 1.5 s
+    assert not (tmp_path / "rtf.json").exists()
+    run(1, True, [["u2", "u3"]], "fast", pace=0.1, bad=3.0)  # u3: 4 s in 0.4 s
+    run(2, False, [["u4"], ["u5"]], "fast", pace=0.1)  # 11 s in 1.1 s
+    timing = json.loads((tmp_path / "rtf.json").read_text())
+    assert timing == {
+        "examples": 5,
+        "seconds": 3.0,
+        "audio_seconds": 18.0,
+        "devices": ["fast", "slow"],
+    }
+    # a re-run decodes u2, which failed, and its line replaces the empty one
+    run(1, True, [["u2"]], "slow", pace=0.5)
+    timing = json.loads((tmp_path / "rtf.json").read_text())
+    assert (timing["examples"], timing["seconds"]) == (6, 4.5)
+    assert timing["audio_seconds"] == sum(durations.values())
+
+
+def test_decode_dirs_of_earlier_releases_have_no_times(tmp_path):
+    lines = [{"settings": "key"}, {"id": "u0", "text": "a"}]
+    path = tmp_path / "hypotheses.1.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_tables(tmp_path, ["u0"], "key", 1)
+    assert (tmp_path / "text").read_text() == "u0 a\n"
+    assert not (tmp_path / "rtf.json").exists()
 
 
 class Bug(Exception):

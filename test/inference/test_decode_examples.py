@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +91,7 @@ def test_text_equals_decoding_one_by_one(decode, expected, tmp_path, batch_size)
     assert len(lines) == COUNT
     for line in lines:
         names = {"id", "text", "score", "tokens", "ctc_text", "nbest"}
+        names |= {"audio_seconds", "decoding_seconds", "device"}
         assert set(line) - {"flags"} == names
         truncated = len(line["tokens"]) == 6
         assert line.get("flags", []) == ["truncated"] * truncated
@@ -219,6 +221,20 @@ def test_unreadable_shard_is_not_an_error(decode, examples, tmp_path):
     write_table(examples / "wav.scp", dict.fromkeys(wavs, wavs["en-6"]))
     with pytest.raises(UserError, match=f"none of {COUNT} utterances can be decoded"):
         decode()
+
+
+def test_the_real_time_factor_counts_every_utterance_once(decode, original, tmp_path):
+    samples = read_table(original / "utt2num_samples").values()
+    begin = time.perf_counter()
+    for shard in (1, 2):
+        decode(num_shards=2, shard=shard, batch_size=2)
+    elapsed = time.perf_counter() - begin
+    timing = json.loads((tmp_path / "out" / "rtf.json").read_text())
+    assert timing["examples"] == COUNT
+    assert timing["audio_seconds"] == pytest.approx(sum(map(int, samples)) / 16000)
+    assert 0 < timing["seconds"] < elapsed
+    (device,) = timing["devices"]
+    assert device.endswith("threads, float32, batch size 2")
 
 
 def test_shards_are_joined(decode, expected, tmp_path):

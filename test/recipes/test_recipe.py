@@ -214,7 +214,11 @@ def test_killed_training_and_decoding_resume_to_the_same_table(recipe, asterisk_
     assert (killed / relative).read_bytes() == (whole / relative).read_bytes()
     drop = {"hypotheses_file"}
     rows = [
-        [{k: v for k, v in row.items() if k not in drop} for row in table(recipe, name)]
+        [
+            {k: v for k, v in row.items() if k not in drop}
+            for row in table(recipe, name)
+            if row["metric"] != "rtf"
+        ]
         for name in (whole.name, killed.name)
     ]
     assert rows[0] == rows[1]

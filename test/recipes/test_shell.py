@@ -185,6 +185,7 @@ def test_invalid_options_print_one_line(arguments, message):
         (["--train_args", "'a"], "--train_args: a quote is not closed in: 'a"),
         (["--asr_exp", "a"], "--asr_exp is --speechllm_exp here; --help lists"),
         (["--cleaner", "none"], "--cleaner has no counterpart here, leave it out: "),
+        (["--normalizer", "none"], "speechllm, whisper or whisper:FOLDER"),
         (["--train_config", "conf/none.yaml"], "no file 'conf/none.yaml'"),
         (["--train_set", ""], "--train_set is needed"),
         (["--tiny", "maybe"], "true or false"),

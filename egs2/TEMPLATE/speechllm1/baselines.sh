@@ -14,6 +14,7 @@ beam_size=5
 batch_size=8
 dtype=auto
 device=
+normalizer=speechllm
 
 help_message="Usage: $(basename "$0") --test_sets \"NAME …\" [options]
   --test_sets \"NAME …\"  test sets of stage 5
@@ -25,6 +26,7 @@ help_message="Usage: $(basename "$0") --test_sets \"NAME …\" [options]
   --beam_size N         beam size; 1 is greedy [${beam_size}]
   --batch_size N        utterances per batch [${batch_size}]
   --dtype TYPE          float32, bfloat16, float16 or auto [${dtype}]
+  --normalizer NAME     text normaliser of the scores, as in stage 13 [${normalizer}]
   --device DEVICE       cpu or cuda [cuda if available]
   --help                print this text"
 
@@ -44,7 +46,8 @@ decode_and_score() { # <system> <model> <name> <set> <examples> [<more options>]
     lock "$(dirname "${output}")"
     python3 -m speechllm.bin.baseline "$1" --model "$2" --examples "$5" \
         --output "${output}" "${options[@]}" "${@:6}"
-    python3 -m speechllm.bin.score --examples "$5" --decode_dir "${output}"
+    python3 -m speechllm.bin.score --examples "$5" --decode_dir "${output}" \
+        --normalizer "${normalizer}"
     unlock
 }
 name_of() { basename "$1" | tr '.' '_'; }

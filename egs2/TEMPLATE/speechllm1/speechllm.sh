@@ -69,6 +69,7 @@ inference_model=valid.acc.ave.pth
 download_model=
 eval_valid_set=false
 score_opts=
+normalizer=speechllm
 hf_repo=
 # ----------------------------------------------------------------------------------
 
@@ -141,7 +142,7 @@ Options [default]; ARGS are shell words, with quotes where they contain spaces:
   --second_tasks \"T …\"    tasks of the second training [train_tasks]
   --second_set NAME       data dir of the second training [train_set]
   --second_init_model NAME  checkpoint of the first that initialises the second [${second_init_model}]
- Decoding, export
+ Decoding, scoring, export
   --inference_config FILE config of stage 12
   --inference_args ARGS   more arguments of the decoding program [none]
   --inference_tag NAME    decode into decode_NAME [decode.yaml: decode, decode_x.yaml: decode_x]
@@ -150,6 +151,7 @@ Options [default]; ARGS are shell words, with quotes where they contain spaces:
                           the preparation of its data [none]
   --eval_valid_set BOOL   decode and score the validation set, too [${eval_valid_set}]
   --score_opts ARGS       more arguments of the scoring program [none]
+  --normalizer NAME       text normaliser of the scores: speechllm, whisper (as for published WER) or whisper:FOLDER [${normalizer}]
   --hf_repo NAME          <user>/<name> on the Hugging Face hub, for stage 15
   --help                  print this text"
 
@@ -197,6 +199,7 @@ done
 for name in prompts train_config warmup_config second_config inference_config; do
     [ -z "${!name}" ] || [ -f "${!name}" ] || fail "--${name}: no file '${!name}'"
 done
+case ${normalizer} in speechllm | whisper | whisper:?*) ;; *) fail "--normalizer takes speechllm, whisper or whisper:FOLDER, not '${normalizer}'" ;; esac
 case ${gpu_inference} in true | false) ;;
     '') [ "${ngpu}" -gt 0 ] && gpu_inference=true || gpu_inference=false ;;
     *) fail "--gpu_inference takes true or false, not '${gpu_inference}'" ;;
@@ -707,7 +710,7 @@ if running 13; then
     for name in ${decoded_sets}; do
         prepare "${decode_dir}/${name}/log/score.log" python3 -m speechllm.bin.score \
             --examples "$(examples test "${name}")" --decode_dir "${decode_dir}/${name}" \
-            "${score_words[@]}"
+            --normalizer "${normalizer}" "${score_words[@]}"
     done
     lock "${expdir}/log"
     prepare "${expdir}/log/report.log" python3 -m speechllm.bin.report \
