@@ -172,7 +172,6 @@ def test_espnets_segments(tmp_path, monkeypatch):
 
 def test_punctuation_is_normalised_as_by_moses(tmp_path):
     """Of normalize-punctuation.perl: German quotation marks, dashes, dots."""
-    pytest.importorskip("sacremoses")
     german = GERMAN | {"dev": ["„Ja“ – sagte er … »so«."]}
     write_language(tmp_path / "c", "de", CORPUS, ENGLISH, german)
     prepare_must_c(tmp_path / "c", tmp_path / "data", ["de"], espnet=True)
