@@ -537,7 +537,10 @@ def test_the_data_dir_reaches_the_data_preparation(tmp_path, script):
 def test_the_folder_of_a_corpus_may_have_spaces(tmp_path, script):
     recipe = clone(tmp_path, script.parts[-3]) / script.parts[-3] / "speechllm1"
     write_script(recipe / "utils/python3", PYTHON.format(python=sys.executable))
-    own = re.search(r"find_corpus (--\w+)", (recipe / "local/data.sh").read_text())[1]
+    found = re.search(r"find_corpus (--\w+)", (recipe / "local/data.sh").read_text())
+    if found is None:
+        pytest.skip("local/data.sh takes no folder of a corpus")
+    own = found[1]
     corpus = "it's my corpus"
     for options in ([own, corpus], ["--local_data_opts", f'{own} "{corpus}"']):
         process = start(recipe, "--stop_stage", "1", *options, script=script.name)

@@ -378,11 +378,11 @@ def test_a_new_recipe_runs_and_keeps_its_edits(clone):
 def test_a_new_recipe_prepares_a_corpus(clone):
     setup(clone, "my_talks")
     recipe = clone / "egs2" / "my_talks" / "speechllm1"
-    corpus = clone / "corpus"
+    corpus = clone / "my corpus"
     corpus.mkdir()
     for name in ("train", "dev", "test"):
-        (corpus / f"{name}.wav").write_bytes(b"")
-        lines = [f"{speaker}\t{name}.wav\tGood morning.\n" for speaker in "bab"]
+        (corpus / f"my {name}.wav").write_bytes(b"")
+        lines = [f"{speaker}\tmy {name}.wav\tGood morning.\n" for speaker in "bab"]
         (corpus / f"{name}.tsv").write_text("".join(lines))
     done = bash("local/data.sh", "--my_talks_dir", corpus, cwd=recipe)
     assert done.returncode == 0, done.stderr

@@ -175,7 +175,8 @@ done
 for name in num_nodes nj inference_nj nbpe min_character_count; do whole "${name}" 1 999999; done
 whole bpe_input_sentence_size 0 999999999
 if [ -z "${ngpu}" ]; then
-    if nvidia-smi -L 2> /dev/null | grep -q '^GPU'; then ngpu=1; else ngpu=0; fi
+    ngpu=$(nvidia-smi -L 2> /dev/null | grep -c '^GPU' || true)
+    [ "${ngpu}" -le 1 ] || ngpu=1
 fi
 whole ngpu 0 1024
 case ${plain_transcripts} in true | false) ;; *) fail "--plain_transcripts takes true or false, not '${plain_transcripts}'" ;; esac

@@ -1,5 +1,6 @@
 # shellcheck shell=bash
 # shellcheck disable=SC2034  # local/data.sh reads these
-# Corpus folders on this machine; write yours after the equals sign.
+# Corpus folders on this machine; write yours after the equals sign, in quotes
+# if it has spaces.
 # "downloads" downloads the corpus into the folder of that name.
 ASTERISK=downloads

@@ -1,4 +1,5 @@
 # shellcheck shell=bash
 # shellcheck disable=SC2034  # local/data.sh reads these
-# Corpus folders on this machine; write yours after the equals sign.
+# Corpus folders on this machine; write yours after the equals sign, in quotes
+# if it has spaces.
 MUST_C=
