@@ -173,7 +173,8 @@ def _table_rows(path: Path, source: Source) -> Iterator[tuple[int, dict[str, Any
     # A quotation mark in a tab-separated text is usually not closed.
     plain = delimiter == "\t"
     quoting = csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL
-    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    text = text.replace("\r\n", "\n")
+    lines = text.replace("\r", " " if "\n" in text else "\n").split("\n")
     reader = csv.reader((f"{s}\n" for s in lines), delimiter=delimiter, quoting=quoting)
     header: list[str] = []
     first = 1

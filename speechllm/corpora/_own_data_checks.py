@@ -226,7 +226,9 @@ def _check_ctc(utterances: Sequence[Utterance]) -> Finding | None:
         return None
     median = statistics.median(errors.values())
     deviation = _MAD * statistics.median(abs(e - median) for e in errors.values())
-    limit = max(_WORST_ERROR, median + _DEVIATIONS * deviation)
+    limit = _WORST_ERROR
+    if len(errors) >= _FEW:
+        limit = max(limit, median + _DEVIATIONS * deviation)
     entries = [
         (key, f"CTC character error rate {error:.2f}; median {median:.2f}")
         for key, error in errors.items()

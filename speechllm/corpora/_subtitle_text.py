@@ -64,7 +64,7 @@ def parse_subtitles(text: str, is_vtt: bool) -> list[Cue]:
     found = [
         (n, match) for n, line in enumerate(lines) if (match := _TIMES.match(line))
     ]
-    ends = [number for number, _ in found[1:]] + [len(lines)]
+    ends = [*(number for number, _ in found[1:]), len(lines)][: len(found)]
     cues = []
     for (number, match), end in zip(found, ends, strict=True):
         body = lines[number + 1 : end]
@@ -98,4 +98,4 @@ def _without_number(body: list[str]) -> list[str]:
 def _seconds(parts: tuple[str | None, ...]) -> float:
     hours, minutes, seconds, fraction = (part or "0" for part in parts)
     whole = int(hours) * 3600 + int(minutes) * 60 + int(seconds)
-    return whole + int(fraction.ljust(3, "0")) / 1000
+    return (whole * 1000 + int(fraction.ljust(3, "0"))) / 1000

@@ -42,6 +42,7 @@ prompts=conf/prompts.yaml
 token_type=char
 min_character_count=1
 nbpe=500
+token_list=
 # training
 train_config=
 train_args=
@@ -111,6 +112,7 @@ Options [default]:
   --token_type TYPE       CTC vocabulary, char or bpe [${token_type}]
   --min_character_count N  characters that the training text has less often get no CTC label [${min_character_count}]
   --nbpe N                size of the bpe vocabulary [${nbpe}]
+  --token_list DIR        folder of tokens.txt (and bpe.model) of a trained model, to adapt it with its CTC labels [none]
  Training
   --train_config FILE     ESPnet config of stage 9
   --train_args ARGS       more arguments of the training program [none]
@@ -151,6 +153,10 @@ done
 for name in num_nodes nj inference_nj nbpe min_character_count; do whole "${name}" 1 999999; done
 whole ngpu 0 1024
 case ${plain_transcripts} in true | false) ;; *) fail "--plain_transcripts takes true or false, not '${plain_transcripts}'" ;; esac
+if [ -n "${token_list}" ]; then
+    [ -f "${token_list}/tokens.txt" ] || fail "--token_list: no file '${token_list}/tokens.txt'"
+    if [ -f "${token_list}/bpe.model" ]; then token_type=bpe; else token_type=char; fi
+fi
 case ${token_type} in char | bpe) ;; *) fail "--token_type takes char or bpe, not '${token_type}'" ;; esac
 case ${audio_format} in flac | wav) ;; *) fail "--audio_format takes flac or wav, not '${audio_format}'" ;; esac
 for name in train_set valid_set test_sets train_tasks train_config inference_config; do
@@ -233,6 +239,7 @@ decode_name=$(tag_of "${inference_config}")
 decode_dir=${final_exp}/${decode_name}
 token_dir=${datadir}/token_list/${token_type}
 [ "${token_type}" = char ] || token_dir=${token_dir}${nbpe}
+[ -z "${token_list}" ] || token_dir=${datadir}/token_list/given
 
 examples() { # <phase> <set>: print the folder of its examples
     if [ "$1" = train ] || [ "$1" = test ]; then
@@ -469,6 +476,7 @@ if running 5; then
     done
     size=(--min_count "${min_character_count}")
     [ "${token_type}" = char ] || size=(--size "${nbpe}")
+    [ -z "${token_list}" ] || size=(--copy_from "${token_list}")
     prepare "${prep_log}/vocabulary.log" python3 -m speechllm.bin.build_vocabulary \
         --text "${texts[@]}" --type "${token_type}" "${size[@]}" --output "${token_dir}" \
         --coverage "${texts[@]}" "${covered[@]}"
