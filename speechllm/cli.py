@@ -144,6 +144,11 @@ def add_estimate(commands) -> None:
         default=125.0,
         help="achieved 10^12 operations per second [125, 40 %% of an A100's bfloat16]",
     )
+    parser.add_argument(
+        "--hours",
+        type=float,
+        help="speech in the training set, for the time of the whole training",
+    )
     parser.set_defaults(run=estimate)
 
 
@@ -205,10 +210,11 @@ def estimate(args: argparse.Namespace) -> int:
     from speechllm.training.options import read_training_config
     from speechllm.training.resource_estimate import report
 
-    given = {"--gpu": args.gpu, "--tflops": args.tflops}
-    rules = {"--gpu": optional(number(above=0)), "--tflops": number(above=0)}
-    check_options(given, rules, "command line")
-    text, fits = report(read_training_config(args.config), args.gpu, args.tflops)
+    given = {"--gpu": args.gpu, "--tflops": args.tflops, "--hours": args.hours}
+    rules = dict.fromkeys(("--gpu", "--hours"), optional(number(above=0)))
+    check_options(given, {**rules, "--tflops": number(above=0)}, "command line")
+    config = read_training_config(args.config)
+    text, fits = report(config, args.gpu, args.tflops, args.hours)
     print(text)
     return 0 if fits else 1
 

@@ -23,6 +23,15 @@ import numpy as np
 from speechllm.utils.errors import UserError
 
 PIPE_SECONDS = 300.0  # without any output, after which a command is ended
+#: Suffixes of files in folders, of formats that libsndfile or FFmpeg reads.
+AUDIO_SUFFIXES = frozenset(
+    ".wav .wave .bwf .flac .mp3 .mp2 .mpa .m2a .m4a .m4b .m4r .aac .adts .ogg .oga "
+    ".ogx .opus .spx .aif .aiff .aifc .au .snd .sph .nist .w64 .rf64 .caf .voc .gsm "
+    ".sln .g722 .g729 .amr .awb .wma .asf .ape .wv .tta .tak .mpc .mka .weba .ra .rm "
+    ".ac3 .eac3 .ec3 .dts .dss .dsf .qcp .ircam .sf .avr .paf .pvf .shn .3ga "
+    ".mp4 .m4v .mov .qt .mkv .webm .avi .wmv .flv .f4v .mpg .mpeg .mpe .vob .ts .mts "
+    ".m2ts .3gp .3g2 .3gpp .ogv .ogm .mxf .dv .rmvb".split()
+)
 _ARCHIVE = re.compile(r"^(?P<path>.+\.ark):(?P<offset>\d+)$")
 _MEMBERS = re.compile(r"^(?P<path>.+\.tar):(?P<spans>\d+\+\d+(,\d+\+\d+)*)$")
 

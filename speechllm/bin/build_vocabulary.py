@@ -25,6 +25,12 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--type", choices=("char", "bpe"), default="char", help="unit of a token [char]"
     )
+    parser.add_argument(
+        "--copy_from",
+        type=Path,
+        help="folder of tokens.txt and bpe.model of a trained model, to copy in place "
+        "of building a vocabulary",
+    )
     parser.add_argument("--size", type=int, help="number of pieces, for bpe")
     parser.add_argument(
         "--bpemode",
@@ -63,10 +69,13 @@ def main(argv: list[str] | None = None) -> None:
         LEAST_COVERAGE,
         build_bpe_vocabulary,
         build_character_vocabulary,
+        copy_vocabulary,
         measure_coverage,
     )
 
-    if args.type == "char":
+    if args.copy_from is not None:
+        tokens = copy_vocabulary(args.copy_from, args.output, args.text)
+    elif args.type == "char":
         if args.size is not None:
             raise UserError("--size is for bpe; --min_count leaves out rare characters")
         tokens = build_character_vocabulary(args.text, args.output, args.min_count)

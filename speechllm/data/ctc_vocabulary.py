@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 import re
+import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from speechllm.data.kaldi_table import iterate_table
+from speechllm.text.ctc_labels import read_token_list
 from speechllm.utils.errors import UserError
 from speechllm.utils.folders import FolderKind, atomic_directory
 
@@ -53,6 +55,31 @@ def build_character_vocabulary(
     tokens = [BLANK, UNKNOWN, *tokens, END]
     with atomic_directory(output, VOCABULARY, texts) as new:
         _write_tokens(new, tokens)
+    return tokens
+
+
+def copy_vocabulary(
+    source: str | Path, output: str | Path, texts: Iterable[str | Path] = ()
+) -> list[str]:
+    """Copy the vocabulary of a trained model, to adapt the model with its CTC labels.
+
+    Args:
+        source: folder of ``tokens.txt`` and, for pieces, ``bpe.model``.
+        output: folder to write.
+        texts: tables that the output folder must not contain.
+
+    Returns:
+        The tokens.
+
+    Raises:
+        UserError: the folder has no vocabulary.
+    """
+    source = Path(source)
+    tokens = read_token_list(source / "tokens.txt")
+    with atomic_directory(output, VOCABULARY, [source, *texts]) as new:
+        for name in ("tokens.txt", "bpe.model"):
+            if (source / name).is_file():
+                shutil.copyfile(source / name, new / name)
     return tokens
 
 

@@ -120,11 +120,14 @@ def torchaudio_forced_align() -> Callable[..., tuple[Tensor, Tensor]] | None:
     return cast("Callable[..., tuple[Tensor, Tensor]]", function)
 
 
-def viterbi(log_probs: Tensor, labels: Tensor, blank: int = BLANK) -> Tensor:
+def viterbi(
+    log_probs: Tensor, labels: Tensor, blank: int = BLANK, open_end: bool = False
+) -> Tensor:
     """Return the most probable path (frames,) of labels (n,), n > 0, in plain torch.
 
     The states are blank, label 1, blank, label 2, …, blank. From each, a path stays,
-    moves to the next, or skips the blank between two different labels.
+    moves to the next, or skips the blank between two different labels. With
+    ``open_end`` it may end in any state.
     """
     frames, states = len(log_probs), 2 * len(labels) + 1
     spelt = torch.full((states,), blank, device=labels.device)
@@ -144,6 +147,8 @@ def viterbi(log_probs: Tensor, labels: Tensor, blank: int = BLANK) -> Tensor:
         best, steps[frame] = ways.max(0)
         score = best + emitted[frame]
     state = states - 1 if score[-1] > score[-2] else states - 2
+    if open_end:
+        state = int(score.argmax())
     path, back = [state], steps.tolist()
     for frame in range(frames - 1, 0, -1):
         state -= back[frame][state]
@@ -190,6 +195,7 @@ def align_spans(
     unknown: int,
     space: int | None,
     join: bool = True,
+    open_end: bool = False,
 ) -> list[Span]:
     """Align words with the frames.
 
@@ -199,11 +205,13 @@ def align_spans(
         unknown: the wildcard label.
         space: the label between two words, or None. In a word it has no length.
         join: put it between two words; pieces have their own.
+        open_end: the frames may contain the beginning of the text only.
 
     Returns:
         One span for each word, in order and without overlap. A word without labels
         has no length and is at the end of the one before it. If the text does not fit
-        into the frames, they are divided by the number of labels.
+        into the frames, they are divided by the number of labels. With ``open_end``
+        the words that the frames contain, the last of which may be cut off.
     """
     labels: list[int] = []
     owners: list[int | None] = []
@@ -214,20 +222,27 @@ def align_spans(
         labels += word
         owners += [None if label == space else index for label in word]
     frames = len(log_probs)
-    if frames_needed(labels) > frames:
+    if frames_needed(labels) > frames and not open_end:
         return share_out([len(word) for word in words], frames)
     # the wildcard is nearly as probable as the best label of each frame
     best, best_labels = log_probs.max(1)
     log_probs = log_probs.clone()
     log_probs[:, unknown] = best - 0.01
-    path, path_scores = forced_align(log_probs, labels)
+    if open_end and labels:
+        path = viterbi(log_probs, torch.tensor(labels), open_end=True)
+        path_scores = log_probs.gather(1, path[:, None])[:, 0]
+    else:
+        path, path_scores = forced_align(log_probs, labels)
     is_silent = best_labels == BLANK
     if space is not None:
         is_silent |= best_labels == space
     silent, scores = is_silent.tolist(), path_scores.tolist()
     spans: list[Span | None] = [None] * len(words)
     runs = [run for run in label_runs(path.tolist()) if run[0] != 0]
-    for owner, (label, begin, end) in zip(owners, runs, strict=True):
+    if open_end:
+        reached = [owner for owner in owners[: len(runs)] if owner is not None]
+        spans = spans[: max(reached, default=-1) + 1]
+    for owner, (label, begin, end) in zip(owners, runs, strict=not open_end):
         if owner is None:
             continue
         found: tuple[float, ...] = ()
@@ -249,7 +264,11 @@ def align_spans(
 
 
 def align_texts(
-    words: Sequence[str], language: str, log_probs: Tensor, tokenizer: CTCTokenizer
+    words: Sequence[str],
+    language: str,
+    log_probs: Tensor,
+    tokenizer: CTCTokenizer,
+    open_end: bool = False,
 ) -> list[Span]:
     """Align the words of a text.
 
@@ -258,12 +277,15 @@ def align_texts(
         language: its two-letter code.
         log_probs: (frames, labels) of the CTC branch.
         tokenizer: text to CTC labels.
+        open_end: as for :func:`align_spans`.
     """
     unknown = tokenizer.unknown
     if tokenizer.bpe and language in LANGUAGES_WITHOUT_SPACES:
         units = pieces_of_characters(words, language, tokenizer)
-        found = align_spans([own for own, _ in units], log_probs, unknown, None)
-        return divide_spans(found, [size for _, size in units], len(log_probs))
+        labels = [own for own, _ in units]
+        found = align_spans(labels, log_probs, unknown, None, open_end=open_end)
+        sizes = [size for _, size in units[: len(found)]]
+        return divide_spans(found, sizes, len(log_probs))
     space = tokenizer.label("▁" if tokenizer.bpe else "<space>")
     return align_spans(
         [word_labels(word, language, tokenizer) for word in words],
@@ -271,6 +293,7 @@ def align_texts(
         unknown,
         None if space == unknown else space,
         join=not tokenizer.bpe,
+        open_end=open_end,
     )
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from speechllm.audio.sources import AUDIO_SUFFIXES
 from speechllm.utils.errors import UserError
 from speechllm.utils.names import one_line, safe_file_name, utf8_name
 
@@ -29,15 +30,6 @@ STANDARD_INPUT = "-"
 SUBTITLES = ("srt", "vtt")  # formats with one file per recording
 FORMATS = ("table", "json", "text", *SUBTITLES)
 FIFO_SECONDS = 30.0  # until the first byte of a named pipe
-#: Suffixes of files in folders, of formats that libsndfile or FFmpeg reads.
-AUDIO_SUFFIXES = frozenset(
-    ".wav .wave .bwf .flac .mp3 .mp2 .mpa .m2a .m4a .m4b .m4r .aac .adts .ogg .oga "
-    ".ogx .opus .spx .aif .aiff .aifc .au .snd .sph .nist .w64 .rf64 .caf .voc .gsm "
-    ".sln .g722 .g729 .amr .awb .wma .asf .ape .wv .tta .tak .mpc .mka .weba .ra .rm "
-    ".ac3 .eac3 .ec3 .dts .dss .dsf .qcp .ircam .sf .avr .paf .pvf .shn .3ga "
-    ".mp4 .m4v .mov .qt .mkv .webm .avi .wmv .flv .f4v .mpg .mpeg .mpe .vob .ts .mts "
-    ".m2ts .3gp .3g2 .3gpp .ogv .ogm .mxf .dv .rmvb".split()
-)
 
 
 @dataclass(frozen=True)

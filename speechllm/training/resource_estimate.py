@@ -352,13 +352,38 @@ def fits(found: Estimate, gpu: float) -> bool:
     return found.total + RESERVE <= gpu
 
 
-def report(config: dict, gpu_gib: float | None, teraflops: float) -> tuple[str, bool]:
+def training_hours(config: dict, hours: float) -> float:
+    """Return the hours of speech that a training processes, padding included.
+
+    Args:
+        config: a training configuration.
+        hours: speech in the training set, which is an epoch by default.
+    """
+    batches = config.get("num_iters_per_epoch")
+    epoch = batches * batch_seconds(config) / 3600 if batches else hours
+    return config.get("max_epoch", 40) * epoch
+
+
+def report(
+    config: dict,
+    gpu_gib: float | None,
+    teraflops: float,
+    hours_of_speech: float | None = None,
+) -> tuple[str, bool]:
     """Return the estimate as text, and True if it fits or no GPU is given.
 
     Args:
         gpu_gib: memory of the GPU in GiB, or None.
         teraflops: its speed in 10¹² operations a second.
+        hours_of_speech: in the training set; for the time of the whole training.
     """
+    amount, processed = "", 0.0
+    if hours_of_speech is not None:
+        processed = training_hours(config, hours_of_speech)
+        passes = processed / hours_of_speech
+        amount = f"{processed:.1f} h of speech, {passes:.1f} times the training set"
+        if not config.get("llm", "causal_lm"):
+            return f"{'this training':<18}{amount} (CTC only: no estimate)", True
     found = estimate(config)
     hours = 1000 * found.operations / (teraflops * 1e12) / 3600
     rows = [
@@ -370,8 +395,11 @@ def report(config: dict, gpu_gib: float | None, teraflops: float) -> tuple[str, 
         ("activations", f"{found.activations / GIB:.1f} GiB"),
         ("update", f"{found.update / GIB:.1f} GiB, after the activations are freed"),
         ("in all", f"{found.total / GIB:.1f} GiB and {RESERVE / GIB:.1f} in reserve"),
-        ("1000 h of speech", f"{hours:,.0f} h at {teraflops:.0f} TFLOP/s"),
+        ("1000 h of speech", f"{hours:,.0f} h at {teraflops:g} TFLOP/s"),
     ]
+    if hours_of_speech is not None:
+        minutes = processed * found.operations / (teraflops * 1e12) / 60
+        rows.append(("this training", f"{amount}; {minutes:,.0f} min at that speed"))
     lines = [f"{name:<18}{value}" for name, value in rows]
     lines.append(
         f"for batches of {batch_seconds(config):.0f} s of speech in utterances of "

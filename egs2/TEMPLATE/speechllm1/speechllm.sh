@@ -46,6 +46,7 @@ min_character_count=1
 nbpe=500
 bpemode=bpe
 bpe_input_sentence_size=0
+token_list=
 # training
 train_config=
 encoder=
@@ -127,6 +128,7 @@ Options [default]; ARGS are shell words, with quotes where they contain spaces:
   --nbpe N                size of the bpe vocabulary [${nbpe}]
   --bpemode MODE          sentencepiece's model of bpe, bpe or unigram [${bpemode}]
   --bpe_input_sentence_size N  random sentences to train bpe on; 0: all [${bpe_input_sentence_size}]
+  --token_list DIR        folder of tokens.txt (and bpe.model) of a trained model, to adapt it with its CTC labels [none]
  Training
   --train_config FILE     ESPnet config of stage 9
   --encoder NAME          hub id or folder of an encoder in place of the configs'; their other options stay [none]
@@ -180,6 +182,10 @@ if [ -z "${ngpu}" ]; then
 fi
 whole ngpu 0 1024
 case ${plain_transcripts} in true | false) ;; *) fail "--plain_transcripts takes true or false, not '${plain_transcripts}'" ;; esac
+if [ -n "${token_list}" ]; then
+    [ -f "${token_list}/tokens.txt" ] || fail "--token_list: no file '${token_list}/tokens.txt'"
+    if [ -f "${token_list}/bpe.model" ]; then token_type=bpe; else token_type=char; fi
+fi
 case ${token_type} in char | bpe) ;; *) fail "--token_type takes char or bpe, not '${token_type}'" ;; esac
 case ${bpemode} in bpe | unigram) ;; *) fail "--bpemode takes bpe or unigram, not '${bpemode}'" ;; esac
 case ${audio_format} in
@@ -321,6 +327,7 @@ if [ "${token_type}" = bpe ]; then
     [ "${bpemode}" = bpe ] || token_dir+=_${bpemode}
     token_dir="${token_dir}${nbpe}"
 fi
+[ -z "${token_list}" ] || token_dir=${datadir}/token_list/given
 
 examples() { # <phase> <set>: print the folder of its examples
     if [ "$1" = train ] || [ "$1" = test ]; then
@@ -577,6 +584,7 @@ if running 5; then
         size=(--min_count "${min_character_count}")
         [ "${token_type}" = char ] || size=(--size "${nbpe}" --bpemode "${bpemode}"
             --input_sentence_size "${bpe_input_sentence_size}")
+        [ -z "${token_list}" ] || size=(--copy_from "${token_list}")
         prepare "${prep_log}/vocabulary.log" python3 -m speechllm.bin.build_vocabulary \
             --text "${texts[@]}" --type "${token_type}" "${size[@]}" --output "${token_dir}" \
             --coverage "${texts[@]}" "${covered[@]}"

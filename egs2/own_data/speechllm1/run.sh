@@ -1,0 +1,149 @@
+#!/usr/bin/env bash
+# Your own data: from a folder, manifest, Kaldi dir or CutSet to a model and its scores.
+# shellcheck disable=SC2034  # options are read by their names
+set -euo pipefail
+started=${PWD}
+cd "$(dirname "$0")"
+
+data=
+name=
+lang=en
+tgt_lang=
+align_model=
+init_param=
+train_config=
+warmup_config=conf/warmup.yaml
+max_seconds=30
+dev_share=
+test_share=
+speaker_from=
+audio_dir=
+audio_column=
+text_column=
+translation_column=
+speaker_column=
+split_column=
+language_column=
+duration_column=
+start_column=
+end_column=
+local_data_opts=
+help_message="Usage: $(basename "$0") [options] [options of speechllm.sh]
+Train and test a model on your own recordings, in one command.
+Options of the recipe [default]:
+  --data PATH             folder or file with your data: audio with .txt, .srt or .vtt files,
+                          a .csv, .tsv or .jsonl manifest, a Kaldi dir, a CutSet [OWN_DATA in db.sh]
+  --name NAME             names the folders data_NAME, dump_NAME, exp_NAME [file name of the data]
+  --lang L                spoken language, a two-letter code [${lang}]
+  --tgt_lang L            also translate into this language; needs translations [none]
+  --align_model DIR       trained model with a CTC branch that cuts long recordings by their
+                          transcripts and finds texts that do not fit [none]
+  --init_param PATH       adapt this model: model folder or checkpoint [none]
+  --train_config FILE     config of stage 9 [conf/train.yaml; conf/adapt.yaml with --init_param]
+  --warmup_config FILE    config of stage 8; '' skips it [${warmup_config}; '' with --init_param]
+  --max_seconds S         longest utterance [${max_seconds}]
+  --dev_share X           share of the speech for dev, if there is no dev set [0.1, at most 2 hours]
+  --test_share X          share of the speech for test, if there is no test set [0.1, at most 2 hours]
+  --speaker_from WHAT     folder or name: the speaker is the folder of the audio file, or its
+                          name up to the first - or _ [from the data]
+  --audio_dir DIR         folder that paths in a manifest are relative to [that of the manifest]
+  --audio_column NAME     columns of a manifest [all are guessed by their names, and printed]
+  --text_column NAME
+  --translation_column NAME
+  --speaker_column NAME
+  --split_column NAME
+  --language_column NAME
+  --duration_column NAME  seconds
+  --start_column NAME     seconds, of a segment
+  --end_column NAME       seconds
+  --local_data_opts ARGS  more arguments of local/data.sh [none]"
+pass_to=./speechllm.sh
+. utils/parse_options.sh
+
+absolute() { # <path>: print it, relative to the folder where run.sh was started
+    if [[ $1 == /* || -z $1 ]] || { [ ! -e "${started}/$1" ] && [ -e "$1" ]; }; then
+        echo "$1"
+    else
+        echo "${started}/$1"
+    fi
+}
+
+. ./db.sh
+data=${data:-${OWN_DATA:-}}
+if [ -z "${name}" ]; then
+    [ -n "${data}" ] || fail "--data is needed: the folder or file with your data; --help lists the options"
+    name=$(basename "${data}")
+    name=${name%%.*}
+    name=${name//[^A-Za-z0-9_]/_}
+fi
+[[ ${name} =~ ^[A-Za-z0-9_]+$ ]] || fail "--name takes letters, digits and _, not '${name}'"
+for code in ${lang} ${tgt_lang}; do
+    grep -Eq "^  \"?${code}\"?: " conf/prompts.yaml ||
+        fail "conf/prompts.yaml has no language '${code}'; give a two-letter code, or add a line for it there"
+done
+
+tasks=asr:${lang}
+[ -z "${tgt_lang}" ] || tasks+=" st:${lang}:${tgt_lang}"
+
+adapting=()
+if [ -n "${init_param}" ]; then
+    # The name of a model on the hub stays as it is.
+    path=$(absolute "${init_param}")
+    [ ! -e "${path}" ] || init_param=${path}
+    adapting=(--init_param "${init_param}")
+    train_config=${train_config:-conf/adapt.yaml}
+    warmup_config=
+    # The CTC labels of the model are in its folder, or in the one that it was exported to.
+    for folder in "${init_param}" "$(dirname "${init_param}")" "$(dirname "${init_param}")/model"; do
+        if [ -f "${folder}/tokens.txt" ]; then
+            adapting+=(--token_list "${folder}")
+            break
+        fi
+    done
+fi
+train_config=${train_config:-conf/train.yaml}
+
+# Values with spaces reach local/data.sh in a file.
+mkdir -p "data_${name}"
+options=data_${name}/options.sh
+data=$(absolute "${data}")
+align_model=$(absolute "${align_model}")
+audio_dir=$(absolute "${audio_dir}")
+for option in data lang tgt_lang align_model train_config warmup_config max_seconds dev_share \
+    test_share speaker_from audio_dir {audio,text,translation,speaker,split,language,duration,start,end}_column; do
+    printf '%s=%q\n' "${option}" "${!option}"
+done > "${options}.new"
+mv "${options}.new" "${options}"
+
+./speechllm.sh \
+    --datadir "data_${name}" \
+    --dumpdir "dump_${name}" \
+    --expdir "exp_${name}" \
+    --train_set train \
+    --valid_set dev \
+    --test_sets test \
+    --local_data_opts "--config ${options} ${local_data_opts}" \
+    --speed_perturb_factors "0.9 1.0 1.1" \
+    --max_wav_duration "${max_seconds}" \
+    --train_tasks "${tasks}" \
+    --plain_transcripts true \
+    --prompts conf/prompts.yaml \
+    --warmup_config "${warmup_config}" \
+    --warmup_model valid.cer_ctc.ave.pth \
+    --train_config "${train_config}" \
+    --inference_config conf/decode.yaml \
+    "${adapting[@]}" \
+    "${other_options[@]}"
+
+# The model that was exported last.
+model=
+for folder in "exp_${name}"/speechllm_*/model; do
+    if [ -f "${folder}/config.yaml" ] && [ "${folder}/config.yaml" -nt "${model:+${model}/config.yaml}" ]; then
+        model=${folder}
+    fi
+done
+if [ -n "${model}" ]; then
+    root=$(cd ../../.. && pwd)
+    echo "model: ${PWD}/${model}"
+    echo "transcribe: . ${root}/tools/activate_python.sh && speechllm transcribe --model ${PWD}/${model} --language ${lang} FILE"
+fi

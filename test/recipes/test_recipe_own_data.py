@@ -1,0 +1,178 @@
+"""The recipe for a user's own data: all stages, a manifest, adaptation of a model."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import yaml
+from recipe_clone import clone
+
+from speechllm.data.kaldi_table import read_table
+
+TRAINING = {
+    "encoder": "whisper",
+    "bridge": "convolution",
+    "llm": "causal_lm",
+    "model_conf": {"ctc_weight": 0.3},
+    "optim": "adamw",
+    "optim_conf": {"lr": 1e-3},
+    "max_epoch": 1,
+    "num_iters_per_epoch": 2,
+    "batch_type": "numel",
+    "batch_bins": 400000,
+    "num_workers": 0,
+    "best_model_criterion": [["valid", "acc", "max"]],
+    "keep_nbest_models": 1,
+    "num_att_plot": 0,
+}
+SMALL = ["--ngpu", "0", "--nj", "1", "--speed_perturb_factors", ""]
+WORDS = "red green blue yellow black white".split()
+
+
+def run(folder: Path, *arguments: str, start: Path, check: bool = True):
+    """Run the recipe from another working folder, as a user does."""
+    environment = dict(os.environ, OMP_NUM_THREADS="1")
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    done = subprocess.run(
+        [str(folder / "run.sh"), *arguments],
+        cwd=start,
+        env=environment,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=2400,
+        check=False,
+    )
+    if check:
+        assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
+    return done
+
+
+def write_data(root: Path, number: int = 10) -> Path:
+    root.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for n in range(number):
+        wave = 0.1 * rng.standard_normal(int(rng.uniform(1.0, 2.0) * 16000))
+        soundfile.write(root / f"clip {n}.wav", wave, 16000)
+        text = f"{WORDS[n % 6].title()} {WORDS[n * 5 % 6]} {WORDS[n // 6]}."
+        (root / f"clip {n}.txt").write_text(text)
+    return root
+
+
+@pytest.fixture
+def folder(tmp_path, tiny_whisper, tiny_llm):
+    """Return the recipe in a copy of egs2, with configs of tiny models."""
+    folder = clone(tmp_path / "clone", "own_data", "mini_asterisk")
+    folder = folder / "own_data" / "speechllm1"
+    llm = {"model": str(tiny_llm), "tuning": "lora", "lora": {"r": 2}}
+    config = {**TRAINING, "encoder_conf": {"model": str(tiny_whisper)}, "llm_conf": llm}
+    (folder / "conf" / "tiny.yaml").write_text(yaml.safe_dump(config))
+    decoding = {"batch_size": 4, "tokens_per_second": 1.0, "extra_tokens": 2.0}
+    (folder / "conf" / "decode_tiny.yaml").write_text(yaml.safe_dump(decoding))
+    return folder
+
+
+@pytest.mark.slow
+def test_all_stages_end_in_a_table_and_a_model_that_can_be_adapted(folder, tmp_path):
+    write_data(tmp_path / "my recordings")
+    options = ["--warmup_config", "", "--train_config", "conf/tiny.yaml", *SMALL]
+    options += ["--inference_config", "conf/decode_tiny.yaml", "--lang", "de"]
+    done = run(folder, "--data", "my recordings", *options, start=tmp_path)
+    for stage in (1, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13):
+        assert f"Stage {stage}: done in" in done.stdout
+    report = done.stdout.index("| train | 8 |")
+    cost = done.stdout.index("cost of conf/tiny.yaml (speechllm estimate")
+    assert report < cost < done.stdout.index("Stage 9:")
+    assert "warning: too little speech" in done.stdout
+    assert "times the training set" in done.stdout
+    (row, *_) = json.loads((folder / "exp_my_recordings/RESULTS.json").read_text())
+    assert (row["task"], row["language"]) == ("asr", "de")
+    model = folder / "exp_my_recordings" / "speechllm_tiny" / "model"
+    *_, first, last = done.stdout.splitlines()
+    assert first == f"model: {model}"
+    assert last.endswith(f"speechllm transcribe --model {model} --language de FILE")
+    words = last.removeprefix("transcribe: ").partition(" && ")[2].split()
+    words[words.index("FILE")] = str(tmp_path / "my recordings" / "clip 1.wav")
+    transcribe = [sys.executable, "-m", "speechllm.cli", *words[1:]]
+    spoken = subprocess.run(transcribe, capture_output=True, text=True, check=False)
+    assert spoken.returncode == 0, spoken.stderr
+
+    # other recordings with a letter that the model has no label for
+    other = write_data(tmp_path / "more", 9)
+    (other / "clip 3.txt").write_text("Zebra.")
+    starts = {"folder": model, "file": model.parent / "valid.acc.ave.pth"}
+    for tag, start in starts.items():
+        relative = os.path.relpath(start, tmp_path)
+        found = run(
+            folder,
+            *("--data", "more", "--init_param", relative, "--train_tag", tag),
+            *options,
+            *(
+                "--stop_stage",
+                "10",
+                "--skip_stages",
+                "11" if tag == "folder" else "1 3 4",
+            ),
+            start=tmp_path,
+        )
+        assert "Stage 8" not in found.stdout
+        adapted = folder / "exp_more" / f"speechllm_{tag}"
+        tokens = (adapted / "model" / "tokens.txt").read_text()
+        assert tokens == (model / "tokens.txt").read_text() and "z" not in tokens
+        config = yaml.safe_load((adapted / "config.yaml").read_text())
+        assert config["init_param"] == [str(start)]
+    assert "coverage of dump_more/examples/" in found.stdout
+
+
+@pytest.mark.slow
+def test_a_manifest_with_translations_through_stage_5(folder, tmp_path):
+    data = write_data(tmp_path / "d", 9)
+    rows = ["clip;the text;speaker;Deutsch"]
+    for n in range(9):
+        text = (data / f"clip {n}.txt").read_text()
+        rows.append(f'clip {n}.wav;"{text}";s{n};"{text[::-1]}"')
+    (data / "list 1.csv").write_text("\n".join(rows), encoding="utf-8-sig")
+    arguments = ["--data", "d/list 1.csv", "--text_column", "the text"]
+    arguments += ["--translation_column", "Deutsch", "--tgt_lang", "de", *SMALL]
+    arguments += ["--name", "list", "--stop_stage", "5"]
+    done = run(folder, *arguments, start=tmp_path)
+    assert "audio = clip, text = the text, speaker = speaker" in done.stdout
+    targets = read_table(folder / "dump_list" / "examples" / "test" / "text")
+    asr, translation = (targets[key] for key in sorted(targets))
+    assert translation.lower() != asr and len(translation) == len(asr) + 1
+    kinds = read_table(folder / "dump_list" / "examples" / "train" / "utt2task")
+    assert set(kinds.values()) == {"asr en en", "st en de"}
+    assert len(kinds) == 2 * 7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--data is needed: the folder or file with your data"),
+        (["--data", "x", "--lang", "xx"], "no language 'xx'"),
+        (["--data", "x", "--name", "a b"], "--name takes letters, digits and _"),
+        (["--data", "none", "--stop_stage", "1"], "none: no such file or folder"),
+    ],
+)
+def test_wrong_options(folder, tmp_path, arguments, message):
+    done = run(folder, *arguments, start=tmp_path, check=False)
+    assert done.returncode == 1
+    assert message in done.stderr
+
+
+def test_every_language_of_whisper_has_a_name():
+    from transformers.models.whisper.tokenization_whisper import LANGUAGES
+
+    from speechllm.text.prompts import read_prompts
+
+    root = Path(__file__).parents[2]
+    prompts = read_prompts(root / "egs2/own_data/speechllm1/conf/prompts.yaml")
+    assert set(LANGUAGES) <= set(prompts.languages)
+    assert prompts.text("st", "de", "en") == "{speech}\nEnglish:"
