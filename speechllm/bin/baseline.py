@@ -102,17 +102,23 @@ def main(argv: list[str] | None = None) -> None:
     options = {f"--{name}": value for name, value in vars(args).items()}
     check_options(options, OPTIONS, "command line")
 
+    from speechllm.baselines.base import PretrainedSystem
     from speechllm.baselines.runner import run_baseline
+    from speechllm.pretrained.hub import snapshot_commit
 
+    system = make_system(args)
     count = run_baseline(
-        make_system(args),
+        system,
         args.examples,
         args.output,
         getattr(args, "transcripts", None),
         args.batch_size,
         args.debug,
     )
-    print(f"{args.output}: {count} examples decoded now by {args.model}")
+    pretrained = isinstance(system, PretrainedSystem)
+    commit = snapshot_commit(system.folder) if pretrained else None
+    version = f", commit {commit}" if commit else ""
+    print(f"{args.output}: {count} examples decoded now by {args.model}{version}")
 
 
 def make_system(args: argparse.Namespace) -> Baseline:

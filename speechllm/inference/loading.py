@@ -54,7 +54,7 @@ def check_device(device: str) -> None:
         raise UserError(f"device {device!r} cannot be used: {reason}") from None
 
 
-def find_model(path: str | Path) -> Path:
+def find_model(path: str | Path, revision: str | None = None) -> Path:
     """Return the model folder of a path or hub id.
 
     It holds ``config.yaml`` (ours), or ``config.json`` (Nue-ASR's released format).
@@ -62,6 +62,7 @@ def find_model(path: str | Path) -> Path:
     Args:
         path: a model folder, the folder of a training that holds one as ``model``,
             or a hub id.
+        revision: commit of a hub id; the newest that is known here if None.
 
     Raises:
         UserError: there is no such folder or hub id, or no model in it.
@@ -84,10 +85,11 @@ def find_model(path: str | Path) -> Path:
     from speechllm.pretrained.hub import available_name, cached_snapshot, refusal
 
     name = str(path)
-    folder = cached_snapshot(name)
+    folder = cached_snapshot(name, revision)
     if folder is None:
         try:
-            folder = Path(snapshot_download(available_name(name)))
+            source = available_name(name)
+            folder = Path(snapshot_download(source, revision=revision))
         except Exception as error:
             raise UserError(
                 f"{name}: no such folder, and the hub does not give such a model: "

@@ -94,6 +94,7 @@ class SpeechToText:
         device: str = "cpu",
         dtype: str = "float32",
         engine: str = "auto",
+        revision: str | None = None,
     ) -> SpeechToText:
         """Load a model.
 
@@ -105,12 +106,13 @@ class SpeechToText:
                 the text of an utterance does not depend on its batch.
             engine: kernels of matrix products; ``auto`` selects the fastest for the
                 device, :data:`speechllm.inference.backends.ENGINES` lists them.
+            revision: commit of a hub id; the newest that is known here if None.
 
         Raises:
             UserError: no such model, or other pretrained weights than those it was
                 trained on.
         """
-        folder = find_model(path)
+        folder = find_model(path, revision)
         check_device(device)
         model, prompts, generation = load_model(folder, dtype)
         model.to(device=device)

@@ -163,9 +163,12 @@ def require_same_labels(folder: Path, labels: Sequence[str]) -> None:
 
 def read_init_tensors(path: str, map_location: str) -> dict[str, torch.Tensor]:
     """Return the tensors of a checkpoint, folder or hub id under SpeechLLM's names."""
+    from speechllm.pretrained.hub import snapshot_commit
     from speechllm.pretrained.resolve import resolve_model
 
     start = resolve_model(path) if is_hub_id(path) else Path(path)
+    if commit := snapshot_commit(start):
+        logging.info("initialisation: %s: commit %s", path, commit)
     if is_nue_asr(start):
         from speechllm.models.nue_asr import speech_llm_state
 

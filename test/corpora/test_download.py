@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import random
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from speechllm.corpora import _download
 from speechllm.corpora._download import download, is_unpacked, unpack_tar
 from speechllm.utils.errors import UserError
 
-CONTENT = os.urandom(300_000)
+CONTENT = random.Random(0).randbytes(300_000)  # the same in every process
 MD5 = hashlib.md5(CONTENT).hexdigest()
 
 

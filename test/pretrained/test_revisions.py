@@ -181,3 +181,18 @@ def test_recorded_revision_is_a_commit(repository, tiny_llm, tmp_path, commit):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     with pytest.raises(UserError, match=f"revisions: {NAME}: .* is not a commit"):
         read_config(tmp_path / "config.yaml")
+
+
+def test_trained_model_is_loaded_at_a_commit(tmp_path, monkeypatch):
+    """``from_pretrained(…, revision=…)`` takes that commit from the hub's cache."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    root = tmp_path / "models--user--asr"
+    for commit in (OLD, NEW):
+        folder = root / "snapshots" / commit
+        folder.mkdir(parents=True)
+        for name in ("config.json", "config.yaml", "tokenizer.json"):
+            (folder / name).write_text("{}")
+        (folder / "model.safetensors").write_bytes(b"")
+    set_main(root, NEW)
+    assert find_model("user/asr") == root / "snapshots" / NEW
+    assert find_model("user/asr", OLD) == root / "snapshots" / OLD
