@@ -189,7 +189,8 @@ def _claim(output: Path, data: Path) -> None:
         before = json.loads(known.read_text("utf-8")).get("data")
         if before != str(data.absolute()):
             raise UserError(
-                f"{output}: has the data of {before}; give another --name for {data}"
+                f"{output}: has the data of {before}; give another --data_name for "
+                f"{data}"
             )
     for name in SETS:
         require_output(output / name, DATA_DIR, [data])

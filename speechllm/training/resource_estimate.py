@@ -25,12 +25,16 @@ from dataclasses import dataclass
 
 from speechllm.audio.io import SAMPLING_RATE
 from speechllm.pretrained.model_folder import NO_CODE
+from speechllm.training.amount_of_speech import (
+    UTTERANCE_SECONDS,
+    batch_seconds,
+    training_hours,
+)
 from speechllm.training.model_shapes import load_shape
 from speechllm.utils.errors import UserError
 
 GIB = 2**30
 FRAMES_PER_SECOND = 50  # of all supported encoders
-UTTERANCE_SECONDS = 10.0  # assumed length of an utterance
 TOKENS_PER_SECOND = 8.0  # assumed for transcript and translation together
 PROMPT_TOKENS = 20  # assumed
 RESERVE = 1.5 * GIB  # assumed for driver, kernels and fragmentation
@@ -282,14 +286,6 @@ def llm_bytes(llm, conf: dict) -> float:
     return total
 
 
-def batch_seconds(config: dict) -> float:
-    """Return the seconds of speech in one batch, padding included."""
-    if config.get("batch_type", "folded") in ("numel", "length"):
-        bins = config.get("batch_bins", 1000000)
-        return max(bins / SAMPLING_RATE, UTTERANCE_SECONDS)
-    return config.get("batch_size", 20) * UTTERANCE_SECONDS
-
-
 def positions(config: dict, seconds: float) -> int:
     """Return the LLM positions of an utterance, by a bridge of few dimensions."""
     import torch
@@ -350,18 +346,6 @@ def find_advice(config: dict, gpu: float) -> Advice | None:
 def fits(found: Estimate, gpu: float) -> bool:
     """Return True if a training fits into ``gpu`` bytes."""
     return found.total + RESERVE <= gpu
-
-
-def training_hours(config: dict, hours: float) -> float:
-    """Return the hours of speech that a training processes, padding included.
-
-    Args:
-        config: a training configuration.
-        hours: speech in the training set, which is an epoch by default.
-    """
-    batches = config.get("num_iters_per_epoch")
-    epoch = batches * batch_seconds(config) / 3600 if batches else hours
-    return config.get("max_epoch", 40) * epoch
 
 
 def report(

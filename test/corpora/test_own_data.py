@@ -108,7 +108,9 @@ def test_a_second_run_gives_the_same_and_other_data_is_refused(tmp_path):
     prepare(data, tmp_path / "out")
     assert texts(tmp_path / "out") == before
     other = write_folder(tmp_path / "two")
-    with pytest.raises(UserError, match=r"has the data of .*one; give another --name"):
+    with pytest.raises(
+        UserError, match=r"has the data of .*one; give another --data_name"
+    ):
         prepare(other, tmp_path / "out")
 
 

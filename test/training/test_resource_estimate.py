@@ -249,3 +249,22 @@ def test_out_of_memory_message(capsys):
     assert "batch_bins" in text and "speechllm estimate" in text
     with pytest.raises(RuntimeError, match="a defect"):
         run_main(lambda: (_ for _ in ()).throw(RuntimeError("a defect")))
+
+
+def test_the_time_of_a_whole_training(tmp_path, capsys):
+    """600 batches of 400,000 samples are 25 s each, 4.17 h in all."""
+    config = read_config()
+    config |= {"batch_type": "numel", "batch_bins": 400000}
+    config |= {"max_epoch": 2, "num_iters_per_epoch": 300}
+    assert e.training_hours(config, 3.0) == pytest.approx(600 * 25 / 3600)
+    del config["num_iters_per_epoch"]
+    assert e.training_hours(config, 3.0) == 6.0
+    operations = e.estimate(config).operations
+    text, _ = e.report(config, None, 10.0, hours_of_speech=3.0)
+    minutes = round(6.0 * operations / 10e12 / 60)
+    line = next(line for line in text.splitlines() if line.startswith("this training"))
+    assert line.split("  ")[-1].strip() == (
+        f"6.0 h of speech, 2.0 times the training set; {minutes:,} min at that speed"
+    )
+    text, _ = e.report({**config, "llm": None, "bridge": None}, None, 10.0, 3.0)
+    assert text.endswith("2.0 times the training set (CTC only: no estimate)")

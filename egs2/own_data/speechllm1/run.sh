@@ -6,7 +6,7 @@ started=${PWD}
 cd "$(dirname "$0")"
 
 data=
-name=
+data_name=
 lang=en
 tgt_lang=
 align_model=
@@ -33,7 +33,7 @@ Train and test a model on your own recordings, in one command.
 Options of the recipe [default]:
   --data PATH             folder or file with your data: audio with .txt, .srt or .vtt files,
                           a .csv, .tsv or .jsonl manifest, a Kaldi dir, a CutSet [OWN_DATA in db.sh]
-  --name NAME             names the folders data_NAME, dump_NAME, exp_NAME [file name of the data]
+  --data_name NAME        names the folders data_NAME, dump_NAME, exp_NAME [file name of the data]
   --lang L                spoken language, a two-letter code [${lang}]
   --tgt_lang L            also translate into this language; needs translations [none]
   --align_model DIR       trained model with a CTC branch that cuts long recordings by their
@@ -70,13 +70,13 @@ absolute() { # <path>: print it, relative to the folder where run.sh was started
 
 . ./db.sh
 data=${data:-${OWN_DATA:-}}
-if [ -z "${name}" ]; then
+if [ -z "${data_name}" ]; then
     [ -n "${data}" ] || fail "--data is needed: the folder or file with your data; --help lists the options"
-    name=$(basename "${data}")
-    name=${name%%.*}
-    name=${name//[^A-Za-z0-9_]/_}
+    data_name=$(basename "${data}")
+    data_name=${data_name%%.*}
+    data_name=${data_name//[^A-Za-z0-9_]/_}
 fi
-[[ ${name} =~ ^[A-Za-z0-9_]+$ ]] || fail "--name takes letters, digits and _, not '${name}'"
+[[ ${data_name} =~ ^[A-Za-z0-9_]+$ ]] || fail "--data_name takes letters, digits and _, not '${data_name}'"
 for code in ${lang} ${tgt_lang}; do
     grep -Eq "^  \"?${code}\"?: " conf/prompts.yaml ||
         fail "conf/prompts.yaml has no language '${code}'; give a two-letter code, or add a line for it there"
@@ -104,8 +104,8 @@ fi
 train_config=${train_config:-conf/train.yaml}
 
 # Values with spaces reach local/data.sh in a file.
-mkdir -p "data_${name}"
-options=data_${name}/options.sh
+mkdir -p "data_${data_name}"
+options=data_${data_name}/options.sh
 data=$(absolute "${data}")
 align_model=$(absolute "${align_model}")
 audio_dir=$(absolute "${audio_dir}")
@@ -116,9 +116,9 @@ done > "${options}.new"
 mv "${options}.new" "${options}"
 
 ./speechllm.sh \
-    --datadir "data_${name}" \
-    --dumpdir "dump_${name}" \
-    --expdir "exp_${name}" \
+    --datadir "data_${data_name}" \
+    --dumpdir "dump_${data_name}" \
+    --expdir "exp_${data_name}" \
     --train_set train \
     --valid_set dev \
     --test_sets test \
@@ -137,7 +137,7 @@ mv "${options}.new" "${options}"
 
 # The model that was exported last.
 model=
-for folder in "exp_${name}"/speechllm_*/model; do
+for folder in "exp_${data_name}"/speechllm_*/model; do
     if [ -f "${folder}/config.yaml" ] && [ "${folder}/config.yaml" -nt "${model:+${model}/config.yaml}" ]; then
         model=${folder}
     fi
