@@ -248,7 +248,7 @@ def write_tokenizer(folder: Path) -> sentencepiece.SentencePieceProcessor:
     corpus = folder / "corpus.txt"
     corpus.write_text("\n".join(SENTENCES * 20), "utf-8")
     sentencepiece.SentencePieceTrainer.train(
-        input=str(corpus), model_prefix=str(folder / "spiece"), vocab_size=360,
+        input=str(corpus), model_prefix=str(folder / "spiece"), vocab_size=321,
         model_type="unigram", hard_vocab_limit=False, byte_fallback=True,
         add_dummy_prefix=False, remove_extra_whitespaces=False,
         character_coverage=0.98,
