@@ -304,7 +304,7 @@ def test_adaptation_is_initialised_from_the_released_model(recipes, released):
 
 
 @pytest.mark.slow
-def test_adaptation_is_initialised_from_an_own_training(recipes):
+def test_adaptation_is_initialised_from_an_own_training(recipes, released):
     """Run the README's command; the CTC labels of the two corpora differ."""
     recipes.row("reazonspeech", "train_nue_asr.yaml")
     readme = (conf("csj").parent / "README.md").read_text("utf-8")
