@@ -18,6 +18,10 @@ from speechllm.text.ctc_labels import END, NEVER, PENDING
 #: The first of a sequence is free, each further one costs this much more than the last
 #: while hypotheses are compared; it is not part of their scores.
 UNLABELLED_COST = 2.0
+#: Longest sequence of them. CTC cannot end a loop in such tokens, and the score, which
+#: has no part of the cost, may prefer it at any length: then a hypothesis has to end or
+#: to write a token with a label.
+MOST_UNLABELLED = 8
 
 
 class _Pending(NamedTuple):
@@ -29,12 +33,14 @@ class _Pending(NamedTuple):
         threshold: score that it has to exceed.
         worst: the same for its score with the bonus for its labels and the cost of
             tokens without labels.
+        may_end: the output may end in this step, and so may have to.
     """
 
     candidate: Candidate
     to_ctc_labels: LabelFunction
     threshold: float
     worst: float
+    may_end: bool
 
 
 class JointCTCScorer:
@@ -110,8 +116,11 @@ class JointCTCScorer:
             thresholds = {
                 end: beam.threshold(self.options, end) for end in (True, False)
             }
+            may_end = beam.allows(True, self.options)
             return [
-                _Pending(c, to_ctc_labels, thresholds[c.token == self.eos], worst)
+                _Pending(
+                    c, to_ctc_labels, thresholds[c.token == self.eos], worst, may_end
+                )
                 for c in candidates
             ]
 
@@ -138,14 +147,15 @@ class JointCTCScorer:
     def add_scores(self, candidates: Sequence[_Pending]) -> None:
         """Add CTC's score to candidates; ``NEVER`` to those below their threshold.
 
-        Consecutive tokens without CTC labels cost ``UNLABELLED_COST``, but not the
-        first bytes of a character, whose labels come with the last one.
+        Consecutive tokens without CTC labels cost ``UNLABELLED_COST``, and more than
+        ``MOST_UNLABELLED`` are impossible. The first bytes of a character, whose
+        labels come with the last one, do not count.
         """
         weight = self.options.ctc_weight
         kept: list[Candidate] = []
         suffixes: list[tuple[int, list[int]]] = []
         thresholds, llm_scores = [], []
-        for candidate, to_ctc_labels, threshold, worst in candidates:
+        for candidate, to_ctc_labels, threshold, worst, may_end in candidates:
             parent = candidate.parent
             before = parent.ctc_labels or []
             complete = before[-1:] == [END]
@@ -163,6 +173,9 @@ class JointCTCScorer:
                     candidate.unlabelled = parent.unlabelled + (not pending)
                     if not pending:
                         candidate.unlabelled_cost += UNLABELLED_COST * parent.unlabelled
+                    if may_end and candidate.unlabelled > MOST_UNLABELLED:
+                        candidate.score = NEVER
+                        continue
             kept.append(candidate)
             suffix = candidate.ctc_labels[len(before) :]
             worst -= self.options.label_bonus * len(candidate.ctc_labels)
