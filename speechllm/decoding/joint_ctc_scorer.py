@@ -22,6 +22,9 @@ UNLABELLED_COST = 2.0
 #: has no part of the cost, may prefer it at any length: then a hypothesis has to end or
 #: to write a token with a label.
 MOST_UNLABELLED = 8
+#: Tokens that may begin a character, which has four bytes at most in UTF-8. Further
+#: ones without a label are bytes of no character.
+MOST_INCOMPLETE = 3
 
 
 class _Pending(NamedTuple):
@@ -148,8 +151,8 @@ class JointCTCScorer:
         """Add CTC's score to candidates; ``NEVER`` to those below their threshold.
 
         Consecutive tokens without CTC labels cost ``UNLABELLED_COST``, and more than
-        ``MOST_UNLABELLED`` are impossible. The first bytes of a character, whose
-        labels come with the last one, do not count.
+        ``MOST_UNLABELLED`` are impossible. The first bytes of a character
+        (``MOST_INCOMPLETE``), whose labels come with the last one, do not count.
         """
         weight = self.options.ctc_weight
         kept: list[Candidate] = []
@@ -164,11 +167,14 @@ class JointCTCScorer:
                 pending = labels[-1:] == [PENDING]
                 if pending:
                     labels = labels[:-1]
+                    candidate.incomplete = parent.incomplete + 1
+                    pending = candidate.incomplete <= MOST_INCOMPLETE
                 if labels[: len(before)] != before:
                     # the token changed the labels of those before it
                     labels = before + [END] * (labels[-1:] == [END])
                 if len(labels) > len(before):
                     candidate.ctc_labels = labels
+                    candidate.incomplete = min(candidate.incomplete, 1)
                 else:
                     candidate.unlabelled = parent.unlabelled + (not pending)
                     if not pending:

@@ -30,7 +30,7 @@ from speechllm.decoding.llm_scorer import LLMScorer
 from speechllm.decoding.options import SearchOptions
 from speechllm.models.llm import LanguageModel
 from speechllm.text.answer_codec import AnswerCodec
-from speechllm.text.ctc_labels import CTCTokenizer
+from speechllm.text.ctc_labels import PENDING, CTCTokenizer
 from speechllm.text.normalization import ctc_text
 from speechllm.text.t5_tokenizer import load_tokenizer
 from speechllm.text.tasks import Task
@@ -297,7 +297,9 @@ def test_search_is_exhaustive_over_texts_with_few_unlabelled_tokens(
     assert len(kept) < len(every)
 
 
-def looping_search(max_tokens: int, **options) -> tuple[Hypothesis, int]:
+def looping_search(
+    max_tokens: int, label_fn=to_ctc_labels, **options
+) -> tuple[Hypothesis, int]:
     """Decode jointly where the LLM writes 1 and then 3, which has no label, for ever.
 
     The longer the output, the more it prefers the end: at 100 tokens to all else. CTC
@@ -334,7 +336,7 @@ def looping_search(max_tokens: int, **options) -> tuple[Hypothesis, int]:
     logits[0, 1, :3] = torch.tensor([-20.0, -20.0, 20.0])  # label 2: token 1
     ((found, *_),) = beam_search(
         LoopingLLM(),
-        [SearchRequest(torch.tensor([[float(EOS)]]), max_tokens, to_ctc_labels)],
+        [SearchRequest(torch.tensor([[float(EOS)]]), max_tokens, label_fn)],
         SearchOptions(ctc_weight=0.5, pre_beam_size=5, **options),
         CTCPrefixScorer(logits, torch.tensor([4])),
     )
@@ -350,6 +352,29 @@ def test_loops_in_tokens_without_labels_end(monkeypatch, beam_size):
     monkeypatch.setattr(joint_ctc_scorer, "MOST_UNLABELLED", 10**6)
     found, steps = looping_search(120, beam_size=beam_size)
     assert len(found.tokens) >= 100 and steps >= 100  # without the end
+
+
+@pytest.mark.parametrize("beam_size", [1, 4])
+def test_loops_in_bytes_of_no_character_end(beam_size):
+    """Each token 3 leaves a character incomplete; three may begin a character."""
+
+    def label_fn(tokens):
+        return to_ctc_labels(tokens) + [PENDING] * (tokens[-1] == 3)
+
+    found, steps = looping_search(120, label_fn, beam_size=beam_size)
+    assert found.tokens[0] == 1 and set(found.tokens[1:]) <= {3}
+    assert len(found.tokens) <= 1 + 3 + 8 and steps < 30
+
+
+def test_symbols_in_broken_bytes_stay_incomplete(smollm2):
+    """☦, a stray byte and the first byte of the next one: a loop that a model wrote."""
+    tokenizer = load_tokenizer(smollm2)
+    codec = AnswerCodec(tokenizer, CTCTokenizer(["<blank>", "<unk>", "a", "<sos/eos>"]))
+    label_fn = codec.label_fn(Task("asr", "en", "en"))
+    cycle = tokenizer.convert_tokens_to_ids(["Ġâ", "ĺ", "¦Ĥ"])
+    assert all(
+        label_fn((cycle * 4)[:size]) == [PENDING] for size in range(1, 3 * 4 + 1)
+    )
 
 
 def test_a_minimum_length_takes_precedence_over_the_end_of_loops():
