@@ -54,6 +54,8 @@ class Hypothesis:
         unlabelled: number of tokens without CTC labels at the end, such as a comma.
         unlabelled_cost: cost of its tokens without CTC labels when hypotheses are
             compared, not part of the score.
+        incomplete: number of tokens at the end after each of which the last character
+            lacks bytes.
         row: row in the batch, while the hypothesis grows.
     """
 
@@ -66,6 +68,7 @@ class Hypothesis:
     truncated: bool = False
     unlabelled: int = 0
     unlabelled_cost: float = 0.0
+    incomplete: int = 0
     row: int = 0
 
 
@@ -83,7 +86,7 @@ class Candidate:
         ctc_labels: CTC labels of the text with it.
         state: row of its CTC state in this step.
         ctc_score: log probability of its text by CTC.
-        unlabelled, unlabelled_cost: those of the hypothesis with it.
+        unlabelled, unlabelled_cost, incomplete: those of the hypothesis with it.
     """
 
     parent: Hypothesis
@@ -96,6 +99,7 @@ class Candidate:
     ctc_score: float | None = None
     unlabelled: int = 0
     unlabelled_cost: float = 0.0
+    incomplete: int = 0
 
 
 @dataclass
@@ -196,6 +200,7 @@ def extend(candidate: Candidate) -> Hypothesis:
         candidate.ctc_labels,
         unlabelled=candidate.unlabelled,
         unlabelled_cost=candidate.unlabelled_cost,
+        incomplete=candidate.incomplete,
     )
 
 

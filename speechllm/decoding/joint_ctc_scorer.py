@@ -18,6 +18,13 @@ from speechllm.text.ctc_labels import END, NEVER, PENDING
 #: The first of a sequence is free, each further one costs this much more than the last
 #: while hypotheses are compared; it is not part of their scores.
 UNLABELLED_COST = 2.0
+#: Longest sequence of them. CTC cannot end a loop in such tokens, and the score, which
+#: has no part of the cost, may prefer it at any length: then a hypothesis has to end or
+#: to write a token with a label.
+MOST_UNLABELLED = 8
+#: Tokens that may begin a character, which has four bytes at most in UTF-8. Further
+#: ones without a label are bytes of no character.
+MOST_INCOMPLETE = 3
 
 
 class _Pending(NamedTuple):
@@ -29,12 +36,14 @@ class _Pending(NamedTuple):
         threshold: score that it has to exceed.
         worst: the same for its score with the bonus for its labels and the cost of
             tokens without labels.
+        may_end: the output may end in this step, and so may have to.
     """
 
     candidate: Candidate
     to_ctc_labels: LabelFunction
     threshold: float
     worst: float
+    may_end: bool
 
 
 class JointCTCScorer:
@@ -110,8 +119,11 @@ class JointCTCScorer:
             thresholds = {
                 end: beam.threshold(self.options, end) for end in (True, False)
             }
+            may_end = beam.allows(True, self.options)
             return [
-                _Pending(c, to_ctc_labels, thresholds[c.token == self.eos], worst)
+                _Pending(
+                    c, to_ctc_labels, thresholds[c.token == self.eos], worst, may_end
+                )
                 for c in candidates
             ]
 
@@ -138,14 +150,15 @@ class JointCTCScorer:
     def add_scores(self, candidates: Sequence[_Pending]) -> None:
         """Add CTC's score to candidates; ``NEVER`` to those below their threshold.
 
-        Consecutive tokens without CTC labels cost ``UNLABELLED_COST``, but not the
-        first bytes of a character, whose labels come with the last one.
+        Consecutive tokens without CTC labels cost ``UNLABELLED_COST``, and more than
+        ``MOST_UNLABELLED`` are impossible. The first bytes of a character
+        (``MOST_INCOMPLETE``), whose labels come with the last one, do not count.
         """
         weight = self.options.ctc_weight
         kept: list[Candidate] = []
         suffixes: list[tuple[int, list[int]]] = []
         thresholds, llm_scores = [], []
-        for candidate, to_ctc_labels, threshold, worst in candidates:
+        for candidate, to_ctc_labels, threshold, worst, may_end in candidates:
             parent = candidate.parent
             before = parent.ctc_labels or []
             complete = before[-1:] == [END]
@@ -154,15 +167,21 @@ class JointCTCScorer:
                 pending = labels[-1:] == [PENDING]
                 if pending:
                     labels = labels[:-1]
+                    candidate.incomplete = parent.incomplete + 1
+                    pending = candidate.incomplete <= MOST_INCOMPLETE
                 if labels[: len(before)] != before:
                     # the token changed the labels of those before it
                     labels = before + [END] * (labels[-1:] == [END])
                 if len(labels) > len(before):
                     candidate.ctc_labels = labels
+                    candidate.incomplete = min(candidate.incomplete, 1)
                 else:
                     candidate.unlabelled = parent.unlabelled + (not pending)
                     if not pending:
                         candidate.unlabelled_cost += UNLABELLED_COST * parent.unlabelled
+                    if may_end and candidate.unlabelled > MOST_UNLABELLED:
+                        candidate.score = NEVER
+                        continue
             kept.append(candidate)
             suffix = candidate.ctc_labels[len(before) :]
             worst -= self.options.label_bonus * len(candidate.ctc_labels)

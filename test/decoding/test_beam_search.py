@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import five_token_llm, write_tokenizer
 
+from speechllm.decoding import joint_ctc_scorer
 from speechllm.decoding.beam_search import beam_search
 from speechllm.decoding.ctc_prefix_scorer import CTCPrefixScorer
 from speechllm.decoding.hypothesis import (
@@ -29,7 +30,7 @@ from speechllm.decoding.llm_scorer import LLMScorer
 from speechllm.decoding.options import SearchOptions
 from speechllm.models.llm import LanguageModel
 from speechllm.text.answer_codec import AnswerCodec
-from speechllm.text.ctc_labels import CTCTokenizer
+from speechllm.text.ctc_labels import PENDING, CTCTokenizer
 from speechllm.text.normalization import ctc_text
 from speechllm.text.t5_tokenizer import load_tokenizer
 from speechllm.text.tasks import Task
@@ -270,6 +271,115 @@ def test_consecutive_tokens_without_labels_cost_more_and_more(five_tokens, monke
     for size in range(5):
         expected = 0.5 * log_prob(five_tokens, prompt, [3] * size)
         assert scores[(3,) * size] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("most", [1, 2])
+def test_search_is_exhaustive_over_texts_with_few_unlabelled_tokens(
+    five_tokens, monkeypatch, seed, most
+):
+    """Token 3 has no label; an output has at most ``most`` of them in a row."""
+    monkeypatch.setattr(joint_ctc_scorer, "MOST_UNLABELLED", most)
+    prompt = random_prompt(five_tokens, 2, seed)
+    logits = 2 * torch.randn(1, 9, 4, generator=torch.Generator().manual_seed(seed))
+    options = SearchOptions(beam_size=700, nbest=700, ctc_weight=0.5, pre_beam_size=5)
+    scorer = CTCPrefixScorer(logits, torch.tensor([9]))
+    (found,) = search(five_tokens, [prompt], [4], options, scorer, [to_ctc_labels])
+    monkeypatch.setattr(joint_ctc_scorer, "MOST_UNLABELLED", 9)
+    scorer = CTCPrefixScorer(logits, torch.tensor([9]))
+    (every,) = search(five_tokens, [prompt], [4], options, scorer, [to_ctc_labels])
+    run = [3] * (most + 1)
+    kept = [
+        h for h in every if not any(h.tokens[i:][: len(run)] == run for i in range(4))
+    ]
+    assert [h.tokens for h in found] == [h.tokens for h in kept]
+    assert [h.score for h in found] == pytest.approx([h.score for h in kept], abs=1e-5)
+    assert len(kept) < len(every)
+
+
+def looping_search(
+    max_tokens: int, label_fn=to_ctc_labels, **options
+) -> tuple[Hypothesis, int]:
+    """Decode jointly where the LLM writes 1 and then 3, which has no label, for ever.
+
+    The longer the output, the more it prefers the end: at 100 tokens to all else. CTC
+    is certain of token 1. Returns the best output and the number of steps.
+    """
+    steps = []
+
+    class LoopingLLM:
+        eos_id = EOS
+        causal_lm = SimpleNamespace(
+            get_input_embeddings=lambda: SimpleNamespace(weight=torch.empty(0))
+        )
+
+        def embed(self, ids):
+            return ids[..., None].float()
+
+        def body(self, embeddings, mask, cache):
+            cache.update(embeddings[:, None], embeddings[:, None], 0)
+            return embeddings
+
+        def head(self, hidden):
+            logits = torch.full((len(hidden), 5), -30.0)
+            logits[:, EOS] = -8.0 + 0.05 * len(steps)
+            for row, token in zip(logits, hidden[:, 0].long().tolist()):
+                row[1 if token == EOS else 3] = 0.0
+            steps.append(len(hidden))
+            return logits
+
+        def token_length(self, token):
+            return 1
+
+    logits = torch.full((1, 4, 4), -20.0)
+    logits[0, :, 0] = 20.0
+    logits[0, 1, :3] = torch.tensor([-20.0, -20.0, 20.0])  # label 2: token 1
+    ((found, *_),) = beam_search(
+        LoopingLLM(),
+        [SearchRequest(torch.tensor([[float(EOS)]]), max_tokens, label_fn)],
+        SearchOptions(ctc_weight=0.5, pre_beam_size=5, **options),
+        CTCPrefixScorer(logits, torch.tensor([4])),
+    )
+    return found, len(steps)
+
+
+@pytest.mark.parametrize("beam_size", [1, 4])
+def test_loops_in_tokens_without_labels_end(monkeypatch, beam_size):
+    found, steps = looping_search(120, beam_size=beam_size)
+    assert found.tokens[0] == 1 and set(found.tokens[1:]) <= {3}
+    assert len(found.tokens) <= 9 and not found.truncated
+    assert steps < 30
+    monkeypatch.setattr(joint_ctc_scorer, "MOST_UNLABELLED", 10**6)
+    found, steps = looping_search(120, beam_size=beam_size)
+    assert len(found.tokens) >= 100 and steps >= 100  # without the end
+
+
+@pytest.mark.parametrize("beam_size", [1, 4])
+def test_loops_in_bytes_of_no_character_end(beam_size):
+    """Each token 3 leaves a character incomplete; three may begin a character."""
+
+    def label_fn(tokens):
+        return to_ctc_labels(tokens) + [PENDING] * (tokens[-1] == 3)
+
+    found, steps = looping_search(120, label_fn, beam_size=beam_size)
+    assert found.tokens[0] == 1 and set(found.tokens[1:]) <= {3}
+    assert len(found.tokens) <= 1 + 3 + 8 and steps < 30
+
+
+def test_symbols_in_broken_bytes_stay_incomplete(smollm2):
+    """☦, a stray byte and the first byte of the next one: a loop that a model wrote."""
+    tokenizer = load_tokenizer(smollm2)
+    codec = AnswerCodec(tokenizer, CTCTokenizer(["<blank>", "<unk>", "a", "<sos/eos>"]))
+    label_fn = codec.label_fn(Task("asr", "en", "en"))
+    cycle = tokenizer.convert_tokens_to_ids(["Ġâ", "ĺ", "¦Ĥ"])
+    assert all(
+        label_fn((cycle * 4)[:size]) == [PENDING] for size in range(1, 3 * 4 + 1)
+    )
+
+
+def test_a_minimum_length_takes_precedence_over_the_end_of_loops():
+    found, _ = looping_search(40, beam_size=2, min_tokens=20)
+    assert len(found.tokens) == 20
 
 
 def test_ctc_does_not_score_translations(five_tokens):
