@@ -47,9 +47,12 @@ def read_calls(path: str | Path, names: Collection[str]) -> list[Call]:
     and both kinds of comments are understood; all other code is skipped.
 
     Raises:
-        UserError: a string or comment does not end, or a string is not UTF-8.
+        UserError: it is not a file, a string or comment does not end, or a string is
+            not UTF-8.
     """
     path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: not a file; unpack it again")
     tokens = list(_tokens(path, path.read_bytes()))
     calls = []
     for place, token in enumerate(tokens):

@@ -31,6 +31,17 @@ CORPORA: dict[str, tuple[list[str], tuple[str, ...]]] = {
          "--src_lang", "en", "--tgt_lang", "de", "--min_share", "0"],
         ("covost/covost_v2.en_de.tsv", "covost/en/validated.tsv"),
     ),
+    "europarl_st": (
+        ["europarl_st", "--europarl_st_dir", "europarl", "--src_lang", "en",
+         "--tgt_lang", "de"],
+        ("europarl/v1.1/en/de/train/segments.lst",
+         "europarl/v1.1/en/de/test/segments.de",
+         "europarl/v1.1/en/de/dev/speakers.lst"),
+    ),
+    "fillets": (
+        ["fillets", "--fillets_dir", "fillets"],
+        ("fillets/script/cave/dialogs_cs.lua", "fillets/sound/cave/cs/cav-0.ogg"),
+    ),
     "reazonspeech": (
         ["reazonspeech", "--reazonspeech_dir", "reazon", "--dev_utterances", "1",
          "--test_utterances", "1"],
@@ -53,6 +64,14 @@ def write_corpus(place: Place, corpus: str) -> list[str]:
         import covost2_corpus as source
 
         source.write_corpus(place.folder / "covost")
+    elif corpus == "europarl_st":
+        import europarl_st_corpus as source
+
+        source.write_pair(place.folder / "europarl", suffix=".wav")
+    elif corpus == "fillets":
+        import fillets_corpus as source
+
+        source.write_corpus(place.folder / "fillets")
     else:
         data = (place.folder / "good.wav").read_bytes()
         stream = io.BytesIO()
@@ -86,13 +105,14 @@ def cases() -> Iterator[Case]:
                     return line
 
                 name = file.rpartition("/")[2]
-                if damage == "UTF-16" and name.endswith((".wav", ".tar")):
+                if damage == "UTF-16" and name.endswith((".wav", ".ogg", ".tar")):
                     continue
                 refusal = refused(name)
                 if "twice" in damage or name.endswith(".tar"):
                     refusal = refused()
                 check = either(refusal, passes())
-                sound = file.endswith((".wav", ".tar"))
+                # one of many files, without which the others are still converted
+                sound = file.endswith((".wav", ".tar", ".lua", ".ogg"))
                 if damage in ("missing", "a folder", "a FIFO") and not sound:
                     check = refusal
                 elif effect == "good" and not sound:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -62,6 +64,10 @@ def test_lines_byte_order_mark_and_other_encodings(tmp_path):
     assert [call.line for call in read_calls(path, ("f", "g"))] == [2, 7]
     with pytest.raises(UserError, match=r"dialogs_cs.lua:2: the string is not UTF-8"):
         calls(tmp_path, b'f("a")\nf("lo\xef")')
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UserError, match=r"dialogs_cs.lua: not a file; unpack it again"):
+        read_calls(path, ("f", "g"))
 
 
 def quote(text: str, style: int) -> str:

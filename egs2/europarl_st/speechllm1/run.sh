@@ -43,7 +43,7 @@ extra=
     --valid_set dev \
     --test_sets test \
     --lang "${src_lang// /_}_${tgt_lang// /_}" \
-    --local_data_opts "--src_lang ${src_lang// /,} --tgt_lang ${tgt_lang// /,} --download ${download} --noisy ${noisy} ${europarl_st_dir:+--europarl_st_dir ${europarl_st_dir} }${local_data_opts}" \
+    --local_data_opts "--src_lang ${src_lang// /,} --tgt_lang ${tgt_lang// /,} --download ${download} --noisy ${noisy} $(as_words --europarl_st_dir "${europarl_st_dir}")${local_data_opts}" \
     --train_tasks "${tasks}${joint}" \
     --prompts conf/prompts.yaml \
     --train_config conf/train_whisper_small_qwen2.5_0.5b.yaml \

@@ -40,11 +40,11 @@ done
 
 conf=conf
 suffix=
-data_opts="${fillets_dir:+--fillets_dir ${fillets_dir}}"
+data_opts=$(as_words --fillets_dir "${fillets_dir}")
 if "${tiny}"; then
     conf=conf/tiny
     suffix=_tiny
-    data_opts+=" --max_utterances 24"
+    data_opts+="--max_utterances 24 "
 fi
 # Folders of another choice of languages or tasks are separate; the data are the same.
 choice=
@@ -60,7 +60,7 @@ fi
     --train_set train \
     --valid_set dev \
     --test_sets test \
-    --local_data_opts "${data_opts} ${local_data_opts}" \
+    --local_data_opts "${data_opts}${local_data_opts}" \
     --speed_perturb_factors "0.9 1.0 1.1" \
     --warmup_tasks "${recognition}" \
     --train_tasks "${train_tasks}" \

@@ -54,7 +54,7 @@ for target in ${tgt_lang}; do suffix+="$(code "${target}")_"; done
     --valid_set dev \
     --test_sets test \
     --lang "${suffix%_}" \
-    --local_data_opts "--src_lang ${src_lang// /,} ${tgt_lang:+--tgt_lang ${tgt_lang// /,} }--download ${download} ${fleurs_dir:+--fleurs_dir ${fleurs_dir} }${local_data_opts}" \
+    --local_data_opts "--src_lang ${src_lang// /,} ${tgt_lang:+--tgt_lang ${tgt_lang// /,} }--download ${download} $(as_words --fleurs_dir "${fleurs_dir}")${local_data_opts}" \
     --train_tasks "${tasks}${joint}" \
     --prompts conf/prompts.yaml \
     --train_config conf/train_whisper_small_qwen2.5_0.5b.yaml \

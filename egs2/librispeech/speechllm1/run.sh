@@ -28,7 +28,7 @@ esac
     --valid_set dev \
     --test_sets "dev_clean dev_other test_clean test_other" \
     --lang "${train_set#train_}" \
-    --local_data_opts "--train_set ${train_set} --download ${download} ${librispeech_dir:+--librispeech_dir ${librispeech_dir} }${local_data_opts}" \
+    --local_data_opts "--train_set ${train_set} --download ${download} $(as_words --librispeech_dir "${librispeech_dir}")${local_data_opts}" \
     --train_tasks "asr:en" \
     --plain_transcripts true \
     --prompts conf/prompts.yaml \
