@@ -23,7 +23,7 @@ class Reference:
     def __init__(self, folder: Path, norm: str, seed: int):
         folder.mkdir(parents=True)
         torch.manual_seed(seed)
-        self.pieces = write_tokenizer(folder)
+        self.pieces = write_tokenizer(folder, size=321)
         hubert = HubertConfig(
             hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
             intermediate_size=64, conv_dim=(16,) * 7, num_conv_pos_embeddings=16,

@@ -243,12 +243,17 @@ SENTENCES = (
 ).split(" ")
 
 
-def write_tokenizer(folder: Path) -> sentencepiece.SentencePieceProcessor:
-    """Write a sentencepiece tokenizer with rinna's options, and its config files."""
+def write_tokenizer(
+    folder: Path, size: int = 360
+) -> sentencepiece.SentencePieceProcessor:
+    """Write a sentencepiece tokenizer with rinna's options, and its config files.
+
+    It has at most ``size`` pieces: with 321 as many in all versions of sentencepiece.
+    """
     corpus = folder / "corpus.txt"
     corpus.write_text("\n".join(SENTENCES * 20), "utf-8")
     sentencepiece.SentencePieceTrainer.train(
-        input=str(corpus), model_prefix=str(folder / "spiece"), vocab_size=321,
+        input=str(corpus), model_prefix=str(folder / "spiece"), vocab_size=size,
         model_type="unigram", hard_vocab_limit=False, byte_fallback=True,
         add_dummy_prefix=False, remove_extra_whitespaces=False,
         character_coverage=0.98,
