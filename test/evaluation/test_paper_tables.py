@@ -66,7 +66,7 @@ def test_every_command_names_existing_files():
 def test_names_in_the_results_match_the_template():
     """Stage 12 of a training config writes exp/speechllm_<config><suffix>/<decode>."""
     script = (ROOT / "egs2/TEMPLATE/speechllm1/speechllm.sh").read_text()
-    # without --encoder and --llm, train_suffix is ${suffix}
+    assert 'train_suffix=$(models_tag "${train_config}")${suffix}' in script
     assert "${expdir}/speechllm_${train_tag}${train_suffix}" in script
     found = {(t["recipe"], r["system"], r["decode"]) for t in read_tables()
              for r in t["rows"]}  # fmt: skip
