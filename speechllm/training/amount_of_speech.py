@@ -25,3 +25,10 @@ def training_hours(config: dict, hours: float) -> float:
     batches = config.get("num_iters_per_epoch")
     epoch = batches * batch_seconds(config) / 3600 if batches else hours
     return config.get("max_epoch", 40) * epoch
+
+
+def describe_amount(config: dict, hours: float) -> str:
+    """Return :func:`training_hours` as text, compared with the training set."""
+    processed = training_hours(config, hours)
+    passes = processed / hours
+    return f"{processed:.1f} h of speech, {passes:.1f} times the training set"

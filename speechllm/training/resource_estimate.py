@@ -28,6 +28,7 @@ from speechllm.pretrained.model_folder import NO_CODE
 from speechllm.training.amount_of_speech import (
     UTTERANCE_SECONDS,
     batch_seconds,
+    describe_amount,
     training_hours,
 )
 from speechllm.training.model_shapes import load_shape
@@ -361,13 +362,9 @@ def report(
         teraflops: its speed in 10¹² operations a second.
         hours_of_speech: in the training set; for the time of the whole training.
     """
-    amount, processed = "", 0.0
-    if hours_of_speech is not None:
-        processed = training_hours(config, hours_of_speech)
-        passes = processed / hours_of_speech
-        amount = f"{processed:.1f} h of speech, {passes:.1f} times the training set"
-        if not config.get("llm", "causal_lm"):
-            return f"{'this training':<18}{amount} (CTC only: no estimate)", True
+    if hours_of_speech is not None and not config.get("llm", "causal_lm"):
+        amount = describe_amount(config, hours_of_speech)
+        return f"{'this training':<18}{amount} (CTC only: no estimate)", True
     found = estimate(config)
     hours = 1000 * found.operations / (teraflops * 1e12) / 3600
     rows = [
@@ -382,7 +379,8 @@ def report(
         ("1000 h of speech", f"{hours:,.0f} h at {teraflops:g} TFLOP/s"),
     ]
     if hours_of_speech is not None:
-        minutes = processed * found.operations / (teraflops * 1e12) / 60
+        minutes = training_hours(config, hours_of_speech) * hours * 60 / 1000
+        amount = describe_amount(config, hours_of_speech)
         rows.append(("this training", f"{amount}; {minutes:,.0f} min at that speed"))
     lines = [f"{name:<18}{value}" for name, value in rows]
     lines.append(
