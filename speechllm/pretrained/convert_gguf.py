@@ -115,8 +115,9 @@ def _load_model(source: Path) -> PreTrainedModel:
     import torch
     from transformers import AutoModelForCausalLM, GgufConfig
 
+    model: PreTrainedModel
+    info: dict[str, Any]
     try:
-        model: PreTrainedModel
         model, info = AutoModelForCausalLM.from_pretrained(
             source.parent,
             gguf_file=source.name,
