@@ -115,9 +115,10 @@ def _load_model(source: Path) -> PreTrainedModel:
     import torch
     from transformers import AutoModelForCausalLM, GgufConfig
 
+    model: PreTrainedModel
+    info: dict[str, Any]
     try:
-        model: PreTrainedModel
-        loaded: tuple[Any, Any] = AutoModelForCausalLM.from_pretrained(
+        model, info = AutoModelForCausalLM.from_pretrained(
             source.parent,
             gguf_file=source.name,
             dtype=torch.float32,
@@ -129,7 +130,6 @@ def _load_model(source: Path) -> PreTrainedModel:
             raise
         reason = reason_of(error)[:300]
         raise UserError(f"{source}: transformers cannot read it: {reason}") from error
-    model, info = loaded
     if missing := sorted(info["missing_keys"]):
         raise UserError(
             f"{source}: {len(missing)} weights are missing: {', '.join(missing[:3])}"

@@ -98,7 +98,7 @@ def download(name: str, revision: str | None = None) -> tuple[Path | None, str]:
         UserError: the hub has the model, but the download failed.
     """
     from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import RevisionNotFoundError
+    from huggingface_hub.errors import GatedRepoError, RevisionNotFoundError
 
     if constants.HF_HUB_OFFLINE:
         return None, "HF_HUB_OFFLINE is set" + _substitute(name)
@@ -124,7 +124,8 @@ def download(name: str, revision: str | None = None) -> tuple[Path | None, str]:
                 )
             )
     except Exception as error:  # depends on the HTTP library
-        if _status(_response_error(error)) in (401, 403, 404):
+        gated = isinstance(error, GatedRepoError)
+        if gated or _status(_response_error(error)) in (401, 403, 404):
             return None, refusal(name, error)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EACCES):
             raise

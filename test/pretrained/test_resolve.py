@@ -169,7 +169,7 @@ class FakeHub(http.server.BaseHTTPRequestHandler):
         elif path.rpartition("/")[2] in self.files and f"/{self.name}/resolve/" in path:
             name = path.rpartition("/")[2]
             if name in self.broken:
-                return self.send_error(403)
+                return self.send_error(410)
             body = self.files[name]
             etag = {"ETag": f'"{hashlib.sha256(body).hexdigest()}"'}
             etag["X-Repo-Commit"] = self.sha
