@@ -65,13 +65,13 @@ def command(recipe: str, config: str) -> list[str]:
     """Return the words of the README's command for a config."""
     readme = (conf(recipe).parent / "README.md").read_text("utf-8")
     tables = readme.partition("<!-- paper_tables.py")[2].partition("<!-- end -->")[0]
-    lines = [
+    lines = {  # several tables may have the same command
         line
         for line in tables.splitlines()
         if line.startswith("./run.sh ") and f"conf/{config}" in line.split()
-    ]
+    }
     assert len(lines) == 1, f"{config} has no command, or several, in {recipe}'s README"
-    return shlex.split(lines[0])[1:]
+    return shlex.split(lines.pop())[1:]
 
 
 def synthesise(number: int) -> np.ndarray:

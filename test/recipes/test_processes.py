@@ -509,7 +509,8 @@ def test_the_validation_set_is_decoded_and_scored_on_request(recipe):
 RUN_SCRIPTS = sorted(
     path
     for path in ROOT.glob("egs2/*/speechllm1/run*.sh")
-    if path.parts[-3] != "TEMPLATE"
+    # own_data takes any path and names its folders itself: test_recipe_own_data.py
+    if path.parts[-3] not in ("TEMPLATE", "own_data")
 )
 
 
