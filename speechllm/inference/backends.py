@@ -69,7 +69,8 @@ def device_name(device: str) -> str:
         return torch.cuda.get_device_name(device)
     if device != "cpu":
         return device
-    return f"{cpu_name()}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{cpu_name()}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def choose_engine(model: SpeechLLM, engine: str = "auto") -> None:
