@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from speechllm.audio.sources import AUDIO_SUFFIXES
 from speechllm.utils.errors import UserError
 from speechllm.utils.names import one_line, safe_file_name, utf8_name
 
@@ -163,6 +162,8 @@ def search_folder(folder: str) -> tuple[list[Recording], list[str]]:
         The recordings, sorted, and one message for each kind of file left out: hidden
         ones, other suffixes, and folders that a link reaches again.
     """
+    from speechllm.audio.sources import AUDIO_SUFFIXES  # imports NumPy
+
     found: list[Recording] = []
     hidden: list[str] = []
     repeated: list[str] = []

@@ -13,7 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from speechllm.pretrained.model_folder import write_safetensors
+from speechllm.pretrained.model_folder import NO_CODE, write_safetensors
 from speechllm.utils.errors import UserError, is_out_of_memory, reason_of
 from speechllm.utils.io import write_json
 
@@ -124,6 +124,7 @@ def _load_model(source: Path) -> PreTrainedModel:
             dtype=torch.float32,
             quantization_config=GgufConfig(dequantize=True),
             output_loading_info=True,
+            **NO_CODE,
         )
     except Exception as error:  # of many classes
         if is_out_of_memory(error):
@@ -146,7 +147,9 @@ def _load_tokenizer(source: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+        return AutoTokenizer.from_pretrained(
+            source.parent, gguf_file=source.name, **NO_CODE
+        )
     except Exception as error:  # of many classes
         if is_out_of_memory(error):
             raise

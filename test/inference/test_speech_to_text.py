@@ -193,7 +193,7 @@ def truncate_weights(folder: Path) -> None:
         (lambda f: (f / "config.yaml").write_text("a: ["), "config.yaml"),
         (lambda f: (f / "config.yaml").write_text("- a"), "config.yaml"),
         (lambda f: (f / "prompts.yaml").unlink(), "no such prompts file"),
-        (lambda f: (f / "tokens.txt").unlink(), "without a CTC vocabulary"),
+        (lambda f: (f / "tokens.txt").unlink(), "tokens.txt: missing; export"),
         (change_config(encoder=None), "encoder"),
         (change_config(encoder_conf=None), "encoder_conf"),
         (change_config(llm_conf={}), "llm_conf"),
