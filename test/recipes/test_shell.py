@@ -84,6 +84,11 @@ def test_options_become_variables(arguments, out):
     assert parse(*arguments).stdout == out + "\n"
 
 
+def test_an_option_may_be_called_name():
+    script = 'name=\n. utils/parse_options.sh\necho "${name}"'
+    assert bash("bash", "-c", script, "script", "--name", "a b").stdout == "a b\n"
+
+
 @pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
 @pytest.mark.parametrize(
     "value", ["a b", 'it\'s a "b"\nc', "$HOME *", "\\", "日 本", "&"]

@@ -35,28 +35,28 @@ fail() { # <message>: print it with the name of the script and exit
 . "$(dirname "${BASH_SOURCE[0]}")/end_children.sh"
 
 _set_option() { # <--name> <value> [<config file>]
-    local name=${1#--}
-    name=${name//-/_}
-    if [ -n "${pass_to:-}" ] && [[ ${help_message:-} != *$'\n'"  --${name} "* ]]; then
+    local _option=${1#--}
+    _option=${_option//-/_}
+    if [ -n "${pass_to:-}" ] && [[ ${help_message:-} != *$'\n'"  --${_option} "* ]]; then
         other_options+=("$1" "$2")
         return
     fi
-    if ! [[ ${name} =~ ^[a-z_][A-Za-z0-9_]*$ ]] || [ -z "${!name+set}" ] ||
-        [[ ${name} == _* ]]; then
+    if ! [[ ${_option} =~ ^[a-z_][A-Za-z0-9_]*$ ]] || [ -z "${!_option+set}" ] ||
+        [[ ${_option} == _* ]]; then
         if declare -F espnet_option > /dev/null; then
-            _answer=$(espnet_option "${name}")
+            _answer=$(espnet_option "${_option}")
             [ -z "${_answer}" ] || fail "$1${3:+ in $3} ${_answer}"
         fi
         fail "unknown option '$1'${3:+ in $3}; --help lists the options"
     fi
-    case ${!name} in
+    case ${!_option} in
         true | false)
             case $2 in
                 true | false) ;;
                 *) fail "$1 takes true or false, not '$2'${3:+ in $3}" ;;
             esac ;;
     esac
-    printf -v "${name}" '%s' "$2"
+    printf -v "${_option}" '%s' "$2"
 }
 
 _read_config() { # <file>
