@@ -108,11 +108,20 @@ def build_bpe_vocabulary(
     """
     import sentencepiece
 
+    failures: list[UserError] = []
+
+    def lines() -> Iterator[str]:
+        try:
+            yield from _read_texts(texts)
+        except UserError as error:  # sentencepiece 0.2.1 ends the text instead
+            failures.append(error)
+            raise
+
     sentencepiece.set_random_generator_seed(0)
     with atomic_directory(output, VOCABULARY, texts) as new:
         try:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=_read_texts(texts),
+                sentence_iterator=lines(),
                 model_prefix=str(new / "bpe"),
                 model_type=mode,
                 input_sentence_size=sentences,
@@ -123,7 +132,9 @@ def build_bpe_vocabulary(
                 minloglevel=2,
             )
         except RuntimeError as error:
-            raise UserError(_explain(str(error), size)) from None
+            raise (failures or [UserError(_explain(str(error), size))])[0] from None
+        if failures:
+            raise failures[0]
         (new / "bpe.vocab").unlink()
         model = sentencepiece.SentencePieceProcessor(model_file=str(new / "bpe.model"))
         pieces = [
