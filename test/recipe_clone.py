@@ -1,11 +1,25 @@
-"""Copies of recipes for tests."""
+"""Copies of recipes for tests, and what their tests share."""
 
 from __future__ import annotations
 
 import shutil
+import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+#: A training of two steps, without the models.
+TWO_STEPS = {
+    "optim": "adamw",
+    "optim_conf": {"lr": 1e-3},
+    "max_epoch": 1,
+    "num_iters_per_epoch": 2,
+    "batch_type": "numel",
+    "batch_bins": 400000,
+    "num_workers": 0,
+    "best_model_criterion": [["valid", "acc", "max"]],
+    "keep_nbest_models": 1,
+    "num_att_plot": 0,
+}
 
 
 def clone(root: Path, *names: str) -> Path:
@@ -17,3 +31,22 @@ def clone(root: Path, *names: str) -> Path:
     for shared in ("speechllm", "tools"):
         (root / shared).symlink_to(ROOT / shared)
     return root / "egs2"
+
+
+def conf(recipe: str) -> Path:
+    """Return the folder of a recipe's configs."""
+    return ROOT / "egs2" / recipe / "speechllm1" / "conf"
+
+
+def run(folder: Path, *words: str, **options: object) -> subprocess.CompletedProcess:
+    """Run a command in a folder, without standard input."""
+    return subprocess.run(
+        words,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=1200,
+        check=False,
+        **options,
+    )

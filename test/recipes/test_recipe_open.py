@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import json
 import re
-import subprocess
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ import librispeech_corpus
 import pytest
 import torch
 import yaml
-from recipe_clone import ROOT, clone
+from recipe_clone import ROOT, TWO_STEPS, clone, conf, run
 from tiny_models import write_tiny_hubert, write_tiny_llm, write_tokenizer
 from warm_python import warm_python
 
@@ -24,34 +23,8 @@ TRAINING = {
     "bridge": "convolution",
     "llm": "causal_lm",
     "model_conf": {"ctc_weight": 0.3},
-    "optim": "adamw",
-    "optim_conf": {"lr": 1e-3},
-    "max_epoch": 1,
-    "num_iters_per_epoch": 2,
-    "batch_type": "numel",
-    "batch_bins": 400000,
-    "num_workers": 0,
-    "best_model_criterion": [["valid", "acc", "max"]],
-    "keep_nbest_models": 1,
-    "num_att_plot": 0,
+    **TWO_STEPS,
 }
-
-
-def conf(recipe: str) -> Path:
-    return ROOT / "egs2" / recipe / "speechllm1" / "conf"
-
-
-def run(folder: Path, *words: str, **options: object) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        words,
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        timeout=1200,
-        check=False,
-        **options,
-    )
 
 
 @pytest.fixture(scope="module")

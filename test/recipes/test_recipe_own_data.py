@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 import yaml
-from recipe_clone import clone
+from recipe_clone import TWO_STEPS, clone
 
 from speechllm.data.kaldi_table import read_table
 
@@ -21,16 +21,7 @@ TRAINING = {
     "bridge": "convolution",
     "llm": "causal_lm",
     "model_conf": {"ctc_weight": 0.3},
-    "optim": "adamw",
-    "optim_conf": {"lr": 1e-3},
-    "max_epoch": 1,
-    "num_iters_per_epoch": 2,
-    "batch_type": "numel",
-    "batch_bins": 400000,
-    "num_workers": 0,
-    "best_model_criterion": [["valid", "acc", "max"]],
-    "keep_nbest_models": 1,
-    "num_att_plot": 0,
+    **TWO_STEPS,
 }
 SMALL = ["--ngpu", "0", "--nj", "1", "--speed_perturb_factors", ""]
 WORDS = "red green blue yellow black white".split()

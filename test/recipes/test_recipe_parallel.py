@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import json
 import os
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,49 +13,20 @@ import fillets_corpus
 import pytest
 import torch
 import yaml
-from recipe_clone import ROOT, clone
+from recipe_clone import TWO_STEPS, clone, conf, run
 from tiny_models import write_tiny_hubert, write_tiny_llm, write_tokenizer
 from warm_python import warm_python
 
 RECIPES = ("europarl_st", "fillets")
-TRAINING = {
-    "optim": "adamw",
-    "optim_conf": {"lr": 1e-3},
-    "max_epoch": 1,
-    "num_iters_per_epoch": 2,
-    "batch_type": "numel",
-    "batch_bins": 400000,
-    "num_workers": 0,
-    "best_model_criterion": [["valid", "acc", "max"]],
-    "keep_nbest_models": 1,
-    "num_att_plot": 0,
-}
 DECODING = {"batch_size": 8, "tokens_per_second": 1.0, "extra_tokens": 2.0}
 STUB = """#!/usr/bin/env bash
 printf '%s\\n' "$@" > words
 """
 
 
-def conf(recipe: str) -> Path:
-    return ROOT / "egs2" / recipe / "speechllm1" / "conf"
-
-
 def recipe_folder(root: Path, name: str) -> Path:
     """Return the folder of a recipe in a new clone, with what its configs link to."""
     return clone(root, name, "mini_asterisk") / name / "speechllm1"
-
-
-def run(folder: Path, *words: str, **options: object) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        words,
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        timeout=1200,
-        check=False,
-        **options,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +40,7 @@ def write_configs(folder: Path, whisper: Path, llm: Path, bridge: str) -> list[s
     encoder = {"encoder": "whisper", "encoder_conf": {"model": str(whisper)}}
     warmup = {
         **encoder,
-        **TRAINING,
+        **TWO_STEPS,
         "bridge": None,
         "llm": None,
         "model_conf": {"ctc_weight": 1.0},
@@ -78,7 +48,7 @@ def write_configs(folder: Path, whisper: Path, llm: Path, bridge: str) -> list[s
     }
     train = {
         **encoder,
-        **TRAINING,
+        **TWO_STEPS,
         "bridge": bridge,
         "llm": "causal_lm",
         "llm_conf": {"model": str(llm), "tuning": "lora", "lora": {"r": 2}},

@@ -13,23 +13,14 @@ import torch
 import yaml
 from covost2_corpus import write_corpus
 from must_c_corpus import CORPUS, ENGLISH, GERMAN, write_language
-from recipe_clone import ROOT, clone
+from recipe_clone import ROOT, TWO_STEPS, clone
 from tiny_models import write_tiny_hubert, write_tiny_llm
 
 TRAINING = {
     "bridge": "convolution",
     "llm": "causal_lm",
     "model_conf": {"ctc_weight": 0.0},
-    "optim": "adamw",
-    "optim_conf": {"lr": 1e-3},
-    "max_epoch": 1,
-    "num_iters_per_epoch": 2,
-    "batch_type": "numel",
-    "batch_bins": 400000,
-    "num_workers": 0,
-    "best_model_criterion": [["valid", "acc", "max"]],
-    "keep_nbest_models": 1,
-    "num_att_plot": 0,
+    **TWO_STEPS,
 }
 
 
