@@ -12,6 +12,7 @@ from torch import Tensor
 
 from speechllm.audio import SAMPLING_RATE
 from speechllm.decoding.ctc_prefix_scorer import CTCPrefixScorer
+from speechllm.decoding.first_pass import FirstPass
 from speechllm.decoding.piece_lattice_scorer import PieceLatticeScorer
 from speechllm.decoding.rescoring import ctc_log_probs
 from speechllm.text.tasks import Task
@@ -31,6 +32,8 @@ class EncodedBatch:
         sampling_seeds: one seed per utterance, derived from audio and task, so that
             sampling does not depend on the batch.
         batch_size: maximum number of utterances decoded concurrently; all if None.
+        first_pass: transcripts of each by the decoder of the pretrained speech model,
+            or None.
         pieces: names of the CTC labels where they are BPE pieces. Texts are then scored
             in characters, by the sum over all their pieces.
     """
@@ -44,6 +47,7 @@ class EncodedBatch:
     sampling_seeds: Sequence[int]
     batch_size: int | None = None
     pieces: Sequence[str] | None = None
+    first_pass: Sequence[FirstPass] | None = None
     _ctc_scores: dict[tuple[int, tuple[int, ...]], float] = field(
         default_factory=dict, init=False, repr=False
     )
@@ -104,6 +108,7 @@ class EncodedBatch:
             [self.sampling_seeds[row] for row in rows],
             self.batch_size,
             self.pieces,
+            None if self.first_pass is None else [self.first_pass[r] for r in rows],
         )
 
 

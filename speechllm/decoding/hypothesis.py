@@ -57,6 +57,8 @@ class Hypothesis:
         incomplete: number of tokens at the end after each of which the last character
             lacks bytes.
         row: row in the batch, while the hypothesis grows.
+        decoder_score: log probability of the transcript by the decoder of the first
+            pass, or None without one.
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -70,6 +72,7 @@ class Hypothesis:
     unlabelled_cost: float = 0.0
     incomplete: int = 0
     row: int = 0
+    decoder_score: float | None = None
 
 
 @dataclass(slots=True)

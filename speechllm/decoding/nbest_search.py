@@ -9,6 +9,7 @@ from speechllm.decoding.beam_search import beam_search
 from speechllm.decoding.encoded_batch import EncodedBatch
 from speechllm.decoding.hypothesis import Hypothesis, SearchRequest
 from speechllm.decoding.options import SearchOptions
+from speechllm.decoding.pooling import pool_nbest
 from speechllm.decoding.rescoring import rescore
 from speechllm.models.llm import LanguageModel
 from speechllm.text.answer_codec import AnswerCodec
@@ -95,10 +96,16 @@ def search_up_to(
     if joint and batch.logits is not None:
         ctc = batch.prefix_scorer()
     wide = options
-    if options.rescore_ctc_weight > 0:
+    pooled = batch.first_pass is not None
+    if options.rescore_ctc_weight > 0 or pooled:
         wide = replace(options, nbest=max(options.nbest, options.beam_size))
     nbests = beam_search(llm, requests, wide, ctc, batch.batch_size, on_finished)
-    if options.rescore_ctc_weight > 0:
+    if pooled:
+        nbests = [
+            pool_nbest(llm, codec, batch, row, nbest, options)[: options.nbest]
+            for row, nbest in enumerate(nbests)
+        ]
+    elif options.rescore_ctc_weight > 0:
         nbests = [
             rescore_nbest(codec, batch, row, nbest, options)[: options.nbest]
             for row, nbest in enumerate(nbests)

@@ -45,6 +45,11 @@ class SearchOptions:
             0 allows all.
         rescore_ctc_weight: rank the n-best list again with this weight of the CTC
             probability of the whole text; 0 keeps the ranks.
+        first_pass_beam_size: hypotheses of the decoder that the encoder was pretrained
+            with (Whisper's), which join the n-best list of a transcript, and of which
+            the ``transcript`` bridge reads the best one; 0: none.
+        rescore_decoder_weight: with a first pass, the list is ranked by this weight of
+            that decoder, ``rescore_ctc_weight`` of CTC, and the rest of the LLM.
         guard: check outputs against the audio (:mod:`speechllm.inference.guard`);
             None: where the model folder has thresholds.
         word_times: compute start, end and confidence of each word.
@@ -68,6 +73,8 @@ class SearchOptions:
     min_tokens: int = 0
     no_repeat_ngram_size: int = 0
     rescore_ctc_weight: float = 0.0
+    first_pass_beam_size: int = 0
+    rescore_decoder_weight: float = 0.0
     guard: bool | None = None
     word_times: bool = False
     sampling: bool = False
@@ -99,6 +106,8 @@ SEARCH_SCHEMA: Schema = {
     "min_tokens": integer(0, 10**6),
     "no_repeat_ngram_size": integer(0, 10**5),
     "rescore_ctc_weight": number(0, 1),
+    "first_pass_beam_size": integer(0, 1000),
+    "rescore_decoder_weight": number(0, 1),
     "guard": optional(boolean),
     "word_times": boolean,
     "sampling": boolean,
@@ -157,6 +166,14 @@ def search_options(generation: Mapping[str, Any]) -> SearchOptions:
             raise UserError(f"unknown option {name!r}; known are {', '.join(known)}")
     checked = check_options(current_names(generation), SEARCH_SCHEMA, "search options")
     options = SearchOptions(**checked)
+    weights = options.rescore_decoder_weight + options.rescore_ctc_weight
+    if weights > 1 + 1e-9:
+        raise UserError(
+            f"rescore_decoder_weight and rescore_ctc_weight sum to {weights:g}: "
+            "at most 1"
+        )
+    if options.rescore_decoder_weight and not options.first_pass_beam_size:
+        raise UserError("rescore_decoder_weight needs first_pass_beam_size: 1 or more")
     if options.sampling and (
         options.beam_size > 1 or options.nbest > 1 or options.ctc_weight > 0
     ):

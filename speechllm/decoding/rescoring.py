@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from speechllm.decoding.forced_alignment import frames_needed
 from speechllm.decoding.hypothesis import Hypothesis
+from speechllm.models.ctc_alignment import frames_needed
 from speechllm.text.ctc_labels import BLANK, NEVER
 
 

@@ -11,8 +11,12 @@ from torch.nn.utils.rnn import pad_sequence
 
 from speechllm.audio import SAMPLING_RATE
 from speechllm.decoding.encoded_batch import EncodedBatch, sampling_seed
+from speechllm.decoding.first_pass import FirstPass, choose_transcript
+from speechllm.decoding.options import SearchOptions
+from speechllm.decoding.rescoring import ctc_log_probs
+from speechllm.models.bridge import TranscriptBridge
 from speechllm.models.speech_llm import SpeechLLM
-from speechllm.text.ctc_labels import has_pieces
+from speechllm.text.ctc_labels import CTCTokenizer, has_pieces
 from speechllm.text.prompts import Prompts
 from speechllm.text.tasks import Task
 from speechllm.utils.batching import groups_of_like_length
@@ -36,6 +40,8 @@ def encode_batch(
     prompts: Prompts,
     waves: Sequence[np.ndarray],
     tasks: Sequence[Task],
+    first_pass: Sequence[FirstPass] | None = None,
+    options: SearchOptions | None = None,
 ) -> EncodedBatch:
     """Encode utterances, in groups of similar length.
 
@@ -44,6 +50,8 @@ def encode_batch(
         prompts: of the tasks.
         waves: (samples,) of each utterance at 16 kHz.
         tasks: task of each.
+        first_pass: transcripts of each; a ``transcript`` bridge reads the best.
+        options: weights by which it is chosen; needed with a first pass.
 
     Raises:
         UserError: an utterance that the encoder cannot take, or a task other than
@@ -61,14 +69,21 @@ def encode_batch(
     for group in groups:
         try:
             speech = pad_waves([waves[i] for i in group], device)
+            features, frames, logits = model.encode(*speech)
+            transcripts = None
+            if first_pass is not None and isinstance(model.bridge, TranscriptBridge):
+                found = [first_pass[i] for i in group]
+                transcripts = best_transcripts(model, found, logits, frames, options)
             if model.llm is None:
-                features, frames, logits = model.encode(*speech)
                 embeds = features[:, :0]  # no prompts
             else:
-                embeds, logits, frames = model.prompt(
-                    *speech,
+                embeds = model.prompt(
+                    features,
+                    frames,
+                    logits,
                     [pairs[i][0] for i in group],
                     [pairs[i][1] for i in group],
+                    transcripts,
                 )
         except ValueError as error:
             raise UserError(str(error)) from error
@@ -88,7 +103,37 @@ def encode_batch(
         texts,
         [sampling_seed(wave, task) for wave, task in zip(waves, tasks)],
         pieces=model.token_list if has_pieces(model.token_list or ()) else None,
+        first_pass=first_pass,
     )
+
+
+def best_transcripts(
+    model: SpeechLLM,
+    first_pass: Sequence[FirstPass],
+    logits: Tensor,
+    frames: Tensor,
+    options: SearchOptions,
+) -> list[list[int] | None]:
+    """Return the best transcript of each first pass in CTC labels.
+
+    None where the CTC labels are BPE pieces, whose segmentation is not known here.
+
+    Args:
+        logits: (batch, frames, labels) of CTC.
+        frames: (batch,)
+    """
+    if has_pieces(model.token_list):
+        return [None] * len(first_pass)
+    tokenizer = CTCTokenizer(model.token_list)
+    found: list[list[int] | None] = []
+    for row, first in enumerate(first_pass):
+        log_probs = logits[row, : frames[row]].float().log_softmax(1)
+
+        def ctc_scores(texts: list[str], log_probs: Tensor = log_probs) -> list[float]:
+            return ctc_log_probs(log_probs, [tokenizer(text) for text in texts])
+
+        found.append(tokenizer(choose_transcript(first, ctc_scores, options)))
+    return found
 
 
 def pad_waves(

@@ -173,6 +173,20 @@ def load_exported(
     return model, read_prompts(folder / "prompts.yaml"), generation
 
 
+def pretrained_encoder(folder: Path) -> Path | None:
+    """Return the folder of the pretrained model that an exported encoder is based on.
+
+    None for Nue-ASR's released format.
+    """
+    from speechllm.pretrained.resolve import resolve_model
+
+    if not (folder / "config.yaml").exists():
+        return None
+    config = read_config(folder / "config.yaml")
+    config = pin_models(config, config.get(REVISIONS) or {})
+    return resolve_model(config["encoder_conf"]["model"])
+
+
 def verify_pretrained(folder: Path, config: dict) -> None:
     """Compare the pretrained models with those that the model was trained on.
 

@@ -9,6 +9,7 @@ for result in model.transcribe(["a.wav", "b.flac"], language="en"):
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ import torch
 from speechllm.audio.io import check_waveform
 from speechllm.decoding.confidence import Calibration, read_calibration
 from speechllm.decoding.encoded_batch import EncodedBatch
+from speechllm.decoding.first_pass import make_first_pass
 from speechllm.decoding.hypothesis import Hypothesis
 from speechllm.decoding.nbest_search import ctc_greedy_search, nbest_search
 from speechllm.decoding.options import DECODING_SCHEMA, SearchOptions, search_options
@@ -28,8 +30,14 @@ from speechllm.inference.backends import choose_engine
 from speechllm.inference.encoding import QUEUE, device_of, encode_batch
 from speechllm.inference.guard import Guard, GuardDecision
 from speechllm.inference.guard_thresholds import Thresholds, read_thresholds
-from speechllm.inference.loading import check_device, find_model, load_model
+from speechllm.inference.loading import (
+    check_device,
+    find_model,
+    load_model,
+    pretrained_encoder,
+)
 from speechllm.inference.results import add_words, make_result
+from speechllm.models.speech_decoder import SpeechDecoder
 from speechllm.models.speech_llm import SpeechLLM
 from speechllm.text.answer_codec import AnswerCodec
 from speechllm.text.ctc_labels import CTCTokenizer, LabelTokenizer, has_pieces
@@ -54,6 +62,7 @@ class SpeechToText:
         thresholds: Thresholds | None = None,
         calibration: Calibration | None = None,
         bpe_model: str | Path | None = None,
+        pretrained_encoder: str | Path | None = None,
     ):
         """Wrap a model.
 
@@ -64,6 +73,8 @@ class SpeechToText:
             calibration: of word confidence; without one it is the CTC probability.
             bpe_model: sentencepiece model of the CTC labels, if they are its pieces;
                 without it their CTC branch is not used.
+            pretrained_encoder: folder of the speech model that the encoder was taken
+                from, whose decoder makes the first pass.
 
         Raises:
             UserError: the sentencepiece model has other pieces.
@@ -73,6 +84,7 @@ class SpeechToText:
         self.prompts = prompts
         self.generation = dict(generation or {})
         self.calibration = calibration
+        self.pretrained_encoder = pretrained_encoder
         self.ctc_tokenizer: CTCTokenizer | None = None
         if model.ctc_trained and not has_pieces(model.token_list):
             self.ctc_tokenizer = CTCTokenizer(model.token_list)
@@ -125,6 +137,7 @@ class SpeechToText:
             read_thresholds(folder),
             read_calibration(folder),
             bpe_model if bpe_model.is_file() else None,
+            pretrained_encoder(folder),
         )
 
     @property
@@ -209,6 +222,8 @@ class SpeechToText:
         for name in ("ctc_weight", "rescore_ctc_weight", "word_times", "guard"):
             if getattr(options, name) and self.ctc_tokenizer is None:
                 raise UserError(f"{name} needs {self.missing_ctc()}")
+        if options.first_pass_beam_size and self.llm is None:
+            raise UserError("first_pass_beam_size needs an LLM")
         if options.guard and self.guard is None:
             raise UserError(
                 "guard: this model has no thresholds; make them with python -m "
@@ -273,7 +288,7 @@ class SpeechToText:
             on_finished: called with the index of each utterance whose search is
                 finished.
         """
-        batch = self.encode(waves, tasks)
+        batch = self.encode(waves, tasks, options)
         batch.batch_size = batch_size
         nbests = self.search(batch, options, on_finished)
         results = []
@@ -300,10 +315,39 @@ class SpeechToText:
         return results
 
     def encode(
-        self, waves: Sequence[np.ndarray], tasks: Sequence[Task]
+        self,
+        waves: Sequence[np.ndarray],
+        tasks: Sequence[Task],
+        options: SearchOptions | None = None,
     ) -> EncodedBatch:
-        """Encode utterances; the arguments are those of :meth:`decode`."""
-        return encode_batch(self.model, self.prompts, waves, tasks)
+        """Encode utterances; the arguments are those of :meth:`decode`.
+
+        Without options, or with ``first_pass_beam_size: 0``, there is no first pass.
+        """
+        first_pass = None
+        if options is not None and options.first_pass_beam_size:
+            first_pass = make_first_pass(
+                self.speech_decoder,
+                waves,
+                [task.source for task in tasks],
+                options.first_pass_beam_size,
+            )
+        return encode_batch(self.model, self.prompts, waves, tasks, first_pass, options)
+
+    @functools.cached_property
+    def speech_decoder(self) -> SpeechDecoder:
+        """The pretrained speech model with its own decoder, for the first pass.
+
+        Raises:
+            UserError: the encoder was not taken from such a model.
+        """
+        if self.pretrained_encoder is None:
+            raise UserError(
+                "first_pass_beam_size: this model does not name a pretrained encoder"
+            )
+        dtype = next(self.model.parameters()).dtype
+        decoder = SpeechDecoder(self.pretrained_encoder, dtype)
+        return decoder.to(self.device)
 
     def search(
         self,

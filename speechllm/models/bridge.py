@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from speechllm.models.ctc_alignment import forced_align, frames_needed
 from speechllm.models.encoder import length_mask
 from speechllm.models.qformer import QFormerBridge
 from speechllm.text.ctc_labels import BLANK, label_runs, label_text
@@ -145,9 +146,10 @@ class CTCCompressionBridge(nn.Module):
 
 
 class TranscriptBridge(nn.Module):
-    """The CTC transcript in LLM tokens, plus projected features of each token.
+    """A transcript in LLM tokens, plus projected features of each token.
 
-    The best path of the CTC branch is converted to text and tokenised for the LLM. An
+    The best path of the CTC branch, or a transcript of the first pass aligned with it,
+    is converted to text and tokenised for the LLM. An
     embedding is that of the token plus a projection of the mean feature over the
     token's frames. The projection is initialised to zero: training starts from the
     CTC transcript, which a pretrained LLM can read, instead of from random
@@ -176,12 +178,28 @@ class TranscriptBridge(nn.Module):
         self._llm = (token_list, tokenizer, embed)  # a tuple: not a submodule
 
     def forward(
-        self, features: Tensor, lengths: Tensor, ctc_logits: Tensor
+        self,
+        features: Tensor,
+        lengths: Tensor,
+        ctc_logits: Tensor,
+        transcripts: Sequence[Sequence[int] | None] | None = None,
     ) -> tuple[Tensor, Tensor]:
+        """Embed the transcripts.
+
+        Args:
+            transcripts: CTC labels of each utterance that are read in place of the best
+                path; None for one that has none. Labels that need more frames than
+                there are are not read.
+        """
         token_list, tokenizer, embed = self._llm
         if self.training and self.noise:
             ctc_logits = ctc_logits + self.noise * torch.randn_like(ctc_logits)
         best = ctc_logits.argmax(2).tolist()  # (batch, frames)
+        for row, labels in enumerate(transcripts or ()):
+            length = int(lengths[row])
+            if labels and frames_needed(labels) <= length:
+                log_probs = ctc_logits[row, :length].float().log_softmax(1)
+                best[row] = forced_align(log_probs, labels)[0].tolist()
         ids, means = [], []
         for frames, labels, length in zip(features, best, lengths.tolist()):
             runs = [r for r in label_runs(labels[:length]) if r[0] != BLANK]

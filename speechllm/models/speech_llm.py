@@ -179,35 +179,36 @@ class SpeechLLM(nn.Module):
 
     def prompt(
         self,
-        speech: Tensor,
-        speech_lengths: Tensor,
+        features: Tensor,
+        frames: Tensor,
+        logits: Tensor | None,
         prefixes: Sequence[Sequence[int]],
         suffixes: Sequence[Sequence[int]],
-    ) -> tuple[list[Tensor], Tensor | None, Tensor]:
+        transcripts: Sequence[Sequence[int] | None] | None = None,
+    ) -> list[Tensor]:
         """Assemble the LLM's input up to the target: prefix, speech, suffix.
 
         Args:
-            speech: (batch, samples), 16 kHz, padded at the end.
-            speech_lengths: (batch,), in samples.
+            features: (batch, frames, dim), their lengths (batch,), and the CTC logits
+                (batch, frames, labels), of :meth:`encode`.
             prefixes, suffixes: token ids before and after the speech of each
                 utterance.
+            transcripts: CTC labels for a bridge that reads them, or None.
 
         Returns:
-            Embeddings (positions, hidden) of each utterance; the CTC logits (batch,
-            frames, labels) or None; the numbers of frames (batch,).
+            Embeddings (positions, hidden) of each utterance.
         """
-        features, frames, logits = self.encode(speech, speech_lengths)
-        embeddings, lengths = self.bridge(features, frames, logits)
+        given = {} if transcripts is None else {"transcripts": transcripts}
+        embeddings, lengths = self.bridge(features, frames, logits, **given)
         # (batch, positions, hidden), (batch,)
         texts = self.llm.embed_lists([*prefixes, *suffixes])  # each (tokens, hidden)
         before, after = texts[: len(prefixes)], texts[len(prefixes) :]
-        prompts = [
+        return [  # each (positions, hidden)
             torch.cat([prefix, row[:length].to(self.llm.dtype), suffix])
             for prefix, row, length, suffix in zip(
                 before, embeddings, lengths.tolist(), after, strict=True
             )
-        ]  # each (positions, hidden)
-        return prompts, logits, frames
+        ]
 
     # Losses and validation statistics
 
@@ -248,12 +249,12 @@ class SpeechLLM(nn.Module):
             dtype=self.autocast_dtype,
             enabled=self.autocast_dtype != torch.float32,
         ):
-            if self.ctc_weight == 1.0:
-                _, frames, logits = self.encode(speech, speech_lengths)
-            else:
-                prompts, logits, frames = self.prompt(
-                    speech,
-                    speech_lengths,
+            features, frames, logits = self.encode(speech, speech_lengths)
+            if self.ctc_weight < 1.0:
+                prompts = self.prompt(
+                    features,
+                    frames,
+                    logits,
                     unpad(prompt_prefix, prompt_prefix_lengths),
                     unpad(prompt_suffix, prompt_suffix_lengths),
                 )

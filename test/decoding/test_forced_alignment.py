@@ -21,14 +21,16 @@ from speechllm.decoding.forced_alignment import (
     TAIL,
     Span,
     align_spans,
-    forced_align,
-    frames_needed,
     loud_frames,
     split_words,
-    torchaudio_forced_align,
-    viterbi,
     word_labels,
     word_times,
+)
+from speechllm.models.ctc_alignment import (
+    forced_align,
+    frames_needed,
+    torchaudio_forced_align,
+    viterbi,
 )
 from speechllm.text.ctc_labels import CTCTokenizer, label_runs
 

@@ -72,3 +72,12 @@ def test_a_wrong_value_is_one_line_before_anything_is_loaded(tmp_path, line, mes
 
 def test_numbers_without_a_point_are_numbers():
     assert check_decoding_options({"penalty": "1e-1"}, "x") == {"penalty": 0.1}
+
+
+def test_weights_of_the_pooled_list():
+    good = {"first_pass_beam_size": 5, "rescore_decoder_weight": 0.5}
+    assert search_options({**good, "rescore_ctc_weight": 0.5}).beam_size == 1
+    with pytest.raises(UserError, match=r"sum to 1\.1: at most 1"):
+        search_options({**good, "rescore_ctc_weight": 0.6})
+    with pytest.raises(UserError, match="needs first_pass_beam_size"):
+        search_options({"rescore_decoder_weight": 0.5})

@@ -389,3 +389,34 @@ def test_gradients_reach_the_features(bridges):
         call = features, torch.tensor([12]), logits_of([[A, 0, B] * 4])
         bridges[name](*call)[0].square().sum().backward()
         assert features.grad is not None and features.grad.abs().sum() > 0
+
+
+def test_transcript_bridge_reads_given_transcripts(smollm2, tiny_llm):
+    """The best path's own labels change nothing; others give their tokens."""
+    from tiny_models import LABELS
+
+    from speechllm.models.llm import LanguageModel
+
+    llm = LanguageModel(str(tiny_llm), tuning="frozen", dtype="float32")
+    bridge = TranscriptBridge(8, llm.hidden_size).eval()
+    bridge.connect(LABELS, llm.tokenizer, llm.embed)
+    torch.manual_seed(0)
+    features, lengths = torch.randn(2, 12, 8), torch.tensor([12, 9])
+    spelt = [[LABELS.index(c) for c in word] for word in ("cat", "dog")]
+    logits = torch.zeros(2, 12, len(LABELS))
+    for row, labels in enumerate(spelt):
+        for place, label in enumerate(labels):
+            logits[row, 2 * place + 1, label] = 9.0
+        logits[row, ::2, 0] = 9.0
+        logits[row, 7:, 0] = 9.0
+    embeds, sizes = bridge(features, lengths, logits)
+    same, _ = bridge(features, lengths, logits, spelt)
+    assert torch.equal(embeds, same)
+    assert torch.equal(embeds, bridge(features, lengths, logits, [None, []])[0])
+    cab = [LABELS.index(c) for c in "cab"]
+    other, sizes = bridge(features, lengths, logits, [cab, None])
+    tokens = llm.tokenizer.encode(" cab", add_special_tokens=False)
+    expected = llm.embed(torch.tensor(tokens))
+    assert torch.equal(other[0, : sizes[0]], expected)  # the projection is zero
+    too_long = [3, 3] * 7  # 26 frames are needed
+    assert torch.equal(bridge(features, lengths, logits, [too_long, None])[0], embeds)

@@ -1,0 +1,107 @@
+"""First pass: transcripts by the decoder that the encoder was pretrained with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import Tensor
+
+from speechllm.decoding.options import SearchOptions
+from speechllm.models.speech_decoder import SpeechDecoder, written_forms
+from speechllm.text.normalization import ctc_text
+
+DECODED = 4  # utterances that the first pass decodes at the same time
+
+
+@dataclass
+class FirstPass:
+    """Transcripts of one utterance by the decoder of the pretrained speech model.
+
+    Attributes:
+        texts: distinct transcripts, best first, as the decoder writes them.
+        states: (frames, dim) its encoder's states.
+        language: of the speech.
+        decoder: the model.
+    """
+
+    texts: list[str]
+    states: Tensor
+    language: str
+    decoder: SpeechDecoder
+    _scores: dict[str, float] = field(default_factory=dict, init=False, repr=False)
+
+    def scores(self, texts: Sequence[str]) -> list[float]:
+        """Return the log probability of each transcript, in its best written form.
+
+        A transcript of the first pass may be given normalised: its own form counts.
+        """
+        forms = [
+            [
+                *written_forms(text),
+                *(own for own in self.texts if ctc_text(own, self.language) == text),
+            ]
+            for text in texts
+        ]
+        new = sorted({f for group in forms for f in group} - self._scores.keys())
+        found = self.decoder.log_probs(self.states, new, self.language) if new else []
+        self._scores.update(zip(new, found, strict=True))
+        return [max(self._scores[form] for form in group) for group in forms]
+
+
+def make_first_pass(
+    decoder: SpeechDecoder,
+    waves: Sequence[np.ndarray],
+    languages: Sequence[str],
+    beam_size: int,
+) -> list[FirstPass]:
+    """Transcribe utterances with the decoder of the pretrained speech model.
+
+    The same speech, as of an utterance that is transcribed and translated, is
+    transcribed once.
+
+    Args:
+        waves: (samples,) of each at 16 kHz.
+        languages: of each.
+        beam_size: number of hypotheses.
+    """
+    keys = [
+        (np.ascontiguousarray(wave, dtype=np.float32).tobytes(), language)
+        for wave, language in zip(waves, languages, strict=True)
+    ]
+    rows = list({key: row for row, key in enumerate(keys)}.values())
+    passes: dict[tuple[bytes, str], FirstPass] = {}
+    for begin in range(0, len(rows), DECODED):
+        part = rows[begin : begin + DECODED]
+        states = decoder.encode([waves[row] for row in part])
+        spoken = [languages[row] for row in part]
+        texts = decoder.search(states, spoken, beam_size)
+        for row, found, state in zip(part, texts, states):
+            passes[keys[row]] = FirstPass(found, state, languages[row], decoder)
+    return [passes[key] for key in keys]
+
+
+def choose_transcript(
+    first: FirstPass,
+    ctc_scores: Callable[[list[str]], list[float]],
+    options: SearchOptions,
+) -> str:
+    """Return the best transcript of a first pass by its decoder and CTC, normalised.
+
+    The two have the ratio of ``rescore_decoder_weight`` and ``rescore_ctc_weight``.
+
+    Args:
+        ctc_scores: CTC log probability of normalised transcripts.
+    """
+    texts = list(dict.fromkeys(ctc_text(text, first.language) for text in first.texts))
+    if len(texts) < 2:
+        return texts[0] if texts else ""
+    weight = options.rescore_decoder_weight
+    total = weight + options.rescore_ctc_weight
+    share = weight / total if total else 1.0
+    scores = [
+        share * by_decoder + (1 - share) * by_ctc
+        for by_decoder, by_ctc in zip(first.scores(texts), ctc_scores(texts))
+    ]
+    return texts[scores.index(max(scores))]

@@ -1,0 +1,93 @@
+"""The n-best list pooled from LLM, CTC and first pass.
+
+Three models score the hypotheses of an utterance: the LLM, CTC, and the decoder that
+the encoder was pretrained with (:mod:`speechllm.models.speech_decoder`). The list pools
+the hypotheses of all three, so with the whole weight on one of them the best one is at
+least as probable by that model as its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from speechllm.decoding.encoded_batch import EncodedBatch
+from speechllm.decoding.hypothesis import Hypothesis
+from speechllm.decoding.options import SearchOptions
+from speechllm.models.llm import LanguageModel
+from speechllm.text.answer_codec import AnswerCodec
+from speechllm.text.normalization import ctc_text
+
+
+def pool_nbest(
+    llm: LanguageModel,
+    codec: AnswerCodec,
+    batch: EncodedBatch,
+    row: int,
+    nbest: Sequence[Hypothesis],
+    options: SearchOptions,
+) -> list[Hypothesis]:
+    """Rank the hypotheses of LLM, CTC and first pass together, best first.
+
+    score = rescore_decoder_weight · decoder + rescore_ctc_weight · CTC + rest · LLM.
+    Transcripts of the first pass are normalised if the LLM's best one is, as of a model
+    that was trained on plain transcripts. Other tasks than ``asr`` keep their list.
+
+    Args:
+        row: of the utterance; the batch has a first pass.
+        nbest: hypotheses of the LLM.
+    """
+    task = batch.tasks[row]
+    if task.name != "asr" or batch.first_pass is None:
+        return list(nbest)
+    first, language = batch.first_pass[row], task.source
+    hypotheses: dict[str, tuple[str, Hypothesis]] = {}  # by normalised text
+    for hypothesis in nbest:
+        text = codec.decode(hypothesis.tokens).strip()
+        hypotheses.setdefault(ctc_text(text, language), (text, hypothesis))
+    best = codec.decode(nbest[0].tokens).strip()
+    plain = best == ctc_text(best, language)
+    new: dict[str, str] = {}
+    for text in [*first.texts, batch.ctc_text(row)]:
+        spoken = ctc_text(text, language)
+        if spoken and spoken not in hypotheses:
+            new.setdefault(spoken, spoken if plain else text)
+    if new:
+        tokens = [codec.encode(text) for text in new.values()]
+        prompts = [batch.prompt_embeds[row]] * len(tokens)
+        answers = [[*ids, llm.eos_id] for ids in tokens]
+        for spoken, ids, scores in zip(
+            new, tokens, llm.answer_log_probs(prompts, answers), strict=True
+        ):
+            *each, _ = scores.tolist()
+            hypothesis = Hypothesis(
+                ids, llm_score=scores.sum().item(), token_log_probs=each
+            )
+            hypotheses[spoken] = (new[spoken], hypothesis)
+    texts = list(hypotheses)
+    by_decoder = first.scores(texts)
+    weight, ctc_weight = options.rescore_decoder_weight, options.rescore_ctc_weight
+    by_ctc = [0.0] * len(texts)
+    if ctc_weight:
+        by_ctc = ctc_scores_of(codec, batch, row, texts)
+    for (_, hypothesis), decoder_score, ctc_score in zip(
+        hypotheses.values(), by_decoder, by_ctc
+    ):
+        hypothesis.decoder_score = decoder_score
+        if ctc_weight:
+            hypothesis.ctc_score = ctc_score
+        hypothesis.score = (
+            weight * decoder_score
+            + ctc_weight * ctc_score
+            + (1 - weight - ctc_weight) * hypothesis.llm_score
+        )
+    ranked = [hypothesis for _, hypothesis in hypotheses.values()]
+    return sorted(ranked, key=lambda hypothesis: -hypothesis.score)
+
+
+def ctc_scores_of(
+    codec: AnswerCodec, batch: EncodedBatch, row: int, texts: Sequence[str]
+) -> list[float]:
+    """Return the CTC log probability of normalised transcripts."""
+    assert codec.ctc_tokenizer is not None
+    labels = [codec.ctc_tokenizer.scoring_units(text) for text in texts]
+    return batch.ctc_scores(row, labels)

@@ -1,0 +1,189 @@
+"""The encoder–decoder model that a speech encoder was taken from, with its own decoder.
+
+Whisper's decoder was trained on 680,000 hours. Its hypotheses are a first pass: the
+bridge and the n-best list take them beside those of CTC and LLM, and its score of a
+text is combined with theirs. The literature calls this generative error correction with
+acoustic evidence (Radhakrishnan et al. 2023, "Whispering LLaMA"; Chen et al. 2023,
+"HyPoradise").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from speechllm.audio.io import SAMPLING_RATE
+from speechllm.pretrained.model_folder import (
+    NO_CODE,
+    load_pretrained,
+    read_model_config,
+)
+from speechllm.utils.errors import UserError
+
+MAX_TOKENS = 200  # of a hypothesis; Whisper has 448 positions
+SCORED = 16  # texts that are scored at the same time
+
+
+def has_speech_decoder(folder: str | Path) -> bool:
+    """Return whether a pretrained model has a decoder that can make a first pass."""
+    return bool(read_model_config(folder).model_type == "whisper")
+
+
+class SpeechDecoder:
+    """Whisper as it was trained, encoder included: it reads speech padded to 30 s.
+
+    The trained layers of a SpeechLLM's encoder are not used: its decoder does not know
+    them, and without the padding it repeats itself.
+
+    Args:
+        folder: of the pretrained model.
+        dtype: of the weights.
+
+    Raises:
+        UserError: a model of another kind, or damaged weights.
+    """
+
+    def __init__(self, folder: str | Path, dtype: torch.dtype = torch.float32):
+        from transformers import WhisperForConditionalGeneration, WhisperProcessor
+
+        if not has_speech_decoder(folder):
+            raise UserError(
+                f"{folder}: not an encoder–decoder model of speech (Whisper), so it "
+                "can make no first pass; set first_pass_beam_size to 0"
+            )
+        self.model = load_pretrained(
+            WhisperForConditionalGeneration, folder, dtype=dtype
+        ).eval()
+        self.processor = WhisperProcessor.from_pretrained(folder, **NO_CODE)
+        self.tokenizer = self.processor.tokenizer
+        self.folder = folder
+        shared = self.model.generation_config
+        self.multilingual = bool(getattr(shared, "is_multilingual", True))
+
+    def to(self, device: torch.device) -> SpeechDecoder:
+        """Move the weights to a device."""
+        self.model.to(device=device)
+        return self
+
+    def prefix(self, language: str) -> list[int]:
+        """Return the tokens that a transcript in a language begins with.
+
+        Raises:
+            UserError: the model was not trained on the language.
+        """
+        names = ["<|startoftranscript|>"]
+        if self.multilingual:
+            names += [f"<|{language}|>", "<|transcribe|>"]
+        names.append("<|notimestamps|>")
+        ids = [self.tokenizer.convert_tokens_to_ids(name) for name in names]
+        if None in ids or self.tokenizer.unk_token_id in ids:
+            raise UserError(
+                f"{self.folder}: its decoder was not trained on language {language!r}; "
+                "set first_pass_beam_size to 0"
+            )
+        return ids
+
+    @torch.inference_mode()
+    def encode(self, waves: Sequence[np.ndarray]) -> Tensor:
+        """Encode utterances of at most 30 s.
+
+        Args:
+            waves: (samples,) of each at 16 kHz.
+
+        Returns:
+            (batch, frames, dim), on the model's device.
+        """
+        features = self.processor(
+            list(waves), sampling_rate=SAMPLING_RATE, return_tensors="pt"
+        ).input_features
+        parameter = self.model.proj_out.weight
+        encoder = self.model.get_encoder()
+        return encoder(features.to(parameter)).last_hidden_state
+
+    @torch.inference_mode()
+    def search(
+        self, states: Tensor, languages: Sequence[str], beam_size: int
+    ) -> list[list[str]]:
+        """Find the best transcripts by beam search.
+
+        Args:
+            states: (batch, frames, dim) of :meth:`encode`.
+            languages: of each utterance.
+            beam_size: number of hypotheses in the beam and of those returned.
+
+        Returns:
+            Distinct transcripts of each utterance, best first.
+        """
+        from transformers import GenerationMixin
+        from transformers.modeling_outputs import BaseModelOutput
+
+        prefixes = [self.prefix(language) for language in languages]
+        settings = self.model.generation_config
+        # Whisper's own generate() takes no encoder states with several hypotheses.
+        sequences = GenerationMixin.generate(
+            self.model,
+            encoder_outputs=BaseModelOutput(last_hidden_state=states),
+            decoder_input_ids=torch.tensor(prefixes, device=states.device),
+            num_beams=beam_size,
+            num_return_sequences=beam_size,
+            max_new_tokens=MAX_TOKENS,
+            max_length=None,
+            suppress_tokens=settings.suppress_tokens,
+            begin_suppress_tokens=settings.begin_suppress_tokens,
+        )  # (batch * beam_size, tokens)
+        texts = self.tokenizer.batch_decode(sequences, skip_special_tokens=True)
+        texts = [text.strip() for text in texts]
+        return [
+            list(dict.fromkeys(texts[row : row + beam_size]))
+            for row in range(0, len(texts), beam_size)
+        ]
+
+    @torch.inference_mode()
+    def log_probs(
+        self, states: Tensor, texts: Sequence[str], language: str
+    ) -> list[float]:
+        """Return the log probability of each text given the speech, end included.
+
+        Args:
+            states: (frames, dim) of one utterance.
+            texts: transcripts, as Whisper writes them, with case and punctuation.
+            language: of the speech.
+        """
+        prefix = self.prefix(language)
+        eos = self.tokenizer.eos_token_id
+        sequences = []
+        for text in texts:
+            spaced = f" {text}" if text else ""
+            ids = self.tokenizer.encode(spaced, add_special_tokens=False)
+            sequences.append(torch.tensor([*prefix, *ids, eos], device=states.device))
+        scores: list[float] = []
+        for begin in range(0, len(sequences), SCORED):
+            part = sequences[begin : begin + SCORED]
+            padded = pad_sequence(part, batch_first=True, padding_value=eos)
+            hidden = self.model.get_decoder()(
+                input_ids=padded[:, :-1],
+                encoder_hidden_states=states.expand(len(part), -1, -1),
+                use_cache=False,
+            ).last_hidden_state  # (part, tokens, dim)
+            for row, sequence in enumerate(part):
+                wanted = slice(len(prefix) - 1, len(sequence) - 1)
+                logits = self.model.proj_out(hidden[row, wanted]).float()
+                targets = sequence[len(prefix) :, None]
+                scores.append(logits.log_softmax(1).gather(1, targets).sum().item())
+        return scores
+
+
+def written_forms(text: str) -> list[str]:
+    """Return a transcript as it is, and as a sentence: capitalised, with a full stop.
+
+    A decoder that was trained on sentences gives plain text a low probability.
+    """
+    sentence = text[:1].upper() + text[1:]
+    if sentence and sentence[-1].isalnum():
+        sentence += "."
+    return list(dict.fromkeys([text, sentence]))

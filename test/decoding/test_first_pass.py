@@ -1,0 +1,162 @@
+"""First pass: choice of the transcript, and the list pooled from three models."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from speechllm import SpeechToText
+from speechllm.audio.io import load_audio
+from speechllm.decoding.first_pass import FirstPass, choose_transcript
+from speechllm.decoding.hypothesis import Hypothesis
+from speechllm.decoding.options import SearchOptions
+from speechllm.decoding.pooling import pool_nbest
+from speechllm.text.tasks import Task
+
+SHORT = {"tokens_per_second": 0.0, "extra_tokens": 6.0}
+LLM = {"ten": -1.0, "tan": -2.0, "tin": -3.0, "ton": -6.0}
+CTC = {"ten": -8.0, "tan": -9.0, "tin": -5.0, "ton": -4.0}
+DECODER = {"ten": -7.0, "Tan.": -1.0, "tan": -20.0, "tin": -4.0, "ton": -9.0}
+
+
+class FixedDecoder:
+    """A decoder of fixed log probabilities, which counts the texts it scores."""
+
+    scored = 0
+
+    def log_probs(self, states, texts, language):
+        self.scored += len(texts)
+        return [DECODER.get(text, -50.0) for text in texts]
+
+
+class FixedLLM:
+    eos_id = 0
+
+    def answer_log_probs(self, prompts, answers):
+        words = [bytes(ids[:-1]).decode() for ids in answers]
+        # one value for each token and one for the end
+        return [
+            torch.tensor([LLM[w]] + [0.0] * (len(ids) - 1))
+            for w, ids in zip(words, answers)
+        ]
+
+
+def pooled(ctc_weight: float, decoder_weight: float, nbest=("ten", "tin")):
+    """Return the ranked texts of a pool of LLM ("ten", "tin"), first pass and CTC."""
+    decoder = FixedDecoder()
+    first = FirstPass(["Tan."], torch.zeros(1, 1), "en", decoder)
+    batch = SimpleNamespace(
+        tasks=[Task("asr", "en", "en")],
+        first_pass=[first],
+        prompt_embeds=[torch.zeros(1, 1)],
+        ctc_text=lambda row: "ton",
+        ctc_scores=lambda row, labels: [CTC[bytes(ids).decode()] for ids in labels],
+    )
+    codec = SimpleNamespace(
+        decode=lambda tokens: bytes(tokens).decode(),
+        encode=lambda text: list(text.encode()),
+        ctc_tokenizer=SimpleNamespace(scoring_units=lambda text: list(text.encode())),
+    )
+    options = SearchOptions(
+        first_pass_beam_size=1,
+        rescore_ctc_weight=ctc_weight,
+        rescore_decoder_weight=decoder_weight,
+    )
+    hypotheses = [Hypothesis(list(t.encode()), llm_score=LLM[t.lower()]) for t in nbest]
+    ranked = pool_nbest(FixedLLM(), codec, batch, 0, hypotheses, options)
+    return {bytes(h.tokens).decode(): round(h.score, 6) for h in ranked}, decoder
+
+
+@pytest.mark.parametrize(
+    ("ctc_weight", "decoder_weight", "best"),
+    [(0.0, 0.0, "ten"), (1.0, 0.0, "ton"), (0.0, 1.0, "tan"), (0.3, 0.4, "tan")],
+)
+def test_whole_weight_on_one_model_ranks_by_it(ctc_weight, decoder_weight, best):
+    scores, _ = pooled(ctc_weight, decoder_weight)
+    assert set(scores) == {"ten", "tin", "tan", "ton"}
+    assert next(iter(scores)) == best
+    assert list(scores.values()) == sorted(scores.values(), reverse=True)
+    by_decoder = {**{t: DECODER[t] for t in LLM}, "tan": DECODER["Tan."]}
+    for text, score in scores.items():
+        rest = 1 - ctc_weight - decoder_weight
+        expected = (
+            ctc_weight * CTC[text]
+            + decoder_weight * by_decoder[text]
+            + rest * LLM[text]
+        )
+        assert score == pytest.approx(expected)
+
+
+def test_texts_keep_their_form_with_a_model_that_writes_sentences():
+    LLM["Tan."] = -2.0
+    try:
+        scores, _ = pooled(0.0, 1.0, nbest=("Ten",))
+    finally:
+        del LLM["Tan."]
+    assert next(iter(scores)) == "Tan."
+
+
+def test_each_text_is_scored_once_by_the_decoder():
+    decoder = FixedDecoder()
+    first = FirstPass(["Tan.", "ton"], torch.zeros(1, 1), "en", decoder)
+    assert first.scores(["tan", "ton"]) == [-1.0, -9.0]
+    scored = decoder.scored
+    assert first.scores(["ton", "tan"]) == [-9.0, -1.0]
+    assert decoder.scored == scored
+
+
+def test_the_bridge_reads_the_best_transcript_of_decoder_and_ctc():
+    first = FirstPass(["Tan.", "Tin"], torch.zeros(1, 1), "en", FixedDecoder())
+
+    def ctc_scores(texts):
+        return [CTC[text] for text in texts]
+
+    choose = [
+        choose_transcript(
+            first, ctc_scores, SearchOptions(1, rescore_ctc_weight=c, **decoder)
+        )
+        for c, decoder in (
+            (0.0, {}),
+            (0.0, {"rescore_decoder_weight": 0.5}),
+            (0.9, {"rescore_decoder_weight": 0.1}),
+        )
+    ]
+    assert choose == ["tan", "tan", "tin"]
+    empty = FirstPass([], torch.zeros(1, 1), "en", FixedDecoder())
+    assert choose_transcript(empty, ctc_scores, SearchOptions()) == ""
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model, whisper_base) -> SpeechToText:
+    model = SpeechToText.from_pretrained(tiny_model)
+    model.pretrained_encoder = whisper_base
+    return model
+
+
+@pytest.fixture(scope="module")
+def waves(speech_file) -> list[np.ndarray]:
+    speech = load_audio(speech_file)
+    return [speech, speech[:30000], speech[8000:40000]]
+
+
+def test_a_random_model_writes_what_whisper_heard(model, waves):
+    options = {**SHORT, "first_pass_beam_size": 3, "rescore_decoder_weight": 1.0}
+    alone = [model.transcribe([wave], **options)[0] for wave in waves]
+    expected = model.speech_decoder.search(
+        model.speech_decoder.encode(waves), ["en"] * 3, beam_size=3
+    )
+    assert [r.text.lower() for r in alone] == [texts[0].lower() for texts in expected]
+    together = model.transcribe(waves, batch_size=2, **options)
+    assert [r.text for r in together] == [r.text for r in alone]
+    for one, other in zip(together, alone):
+        assert one.score == pytest.approx(other.score, abs=1e-2)
+
+
+def test_without_a_weight_the_llm_ranks_the_pool(model, waves):
+    plain = model.transcribe(waves, beam_size=2, **SHORT)
+    pool = model.transcribe(waves, beam_size=2, first_pass_beam_size=2, **SHORT)
+    for before, after in zip(plain, pool):
+        assert after.score >= before.score - 1e-3

@@ -1,0 +1,88 @@
+"""The pretrained speech model's decoder, compared with transformers' own."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import write_tiny_hubert
+
+from speechllm.audio.io import load_audio
+from speechllm.models.speech_decoder import SpeechDecoder, written_forms
+from speechllm.utils.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def decoder(whisper_base) -> SpeechDecoder:
+    return SpeechDecoder(whisper_base)
+
+
+@pytest.fixture(scope="module")
+def waves(speech_file) -> list[np.ndarray]:
+    speech = load_audio(speech_file)
+    return [speech, speech[:24000]]
+
+
+def test_greedy_search_writes_what_transformers_writes(decoder, waves):
+    features = decoder.processor(waves, sampling_rate=16000, return_tensors="pt")
+    expected = decoder.model.generate(
+        features.input_features, language="en", task="transcribe", num_beams=1
+    )
+    texts = decoder.tokenizer.batch_decode(expected, skip_special_tokens=True)
+    found = decoder.search(decoder.encode(waves), ["en", "en"], beam_size=1)
+    assert found == [[text.strip()] for text in texts]
+    assert "password" in found[0][0]
+
+
+def test_beam_search_gives_distinct_texts_that_do_not_depend_on_the_batch(
+    decoder, waves
+):
+    together = decoder.search(decoder.encode(waves), ["en", "fr"], beam_size=3)
+    for row, language in enumerate(("en", "fr")):
+        states = decoder.encode(waves[row : row + 1])
+        assert decoder.search(states, [language], beam_size=3) == [together[row]]
+        assert len(set(together[row])) == len(together[row]) <= 3
+
+
+def test_log_probs_are_the_loss_that_transformers_computes(decoder, waves):
+    texts = ["Please enter your password.", "please", ""]
+    (states,) = decoder.encode(waves[:1])
+    found = decoder.log_probs(states, texts, "en")
+    features = decoder.processor(waves[:1], sampling_rate=16000, return_tensors="pt")
+    for text, score in zip(texts, found):
+        ids = decoder.tokenizer.encode(
+            f" {text}" if text else "", add_special_tokens=False
+        )
+        prefix = decoder.prefix("en")
+        labels = torch.tensor(
+            [[-100] * (len(prefix) - 1) + ids + [decoder.tokenizer.eos_token_id]]
+        )
+        with torch.inference_mode():
+            loss = decoder.model(
+                input_features=features.input_features,
+                decoder_input_ids=torch.tensor([[*prefix, *ids]]),
+                labels=labels,
+            ).loss
+        count = len(ids) + 1
+        assert score == pytest.approx(-loss.item() * count, rel=1e-4, abs=1e-3)
+    assert found[0] == max(found)
+
+
+def test_unknown_language_and_other_models_are_refused(decoder, tmp_path):
+    with pytest.raises(UserError, match="not trained on language 'xx'"):
+        decoder.prefix("xx")
+    folder = write_tiny_hubert(tmp_path / "hubert", "group")
+    with pytest.raises(UserError, match="first_pass_beam_size to 0"):
+        SpeechDecoder(folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "forms"),
+    [
+        ("suivi du dièse", ["suivi du dièse", "Suivi du dièse."]),
+        ("Yes!", ["Yes!"]),
+        ("", [""]),
+    ],
+)
+def test_written_forms(text, forms):
+    assert written_forms(text) == forms
