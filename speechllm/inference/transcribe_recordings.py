@@ -15,6 +15,7 @@ from speechllm.inference.output_formats import WORD_FORMATS, format_transcriptio
 from speechllm.inference.outputs import open_output
 from speechllm.inference.recordings import STANDARD_INPUT, Recording
 from speechllm.inference.resumable_output import Entry
+from speechllm.text.tasks import Task
 from speechllm.utils.errors import UserError, describe_error
 from speechllm.utils.names import one_line
 
@@ -66,30 +67,17 @@ def transcribe_recordings(
     """
     with open_output(recordings, output, form) as out, closing(Progress()) as progress:
         from speechllm.audio.segmentation import MAX_SECONDS, PAUSE_SECONDS, Cutting
-        from speechllm.inference.language_detection import (
-            LanguageDetector,
-            find_whisper,
-        )
-        from speechllm.inference.loading import (
-            choose_device,
-            find_model,
-            model_prompts,
-        )
-        from speechllm.inference.speech_to_text import SpeechToText, requested_task
+        from speechllm.inference.language_detection import LanguageDetector
+        from speechllm.inference.loading import choose_device, find_model
+        from speechllm.inference.speech_to_text import SpeechToText
 
         request = {"task": task, "language": language, "target": target_language}
         folder = find_model(model_dir)
         settings = read_settings(config, folder)
-        prompts = model_prompts(folder)
-        detected = language == "auto" and "auto" not in prompts.languages
-        whisper = find_whisper(folder) if detected else None
-        language = None if detected else language
-        requested = requested_task(prompts, task, language, target_language)
-        if form == "ctm" and requested.name != "asr":
-            raise UserError(
-                "--format ctm has the times of words, which a translation does not "
-                "have; use --task asr, or json, tsv or srt"
-            )
+        requested, whisper = check_request(
+            folder, task, language, target_language, form
+        )
+        language = None if whisper else language
         search, _ = split_settings(settings)
         cutting = {
             name: options.pop(name, default)
@@ -132,7 +120,9 @@ def transcribe_recordings(
             )
             detector = None
             if whisper is not None:
-                detector = LanguageDetector(whisper, list(prompts.languages), device)
+                detector = LanguageDetector(
+                    whisper, list(model.prompts.languages), device
+                )
             if form in WORD_FORMATS and task != "st" and model.ctc_tokenizer:
                 options.setdefault("word_times", True)
             progress.start([recordings[i].expected_seconds() for i in remaining])
@@ -159,18 +149,18 @@ def transcribe_recordings(
                 target = requested.target
                 if task == "asr" and found.language is not None:
                     target = found.language
+                files: dict[str, str] = {}
                 try:
-                    texts = {
-                        wanted: format_transcription(
+                    for wanted in out.forms or (form,):
+                        text = format_transcription(
                             name, found, wanted, target, 2 if out.forms else None
                         )
-                        for wanted in out.forms or (form,)
-                    }
+                        if text is not None:
+                            files[wanted] = text
                 except Exception as problem:
                     if debug:
                         raise
-                    texts, error = {}, f"{name}: {describe_error(problem)}"
-                files = {k: text for k, text in texts.items() if text is not None}
+                    files, error = {}, f"{name}: {describe_error(problem)}"
                 # a truncated recording has a text, and would be truncated again
                 done = error is None or (found.result is not None and bool(files))
                 if out.forms and found.result is None:
@@ -181,6 +171,40 @@ def transcribe_recordings(
     for path in out.kept:
         progress.note(f"the earlier, different output is kept as {path}")
     return sum(entry.error is not None for entry in out.entries.values())
+
+
+def check_request(
+    folder: Path,
+    task: str,
+    language: str | None,
+    target_language: str | None,
+    form: str,
+) -> tuple[Task, Path | None]:
+    """Check task, languages and format against a model folder, without loading it.
+
+    Returns:
+        The task, and with the language ``auto`` the folder of the Whisper that detects
+        it.
+
+    Raises:
+        UserError: the model does not have the task or language, the format does not
+            suit it, or languages cannot be detected.
+    """
+    from speechllm.inference.language_detection import find_whisper
+    from speechllm.inference.loading import model_prompts
+    from speechllm.inference.speech_to_text import requested_task
+
+    prompts = model_prompts(folder)
+    whisper = None
+    if language == "auto" and "auto" not in prompts.languages:
+        whisper, language = find_whisper(folder), None
+    requested = requested_task(prompts, task, language, target_language)
+    if form == "ctm" and requested.name != "asr":
+        raise UserError(
+            "--format ctm has the times of words, which a translation does not have; "
+            "use --task asr, or json, tsv or srt"
+        )
+    return requested, whisper
 
 
 def name_place(recording: Recording, error: str) -> str:
