@@ -3,6 +3,7 @@
     speechllm transcribe --model exp/speechllm_train/model a.wav b.flac recordings/
     speechllm transcribe --model M --task st --language en --target_language fr a.mp3
     speechllm transcribe --model M --format srt --output subtitles film.mkv talk.mp3
+    speechllm transcribe --model M --language auto --format all --output texts calls/
     ffmpeg -i film.mkv -f wav - | speechllm transcribe --model M --format json -
 
 Each command has its own --help.
@@ -13,11 +14,12 @@ from __future__ import annotations
 import argparse
 import sys
 
-from speechllm.inference.recordings import FORMATS, find_recordings
+import speechllm
+from speechllm.decoding.option_flags import add_search_flags, given_flags
+from speechllm.inference.output_formats import FORMATS
+from speechllm.inference.recordings import find_recordings
 from speechllm.utils.errors import run_main
-from speechllm.utils.schema import check_options, number, optional
-
-SEARCH_OPTIONS = ("beam_size", "nbest", "ctc_weight", "penalty", "guard")
+from speechllm.utils.schema import check_options, integer, number, optional
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -27,6 +29,8 @@ def get_parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    version = f"speechllm {speechllm.__version__}"
+    parser.add_argument("--version", action="version", version=version)
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     add_transcribe(commands)
     add_to_nue_asr(commands)
@@ -59,24 +63,20 @@ def add_transcribe(commands) -> None:
     )
     add("--model", required=True, help="folder of a trained model, or a hub id")
     add("--task", default="asr", help="asr, st, … as in the model's prompts [asr]")
-    add("--language", help="code of the spoken language [the model's first]")
+    add(
+        "--language",
+        help="code of the spoken language, or auto to detect it with Whisper's "
+        "decoder, for models with a Whisper encoder [the model's first]",
+    )
     add("--target_language", help="code of the language to translate into")
-    add("--batch_size", type=int, default=8, help="utterances per batch [8]")
-    add("--beam_size", type=int, help="hypotheses in the beam, 1 is greedy search [1]")
-    add("--nbest", type=int, help="hypotheses written in json [1]")
-    add("--ctc_weight", type=float, help="weight of the CTC score, 0 to 1 [0]")
-    add("--penalty", type=float, help="score added per token [0]")
+    add_search_flags(parser)
+    add("--batch_size", type=int, help="utterances per batch [8]")
     add(
-        "--guard",
-        action=argparse.BooleanOptionalAction,
-        help="check texts against the CTC output [if the model has a guard.yaml]",
+        "--device",
+        default="auto",
+        help="cpu, cuda, mps, or auto: a GPU if there is one [auto]",
     )
-    add("--device", default="cpu", help="cpu, cuda, … [cpu]")
-    add(
-        "--dtype",
-        default="float32",
-        help="float32, bfloat16, float16 or auto [float32]",
-    )
+    add("--dtype", help="float32, bfloat16, float16 or auto [float32]")
     add(
         "--max_seconds",
         type=float,
@@ -91,17 +91,30 @@ def add_transcribe(commands) -> None:
         "utterances [0.1]",
     )
     add(
-        "--words",
-        action="store_true",
-        help="compute word times, for json and for the cues of srt and vtt",
+        "--track",
+        type=int,
+        help="audio track of files with several, from 1 [the first with sound]",
     )
     add(
         "--output",
         metavar="PATH",
-        help="file to write, or folder for srt or vtt of several recordings; the same "
-        "command resumes after an interrupt [standard output]",
+        help="file to write, or folder for formats with one file per recording, which "
+        "gets the subfolders of the input; the same command skips what is done "
+        "[standard output]",
     )
-    add("--format", default="table", choices=FORMATS, help="output format [table]")
+    add(
+        "--format",
+        default="table",
+        choices=FORMATS,
+        help="table, text, json: a line per recording; txt, srt, vtt, tsv, ctm, "
+        "TextGrid: a file per recording, so is json if --output is a folder that "
+        "exists or ends with /; all: every kind of file [table]",
+    )
+    add(
+        "--strict",
+        action="store_true",
+        help="refuse pretrained weights that differ from those in training",
+    )
     add(
         "--debug",
         action="store_true",
@@ -157,16 +170,12 @@ def transcribe(args: argparse.Namespace) -> int:
     from speechllm.decoding.options import check_decoding_options
     from speechllm.inference.transcribe_recordings import transcribe_recordings
 
-    options = {
-        name: getattr(args, name)
-        for name in SEARCH_OPTIONS
-        if getattr(args, name) is not None
-    }
-    settings = {"batch_size": args.batch_size, "dtype": args.dtype}
-    check_decoding_options(options | settings, "command line")
-    recordings = find_recordings(args.inputs)
-    if args.words:
-        options["word_times"] = True
+    options = given_flags(args)
+    check_decoding_options(given_flags(args, ("batch_size", "dtype")), "command line")
+    check_options(
+        {"--track": args.track}, {"--track": optional(integer(1))}, "command line"
+    )
+    recordings = find_recordings(args.inputs, track=args.track)
     try:
         failed = transcribe_recordings(
             args.model,
@@ -180,6 +189,8 @@ def transcribe(args: argparse.Namespace) -> int:
             args.dtype,
             args.batch_size,
             args.debug,
+            args.config,
+            args.strict,
             max_seconds=args.max_seconds,
             pause_seconds=args.pause_seconds,
             **options,
@@ -200,7 +211,11 @@ def to_nue_asr(args: argparse.Namespace) -> int:
     from speechllm.inference.speech_to_text import SpeechToText
 
     check_output(args.output)  # before the model is loaded
-    save_nue_asr(SpeechToText.from_pretrained(args.model), args.output, args.license)
+    save_nue_asr(
+        SpeechToText.from_pretrained(args.model, dtype="float32"),
+        args.output,
+        args.license,
+    )
     print(f"{args.output}: written in Nue-ASR's format")
     return 0
 

@@ -96,7 +96,8 @@ def test_json_lines_from_wav_scp_to_file(
     assert len(first["nbest"]) == 2
     assert " ".join(first["nbest"][0][0].split()) == first["text"]
     assert {"score", "ctc_text"} <= set(first)
-    assert first["passages"] == [[0.0, 2.0, first["text"]]]
+    segment = {"id": 0, "start": 0.0, "end": 2.0, "text": first["text"]}
+    assert (first["segments"], first["language"]) == ([segment], "en")
 
 
 def test_standard_input_is_transcribed(
@@ -182,9 +183,9 @@ def test_subtitles_of_several_recordings_in_a_folder(
     )  # fmt: skip
     assert (status, out) == (1, "")
     assert sorted(p.name for p in subtitles.iterdir()) == [
+        ".speechllm_transcribe.jsonl",
         f"a.{form}",
         f"c.{form}",
-        "transcribe.resume",  # one recording is left
     ]
     _, out, _ = run(
         capsys, "--model", model_dir, "--format", form, recordings / "a.wav"
@@ -214,7 +215,7 @@ def test_subtitles_of_several_recordings_in_a_folder(
         (["{wav}", "{wav}", "--format", "srt"], "name a folder with --output"),
         (
             ["{wav}", "{wav}", "--format", "vtt", "--output", "{empty}"],
-            "a.vtt would hold the subtitles of both",
+            "a.wav.vtt would hold the texts of both",
         ),
         (
             ["{wav}", "--format", "srt", "--output", "{wav}/out"],

@@ -66,7 +66,11 @@ class Block(NamedTuple):
 
 
 def ffmpeg_blocks(
-    path: str, name: str, report: Report, file_format: str | None = None
+    path: str,
+    name: str,
+    report: Report,
+    file_format: str | None = None,
+    track: int | None = None,
 ) -> Iterator[Block]:
     """Decode an audio track block by block, at its place in time.
 
@@ -79,19 +83,20 @@ def ffmpeg_blocks(
         name: of the recording in messages.
         report: receives a message about a silent first track.
         file_format: FFmpeg's name of the format; None detects it.
+        track: number of the audio track, from 1; None: as above.
 
     Raises:
-        UserError: not an audio file, or without samples; for a damaged file after the
-            last block that can be decoded.
+        UserError: not an audio file, without the track, or without samples; for a
+            damaged file after the last block that can be decoded.
     """
     import av
 
     count, seconds, rate = 0, 0.0, 0
     problem, expected = None, None
     try:
-        track = _choose_track(path, name, report, file_format)
+        chosen = _choose_track(path, name, report, file_format, track)
         with open_container(path, file_format, name) as container:
-            stream = container.streams.audio[track]
+            stream = container.streams.audio[chosen]
             container_format = set(container.format.name.split(","))
             clock = _Clock(container, name, report)
             if stream.duration and container_format & _EXACT_FORMATS:
@@ -99,7 +104,7 @@ def ffmpeg_blocks(
             scale = 1.0
             if stream.codec_context.name.startswith(_FLOAT_CODECS):
                 scale = measure_full_scale(
-                    _decode_again(path, name, track, file_format), name, report
+                    _decode_again(path, name, chosen, file_format), name, report
                 )
             try:
                 for frame in _frames(container, stream):
@@ -156,11 +161,17 @@ class _Clock:
         self.end += frame.samples / rate
 
 
-def _choose_track(path: str, name: str, report: Report, file_format: str | None) -> int:
-    """Return the index of the first audio track with sound, or 0.
+def _choose_track(
+    path: str, name: str, report: Report, file_format: str | None, number: int | None
+) -> int:
+    """Return the index of an audio track: the given one, or the first with sound.
+
+    Args:
+        number: of the track, from 1; None: the first with sound, or else the first.
 
     Raises:
-        UserError: there is no audio track, or none that FFmpeg can decode.
+        UserError: there is no audio track, not the given one, or none that FFmpeg can
+            decode.
     """
     with open_container(path, file_format, name) as container:
         streams = container.streams.audio
@@ -171,10 +182,16 @@ def _choose_track(path: str, name: str, report: Report, file_format: str | None)
         ]
         if not streams:
             raise UserError(f"{name}: there is no audio stream in this file")
+        if number is not None and number > len(streams):
+            raise UserError(f"{name}: no audio track {number}; it has {len(streams)}")
     if not tracks:
         raise UserError(
             f"{name}: no decoder for the codec of this file; convert it to WAV or FLAC"
         )
+    if number is not None and number - 1 in tracks:
+        return number - 1
+    if number is not None:
+        raise UserError(f"{name}: no decoder for the codec of audio track {number}")
     if len(tracks) == 1:
         return tracks[0]
     for track in tracks:

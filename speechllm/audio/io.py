@@ -122,6 +122,7 @@ def stream_audio(
     source: str | Path,
     sampling_rate: int = SAMPLING_RATE,
     report: Report = logger.warning,
+    track: int | None = None,
 ) -> Iterator[np.ndarray]:
     """Read a recording of any length block by block, in bounded memory.
 
@@ -129,6 +130,7 @@ def stream_audio(
         source: path, or Kaldi archive position ``x.ark:123`` (read at once).
         sampling_rate: of the result, in Hz.
         report: as for :func:`load_audio`.
+        track: audio track of a file with several, from 1; None: the first with sound.
 
     Yields:
         float32 samples in [-1, 1], shape (samples,), the mean of all channels; about
@@ -140,7 +142,7 @@ def stream_audio(
     """
     name = str(source)
     _check_rate(sampling_rate)
-    with open_recording(name, False, report) as recording:
+    with open_recording(name, False, report, track) as recording:
         problem, held, count, peak = None, [], 0, 0.0
         parts = _mono_parts(recording.blocks(), name, sampling_rate, report)
         while problem is None:

@@ -35,12 +35,14 @@ class AudioReader:
         name: of the recording in messages.
         container: result of the checks of the file.
         report: receives messages.
+        track: audio track to read, from 1; None: the first one with sound.
     """
 
     path: str | None
     name: str
     container: Container
     report: Report
+    track: int | None = None
 
     @property
     def problem(self) -> UserError | None:
@@ -64,15 +66,18 @@ class AudioReader:
         Raises:
             UserError: it cannot be decoded; of a damaged one, after the last block.
         """
+        single = self.path is None or is_g722(self.name)
+        if single and self.track not in (None, 1):
+            raise UserError(f"{self.name}: no audio track {self.track}; it has 1")
         if self.path is None:
             samples, rate = read_archive(self.name)
             blocks = iter([Block(scale_array(samples, self.name, self.report), rate)])
         elif is_g722(self.name):
             blocks = ffmpeg_blocks(self.path, self.name, self.report, "g722")
-        elif (sound := open_sound(self.path)) is not None:
+        elif self.track is None and (sound := open_sound(self.path)) is not None:
             blocks = self._sound_blocks(sound, start, end, block_seconds)
         else:
-            blocks = ffmpeg_blocks(self.path, self.name, self.report)
+            blocks = ffmpeg_blocks(self.path, self.name, self.report, track=self.track)
         for block in blocks:
             if block.rate not in _RATES:
                 raise UserError(
@@ -141,7 +146,7 @@ class AudioReader:
 
 @contextmanager
 def open_recording(
-    name: str, allow_pipes: bool, report: Report
+    name: str, allow_pipes: bool, report: Report, track: int | None = None
 ) -> Iterator[AudioReader]:
     """Yield a recording after the checks of its file.
 
@@ -149,13 +154,13 @@ def open_recording(
         UserError: it cannot be read at all.
     """
     if is_archive(name):
-        yield AudioReader(None, name, Container(), report)
+        yield AudioReader(None, name, Container(), report, track)
         return
     with local_file(name, allow_pipes) as path:
         container = Container() if is_g722(name) else check_container(path)
         if container.refused is not None:
             raise UserError(f"{name}: {container.refused}")
-        yield AudioReader(path, name, container, report)
+        yield AudioReader(path, name, container, report, track)
 
 
 @lru_cache(maxsize=256)

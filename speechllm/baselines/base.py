@@ -104,11 +104,11 @@ class PretrainedSystem(Baseline):
         device: str = "cpu",
         dtype: str = "float32",
     ):
-        from speechllm.inference.loading import check_device
+        from speechllm.inference.loading import choose_device
         from speechllm.models.llm import resolve_dtype
         from speechllm.pretrained.resolve import resolve_model
 
-        check_device(device)
+        device = choose_device(device)
         if beam_size < 1:
             raise UserError(f"beam_size {beam_size}: at least 1")
         self.name, self.folder = str(model), resolve_model(model)

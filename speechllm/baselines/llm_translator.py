@@ -93,10 +93,10 @@ class LLMTranslator(TextTranslator):
         device: str = "cpu",
         dtype: str = "float32",
     ):
-        from speechllm.inference.loading import check_device, find_model
+        from speechllm.inference.loading import choose_device, find_model
         from speechllm.text.prompts import read_prompts
 
-        check_device(device)
+        device = choose_device(device)
         folder = find_model(model_dir)
         config = read_yaml(folder / "config.yaml")
         if not config.get("llm"):

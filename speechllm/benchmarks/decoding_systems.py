@@ -261,7 +261,7 @@ def load_model(content: DecodingSet, engine: str) -> SpeechToText:
     from speechllm.inference.speech_to_text import SpeechToText
 
     return SpeechToText.from_pretrained(
-        content.model, content.device, content.dtype, engine
+        content.model, content.device, content.dtype, engine, config=content.generation
     )
 
 

@@ -79,7 +79,7 @@ def benchmark_guard(
     foreign: Sequence[tuple[str, str | Path]] = (),
     words: Sequence[tuple[str, str | Path]] = (),
     limit: int | None = None,
-    generation: dict | None = None,
+    config: str | None = None,
     batch_size: int = 8,
     device: str = "cpu",
 ) -> str:
@@ -90,7 +90,7 @@ def benchmark_guard(
         examples: example dir of the test set.
         music, foreign, words: as for :func:`make_conditions`.
         limit: number of test examples; all if None.
-        generation: fields of ``SearchOptions``.
+        config: decoding config; that of the model if None.
         batch_size: maximum number of utterances decoded together.
         device: ``cpu``, ``cuda``, …
 
@@ -99,9 +99,9 @@ def benchmark_guard(
     """
     from speechllm.inference.speech_to_text import SpeechToText
 
-    model = SpeechToText.from_pretrained(model_dir, device)
+    model = SpeechToText.from_pretrained(model_dir, device, config=config)
     conditions = make_conditions(read_examples(examples, limit), music, foreign, words)
-    return guard_table(guard_rows(model, conditions, generation or {}, batch_size))
+    return guard_table(guard_rows(model, conditions, batch_size))
 
 
 def make_conditions(
@@ -200,7 +200,6 @@ def pieces_of(wave: np.ndarray, pieces: int) -> list[np.ndarray]:
 def guard_rows(
     model: SpeechToText,
     conditions: Sequence[Condition],
-    generation: dict,
     batch_size: int = 8,
 ) -> list[Row]:
     """Decode each condition with the guard, whose results keep the unguarded text too.
@@ -217,7 +216,7 @@ def guard_rows(
         guarded = model.decode_all(
             [example.wave for example in condition.examples],
             [example.task for example in condition.examples],
-            model.options({**generation, "guard": True}),
+            model.options({"guard": True}),
             batch_size,
         )
         unguarded = [

@@ -24,9 +24,9 @@ def get_parser() -> argparse.ArgumentParser:
     add("--test_examples", help="example dir of a test set to evaluate on")
     add("--picture", help="reliability diagram of the test set to write, .png or .pdf")
     add("--limit", type=int, help="number of examples, evenly spaced [all]")
-    add("--config", help="decoding config of stage 12, YAML")
+    add("--config", help="decoding config, YAML [that of the model]")
     add("--batch_size", type=int, default=8, help="utterances per batch [8]")
-    add("--device", default="cpu", help="cpu, cuda, … [cpu]")
+    add("--device", default="cpu", help="cpu, cuda, …, or auto [cpu]")
     add(
         "--if_possible",
         action="store_true",
@@ -58,18 +58,16 @@ def main(argv: list[str] | None = None) -> None:
     from speechllm.inference.tuning import (
         calibrate,
         new_version,
-        read_generation,
         set_aside_if_damaged,
     )
 
-    generation = read_generation(args.config)
     examples = read_examples(args.examples, args.limit)
     path = find_model(args.model) / CALIBRATION_FILE
     set_aside_if_damaged(read_calibration, path)
-    model = SpeechToText.from_pretrained(args.model, args.device)
+    model = SpeechToText.from_pretrained(args.model, args.device, config=args.config)
     made_from = f"the words of {len(examples)} examples"
     with new_version(path, args.if_possible):
-        options = model.options({**generation, "word_times": True})
+        options = model.options({"word_times": True})
         calibration = calibrate(model, examples, options, args.batch_size, made_from)
         write_calibration(calibration, path.parent)
         print(f"{path}: {calibration.weights}")

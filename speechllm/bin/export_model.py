@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import argparse
 
+from speechllm.decoding.options import check_decoding_options
 from speechllm.utils.errors import run_main
+from speechllm.utils.io import read_yaml
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -29,6 +31,10 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--output", required=True, help="folder to write")
     parser.add_argument(
+        "--config",
+        help="decoding config to write there as generation_config.yaml [none]",
+    )
+    parser.add_argument(
         "--merged",
         action="store_true",
         help="write the LLM alone, adapters merged, in transformers' format",
@@ -39,12 +45,18 @@ def get_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     """Export the model and print its size."""
     args = get_parser().parse_args(argv)
+    if args.config:  # before the export
+        check_decoding_options(read_yaml(args.config), args.config)
 
     from speechllm.export.exported_model import export_merged_llm, export_model
 
     export = export_merged_llm if args.merged else export_model
     size = export(args.exp_dir, args.checkpoint, args.output)
     weights = "merged" if args.merged else "trained"
+    if args.config and not args.merged:
+        from speechllm.inference.generation_config import write_generation_config
+
+        print(write_generation_config(args.output, args.config))
     print(f"{args.output}: {args.checkpoint}, {size / 1e6:.1f} MB of {weights} weights")
 
 

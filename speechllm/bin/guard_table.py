@@ -38,7 +38,7 @@ def get_parser() -> argparse.ArgumentParser:
         help="recordings of one word, which are repeated thirty times",
     )
     add("--limit", type=int, help="number of test examples [all]")
-    add("--config", help="decoding config of stage 12, YAML")
+    add("--config", help="decoding config, YAML [that of the model]")
     add("--batch_size", type=int, default=8, help="utterances per batch [8]")
     add("--device", default="cpu", help="cpu, cuda, … [cpu]")
     add("--output", help="Markdown file to write")
@@ -52,7 +52,6 @@ def main(argv: list[str] | None = None) -> None:
     words = [parse_named_file(text, "--words") for text in args.words]
 
     from speechllm.benchmarks.guard import benchmark_guard
-    from speechllm.inference.tuning import read_generation
 
     table = benchmark_guard(
         args.model,
@@ -61,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
         foreign,
         words,
         args.limit,
-        read_generation(args.config),
+        args.config,
         args.batch_size,
         args.device,
     )

@@ -23,7 +23,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--model", required=True, help="model folder of stage 10")
     add("--examples", required=True, help="example dir of the development set")
     add("--limit", type=int, help="number of examples, evenly spaced [all]")
-    add("--config", help="decoding config of stage 12, YAML")
+    add("--config", help="decoding config, YAML [that of the model]")
     add("--batch_size", type=int, default=8, help="utterances per batch [8]")
     add(
         "--margin",
@@ -31,7 +31,7 @@ def get_parser() -> argparse.ArgumentParser:
         default=1.25,
         help="factor between the extremes of the set and the thresholds [1.25]",
     )
-    add("--device", default="cpu", help="cpu, cuda, … [cpu]")
+    add("--device", default="cpu", help="cpu, cuda, …, or auto [cpu]")
     add(
         "--if_possible",
         action="store_true",
@@ -56,20 +56,18 @@ def main(argv: list[str] | None = None) -> None:
     from speechllm.inference.tuning import (
         find_thresholds,
         new_version,
-        read_generation,
         set_aside_if_damaged,
     )
 
-    generation = read_generation(args.config)
     examples = read_examples(args.examples, args.limit)
     folder = find_model(args.model)
     set_aside_if_damaged(read_thresholds, folder / THRESHOLDS_FILE)
-    model = SpeechToText.from_pretrained(folder, args.device)
+    model = SpeechToText.from_pretrained(folder, args.device, config=args.config)
     with new_version(folder / THRESHOLDS_FILE, args.if_possible):
         thresholds = find_thresholds(
             model,
             examples,
-            model.options({**generation, "guard": False}),
+            model.options({"guard": False}),
             args.batch_size,
             args.margin,
             f"{len(examples)} examples",

@@ -36,7 +36,7 @@ LIMIT_MARGIN = 1.5  # how much denser an output may be than any of the validatio
 def export_model(exp_dir: str | Path, checkpoint: str, output: str | Path) -> int:
     """Write an inference folder from a training.
 
-    The folder has ``config.yaml`` (the model's parts, and the fingerprints of the
+    The folder has ``config.yaml`` (the model's parts, and the identity of the
     pretrained models under ``stands_on`` and their hub commits under ``revisions``;
     ``ctc_trained``, false for a CTC branch with
     random weights; ``generation``, the limits of :func:`output_limits`),
@@ -60,7 +60,7 @@ def export_model(exp_dir: str | Path, checkpoint: str, output: str | Path) -> in
 
     from speechllm.export.llm_formats import ADAPTER_FOLDER, save_adapter
     from speechllm.pretrained.checkpoint import load_tensors
-    from speechllm.pretrained.model_folder import model_fingerprint
+    from speechllm.pretrained.identity import model_identity
     from speechllm.pretrained.resolve import resolve_model
 
     trained = read_training(exp_dir)
@@ -70,7 +70,7 @@ def export_model(exp_dir: str | Path, checkpoint: str, output: str | Path) -> in
     pinned = read_revisions(exp_dir / "config.yaml")
     revisions = hub_revisions(config, pinned)
     config["stands_on"] = {
-        name: model_fingerprint(
+        name: model_identity(
             resolve_model(name, revision=revisions.get(name)),
             tokenizer=bool(config["llm"]) and name == config["llm_conf"]["model"],
         )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from speechllm.evaluation.report import TASKS, git_hash, results_table
 from speechllm.export.pack import model_files
+from speechllm.inference.generation_config import GENERATION_FILE, read_settings
 from speechllm.utils.errors import UserError
 from speechllm.utils.io import atomic_open, read_yaml
 
@@ -69,10 +70,21 @@ def model_card(model_dir: str | Path, rows: list[dict], repo_id: str) -> str:
         f'model = SpeechToText.from_pretrained(snapshot_download("{repo_id}"))\n'
         f'print(model.transcribe(["speech.wav"]{call})[0].text)\n'
         "```\n",
+        f"In a shell: `speechllm transcribe --model {repo_id} speech.wav`.\n",
+        *settings_note(Path(model_dir)),
     ]
     for task in sorted({row["task"] for row in rows}):
         parts += [f"## {TASKS.get(task, task)}\n", results_table(rows, task)]
     return "\n".join(parts)
+
+
+def settings_note(folder: Path) -> list[str]:
+    """Return a paragraph about the decoding settings in a model folder, if any."""
+    found = read_settings(None, folder)
+    if not found:
+        return []
+    listed = ", ".join(f"`{name}: {value}`" for name, value in found.items())
+    return [f"Both decode as for the scores below, by `{GENERATION_FILE}`: {listed}.\n"]
 
 
 def read_results(path: str | Path, system: str | None = None) -> list[dict]:

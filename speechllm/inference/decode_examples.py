@@ -18,6 +18,12 @@ from speechllm.inference.decode_dir import (
     write_hypotheses,
     write_tables,
 )
+from speechllm.inference.generation_config import (
+    GENERATION_FILE,
+    JOB_DEFAULTS,
+    Config,
+    read_settings,
+)
 from speechllm.text.tasks import Task
 from speechllm.utils.batching import batches_by_length
 from speechllm.utils.errors import UserError
@@ -33,13 +39,15 @@ def decode_examples(
     examples: str | Path,
     output_dir: str | Path,
     generation: dict[str, Any],
-    batch_size: int = 16,
+    batch_size: int | None = None,
     num_shards: int = 1,
     shard: int = 1,
     device: str = "cpu",
-    dtype: str = "float32",
-    engine: str = "auto",
+    dtype: str | None = None,
+    engine: str | None = None,
     debug: bool = False,
+    config: Config | None = None,
+    strict: bool = False,
 ) -> int:
     """Decode the examples without a hypothesis, and write ``text`` when none is left.
 
@@ -60,10 +68,10 @@ def decode_examples(
         model_dir: folder that stage 10 wrote.
         examples: example dir (``wav.scp``, ``utt2task``, …).
         output_dir: folder to write.
-        generation: fields of ``SearchOptions``.
-        batch_size: utterances decoded concurrently.
+        generation: fields of ``SearchOptions`` that override the settings.
+        batch_size: utterances decoded concurrently; None: as in the settings, else 16.
         num_shards, shard: decode every ``num_shards``-th utterance, ``shard`` from 1.
-        device, dtype, engine: of :meth:`SpeechToText.from_pretrained`.
+        device, dtype, engine, config, strict: of ``SpeechToText.from_pretrained``.
         debug: raise unexpected errors of an utterance instead of listing them.
 
     Returns:
@@ -76,11 +84,16 @@ def decode_examples(
     from speechllm.decoding.options import search_options
     from speechllm.inference.backends import device_name
     from speechllm.inference.encoding import QUEUE
+    from speechllm.inference.loading import choose_device, find_model
     from speechllm.inference.speech_to_text import SpeechToText
 
     if not 1 <= shard <= num_shards:
         raise UserError(f"shard {shard}: from 1 to {num_shards}")
-    search_options(generation)
+    settings = read_settings(config, find_model(model_dir))
+    dtype = dtype or settings.get("dtype") or "float32"
+    batch_size = batch_size or settings.get("batch_size") or 16
+    chosen = {k: v for k, v in settings.items() if k not in JOB_DEFAULTS}
+    search_options(chosen | generation)
     examples = Path(examples)
     output_dir = claim_directory(output_dir, DECODE_DIR, [examples, model_dir])
     wavs = read_table(examples / "wav.scp")
@@ -91,13 +104,16 @@ def decode_examples(
     samples = read_num_samples(examples)
     ids = sorted(wavs)
     mine = ids[shard - 1 :: num_shards]
-    key = settings_key(model_dir, generation, dtype, wavs, tasks)
+    key = settings_key(model_dir, chosen | generation, dtype, wavs, tasks)
     path = output_dir / f"hypotheses.{shard}.jsonl"
     done = read_hypotheses(path, key)
     todo = [i for i in mine if i not in done or done[i].get("failed")]
     if todo:
         (output_dir / "text").unlink(missing_ok=True)  # of other settings
-        model = SpeechToText.from_pretrained(model_dir, device, dtype, engine)
+        device = choose_device(device)
+        model = SpeechToText.from_pretrained(
+            model_dir, device, dtype, engine, config=config, strict=strict
+        )
         options = model.options(generation)
         for task in sorted({tasks[name] for name in todo}):
             model.prompts.text(*task)
@@ -155,15 +171,18 @@ def settings_key(
 ) -> str:
     """Return a digest of everything that a hypothesis depends on.
 
-    It covers every file of the model folder except hidden ones and ``*.md`` (config,
-    weights, whole or in shards, prompts, tokenizer), but not the batch size.
+    It covers every file of the model folder except hidden ones, ``*.md`` and the
+    settings, whose values are in ``generation`` (config, weights, whole or in shards,
+    prompts, tokenizer), but not the batch size.
     """
     from speechllm.decoding.options import ALIASES
     from speechllm.inference.loading import find_model
 
     digest = hashlib.sha256()
     for file in sorted(find_model(model_dir).iterdir()):
-        if file.is_file() and not file.name.startswith(".") and file.suffix != ".md":
+        if file.name.startswith((".", GENERATION_FILE)) or file.suffix == ".md":
+            continue
+        if file.is_file():
             digest.update(f"{file.name}\0{file_sha256(file)}\n".encode())
     # under their old names, so that decode dirs of earlier releases are resumed
     first_names = {new: old for old, new in ALIASES.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,12 +30,9 @@ from speechllm.models.nue_asr import (
 )
 from speechllm.models.speech_llm import SpeechLLM, build_speech_llm
 from speechllm.pretrained.checkpoint import load_tensors
-from speechllm.pretrained.model_folder import (
-    check_files,
-    has_fingerprint,
-    is_nue_asr,
-    model_fingerprint,
-)
+from speechllm.pretrained.hub import snapshot_commit
+from speechllm.pretrained.identity import model_identity
+from speechllm.pretrained.model_folder import check_files, has_fingerprint, is_nue_asr
 from speechllm.text.ctc_labels import read_token_list
 from speechllm.text.prompts import Prompts, read_prompts
 from speechllm.text.t5_tokenizer import load_tokenizer
@@ -44,14 +42,29 @@ from speechllm.utils.io import file_sha256
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+logger = logging.getLogger(__name__)
 
-def check_device(device: str) -> None:
-    """Raise UserError if the device is not available."""
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"device {device!r} cannot be used: {reason}") from None
+
+def choose_device(device: str) -> str:
+    """Return the device to use; ``auto`` is a GPU if there is one, else the CPU.
+
+    Raises:
+        UserError: the device is not available.
+    """
+    if device == "auto":
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    kind = str(device).partition(":")[0]
+    if kind == "mps" and not torch.backends.mps.is_available():
+        reason = "there is no Apple GPU here, or PyTorch was built without it"
+    else:
+        try:
+            torch.empty(0, device=device)
+            return device
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0].rstrip(".")
+    raise UserError(f"device {device!r} cannot be used: {reason}; use auto or cpu")
 
 
 def find_model(path: str | Path, revision: str | None = None) -> Path:
@@ -80,21 +93,10 @@ def find_model(path: str | Path, revision: str | None = None) -> Path:
             f"{path}: no model (config.yaml and model.safetensors, or a config.json "
             "with model_type nue_asr); run stage 10"
         )
-    from huggingface_hub import snapshot_download
-
-    from speechllm.pretrained.hub import available_name, cached_snapshot, refusal
+    from speechllm.pretrained.hub import cached_snapshot, download_all
 
     name = str(path)
-    folder = cached_snapshot(name, revision)
-    if folder is None:
-        try:
-            source = available_name(name)
-            folder = Path(snapshot_download(source, revision=revision))
-        except Exception as error:
-            raise UserError(
-                f"{name}: no such folder, and the hub does not give such a model: "
-                f"{refusal(name, error)}"
-            ) from error
+    folder = cached_snapshot(name, revision) or download_all(name, revision)
     if not is_model(folder):
         raise UserError(f"{path}: on the hub, but not a model of this kind")
     return folder
@@ -108,28 +110,31 @@ def is_model(folder: Path) -> bool:
     return is_nue_asr(folder)
 
 
-def load_model(folder: Path, dtype: str) -> tuple[SpeechLLM, Prompts, dict[str, Any]]:
+def load_model(
+    folder: Path, dtype: str, strict: bool = False
+) -> tuple[SpeechLLM, Prompts, dict[str, Any]]:
     """Load a model in either format.
 
     Args:
         folder: of :func:`find_model`.
         dtype: of the weights.
+        strict: as for :func:`verify_pretrained`.
 
     Returns:
         The model on the CPU, its prompts, and its defaults of the search.
 
     Raises:
-        UserError: a damaged folder, or other pretrained weights than it was trained
-            on.
+        UserError: a damaged folder, or other pretrained models than it was trained
+            on (:func:`verify_pretrained`).
     """
     check_files(folder)
     if (folder / "config.yaml").exists():
-        return load_exported(folder, dtype)
+        return load_exported(folder, dtype, strict)
     return load_nue_asr(folder, dtype)
 
 
 def load_exported(
-    folder: Path, dtype: str
+    folder: Path, dtype: str, strict: bool = False
 ) -> tuple[SpeechLLM, Prompts, dict[str, Any]]:
     """Load a model that stage 10 wrote, with the adapters merged.
 
@@ -140,7 +145,7 @@ def load_exported(
         UserError: as :func:`load_model`.
     """
     config = read_config(folder / "config.yaml")
-    verify_pretrained(folder, config)
+    verify_pretrained(folder, config, strict)
     if config.get("llm"):
         own = {"dtype": dtype, "dequantize": True}
         config["llm_conf"] = {**config["llm_conf"], **own}
@@ -187,29 +192,62 @@ def pretrained_encoder(folder: Path) -> Path | None:
     return resolve_model(config["encoder_conf"]["model"])
 
 
-def verify_pretrained(folder: Path, config: dict) -> None:
+def verify_pretrained(folder: Path, config: dict, strict: bool = False) -> None:
     """Compare the pretrained models with those that the model was trained on.
 
+    Models of the hub commit that is recorded are equal. Others are compared by their
+    identity (key ``stands_on`` of the config; of release 0.2 by a checksum of the
+    files). A difference of the weights is a warning, since models of the same name may
+    be quantised.
+
+    Args:
+        strict: refuse other weights.
+
     Raises:
-        UserError: their fingerprints (key ``stands_on`` of the config) differ.
+        UserError: the vocabulary of the LLM differs, whose tokens would be other texts,
+            or with ``strict`` the weights.
     """
     from speechllm.pretrained.resolve import resolve_model
 
     llm = (config.get("llm_conf") or {}).get("model") if config.get("llm") else None
-    fingerprints = config.get("stands_on") or {}
+    recorded = config.get("stands_on") or {}
     revisions = config.get(REVISIONS) or {}
     for name in pretrained_names(config):
-        expected = fingerprints.get(name)
+        expected, commit = recorded.get(name), revisions.get(name)
         if expected is None:
             continue
-        own = resolve_model(name, revision=revisions.get(name))
-        if not has_fingerprint(own, str(expected), name == llm):
-            found = model_fingerprint(own, name == llm)
-            raise UserError(
-                f"{folder}: trained on {name} with sha256 {str(expected)[:12]}…, but "
-                f"{own} has {found[:12]}…; put the same weights"
-                f"{' and tokenizer' * (name == llm)} there"
-            )
+        own = resolve_model(name, revision=commit)
+        if commit and snapshot_commit(own) == commit:
+            continue
+        before = after = None
+        if isinstance(expected, dict):
+            found = model_identity(own, name == llm)
+            if name == llm and expected.get("vocabulary") != found["vocabulary"]:
+                raise UserError(
+                    f"{folder}: trained on {name} with another vocabulary than that of "
+                    f"{own}, whose tokens are other texts; put the same tokenizer there"
+                )
+            if expected.get("weights") == found["weights"]:
+                continue
+            before, after = expected.get("precision"), found.get("precision")
+        elif has_fingerprint(own, str(expected), name == llm):
+            continue
+        message = (
+            f"{folder}: trained on {name} ({before or 'unconverted'} weights), but "
+            f"{own} has other weights ({after or 'unconverted'})"
+        )
+        if isinstance(expected, dict):
+            reason = "adapters fit the weights that they were trained on"
+        else:
+            reason = "or another config.json, which release 0.2 compared too"
+        message += f"; {reason}"
+        if strict:
+            raise UserError(f"{message}; put the same weights there")
+        logger.warning(
+            "%s: texts and scores will differ from those of its table; evaluate it "
+            "again, or put the same weights there (--strict refuses others)",
+            message,
+        )
 
 
 def merge_adapters(model: nn.Module) -> None:
@@ -255,13 +293,22 @@ def load_nue_asr(
             f"{folder}: {len(tokenizer)} tokens in the tokenizer, but the LLM has "
             f"{nue.config.llm_config.vocab_size}"
         )
-    if (folder / "prompts.yaml").exists():
-        prompts = read_prompts(folder / "prompts.yaml")
-    else:
-        prompts = released_prompts(str(folder))
+    prompts = model_prompts(folder)
     normalize = load_feature_extractor(folder).do_normalize
     model = speech_llm_of_nue_asr(nue, tokenizer, normalize)
     return model, prompts, dict(GENERATION)
+
+
+def model_prompts(folder: Path) -> Prompts:
+    """Return the prompts of a model folder, without loading the model.
+
+    Raises:
+        UserError: ``prompts.yaml`` is damaged, or missing in an exported model.
+    """
+    path = folder / "prompts.yaml"
+    if path.exists() or (folder / "config.yaml").exists():
+        return read_prompts(path)
+    return released_prompts(str(folder))
 
 
 def released_prompts(origin: str) -> Prompts:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from speechllm.audio.io import SAMPLING_RATE
+from speechllm.audio.io import SAMPLING_RATE, check_waveform
 from speechllm.audio.segmentation import (
     MAX_SECONDS,
     PAUSE_SECONDS,
@@ -33,16 +33,17 @@ from speechllm.audio.segmentation import (
     SpeechSegment,
     speech_segments,
 )
-from speechllm.decoding.options import DECODING_SCHEMA
+from speechllm.decoding.options import SearchOptions
 from speechllm.decoding.result import Result
 from speechllm.inference.joining import join
+from speechllm.text.tasks import Task
 from speechllm.utils.errors import UserError, describe_error, is_out_of_memory
-from speechllm.utils.schema import check_options
 
 if TYPE_CHECKING:
     from speechllm.inference.speech_to_text import SpeechToText
 
 
+DETECTION_SECONDS = 30.0  # of speech, to detect its language
 MAX_MERGE_GAP = 0.1  # seconds between two segments that may be merged, without margins
 #: Batches read ahead to batch segments of similar length, on a CPU (True) or elsewhere.
 #: A CPU takes seconds for each batch, and results are complete only afterwards.
@@ -58,11 +59,15 @@ class Transcription:
         result: its text, with ``passages``; None if it failed completely.
         error: message for the user, or None. With a result, the reason why the text
             is incomplete: the recording is truncated, or decoding a segment failed.
+        language: of the speech.
+        language_probability: of a detected language.
     """
 
     seconds: float
     result: Result | None
     error: str | None = None
+    language: str | None = None
+    language_probability: float | None = None
 
 
 def transcribe_long(
@@ -73,9 +78,10 @@ def transcribe_long(
     target_language: str | None = None,
     max_seconds: float = MAX_SECONDS,
     pause_seconds: float = PAUSE_SECONDS,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     progress: Callable[[float], object] | None = None,
     debug: bool = False,
+    detect: Callable[[np.ndarray], tuple[str, float]] | None = None,
     **options,
 ) -> Iterator[Transcription]:
     """Turn recordings of any length into text.
@@ -89,9 +95,13 @@ def transcribe_long(
             whole. The encoder's limit applies too.
         pause_seconds: minimum length of a pause that always ends a segment.
         batch_size: segments decoded concurrently; it does not change their text.
+            None: that of the model's settings, else 8.
         progress: called with the seconds of audio completed since the last call.
         debug: raise unexpected errors of a recording, which are bugs, with their
             traceback.
+        detect: function that returns the language of speech (samples,) and its
+            probability, in place of ``language``; it is called with the first
+            half minute of speech of each recording.
         **options: ``word_times`` and others of :meth:`SpeechToText.transcribe`.
 
     Yields:
@@ -103,44 +113,41 @@ def transcribe_long(
             short. Errors of a single recording, of any class, are in its
             transcription instead. Full memory of a GPU is always raised.
     """
-    request = {
-        "task": task,
-        "language": language,
-        "target_language": target_language,
-        "batch_size": batch_size,
-        **options,
-    }
-    check_options({"batch_size": batch_size}, DECODING_SCHEMA, "transcribe_long")
+    batch_size = model.choose_batch_size(batch_size, "transcribe_long")
     requested = model.request(task, language, target_language)
     if model.max_samples is not None:
         max_seconds = min(max_seconds, model.max_samples / SAMPLING_RATE)
     cutting = Cutting(max_seconds, pause_seconds)
-    model.options(options)
+    search = model.options(options)
     caught = UserError if debug else Exception
     ahead = batch_size * _BATCHES_AHEAD[model.device.type == "cpu"]
     opened: deque[_Recording] = deque()
     pending: list[_Piece] = []
 
     def decode() -> None:
-        decode_pieces(model, pending, request, caught)
+        decode_pieces(model, pending, search, batch_size, caught)
         pending.clear()
         for recording in opened:
             recording.report(progress)
 
     for stream in streams:
-        recording = _Recording(caught)
+        known = requested.source if detect is None else None
+        recording = _Recording(caught, requested, known)
         opened.append(recording)
-        for piece in recording.cut(stream, cutting):
+        pieces = recording.cut(stream, cutting)
+        if detect is not None:
+            pieces = recording.detect_language(pieces, detect, model)
+        for piece in pieces:
             pending.append(piece)
             if len(pending) >= ahead:
                 decode()
         recording.ended = True
         while opened and opened[0].done:
             opened[0].report(progress)
-            yield opened.popleft().transcription(requested.source, requested.target)
+            yield opened.popleft().transcription()
     decode()
     for recording in opened:
-        yield recording.transcription(requested.source, requested.target)
+        yield recording.transcription()
 
 
 @dataclass
@@ -155,6 +162,7 @@ class _Piece:
 
     segment: SpeechSegment
     samples: np.ndarray | None
+    task: Task
     result: Result | None = None
     error: str | None = None
     merged: _Piece | None = None
@@ -172,9 +180,15 @@ class _Recording:
 
     Attributes:
         caught: class of the errors that are stored in ``error``.
+        task: of its segments.
+        language: of the speech; None if it is not detected yet.
+        language_probability: of a detected language.
     """
 
     caught: type[Exception]
+    task: Task
+    language: str | None
+    language_probability: float | None = None
     pieces: list[_Piece] = field(default_factory=list)
     samples: int = 0
     reported: float = 0.0
@@ -199,16 +213,56 @@ class _Recording:
     def _cut(self, stream: Iterable[np.ndarray], cutting: Cutting) -> Iterator[_Piece]:
         previous: tuple[SpeechSegment, np.ndarray] | None = None
         for segment, samples in speech_segments(self.read(stream), cutting):
-            piece = _Piece(segment, samples)
+            piece = _Piece(segment, samples, self.task)
             self.pieces.append(piece)
             yield piece
             if previous is not None:
                 piece.merged = merge_with_previous(
-                    *previous, segment, samples, cutting.longest
+                    *previous, segment, samples, cutting.longest, self.task
                 )
             if piece.merged is not None:
                 yield piece.merged
             previous = segment, samples
+
+    def detect_language(
+        self,
+        pieces: Iterator[_Piece],
+        detect: Callable[[np.ndarray], tuple[str, float]],
+        model: SpeechToText,
+    ) -> Iterator[_Piece]:
+        """Yield pieces with the language that is detected in the first of them."""
+        held: list[_Piece] = []
+        speech: list[np.ndarray] = []  # of segments, without merged ones
+
+        def release() -> list[_Piece]:
+            found, self.language_probability = detect(np.concatenate(speech))
+            target = None if self.task.name == "asr" else self.task.target
+            self.language = found
+            self.task = model.request(self.task.name, found, target)
+            for piece in held:
+                piece.task = self.task
+                if piece.merged is not None:
+                    piece.merged.task = self.task
+            return held
+
+        try:
+            for piece in pieces:
+                if self.language_probability is not None:
+                    yield piece
+                    continue
+                held.append(piece)
+                if any(piece is single for single in self.pieces):
+                    assert piece.samples is not None
+                    speech.append(piece.samples)
+                if sum(map(len, speech)) >= DETECTION_SECONDS * SAMPLING_RATE:
+                    yield from release()
+            if held and self.language_probability is None:
+                yield from release()
+        except self.caught as error:
+            self.error = self.error or describe_error(error)
+            for piece in self.pieces:
+                if piece.result is None and self.language_probability is None:
+                    piece.samples = piece.merged = None
 
     def read(self, stream: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         try:
@@ -227,7 +281,8 @@ class _Recording:
             progress(self.seconds - self.reported)
         self.reported = self.seconds
 
-    def transcription(self, source: str, target: str) -> Transcription:
+    def transcription(self) -> Transcription:
+        known = (self.language, self.language_probability)
         problem = self.error or next((p.error for p in self.pieces if p.error), None)
         decoded = [
             (p.segment, p.result)
@@ -237,10 +292,10 @@ class _Recording:
         if problem is not None and not decoded:
             return Transcription(self.seconds, None, problem)
         try:
-            result = join(decoded, source, target)
+            result = join(decoded, self.task.source, self.task.target)
         except self.caught as error:
             return Transcription(self.seconds, None, describe_error(error))
-        return Transcription(self.seconds, result, problem)
+        return Transcription(self.seconds, result, problem, *known)
 
 
 def merge_with_previous(
@@ -249,12 +304,14 @@ def merge_with_previous(
     right: SpeechSegment,
     right_samples: np.ndarray,
     longest: float,
+    task: Task,
 ) -> _Piece | None:
     """Merge adjacent segments, with silence in the gap between them.
 
     Args:
         left_samples, right_samples: ``(samples,)`` at 16 kHz.
         longest: maximum length of the merged segment in seconds.
+        task: of the segments.
 
     Returns:
         The merged piece; None if they overlap, or the gap or the result is too long.
@@ -264,7 +321,7 @@ def merge_with_previous(
         return None
     silence = np.zeros(round(gap * SAMPLING_RATE), np.float32)
     samples = np.concatenate([left_samples, silence, right_samples])
-    return _Piece(SpeechSegment(left.start, right.end), samples)
+    return _Piece(SpeechSegment(left.start, right.end), samples, task)
 
 
 def choose_most_probable(pieces: Sequence[_Piece]) -> list[_Piece]:
@@ -315,25 +372,29 @@ def choose_most_probable(pieces: Sequence[_Piece]) -> list[_Piece]:
 def decode_pieces(
     model: SpeechToText,
     pieces: Sequence[_Piece],
-    request: dict,
+    options: SearchOptions,
+    batch_size: int,
     caught: type[Exception] = UserError,
 ) -> None:
     """Decode segments together, or one by one if that raises an error.
 
     Args:
-        request: arguments of :meth:`SpeechToText.transcribe`.
+        options: of the search.
+        batch_size: segments decoded concurrently.
         caught: class of the errors that are stored in the piece.
     """
     if not pieces:
         return
     try:
-        results = model.transcribe([piece.samples for piece in pieces], **request)
+        waves = [check_waveform(p.samples) for p in pieces if p.samples is not None]
+        tasks = [piece.task for piece in pieces]
+        results = model.decode_all(waves, tasks, options, batch_size)
     except caught as error:
         if is_out_of_memory(error):
             raise
         if len(pieces) > 1:
             for piece in pieces:
-                decode_pieces(model, [piece], request, caught)
+                decode_pieces(model, [piece], options, batch_size, caught)
         else:
             pieces[0].error, pieces[0].samples = describe_error(error), None
         return

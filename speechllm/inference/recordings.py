@@ -1,4 +1,4 @@
-"""Recordings given on the command line, and output formats of their texts."""
+"""Recordings given on the command line, and the files for their texts."""
 
 from __future__ import annotations
 
@@ -10,24 +10,22 @@ import shutil
 import stat
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from speechllm.inference.output_formats import ALL, FILE_FORMATS, LINE_FORMATS
 from speechllm.utils.errors import UserError
 from speechllm.utils.names import one_line, safe_file_name, utf8_name
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from speechllm.inference.long_form import Transcription
-
 
 STANDARD_INPUT = "-"
-SUBTITLES = ("srt", "vtt")  # formats with one file per recording
-FORMATS = ("table", "json", "text", *SUBTITLES)
 FIFO_SECONDS = 30.0  # until the first byte of a named pipe
 
 
@@ -39,11 +37,15 @@ class Recording:
         name: in the output.
         source: for :func:`speechllm.audio.io.stream_audio`, or ``-``: standard input.
         problem: reason why it cannot be read, if that is known already.
+        relative: its path below the folder that was searched.
+        track: audio track to read, from 1; None: the first one with sound.
     """
 
     name: str
     source: str
     problem: str | None = None
+    relative: str | None = None
+    track: int | None = None
 
     def stream(self) -> Iterator[np.ndarray]:
         """Yield blocks of float32 samples ``(samples,)`` at 16 kHz.
@@ -56,19 +58,19 @@ class Recording:
         if self.problem is not None:
             raise UserError(self.problem)
         if self.source == STANDARD_INPUT:
-            yield from stream_pipe(sys.stdin.buffer, "standard input")
+            yield from stream_pipe(sys.stdin.buffer, "standard input", self.track)
             return
         mode = file_mode(self.source)
         if mode is not None and stat.S_ISFIFO(mode):
             with open_fifo(self.source) as pipe:
-                yield from stream_pipe(pipe, self.source)
+                yield from stream_pipe(pipe, self.source, self.track)
             return
         if problem := special_file_error(self.source, mode):
             raise UserError(problem)
         if utf8_name(self.source) != self.source:
-            yield from stream_renamed(self.source)
+            yield from stream_renamed(self.source, self.track)
             return
-        yield from stream_audio(self.source)
+        yield from stream_audio(self.source, track=self.track)
 
     def expected_seconds(self) -> float | None:
         """Return the length in seconds, or None if the header does not give it."""
@@ -85,7 +87,7 @@ class Recording:
         return seconds
 
     def state(self) -> str | None:
-        """Return name, source, size and time of the file; None for a pipe."""
+        """Return name, source, track, size and time of a file; None for a pipe."""
         if self.source == STANDARD_INPUT:
             return None
         path = self.source
@@ -94,15 +96,17 @@ class Recording:
         try:
             status = os.stat(path)
         except (OSError, ValueError):
-            return json.dumps([self.name, self.source])
+            return json.dumps([self.name, self.source, self.track])
         if not stat.S_ISREG(status.st_mode):
             return None
         size, time = status.st_size, status.st_mtime_ns
-        return json.dumps([self.name, self.source, size, time])
+        return json.dumps([self.name, self.source, self.track, size, time])
 
 
 def find_recordings(
-    inputs: Sequence[str], note: Callable[[str], object] | None = None
+    inputs: Sequence[str],
+    note: Callable[[str], object] | None = None,
+    track: int | None = None,
 ) -> list[Recording]:
     """List the recordings given by command-line arguments.
 
@@ -112,6 +116,7 @@ def find_recordings(
             input.
         note: called with a message for each kind of file that is left out; by default
             it is printed on stderr.
+        track: of the recordings.
 
     Raises:
         UserError: a folder or table has no recordings, a table is malformed, there
@@ -143,7 +148,7 @@ def find_recordings(
         raise UserError("nothing to transcribe: name audio files, folders or a wav.scp")
     if sum(r.source == STANDARD_INPUT for r in recordings) > 1:
         raise UserError("standard input (-) can be read only once")
-    return recordings
+    return [replace(recording, track=track) for recording in recordings]
 
 
 def print_note(message: str) -> None:
@@ -173,7 +178,7 @@ def search_folder(folder: str) -> tuple[list[Recording], list[str]]:
     def add_unreadable(error: OSError) -> None:
         place = str(error.filename)
         problem = f"{place}: the folder cannot be read: {error.strerror}"
-        found.append(Recording(place, place, problem))
+        found.append(Recording(place, place, problem, os.path.relpath(place, folder)))
 
     for place, folders, files in os.walk(
         folder, onerror=add_unreadable, followlinks=True
@@ -201,7 +206,8 @@ def search_folder(folder: str) -> tuple[list[Recording], list[str]]:
                 problem = special_file_error(path, mode)
                 if mode is not None and stat.S_ISFIFO(mode):
                     problem = f"{path}: a named pipe; name it as an argument to read it"
-                found.append(Recording(path, path, problem))
+                relative = os.path.relpath(path, folder)
+                found.append(Recording(path, path, problem, relative))
     left_out = [
         _count(
             paths,
@@ -261,7 +267,9 @@ def open_fifo(path: str) -> IO[bytes]:
     return os.fdopen(handle, "rb")
 
 
-def stream_pipe(pipe: IO[bytes], name: str) -> Iterator[np.ndarray]:
+def stream_pipe(
+    pipe: IO[bytes], name: str, track: int | None = None
+) -> Iterator[np.ndarray]:
     """Read one recording, of any format, from a pipe."""
     from speechllm.audio.io import stream_audio
 
@@ -270,12 +278,12 @@ def stream_pipe(pipe: IO[bytes], name: str) -> Iterator[np.ndarray]:
         shutil.copyfileobj(pipe, file, 1 << 20)
         file.flush()
         try:
-            yield from stream_audio(file.name)
+            yield from stream_audio(file.name, track=track)
         except UserError as error:
             raise UserError(str(error).replace(file.name, name)) from None
 
 
-def stream_renamed(path: str) -> Iterator[np.ndarray]:
+def stream_renamed(path: str, track: int | None = None) -> Iterator[np.ndarray]:
     """Read a file whose name is not UTF-8, which libraries refuse, by a link to it."""
     from speechllm.audio.io import stream_audio
 
@@ -283,86 +291,64 @@ def stream_renamed(path: str) -> Iterator[np.ndarray]:
         link = os.path.join(folder, "recording" + utf8_name(Path(path).suffix))
         os.symlink(os.path.abspath(path), link)
         try:
-            yield from stream_audio(link)
+            yield from stream_audio(link, track=track)
         except UserError as error:
             raise UserError(str(error).replace(link, path)) from None
 
 
-def subtitle_paths(
+def output_paths(
     recordings: Sequence[Recording], output: str | None, form: str
-) -> list[Path] | None:
-    """Return the subtitle file of each recording, or None if ``output`` is the file.
+) -> list[dict[str, Path]] | None:
+    """Return the files of each recording, by format; None if ``output`` is one file.
 
     Args:
-        output: a folder, which may not exist yet. For a single recording also a file,
-            or None for standard output.
-        form: ``srt`` or ``vtt``.
+        output: a folder, which may not exist yet; it gets the subfolders of the folder
+            that was searched. For a single recording, and for formats of several
+            recordings in one file, also a file, or None for standard output.
+        form: one of ``speechllm.inference.output_formats.FORMATS``.
 
     Raises:
-        UserError: several recordings have the same output.
+        UserError: several recordings have the same output, or a folder is needed.
     """
-    if len(recordings) == 1 and not (output and os.path.isdir(output)):
+    is_folder = output is not None and (os.path.isdir(output) or output.endswith("/"))
+    if form in LINE_FORMATS and (form not in FILE_FORMATS or not is_folder):
+        return None
+    if len(recordings) == 1 and form != ALL and not is_folder:
         return None
     if output is None:
         raise UserError(
             f"{form} has one file per recording: name a folder with --output"
         )
-    paths: dict[Path, str] = {}
-    for recording in recordings:
-        path = Path(output) / safe_file_name(subtitle_stem(recording), f".{form}")
-        if path in paths:
-            raise UserError(
-                f"{path} would hold the subtitles of both {paths[path]} and "
-                f"{recording.name}: give them different names in a wav.scp"
-            )
-        paths[path] = recording.name
-    return list(paths)
+    forms = FILE_FORMATS if form == ALL else (form,)
+    stems = [output_stem(recording) for recording in recordings]
+    counts = Counter(stems)
+    names: dict[Path, str] = {}
+    paths = []
+    for recording, stem in zip(recordings, stems):
+        if counts[stem] > 1:  # a.wav and a.mp3
+            stem = stem.with_name(Path(recording.source).name or stem.name)
+        files = {
+            form: Path(output) / stem.parent / safe_file_name(stem.name, f".{form}")
+            for form in forms
+        }
+        for path in files.values():
+            if path in names:
+                raise UserError(
+                    f"{path} would hold the texts of both {names[path]} and "
+                    f"{recording.name}: give them different names in a wav.scp"
+                )
+            names[path] = recording.name
+        paths.append(files)
+    return paths
 
 
-def subtitle_stem(recording: Recording) -> str:
-    """Return the name of a subtitle file, without its suffix."""
+def output_stem(recording: Recording) -> Path:
+    """Return the path of a recording's output below its folder, without suffix."""
     if recording.source == STANDARD_INPUT:
-        return "standard_input"
+        return Path("standard_input")
+    if recording.relative is not None:
+        path = Path(recording.relative)
+        return path.with_name(path.stem)
     if recording.name != recording.source:  # an utterance of a table
-        return recording.name.replace("/", "_")
-    return Path(recording.name).stem
-
-
-def format_transcription(
-    name: str, transcription: Transcription, form: str, language: str
-) -> str | None:
-    """Return a transcription in an output format, with line ends.
-
-    Args:
-        name: of the recording. Bytes that are not UTF-8 are written as ``\\x83``; in a
-            table so are control characters, such as a tab.
-        form: ``table``: a line with name, tab and text; ``text``: a line with the
-            text; ``json``: a line with an object of ``name``, ``seconds``, the fields
-            of ``Result.entry``, and ``error`` if there is one; ``srt``, ``vtt``: the
-            content of a subtitle file.
-        language: two-letter code of the text's language.
-
-    Returns:
-        The formatted text. Without a result: ``table`` gives an empty string,
-        ``text`` an empty line, ``srt`` and ``vtt`` None.
-    """
-    result = transcription.result
-    if form == "json":
-        seconds = round(transcription.seconds, 3)
-        entry: dict = {"name": utf8_name(name), "seconds": seconds}
-        if result is not None:
-            entry |= result.entry()
-        if transcription.error is not None:
-            entry["error"] = utf8_name(transcription.error)
-        return json.dumps(entry, ensure_ascii=False) + "\n"
-    if form in SUBTITLES:
-        from speechllm.inference.subtitles import format_srt, format_vtt, make_cues
-
-        if result is None:
-            return None
-        cues = make_cues(result, language)
-        return format_srt(cues) if form == "srt" else format_vtt(cues)
-    text = "" if result is None else " ".join(result.text.split())
-    if form == "text":
-        return text + "\n"
-    return "" if result is None else f"{one_line(name)}\t{text}\n"
+        return Path(safe_file_name(recording.name.replace("/", "_")))
+    return Path(Path(recording.name).stem or "recording")

@@ -1,10 +1,10 @@
-"""Output of ``speechllm transcribe``, written so that a re-run resumes.
+"""One output file of ``speechllm transcribe``, written so that a re-run resumes.
 
 Each recording is written as soon as it is complete, first into a journal
-(``<output>.resume``, or ``transcribe.resume`` in a folder of subtitles), then into its
-output file. The journal is a digest of the settings, then one JSON line per recording
-with its text. A re-run with the same settings takes the texts of recordings that have
-not changed from there. The journal is removed when all recordings have a text.
+(``<output>.resume``), then into the output file. The journal is a digest of the
+settings, then one JSON line per recording with its text. A re-run with equal settings
+takes the texts of recordings that have not changed from there. The journal is removed
+when all recordings have a text.
 
 An output file is written in place, so that it keeps its mode; earlier content that is
 different is kept as ``<output>.previous``.
@@ -19,17 +19,14 @@ import json
 import os
 import shutil
 import stat
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from speechllm.inference.recordings import SUBTITLES, Recording, subtitle_paths
 from speechllm.utils.errors import UserError
 from speechllm.utils.io import previous_name
-from speechllm.utils.names import safe_file_name
 
 JOURNAL = ".resume"  # suffix
 
@@ -42,73 +39,19 @@ class Entry:
         text: in the output format; None if no file is written.
         error: message for the user, or None.
         done: a re-run does not transcribe it again.
+        files: text of each format, in a folder of outputs.
     """
 
     text: str | None
     error: str | None = None
     done: bool = True
-
-
-@contextmanager
-def open_output(
-    recordings: Sequence[Recording], output: str | None, form: str
-) -> Iterator[StreamOutput | FileOutput]:
-    """Yield the output of some recordings.
-
-    Args:
-        output: file, or folder for subtitles of several recordings; None for standard
-            output. A pipe or device is written without a journal.
-        form: one of ``speechllm.inference.recordings.FORMATS``.
-
-    Raises:
-        UserError: the output cannot be written or is one of the recordings.
-    """
-    paths = subtitle_paths(recordings, output, form) if form in SUBTITLES else None
-    if output is None:
-        sys.stdout.reconfigure(encoding="utf-8")
-        yield StreamOutput(sys.stdout)
-        return
-    if paths is None and os.path.isdir(output):
-        raise UserError(f"--output {output}: this is a folder; name a file")
-    if os.path.exists(output) and not os.path.isfile(output) and paths is None:
-        with open_special_file(output) as stream:
-            yield StreamOutput(stream)
-        return
-    place = Path(os.path.realpath(output))
-    folder = place.parent if paths is None else place
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        place.exists()  # raises if the name is too long
-    except OSError as error:
-        raise unwritable(output, error) from None
-    if paths is None:
-        paths, journal = [place] * len(recordings), safe_file_name(place.name, JOURNAL)
-    else:
-        paths, journal = list(paths), "transcribe" + JOURNAL
-    inputs = {os.path.realpath(r.source) for r in recordings if "\0" not in r.source}
-    for path in dict.fromkeys(paths):
-        if os.path.realpath(path) in inputs:
-            raise UserError(f"--output {output}: {path} is also a recording to read")
-        if not os.access(path if path.exists() else folder, os.W_OK):
-            raise UserError(f"--output {output}: cannot be written: no permission")
-    found = FileOutput(paths, folder / journal, [r.state() for r in recordings])
-    try:
-        yield found
-        found.finish()
-    finally:
-        found.close()
-
-
-def open_special_file(path: str) -> IO[str]:
-    """Open a pipe or device, such as ``/dev/null``, for writing."""
-    try:
-        return open(path, "w", encoding="utf-8")
-    except OSError as error:
-        raise unwritable(path, error) from None
+    files: dict[str, str] = field(default_factory=dict)
 
 
 class StreamOutput:
     """Standard output, a pipe or a device: written once, never resumed."""
+
+    forms: tuple[str, ...] = ()
 
     def __init__(self, stream: IO[str]):
         self.entries: dict[int, Entry] = {}
@@ -126,12 +69,14 @@ class StreamOutput:
 
 
 class FileOutput:
-    """One output file of all recordings, or one file for each.
+    """One output file of all recordings.
 
     Attributes:
         entries: output of each finished recording, by index.
         kept: files with earlier content.
     """
+
+    forms: tuple[str, ...] = ()
 
     def __init__(
         self, paths: Sequence[Path], journal: Path, states: Sequence[str | None]
@@ -290,22 +235,32 @@ class FileOutput:
             return self._stream
         path = self._paths[0]
         mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o666
-        handle = os.open(self._journal, os.O_RDWR | os.O_CREAT, mode)
-        stream = os.fdopen(handle, "r+b")
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            stream.close()
-            raise UserError(
-                f"{self._journal}: another process writes this output; wait for it, or "
-                "give another --output"
-            ) from None
+        stream = open_locked(self._journal, mode)
         stream.truncate(self._whole)
         stream.seek(self._whole)
         if not self._whole:
             stream.write(self._head.encode())
         self._stream = stream
         return stream
+
+
+def open_locked(journal: Path, mode: int = 0o666) -> IO[bytes]:
+    """Open a journal for reading and writing, locked.
+
+    Raises:
+        UserError: another process has locked it.
+    """
+    handle = os.open(journal, os.O_RDWR | os.O_CREAT, mode)
+    stream = os.fdopen(handle, "r+b")
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        stream.close()
+        raise UserError(
+            f"{journal}: another process writes this output; wait for it, or give "
+            "another --output"
+        ) from None
+    return stream
 
 
 def _is_head(line: bytes) -> bool:

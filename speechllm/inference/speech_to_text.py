@@ -28,10 +28,16 @@ from speechllm.decoding.options import DECODING_SCHEMA, SearchOptions, search_op
 from speechllm.decoding.result import Result
 from speechllm.inference.backends import choose_engine
 from speechllm.inference.encoding import QUEUE, device_of, encode_batch
+from speechllm.inference.generation_config import (
+    LIMITS,
+    Config,
+    read_settings,
+    split_settings,
+)
 from speechllm.inference.guard import Guard, GuardDecision
 from speechllm.inference.guard_thresholds import Thresholds, read_thresholds
 from speechllm.inference.loading import (
-    check_device,
+    choose_device,
     find_model,
     load_model,
     pretrained_encoder,
@@ -62,6 +68,7 @@ class SpeechToText:
         thresholds: Thresholds | None = None,
         calibration: Calibration | None = None,
         bpe_model: str | Path | None = None,
+        batch_size: int | None = None,
         pretrained_encoder: str | Path | None = None,
     ):
         """Wrap a model.
@@ -73,6 +80,7 @@ class SpeechToText:
             calibration: of word confidence; without one it is the CTC probability.
             bpe_model: sentencepiece model of the CTC labels, if they are its pieces;
                 without it their CTC branch is not used.
+            batch_size: default of the number of utterances decoded concurrently.
             pretrained_encoder: folder of the speech model that the encoder was taken
                 from, whose decoder makes the first pass.
 
@@ -84,59 +92,70 @@ class SpeechToText:
         self.prompts = prompts
         self.generation = dict(generation or {})
         self.calibration = calibration
+        self.batch_size = batch_size
         self.pretrained_encoder = pretrained_encoder
         self.ctc_tokenizer: CTCTokenizer | None = None
         if model.ctc_trained and not has_pieces(model.token_list):
             self.ctc_tokenizer = CTCTokenizer(model.token_list)
         elif model.ctc_trained and bpe_model is not None:
             self.ctc_tokenizer = CTCTokenizer(model.token_list, bpe_model)
-        self.guard: Guard | None = None
+        self.guard: Guard | None
         if self.llm is None:
             labels = LabelTokenizer(model.token_list)
             self.codec = AnswerCodec(labels, self.ctc_tokenizer)
         else:
             self.codec = AnswerCodec(self.llm.tokenizer, self.ctc_tokenizer)
-            if thresholds is not None and self.ctc_tokenizer:
-                self.guard = Guard(self.llm, self.codec, thresholds)
+        self.set_thresholds(thresholds)
 
     @classmethod
     def from_pretrained(
         cls,
         path: str | Path,
         device: str = "cpu",
-        dtype: str = "float32",
-        engine: str = "auto",
+        dtype: str | None = None,
+        engine: str | None = None,
         revision: str | None = None,
+        config: Config | None = None,
+        strict: bool = False,
     ) -> SpeechToText:
-        """Load a model.
+        """Load a model with its decoding settings.
 
         Args:
             path: a folder that stage 10 wrote, the folder of a training that holds one
                 as ``model``, a folder in Nue-ASR's released format, or a hub id.
-            device: ``cpu``, ``cuda``, …
-            dtype: ``float32``, ``bfloat16``, ``float16``, or ``auto``. In float32
-                the text of an utterance does not depend on its batch.
+            device: ``cpu``, ``cuda``, …, or ``auto``.
+            dtype: ``float32``, ``bfloat16``, ``float16``, or ``auto``; None: that of
+                the settings, else float32. In float32 the text of an utterance does
+                not depend on its batch.
             engine: kernels of matrix products; ``auto`` selects the fastest for the
-                device, :data:`speechllm.inference.backends.ENGINES` lists them.
+                device, :data:`speechllm.inference.backends.ENGINES` lists them. None:
+                that of the settings, else ``auto``.
             revision: commit of a hub id; the newest that is known here if None.
+            config: decoding settings, a YAML file or its content, in place of the
+                folder's ``generation_config.yaml``.
+            strict: refuse other pretrained weights than those it was trained on,
+                instead of a warning.
 
         Raises:
-            UserError: no such model, or other pretrained weights than those it was
-                trained on.
+            UserError: no such model, or one that is based on another vocabulary, or
+                with ``strict`` on other weights.
         """
         folder = find_model(path, revision)
-        check_device(device)
-        model, prompts, generation = load_model(folder, dtype)
+        device = choose_device(device)
+        search, job = split_settings(read_settings(config, folder))
+        dtype = dtype or job["dtype"]
+        model, prompts, generation = load_model(folder, dtype, strict)
         model.to(device=device)
-        choose_engine(model, engine)
+        choose_engine(model, engine or job["engine"])
         bpe_model = folder / "bpe.model"
         return cls(
             model,
             prompts,
-            generation,
+            {**generation, **search},
             read_thresholds(folder),
             read_calibration(folder),
             bpe_model if bpe_model.is_file() else None,
+            job["batch_size"],
             pretrained_encoder(folder),
         )
 
@@ -156,7 +175,7 @@ class SpeechToText:
         task: str = "asr",
         language: str | None = None,
         target_language: str | None = None,
-        batch_size: int = 8,
+        batch_size: int | None = None,
         **generation: Any,
     ) -> list[Result]:
         """Turn recordings into text.
@@ -168,7 +187,9 @@ class SpeechToText:
             language: of the speech; the first one of the model's prompts if None.
             target_language: of the translation; needed unless ``"asr"``.
             batch_size: utterances decoded concurrently; it does not change their text.
-            **generation: fields of ``SearchOptions``: beam_size, ctc_weight, …
+                None: that of the model's settings, else 8.
+            **generation: fields of ``SearchOptions`` that override the model's
+                settings: beam_size, ctc_weight, …
 
                 ``guard`` checks outputs against the audio
                 (:mod:`speechllm.inference.guard`); it is on where the model folder has
@@ -188,7 +209,7 @@ class SpeechToText:
         """
         if isinstance(audio, (str, Path)) or not len(audio):
             raise UserError("transcribe takes a list of paths or arrays, not empty")
-        check_options({"batch_size": batch_size}, DECODING_SCHEMA, "transcribe")
+        batch_size = self.choose_batch_size(batch_size, "transcribe")
         tasks = [self.request(task, language, target_language)] * len(audio)
         options = self.options(generation)
         waves = [check_waveform(a) for a in audio]
@@ -202,12 +223,26 @@ class SpeechToText:
         Raises:
             UserError: the model has no prompt for the task or a language.
         """
-        source = language or next(iter(self.prompts.languages))
-        target = source if task == "asr" else target_language
-        self.prompts.text(task, source, target or source)
-        if target is None:
-            raise UserError(f"task {task!r} needs a target_language")
-        return Task(task, source, target)
+        return requested_task(self.prompts, task, language, target_language)
+
+    def set_thresholds(self, thresholds: Thresholds | None) -> None:
+        """Replace the guard's thresholds; None turns the guard off."""
+        self.guard = None
+        if thresholds is not None and self.llm is not None and self.ctc_tokenizer:
+            self.guard = Guard(self.llm, self.codec, thresholds)
+
+    def choose_batch_size(
+        self, batch_size: int | None, place: str, default: int = 8
+    ) -> int:
+        """Return a batch size, or if it is None that of the model's settings.
+
+        Raises:
+            UserError: it is not a positive number; names ``place``.
+        """
+        if batch_size is None:
+            return self.batch_size or default
+        check_options({"batch_size": batch_size}, DECODING_SCHEMA, place)
+        return batch_size
 
     def options(self, generation: dict[str, Any]) -> SearchOptions:
         """Return the model's search options, overridden by those of ``generation``.
@@ -217,8 +252,7 @@ class SpeechToText:
         """
         options = search_options({**self.generation, **generation})
         if options.retry_truncated is None:
-            limits = {"tokens_per_second", "extra_tokens"}
-            options = replace(options, retry_truncated=limits.isdisjoint(generation))
+            options = replace(options, retry_truncated=LIMITS.isdisjoint(generation))
         for name in ("ctc_weight", "rescore_ctc_weight", "word_times", "guard"):
             if getattr(options, name) and self.ctc_tokenizer is None:
                 raise UserError(f"{name} needs {self.missing_ctc()}")
@@ -372,3 +406,23 @@ class SpeechToText:
         if self.guard is None or options.guard is False:
             return [GuardDecision(nbest) for nbest in nbests]
         return self.guard.check(batch, nbests, options)
+
+
+def requested_task(
+    prompts: Prompts, task: str, language: str | None, target_language: str | None
+) -> Task:
+    """Return a task of a model's prompts.
+
+    Args:
+        language: of the speech; the first one of the prompts if None.
+        target_language: needed unless the task is ``asr``.
+
+    Raises:
+        UserError: there is no prompt for the task or a language.
+    """
+    source = language or next(iter(prompts.languages))
+    target = source if task == "asr" else target_language
+    prompts.text(task, source, target or source)
+    if target is None:
+        raise UserError(f"task {task!r} needs a target_language")
+    return Task(task, source, target)

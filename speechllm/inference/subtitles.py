@@ -1,7 +1,9 @@
 """Subtitles: cues of at most two lines, as SubRip (.srt) and WebVTT (.vtt) files.
 
-WebVTT follows the W3C specification (https://www.w3.org/TR/webvtt1/). SubRip has no
-specification; the files have what common players accept: a number, a line of times with
+They are written here and not with pysubs2, whose texts are ASS: it would drop braces
+and tags of the transcript, which are shown instead. WebVTT follows the W3C
+specification (https://www.w3.org/TR/webvtt1/). SubRip has no specification; the files
+have what common players accept: a number, a line of times with
 a comma before the milliseconds, the lines of text, an empty line; UTF-8.
 """
 
@@ -20,6 +22,12 @@ LINE_LENGTH = 42  # maximum in characters; half of it for full-width characters
 LONGEST_SECONDS = 7.0  # maximum duration of a cue
 SHORTEST_SECONDS = 1.0  # minimum duration of a cue, unless the next one starts
 PAUSE_SECONDS = 1.0  # minimum length of a pause in a segment that ends a cue
+#: Characters that do not begin a line, and that do not end one, as JIS X 4051 has them.
+NO_LINE_START = frozenset(
+    "、。，．・：；？！゛゜ヽヾゝゞ々ー’”）〕］｝〉》」』】…‥"
+    "ぁぃぅぇぉっゃゅょゎァィゥェォッャュョヮヵヶ!?.,:;)]}»％"
+)
+NO_LINE_END = frozenset("‘“（〔［｛〈《「『【([{«￥＄")
 _ARROW = re.compile("-{2,}>")
 _TAG = re.compile("<([^<>]*)>")
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f]")
@@ -62,8 +70,12 @@ def make_cues(result: Result, language: str) -> list[Cue]:
     gap, width = (" ", LINE_LENGTH) if spaced else ("", LINE_LENGTH // 2)
     cues: list[Cue] = []
     passages = result.passages or []
-    for segment, words in zip(passages, _words_of(passages, result.words or [])):
+    for segment, words in zip(
+        passages, words_of_segments(passages, result.words or [])
+    ):
         units = _units(segment, words, result.transcript is None, spaced, width)
+        if not spaced:
+            units = _bind_punctuation(units, width)
         for group in _group_units(units, gap, width):
             start = max(group[0].start, cues[-1].end if cues else 0.0)
             end = max(group[-1].end, start + 0.001)
@@ -95,7 +107,9 @@ def format_vtt(cues: Iterable[Cue]) -> str:
     return "\n".join(blocks)
 
 
-def _words_of(passages: Sequence[Segment], words: Sequence[Word]) -> list[list[Word]]:
+def words_of_segments(
+    passages: Sequence[Segment], words: Sequence[Word]
+) -> list[list[Word]]:
     """Return the words of each segment, by the middle of the word."""
     found: list[list[Word]] = [[] for _ in passages]
     starts = [segment.start for segment in passages]
@@ -125,6 +139,24 @@ def _units(
         step = (unit.end - unit.start) / max(len(pieces), 1)
         for i, piece in enumerate(pieces):
             yield _Unit(piece, unit.start + i * step, unit.start + (i + 1) * step)
+
+
+def _bind_punctuation(units: Iterable[_Unit], width: int) -> Iterator[_Unit]:
+    """Join units between which no line may break, as long as they fit in a line."""
+    bound: _Unit | None = None
+    for unit in units:
+        if (
+            bound is not None
+            and (unit.text[0] in NO_LINE_START or bound.text[-1] in NO_LINE_END)
+            and len(bound.text) + len(unit.text) <= width
+        ):
+            bound = _Unit(bound.text + unit.text, bound.start, unit.end)
+            continue
+        if bound is not None:
+            yield bound
+        bound = unit
+    if bound is not None:
+        yield bound
 
 
 def _estimate_times(text: str, start: float, end: float, spaced: bool) -> list[_Unit]:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from contextlib import closing, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from speechllm.inference.recordings import (
-    STANDARD_INPUT,
-    Recording,
-    format_transcription,
-)
-from speechllm.inference.resumable_output import Entry, open_output
-from speechllm.utils.errors import describe_error
+from speechllm.decoding.options import search_options
+from speechllm.inference.generation_config import Config, read_settings, split_settings
+from speechllm.inference.output_formats import WORD_FORMATS, format_transcription
+from speechllm.inference.outputs import open_output
+from speechllm.inference.recordings import STANDARD_INPUT, Recording
+from speechllm.inference.resumable_output import Entry
+from speechllm.text.tasks import Task
+from speechllm.utils.errors import UserError, describe_error
 from speechllm.utils.names import one_line
 
 BAR = "{percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s of audio [{elapsed}<{remaining}]"
@@ -30,9 +32,11 @@ def transcribe_recordings(
     language: str | None = None,
     target_language: str | None = None,
     device: str = "cpu",
-    dtype: str = "float32",
-    batch_size: int = 8,
+    dtype: str | None = None,
+    batch_size: int | None = None,
     debug: bool = False,
+    config: Config | None = None,
+    strict: bool = False,
     **options: Any,
 ) -> int:
     """Transcribe or translate recordings; write each text as soon as it is complete.
@@ -43,12 +47,12 @@ def transcribe_recordings(
     Args:
         model_dir: folder of a trained model, or a hub id.
         recordings: from :func:`speechllm.inference.recordings.find_recordings`.
-        output: file, or folder for subtitles of several recordings; standard output
-            if None.
-        form: one of ``speechllm.inference.recordings.FORMATS``.
-        task, language, target_language: as for ``SpeechToText.transcribe``.
-        device: ``cpu``, ``cuda``, …
-        dtype: ``float32``, ``bfloat16``, ``float16`` or ``auto``.
+        output: file or folder, see :func:`speechllm.inference.outputs.open_output`;
+            standard output if None.
+        form: one of ``speechllm.inference.output_formats.FORMATS``.
+        task, target_language: as for ``SpeechToText.transcribe``.
+        language: as there, or ``auto`` to detect it for each recording.
+        device, dtype, config, strict: as for ``SpeechToText.from_pretrained``.
         batch_size: segments decoded concurrently.
         debug: raise unexpected errors instead of listing them.
         **options: of :func:`speechllm.inference.long_form.transcribe_long`.
@@ -57,16 +61,46 @@ def transcribe_recordings(
         The number of recordings that failed.
 
     Raises:
-        UserError: the output cannot be written, which is checked first, the model
-            cannot be loaded, or it does not support an option.
+        UserError: the output cannot be written, the model has no such task or
+            language, which are checked before it is loaded, it cannot be loaded, or it
+            does not support an option.
     """
     with open_output(recordings, output, form) as out, closing(Progress()) as progress:
-        from speechllm.inference.loading import find_model
+        from speechllm.audio.segmentation import MAX_SECONDS, PAUSE_SECONDS, Cutting
+        from speechllm.inference.language_detection import LanguageDetector
+        from speechllm.inference.loading import choose_device, find_model
+        from speechllm.inference.speech_to_text import SpeechToText
 
         request = {"task": task, "language": language, "target": target_language}
         folder = find_model(model_dir)
+        settings = read_settings(config, folder)
+        requested, whisper = check_request(
+            folder, task, language, target_language, form
+        )
+        language = None if whisper else language
+        search, _ = split_settings(settings)
+        cutting = {
+            name: options.pop(name, default)
+            for name, default in (
+                ("max_seconds", MAX_SECONDS),
+                ("pause_seconds", PAUSE_SECONDS),
+            )
+        }
+        Cutting(*cutting.values())
+        search_options({**search, **options})
+        device = choose_device(device)
+        if form == "ctm":
+            options["word_times"] = True
         out.resume(
-            {**request, **options, "form": form, "dtype": dtype, **file_states(folder)}
+            {
+                **request,
+                **settings,
+                **options,
+                **cutting,
+                "form": form,
+                "given dtype": dtype,
+                **file_states(folder),
+            }
         )
         for entry in out.entries.values():
             progress.report_error(entry.error)
@@ -79,11 +113,18 @@ def transcribe_recordings(
             from transformers.utils.logging import disable_progress_bar
 
             from speechllm.inference.long_form import transcribe_long
-            from speechllm.inference.speech_to_text import SpeechToText
 
             disable_progress_bar()  # for loading weights
-            model = SpeechToText.from_pretrained(folder, device, dtype)
-            target = model.request(task, language, target_language).target
+            model = SpeechToText.from_pretrained(
+                folder, device, dtype, config=config, strict=strict
+            )
+            detector = None
+            if whisper is not None:
+                detector = LanguageDetector(
+                    whisper, list(model.prompts.languages), device
+                )
+            if form in WORD_FORMATS and task != "st" and model.ctc_tokenizer:
+                options.setdefault("word_times", True)
             progress.start([recordings[i].expected_seconds() for i in remaining])
             transcriptions = transcribe_long(
                 model,
@@ -94,25 +135,76 @@ def transcribe_recordings(
                 progress=progress.update,
                 batch_size=batch_size,
                 debug=debug,
+                detect=detector,
+                **cutting,
                 **options,
             )
             for index, found in zip(remaining, transcriptions, strict=True):
                 name, error = recordings[index].name, found.error
                 if error is not None:
                     error = name_place(recordings[index], error)
+                if found.language_probability is not None:
+                    share = f"{found.language_probability:.0%}"
+                    progress.note(f"{name}: language {found.language} ({share})")
+                target = requested.target
+                if task == "asr" and found.language is not None:
+                    target = found.language
+                files: dict[str, str] = {}
                 try:
-                    text = format_transcription(name, found, form, target)
+                    for wanted in out.forms or (form,):
+                        text = format_transcription(
+                            name, found, wanted, target, 2 if out.forms else None
+                        )
+                        if text is not None:
+                            files[wanted] = text
                 except Exception as problem:
                     if debug:
                         raise
-                    text, error = None, f"{name}: {describe_error(problem)}"
+                    files, error = {}, f"{name}: {describe_error(problem)}"
                 # a truncated recording has a text, and would be truncated again
-                done = error is None or (found.result is not None and text is not None)
-                out.write(index, Entry(text, error, done))
+                done = error is None or (found.result is not None and bool(files))
+                if out.forms and found.result is None:
+                    files = {}  # no JSON file with nothing but an error
+                entry = Entry(files.get(form), error, done)
+                out.write(index, replace(entry, files=files) if out.forms else entry)
                 progress.report_error(error)
     for path in out.kept:
         progress.note(f"the earlier, different output is kept as {path}")
     return sum(entry.error is not None for entry in out.entries.values())
+
+
+def check_request(
+    folder: Path,
+    task: str,
+    language: str | None,
+    target_language: str | None,
+    form: str,
+) -> tuple[Task, Path | None]:
+    """Check task, languages and format against a model folder, without loading it.
+
+    Returns:
+        The task, and with the language ``auto`` the folder of the Whisper that detects
+        it.
+
+    Raises:
+        UserError: the model does not have the task or language, the format does not
+            suit it, or languages cannot be detected.
+    """
+    from speechllm.inference.language_detection import find_whisper
+    from speechllm.inference.loading import model_prompts
+    from speechllm.inference.speech_to_text import requested_task
+
+    prompts = model_prompts(folder)
+    whisper = None
+    if language == "auto" and "auto" not in prompts.languages:
+        whisper, language = find_whisper(folder), None
+    requested = requested_task(prompts, task, language, target_language)
+    if form == "ctm" and requested.name != "asr":
+        raise UserError(
+            "--format ctm has the times of words, which a translation does not have; "
+            "use --task asr, or json, tsv or srt"
+        )
+    return requested, whisper
 
 
 def name_place(recording: Recording, error: str) -> str:

@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from speechllm.data.examples import Example
 from speechllm.decoding.encoded_batch import EncodedBatch
-from speechllm.decoding.nbest_search import nbest_search
-from speechllm.decoding.options import SearchOptions, current_names, option_names
+from speechllm.decoding.hypothesis import Hypothesis
+from speechllm.decoding.options import SearchOptions
 from speechllm.decoding.rescoring import joint_score
 from speechllm.inference.guard import Guard, ctc_nll_per_second, measure, measure_output
 from speechllm.inference.guard_thresholds import Limits, Statistics, Thresholds
@@ -27,31 +27,22 @@ from speechllm.text.answer_codec import AnswerCodec
 from speechllm.text.normalization import LANGUAGES_WITHOUT_SPACES, ctc_text, normalize
 from speechllm.utils.batching import batches_by_length
 from speechllm.utils.errors import UserError
-from speechllm.utils.io import previous_name, read_yaml
+from speechllm.utils.io import previous_name
 
 if TYPE_CHECKING:
     from speechllm.decoding.confidence import Calibration
     from speechllm.inference.speech_to_text import SpeechToText
 
 WEIGHTS = (0.5, 0.7, 0.3, 0.9)  # CTC weights tried in ranking the candidates
-JOB_OPTIONS = {"batch_size", "dtype", "engine"}  # of a decoding config, not the search
-
-
-def read_generation(config: str | Path | None) -> dict[str, Any]:
-    """Read the search options of a config of stage 12; empty without a config.
-
-    Raises:
-        UserError: an unreadable file, or an unknown option.
-    """
-    options = read_yaml(config) if config else {}
-    names = option_names()
-    if unknown := set(options) - set(names) - JOB_OPTIONS:
-        raise UserError(f"{config}: unknown option {min(unknown)!r}")
-    return current_names({k: value for k, value in options.items() if k in names})
+#: Hypotheses of the first search by the name of the example, to search only once.
+NBests = dict[str, list[Hypothesis]]
 
 
 def encoded_batches(
-    model: SpeechToText, examples: Sequence[Example], batch_size: int
+    model: SpeechToText,
+    examples: Sequence[Example],
+    batch_size: int,
+    options: SearchOptions | None = None,
 ) -> Iterator[tuple[list[Example], EncodedBatch]]:
     """Yield encoded batches of similar length, with progress on stderr."""
     from tqdm import tqdm
@@ -60,8 +51,30 @@ def encoded_batches(
     with tqdm(total=len(examples), unit="utt", mininterval=5) as bar:
         for indices in batches_by_length(lengths, batch_size):
             part = [examples[i] for i in indices]
-            yield part, model.encode([e.wave for e in part], [e.task for e in part])
+            waves, tasks = [e.wave for e in part], [e.task for e in part]
+            yield part, model.encode(waves, tasks, options)
             bar.update(len(part))
+
+
+def search_once(
+    model: SpeechToText,
+    part: Sequence[Example],
+    batch: EncodedBatch,
+    options: SearchOptions,
+    nbests: NBests | None,
+) -> list[list[Hypothesis]]:
+    """Return the n-best lists of a batch, from ``nbests`` if they are there.
+
+    Args:
+        part: examples of the batch.
+        options: of the search; always the same for one ``nbests``.
+        nbests: receives what is searched; None: search always.
+    """
+    found = {} if nbests is None else nbests
+    if not all(example.name in found for example in part):
+        hypotheses = model.search(batch, options)
+        found.update(zip((example.name for example in part), hypotheses))
+    return [found[example.name] for example in part]
 
 
 def count_errors(reference: str, text: str, language: str) -> int:
@@ -124,6 +137,7 @@ def find_thresholds(
     batch_size: int = 8,
     margin: float = 1.25,
     made_from: str = "",
+    nbests: NBests | None = None,
 ) -> Thresholds:
     """Choose the thresholds of the guard on a development set.
 
@@ -141,6 +155,7 @@ def find_thresholds(
         options: of the first search.
         margin: 1 allows nothing beyond the range of the set.
         made_from: the examples, for the reader of the file.
+        nbests: as for :func:`search_once`.
 
     Raises:
         UserError: the model has no such branch, or no CTC output for any example.
@@ -169,7 +184,7 @@ def find_thresholds(
     confidence = math.floor(1000 * confidence) / 1000
     thresholds = Thresholds(confidence, WEIGHTS[0], groups, made_from)
     spoken = [example for example in examples if example.task.name == "asr"]
-    trials = decode_trials(model, spoken, options, thresholds, batch_size)
+    trials = decode_trials(model, spoken, options, thresholds, batch_size, nbests)
     weight = best_weight([t.candidates for t in trials if t.flagged])
     for trial in trials:
         costs.setdefault(trial.group, []).append(trial.nll_per_second(weight))
@@ -237,6 +252,7 @@ def decode_trials(
     options: SearchOptions,
     thresholds: Thresholds,
     batch_size: int,
+    nbests: NBests | None = None,
 ) -> list[Trial]:
     """Decode normally, then decode flagged utterances again.
 
@@ -244,10 +260,10 @@ def decode_trials(
     """
     llm, codec = model.llm, model.codec
     guard, trials = Guard(llm, codec, thresholds), []
-    for part, batch in encoded_batches(model, examples, batch_size):
-        nbests = nbest_search(llm, codec, batch, options)
+    for part, batch in encoded_batches(model, examples, batch_size, options):
+        first = search_once(model, part, batch, options, nbests)
         with_output, flagged = [], []
-        for row, nbest in enumerate(nbests):
+        for row, nbest in enumerate(first):
             measured = measure(codec, batch, row, nbest[0])
             limits = thresholds.limits(batch.tasks[row])
             if measured.ctc_confidence >= thresholds.ctc_confidence:
@@ -257,7 +273,7 @@ def decode_trials(
         again = guard.search_again(batch, flagged, options, no_repeat_ngram_size=0)
         found = dict(zip(flagged, again))
         for row in with_output:
-            ranked = guard.rank(batch, row, [*nbests[row], *found.get(row, [])])
+            ranked = guard.rank(batch, row, [*first[row], *found.get(row, [])])
             example = part[row]
             candidates = [
                 (
@@ -294,15 +310,20 @@ def calibrate(
     options: SearchOptions,
     batch_size: int = 8,
     made_from: str = "",
+    nbests: NBests | None = None,
 ) -> Calibration:
     """Fit the word confidence to a development set, without its translations.
+
+    Args:
+        made_from: the examples, for the reader of the file.
+        nbests: as for :func:`search_once`.
 
     Raises:
         UserError: the set has no recognition, or no wrong word or no right one.
     """
     from speechllm.decoding.confidence import fit
 
-    features, right = labelled_words(model, examples, options, batch_size)
+    features, right = labelled_words(model, examples, options, batch_size, nbests)
     return fit(np.array(features), np.array(right), made_from)
 
 
@@ -311,6 +332,7 @@ def labelled_words(
     examples: Sequence[Example],
     options: SearchOptions,
     batch_size: int = 8,
+    nbests: NBests | None = None,
 ) -> tuple[list[tuple[float, ...]], list[bool]]:
     """Return the features of every word of the hypotheses, and whether it is right.
 
@@ -323,9 +345,9 @@ def labelled_words(
     if not spoken:
         raise UserError("confidence is fitted to recognition (asr); there is none")
     features, right = [], []
-    for part, batch in encoded_batches(model, spoken, batch_size):
-        nbests = model.search(batch, options)
-        for row, decision in enumerate(model.apply_guard(batch, nbests, options)):
+    for part, batch in encoded_batches(model, spoken, batch_size, options):
+        first = search_once(model, part, batch, options, nbests)
+        for row, decision in enumerate(model.apply_guard(batch, first, options)):
             words, _, found = word_features(model.codec, batch, row, decision.nbest[0])
             language = part[row].task.source
             marks = correct_words(words, part[row].text, language)

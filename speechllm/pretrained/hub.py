@@ -15,6 +15,7 @@ from speechllm.pretrained.model_folder import missing_parts
 from speechllm.utils.errors import UserError
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 #: Models withdrawn from the hub, and the copies of them there, by an author of Nue-ASR.
 COPIES = {
     "rinna/nue-asr": "yky-h/nue-asr",
@@ -139,6 +140,36 @@ def download(name: str, revision: str | None = None) -> tuple[Path | None, str]:
     return folder, ""
 
 
+def download_all(name: str, revision: str | None = None) -> Path:
+    """Download every file of a repository, such as a model folder of stage 15.
+
+    Args:
+        name: hub id.
+        revision: commit; the newest if None.
+
+    Raises:
+        UserError: it is not on the hub, the hub cannot be reached, which is found
+            within seconds, or the download failed.
+    """
+    from huggingface_hub import constants, snapshot_download
+
+    if not _HUB_ID.fullmatch(name) or name.startswith("."):
+        raise UserError(f"{name}: no such folder, and the name is not a hub id")
+    if constants.HF_HUB_OFFLINE:
+        raise UserError(
+            f"{name}: no such folder, and the hub is not used, since HF_HUB_OFFLINE is "
+            "set"
+        )
+    source = available_name(name)
+    error = _list_files(source, revision)
+    if not isinstance(error, Exception):
+        try:
+            return Path(snapshot_download(source, revision=revision))
+        except Exception as problem:  # depends on the HTTP library
+            error = problem
+    raise UserError(f"{name}: no such folder, and of the hub: {refusal(name, error)}")
+
+
 def _list_files(name: str, revision: str | None) -> list[str] | Exception:
     """Return the names of a model's files on the hub, or the error of the request.
 
@@ -200,9 +231,9 @@ def refusal(name: str, error: BaseException) -> str:
             "https://huggingface.co/settings/tokens"
         )
     elif isinstance(error, TimeoutError):
-        reason = f"no response within {error}"
+        reason = f"no response within {error}; is this machine offline?"
     else:
-        reason = f"cannot be reached ({_first_line(error)})"
+        reason = f"cannot be reached ({_first_line(error)}); is this machine offline?"
     if status:
         reason = f"{status}, {reason}"
     reason += _substitute(name)

@@ -38,8 +38,8 @@ _VOCABULARIES = (  # files of a tokenizer that define its ids
 #: Python code.
 NO_CODE = {"trust_remote_code": False}
 #: Parameters that many checkpoints lack, since inference does not use them.
-_NOT_IN_WEIGHTS = ("masked_spec_embed", "num_batches_tracked")
-_FINGERPRINT_FILE = ".speechllm_fingerprint.json"
+NOT_IN_WEIGHTS = ("masked_spec_embed", "num_batches_tracked")
+FINGERPRINT_FILE = ".speechllm_fingerprint.json"
 
 
 def weight_files(folder: str | Path) -> list[Path]:
@@ -55,7 +55,7 @@ def weight_files(folder: str | Path) -> list[Path]:
         index = folder / f"{name}.index.json"
         if index.is_file():
             try:
-                names = sorted(set(_read_json(index)["weight_map"].values()))
+                names = sorted(set(read_json(index)["weight_map"].values()))
             except (KeyError, TypeError, AttributeError):
                 raise UserError(f"{index}: no weight_map of tensors to files") from None
             if all((folder / shard).is_file() for shard in names):
@@ -75,7 +75,7 @@ def missing_parts(folder: str | Path) -> list[str]:
 def is_nue_asr(folder: str | Path) -> bool:
     """Return True if a folder's ``config.json`` is in Nue-ASR's released format."""
     try:
-        content = _read_json(Path(folder) / "config.json")
+        content = read_json(Path(folder) / "config.json")
     except (OSError, UserError):
         return False
     return isinstance(content, dict) and content.get("model_type") == "nue_asr"
@@ -102,7 +102,7 @@ def check_files(folder: str | Path) -> None:
             continue
         try:
             if path.suffix == ".json":
-                _read_json(path)
+                read_json(path)
             elif path.suffix == ".safetensors":
                 safetensors_shapes(path)
             else:
@@ -183,7 +183,7 @@ def load_pretrained(
     missing = sorted(
         name
         for name in info["missing_keys"]
-        if not name.endswith(_NOT_IN_WEIGHTS)
+        if not name.endswith(NOT_IN_WEIGHTS)
         and not (unused and name.startswith(unused))
     )
     if missing:
@@ -214,7 +214,8 @@ def model_fingerprint(folder: str | Path, tokenizer: bool = False) -> str:
 def has_fingerprint(folder: str | Path, expected: str, tokenizer: bool = False) -> bool:
     """Compare a model with a fingerprint, also with one that release 0.2 recorded.
 
-    Those are without the tokenizer and the content of files of 2 GiB or more.
+    Those are without the tokenizer and the content of files of 2 GiB or more. Models
+    trained since then record :func:`speechllm.pretrained.identity.model_identity`.
 
     Raises:
         UserError: the folder does not contain a complete model.
@@ -231,14 +232,13 @@ def _fingerprint(folder: Path, tokenizer: bool, below: float = math.inf) -> str:
         raise UserError(f"{folder} is not a model: it lacks {' and '.join(missing)}")
     files = [folder / "config.json", *weight_files(folder)]
     if tokenizer:
-        found = [folder / name for name in _VOCABULARIES if (folder / name).is_file()]
-        whole = [path for path in found if path.name == "tokenizer.json"]
-        files += whole or found
-    cache = folder / _FINGERPRINT_FILE
+        files += vocabulary_files(folder)
+    cache = folder / FINGERPRINT_FILE
     try:
-        known = dict(_read_json(cache)["sha256"])
-    except (OSError, UserError, KeyError, TypeError, ValueError):
-        known = {}  # missing, damaged or of an old release
+        record = dict(read_json(cache))
+        known = dict(record.get("sha256", {}))
+    except (OSError, UserError, TypeError, ValueError):
+        record, known = {}, {}  # missing, damaged or of an old release
     digest = hashlib.sha256()
     changed = False
     for file in files:
@@ -246,16 +246,22 @@ def _fingerprint(folder: Path, tokenizer: bool, below: float = math.inf) -> str:
         content = "-"
         if stat.st_size < below:
             state = [stat.st_size, stat.st_mtime_ns]
-            record = known.get(file.name)
-            if not isinstance(record, list) or record[:2] != state or len(record) != 3:
-                record = known[file.name] = [*state, file_sha256(file)]
+            entry = known.get(file.name)
+            if not isinstance(entry, list) or entry[:2] != state or len(entry) != 3:
+                entry = known[file.name] = [*state, file_sha256(file)]
                 changed = True
-            content = record[2]
+            content = entry[2]
         digest.update(f"{file.name}\0{stat.st_size}\0{content}\n".encode())
     if changed:
         with suppress(OSError):  # the folder is not writable
-            write_json(cache, {"sha256": known})
+            write_json(cache, {**record, "sha256": known})
     return digest.hexdigest()
+
+
+def vocabulary_files(folder: Path) -> list[Path]:
+    """Return the files of a tokenizer that define its ids."""
+    found = [folder / name for name in _VOCABULARIES if (folder / name).is_file()]
+    return [path for path in found if path.name == "tokenizer.json"] or found
 
 
 def read_model_config(folder: str | Path) -> PretrainedConfig:
@@ -294,7 +300,12 @@ def write_safetensors(path: str | Path, tensors: Mapping[str, np.ndarray]) -> No
         stream.write(save(dict(tensors), metadata={"format": "pt"}))
 
 
-def _read_json(path: Path) -> dict:
+def read_json(path: Path) -> dict:
+    """Read a JSON file.
+
+    Raises:
+        UserError: it is not JSON.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:

@@ -34,6 +34,7 @@ from pathlib import Path
 from speechllm.pretrained import hub, terms
 from speechllm.pretrained.convert_ctranslate2 import convert_whisper
 from speechllm.pretrained.convert_gguf import convert_gguf
+from speechllm.pretrained.identity import SOURCE_FILE
 from speechllm.pretrained.model_folder import missing_parts
 from speechllm.pretrained.wheels import (
     Unreachable,
@@ -49,7 +50,6 @@ from speechllm.utils.io import write_json
 logger = logging.getLogger(__name__)
 
 CONVERTER_VERSION = 1  # raise it when the output of a converter changes
-SOURCE_FILE = "speechllm_source.json"
 CONVERTED = FolderKind("converted model", (SOURCE_FILE,))
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 

@@ -12,6 +12,7 @@ import errno
 import filecmp
 import os
 import shutil
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -77,6 +78,7 @@ def atomic_directory(
         with name_full_disk(path):
             yield temporary
             written = _list_files(temporary)
+            _make_readable(temporary, written)
             if path.is_dir():
                 _merge(temporary, path, written, kind)
             else:
@@ -286,6 +288,15 @@ def _remove_outdated(root: Path, names: Iterable[str]) -> None:
         while folder != root and folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
             folder = folder.parent
+
+
+def _make_readable(folder: Path, names: Iterable[str]) -> None:
+    """Give files the permissions of the umask, which safetensors does not."""
+    mode = stat.S_IMODE(folder.stat().st_mode) & 0o666
+    for name in names:
+        path = folder / name
+        if not path.is_symlink():
+            path.chmod(stat.S_IMODE(path.stat().st_mode) | mode)
 
 
 def _list_files(folder: Path) -> list[str]:

@@ -139,6 +139,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
     try:
         content = yaml.safe_load(Path(path).read_text("utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
     # RecursionError: nested too deep; ValueError: not UTF-8, or no such date
     except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
         reason = reason_of(error)

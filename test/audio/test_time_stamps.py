@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import soundfile
 from audio_files import RATE, mux
 
 from speechllm.audio import load_audio, stream_audio
+from speechllm.utils.errors import UserError
 
 FRAME = 48000  # rate of the tracks
 
@@ -129,3 +131,24 @@ def test_first_track_with_sound_is_read(tmp_path):
     load_audio(mux(tmp_path / "b.mkv", "aac", silent), report=messages.append)
     assert len(messages) == 1
     assert "silence, no sample is above -80 dB" in messages[0]
+
+
+def test_track_is_chosen_by_its_number(tmp_path):
+    tracks = [[(0.0, tone(300, 2))], [(0.0, tone(600, 2))]]
+    path = mux(tmp_path / "a.mkv", "aac", tracks)
+    for track, hertz in ((1, 300), (2, 600), (None, 300)):
+        samples = np.concatenate(list(stream_audio(path, track=track)))
+        spectrum = np.abs(np.fft.rfft(samples))
+        assert np.argmax(spectrum) / (len(samples) / RATE) == pytest.approx(
+            hertz, abs=2
+        )
+    with pytest.raises(UserError, match="a.mkv: no audio track 3; it has 2"):
+        next(stream_audio(path, track=3))
+    wav = tmp_path / "a.wav"
+    soundfile.write(wav, tone(300, 1), FRAME)
+    whole = np.concatenate(list(stream_audio(wav)))
+    np.testing.assert_allclose(
+        np.concatenate(list(stream_audio(wav, track=1))), whole, atol=2e-5
+    )
+    with pytest.raises(UserError, match="a.wav: no audio track 2; it has 1"):
+        next(stream_audio(wav, track=2))

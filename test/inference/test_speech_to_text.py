@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 from pathlib import Path
 
@@ -313,14 +315,15 @@ def test_exported_model_equals_the_trained_one(training, model, waves):
     }
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert "optim" not in config
-    assert all(len(digest) == 64 for digest in config["stands_on"].values())
-    assert len(config["stands_on"]) == 2
+    assert [len(found) for found in config["stands_on"].values()] == [1, 2]
+    modes = {path.stat().st_mode & 0o777 for path in folder.glob("*.*")}
+    assert modes == {(folder / "config.yaml").stat().st_mode & 0o777}
     found = SpeechToText.from_pretrained(training).transcribe(waves, **SHORT)
     expected = model.transcribe(waves, **SHORT)
     assert [r.text for r in found] == [r.text for r in expected]
 
 
-def test_changed_pretrained_weights_are_an_error(training, tmp_path):
+def test_changed_pretrained_weights_are_a_warning(training, tmp_path, caplog):
     encoder = write_tiny_whisper(tmp_path / "encoder")
     config = yaml.safe_load((training / "config.yaml").read_text())
     config["encoder_conf"]["model"] = str(encoder)
@@ -331,8 +334,60 @@ def test_changed_pretrained_weights_are_an_error(training, tmp_path):
     first = next(iter(weights))
     weights[first] = weights[first] + 1
     save_file(weights, encoder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match=f"trained on {encoder} with sha256"):
+    message = f"trained on {encoder} .*has other weights"
+    assert not caplog.records
+    SpeechToText.from_pretrained(training)
+    [record] = caplog.records
+    assert re.search(message, record.getMessage())
+    with pytest.raises(UserError, match=message):
+        SpeechToText.from_pretrained(training, strict=True)
+
+
+def test_models_travel(training, tmp_path, caplog):
+    """Other files of the same model do not matter; another vocabulary does."""
+    llm = tmp_path / "llm"
+    config = yaml.safe_load((training / "config.yaml").read_text())
+    shutil.copytree(config["llm_conf"]["model"], llm)
+    config["llm_conf"]["model"] = str(llm)
+    (training / "config.yaml").write_text(yaml.safe_dump(config))
+    export_model(training, "best.pth", training / "model")
+    (llm / "config.json").write_text((llm / "config.json").read_text() + "\n")
+    tokenizer = json.loads((llm / "tokenizer.json").read_text())
+    (llm / "tokenizer.json").write_text(json.dumps(tokenizer, indent=1))
+    weights = load_file(llm / "model.safetensors")
+    names = sorted(weights)
+    halves = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for file, part in halves.items():
+        save_file({n: weights[n] for n in part}, llm / file, metadata={"format": "pt"})
+    index = {"weight_map": {n: file for file, part in halves.items() for n in part}}
+    (llm / "model.safetensors.index.json").write_text(json.dumps(index))
+    (llm / "model.safetensors").unlink()
+    SpeechToText.from_pretrained(training, strict=True)
+    assert not caplog.records
+    first, second = list(tokenizer["model"]["vocab"])[1000:1002]
+    ids = tokenizer["model"]["vocab"]
+    ids[first], ids[second] = ids[second], ids[first]
+    (llm / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(UserError, match=f"another vocabulary than that of {llm}"):
         SpeechToText.from_pretrained(training)
+
+
+def test_precision_of_converted_weights_is_recorded(training, tmp_path, caplog):
+    encoder = write_tiny_whisper(tmp_path / "encoder")
+    source = encoder / "speechllm_source.json"
+    source.write_text('{"precision": "Q4_1", "converter": 1}')
+    config = yaml.safe_load((training / "config.yaml").read_text())
+    config["encoder_conf"]["model"] = str(encoder)
+    (training / "config.yaml").write_text(yaml.safe_dump(config))
+    export_model(training, "best.pth", training / "model")
+    source.unlink()  # the same name, as published
+    weights = load_file(encoder / "model.safetensors")
+    weights = {name: 1.01 * value for name, value in weights.items()}
+    save_file(weights, encoder / "model.safetensors", metadata={"format": "pt"})
+    SpeechToText.from_pretrained(training)
+    [record] = caplog.records
+    for part in ("(Q4_1 weights)", "(unconverted)", "texts and scores will differ"):
+        assert part in record.getMessage()
 
 
 def test_swapped_labels_are_an_error(training):

@@ -187,3 +187,27 @@ def test_every_word_is_in_one_cue():
     segments = [(0.5, 5.0, "one"), (5.0, 10.0, "two three")]
     cues = make_cues(recording(*segments, words=words), "en")
     assert [cue.lines for cue in cues] == [("one",), ("two",), ("three",)]
+
+
+KINSOKU = (
+    "そうです。「はい、」（注）と言った。ほんとうに、これは、"
+    "とても長い話ですよ！？ええ、そうでしょうね。"
+)
+
+
+@pytest.mark.parametrize("language", ["ja", "zh"])
+def test_no_line_begins_with_closing_punctuation(language):
+    for shift in range(25):  # so that every character is at a border once
+        text = "あ" * shift + KINSOKU * 3
+        cues = make_cues(recording((0.0, 30.0, text)), language)
+        lines = [line for cue in cues for line in cue.lines]
+        assert "".join(lines) == text
+        assert all(len(line) <= 21 for line in lines)
+        assert not [line for line in lines if line[0] in "。、」）！？っょ"]
+        assert not [line for line in lines if line[-1] in "「（"]
+
+
+def test_a_line_of_punctuation_alone_is_broken():
+    text = "。" * 50
+    cues = make_cues(recording((0.0, 5.0, text)), "ja")
+    assert "".join(line for cue in cues for line in cue.lines) == text

@@ -224,7 +224,7 @@ def test_only_failed_recordings_are_tried_again(
     assert "9 of 10 done already" in err
     assert not list(tmp_path.rglob("*resume")) + list(tmp_path.rglob("*previous*"))
     if form == "srt":
-        assert len(list(out.iterdir())) == 10
+        assert len(list(out.glob("*.srt"))) == 10
     elif form != "text":
         lines = out.read_text().splitlines()
         names = [json.loads(x)["name"] if form == "json" else x.split("\t")[0]
@@ -353,7 +353,7 @@ def test_any_error_of_a_recording_is_one_line(
 ):
     stream = audio_io.stream_audio
 
-    def broken(source):
+    def broken(source, track=None):
         yield from [np.zeros(RATE, np.float32)]
         if source.endswith("3.wav"):
             raise ValueError("layout changes\nfrom mono to stereo")
@@ -413,7 +413,7 @@ def test_unusual_file_names(capsys, tmp_path, model_dir, calls):
     assert found == {f"{folder}/{name}" for name in [shown, *names[1:]]}
     run(capsys, "--model", model_dir, "--output", tmp_path / "subtitles",
         "--format", "srt", folder)  # fmt: skip
-    stems = {p.stem for p in (tmp_path / "subtitles").iterdir()}
+    stems = {p.stem for p in (tmp_path / "subtitles").glob("*.srt")}
     assert {Path(name).stem for name in names} == stems
 
 

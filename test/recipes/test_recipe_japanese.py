@@ -215,7 +215,7 @@ def test_a_missing_line_in_db_sh(tmp_path, name, line):
     recipes = clone(tmp_path / "clone", *{name, "reazonspeech"})
     done = run(recipes / name / "speechllm1", "./run.sh", "--stop_stage", "1")
     assert done.returncode == 1
-    assert f"db.sh has no line {line}=…; write the folder" in done.stderr
+    assert f"{line}= in db.sh is empty; write the folder" in done.stderr
 
 
 @pytest.mark.parametrize("name", ["csj", "reazonspeech"])

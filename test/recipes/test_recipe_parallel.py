@@ -152,7 +152,7 @@ def test_a_missing_folder_is_named_with_the_download(tmp_path):
     folder = recipe_folder(tmp_path, "europarl_st")
     done = run(folder, "./run.sh", "--stop_stage", "1")
     assert done.returncode == 1
-    assert "db.sh has no line EUROPARL_ST=…; write the folder" in done.stderr
+    assert "EUROPARL_ST= in db.sh is empty; write the folder" in done.stderr
     assert "(--download true fetches it)" in done.stderr
 
 

@@ -322,6 +322,9 @@ def test_a_missing_line_in_db_sh(tmp_path):
     done = bash("bash", "local/data.sh", cwd=root)
     assert done.returncode == 1
     assert "db.sh has no line ASTERISK=" in done.stderr
+    (root / "db.sh").write_text("CSJ=\nASTERISK=\n")
+    done = bash("bash", "local/data.sh", cwd=root)
+    assert "ASTERISK= in db.sh is empty; write the folder" in done.stderr
 
 
 def test_a_missing_environment_is_reported_in_one_line(tmp_path):
@@ -367,7 +370,7 @@ def test_a_new_recipe_runs_and_keeps_its_edits(clone):
     for name in ("path.sh", "speechllm.sh", "baselines.sh", "utils"):
         assert str((recipe / name).readlink()) == f"../../TEMPLATE/speechllm1/{name}"
     done = bash("local/data.sh", cwd=recipe)
-    assert "db.sh has no line MY_TALKS=…; write the folder of" in done.stderr
+    assert "MY_TALKS= in db.sh is empty; write the folder of" in done.stderr
 
     edited = {"cmd.sh": "cmd_backend=slurm\n", "db.sh": "MY_TALKS=/talks\n"}
     for name, text in edited.items():

@@ -74,7 +74,7 @@ normalizer=speechllm
 hf_repo=
 # ----------------------------------------------------------------------------------
 
-help_message="Usage: $(basename "$0") --train_set NAME --valid_set NAME --test_sets \"NAME …\" --train_config FILE --inference_config FILE [options]
+help_message="Usage: $(basename "$0") --train_set NAME --valid_set NAME --test_sets \"NAME …\" --train_config FILE [options]
 Stages:
    1 data preparation (local/data.sh)      9 training, second training (when --second_config)
    2 speed perturbation                   10 average and export
@@ -145,7 +145,7 @@ Options [default]; ARGS are shell words, with quotes where they contain spaces:
   --second_set NAME       data dir of the second training [train_set]
   --second_init_model NAME  checkpoint of the first that initialises the second [${second_init_model}]
  Decoding, scoring, export
-  --inference_config FILE config of stage 12
+  --inference_config FILE config of stage 12, exported with the model; empty: that of the model
   --inference_args ARGS   more arguments of the decoding program [none]
   --inference_tag NAME    decode into decode_NAME [decode.yaml: decode, decode_x.yaml: decode_x]
   --inference_model NAME  checkpoint to export and decode with [${inference_model}]
@@ -200,7 +200,7 @@ if [[ ${download_model} =~ ^\.{0,2}/ ]] && [ ! -d "${download_model}" ]; then
     fail "--download_model: no folder '${download_model}'"
 fi
 [[ ${dumpdir} != *,* ]] || fail "--dumpdir: ESPnet cannot read from a folder with a comma, '${dumpdir}'; choose another"
-for name in train_set valid_set test_sets train_tasks train_config inference_config; do
+for name in train_set valid_set test_sets train_tasks train_config; do
     [ -n "${!name}" ] || fail "--${name} is needed; --help lists the options"
 done
 for name in prompts train_config warmup_config second_config inference_config; do
@@ -318,7 +318,7 @@ final_phase=${final_phase##* }
 final_exp=${final_phase}_exp
 final_exp=${!final_exp}
 model=${final_exp}/model
-decode_name=$(tag_of "${inference_config}")
+decode_name=$(tag_of "${inference_config:-decode.yaml}")
 [[ ${decode_name} =~ ^decode(_|$) ]] || decode_name=decode_${decode_name}
 [ -z "${inference_tag}" ] || decode_name=decode_${inference_tag}
 decode_dir=${final_exp}/${decode_name}
@@ -450,18 +450,21 @@ exported() { # fail unless the exported model is that of the last training
         fail "${final_exp} was trained after the export of ${model}; run stage 10 first"
     fi
 }
-tune() { # <command> <file> <examples> <key>: make a file of the model folder unless up to date
-    local done=${final_exp}/$1.done
-    if [ -f "${done}" ] && [ "$(< "${done}")" = "$4" ]; then
-        log "Stage ${current}: ${model}/$2 is up to date"
+tune() { # <examples>: make guard and confidence of the model unless up to date
+    local done=${final_exp}/tune.done key
+    key=$(shopt -s nullglob
+        cat "${model}"/{config.yaml,*.safetensors,generation_config.yam[l]} \
+            "$1"/{wav.scp,text,utt2task} | sha256sum)
+    if [ -f "${done}" ] && [ "$(< "${done}")" = "${key}" ]; then
+        log "Stage ${current}: guard and confidence in ${model} are up to date"
         return
     fi
     rm -f "${done}"
-    OMP_NUM_THREADS=$(threads 1) ${decode_cmd} --gpu "${inference_gpus}" "${final_exp}/$1.log" \
-        python3 -m "speechllm.bin.$1" --if_possible --model "${model}" --examples "$3" \
+    OMP_NUM_THREADS=$(threads 1) ${decode_cmd} --gpu "${inference_gpus}" "${final_exp}/tune.log" \
+        python3 -m speechllm.bin.tune --if_possible --model "${model}" --examples "$1" \
         --limit 500 --device "${inference_device}"
-    echo "$4" > "${done}"
-    log "Stage ${current}: $(last_line "${final_exp}/$1.log")"
+    echo "${key}" > "${done}"
+    log "Stage ${current}: $(last_line "${final_exp}/tune.log")"
 }
 
 # ---- stages ----------------------------------------------------------------------
@@ -662,7 +665,8 @@ if running 10; then
     [ ! -d "${final_exp}" ] || lock "${final_exp}"
     [ -e "${final_exp}/${inference_model}" ] || fail "no checkpoint ${final_exp}/${inference_model}; run stage 9 first"
     prepare "${final_exp}/export.log" python3 -m speechllm.bin.export_model \
-        --exp_dir "${final_exp}" --checkpoint "${inference_model}" --output "${model}"
+        --exp_dir "${final_exp}" --checkpoint "${inference_model}" --output "${model}" \
+        ${inference_config:+--config "${inference_config}"}
     finish "$(last_line "${final_exp}/export.log")" "${final_exp}/export.log"
 fi
 
@@ -675,16 +679,14 @@ if running 11; then
         valid_examples=$(examples "${final_phase}" "${valid_set}")
         require_examples "${valid_examples}"
         lock "${final_exp}"
-        key=$(cat "${model}"/{config.yaml,*.safetensors} "${valid_examples}"/{wav.scp,text,utt2task} | sha256sum)
-        tune guard_thresholds guard.yaml "${valid_examples}" "${key}"
-        tune calibrate confidence.json "${valid_examples}" "${key}"
-        finish "${model}" "${final_exp}/{guard_thresholds,calibrate}.log"
+        tune "${valid_examples}"
+        finish "${model}" "${final_exp}/tune.log"
     fi
 fi
 
 if running 12 || running 13; then
     # Before version 0.2, decode.yaml wrote to decode_decode.
-    old_dir=${final_exp}/decode_$(tag_of "${inference_config}")
+    old_dir=${final_exp}/decode_$(tag_of "${inference_config:-decode.yaml}")
     if [ -z "${inference_tag}" ] && [ -d "${old_dir}" ] && [ ! -e "${decode_dir}" ]; then
         mv "${old_dir}" "${decode_dir}"
         log "renamed ${old_dir} to ${decode_dir}"
@@ -702,7 +704,7 @@ if running 12; then
             ${decode_cmd} --gpu "${inference_gpus}" JOB=1:"${inference_nj}" "${dir}/log/decode.JOB.log" \
             python3 -m speechllm.bin.decode --model "${model}" \
             --examples "$(examples test "${name}")" --output_dir "${dir}" \
-            --config "${inference_config}" --num_shards "${inference_nj}" --shard JOB \
+            ${inference_config:+--config "${inference_config}"} --num_shards "${inference_nj}" --shard JOB \
             --device "${inference_device}" "${inference_words[@]}"
         log "Stage 12: ${dir}/text: $(count "${dir}/text") hypotheses"
     done

@@ -1,0 +1,99 @@
+"""Choose guard thresholds and calibrate confidence on a development set (stage 11).
+
+    python -m speechllm.bin.tune --model exp/speechllm_train/model \\
+        --examples dump/examples/dev
+
+Writes guard.yaml and confidence.json into the model folder, from one decoding of the
+examples. speechllm.bin.guard_thresholds and speechllm.bin.calibrate write one of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from speechllm.utils.errors import run_main
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """Return the command-line parser."""
+    parser = argparse.ArgumentParser(
+        prog="python -m speechllm.bin.tune",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--model", required=True, help="model folder of stage 10")
+    add("--examples", required=True, help="example dir of the development set")
+    add("--limit", type=int, help="number of examples, evenly spaced [all]")
+    add("--config", help="decoding config, YAML [that of the model]")
+    add("--batch_size", type=int, default=8, help="utterances per batch [8]")
+    add("--device", default="cpu", help="cpu, cuda, …, or auto [cpu]")
+    add(
+        "--if_possible",
+        action="store_true",
+        help="succeed where the model or the examples do not allow it",
+    )
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Decode the examples once; write thresholds and calibration."""
+    args = get_parser().parse_args(argv)
+
+    from speechllm.data.examples import read_examples
+    from speechllm.decoding.confidence import (
+        CALIBRATION_FILE,
+        read_calibration,
+        write_calibration,
+    )
+    from speechllm.inference.guard_thresholds import (
+        THRESHOLDS_FILE,
+        read_thresholds,
+        write_thresholds,
+    )
+    from speechllm.inference.loading import find_model
+    from speechllm.inference.speech_to_text import SpeechToText
+    from speechllm.inference.tuning import (
+        NBests,
+        calibrate,
+        find_thresholds,
+        new_version,
+        set_aside_if_damaged,
+    )
+
+    examples = read_examples(args.examples, args.limit)
+    folder = find_model(args.model)
+    guard, confidence = folder / THRESHOLDS_FILE, folder / CALIBRATION_FILE
+    set_aside_if_damaged(read_thresholds, guard)
+    set_aside_if_damaged(read_calibration, confidence)
+    model = SpeechToText.from_pretrained(folder, args.device, config=args.config)
+    made_from = f"{len(examples)} examples"
+    nbests: NBests = {}
+    model.set_thresholds(None)
+    with new_version(guard, args.if_possible):
+        thresholds = find_thresholds(
+            model,
+            examples,
+            model.options({"guard": False}),
+            args.batch_size,
+            made_from=made_from,
+            nbests=nbests,
+        )
+        write_thresholds(thresholds, folder)
+        model.set_thresholds(thresholds)
+        print(f"{guard}: written")
+    with new_version(confidence, args.if_possible):
+        calibration = calibrate(
+            model,
+            examples,
+            model.options({"word_times": True}),
+            args.batch_size,
+            f"the words of {made_from}",
+            nbests,
+        )
+        write_calibration(calibration, folder)
+        print(f"{confidence}: {calibration.weights}")
+
+
+if __name__ == "__main__":
+    run_main(main)
