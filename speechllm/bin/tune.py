@@ -1,10 +1,11 @@
-"""Choose guard thresholds and calibrate confidence on a development set (stage 11).
+"""Fit score weights, guard and confidence to a development set (stage 11).
 
     python -m speechllm.bin.tune --model exp/speechllm_train/model \\
         --examples dump/examples/dev
 
-Writes guard.yaml and confidence.json into the model folder, from one decoding of the
-examples. speechllm.bin.guard_thresholds and speechllm.bin.calibrate write one of them.
+Writes score_weights.json (if the model's settings have a first pass), guard.yaml and
+confidence.json into the model folder, from one decoding of the examples.
+speechllm.bin.guard_thresholds and speechllm.bin.calibrate write one of them.
 """
 
 from __future__ import annotations
@@ -52,10 +53,16 @@ def main(argv: list[str] | None = None) -> None:
         write_thresholds,
     )
     from speechllm.inference.loading import find_model
+    from speechllm.inference.score_weights import (
+        WEIGHTS_FILE,
+        read_score_weights,
+        write_score_weights,
+    )
     from speechllm.inference.speech_to_text import SpeechToText
     from speechllm.inference.tuning import (
         NBests,
         calibrate,
+        find_score_weights,
         find_thresholds,
         new_version,
         set_aside_if_damaged,
@@ -66,10 +73,24 @@ def main(argv: list[str] | None = None) -> None:
     guard, confidence = folder / THRESHOLDS_FILE, folder / CALIBRATION_FILE
     set_aside_if_damaged(read_thresholds, guard)
     set_aside_if_damaged(read_calibration, confidence)
+    set_aside_if_damaged(read_score_weights, folder / WEIGHTS_FILE)
     model = SpeechToText.from_pretrained(folder, args.device, config=args.config)
     made_from = f"{len(examples)} examples"
     nbests: NBests = {}
     model.set_thresholds(None)
+    fixed = model.generation.get("rescore_decoder_weight") is not None
+    if model.options({}).first_pass_beam_size and not fixed:
+        with new_version(folder / WEIGHTS_FILE, args.if_possible):
+            model.score_weights = find_score_weights(
+                model,
+                examples,
+                model.options({"guard": False}),
+                args.batch_size,
+                made_from,
+                nbests,
+            )
+            write_score_weights(model.score_weights, folder)
+            print(f"{folder / WEIGHTS_FILE}: {model.score_weights}")
     with new_version(guard, args.if_possible):
         thresholds = find_thresholds(
             model,

@@ -97,7 +97,7 @@ def choose_transcript(
     texts = list(dict.fromkeys(ctc_text(text, first.language) for text in first.texts))
     if len(texts) < 2:
         return texts[0] if texts else ""
-    weight = options.rescore_decoder_weight
+    weight = options.rescore_decoder_weight or 0.0
     total = weight + options.rescore_ctc_weight
     share = weight / total if total else 1.0
     scores = [

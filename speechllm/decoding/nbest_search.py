@@ -98,7 +98,8 @@ def search_up_to(
     wide = options
     pooled = batch.first_pass is not None
     if options.rescore_ctc_weight > 0 or pooled:
-        wide = replace(options, nbest=max(options.nbest, options.beam_size))
+        nbest = options.beam_size if pooled else max(options.nbest, options.beam_size)
+        wide = replace(options, nbest=nbest)
     nbests = beam_search(llm, requests, wide, ctc, batch.batch_size, on_finished)
     if pooled:
         nbests = [

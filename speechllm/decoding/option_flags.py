@@ -23,6 +23,9 @@ HELP = {
     "min_tokens": "minimum output length",
     "no_repeat_ngram_size": "no n-gram of this many tokens occurs twice, 0 allows all",
     "rescore_ctc_weight": "weight of the CTC score in rescoring the n-best list",
+    "first_pass_beam_size": "hypotheses of the encoder's pretrained decoder that join "
+    "the n-best list, 0: none",
+    "rescore_decoder_weight": "weight of that decoder in ranking the list",
     "guard": "check texts against the CTC output, as guard.yaml of the model says",
     "word_times": "compute word times, for json, ctm, TextGrid and subtitle cues",
     "sampling": "draw tokens instead of searching",
@@ -34,6 +37,7 @@ HELP = {
 #: Defaults that depend on the model or on other options.
 DEPENDENT = {
     "retry_truncated": "unless a limit is given",
+    "rescore_decoder_weight": "the weights that stage 11 fitted",
     "guard": "if the model has a guard.yaml",
 }
 #: Further names of flags.

@@ -49,7 +49,8 @@ class SearchOptions:
             with (Whisper's), which join the n-best list of a transcript, and of which
             the ``transcript`` bridge reads the best one; 0: none.
         rescore_decoder_weight: with a first pass, the list is ranked by this weight of
-            that decoder, ``rescore_ctc_weight`` of CTC, and the rest of the LLM.
+            that decoder, ``rescore_ctc_weight`` of CTC, and the rest of the LLM. None:
+            both weights are those that stage 11 fitted to the model.
         guard: check outputs against the audio (:mod:`speechllm.inference.guard`);
             None: where the model folder has thresholds.
         word_times: compute start, end and confidence of each word.
@@ -74,7 +75,7 @@ class SearchOptions:
     no_repeat_ngram_size: int = 0
     rescore_ctc_weight: float = 0.0
     first_pass_beam_size: int = 0
-    rescore_decoder_weight: float = 0.0
+    rescore_decoder_weight: float | None = None
     guard: bool | None = None
     word_times: bool = False
     sampling: bool = False
@@ -107,7 +108,7 @@ SEARCH_SCHEMA: Schema = {
     "no_repeat_ngram_size": integer(0, 10**5),
     "rescore_ctc_weight": number(0, 1),
     "first_pass_beam_size": integer(0, 1000),
-    "rescore_decoder_weight": number(0, 1),
+    "rescore_decoder_weight": optional(number(0, 1)),
     "guard": optional(boolean),
     "word_times": boolean,
     "sampling": boolean,
@@ -166,7 +167,7 @@ def search_options(generation: Mapping[str, Any]) -> SearchOptions:
             raise UserError(f"unknown option {name!r}; known are {', '.join(known)}")
     checked = check_options(current_names(generation), SEARCH_SCHEMA, "search options")
     options = SearchOptions(**checked)
-    weights = options.rescore_decoder_weight + options.rescore_ctc_weight
+    weights = (options.rescore_decoder_weight or 0.0) + options.rescore_ctc_weight
     if weights > 1 + 1e-9:
         raise UserError(
             f"rescore_decoder_weight and rescore_ctc_weight sum to {weights:g}: "

@@ -65,7 +65,8 @@ def pool_nbest(
             hypotheses[spoken] = (new[spoken], hypothesis)
     texts = list(hypotheses)
     by_decoder = first.scores(texts)
-    weight, ctc_weight = options.rescore_decoder_weight, options.rescore_ctc_weight
+    weight = options.rescore_decoder_weight or 0.0
+    ctc_weight = options.rescore_ctc_weight
     by_ctc = [0.0] * len(texts)
     if ctc_weight:
         by_ctc = ctc_scores_of(codec, batch, row, texts)

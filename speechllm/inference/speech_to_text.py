@@ -43,6 +43,7 @@ from speechllm.inference.loading import (
     pretrained_encoder,
 )
 from speechllm.inference.results import add_words, make_result
+from speechllm.inference.score_weights import ScoreWeights, read_score_weights
 from speechllm.models.speech_decoder import SpeechDecoder
 from speechllm.models.speech_llm import SpeechLLM
 from speechllm.text.answer_codec import AnswerCodec
@@ -70,6 +71,7 @@ class SpeechToText:
         bpe_model: str | Path | None = None,
         batch_size: int | None = None,
         pretrained_encoder: str | Path | None = None,
+        score_weights: ScoreWeights | None = None,
     ):
         """Wrap a model.
 
@@ -83,6 +85,7 @@ class SpeechToText:
             batch_size: default of the number of utterances decoded concurrently.
             pretrained_encoder: folder of the speech model that the encoder was taken
                 from, whose decoder makes the first pass.
+            score_weights: of the list with a first pass, see ``SearchOptions``.
 
         Raises:
             UserError: the sentencepiece model has other pieces.
@@ -94,6 +97,7 @@ class SpeechToText:
         self.calibration = calibration
         self.batch_size = batch_size
         self.pretrained_encoder = pretrained_encoder
+        self.score_weights = score_weights or ScoreWeights()
         self.ctc_tokenizer: CTCTokenizer | None = None
         if model.ctc_trained and not has_pieces(model.token_list):
             self.ctc_tokenizer = CTCTokenizer(model.token_list)
@@ -157,6 +161,7 @@ class SpeechToText:
             bpe_model if bpe_model.is_file() else None,
             job["batch_size"],
             pretrained_encoder(folder),
+            read_score_weights(folder),
         )
 
     @property
@@ -256,6 +261,13 @@ class SpeechToText:
         for name in ("ctc_weight", "rescore_ctc_weight", "word_times", "guard"):
             if getattr(options, name) and self.ctc_tokenizer is None:
                 raise UserError(f"{name} needs {self.missing_ctc()}")
+        if options.first_pass_beam_size and options.rescore_decoder_weight is None:
+            weights = self.score_weights
+            options = replace(
+                options,
+                rescore_decoder_weight=weights.decoder,
+                rescore_ctc_weight=weights.ctc if self.ctc_tokenizer else 0.0,
+            )
         if options.first_pass_beam_size and self.llm is None:
             raise UserError("first_pass_beam_size needs an LLM")
         if options.guard and self.guard is None:

@@ -1,0 +1,105 @@
+"""Weights of LLM, CTC and first pass in the pooled n-best list: ``score_weights.json``.
+
+They are fitted to a development set in stage 11 and belong to the model folder.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from speechllm.utils.errors import UserError
+from speechllm.utils.io import write_json
+
+WEIGHTS_FILE = "score_weights.json"
+STEPS = 10  # of the grid from 0 to 1
+
+
+@dataclass(frozen=True)
+class ScoreWeights:
+    """Weights of the decoder of the first pass and of CTC; the LLM has the rest.
+
+    The defaults are those that fit the development prompts of the mini recipe.
+    """
+
+    decoder: float = 0.5
+    ctc: float = 0.2
+    made_from: str = ""
+
+
+@dataclass(frozen=True)
+class ScoredText:
+    """A text of a pooled list: log probabilities by the three models, and errors."""
+
+    llm: float
+    ctc: float
+    decoder: float
+    errors: int
+
+    def score(self, weights: ScoreWeights) -> float:
+        """Return the score in the pooled list."""
+        rest = 1 - weights.decoder - weights.ctc
+        by_others = weights.decoder * self.decoder + weights.ctc * self.ctc
+        return by_others + rest * self.llm
+
+
+def fit_score_weights(
+    pools: Sequence[Sequence[ScoredText]], made_from: str = ""
+) -> ScoreWeights:
+    """Return the weights whose best texts have the fewest errors.
+
+    All multiples of a tenth are tried. Of those with equally few errors the one that
+    is nearest to their mean is chosen, which depends least on single utterances.
+
+    Args:
+        pools: texts of each utterance.
+
+    Raises:
+        UserError: there is no utterance with texts.
+    """
+    pools = [pool for pool in pools if pool]
+    if not pools:
+        raise UserError("no recognition (asr) in the examples to fit score weights to")
+    grid = [
+        ScoreWeights(decoder / STEPS, ctc / STEPS, made_from)
+        for decoder in range(STEPS + 1)
+        for ctc in range(STEPS + 1 - decoder)
+    ]
+    errors = [
+        sum(max(pool, key=lambda text: text.score(weights)).errors for pool in pools)
+        for weights in grid
+    ]
+    best = [w for w, count in zip(grid, errors) if count == min(errors)]
+    decoder = sum(w.decoder for w in best) / len(best)
+    ctc = sum(w.ctc for w in best) / len(best)
+    return min(best, key=lambda w: (w.decoder - decoder) ** 2 + (w.ctc - ctc) ** 2)
+
+
+def read_score_weights(folder: str | Path) -> ScoreWeights | None:
+    """Read the weights in a model folder; None if it has none.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = Path(folder) / WEIGHTS_FILE
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text("utf-8"))
+        made_from = str(content.get("made_from", ""))
+        decoder, ctc = float(content["decoder"]), float(content["ctc"])
+        if not (decoder >= 0 and ctc >= 0 and decoder + ctc <= 1 + 1e-9):
+            raise ValueError(f"weights {decoder} and {ctc}")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path}: damaged ({error}); make it again with python -m "
+            "speechllm.bin.tune"
+        ) from None
+    return ScoreWeights(decoder, ctc, made_from)
+
+
+def write_score_weights(weights: ScoreWeights, folder: str | Path) -> None:
+    """Write ``score_weights.json`` into a model folder."""
+    write_json(Path(folder) / WEIGHTS_FILE, asdict(weights))
