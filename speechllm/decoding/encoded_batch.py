@@ -33,7 +33,7 @@ class EncodedBatch:
             sampling does not depend on the batch.
         batch_size: maximum number of utterances decoded concurrently; all if None.
         first_pass: transcripts of each by the decoder of the pretrained speech model,
-            or None.
+            or None for an utterance or the batch without.
         pieces: names of the CTC labels where they are BPE pieces. Texts are then scored
             in characters, by the sum over all their pieces.
     """
@@ -47,7 +47,7 @@ class EncodedBatch:
     sampling_seeds: Sequence[int]
     batch_size: int | None = None
     pieces: Sequence[str] | None = None
-    first_pass: Sequence[FirstPass] | None = None
+    first_pass: Sequence[FirstPass | None] | None = None
     _ctc_scores: dict[tuple[int, tuple[int, ...]], float] = field(
         default_factory=dict, init=False, repr=False
     )

@@ -30,16 +30,16 @@ def pool_nbest(
 
     score = rescore_decoder_weight · decoder + rescore_ctc_weight · CTC + rest · LLM.
     Transcripts of the first pass are normalised if the LLM's best one is, as of a model
-    that was trained on plain transcripts. Other tasks than ``asr`` keep their list.
+    that was trained on plain transcripts. Without a first pass the list is kept.
 
     Args:
-        row: of the utterance; the batch has a first pass.
+        row: of the utterance.
         nbest: hypotheses of the LLM.
     """
-    task = batch.tasks[row]
-    if task.name != "asr" or batch.first_pass is None:
+    first = None if batch.first_pass is None else batch.first_pass[row]
+    if first is None:
         return list(nbest)
-    first, language = batch.first_pass[row], task.source
+    language = first.language
     hypotheses: dict[str, tuple[str, Hypothesis]] = {}  # by normalised text
     for hypothesis in nbest:
         text = codec.decode(hypothesis.tokens).strip()

@@ -73,7 +73,7 @@ def device_name(device: str) -> str:
     return f"{cpu_name()}, {threads} thread{'s' if threads > 1 else ''}"
 
 
-def choose_engine(model: SpeechLLM, engine: str = "auto") -> None:
+def choose_engine(model: nn.Module, engine: str = "auto") -> None:
     """Prepare a model for inference, in place.
 
     Args:
@@ -92,7 +92,7 @@ def choose_engine(model: SpeechLLM, engine: str = "auto") -> None:
         and torch.backends.mkldnn.is_available()
     ):
         pack_layers(model)
-        if getattr(model, "llm", None) is not None:
+        if isinstance(model, SpeechLLM) and model.llm is not None:
             group_attention(model.llm.causal_lm)
 
 

@@ -40,7 +40,7 @@ def encode_batch(
     prompts: Prompts,
     waves: Sequence[np.ndarray],
     tasks: Sequence[Task],
-    first_pass: Sequence[FirstPass] | None = None,
+    first_pass: Sequence[FirstPass | None] | None = None,
     options: SearchOptions | None = None,
 ) -> EncodedBatch:
     """Encode utterances, in groups of similar length.
@@ -50,7 +50,7 @@ def encode_batch(
         prompts: of the tasks.
         waves: (samples,) of each utterance at 16 kHz.
         tasks: task of each.
-        first_pass: transcripts of each; a ``transcript`` bridge reads the best.
+        first_pass: transcripts of each, or None; a ``transcript`` bridge reads one.
         options: weights by which it is chosen; needed with a first pass.
 
     Raises:
@@ -109,14 +109,15 @@ def encode_batch(
 
 def best_transcripts(
     model: SpeechLLM,
-    first_pass: Sequence[FirstPass],
+    first_pass: Sequence[FirstPass | None],
     logits: Tensor,
     frames: Tensor,
     options: SearchOptions,
 ) -> list[list[int] | None]:
     """Return the best transcript of each first pass in CTC labels.
 
-    None where the CTC labels are BPE pieces, whose segmentation is not known here.
+    None without a first pass, and where the CTC labels are BPE pieces, whose
+    segmentation is not known here.
 
     Args:
         logits: (batch, frames, labels) of CTC.
@@ -127,6 +128,9 @@ def best_transcripts(
     tokenizer = CTCTokenizer(model.token_list)
     found: list[list[int] | None] = []
     for row, first in enumerate(first_pass):
+        if first is None:
+            found.append(None)
+            continue
         log_probs = logits[row, : frames[row]].float().log_softmax(1)
 
         def ctc_scores(texts: list[str], log_probs: Tensor = log_probs) -> list[float]:

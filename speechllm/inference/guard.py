@@ -21,6 +21,7 @@ from speechllm.decoding.encoded_batch import EncodedBatch
 from speechllm.decoding.hypothesis import Hypothesis
 from speechllm.decoding.nbest_search import labels_of, nbest_search
 from speechllm.decoding.options import SearchOptions
+from speechllm.decoding.pooling import pool_nbest
 from speechllm.decoding.rescoring import joint_score, rescore
 from speechllm.inference.guard_thresholds import (
     NO_CTC_OUTPUT,
@@ -109,6 +110,7 @@ class Guard:
             for row, found in zip(rows, again):
                 candidates = [*decisions[row].nbest, *found]
                 ranked = self.rank(batch, row, candidates)
+                ranked = pool_nbest(self.llm, self.codec, batch, row, ranked, options)
                 decisions[row].nbest = ranked[: options.nbest]
         for row in with_output:
             nbest = decisions[row].nbest

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from speechllm.inference.backends import choose_engine
 from speechllm.models.bridge import ConvolutionBridge
 from speechllm.models.config import (
     REVISIONS,
@@ -28,6 +29,7 @@ from speechllm.models.nue_asr import (
     load_feature_extractor,
     read_weights,
 )
+from speechllm.models.speech_decoder import SpeechDecoder
 from speechllm.models.speech_llm import SpeechLLM, build_speech_llm
 from speechllm.pretrained.checkpoint import load_tensors
 from speechllm.pretrained.hub import snapshot_commit
@@ -178,18 +180,27 @@ def load_exported(
     return model, read_prompts(folder / "prompts.yaml"), generation
 
 
-def pretrained_encoder(folder: Path) -> Path | None:
-    """Return the folder of the pretrained model that an exported encoder is based on.
+def load_speech_decoder(
+    folder: Path, device: str, dtype: str, engine: str
+) -> SpeechDecoder:
+    """Load the pretrained speech model, with its decoder, of an exported encoder.
 
-    None for Nue-ASR's released format.
+    Raises:
+        UserError: the model does not name one with a decoder (as Nue-ASR's).
     """
     from speechllm.pretrained.resolve import resolve_model
 
     if not (folder / "config.yaml").exists():
-        return None
+        raise UserError(
+            f"{folder}: its encoder has no decoder that could make a first pass; set "
+            "first_pass_beam_size to 0"
+        )
     config = read_config(folder / "config.yaml")
     config = pin_models(config, config.get(REVISIONS) or {})
-    return resolve_model(config["encoder_conf"]["model"])
+    encoder = resolve_model(config["encoder_conf"]["model"])
+    decoder = SpeechDecoder(encoder, resolve_dtype(dtype)).to(device)
+    choose_engine(decoder.model, engine)
+    return decoder
 
 
 def verify_pretrained(folder: Path, config: dict, strict: bool = False) -> None:

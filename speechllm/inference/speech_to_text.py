@@ -21,7 +21,7 @@ import torch
 from speechllm.audio.io import check_waveform
 from speechllm.decoding.confidence import Calibration, read_calibration
 from speechllm.decoding.encoded_batch import EncodedBatch
-from speechllm.decoding.first_pass import make_first_pass
+from speechllm.decoding.first_pass import FirstPass, make_first_pass
 from speechllm.decoding.hypothesis import Hypothesis
 from speechllm.decoding.nbest_search import ctc_greedy_search, nbest_search
 from speechllm.decoding.options import DECODING_SCHEMA, SearchOptions, search_options
@@ -40,7 +40,7 @@ from speechllm.inference.loading import (
     choose_device,
     find_model,
     load_model,
-    pretrained_encoder,
+    load_speech_decoder,
 )
 from speechllm.inference.results import add_words, make_result
 from speechllm.inference.score_weights import ScoreWeights, read_score_weights
@@ -70,7 +70,7 @@ class SpeechToText:
         calibration: Calibration | None = None,
         bpe_model: str | Path | None = None,
         batch_size: int | None = None,
-        pretrained_encoder: str | Path | None = None,
+        load_speech_decoder: Callable[[], SpeechDecoder] | None = None,
         score_weights: ScoreWeights | None = None,
     ):
         """Wrap a model.
@@ -83,8 +83,8 @@ class SpeechToText:
             bpe_model: sentencepiece model of the CTC labels, if they are its pieces;
                 without it their CTC branch is not used.
             batch_size: default of the number of utterances decoded concurrently.
-            pretrained_encoder: folder of the speech model that the encoder was taken
-                from, whose decoder makes the first pass.
+            load_speech_decoder: loads the speech model that the encoder was taken from,
+                whose decoder makes the first pass, when it is first used.
             score_weights: of the list with a first pass, see ``SearchOptions``.
 
         Raises:
@@ -96,7 +96,7 @@ class SpeechToText:
         self.generation = dict(generation or {})
         self.calibration = calibration
         self.batch_size = batch_size
-        self.pretrained_encoder = pretrained_encoder
+        self.load_speech_decoder = load_speech_decoder
         self.score_weights = score_weights or ScoreWeights()
         self.ctc_tokenizer: CTCTokenizer | None = None
         if model.ctc_trained and not has_pieces(model.token_list):
@@ -160,7 +160,9 @@ class SpeechToText:
             read_calibration(folder),
             bpe_model if bpe_model.is_file() else None,
             job["batch_size"],
-            pretrained_encoder(folder),
+            functools.partial(
+                load_speech_decoder, folder, device, dtype, engine or job["engine"]
+            ),
             read_score_weights(folder),
         )
 
@@ -368,16 +370,22 @@ class SpeechToText:
     ) -> EncodedBatch:
         """Encode utterances; the arguments are those of :meth:`decode`.
 
-        Without options, or with ``first_pass_beam_size: 0``, there is no first pass.
+        Without options, or with ``first_pass_beam_size: 0``, there is no first pass,
+        and none of other tasks than ``asr``: an LLM that was trained to translate CTC
+        transcripts translates those of the first pass no better.
         """
-        first_pass = None
-        if options is not None and options.first_pass_beam_size:
-            first_pass = make_first_pass(
+        first_pass: list[FirstPass | None] | None = None
+        rows = [row for row, task in enumerate(tasks) if task.name == "asr"]
+        if options is not None and options.first_pass_beam_size and rows:
+            first_pass = [None] * len(tasks)
+            found = make_first_pass(
                 self.speech_decoder,
-                waves,
-                [task.source for task in tasks],
+                [waves[row] for row in rows],
+                [tasks[row].source for row in rows],
                 options.first_pass_beam_size,
             )
+            for row, first in zip(rows, found):
+                first_pass[row] = first
         return encode_batch(self.model, self.prompts, waves, tasks, first_pass, options)
 
     @functools.cached_property
@@ -387,13 +395,11 @@ class SpeechToText:
         Raises:
             UserError: the encoder was not taken from such a model.
         """
-        if self.pretrained_encoder is None:
+        if self.load_speech_decoder is None:
             raise UserError(
                 "first_pass_beam_size: this model does not name a pretrained encoder"
             )
-        dtype = next(self.model.parameters()).dtype
-        decoder = SpeechDecoder(self.pretrained_encoder, dtype)
-        return decoder.to(self.device)
+        return self.load_speech_decoder()
 
     def search(
         self,

@@ -65,7 +65,7 @@ class SpeechDecoder:
         shared = self.model.generation_config
         self.multilingual = bool(getattr(shared, "is_multilingual", True))
 
-    def to(self, device: torch.device) -> SpeechDecoder:
+    def to(self, device: str | torch.device) -> SpeechDecoder:
         """Move the weights to a device."""
         self.model.to(device=device)
         return self
@@ -101,9 +101,9 @@ class SpeechDecoder:
         features = self.processor(
             list(waves), sampling_rate=SAMPLING_RATE, return_tensors="pt"
         ).input_features
-        parameter = self.model.proj_out.weight
         encoder = self.model.get_encoder()
-        return encoder(features.to(parameter)).last_hidden_state
+        features = features.to(encoder.embed_positions.weight)
+        return encoder(features).last_hidden_state
 
     @torch.inference_mode()
     def search(
@@ -128,6 +128,7 @@ class SpeechDecoder:
         sequences = GenerationMixin.generate(
             self.model,
             encoder_outputs=BaseModelOutput(last_hidden_state=states),
+            attention_mask=torch.ones(states.shape[:2], device=states.device),
             decoder_input_ids=torch.tensor(prefixes, device=states.device),
             num_beams=beam_size,
             num_return_sequences=beam_size,

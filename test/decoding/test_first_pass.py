@@ -14,6 +14,7 @@ from speechllm.decoding.first_pass import FirstPass, choose_transcript
 from speechllm.decoding.hypothesis import Hypothesis
 from speechllm.decoding.options import SearchOptions
 from speechllm.decoding.pooling import pool_nbest
+from speechllm.models.speech_decoder import SpeechDecoder
 from speechllm.text.tasks import Task
 
 SHORT = {"tokens_per_second": 0.0, "extra_tokens": 6.0}
@@ -132,7 +133,7 @@ def test_the_bridge_reads_the_best_transcript_of_decoder_and_ctc():
 @pytest.fixture(scope="module")
 def model(tiny_model, whisper_base) -> SpeechToText:
     model = SpeechToText.from_pretrained(tiny_model)
-    model.pretrained_encoder = whisper_base
+    model.load_speech_decoder = lambda: SpeechDecoder(whisper_base)
     return model
 
 

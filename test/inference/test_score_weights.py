@@ -20,6 +20,7 @@ from speechllm.inference.score_weights import (
     read_score_weights,
     write_score_weights,
 )
+from speechllm.models.speech_decoder import SpeechDecoder
 from speechllm.utils.errors import UserError
 
 
@@ -136,7 +137,7 @@ def test_stage_11_fits_the_weights(tiny_model, whisper_base, speech_file, tmp_pa
 
     def from_pretrained(*args, **options):
         model = original(*args, **options)
-        model.pretrained_encoder = whisper_base
+        model.load_speech_decoder = lambda: SpeechDecoder(whisper_base)
         return model
 
     original = SpeechToText.from_pretrained
