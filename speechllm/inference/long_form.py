@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from speechllm.audio.io import SAMPLING_RATE, check_waveform
+from speechllm.audio.io import SAMPLING_RATE
 from speechllm.audio.segmentation import (
     MAX_SECONDS,
     PAUSE_SECONDS,
@@ -33,7 +33,6 @@ from speechllm.audio.segmentation import (
     SpeechSegment,
     speech_segments,
 )
-from speechllm.decoding.options import SearchOptions
 from speechllm.decoding.result import Result
 from speechllm.inference.joining import join
 from speechllm.text.tasks import Task
@@ -118,14 +117,15 @@ def transcribe_long(
     if model.max_samples is not None:
         max_seconds = min(max_seconds, model.max_samples / SAMPLING_RATE)
     cutting = Cutting(max_seconds, pause_seconds)
-    search = model.options(options)
+    model.options(options)
+    request = {"batch_size": batch_size, **options}
     caught = UserError if debug else Exception
     ahead = batch_size * _BATCHES_AHEAD[model.device.type == "cpu"]
     opened: deque[_Recording] = deque()
     pending: list[_Piece] = []
 
     def decode() -> None:
-        decode_pieces(model, pending, search, batch_size, caught)
+        decode_pieces(model, pending, request, caught)
         pending.clear()
         for recording in opened:
             recording.report(progress)
@@ -162,10 +162,10 @@ class _Piece:
 
     segment: SpeechSegment
     samples: np.ndarray | None
-    task: Task
     result: Result | None = None
     error: str | None = None
     merged: _Piece | None = None
+    task: Task | None = None
 
     @property
     def pending(self) -> bool:
@@ -213,7 +213,7 @@ class _Recording:
     def _cut(self, stream: Iterable[np.ndarray], cutting: Cutting) -> Iterator[_Piece]:
         previous: tuple[SpeechSegment, np.ndarray] | None = None
         for segment, samples in speech_segments(self.read(stream), cutting):
-            piece = _Piece(segment, samples, self.task)
+            piece = _Piece(segment, samples, task=self.task)
             self.pieces.append(piece)
             yield piece
             if previous is not None:
@@ -304,7 +304,7 @@ def merge_with_previous(
     right: SpeechSegment,
     right_samples: np.ndarray,
     longest: float,
-    task: Task,
+    task: Task | None = None,
 ) -> _Piece | None:
     """Merge adjacent segments, with silence in the gap between them.
 
@@ -321,7 +321,7 @@ def merge_with_previous(
         return None
     silence = np.zeros(round(gap * SAMPLING_RATE), np.float32)
     samples = np.concatenate([left_samples, silence, right_samples])
-    return _Piece(SpeechSegment(left.start, right.end), samples, task)
+    return _Piece(SpeechSegment(left.start, right.end), samples, task=task)
 
 
 def choose_most_probable(pieces: Sequence[_Piece]) -> list[_Piece]:
@@ -372,29 +372,38 @@ def choose_most_probable(pieces: Sequence[_Piece]) -> list[_Piece]:
 def decode_pieces(
     model: SpeechToText,
     pieces: Sequence[_Piece],
-    options: SearchOptions,
-    batch_size: int,
+    request: dict,
     caught: type[Exception] = UserError,
 ) -> None:
     """Decode segments together, or one by one if that raises an error.
 
     Args:
-        options: of the search.
-        batch_size: segments decoded concurrently.
+        request: batch size and options of :meth:`SpeechToText.transcribe`.
         caught: class of the errors that are stored in the piece.
     """
     if not pieces:
         return
+    if len(tasks := dict.fromkeys(piece.task for piece in pieces)) > 1:
+        for task in tasks:
+            part = [piece for piece in pieces if piece.task == task]
+            decode_pieces(model, part, request, caught)
+        return
+    task = pieces[0].task
+    assert task is not None, "a piece of a recording has its task"
     try:
-        waves = [check_waveform(p.samples) for p in pieces if p.samples is not None]
-        tasks = [piece.task for piece in pieces]
-        results = model.decode_all(waves, tasks, options, batch_size)
+        results = model.transcribe(
+            [piece.samples for piece in pieces],
+            task=task.name,
+            language=task.source,
+            target_language=task.target,
+            **request,
+        )
     except caught as error:
         if is_out_of_memory(error):
             raise
         if len(pieces) > 1:
             for piece in pieces:
-                decode_pieces(model, [piece], options, batch_size, caught)
+                decode_pieces(model, [piece], request, caught)
         else:
             pieces[0].error, pieces[0].samples = describe_error(error), None
         return
