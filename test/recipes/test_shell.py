@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 
 import pytest
+from recipe_clone import OUTPUTS, ROOT
 
-ROOT = Path(__file__).parents[2]
 TEMPLATE = ROOT / "egs2" / "TEMPLATE" / "speechllm1"
 MINI = ROOT / "egs2" / "mini_asterisk" / "speechllm1"
 
@@ -329,7 +329,7 @@ def test_a_missing_environment_is_reported_in_one_line(tmp_path):
         MINI,
         tmp_path / "egs2" / "mini_asterisk" / "speechllm1",
         symlinks=True,
-        ignore=shutil.ignore_patterns("data*", "dump*", "exp*", "downloads"),
+        ignore=OUTPUTS,
     )
     shutil.copytree(TEMPLATE, tmp_path / "egs2" / "TEMPLATE" / "speechllm1")
     (tmp_path / "bin").mkdir()
