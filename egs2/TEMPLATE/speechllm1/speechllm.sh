@@ -202,6 +202,11 @@ esac
 if [[ ${download_model} =~ ^\.{0,2}/ ]] && [ ! -d "${download_model}" ]; then
     fail "--download_model: no folder '${download_model}'"
 fi
+for name in encoder llm init_param; do
+    if [ -n "${download_model}" ] && [ -n "${!name}" ]; then
+        fail "--${name} is for a training, but ${download_model} (--model, --download_model) is decoded as it is; leave one of them out"
+    fi
+done
 [[ ${dumpdir} != *,* ]] || fail "--dumpdir: ESPnet cannot read from a folder with a comma, '${dumpdir}'; choose another"
 for name in train_set valid_set test_sets train_tasks train_config inference_config; do
     [ -n "${!name}" ] || fail "--${name} is needed; --help lists the options"
