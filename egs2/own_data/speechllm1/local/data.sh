@@ -39,7 +39,7 @@ if [ -n "${align_model}" ]; then
 fi
 python3 -m speechllm.bin.prepare_data own_data "${reading[@]}" "${sets[@]}" --output "${datadir}"
 
-hours=$(python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["hours"]["train"])' "${datadir}/own_data.json")
+hours=$(python3 -c 'import json, sys; print("%.4g" % json.load(open(sys.argv[1]))["hours"]["train"])' "${datadir}/own_data.json")
 for config in "${warmup_config}" "${train_config}"; do
     [ -n "${config}" ] || continue
     echo
