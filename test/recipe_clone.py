@@ -7,6 +7,10 @@ import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+#: What recipes that ran in this checkout have written (.gitignore); not to be copied.
+OUTPUTS = shutil.ignore_patterns(
+    *("data", "dump", "exp", "data_*", "dump_*", "exp_*", "downloads", "models")
+)
 #: A training of two steps, without the models.
 TWO_STEPS = {
     "optim": "adamw",
@@ -24,10 +28,9 @@ TWO_STEPS = {
 
 def clone(root: Path, *names: str) -> Path:
     """Copy these recipes, and what they link to; return the new ``egs2``."""
-    ignored = shutil.ignore_patterns("data", "dump*", "exp*", "downloads")
     for name in {"TEMPLATE", "mini_asterisk", "must_c", "reazonspeech", *names}:
         source, target = ROOT / "egs2" / name, root / "egs2" / name
-        shutil.copytree(source / "speechllm1", target / "speechllm1", True, ignored)
+        shutil.copytree(source / "speechllm1", target / "speechllm1", True, OUTPUTS)
     for shared in ("speechllm", "tools"):
         (root / shared).symlink_to(ROOT / shared)
     return root / "egs2"

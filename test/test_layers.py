@@ -85,7 +85,7 @@ def test_readme_lists_every_module():
     readme = (PACKAGE / "README.md").read_text("utf-8")
     folder, listed = "", []
     for line in readme.split("```")[1].splitlines():
-        if found := re.match(r"  (\w+/)", line):
+        if found := re.match(r"  ((\w+/)+)", line):
             folder = found[1]
         elif found := re.match(r"  (  )?(\w+\.py) +\S", line):
             listed.append((folder if found[1] else "") + found[2])

@@ -28,7 +28,7 @@ from speechllm.utils.errors import UserError, run_main
 from speechllm.utils.io import atomic_open
 
 if TYPE_CHECKING:
-    from speechllm.corpora._items import Item
+    from speechllm.corpora.own_data.items import Item
     from speechllm.inference.speech_to_text import SpeechToText
 
 
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from tqdm import tqdm
 
-    from speechllm.corpora._own_source import measure, read_source, too_long
+    from speechllm.corpora.own_data.source import measure, read_source, too_long
     from speechllm.inference.align_transcript import require_ctc
     from speechllm.inference.speech_to_text import SpeechToText
 

@@ -1,8 +1,8 @@
-"""Corpora: one module each, which turns a corpus on disk into data dirs (stage 1).
+"""Corpora: one module or package each, which turns a corpus on disk into data dirs.
 
 A corpus module defines ``add_arguments(parser)`` and ``run(args)``; its name is the
-first argument of ``python -m speechllm.bin.prepare_data``. Its docstring describes the
-corpus, its layout on disk and the data dirs.
+first argument of ``python -m speechllm.bin.prepare_data`` (stage 1). Its docstring
+describes the corpus, its layout on disk and the data dirs.
 """
 
 from __future__ import annotations

@@ -1,13 +1,12 @@
 """Download of the Asterisk core sounds, as Debian packages or upstream's tarballs.
 
 Every file is compared with its pinned SHA-256 before it is opened. Root is not needed.
+Tarballs are kept next to the folder until it is complete, so that a re-run resumes.
 """
 
 from __future__ import annotations
 
 import shutil
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 from speechllm.corpora._debian import (
@@ -17,9 +16,10 @@ from speechllm.corpora._debian import (
     apt_download,
     unpack_deb,
 )
+from speechllm.corpora._download import download
 from speechllm.utils.errors import UserError
 from speechllm.utils.folders import FolderKind, atomic_directory
-from speechllm.utils.io import file_sha256, unpack_tar
+from speechllm.utils.io import unpack_tar
 
 LANGUAGES = ("en", "es", "fr", "it", "ru")
 VERSION = "1.6.1"
@@ -75,8 +75,7 @@ def fetch_asterisk(download_dir: str | Path) -> Path:
     reasons = []
     for fetch in (_from_debian, _from_tarballs):
         try:
-            with atomic_directory(folder, SOUNDS) as new:
-                fetch(new)
+            fetch(folder)
             return folder
         except Unavailable as reason:
             reasons.append(str(reason))
@@ -89,48 +88,36 @@ def fetch_asterisk(download_dir: str | Path) -> Path:
     )
 
 
-def check_sha256(path: Path, expected: str) -> None:
-    """Raise UserError if the SHA-256 of a file is not the pinned one."""
-    found = file_sha256(path)
-    if found != expected:
-        raise UserError(
-            f"{path.name}: wrong checksum (sha256 {found}, expected {expected}); the "
-            "download is damaged or a different release; download it again"
-        )
-
-
 def _from_debian(folder: Path) -> None:
     """Download and unpack the Debian packages."""
-    debs = folder / "packages"
-    debs.mkdir()
-    apt_download(_PACKAGES, debs)  # 54 MB
-    for package in _PACKAGES:
-        unpack_deb(debs / package.file_name, folder)
-    shutil.rmtree(debs)
+    with atomic_directory(folder, SOUNDS) as new:
+        debs = new / "packages"
+        debs.mkdir()
+        apt_download(_PACKAGES, debs)  # 54 MB
+        for package in _PACKAGES:
+            unpack_deb(debs / package.file_name, new)
+        shutil.rmtree(debs)
 
 
 def _from_tarballs(folder: Path) -> None:
     """Download and unpack upstream's tarballs, one folder per language."""
-    for language in LANGUAGES:
-        tarball = folder / f"{language}.tar.gz"
-        _download(language, tarball)
-        check_sha256(tarball, _TARBALL_SHA256[language])
-        unpack_tar(tarball, folder / language, "r:gz")
+    tarballs = {language: _tarball(language, folder.parent) for language in LANGUAGES}
+    with atomic_directory(folder, SOUNDS) as new:
+        for language, tarball in tarballs.items():
+            unpack_tar(tarball, new / language, "r:gz")
+    for tarball in tarballs.values():
         tarball.unlink()
 
 
-def _download(language: str, target: Path) -> None:
+def _tarball(language: str, folder: Path) -> Path:
+    """Download one tarball from the first address that has it."""
+    target = folder / f"{_SOURCE}-{language}-g722-{VERSION}.tar.gz"
     problems = []
     for template in _TARBALLS:
         url = template.format(lang=language)
-        print(f"downloading {url}", flush=True)
         try:
-            with (
-                urllib.request.urlopen(url, timeout=30) as response,
-                open(target, "wb") as stream,
-            ):
-                shutil.copyfileobj(response, stream)
-            return
-        except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
-            problems.append(f"{url}: {getattr(error, 'reason', error)}")
+            return download(url, target, sha256=_TARBALL_SHA256[language])
+        except UserError as error:
+            print(error, flush=True)
+            problems.append(str(error))
     raise Unavailable("; ".join(problems))

@@ -1,7 +1,7 @@
 """Data dirs of corpora with one sentence per audio file, written line by line.
 
-All tables of a set are written in parallel from utterances sorted by id, so that a
-million utterances need no more memory than their ids and texts.
+All tables of a set are written in parallel from utterances sorted by id, which may be a
+stream.
 """
 
 from __future__ import annotations

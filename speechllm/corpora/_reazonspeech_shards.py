@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tarfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import NamedTuple
 
@@ -143,28 +143,54 @@ def _tables(root: Path, size: str) -> list[Path]:
     return places
 
 
-def find_clips(
-    table: Path, size: str, names: Iterable[str], unpack_dir: str | Path | None
-) -> tuple[Callable[[str], str | None], list[str]]:
+class Audio(NamedTuple):
+    """Audio of the clips: in shards, or as files.
+
+    Attributes:
+        shards: tar files to read the clips in; empty if they are files.
+        folder: of the files.
+        missing: names of the shards of the size that are not there.
+    """
+
+    shards: list[Path]
+    folder: Path
+    missing: list[str]
+
+    def file(self, name: str) -> str:
+        """Return the path of a clip that is a file of its own; empty without one."""
+        path = f"{self.folder}/{name}"
+        return path if os.path.isfile(path) else ""
+
+    def clips(self) -> Iterator[tuple[str, str]]:
+        """Yield the clips within the shards, with their values of ``wav.scp``.
+
+        Raises:
+            UserError: a shard is damaged.
+        """
+        from tqdm import tqdm
+
+        for shard in tqdm(self.shards, desc="read shards", unit="tar", mininterval=1):
+            yield from list_clips(shard).items()
+
+
+def find_audio(
+    table: Path, size: str, wanted: Set[str], unpack_dir: str | Path | None
+) -> Audio:
     """Find the audio of clips: in shards, in unpacked shards, or as files.
 
     Args:
         table: the list that the clips are from; audio is in ``data`` next to it or to
             its folder ``tsv``, or directly there.
         size: of the list.
-        names: of the clips.
+        wanted: shards of the clips, without ``.tar``.
         unpack_dir: folder to unpack shards into; None reads clips within the shards.
 
-    Returns:
-        A function that returns a clip's value of ``wav.scp``
-        (:mod:`speechllm.audio.sources`), or None; and the names of the shards of this
-        size that are missing.
-
     Raises:
-        UserError: there is no audio, or a shard is damaged.
+        UserError: there is no audio, or a shard to be unpacked is damaged.
     """
     root = table.parent.parent if table.parent.name == "tsv" else table.parent
     data = root / "data" if (root / "data").is_dir() else root
+    names = [n for n in SIZES[size].shard_names if n.removesuffix(".tar") in wanted]
     shards = sorted(data.glob("*.tar"))
     if not shards:
         if not any(entry.is_dir() and entry.name != "tsv" for entry in data.iterdir()):
@@ -172,25 +198,18 @@ def find_clips(
                 f"{data}: neither shards (000.tar, …) nor their unpacked folders; "
                 "download the shards, or give --download true"
             )
-        return _file_finder(data), []
-    wanted = {name.partition("/")[0] for name in names}
+        folder = data.resolve()
+        return Audio([], folder, [n for n in names if not (folder / n[:-4]).is_dir()])
     shards = [shard for shard in shards if shard.stem in wanted] or shards
     present = {shard.name for shard in shards}
-    missing = [
-        name
-        for name in SIZES[size].shard_names
-        if name not in present and name.removesuffix(".tar") in wanted
-    ]
+    missing = [name for name in names if name not in present]
+    if unpack_dir is None:
+        return Audio(shards, data, missing)
     from tqdm import tqdm
 
-    if unpack_dir is not None:
-        for shard in tqdm(shards, desc="unpack shards", unit="tar", mininterval=1):
-            unpack_shard(shard, Path(unpack_dir))
-        return _file_finder(Path(unpack_dir)), missing
-    clips: dict[str, str] = {}
-    for shard in tqdm(shards, desc="read shards", unit="tar", mininterval=1):
-        clips |= list_clips(shard)
-    return clips.get, missing
+    for shard in tqdm(shards, desc="unpack shards", unit="tar", mininterval=1):
+        unpack_shard(shard, Path(unpack_dir))
+    return Audio([], Path(unpack_dir).resolve(), missing)
 
 
 def list_clips(shard: str | Path) -> dict[str, str]:
@@ -253,13 +272,3 @@ def unpack_shard(shard: Path, folder: Path) -> None:
         ) from None
     with atomic_open(marker) as stream:
         stream.write(state)
-
-
-def _file_finder(folder: Path) -> Callable[[str], str | None]:
-    root = folder.resolve()
-
-    def find(name: str) -> str | None:
-        path = f"{root}/{name}"
-        return path if os.path.isfile(path) else None
-
-    return find

@@ -35,9 +35,10 @@ The utterances that Nue-ASR was tested on are unknown to us.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 from speechllm.corpora._read_speech import STAGE, Utterance, summary, write_sets
@@ -45,7 +46,7 @@ from speechllm.corpora._reazonspeech_shards import (
     SIZES,
     URL,
     download_reazonspeech,
-    find_clips,
+    find_audio,
     find_table,
     flac_seconds,
     join_recordings,
@@ -54,6 +55,7 @@ from speechllm.corpora._reazonspeech_shards import (
 from speechllm.corpora._texts import clean_text, read_lines
 from speechllm.data.kaldi_table import Dropped
 from speechllm.utils.errors import UserError
+from speechllm.utils.sorting import sort_on_disk
 
 DEV_UTTERANCES, TEST_UTTERANCES = 1000, 100
 JOINED_SECONDS = 20.0  # which clips that are joined exceed
@@ -139,39 +141,65 @@ def prepare_reazonspeech(
             "at least 1"
         )
     table = find_table(Path(reazonspeech_dir), size)
+    output_dir = Path(output_dir)
+    scratch = next(
+        p for p in (output_dir, *output_dir.absolute().parents) if p.is_dir()
+    )
     dropped: list[Dropped] = []
-    rows = list(_read_table(table, dropped))
-    find, missing = find_clips(table, size, (name for name, _ in rows), unpack_dir)
-    if missing:
+    shards: Counter[str] = Counter()
+    rows = sort_on_disk(_read_table(table, dropped, shards), scratch)
+    first = list(islice(rows, 1))  # so that all are read
+    audio = find_audio(table, size, shards.keys(), unpack_dir)
+    if audio.missing:
         print(
-            f"warning: {len(missing)} shards of {size} are missing, the first is "
-            f"{missing[0]}; their clips are left out"
+            f"warning: {len(audio.missing)} shards of {size} are missing, the first is "
+            f"{audio.missing[0]}; their clips are left out"
         )
-    utterances = sorted(_utterances(rows, find, dropped))
-    del find
-    if len(utterances) <= dev_utterances + test_utterances:
-        first = f", first: {dropped[0].reason} {dropped[0].detail}" if dropped else ""
+    for name in audio.missing:
+        count = shards[name.removesuffix(".tar")]
+        dropped.append(Dropped(name, STAGE, "missing shard", f"{count:,} clips"))
+    missing = {name.removesuffix(".tar") for name in audio.missing}
+    rows = (row for row in chain(first, rows) if _shard(row[1]) not in missing)
+    found: Iterable[tuple[str, ...]]
+    if audio.shards:
+        clips = (
+            (_utterance_id(name), name, recording)
+            for name, recording in audio.clips()
+            if name == clean_text(name)
+        )
+        found = _join_clips(rows, sort_on_disk(clips, scratch))
+    else:
+        found = ((*row, audio.file(row[1])) for row in rows)
+    stream = _utterances(found, dropped)
+    few = list(islice(stream, dev_utterances + test_utterances + 1))
+    if len(few) <= dev_utterances + test_utterances:
+        reason = f", first: {dropped[0].reason} {dropped[0].detail}" if dropped else ""
         raise UserError(
-            f"{table}: {len(utterances)} utterances are too few for {dev_utterances} "
+            f"{table}: {len(few)} utterances are too few for {dev_utterances} "
             f"dev, {test_utterances} test and some train utterances "
-            f"({len(dropped)} were dropped{first}); reduce --dev_utterances and "
+            f"({len(dropped)} were dropped{reason}); reduce --dev_utterances and "
             "--test_utterances"
         )
-    output_dir, stream = Path(output_dir), iter(utterances)
+    stream = chain(few, stream)
     sets: dict[Path, tuple[Iterable[Utterance], list[Dropped]]] = {
         output_dir / "dev": (islice(stream, dev_utterances), []),
         output_dir / "test": (islice(stream, test_utterances), []),
         output_dir / "train": (stream, dropped),
     }
     if join:
-        sets = {
-            path: (sorted(_join(ones)), lost) for path, (ones, lost) in sets.items()
-        }
+        sets = {path: (_join(ones), lost) for path, (ones, lost) in sets.items()}
     return write_sets(sets, "ja")
 
 
-def _read_table(table: Path, dropped: list[Dropped]) -> Iterator[tuple[str, str]]:
-    """Yield (name, text) of the rows of a list; list the bad ones."""
+def _read_table(
+    table: Path, dropped: list[Dropped], shards: Counter[str]
+) -> Iterator[tuple[str, str, str]]:
+    """Yield (id, name, text) of the rows of a list.
+
+    Args:
+        dropped: the bad rows are added.
+        shards: the number of clips of each shard is added.
+    """
     for number, line in enumerate(read_lines(table), 1):
         if not line:
             continue
@@ -186,34 +214,63 @@ def _read_table(table: Path, dropped: list[Dropped]) -> Iterator[tuple[str, str]
             detail = f"line {number}"
             dropped.append(Dropped(_utterance_id(name), STAGE, "empty text", detail))
         else:
-            yield name, text
+            shards[_shard(name)] += 1
+            yield _utterance_id(name), name, text
 
 
 def _utterance_id(name: str) -> str:
     return "rs-" + (name.rpartition(".")[0] or name).replace("/", "_")
 
 
-def _utterances(
-    rows: list[tuple[str, str]],
-    find: Callable[[str], str | None],
-    dropped: list[Dropped],
-) -> Iterator[Utterance]:
-    """Yield the utterances of the rows that have audio; list the others.
+def _shard(name: str) -> str:
+    """Return the shard of a clip, without ``.tar``; empty if its name has none."""
+    return name.partition("/")[0] if "/" in name else ""
 
-    Empties ``rows`` to save memory.
+
+def _join_clips(
+    rows: Iterable[tuple[str, ...]], clips: Iterable[tuple[str, ...]]
+) -> Iterator[tuple[str, ...]]:
+    """Add its recording to each row; both are sorted by id and name.
+
+    Args:
+        rows: id, name, text.
+        clips: id, name, recording; of several with one name, the last one counts.
+
+    Yields:
+        id, name, text, recording, which is empty if there is none.
     """
-    while rows:
-        name, text = rows.pop()
-        utterance, recording = _utterance_id(name), find(name)
-        if recording is None:
-            dropped.append(Dropped(utterance, STAGE, "no audio file", name))
-        else:
+    clips = iter(clips)
+    following = next(clips, None)
+    key, recording = ("", ""), ""
+    for row in rows:
+        if row[:2] != key:
+            key, recording = row[:2], ""
+        while following is not None and following[:2] <= key:
+            if following[:2] == key:
+                recording = following[2]
+            following = next(clips, None)
+        yield *row, recording
+
+
+def _utterances(
+    rows: Iterable[tuple[str, ...]], dropped: list[Dropped]
+) -> Iterator[Utterance]:
+    """Yield the utterances of the rows that have a recording; list the others."""
+    for utterance, name, text, recording in rows:
+        if recording:
             yield Utterance(utterance, recording, utterance, text)
+        else:
+            dropped.append(Dropped(utterance, STAGE, "no audio file", name))
 
 
 def _join(utterances: Iterable[Utterance]) -> Iterator[Utterance]:
-    """Yield every second clip alone, and the others joined, as in ESPnet's recipe."""
-    waiting: list[Utterance] = []
+    """Yield every second clip alone, and the others joined, as in ESPnet's recipe.
+
+    Clips that stay alone wait for the joined one before them, so that the ids are in
+    order.
+    """
+    parts: list[Utterance] = []  # to be joined
+    alone: list[Utterance] = []  # those after the first part
     seconds = 0.0
     for number, utterance in enumerate(utterances):
         shard, _, size = split_recording(utterance.path)
@@ -223,18 +280,28 @@ def _join(utterances: Iterable[Utterance]) -> Iterator[Utterance]:
                 "shards, and give no --unpack_dir"
             )
         if number % 2 == 0:
-            yield utterance
+            alone.append(utterance)
+            if not parts:
+                yield from _flush(parts, alone)
             continue
-        if waiting and split_recording(waiting[0].path)[0] != shard:
-            yield _concatenate(waiting)
-            waiting, seconds = [], 0.0
-        waiting.append(utterance)
+        if parts and split_recording(parts[0].path)[0] != shard:
+            yield from _flush(parts, alone)
+            seconds = 0.0
+        parts.append(utterance)
         seconds += flac_seconds(utterance.path)
         if seconds > JOINED_SECONDS:
-            yield _concatenate(waiting)
-            waiting, seconds = [], 0.0
-    if waiting:
-        yield _concatenate(waiting)
+            yield from _flush(parts, alone)
+            seconds = 0.0
+    yield from _flush(parts, alone)
+
+
+def _flush(parts: list[Utterance], alone: list[Utterance]) -> Iterator[Utterance]:
+    """Yield the joined parts and the clips after the first one; empty the lists."""
+    if parts:
+        yield _concatenate(parts)
+    yield from alone
+    parts.clear()
+    alone.clear()
 
 
 def _concatenate(utterances: list[Utterance]) -> Utterance:

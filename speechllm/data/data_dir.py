@@ -27,7 +27,6 @@ from __future__ import annotations
 import heapq
 import random
 import reprlib
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import pairwise
@@ -44,6 +43,7 @@ from speechllm.data.kaldi_table import (
     iterate_table,
     read_dropped,
     required_tables,
+    speaker_groups,
     table_line,
     write_dropped,
     write_stream,
@@ -87,17 +87,14 @@ def write_spk2utt(directory: Path, origin: str | Path | None = None) -> None:
     Raises:
         UserError: the speaker of an utterance is not one word.
     """
-    utterances = defaultdict(list)
-    for utterance, speaker in iterate_table(directory / "utt2spk"):
-        if len(speaker.split()) != 1:
-            raise UserError(
-                f"{origin or directory}/utt2spk: utterance {utterance} needs exactly "
-                f"one speaker, found {reprlib.repr(speaker)}"
-            )
-        utterances[speaker].append(utterance)
     with atomic_open(directory / "spk2utt") as stream:
-        for speaker in sorted(utterances):
-            stream.write(table_line(speaker, " ".join(utterances[speaker])))
+        for speaker, utterances in speaker_groups(directory / "utt2spk"):
+            if len(speaker.split()) != 1:
+                raise UserError(
+                    f"{origin or directory}/utt2spk: utterance {utterances[0]} needs "
+                    f"exactly one speaker, found {reprlib.repr(speaker)}"
+                )
+            stream.write(table_line(speaker, " ".join(utterances)))
 
 
 def select_utterances(

@@ -13,9 +13,11 @@ import codecs
 import math
 import re
 import reprlib
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import groupby, pairwise
 from pathlib import Path
 
 from speechllm.audio.io import SAMPLING_RATE
@@ -104,6 +106,22 @@ def iterate_table(path: str | Path) -> Iterator[tuple[str, str]]:
 def read_table(path: str | Path) -> dict[str, str]:
     """Read a table into a dict; see :func:`iterate_table` for the errors."""
     return dict(iterate_table(path))
+
+
+def speaker_groups(path: str | Path) -> Iterator[tuple[str, list[str]]]:
+    """Yield the speakers of ``utt2spk`` in order, with the utterances of each.
+
+    If the table has them in this order, only one speaker's utterances are in memory.
+    """
+    speakers = (speaker for _, speaker in iterate_table(path))
+    if all(one <= following for one, following in pairwise(speakers)):
+        for speaker, entries in groupby(iterate_table(path), lambda entry: entry[1]):
+            yield speaker, [utterance for utterance, _ in entries]
+        return
+    gathered = defaultdict(list)
+    for utterance, speaker in iterate_table(path):
+        gathered[speaker].append(utterance)
+    yield from sorted(gathered.items())
 
 
 def join_tables(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from speechllm.data.kaldi_table import (
     TRANSLATION_TABLE,
     iterate_table,
     parse_segment,
+    speaker_groups,
     table_paths,
 )
 from speechllm.utils.errors import UserError
@@ -114,8 +114,6 @@ def _check_wav_scp(path: Path, check_files: bool, allow_pipes: bool) -> Iterator
 
 def _check_speakers(directory: Path) -> Iterator[str]:
     path = directory / "utt2spk"
-    counts: Counter[str] = Counter()
-    digests: Counter[str] = Counter()  # of each speaker's utterances, in any order
     last = ""
     for number, (key, speaker) in enumerate(iterate_table(path), 1):
         if len(speaker.split()) != 1:
@@ -126,30 +124,31 @@ def _check_speakers(directory: Path) -> Iterator[str]:
                 "utterance ids with the speaker, so that both have the same order"
             )
         last = speaker
-        counts[speaker] += 1
-        digests[speaker] ^= hash(key)
+    speakers = speaker_groups(path)
+    wanted = next(speakers, None)
     path = directory / "spk2utt"
-    listed: Counter[str] = Counter()
     for number, (speaker, value) in enumerate(iterate_table(path), 1):
-        utterances = value.split()
-        listed[speaker] = len(utterances)
-        digest = 0
-        for utterance in utterances:
-            digest ^= hash(utterance)
-        if speaker not in counts:
+        while wanted is not None and wanted[0] < speaker:
+            yield f"{path}: speaker {wanted[0]} of utt2spk is missing"
+            wanted = next(speakers, None)
+        if wanted is None or speaker < wanted[0]:
             yield f"{path}:{number}: speaker {speaker} is not in utt2spk"
-        elif listed[speaker] == counts[speaker] and digest != digests[speaker]:
+            continue
+        utterances = value.split()
+        if len(utterances) != len(wanted[1]):
+            yield (
+                f"{path}:{number}: speaker {speaker} has {len(utterances)} utterances "
+                f"here and {len(wanted[1])} in utt2spk"
+            )
+        elif set(utterances) != set(wanted[1]):
             yield (
                 f"{path}:{number}: speaker {speaker} has other utterances here than "
                 "in utt2spk"
             )
-        elif listed[speaker] != counts[speaker]:
-            yield (
-                f"{path}:{number}: speaker {speaker} has {listed[speaker]} utterances "
-                f"here and {counts[speaker]} in utt2spk"
-            )
-    for speaker in sorted(counts.keys() - listed.keys()):
-        yield f"{path}: speaker {speaker} of utt2spk is missing"
+        wanted = next(speakers, None)
+    while wanted is not None:
+        yield f"{path}: speaker {wanted[0]} of utt2spk is missing"
+        wanted = next(speakers, None)
 
 
 def _check_languages(path: Path) -> Iterator[str]:

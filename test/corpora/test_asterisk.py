@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import os
 import subprocess
 import tarfile
 
@@ -11,7 +12,7 @@ import pytest
 
 from speechllm.bin.prepare_data import main
 from speechllm.corpora import _asterisk_fetch as fetch
-from speechllm.corpora import _debian, asterisk, corpus_names
+from speechllm.corpora import _debian, _download, asterisk, corpus_names
 from speechllm.corpora.asterisk import (
     SETS,
     Entry,
@@ -179,6 +180,7 @@ def serve_tarballs(folder, monkeypatch) -> None:
         monkeypatch.setitem(fetch._TARBALL_SHA256, language, digest)
     monkeypatch.setattr(fetch, "_TARBALLS", (f"file://{folder}/{{lang}}.tar.gz",))
     monkeypatch.setattr(_debian.shutil, "which", lambda name: None)
+    monkeypatch.setattr(_download, "_FIRST_WAIT_SECONDS", 0.0)
 
 
 def test_tarballs_are_downloaded_without_apt(tmp_path, monkeypatch):
@@ -193,9 +195,28 @@ def test_tarballs_are_downloaded_without_apt(tmp_path, monkeypatch):
 def test_wrong_checksum_is_an_error(tmp_path, monkeypatch):
     serve_tarballs(tmp_path / "served", monkeypatch)
     monkeypatch.setitem(fetch._TARBALL_SHA256, "fr", "0" * 64)
-    with pytest.raises(UserError, match=r"fr.tar.gz: wrong checksum .*expected 000"):
+    with pytest.raises(
+        UserError,
+        match=r"served/fr.tar.gz: the file received has sha256 .*instead of 000",
+    ):
         fetch.fetch_asterisk(tmp_path / "downloads")
-    assert list((tmp_path / "downloads").iterdir()) == []
+    kept = [f"asterisk-core-sounds-{name}-g722-1.6.1.tar.gz" for name in ("en", "es")]
+    assert sorted(os.listdir(tmp_path / "downloads")) == kept
+
+
+def test_tarballs_of_an_interrupted_run_are_used(tmp_path, monkeypatch):
+    """The second address serves what the first one lacks."""
+    serve_tarballs(tmp_path / "served", monkeypatch)
+    addresses = (f"file://{tmp_path}/none/{{lang}}", *fetch._TARBALLS)
+    monkeypatch.setattr(fetch, "_TARBALLS", addresses)
+    (tmp_path / "served/it.tar.gz").rename(tmp_path / "it.tar.gz")
+    with pytest.raises(UserError, match=r"none/it: .*served/it.tar.gz: "):
+        fetch.fetch_asterisk(tmp_path / "downloads")
+    (tmp_path / "it.tar.gz").rename(tmp_path / "served/it.tar.gz")
+    (tmp_path / "served/en.tar.gz").unlink()
+    folder = fetch.fetch_asterisk(tmp_path / "downloads")
+    assert sorted(os.listdir(folder)) == [".speechllm_output", *sorted(LANGUAGES)]
+    assert os.listdir(tmp_path / "downloads") == [folder.name]
 
 
 def test_tarball_cannot_write_outside_its_folder(tmp_path, monkeypatch):
@@ -212,6 +233,7 @@ def test_tarball_cannot_write_outside_its_folder(tmp_path, monkeypatch):
 
 def test_message_without_network_names_the_remedy(tmp_path, monkeypatch):
     monkeypatch.setattr(_debian.shutil, "which", lambda name: None)
+    monkeypatch.setattr(_download, "_FIRST_WAIT_SECONDS", 0.0)
     monkeypatch.setattr(fetch, "_TARBALLS", (f"file://{tmp_path}/none-{{lang}}",))
     with pytest.raises(
         UserError, match="apt-get is not installed.*--asterisk_dir"

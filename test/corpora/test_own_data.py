@@ -14,17 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speechllm.bin.prepare_data import main
-from speechllm.corpora._items import ReadOptions, set_of_file
-from speechllm.corpora._manifest import read_manifest
-from speechllm.corpora._own_data_checks import (
+from speechllm.corpora.own_data.checks import (
     Utterance,
     case_of,
     check_utterances,
     foreign_letters,
 )
-from speechllm.corpora._own_sets import make_ids
-from speechllm.corpora._own_source import read_source
-from speechllm.corpora._splits import Member, split_members
+from speechllm.corpora.own_data.items import ReadOptions, set_of_file
+from speechllm.corpora.own_data.manifest import read_manifest
+from speechllm.corpora.own_data.sets import make_ids
+from speechllm.corpora.own_data.source import read_source
+from speechllm.corpora.own_data.splits import Member, split_members
 from speechllm.data.kaldi_table import read_dropped, read_table
 from speechllm.data.validation import validate_data_dir
 from speechllm.utils.errors import UserError
@@ -487,7 +487,7 @@ def test_shares_and_given_sets():
     )
 )
 def test_ids_are_unique_words_that_sort_with_their_speakers(pairs):
-    from speechllm.corpora._items import Item
+    from speechllm.corpora.own_data.items import Item
 
     items = [
         Item(name=name, audio=f"/{n}.wav", text="x", origin="o", speaker=speaker)

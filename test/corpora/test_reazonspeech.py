@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import random
 import tarfile
 
 import numpy as np
@@ -23,9 +24,10 @@ from speechllm.corpora._reazonspeech_shards import (
 )
 from speechllm.corpora.reazonspeech import prepare_reazonspeech
 from speechllm.data.format_wav_scp import format_audio
-from speechllm.data.kaldi_table import read_table
+from speechllm.data.kaldi_table import read_dropped, read_table
 from speechllm.data.validation import validate_data_dir
 from speechllm.utils import io as files
+from speechllm.utils import sorting
 from speechllm.utils.errors import UserError
 from speechllm.utils.io import unpack_tar
 
@@ -304,10 +306,55 @@ def test_shard_that_was_cut_off_is_refused(release, tmp_path):
 
 
 def test_missing_shards_are_reported(release, tmp_path, capsys):
-    (release / "tsv" / "small.tsv").write_text(TSV + "00a/z.flac\tはい\n", "utf-8")
-    prepare(release, tmp_path, size="small", unpack_dir=None)
+    """One entry stands for the clips of a missing shard."""
+    rows = TSV + "00a/z.flac\tはい\n00a/y.flac\tはい\n"
+    (release / "tsv" / "small.tsv").write_text(rows, "utf-8")
     warning = "warning: 1 shards of small are missing, the first is 00a.tar; their"
+    for unpack_dir in (None, tmp_path / "un"):
+        found = prepare(release, tmp_path, size="small", unpack_dir=unpack_dir)
+        assert warning in capsys.readouterr().out
+        assert found["train"][0] == 2
+        entries = read_dropped(tmp_path / "data" / "train")
+        assert [(e.id, e.reason, e.detail) for e in entries] == [
+            ("00a.tar", "missing shard", "2 clips"),
+            ("rs-000_missing", "no audio file", "000/missing.flac"),
+            ("rs-001_d", "empty text", "line 4"),
+            ("small.tsv:6", "bad row", "expected <name><TAB><text>"),
+        ]
+    for name in ("000", "001"):
+        (release / "data" / f"{name}.tar").unlink()
+        (tmp_path / "un" / name).rename(release / "data" / name)
+    prepare(release, tmp_path, size="small")
     assert warning in capsys.readouterr().out
+
+
+def test_sorting_on_disk_gives_the_same_tables(tmp_path, monkeypatch):
+    """Shards, names and lists in any order; one record at a time is in memory."""
+    rng = random.Random(0)
+    root = tmp_path / "rs"
+    root.mkdir()
+    names = [f"{n % 3:03x}/{rng.randrange(10**6):06}.flac" for n in range(60)]
+    for shard in ("000", "001", "002"):
+        own = [name for name in names if name.startswith(shard)]
+        write_shard(root / f"{shard}.tar", own, [flac(samples=48000)] * len(own))
+    rng.shuffle(names)
+    rows = [f"{name}\t文{n}。\n" for n, name in enumerate(names)]
+    (root / "tiny.tsv").write_text("".join(rows), "utf-8")
+    for join in (False, True):
+        expected = tmp_path / f"memory {join}"
+        prepare_reazonspeech(root, expected, "tiny", None, 5, 6, join)
+        with monkeypatch.context() as patch:
+            patch.setattr(sorting, "_CHUNK_CHARACTERS", 1)
+            prepare_reazonspeech(root, tmp_path / "disk", "tiny", None, 5, 6, join)
+        for path in [p for p in expected.rglob("*") if p.is_file()]:
+            found = tmp_path / "disk" / path.relative_to(expected)
+            assert found.read_bytes() == path.read_bytes()
+        texts = read_table(expected / "train" / "text")
+        if not join:
+            order = sorted(names)
+            assert list(texts) == [f"rs-{n[:3]}_{n[4:-5]}" for n in order[11:]]
+            assert list(texts.values()) == [f"文{names.index(n)}。" for n in order[11:]]
+        assert validate_data_dir(expected / "train") == []
 
 
 def server_files(version: str, table: str, count: int) -> dict[str, bytes]:

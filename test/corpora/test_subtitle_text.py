@@ -11,7 +11,7 @@ import webvtt
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speechllm.corpora._subtitle_text import (
+from speechllm.corpora.own_data.subtitle_text import (
     is_sound,
     parse_subtitles,
     read_subtitles,

@@ -13,22 +13,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[2]
+from recipe_clone import OUTPUTS, ROOT
 
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory, asterisk_dir):
     """Run stages 1 to 13; return the recipe's folder in a copy of egs2."""
     root = tmp_path_factory.mktemp("clone")
-    shutil.copytree(
-        ROOT / "egs2",
-        root / "egs2",
-        symlinks=True,
-        ignore=shutil.ignore_patterns(
-            "data", "data_*", "dump*", "exp*", "downloads", "models"
-        ),
-    )
+    shutil.copytree(ROOT / "egs2", root / "egs2", symlinks=True, ignore=OUTPUTS)
     for name in ("speechllm", "tools"):
         (root / name).symlink_to(ROOT / name)
     folder = root / "egs2" / "mini_asterisk" / "speechllm1"

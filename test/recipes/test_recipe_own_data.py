@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -14,6 +15,8 @@ import soundfile
 import yaml
 from recipe_clone import TWO_STEPS, clone
 
+from speechllm.bin import align_recordings
+from speechllm.corpora.own_data import add_arguments
 from speechllm.data.kaldi_table import read_table
 
 TRAINING = {
@@ -159,6 +162,26 @@ def test_wrong_options(folder, tmp_path, arguments, message):
     done = run(folder, *arguments, start=tmp_path, check=False)
     assert done.returncode == 1
     assert message in done.stderr
+
+
+def test_options_of_the_data_are_those_of_the_programs():
+    options = (
+        '. local/options.sh; echo "${READING_OPTIONS[@]}"; echo "${SET_OPTIONS[@]}"'
+    )
+    options += '; echo "${DATA_HELP}"'
+    folder = Path(__file__).parents[2] / "egs2/own_data/speechllm1"
+    words = ["bash", "-euc", options]
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=True)
+    reading, sets, *lines = done.stdout.splitlines()
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    known = {action.dest for action in parser._actions} - {"help", "output"}
+    assert {*reading.split(), *sets.split(), "alignments"} == known
+    known = {action.dest for action in align_recordings.get_parser()._actions}
+    assert {*reading.split(), "help", "output", "model", "device"} == known
+    listed = {line.split()[0] for line in lines if line.startswith("  --")}
+    others = {"--align_model", "--train_config", "--warmup_config"}
+    assert listed == {f"--{name}" for name in f"{reading} {sets}".split()} | others
 
 
 def test_every_language_of_whisper_has_a_name():

@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 
 import pytest
+from recipe_clone import OUTPUTS, ROOT
 
-ROOT = Path(__file__).parents[2]
 TEMPLATE = ROOT / "egs2" / "TEMPLATE" / "speechllm1"
 MINI = ROOT / "egs2" / "mini_asterisk" / "speechllm1"
 
@@ -186,6 +186,11 @@ def test_invalid_options_print_one_line(arguments, message):
         (["--fs", "8k"], "--fs 8k: speech encoders take 16 kHz"),
         (["--bpemode", "word"], "bpe or unigram"),
         (["--download_model", "./none"], "--download_model: no folder './none'"),
+        (
+            ["--download_model", "a/b", "--encoder", "c/d"],
+            "--encoder is for a training, but a/b (--model, --download_model) is "
+            "decoded as it is; leave one of them out",
+        ),
         (["--dumpdir", "a,b"], "with a comma, 'a,b'"),
         (["--train_args", "'a"], "--train_args: a quote is not closed in: 'a"),
         (["--asr_exp", "a"], "--asr_exp is --speechllm_exp here; --help lists"),
@@ -245,6 +250,17 @@ def test_the_help_of_data_preparation(recipe):
     assert done.returncode == 0
     assert done.stdout.startswith("Usage: local/data.sh [options]\n")
     assert "\n  --datadir DIR " in done.stdout
+
+
+@pytest.mark.parametrize("recipe", ["common_voice", "jsut"])
+def test_a_model_to_test_is_not_trained(recipe, tmp_path):
+    folder = ROOT / "egs2" / recipe / "speechllm1"
+    done = bash(folder / "run.sh", "--model", tmp_path, "--llm", "a/b", cwd=folder)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        f"speechllm.sh: error: --llm is for a training, but {tmp_path} (--model, "
+        "--download_model) is decoded as it is; leave one of them out\n"
+    )
 
 
 def test_the_help_lists_every_option():
@@ -332,7 +348,7 @@ def test_a_missing_environment_is_reported_in_one_line(tmp_path):
         MINI,
         tmp_path / "egs2" / "mini_asterisk" / "speechllm1",
         symlinks=True,
-        ignore=shutil.ignore_patterns("data*", "dump*", "exp*", "downloads"),
+        ignore=OUTPUTS,
     )
     shutil.copytree(TEMPLATE, tmp_path / "egs2" / "TEMPLATE" / "speechllm1")
     (tmp_path / "bin").mkdir()

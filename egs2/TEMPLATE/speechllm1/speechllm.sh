@@ -78,7 +78,7 @@ help_message="Usage: $(basename "$0") --train_set NAME --valid_set NAME --test_s
 Stages:
    1 data preparation (local/data.sh)      9 training, second training (when --second_config)
    2 speed perturbation                   10 average and export
-   3 format wav.scp                       11 guard and confidence, from the validation set
+   3 format wav.scp                       11 weights, guard and confidence, from the validation set
    4 leave out bad utterances             12 decoding
    5 examples, CTC vocabulary             13 scoring
    6 pretrained models                    14 pack
@@ -161,6 +161,9 @@ Options [default]; ARGS are shell words, with quotes where they contain spaces:
 . utils/parse_options.sh
 . utils/locks.sh
 . utils/stages.sh
+. utils/names.sh
+. utils/training.sh
+. utils/model_folder.sh
 
 # ---- validation of the options ---------------------------------------------------
 whole() { # <option> <least> <greatest>
@@ -199,6 +202,11 @@ esac
 if [[ ${download_model} =~ ^\.{0,2}/ ]] && [ ! -d "${download_model}" ]; then
     fail "--download_model: no folder '${download_model}'"
 fi
+for name in encoder llm init_param; do
+    if [ -n "${download_model}" ] && [ -n "${!name}" ]; then
+        fail "--${name} is for a training, but ${download_model} (--model, --download_model) is decoded as it is; leave one of them out"
+    fi
+done
 [[ ${dumpdir} != *,* ]] || fail "--dumpdir: ESPnet cannot read from a folder with a comma, '${dumpdir}'; choose another"
 for name in train_set valid_set test_sets train_tasks train_config; do
     [ -n "${!name}" ] || fail "--${name} is needed; --help lists the options"
@@ -236,20 +244,7 @@ if "${skip_eval}"; then skip_stages+=" 12 13"; fi
 
 # ---- names -----------------------------------------------------------------------
 # The training phases: warmup (stage 8), train and second (9).
-tag_of() { basename "$1" .yaml; }
-model_tag() { # <model folder or hub id>: print a name without slashes
-    local folder
-    if [ -d "$1" ]; then
-        folder=$(realpath "$1")
-        basename "${folder%/model}"
-    else
-        echo "${1//\//--}"
-    fi
-}
 base_train_set=${train_set}
-with_speeds() { # <set>: print its name after stage 2
-    if [ -n "${speed_perturb_factors}" ]; then echo "$1_sp"; else echo "$1"; fi
-}
 warmup_set=${warmup_set:-${train_set}}
 second_set=${second_set:-${train_set}}
 phases=train
@@ -271,11 +266,6 @@ if [ -n "${download_model}" ]; then
     train_tag=${train_tag:-$(model_tag "${download_model}")}
 fi
 perturbed_sets=$(for name in ${training_sets}; do with_speeds "${name}"; done)
-without_weights() { # <tasks or sets>
-    local words
-    read -ra words <<< "$1"
-    echo "${words[@]%%\**}"
-}
 # shellcheck disable=SC2046 # one word per set
 prepared_sets=$(printf '%s\n' $(without_weights "${other_sets}") | sort -u)
 
@@ -292,19 +282,6 @@ second_train_set=$(with_speeds "${second_set}")
 warmup_train_set=$(with_speeds "${warmup_set}")
 train_train_set=$(with_speeds "${base_train_set}")
 
-models_tag() { # <config>: print what --encoder and --llm add to the name of a folder
-    local name
-    [ -n "$1" ] || return 0
-    if [ -n "${encoder}" ]; then
-        name=${encoder%/}
-        printf '_encoder_%s' "${name//[^A-Za-z0-9._-]/_}"
-    fi
-    # A config without an LLM, such as a warm-up's, is the same with any --llm.
-    if [ -n "${llm}" ] && ! grep -qE '^llm: *(null|~|) *(#.*)?$' "$1"; then
-        name=${llm%/}
-        printf '_llm_%s' "${name//[^A-Za-z0-9._-]/_}"
-    fi
-}
 suffix=${lang:+_${lang}}
 train_tag=${train_tag:-$(tag_of "${train_config}")}
 warmup_suffix=$(models_tag "${warmup_config}")${suffix}
@@ -328,144 +305,6 @@ if [ "${token_type}" = bpe ]; then
     token_dir="${token_dir}${nbpe}"
 fi
 [ -z "${token_list}" ] || token_dir=${datadir}/token_list/given
-
-examples() { # <phase> <set>: print the folder of its examples
-    if [ "$1" = train ] || [ "$1" = test ]; then
-        echo "${dumpdir}/examples/$2"
-    else
-        echo "${dumpdir}/examples/$2_$1"
-    fi
-}
-stats_dir() { # <phase>: print the folder of its lengths
-    local end=${1}_suffix dir
-    dir=${speechllm_stats_dir:-${expdir}/speechllm_stats_$1${!end}}
-    [ -z "${speechllm_stats_dir}" ] || [ "$1" = train ] || dir+=_$1
-    echo "${dir}"
-}
-
-# ---- helpers ---------------------------------------------------------------------
-running() { # <stage>: true if it is to be run
-    [ "${stage}" -le "$1" ] && [ "$1" -le "${stop_stage}" ] && [[ " ${skip_stages} " != *" $1 "* ]]
-}
-prepare() { # <log> <command …>: run a job of data preparation
-    ${train_cmd} "$@"
-}
-launch() { # <name> <folder> <command …>: train through ESPnet's launcher
-    local name=$1 dir=$2 errors
-    shift 2
-    lock "${dir}"
-    # The launcher's errors repeat the whole log; print the job runner's summary only.
-    if ! {
-        errors=$(
-            OMP_NUM_THREADS=$(threads $((ngpu > 0 ? ngpu : 1))) \
-                python3 -m espnet2.bin.launch --cmd "${cuda_cmd} --name ${name}" \
-                --log "${dir}/train.log" --ngpu "${ngpu}" --num_nodes "${num_nodes}" \
-                --init_file_prefix "${dir}/.dist_init_" --multiprocessing_distributed true -- \
-                "$@" 2>&1 >&3
-        )
-    } 3>&1; then
-        grep -E '^(run|slurm)\.pl: ' <<< "${errors}" >&2 || tail -n 1 <<< "${errors}" >&2
-        fail "stage ${current} stopped; log: ${dir}/train.log; the same command resumes from the last epoch"
-    fi
-}
-replace_models() { # use configs with --encoder and --llm in this and the next stages
-    [ -n "${encoder}${llm}" ] || return 0
-    local phase config dir arguments=() line
-    for phase in ${phases}; do
-        config=${phase}_config
-        dir=${phase}_exp
-        [ "${!config}" != "${!dir}/train_config.yaml" ] || return 0  # an earlier stage did
-        arguments+=(--config "${!config}" "${!dir}/train_config.yaml")
-        printf -v "${config}" '%s' "${!dir}/train_config.yaml"
-    done
-    [ -z "${encoder}" ] || arguments+=(--encoder "${encoder}")
-    [ -z "${llm}" ] || arguments+=(--llm "${llm}")
-    prepare "${final_exp}/log/replace_models.log" \
-        python3 -m speechllm.bin.replace_models "${arguments[@]}"
-    while read -r line; do
-        log "Stage ${current}: ${line}"
-    done < <(grep -a ' in place of ' "${final_exp}/log/replace_models.log" || true)
-}
-data_arguments() { # <phase> <train or valid>: add its files to ${arguments}
-    local phase=$1 kind=$2 set=${valid_set} dir
-    local train=${phase}_train_set
-    [ "${kind}" = valid ] || set=${!train}
-    dir=$(examples "${phase}" "${set}")
-    local flag=--${kind}_data_path_and_name_and_type audio=sound
-    ! grep -q '\.ark:[0-9]*$' "${dir}/wav.scp" || audio=kaldi_ark
-    arguments+=("${flag}" "${dir}/wav.scp,speech,${audio}" "${flag}" "${dir}/text,text,text"
-        "${flag}" "${dir}/text_ctc,text_ctc,text" "${flag}" "${dir}/utt2task,task,text")
-}
-common_arguments() { # <phase>: set ${arguments}
-    local config=${1}_config
-    arguments=(--config "${!config}" --prompts "${prompts}"
-        --ctc_token_list "${token_dir}/tokens.txt")
-    if [ "${token_type}" = bpe ]; then
-        arguments+=(--ctc_bpemodel "${token_dir}/bpe.model")
-    fi
-}
-train() { # <phase> <initial checkpoint, may be empty>
-    local phase=$1 init=$2 dir=${1}_exp stats arguments
-    stats=$(stats_dir "${phase}")
-    [ -f "${stats}/.done" ] || fail "no lengths of the examples in ${stats}; run stage 7 first"
-    local train=${phase}_train_set
-    require_examples "$(examples "${phase}" "${!train}")" "$(examples "${phase}" "${valid_set}")"
-    common_arguments "${phase}"
-    data_arguments "${phase}" train
-    data_arguments "${phase}" valid
-    # Without an LLM there is no target text, only the CTC transcript.
-    local name text=text_shape
-    [ -f "${stats}/train/text_shape" ] || text=text_ctc_shape
-    for name in speech_shape "${text}"; do
-        arguments+=(--train_shape_file "${stats}/train/${name}"
-            --valid_shape_file "${stats}/valid/${name}")
-    done
-    [ -z "${init}" ] || arguments+=(--init_param "${init}")
-    launch "${phase}" "${!dir}" python3 -m speechllm.bin.speechllm_train \
-        "${arguments[@]}" --output_dir "${!dir}" --resume true "${train_words[@]}"
-}
-collect() { # <phase>: collect the lengths of its examples unless up to date
-    local phase=$1 stats arguments train=${1}_train_set examples=()
-    stats=$(stats_dir "${phase}")
-    examples=("$(examples "${phase}" "${!train}")" "$(examples "${phase}" "${valid_set}")")
-    require_examples "${examples[@]}"
-    [ -f "${token_dir}/tokens.txt" ] || fail "no CTC vocabulary ${token_dir}/tokens.txt; run stage 5 first"
-    common_arguments "${phase}"
-    prepare "${expdir}/log/shapes_${phase}.log" python3 -m speechllm.bin.collect_shapes \
-        --train "${examples[0]}" --valid "${examples[1]}" --output "${stats}" \
-        "${arguments[@]}" "${train_words[@]}"
-    log "Stage ${current}: $(last_line "${expdir}/log/shapes_${phase}.log")"
-}
-exported() { # fail unless the exported model is that of the last training
-    if [ -n "${download_model}" ]; then
-        lock "${final_exp}"
-        prepare "${final_exp}/log/fetch_model.log" python3 -m speechllm.bin.fetch_models \
-            --trained "${download_model}" --link "${model}"
-        unlock
-        log "Stage ${current}: $(last_line "${final_exp}/log/fetch_model.log")"
-        return
-    fi
-    [ -f "${model}/config.yaml" ] || fail "no exported model ${model}; run stage 10 first"
-    if [ "${final_exp}/checkpoint.pth" -nt "${model}/config.yaml" ]; then
-        fail "${final_exp} was trained after the export of ${model}; run stage 10 first"
-    fi
-}
-tune() { # <examples>: make guard and confidence of the model unless up to date
-    local done=${final_exp}/tune.done key
-    key=$(shopt -s nullglob
-        cat "${model}"/{config.yaml,*.safetensors,generation_config.yam[l]} \
-            "$1"/{wav.scp,text,utt2task} | sha256sum)
-    if [ -f "${done}" ] && [ "$(< "${done}")" = "${key}" ]; then
-        log "Stage ${current}: guard and confidence in ${model} are up to date"
-        return
-    fi
-    rm -f "${done}"
-    OMP_NUM_THREADS=$(threads 1) ${decode_cmd} --gpu "${inference_gpus}" "${final_exp}/tune.log" \
-        python3 -m speechllm.bin.tune --if_possible --model "${model}" --examples "$1" \
-        --limit 500 --device "${inference_device}"
-    echo "${key}" > "${done}"
-    log "Stage ${current}: $(last_line "${final_exp}/tune.log")"
-}
 
 # ---- stages ----------------------------------------------------------------------
 prep_log=${dumpdir}/log
@@ -671,7 +510,7 @@ if running 10; then
 fi
 
 if running 11; then
-    begin 11 "guard and confidence, from ${valid_set}: ${model}/{guard.yaml,confidence.json}"
+    begin 11 "score weights, guard and confidence, from ${valid_set}: ${model}/{guard.yaml,confidence.json}"
     exported
     if grep -q '^ctc_trained: false' "${model}/config.yaml"; then
         finish "no guard, which needs CTC, and that was not trained" "${final_exp}/export.log"

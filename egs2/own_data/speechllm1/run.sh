@@ -1,61 +1,19 @@
 #!/usr/bin/env bash
 # Your own data: from a folder, manifest, Kaldi dir or CutSet to a model and its scores.
-# shellcheck disable=SC2034  # options are read by their names
 set -euo pipefail
 started=${PWD}
 cd "$(dirname "$0")"
 
-data=
+. local/options.sh
 data_name=
-lang=en
-tgt_lang=
-align_model=
 init_param=
-train_config=
-warmup_config=conf/warmup.yaml
-max_seconds=30
-dev_share=
-test_share=
-speaker_from=
-audio_dir=
-audio_column=
-text_column=
-translation_column=
-speaker_column=
-split_column=
-language_column=
-duration_column=
-start_column=
-end_column=
 local_data_opts=
 help_message="Usage: $(basename "$0") [options] [options of speechllm.sh]
 Train and test a model on your own recordings, in one command.
 Options of the recipe [default]:
-  --data PATH             folder or file with your data: audio with .txt, .srt or .vtt files,
-                          a .csv, .tsv or .jsonl manifest, a Kaldi dir, a CutSet [OWN_DATA in db.sh]
+${DATA_HELP}
   --data_name NAME        names the folders data_NAME, dump_NAME, exp_NAME [file name of the data]
-  --lang L                spoken language, a two-letter code [${lang}]
-  --tgt_lang L            also translate into this language; needs translations [none]
-  --align_model DIR       trained model with a CTC branch that cuts long recordings by their
-                          transcripts and finds texts that do not fit [none]
   --init_param PATH       adapt this model: model folder or checkpoint [none]
-  --train_config FILE     config of stage 9 [conf/train.yaml; conf/adapt.yaml with --init_param]
-  --warmup_config FILE    config of stage 8; '' skips it [${warmup_config}; '' with --init_param]
-  --max_seconds S         longest utterance [${max_seconds}]
-  --dev_share X           share of the speech for dev, if there is no dev set [0.1, at most 2 hours]
-  --test_share X          share of the speech for test, if there is no test set [0.1, at most 2 hours]
-  --speaker_from WHAT     folder or name: the speaker is the folder of the audio file, or its
-                          name up to the first - or _ [from the data]
-  --audio_dir DIR         folder that paths in a manifest are relative to [that of the manifest]
-  --audio_column NAME     columns of a manifest [all are guessed by their names, and printed]
-  --text_column NAME
-  --translation_column NAME
-  --speaker_column NAME
-  --split_column NAME
-  --language_column NAME
-  --duration_column NAME  seconds
-  --start_column NAME     seconds, of a segment
-  --end_column NAME       seconds
   --local_data_opts ARGS  more arguments of local/data.sh [none]"
 pass_to=./speechllm.sh
 . utils/parse_options.sh
@@ -109,8 +67,7 @@ options=data_${data_name}/options.sh
 data=$(absolute "${data}")
 align_model=$(absolute "${align_model}")
 audio_dir=$(absolute "${audio_dir}")
-for option in data lang tgt_lang align_model train_config warmup_config max_seconds dev_share \
-    test_share speaker_from audio_dir {audio,text,translation,speaker,split,language,duration,start,end}_column; do
+for option in "${DATA_OPTIONS[@]}"; do
     printf '%s=%q\n' "${option}" "${!option}"
 done > "${options}.new"
 mv "${options}.new" "${options}"

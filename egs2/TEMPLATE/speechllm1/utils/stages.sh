@@ -1,7 +1,10 @@
-# shellcheck shell=bash
-# Begin and end of stages, results from logs, folders of sets. Source it after
+# shellcheck shell=bash disable=SC2154,SC2034  # reads and sets variables of speechllm.sh
+# Begin and end of stages, jobs, results from logs. Source it after
 # utils/parse_options.sh and utils/locks.sh.
 
+running() { # <stage>: true if it is to be run
+    [ "${stage}" -le "$1" ] && [ "$1" -le "${stop_stage}" ] && [[ " ${skip_stages} " != *" $1 "* ]]
+}
 begin() { # <stage> <description>
     current=$1
     SECONDS=0
@@ -11,18 +14,8 @@ finish() { # <result> <log>
     unlock
     log "Stage ${current}: done in ${SECONDS} s: $1; log: $2"
 }
-require_examples() { # <folder …>
-    local folder name
-    for folder in "$@"; do
-        for name in wav.scp text text_ctc utt2task; do
-            [ -f "${folder}/${name}" ] || fail "no examples in ${folder} (${name} is missing); run stage 5 first"
-        done
-    done
-}
-sets_in() { # <folder> <set …>: set ${dirs} to the sets' folders in it
-    local set
-    dirs=()
-    for set in "${@:2}"; do dirs+=("$1/${set}"); done
+prepare() { # <log> <command …>: run a job of data preparation
+    ${train_cmd} "$@"
 }
 show() { # <pattern> <log>: print the lines of a log that match
     local line

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from speechllm.audio.sources import is_archive
-from speechllm.corpora._items import (
+from speechllm.corpora.own_data.items import (
     Item,
     ReadOptions,
     Source,

@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from speechllm.corpora._items import read_text_file
+from speechllm.corpora.own_data.items import read_text_file
 from speechllm.utils.errors import UserError
 
 SUBTITLE_SUFFIXES = (".srt", ".vtt")

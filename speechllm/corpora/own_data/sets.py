@@ -10,11 +10,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from speechllm.corpora._items import SETS, Item, ReadOptions, Source
-from speechllm.corpora._own_data_checks import Finding, Utterance, check_utterances
-from speechllm.corpora._own_source import first_dropped, too_long
-from speechllm.corpora._splits import Member, split_members
 from speechllm.corpora._texts import clean_text
+from speechllm.corpora.own_data.checks import Finding, Utterance, check_utterances
+from speechllm.corpora.own_data.items import SETS, Item, ReadOptions, Source
+from speechllm.corpora.own_data.source import first_dropped, too_long
+from speechllm.corpora.own_data.splits import Member, split_members
 from speechllm.data.data_dir import fill_data_dir
 from speechllm.data.kaldi_table import DATA_DIR, Dropped
 from speechllm.text.normalization import ctc_text

@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 
 from speechllm.audio.sources import AUDIO_SUFFIXES
-from speechllm.corpora._items import (
+from speechllm.corpora.own_data.items import (
     Item,
     ReadOptions,
     Source,
@@ -20,7 +20,7 @@ from speechllm.corpora._items import (
     set_of,
     speaker_of,
 )
-from speechllm.corpora._subtitle_text import (
+from speechllm.corpora.own_data.subtitle_text import (
     SUBTITLE_SUFFIXES,
     Cue,
     is_sound,

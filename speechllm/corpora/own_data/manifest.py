@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from speechllm.corpora._common_voice_tsv import unquote
-from speechllm.corpora._items import (
+from speechllm.corpora.own_data.items import (
     Item,
     ReadOptions,
     Source,

@@ -3,20 +3,20 @@
 ``--data`` is one of
 
 * a folder of audio files with a ``.txt``, ``.srt`` or ``.vtt`` file next to each
-  (:mod:`speechllm.corpora._audio_folder`);
+  (``audio_folder``);
 * a manifest ``.csv``, ``.tsv``, ``.json`` or ``.jsonl``, or a folder of them named
-  after sets or ``metadata.*`` (:mod:`speechllm.corpora._manifest`): Common Voice, NeMo,
-  Hugging Face's ``audiofolder``;
+  after sets or ``metadata.*`` (``manifest``): Common Voice, NeMo, Hugging Face's
+  ``audiofolder``;
 * a Kaldi data dir, or a folder of data dirs named after sets;
 * a Lhotse CutSet ``.jsonl`` or ``.jsonl.gz``, or a folder of them named after sets
-  (:mod:`speechllm.corpora._kaldi_lhotse`).
+  (``kaldi_lhotse``).
 
-Output: data dirs ``train``, ``dev`` and ``test`` (as given, else by
-:mod:`speechllm.corpora._splits`), ``REPORT.md`` with the numbers and the warnings of
-:mod:`speechllm.corpora._own_data_checks`, and ``warnings.tsv`` with the utterances of
-each warning. Utterance ids are ``<speaker>-<name>``; where the speaker is unknown, each
-recording is one. Whole recordings that are longer than ``--max_seconds`` are left out,
-unless ``--alignments`` of ``speechllm.bin.align_recordings`` has their segments.
+Output: data dirs ``train``, ``dev`` and ``test`` (as given, else by ``splits``),
+``REPORT.md`` with the numbers and the warnings of ``checks``, and ``warnings.tsv`` with
+the utterances of each warning. Utterance ids are ``<speaker>-<name>``; where the
+speaker is unknown, each recording is one. Whole recordings that are longer than
+``--max_seconds`` are left out, unless ``--alignments`` of
+``speechllm.bin.align_recordings`` has their segments.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from speechllm.corpora._items import SETS, ReadOptions
-from speechllm.corpora._manifest import ROLES
-from speechllm.corpora._own_sets import (
+from speechllm.corpora.own_data.items import SETS, ReadOptions
+from speechllm.corpora.own_data.manifest import ROLES
+from speechllm.corpora.own_data.sets import (
     UNKNOWN_SECONDS,
     Corpus,
     build_corpus,
     write_sets,
 )
-from speechllm.corpora._own_source import apply_alignments, measure, read_source
+from speechllm.corpora.own_data.source import apply_alignments, measure, read_source
 from speechllm.data.kaldi_table import DATA_DIR
 from speechllm.text.tasks import check_language
 from speechllm.utils.errors import UserError

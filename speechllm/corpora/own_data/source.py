@@ -9,10 +9,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from speechllm.corpora._audio_folder import read_folder
-from speechllm.corpora._items import Item, ReadOptions, Source, set_of, set_of_file
-from speechllm.corpora._kaldi_lhotse import is_cut_set, read_cuts, read_kaldi
-from speechllm.corpora._manifest import MANIFEST_SUFFIXES, read_manifest
+from speechllm.corpora.own_data.audio_folder import read_folder
+from speechllm.corpora.own_data.items import (
+    Item,
+    ReadOptions,
+    Source,
+    set_of,
+    set_of_file,
+)
+from speechllm.corpora.own_data.kaldi_lhotse import is_cut_set, read_cuts, read_kaldi
+from speechllm.corpora.own_data.manifest import MANIFEST_SUFFIXES, read_manifest
 from speechllm.data.kaldi_table import Dropped
 from speechllm.utils.errors import UserError
 

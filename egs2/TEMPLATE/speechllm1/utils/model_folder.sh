@@ -1,0 +1,33 @@
+# shellcheck shell=bash disable=SC2154,SC2034  # reads and sets variables of speechllm.sh
+# Stages 11 to 15 of speechllm.sh: the exported model, and the files that are added to it.
+
+exported() { # fail unless the exported model is that of the last training
+    if [ -n "${download_model}" ]; then
+        lock "${final_exp}"
+        prepare "${final_exp}/log/fetch_model.log" python3 -m speechllm.bin.fetch_models \
+            --trained "${download_model}" --link "${model}"
+        unlock
+        log "Stage ${current}: $(last_line "${final_exp}/log/fetch_model.log")"
+        return
+    fi
+    [ -f "${model}/config.yaml" ] || fail "no exported model ${model}; run stage 10 first"
+    if [ "${final_exp}/checkpoint.pth" -nt "${model}/config.yaml" ]; then
+        fail "${final_exp} was trained after the export of ${model}; run stage 10 first"
+    fi
+}
+tune() { # <examples>: fit score weights, guard and confidence unless up to date
+    local done=${final_exp}/tune.done key
+    key=$(shopt -s nullglob
+        cat "${model}"/{config.yaml,*.safetensors,generation_config.yam[l]} \
+            "$1"/{wav.scp,text,utt2task} | sha256sum)
+    if [ -f "${done}" ] && [ "$(< "${done}")" = "${key}" ]; then
+        log "Stage ${current}: guard and confidence in ${model} are up to date"
+        return
+    fi
+    rm -f "${done}"
+    OMP_NUM_THREADS=$(threads 1) ${decode_cmd} --gpu "${inference_gpus}" "${final_exp}/tune.log" \
+        python3 -m speechllm.bin.tune --if_possible --model "${model}" --examples "$1" \
+        --limit 500 --device "${inference_device}"
+    echo "${key}" > "${done}"
+    log "Stage ${current}: $(last_line "${final_exp}/tune.log")"
+}
