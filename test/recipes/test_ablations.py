@@ -26,7 +26,7 @@ def environment() -> Iterator[dict[str, str]]:
 def table(folder) -> dict[str, list[str]]:
     """Return the cells of each line of the table."""
     text = (folder / "exp/ABLATIONS_tiny.md").read_text()
-    lines = [line for line in text.splitlines() if line.startswith("| ")][1:]
+    lines = [line for line in text.splitlines() if line.startswith("| ")][2:]
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
     return {line[0]: line[1:] for line in cells}
 
