@@ -31,6 +31,12 @@ def get_parser() -> argparse.ArgumentParser:
         default=[],
         help="command that produced the scores, named in the report; repeatable",
     )
+    parser.add_argument(
+        "--compare_with",
+        metavar="SYSTEM/DECODE",
+        help="decode dirs <exp_root>/<system>/<decode> that all other systems are "
+        "compared with by paired bootstrap [those of the model that was exported last]",
+    )
     return parser
 
 
@@ -40,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from speechllm.evaluation.report import write_report
 
-    rows = write_report(args.exp_root, args.output, args.command)
+    rows = write_report(args.exp_root, args.output, args.command, args.compare_with)
     print(f"{args.output}.md and {args.output}.json: {len(rows)} scores")
 
 

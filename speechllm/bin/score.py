@@ -72,8 +72,8 @@ def main(argv: list[str] | None = None) -> None:
     """Write the scores and print them, one per line."""
     args = get_parser().parse_args(argv)
 
-    from speechllm.evaluation.report import figure
     from speechllm.evaluation.score import score_decode_dir
+    from speechllm.evaluation.tables import figure
 
     rows, left_out = score_decode_dir(
         args.examples, args.decode_dir, make_normalizer(args.normalizer)
@@ -83,6 +83,8 @@ def main(argv: list[str] | None = None) -> None:
         if row["task"] != "asr":
             languages += "-" + row["target_language"]
         value = figure(row["metric"], row["value"])
+        if "interval" in row:
+            value += f" ± {row['interval']:.2f}"
         print(f"{row['task']} {languages} {row['metric']} {value}")
     for warning in left_out:
         print(f"warning: {warning}", file=sys.stderr)

@@ -77,6 +77,7 @@ def main(argv: list[str] | None = None) -> None:
     model = SpeechToText.from_pretrained(folder, args.device, config=args.config)
     made_from = f"{len(examples)} examples"
     nbests: NBests = {}
+    model.first_passes = {}  # the examples are encoded for each file
     model.set_thresholds(None)
     fixed = model.generation.get("rescore_decoder_weight") is not None
     if model.options({}).first_pass_beam_size and not fixed:

@@ -26,7 +26,9 @@ usable in any language).
 The split is by prompt: all keys that share a text (normalised, in any language) form a
 group, so that no sentence is in two sets. Groups are ordered by the MD5 of their first
 key (modulo 100, then whole); the first tenth of the keys is test, the next twentieth
-dev, the rest train.
+dev, the rest train. With ``--folds N --fold K``, test is the K-th of N parts of the
+keys, and dev the twentieth after it (after the last part, the first keys). Each group
+is in the test set of one fold.
 """
 
 from __future__ import annotations
@@ -50,7 +52,9 @@ from speechllm.text.number_spelling import spell_numbers
 from speechllm.utils.errors import UserError
 
 SETS = ("train", "dev", "test")
-TEST_PART, DEV_UNTIL = 0.10, 0.15  # of the keys
+FOLDS, FOLD = 10, 1  # test is the first tenth of the keys
+DEV_SHARE = 20  # dev is a twentieth
+MAX_FOLDS = 20
 # Upstream's voices; the folders of its layout do not name them.
 VOICES = {
     "en": "en_US_f_Allison",
@@ -89,11 +93,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max_seconds", type=float, default=15.0, help="maximum length of a prompt"
     )
+    parser.add_argument(
+        "--folds",
+        type=int,
+        default=FOLDS,
+        help=f"number of parts of the prompts, one of which is test [{FOLDS}]",
+    )
+    parser.add_argument(
+        "--fold", type=int, default=FOLD, help=f"number of the test part [{FOLD}]"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
     folder = args.asterisk_dir or fetch_asterisk(args.download_dir)
-    prepare_asterisk(folder, args.output, args.max_seconds)
+    prepare_asterisk(folder, args.output, args.max_seconds, args.folds, args.fold)
     print("| set | language | utterances | minutes |\n| --- | --- | ---: | ---: |")
     for name in SETS:
         for row in statistics(args.output / name):
@@ -104,7 +117,11 @@ def run(args: argparse.Namespace) -> None:
 
 
 def prepare_asterisk(
-    asterisk_dir: str | Path, output_dir: str | Path, max_seconds: float = 15.0
+    asterisk_dir: str | Path,
+    output_dir: str | Path,
+    max_seconds: float = 15.0,
+    folds: int = FOLDS,
+    fold: int = FOLD,
 ) -> None:
     """Write ``train``, ``dev`` and ``test`` below ``output_dir``.
 
@@ -112,16 +129,22 @@ def prepare_asterisk(
         asterisk_dir: unpacked sounds in one of the two layouts above.
         output_dir: folder of the data dirs.
         max_seconds: maximum length of a prompt; longer ones are dropped.
+        folds, fold: number of parts of the prompts, and number of the test part.
 
     Raises:
-        UserError: the folder lacks a language's sounds or texts.
+        UserError: the folder lacks a language's sounds or texts, or there is no such
+            fold.
     """
+    if not (2 <= folds <= MAX_FOLDS and 1 <= fold <= folds):
+        raise UserError(
+            f"--fold {fold} --folds {folds}: 2 to {MAX_FOLDS} folds, numbered from 1"
+        )
     usable, dropped = [], []
     for language in LANGUAGES:
         entries, problems = read_language(Path(asterisk_dir), language)
         usable += entries
         dropped += problems
-    set_of = assign_sets(usable)
+    set_of = assign_sets(usable, folds, fold)
     translations = defaultdict(dict)  # key -> language -> text
     for entry in usable:
         translations[entry.key][entry.language] = entry.text
@@ -213,8 +236,15 @@ def clean_text(text: str, key: str) -> str:
     return re.sub(r"^(?:\.\.\.|…)\s*|\s*(?:\.\.\.|…)$", "", text).strip()
 
 
-def assign_sets(entries: Iterable[Entry]) -> dict[str, str]:
-    """Assign each key to a set, together with all keys that share a text with it."""
+def assign_sets(
+    entries: Iterable[Entry], folds: int = FOLDS, fold: int = FOLD
+) -> dict[str, str]:
+    """Assign each key to a set, together with all keys that share a text with it.
+
+    Args:
+        entries: prompts of all languages.
+        folds, fold: number of parts of the prompts, and number of the test part.
+    """
     leader = {}  # union-find over keys and (language, text)
 
     def find(item):
@@ -236,8 +266,14 @@ def assign_sets(entries: Iterable[Entry]) -> dict[str, str]:
         groups[find(("key", key))].append(key)
     sets, placed = {}, 0
     for group in sorted(groups.values(), key=lambda group: _place(group[0])):
-        part = placed / len(keys)
-        name = "test" if part < TEST_PART else "dev" if part < DEV_UNTIL else "train"
+        # in units of 1 / (folds · keys), counted from the beginning of the test part
+        position = (folds * placed - (fold - 1) * len(keys)) % (folds * len(keys))
+        if position < len(keys):
+            name = "test"
+        elif DEV_SHARE * (position - len(keys)) < folds * len(keys):
+            name = "dev"
+        else:
+            name = "train"
         sets |= dict.fromkeys(group, name)
         placed += len(group)
     return sets

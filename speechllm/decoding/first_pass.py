@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
 
 import numpy as np
 from torch import Tensor
@@ -21,13 +22,15 @@ class FirstPass:
 
     Attributes:
         texts: distinct transcripts, best first, as the decoder writes them.
-        states: (frames, dim) its encoder's states.
+        wave: (samples,) at 16 kHz.
+        states: (frames, dim) its encoder's states; None: computed when needed.
         language: of the speech.
         decoder: the model.
     """
 
     texts: list[str]
-    states: Tensor
+    wave: np.ndarray
+    states: Tensor | None
     language: str
     decoder: SpeechDecoder
     _scores: dict[str, float] = field(default_factory=dict, init=False, repr=False)
@@ -45,8 +48,12 @@ class FirstPass:
             for text in texts
         ]
         new = sorted({f for group in forms for f in group} - self._scores.keys())
-        found = self.decoder.log_probs(self.states, new, self.language) if new else []
-        self._scores.update(zip(new, found, strict=True))
+        if new:
+            states = self.states
+            if states is None:
+                (states,) = self.decoder.encode([self.wave])
+            found = self.decoder.log_probs(states, new, self.language)
+            self._scores.update(zip(new, found, strict=True))
         return [max(self._scores[form] for form in group) for group in forms]
 
 
@@ -55,6 +62,7 @@ def make_first_pass(
     waves: Sequence[np.ndarray],
     languages: Sequence[str],
     beam_size: int,
+    known: dict[tuple[bytes, str], FirstPass] | None = None,
 ) -> list[FirstPass]:
     """Transcribe utterances with the decoder of the pretrained speech model.
 
@@ -65,20 +73,27 @@ def make_first_pass(
         waves: (samples,) of each at 16 kHz.
         languages: of each.
         beam_size: number of hypotheses.
+        known: transcripts of earlier calls with the same beam size, which are not made
+            again; receives the new ones, without their states, which need 3 MB each.
     """
     keys = [
-        (np.ascontiguousarray(wave, dtype=np.float32).tobytes(), language)
+        (sha256(np.asarray(wave, dtype=np.float32).tobytes()).digest(), language)
         for wave, language in zip(waves, languages, strict=True)
     ]
-    rows = list({key: row for row, key in enumerate(keys)}.values())
-    passes: dict[tuple[bytes, str], FirstPass] = {}
+    passes = dict(known or {})
+    new = {key: row for row, key in enumerate(keys) if key not in passes}
+    rows = list(new.values())
     for begin in range(0, len(rows), DECODED):
         part = rows[begin : begin + DECODED]
         states = decoder.encode([waves[row] for row in part])
         spoken = [languages[row] for row in part]
         texts = decoder.search(states, spoken, beam_size)
         for row, found, state in zip(part, texts, states):
-            passes[keys[row]] = FirstPass(found, state, languages[row], decoder)
+            passes[keys[row]] = FirstPass(
+                found, waves[row], state, languages[row], decoder
+            )
+    if known is not None:
+        known.update((key, replace(passes[key], states=None)) for key in new)
     return [passes[key] for key in keys]
 
 

@@ -7,6 +7,8 @@ The scorers in ``recognition``, ``translation`` and ``score`` turn a group into
 
 from __future__ import annotations
 
+import json
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,6 +32,8 @@ class Group:
         malformed: number of hypotheses that could not be split into transcript and
             translation (task ``asr_st`` only).
         dropped: utterances of the set that have no example (``dropped.tsv``).
+        ctc_texts: CTC transcripts of the examples (task ``asr`` only); empty where the
+            decoder did not record them.
     """
 
     task: str
@@ -42,6 +46,7 @@ class Group:
     transcript: Group | None = None
     malformed: int = 0
     dropped: int = 0
+    ctc_texts: list[str] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -129,8 +134,32 @@ def read_groups(
     for group in groups.values():
         utterances = (utterance_of(i, group.task, group.target) for i in group.ids)
         group.sources = [spoken.get(utterance) for utterance in utterances]
+    ctc_texts = read_ctc_texts(hypotheses.parent)
+    for group in groups.values():
+        spoken_group = group.transcript or group
+        if spoken_group.task == "asr" and set(group.ids) <= ctc_texts.keys():
+            spoken_group.ctc_texts = [ctc_texts[i] for i in group.ids]
     _count_dropped(list(groups.values()), read_dropped(examples))
     return [groups[key] for key in sorted(groups)]
+
+
+def read_ctc_texts(decode_dir: Path) -> dict[str, str]:
+    """Read the CTC transcripts that a decode dir recorded, by example id.
+
+    Files of an earlier decoding with other settings are ignored, and damaged ones end
+    at the damage.
+    """
+    texts: dict[str, str] = {}
+    first = None
+    for path in sorted(decode_dir.glob("hypotheses.*.jsonl")):
+        with open(path, "rb") as stream, suppress(ValueError, KeyError, TypeError):
+            settings = json.loads(stream.readline())["settings"]
+            first = first or settings
+            for line in stream if settings == first else ():
+                entry = json.loads(line)
+                if isinstance(entry.get("ctc_text"), str):
+                    texts[entry["id"]] = entry["ctc_text"]
+    return texts
 
 
 def _count_dropped(groups: list[Group], dropped: list[Dropped]) -> None:

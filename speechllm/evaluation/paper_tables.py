@@ -14,7 +14,7 @@ import json
 import re
 from pathlib import Path
 
-from speechllm.evaluation.report import METRICS, figure, markdown_table
+from speechllm.evaluation.tables import METRICS, figure, markdown_table
 from speechllm.utils.errors import UserError
 from speechllm.utils.io import atomic_open, read_yaml
 
@@ -95,7 +95,11 @@ def complete_row(
         for name, values in row.get("figures", {}).items()
     }
     width = len(table["columns"])
-    for name, values in {**figures, "ours": row.get("ours")}.items():
+    ours = row.get("ours")
+    pairs = [v if isinstance(v, list) else [v, None] for v in ours or ()]
+    if any(len(pair) != 2 for pair in pairs):
+        raise UserError(f"{place}: a figure of ours is a value, or [value, interval]")
+    for name, values in {**figures, "ours": ours}.items():
         if values is not None and len(values) != width:
             raise UserError(f"{place}: {name} does not have a figure for each column")
     if not command and not figures:
@@ -110,7 +114,8 @@ def complete_row(
         "decode": decode,
         "task": row.get("task"),
         "figures": figures,
-        "ours": row.get("ours"),
+        "ours": [value for value, _ in pairs],
+        "intervals": [interval for _, interval in pairs],
     }
 
 
@@ -154,6 +159,8 @@ def find_results(recipe: str, path: str | Path | None = None) -> dict[tuple, flo
 def read_results(path: str | Path) -> dict[tuple, float]:
     """Read figures by (system, decode, set, task, language, target language, metric).
 
+    Half the width of a figure's 95 % interval is under ``<metric>_interval``.
+
     Raises:
         UserError: the file is missing or damaged.
     """
@@ -163,29 +170,39 @@ def read_results(path: str | Path) -> dict[tuple, float]:
         raise UserError(f"{path}: no such file; run stage 13 first")
     try:
         rows = json.loads(path.read_text("utf-8"))
-        return {tuple(row[name] for name in names): row["value"] for row in rows}
+        found = {}
+        for row in rows:
+            key = tuple(row[name] for name in names)
+            found[key] = row["value"]
+            if "interval" in row:
+                found[*key[:-1], f"{key[-1]}_interval"] = row["interval"]
+        return found
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path}: not a RESULTS.json; run stage 13 again") from None
 
 
 def our_figures(
     row: dict, table: dict, results: dict[tuple, float]
-) -> list[float | None]:
-    """Return our figure for each column of a row, or None where there is none.
+) -> list[tuple[float | None, float | None]]:
+    """Return our figure for each column of a row, and half the width of its interval.
 
-    Decode dirs are named after the config (``decode_greedy``); before version 0.2 they
-    had the prefix ``decode_`` twice. Both names are accepted.
+    Both are None where there is none. Decode dirs are named after the config
+    (``decode_greedy``); before version 0.2 they had the prefix ``decode_`` twice. Both
+    names are accepted.
     """
-    figures: list[float | None] = []
+    figures: list[tuple[float | None, float | None]] = []
     for index, column in enumerate(table["columns"]):
         found = row["ours"][index] if row["ours"] else None
+        interval = row["intervals"][index] if row["ours"] else None
         where = {**table, **column}
         task = row["task"] or where["task"]
         place = task, where["language"], where["target_language"]
         for decode in (f"decode_{row['decode']}", row["decode"]):
-            key = row["system"], decode, column["set"], *place, column["metric"]
-            found = results.get(key, found)
-        figures.append(found)
+            key = row["system"], decode, column["set"], *place
+            if (*key, column["metric"]) in results:
+                found = results[*key, column["metric"]]
+                interval = results.get((*key, f"{column['metric']}_interval"))
+        figures.append((found, interval))
     return figures
 
 
@@ -205,11 +222,15 @@ def row_lines(row: dict, table: dict, results: dict[tuple, float]) -> list[list[
         cells = [UNKNOWN if value is None else str(value) for value in values]
         lines.append([name, source, *cells])
     ours = our_figures(row, table, results)
-    if not lines or any(value is not None for value in ours):
+    if not lines or any(value is not None for value, _ in ours):
         cells = []
-        for value, published, column in zip(ours, paper, table["columns"], strict=True):
+        for (value, interval), published, column in zip(
+            ours, paper, table["columns"], strict=True
+        ):
             metric = column["metric"]
             cell = MISSING if value is None else rounded(metric, value)
+            if interval is not None:
+                cell += f" ± {rounded(metric, interval)}"
             if value is not None and published is not None:
                 sign = "-" if value < published else "+"
                 cell += f" ({sign}{rounded(metric, abs(value - published))})"
@@ -237,6 +258,8 @@ def table_markdown(
         sentences.append(f"Not run by us: {table['not_run']}.")
     elif MISSING in ours:
         sentences.append(f"{MISSING}: {table.get('missing', 'not run by us')}.")
+    if "±" in ours:
+        sentences.append("±: half the width of the 95 % interval (bootstrap).")
     if "(" in ours:
         sentences.append("In parentheses: our figure minus the paper's.")
     commands = dict.fromkeys(row["command"] for row in table["rows"] if row["command"])

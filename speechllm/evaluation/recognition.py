@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from speechllm.evaluation.bootstrap import interval_field, ratio_samples
 from speechllm.evaluation.groups import Group, Scores, normalize_group
 from speechllm.text.normalization import LANGUAGES_WITHOUT_SPACES
 from speechllm.text.normalizers import SPOKEN, Normalizer
@@ -18,8 +19,9 @@ if TYPE_CHECKING:
 def score_recognition(group: Group, normalizer: Normalizer = SPOKEN) -> Scores:
     """Return WER and CER, normalised and raw, and the alignment of normalised words.
 
-    Languages written without spaces have no WER, which would count whole sentences;
-    their characters are aligned instead.
+    Where the decoder recorded the CTC transcripts, ``wer_ctc`` and ``cer_ctc`` are the
+    error rates of CTC alone, on normalised text. Languages written without spaces have
+    no WER, which would count whole sentences; their characters are aligned instead.
     """
     references, hypotheses = normalize_group(group, normalizer)
     raw = group.references, group.hypotheses
@@ -36,6 +38,13 @@ def score_recognition(group: Group, normalizer: Normalizer = SPOKEN) -> Scores:
             error_row("wer", output) | signature,
             error_row("wer_raw", word_errors(*raw)),
         ]
+    if group.ctc_texts:
+        ctc_texts = [normalizer(text, group.target) for text in group.ctc_texts]
+        if group.source not in LANGUAGES_WITHOUT_SPACES:
+            row = error_row("wer_ctc", word_errors(references, ctc_texts))
+            rows.append(row | signature)
+        row = error_row("cer_ctc", character_errors(references, ctc_texts))
+        rows.append(row | signature)
     table = []
     for index, example in enumerate(group.ids):
         errors = sum(count_errors(output.alignments[index]))
@@ -69,11 +78,21 @@ def character_errors(references: list[str], hypotheses: list[str]) -> CharacterO
     return jiwer.process_characters(references, hypotheses)
 
 
+def utterance_errors(
+    output: WordOutput | CharacterOutput,
+) -> tuple[list[int], list[int]]:
+    """Return the number of errors and the reference length of each utterance."""
+    errors = [sum(count_errors(alignment)) for alignment in output.alignments]
+    return errors, [len(reference) for reference in output.references]
+
+
 def error_row(metric: str, output: WordOutput | CharacterOutput) -> dict:
     """Return the row of a micro-averaged error rate: errors over reference units.
 
+    ``interval`` is half the width of its 95 % interval.
+
     Args:
-        metric: ``wer``, ``cer``, ``wer_raw`` or ``cer_raw``.
+        metric: ``wer`` or ``cer``, or one of them with ``_raw`` or ``_ctc``.
         output: result of :func:`word_errors` or :func:`character_errors`.
     """
     unit = "words" if metric.startswith("wer") else "characters"
@@ -82,6 +101,9 @@ def error_row(metric: str, output: WordOutput | CharacterOutput) -> dict:
     return {
         "metric": metric,
         "value": percent(error_rate(errors, length)),
+        **interval_field(
+            ratio_samples(*utterance_errors(output)), len(output.references)
+        ),
         f"reference_{unit}": length,
         "substitutions": output.substitutions,
         "deletions": output.deletions,

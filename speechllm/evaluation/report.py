@@ -18,43 +18,23 @@ from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 
+from speechllm.evaluation.bootstrap import SAMPLES, SEED
+from speechllm.evaluation.system_comparison import compare_systems, comparison_section
+from speechllm.evaluation.tables import METRICS, TASKS, markdown_table, row_figure
+from speechllm.evaluation.training_curves import draw_training_curves
 from speechllm.utils.errors import UserError
 from speechllm.utils.io import atomic_open
 from speechllm.utils.machine import machine
 
-#: metric -> heading, in the order of the columns
-METRICS = {
-    "wer": "WER",
-    "cer": "CER",
-    "wer_raw": "WER raw",
-    "cer_raw": "CER raw",
-    "bleu": "BLEU",
-    "chrf": "chrF",
-    "ter": "TER",
-    "comet": "COMET",
-    "bleu_normalized": "BLEU norm.",
-    "chrf_normalized": "chrF norm.",
-    "malformed": "malformed %",
-    "rtf": "RTF",
-}
-
-#: task -> title of its table
-TASKS = {
-    "asr": "Speech recognition (asr)",
-    "st": "Speech translation (st)",
-    "asr_st": "Transcript and translation in one (asr_st)",
-}
-
 #: Metrics on normalised text.
-NORMALIZED = ("wer", "cer", "bleu_normalized", "chrf_normalized")
+NORMALIZED = ("wer", "cer", "wer_ctc", "cer_ctc", "bleu_normalized", "chrf_normalized")
 NOT_RECORDED = "not recorded, scored with an earlier release"
+
+FEW = 1000  # words or sentences of a small set
 
 ERRORS = ("substitutions", "deletions", "insertions")
 #: Fields of a row that count words, characters or errors, where it has them.
 COUNTS = ("reference_words", "reference_characters", *ERRORS)
-
-#: Statistics in the figure of training curves, one panel each.
-CURVES = ("loss", "loss_att", "loss_ctc", "acc", "cer_ctc", "wer")
 
 
 def collect_results(exp_root: str | Path) -> list[dict]:
@@ -128,6 +108,8 @@ def _check_row(row: dict) -> None:
         or not all(type(count) is int and count >= 0 for count in counts)
         or type(row["value"]) not in (int, float)
         or not math.isfinite(row["value"])
+        or type(row.get("interval", 0)) not in (int, float)
+        or not 0 <= row.get("interval", 0) < math.inf
     ):
         raise ValueError(row)
 
@@ -136,25 +118,6 @@ def result_key(row: dict) -> tuple[str, ...]:
     """Return the fields that identify one line of a results table."""
     names = ("task", "set", "language", "target_language", "system", "decode")
     return tuple(row[name] for name in names)
-
-
-def markdown_table(header: list[str], lines: list[list], left: int = 1) -> str:
-    """Return a Markdown table.
-
-    Args:
-        header: column names.
-        lines: cells of each line.
-        left: number of leading columns that are aligned to the left; all others are
-            aligned to the right.
-    """
-    escaped = [[str(cell).replace("|", "\\|") for cell in line] for line in lines]
-    rule = ["---"] * left + ["---:"] * (len(header) - left)
-    return "".join(f"| {' | '.join(line)} |\n" for line in [header, rule, *escaped])
-
-
-def figure(metric: str, value: float) -> str:
-    """Format percent with two decimals, a real-time factor with three digits."""
-    return f"{value:.3g}" if metric == "rtf" else f"{value:.2f}"
 
 
 def results_table(rows: list[dict], task: str) -> str:
@@ -192,7 +155,7 @@ def results_table(rows: list[dict], task: str) -> str:
             for kind in ERRORS:
                 line.append(errors.get(kind, ""))
         for name in metrics:
-            line.append(figure(name, scores[name]["value"]) if name in scores else "")
+            line.append(row_figure(scores[name]) if name in scores else "")
         table.append(line)
     return markdown_table(header, table)
 
@@ -284,97 +247,12 @@ def environment() -> dict[str, str]:
     }
 
 
-def epoch_curves(log_dir: str | Path) -> dict[str, dict[str, dict[int, float]]]:
-    """Read the mean of each statistic over each epoch.
-
-    ESPnet writes ``iter_epoch`` (the epoch's number) and the epoch's means at the same
-    step; values at other steps belong to single iterations and are ignored. A resumed
-    training repeats steps; their last value is used.
-
-    Args:
-        log_dir: ``tensorboard`` folder of an experiment, with ``train`` and ``valid``.
-
-    Returns:
-        ``{"train" | "valid": {statistic: {epoch: value}}}``; empty if no epoch is
-        complete.
-    """
-    from tensorboard.backend.event_processing.event_accumulator import (
-        SCALARS,
-        EventAccumulator,
-    )
-
-    scalars: dict[str, dict[str, list]] = {}
-    for split in ("train", "valid"):
-        folder = Path(log_dir) / split
-        scalars[split] = {}
-        if folder.is_dir():
-            events = EventAccumulator(
-                str(folder), size_guidance={SCALARS: 0}, purge_orphaned_data=False
-            ).Reload()
-            for name in events.Tags()[SCALARS]:
-                scalars[split][name] = events.Scalars(name)
-    steps: dict[int, int] = {}
-    for event in scalars["train"].get("iter_epoch", []):
-        epoch = int(event.value)
-        steps = {old: step for old, step in steps.items() if old < epoch}
-        steps[epoch] = event.step
-    curves: dict[str, dict[str, dict[int, float]]] = {}
-    for split, statistics in scalars.items():
-        for name, events in statistics.items():
-            if name == "iter_epoch":
-                continue
-            # ESPnet writes NaN for statistics that a training does not have
-            last = {e.step: e.value for e in events if not math.isnan(e.value)}
-            points = {
-                epoch: last[step] for epoch, step in steps.items() if step in last
-            }
-            if points:
-                curves.setdefault(split, {})[name] = points
-    return curves
-
-
-def draw_training_curves(exp_dir: str | Path) -> Path | None:
-    """Draw ``training_curves.png``: a panel per statistic with train and valid curves.
-
-    Returns:
-        Path of the figure; None if there is nothing to draw.
-    """
-    exp_dir = Path(exp_dir)
-    curves = epoch_curves(exp_dir / "tensorboard")
-    names = [name for name in CURVES if any(name in curves[split] for split in curves)]
-    if not names:
-        return None
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    columns = min(3, len(names))
-    rows = -(-len(names) // columns)
-    figure = Figure(figsize=(4.2 * columns, 3.2 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(exp_dir.name)
-    for position, name in enumerate(names, 1):
-        axes = figure.add_subplot(rows, columns, position)
-        for split, style in (("train", "o-C0"), ("valid", "s-C1")):
-            points = curves.get(split, {}).get(name, {})
-            if points:
-                axes.plot(*zip(*points.items()), style, ms=3, label=split)
-        axes.set_title(name)
-        axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.3)
-        axes.legend()
-    picture = exp_dir / "training_curves.png"
-    with atomic_open(picture, "wb") as stream:
-        figure.savefig(stream, format="png", dpi=100)
-    return picture
-
-
 def results_markdown(
     rows: list[dict],
     facts: dict[str, str],
     commands: list[str],
     pictures: dict[str, str],
+    notes: list[str],
 ) -> str:
     """Return the text of ``RESULTS.md``.
 
@@ -383,6 +261,7 @@ def results_markdown(
         facts: from :func:`environment`.
         commands: commands that produced the scores.
         pictures: system -> link to its training curves.
+        notes: comparisons that were not possible.
     """
     parts = ["# RESULTS\n", "## Environment\n"]
     parts.append("".join(f"- {name}: `{value}`\n" for name, value in facts.items()))
@@ -397,6 +276,19 @@ def results_markdown(
         'words or characters). WER, CER and "norm." are on normalised text, all others '
         "on the text as it is. Sub, del and ins are counts.\n"
     )
+    if any("interval" in row for row in rows):
+        parts.append(
+            "± is half the width of the 95 % interval: bootstrap over the utterances, "
+            f"{SAMPLES} samples, seed {SEED}. It covers the choice of the utterances, "
+            "not other speakers, recordings or trainings.\n"
+        )
+    if small := small_sets(rows):
+        parts.append(
+            f"Sets with fewer than {FEW:,} words or sentences, on which only large "
+            f"differences are reliable: {', '.join(small)}.\n"
+        )
+    if section := comparison_section(rows, notes):
+        parts.append(section)
     if normalizers := normalizer_lines(rows):
         parts.append(
             "Text normalisers (`speechllm`: lower case, no punctuation, numbers in "
@@ -422,8 +314,35 @@ def results_markdown(
     return "\n".join(parts)
 
 
+def small_sets(rows: list[dict]) -> list[str]:
+    """Return the sets and language pairs with few words or sentences, with their size.
+
+    The size is in reference words for recognition, in characters for languages without
+    spaces, and in sentences for translation.
+    """
+    with_words = {result_key(row) for row in rows if row["metric"] == "wer"}
+    found = []
+    for row in rows:
+        languages = row["language"]
+        if row["metric"] == "bleu":
+            size, unit = row["utterances"], "sentences"
+            languages += f" → {row['target_language']}"
+        elif row["metric"] == "wer":
+            size, unit = row.get("reference_words"), "words"
+        elif row["metric"] == "cer" and result_key(row) not in with_words:
+            size, unit = row.get("reference_characters"), "characters"
+        else:
+            continue
+        if size is not None and size < FEW:
+            found.append(f"{row['set']} {languages} ({size:,} {unit})")
+    return list(dict.fromkeys(found))
+
+
 def write_report(
-    exp_root: str | Path, output: str | Path, commands: Sequence[str] = ()
+    exp_root: str | Path,
+    output: str | Path,
+    commands: Sequence[str] = (),
+    compare_with: str | Path | None = None,
 ) -> list[dict]:
     """Write ``<output>.md`` and ``<output>.json`` and draw the training curves.
 
@@ -431,24 +350,28 @@ def write_report(
         exp_root: folder of the experiments.
         output: path without suffix, such as ``RESULTS``.
         commands: commands to list in the report.
+        compare_with: system that all others are compared with, see
+            :func:`~speechllm.evaluation.system_comparison.compare_systems`.
 
     Returns:
         The rows.
 
     Raises:
-        UserError: as :func:`collect_results`, or ``output`` is a folder's path.
+        UserError: as :func:`collect_results` and ``compare_systems``, or ``output`` is
+            a folder's path.
     """
     exp_root = Path(exp_root)
     if os.path.basename(output) in ("", ".", ".."):
         raise UserError(f"--output {output}: give a name without suffix, as in RESULTS")
     output = Path(output)
     rows = collect_results(exp_root)
+    notes = compare_systems(rows, exp_root, compare_with)
     pictures = {}
     for log_dir in sorted(exp_root.glob("*/tensorboard")):
         if picture := draw_training_curves(log_dir.parent):
             link = os.path.relpath(picture, output.parent)
             pictures[log_dir.parent.name] = link.replace(" ", "%20")
-    text = results_markdown(rows, environment(), list(commands), pictures)
+    text = results_markdown(rows, environment(), list(commands), pictures, notes)
     with atomic_open(output.parent / f"{output.name}.json", "w") as stream:
         json.dump(rows, stream, ensure_ascii=False, indent=1)
         stream.write("\n")

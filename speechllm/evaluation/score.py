@@ -9,9 +9,13 @@ grouped by task, source and target language, listed in ``utt2task`` of the examp
 Output, one folder per group below the decode dir (``score_asr_en``,
 ``score_st_en_fr``):
 
-* ``scores.json``: a list of rows (see :func:`score_group`),
+* ``scores.json``: a list of rows (see :func:`score_group`); ``interval`` is half the
+  width of a score's 95 % interval (``speechllm.evaluation.bootstrap``),
 * ``scores.tsv``: one line per example,
 * ``alignment.txt``: each example with its reference, worst first.
+
+``ERRORS.md`` of the decode dir lists the most costly errors of all groups
+(``speechllm.evaluation.error_tables``).
 
 Where decoding was timed (``rtf.json`` of the decode dir), each group has the row
 ``rtf`` with the real-time factor of the whole decode dir.
@@ -21,7 +25,7 @@ scored as recognition and translations (``text``) as translation, both in the sa
 folder (``score_asr_st_en_fr``).
 
 To add a metric, add its row in ``recognition.score_recognition`` or
-``translation.translation_rows``; to add a task, add its scorer to ``SCORERS``.
+``translation.score_translation``; to add a task, add its scorer to ``SCORERS``.
 """
 
 from __future__ import annotations
@@ -30,18 +34,21 @@ import json
 import math
 from pathlib import Path
 
+from speechllm.evaluation.bootstrap import interval_field, ratio_samples
 from speechllm.evaluation.comet import (
     INSTALLER,
     comet_model,
     comet_python,
     comet_scores,
 )
+from speechllm.evaluation.error_tables import errors_markdown
 from speechllm.evaluation.groups import Group, Scores, read_groups
 from speechllm.evaluation.recognition import percent, score_recognition
 from speechllm.evaluation.translation import score_translation
 from speechllm.text.normalizers import SPOKEN, Normalizer
 from speechllm.utils.errors import UserError
 from speechllm.utils.folders import FolderKind, atomic_directory, remove_directory
+from speechllm.utils.io import atomic_open
 
 
 def score_decode_dir(
@@ -83,6 +90,9 @@ def score_decode_dir(
             remove_directory(old, SCORES)
     for name, scores in results.items():
         write_scores(scores, decode_dir / f"score_{name}")
+    if known:
+        with atomic_open(decode_dir / "ERRORS.md") as stream:
+            stream.write(errors_markdown(known, normalizer))
     if failure:
         raise failure
     left_out += [
@@ -186,8 +196,10 @@ def add_comet(groups: list[Group], results: dict[str, Scores]) -> list[str]:
         scores = results[group.name]
         own, values = values[: len(group.ids)], values[len(group.ids) :]
         mean = sum(own) / len(own)
+        interval = interval_field(ratio_samples(own, [1] * len(own)), len(own))
         scores.rows.append(
-            {"metric": "comet", "value": percent(mean), "signature": signature}
+            {"metric": "comet", "value": percent(mean), **interval}
+            | {"signature": signature}
             | group_fields(group)
         )
         column = scores.header.index("chrf") + 1

@@ -9,16 +9,29 @@ is the share of samples in which B is better.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
+from speechllm.evaluation.bootstrap import (
+    SAMPLES,
+    SEED,
+    corpus_score,
+    half_width,
+    ratio,
+    ratio_samples,
+    score_samples,
+    sentence_statistics,
+)
 from speechllm.evaluation.groups import Group, normalize_group, read_groups
-from speechllm.evaluation.recognition import character_errors, count_errors, word_errors
-from speechllm.evaluation.report import METRICS, TASKS, markdown_table
-from speechllm.evaluation.translation import bleu_metric, chrf_metric, ter_metric
+from speechllm.evaluation.recognition import (
+    character_errors,
+    utterance_errors,
+    word_errors,
+)
+from speechllm.evaluation.tables import METRICS, TASKS, markdown_table
+from speechllm.evaluation.translation import translation_metric
 from speechllm.text.normalization import LANGUAGES_WITHOUT_SPACES
 from speechllm.text.normalizers import SPOKEN, Normalizer
 from speechllm.utils.errors import UserError
@@ -26,9 +39,7 @@ from speechllm.utils.errors import UserError
 if TYPE_CHECKING:
     import numpy as np
     from jiwer import CharacterOutput, WordOutput
-    from sacrebleu.significance import Result
 
-SEED = 12345  # sacrebleu's default
 MAX_SAMPLES = 1_000_000
 
 
@@ -62,7 +73,7 @@ def compare(
     examples: str | Path,
     a: str | Path,
     b: str | Path,
-    samples: int = 1000,
+    samples: int = SAMPLES,
     normalizer: Normalizer = SPOKEN,
 ) -> list[Comparison]:
     """Compare two decode dirs on an example dir.
@@ -90,12 +101,18 @@ def compare(
             continue
         values = []
         if one.task != "st":
-            values += compare_recognition(
-                one.transcript or one, other.transcript or other, samples, normalizer
-            )
+            texts = [
+                normalize_group(group.transcript or group, normalizer)
+                for group in (one, other)
+            ]
+            values += compare_recognition(one.source, texts[0], texts[1], samples)
         if one.task != "asr":
             values += compare_translation(one, other, samples)
-            values += compare_comet(one, a, b, samples)
+            tables = [
+                comet_column(Path(folder) / f"score_{one.name}" / "scores.tsv")
+                for folder in (a, b)
+            ]
+            values += compare_comet(one.ids, tables[0], tables[1], samples)
         place = one.task, one.source, one.target
         rows += [Comparison(*place, *value) for value in values]
     if not rows:
@@ -107,80 +124,68 @@ def compare(
 
 
 def compare_recognition(
-    one: Group, other: Group, samples: int, normalizer: Normalizer = SPOKEN
+    language: str,
+    one: tuple[list[str], list[str]],
+    other: tuple[list[str], list[str]],
+    samples: int,
 ) -> list[tuple]:
-    """Compare WER and CER on normalised text; only CER for languages without spaces."""
+    """Compare WER and CER; only CER for languages without spaces.
+
+    Args:
+        language: language of the speech.
+        one, other: normalised references and hypotheses of each system.
+        samples: number of bootstrap samples.
+    """
     metrics: dict[str, Callable[..., WordOutput | CharacterOutput]]
     metrics = {"wer": word_errors, "cer": character_errors}
-    if one.source in LANGUAGES_WITHOUT_SPACES:
+    if language in LANGUAGES_WITHOUT_SPACES:
         del metrics["wer"]
     rows = []
-    texts = [normalize_group(group, normalizer) for group in (one, other)]
     for metric, align in metrics.items():
-        outputs = [align(*pair) for pair in texts]
-        first, second = (
-            [sum(count_errors(alignment)) for alignment in output.alignments]
-            for output in outputs
+        (first, lengths), (second, _) = (
+            utterance_errors(align(*texts)) for texts in (one, other)
         )
-        lengths = [len(reference) for reference in outputs[0].references]
         *value, higher = ratio_bootstrap(first, second, lengths, samples)
         rows.append((metric, *value, 1 - higher))
     return rows
 
 
-def compare_translation(one: Group, other: Group, samples: int) -> list[tuple]:
-    """Compare BLEU, chrF and TER on raw text by sacrebleu's paired bootstrap."""
-    from sacrebleu.significance import PairedTest
-
-    metrics = {
-        "bleu": bleu_metric(one.target),
-        "chrf": chrf_metric(),
-        "ter": ter_metric(one.target),
-    }
-    before = os.environ.get("SACREBLEU_SEED")
-    os.environ["SACREBLEU_SEED"] = str(SEED)
-    try:
-        _, scores = PairedTest(
-            [("a", one.hypotheses), ("b", other.hypotheses)],
-            metrics,
-            [one.references],
-            test_type="bs",
-            n_samples=samples,
-        )()
-    finally:
-        if before is None:
-            del os.environ["SACREBLEU_SEED"]
-        else:
-            os.environ["SACREBLEU_SEED"] = before
-    del scores["System"]  # the systems' names; all other values are results
-    results = cast("dict[str, list[Result]]", scores)
-    equal = one.hypotheses == other.hypotheses  # sacrebleu's p-value is near 0 then
-    return [
-        (
-            metric,
-            a.score,
-            b.score,
-            float(a.ci or 0),
-            float(b.ci or 0),
-            1.0 if equal else b.p_value,
-        )
-        for metric, (a, b) in zip(metrics, results.values(), strict=True)
-    ]
+def compare_translation(
+    one: Group,
+    other: Group,
+    samples: int,
+    metrics: Sequence[str] = ("bleu", "chrf", "ter"),
+) -> list[tuple]:
+    """Compare BLEU, chrF and TER on raw text as sacrebleu's paired bootstrap does."""
+    rows = []
+    for name in metrics:
+        metric = translation_metric(name, one.target)
+        statistics = [
+            sentence_statistics(metric, one.references, group.hypotheses)
+            for group in (one, other)
+        ]
+        a, b = (corpus_score(metric, each) for each in statistics)
+        first, second = (score_samples(metric, each, samples) for each in statistics)
+        equal = one.hypotheses == other.hypotheses  # sacrebleu's p-value is near 0 then
+        p = 1.0 if equal else sacrebleu_p_value(second - first, b - a)
+        rows.append((name, a, b, half_width(first), half_width(second), p))
+    return rows
 
 
 def compare_comet(
-    group: Group, a: str | Path, b: str | Path, samples: int
+    ids: Sequence[str], one: dict[str, float], other: dict[str, float], samples: int
 ) -> list[tuple]:
-    """Compare COMET if both decode dirs were scored with it."""
-    tables = [
-        comet_column(Path(folder) / f"score_{group.name}" / "scores.tsv")
-        for folder in (a, b)
-    ]
-    if not all(set(group.ids) <= table.keys() for table in tables):
+    """Compare COMET if both systems were scored with it.
+
+    Args:
+        ids: the examples.
+        one, other: from :func:`comet_column`.
+        samples: number of bootstrap samples.
+    """
+    if not all(set(ids) <= table.keys() for table in (one, other)):
         return []
-    first, second = ([table[i] for i in group.ids] for table in tables)
-    ones = [1] * len(group.ids)
-    return [("comet", *ratio_bootstrap(first, second, ones, samples))]
+    first, second = ([table[i] for i in ids] for table in (one, other))
+    return [("comet", *ratio_bootstrap(first, second, [1] * len(ids), samples))]
 
 
 def ratio_bootstrap(
@@ -201,29 +206,14 @@ def ratio_bootstrap(
         the share of samples in which B's value is higher (ties count half).
     """
     import numpy as np
-    from sacrebleu.significance import estimate_ci
 
-    one, other, length = (np.array(x, dtype=np.float64) for x in (a, b, lengths))
-    draws = np.random.default_rng(SEED).choice(len(a), (samples, len(a)))
-    first, second = (
-        100 * _ratio(x[draws].sum(1), length[draws].sum(1)) for x in (one, other)
-    )
-    value_a, value_b = (
-        100 * float(_ratio(x.sum(), length.sum())) for x in (one, other)
-    )
+    first, second = (ratio_samples(counts, lengths, samples) for counts in (a, b))
+    totals = np.array([sum(a), sum(b)], dtype=np.float64)
+    value_a, value_b = (100 * ratio(totals, np.full(2, sum(lengths)))).tolist()
     higher = (second > first).mean() + (second == first).mean() / 2
-    interval_a, interval_b = (float(estimate_ci(x)[1]) for x in (first, second))
     p = p_value(second - first, value_b - value_a)
-    return value_a, value_b, interval_a, interval_b, p, float(higher)
-
-
-def _ratio(counts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Return counts / lengths; where a length is 0, 1 for a count above 0, else 0."""
-    import numpy as np
-
-    empty = np.where(counts > 0, counts, 1)
-    ratio: np.ndarray = counts / np.where(lengths > 0, lengths, empty)
-    return ratio
+    widths = half_width(first), half_width(second)
+    return value_a, value_b, *widths, p, float(higher)
 
 
 def p_value(differences: np.ndarray, observed: float) -> float:
@@ -236,6 +226,19 @@ def p_value(differences: np.ndarray, observed: float) -> float:
     """
     shifted = abs(differences - differences.mean())
     beyond = int((shifted >= abs(observed)).sum())
+    return (beyond + 1) / (len(differences) + 1)
+
+
+def sacrebleu_p_value(differences: np.ndarray, observed: float) -> float:
+    """Return the p-value of sacrebleu's paired bootstrap.
+
+    Args:
+        differences: (samples,) of the bootstrap samples; its null distribution is that
+            of their absolute values, shifted to a mean of 0.
+        observed: difference on the whole set.
+    """
+    shifted = abs(differences) - abs(differences).mean()
+    beyond = int((shifted > abs(observed)).sum())
     return (beyond + 1) / (len(differences) + 1)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from speechllm.evaluation.report import TASKS, git_hash, results_table
+from speechllm.evaluation.report import git_hash, results_table
+from speechllm.evaluation.tables import TASKS
 from speechllm.export.pack import model_files
 from speechllm.inference.generation_config import GENERATION_FILE, read_settings
 from speechllm.utils.errors import UserError

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from speechllm.text.tasks import Task
 from speechllm.utils.errors import UserError, describe_error, is_out_of_memory
-from speechllm.utils.folders import FolderKind
+from speechllm.utils.folders import FolderKind, claim_directory
 from speechllm.utils.io import (
     atomic_open,
     name_full_disk,
@@ -239,6 +239,55 @@ def write_tables(
         with atomic_open(output_dir / table) as stream:
             for name, value in lines.items():
                 stream.write(f"{name} {value}".rstrip() + "\n")
+
+
+def pool_decode_dirs(sources: Sequence[str | Path], output_dir: str | Path) -> int:
+    """Write the hypotheses of several decode dirs, such as those of folds, into one.
+
+    Returns:
+        The number of hypotheses.
+
+    Raises:
+        UserError: a decode dir is not complete, or two have the same example.
+    """
+    entries: dict[str, dict] = {}
+    for source in map(Path, sources):
+        if not (source / "text").is_file():
+            raise UserError(f"{source}: no file text; finish the decoding first")
+        found = _finished_hypotheses(source)
+        for line in (source / "text").read_text("utf-8").splitlines():
+            name = line.split(" ", 1)[0]
+            if name in entries:
+                raise UserError(f"{source}: {name} is also in another decode dir")
+            if name not in found:
+                raise UserError(
+                    f"{source}: {name} is not in hypotheses.*.jsonl; decode it again"
+                )
+            entries[name] = found[name]
+    folder = claim_directory(output_dir, DECODE_DIR, sources)
+    key = "pooled"
+    with atomic_open(folder / "hypotheses.1.jsonl") as stream:
+        _write_line(stream, {"settings": key})
+        for name in sorted(entries):
+            _write_line(stream, entries[name])
+    write_tables(folder, list(entries), key, 1)
+    return len(entries)
+
+
+def _finished_hypotheses(folder: Path) -> dict[str, dict]:
+    """Read the lines of all shards with the settings of the first shard."""
+    found: dict[str, dict] = {}
+    first = None
+    for path in sorted(folder.glob("hypotheses.*.jsonl")):
+        with open(path, encoding="utf-8") as stream:
+            try:
+                settings = json.loads(stream.readline())["settings"]
+                first = first or settings
+                if settings == first:
+                    found |= {entry["id"]: entry for entry in map(json.loads, stream)}
+            except (ValueError, KeyError, TypeError):
+                raise UserError(f"{path}: damaged; decode this set again") from None
+    return found
 
 
 def _write_timing(path: Path, entries: Sequence[dict]) -> None:

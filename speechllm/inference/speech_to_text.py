@@ -97,6 +97,7 @@ class SpeechToText:
         self.calibration = calibration
         self.batch_size = batch_size
         self.load_speech_decoder = load_speech_decoder
+        self.first_passes: dict | None = None  # kept where speech is decoded again
         self.score_weights = score_weights or ScoreWeights()
         self.ctc_tokenizer: CTCTokenizer | None = None
         if model.ctc_trained and not has_pieces(model.token_list):
@@ -383,6 +384,7 @@ class SpeechToText:
                 [waves[row] for row in rows],
                 [tasks[row].source for row in rows],
                 options.first_pass_beam_size,
+                self.first_passes,
             )
             for row, first in zip(rows, found):
                 first_pass[row] = first

@@ -19,6 +19,7 @@ from speechllm.corpora.asterisk import (
     assign_sets,
     clean_text,
     prepare_asterisk,
+    read_language,
 )
 from speechllm.data.kaldi_table import read_dropped, read_table
 from speechllm.data.statistics import statistics
@@ -114,6 +115,31 @@ def test_keys_that_share_a_text_share_a_set():
     assert sets["key3"] == sets["k"] == sets["key9"]
     assert sets == assign_sets(reversed(entries))
     assert sum(name == "test" for name in sets.values()) == pytest.approx(20, abs=3)
+
+
+def test_each_prompt_is_in_the_test_set_of_one_fold(asterisk_dir):
+    """The recipe's own split is the first of ten folds."""
+    entries = [e for lang in ("en", "fr") for e in read_language(asterisk_dir, lang)[0]]
+    keys = {entry.key for entry in entries}
+    for folds in (2, 5, 10):
+        tested: list[str] = []
+        for fold in range(1, folds + 1):
+            sets = assign_sets(entries, folds, fold)
+            assert sets.keys() == keys
+            sizes = {name: list(sets.values()).count(name) for name in set(SETS)}
+            assert sizes["test"] == pytest.approx(len(keys) / folds, abs=12)
+            assert sizes["dev"] == pytest.approx(len(keys) / 20, abs=12)
+            assert min(sizes.values()) > 0
+            tested += [key for key in keys if sets[key] == "test"]
+            texts: dict[tuple[str, str], set[str]] = {}
+            for entry in entries:
+                place = entry.language, ctc_text(entry.text, entry.language)
+                texts.setdefault(place, set()).add(sets[entry.key])
+            assert all(len(found) == 1 for found in texts.values())
+        assert sorted(tested) == sorted(keys)
+    assert assign_sets(entries) == assign_sets(entries, 10, 1)
+    with pytest.raises(UserError, match="--fold 6 --folds 5: 2 to 20 folds"):
+        prepare_asterisk(asterisk_dir, "unused", folds=5, fold=6)
 
 
 @pytest.mark.parametrize(

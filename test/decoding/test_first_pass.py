@@ -10,7 +10,7 @@ import torch
 
 from speechllm import SpeechToText
 from speechllm.audio.io import load_audio
-from speechllm.decoding.first_pass import FirstPass, choose_transcript
+from speechllm.decoding.first_pass import FirstPass, choose_transcript, make_first_pass
 from speechllm.decoding.hypothesis import Hypothesis
 from speechllm.decoding.options import SearchOptions
 from speechllm.decoding.pooling import pool_nbest
@@ -48,7 +48,7 @@ class FixedLLM:
 def pooled(ctc_weight: float, decoder_weight: float, nbest=("ten", "tin")):
     """Return the ranked texts of a pool of LLM ("ten", "tin"), first pass and CTC."""
     decoder = FixedDecoder()
-    first = FirstPass(["Tan."], torch.zeros(1, 1), "en", decoder)
+    first = FirstPass(["Tan."], np.zeros(1), torch.zeros(1, 1), "en", decoder)
     batch = SimpleNamespace(
         tasks=[Task("asr", "en", "en")],
         first_pass=[first],
@@ -102,7 +102,7 @@ def test_texts_keep_their_form_with_a_model_that_writes_sentences():
 
 def test_each_text_is_scored_once_by_the_decoder():
     decoder = FixedDecoder()
-    first = FirstPass(["Tan.", "ton"], torch.zeros(1, 1), "en", decoder)
+    first = FirstPass(["Tan.", "ton"], np.zeros(1), torch.zeros(1, 1), "en", decoder)
     assert first.scores(["tan", "ton"]) == [-1.0, -9.0]
     scored = decoder.scored
     assert first.scores(["ton", "tan"]) == [-9.0, -1.0]
@@ -110,7 +110,9 @@ def test_each_text_is_scored_once_by_the_decoder():
 
 
 def test_the_bridge_reads_the_best_transcript_of_decoder_and_ctc():
-    first = FirstPass(["Tan.", "Tin"], torch.zeros(1, 1), "en", FixedDecoder())
+    first = FirstPass(
+        ["Tan.", "Tin"], np.zeros(1), torch.zeros(1, 1), "en", FixedDecoder()
+    )
 
     def ctc_scores(texts):
         return [CTC[text] for text in texts]
@@ -126,7 +128,7 @@ def test_the_bridge_reads_the_best_transcript_of_decoder_and_ctc():
         )
     ]
     assert choose == ["tan", "tan", "tin"]
-    empty = FirstPass([], torch.zeros(1, 1), "en", FixedDecoder())
+    empty = FirstPass([], np.zeros(1), torch.zeros(1, 1), "en", FixedDecoder())
     assert choose_transcript(empty, ctc_scores, SearchOptions()) == ""
 
 
@@ -162,3 +164,14 @@ def test_without_a_weight_the_llm_ranks_the_pool(model, waves):
     pool = model.transcribe(waves, beam_size=2, **options, **SHORT)
     for before, after in zip(plain, pool):
         assert after.score >= before.score - 1e-3
+
+
+def test_known_transcripts_are_not_made_again(model, waves, monkeypatch):
+    decoder = model.speech_decoder
+    known = {}
+    first = make_first_pass(decoder, waves[:2], ["en", "en"], 2, known)
+    monkeypatch.setattr(decoder, "search", lambda *args: pytest.fail("searched again"))
+    again = make_first_pass(decoder, waves[1::-1], ["en", "en"], 2, known)
+    assert [f.texts for f in again] == [f.texts for f in first[::-1]]
+    assert [f.states for f in again] == [None, None]
+    assert again[1].scores(["a b"]) == pytest.approx(first[0].scores(["a b"]), abs=1e-3)

@@ -183,6 +183,23 @@ def test_real_time_factors_have_three_digits(corpus, tmp_path):
     assert "| ours | 0.0877 (-0.412) |" in text
 
 
+def test_intervals_follow_our_figures(corpus, tmp_path):
+    """From RESULTS.json, or from the YAML file as [figure, interval]."""
+    path = tmp_path / "RESULTS.json"
+    path.write_text(json.dumps([RESULTS[0] | {"interval": 1.26}, RESULTS[1]]))
+    (table,) = corpus()
+    text = table_markdown(table, read_results(path))
+    assert "| ours | 8.5 ± 1.3 (-1.5) | 31.2 |" in text
+    assert "±: half the width of the 95 % interval (bootstrap)." in text
+    (table,) = corpus(rows=[TABLE["rows"][0] | {"ours": [[9, 2.5], None]}])
+    assert "| ours | 9.0 ± 2.5 (-1.0) | – |" in table_markdown(table, {})
+    assert "| ours | 8.5 ± 1.3 (-1.5) | 31.2 |" in table_markdown(
+        table, read_results(path)
+    )
+    with pytest.raises(UserError, match=r"a value, or \[value, interval\]"):
+        corpus(rows=[TABLE["rows"][0] | {"ours": [[9, 2, 1], None]}])
+
+
 def test_decode_dirs_with_the_old_prefix_are_found(corpus, tmp_path):
     path = tmp_path / "RESULTS.json"
     rows = [row | {"decode": "decode_decode"} for row in RESULTS]

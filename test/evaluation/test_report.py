@@ -10,11 +10,10 @@ import pytest
 from speechllm.bin.report import main
 from speechllm.evaluation.report import (
     collect_results,
-    draw_training_curves,
-    epoch_curves,
     normalizer_lines,
     results_table,
 )
+from speechllm.evaluation.training_curves import draw_training_curves, epoch_curves
 from speechllm.utils.errors import UserError
 
 ASR = [

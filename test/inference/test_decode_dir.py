@@ -14,6 +14,7 @@ from speechllm.decoding.options import SearchOptions, search_options
 from speechllm.inference import decode_dir
 from speechllm.inference.decode_dir import (
     Timing,
+    pool_decode_dirs,
     read_hypotheses,
     write_hypotheses,
     write_tables,
@@ -239,3 +240,42 @@ def test_full_memory_is_not_blamed_on_examples(tmp_path, error):
             path, "key", False, [["u0", "u1"]], tasks, str, fail_at("u0", error)
         )
     assert not (tmp_path / "failed.1.tsv").exists()
+
+
+def test_decode_dirs_of_folds_are_pooled(tmp_path):
+    """Texts, transcripts, flags and times; the hypotheses of stale shards are not."""
+    for fold in (1, 2):
+        folder = tmp_path / str(fold)
+        folder.mkdir()
+        entry = {
+            "id": f"u{fold}", "text": f"text {fold}", "transcript": f"said {fold}",
+            "flags": ["malformed"] if fold == 2 else [], "ctc_text": "sad",
+            "audio_seconds": 2.0, "decoding_seconds": fold * 1.0, "device": "a CPU",
+        }  # fmt: skip
+        lines = [{"settings": f"key{fold}"}, entry]
+        stale = [{"settings": "old"}, entry | {"text": "old"}]
+        for shard, content in ((1, lines), (2, stale)):
+            path = folder / f"hypotheses.{shard}.jsonl"
+            path.write_text("".join(json.dumps(line) + "\n" for line in content))
+        write_tables(folder, [f"u{fold}"], f"key{fold}", 1)
+    output = tmp_path / "pooled"
+    sources = [tmp_path / "2", tmp_path / "1"]
+    for _ in range(2):  # a re-run replaces it
+        assert pool_decode_dirs(sources, output) == 2
+    assert (output / "text").read_text() == "u1 text 1\nu2 text 2\n"
+    assert (output / "text.transcript").read_text() == "u1 said 1\nu2 said 2\n"
+    assert (output / "flags").read_text() == "u2 malformed\n"
+    timing = json.loads((output / "rtf.json").read_text())
+    assert (timing["seconds"], timing["audio_seconds"]) == (3.0, 4.0)
+    with pytest.raises(UserError, match="1: u1 is also in another decode dir"):
+        pool_decode_dirs([tmp_path / "1", tmp_path / "1"], output)
+    (tmp_path / "1" / "text").write_text("u1 text 1\nu9 more\n")
+    with pytest.raises(UserError, match=r"u9 is not in hypotheses.\*.jsonl; decode"):
+        pool_decode_dirs(sources, output)
+    (tmp_path / "1" / "hypotheses.1.jsonl").write_text("{")
+    with pytest.raises(UserError, match="hypotheses.1.jsonl: damaged; decode this"):
+        pool_decode_dirs(sources, output)
+    (tmp_path / "1" / "text").unlink()
+    with pytest.raises(UserError, match="1: no file text; finish the decoding first"):
+        pool_decode_dirs(sources, output)
+    assert (output / "text").read_text() == "u1 text 1\nu2 text 2\n"

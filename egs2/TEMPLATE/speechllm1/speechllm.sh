@@ -564,7 +564,8 @@ if running 13; then
     done
     lock "${expdir}/log"
     prepare "${expdir}/log/report.log" python3 -m speechllm.bin.report \
-        --exp_root "$(dirname "${final_exp}")" --output "${expdir}/RESULTS"
+        --exp_root "$(dirname "${final_exp}")" --output "${expdir}/RESULTS" \
+        --compare_with "${decode_dir}"
     cat "${expdir}/RESULTS.md"
     finish "${expdir}/RESULTS.md and RESULTS.json" "${expdir}/log/report.log"
 fi

@@ -7,12 +7,16 @@ datadir=data
 asterisk_dir=
 max_prompts=
 message_languages=
+folds=10
+fold=1
 help_message="Usage: local/data.sh [options]
   --asterisk_dir DIR      unpacked sound and text packages [ASTERISK in db.sh]
   --datadir DIR           output folder of the sets [${datadir}]
   --max_prompts N         use N prompts for training, N/4 each for dev and test, and N
                           messages per language [all]
-  --message_languages LIST  languages of the messages, separated by commas [none]"
+  --message_languages LIST  languages of the messages, separated by commas [none]
+  --folds N               number of parts of the prompts, of which one is test [${folds}]
+  --fold N                number of the test part [${fold}]"
 . utils/parse_options.sh
 find_corpus --asterisk_dir "${asterisk_dir}" ASTERISK \
     "of the unpacked packages, or 'downloads' to fetch them,"
@@ -22,7 +26,8 @@ if [ "${corpus_dir}" != downloads ]; then
     options=(--asterisk_dir "${corpus_dir}")
 fi
 prepare() { # <folder>
-    python3 -m speechllm.bin.prepare_data asterisk --output "$1" "${options[@]}"
+    python3 -m speechllm.bin.prepare_data asterisk --output "$1" "${options[@]}" \
+        --folds "${folds}" --fold "${fold}"
 }
 messages() {
     local language
