@@ -17,6 +17,9 @@ from torch.nn import functional as F
 
 from speechllm.text.ctc_labels import BLANK, NEVER
 
+BLOCK = 16  # frames that are summed relative to the largest of them
+RANGE = 700.0  # exp of minus this is a normal float64
+
 
 @dataclass
 class PrefixStates:
@@ -137,10 +140,8 @@ class CTCPrefixScorer:
         rows, size = states.utterance, states.label.shape[1]
         sums = self.log_probs(rows, labels, size).cumsum(1)  # (prefixes, frames)
         blank_sums = self.blank_sums[rows, :size]
-        label = sums + torch.logcumsumexp(before - shift(sums), dim=1)
-        blank = blank_sums + torch.logcumsumexp(
-            shift(label, NEVER) - shift(blank_sums), dim=1
-        )
+        label = sums + log_cumsum_exp(before - shift(sums))
+        blank = blank_sums + log_cumsum_exp(shift(label, NEVER) - shift(blank_sums))
         return PrefixStates(rows, labels, label, blank, score)
 
     def finish(self, states: PrefixStates) -> Tensor:
@@ -206,3 +207,33 @@ class CTCPrefixScorer:
 def shift(values: Tensor, first: float = 0.0) -> Tensor:
     """Shift (prefixes, frames) by one frame, with ``first`` in front."""
     return torch.cat([torch.full_like(values[:, :1], first), values[:, :-1]], dim=1)
+
+
+def log_cumsum_exp(values: Tensor) -> Tensor:
+    """Return ``torch.logcumsumexp(values, 1)``, several times as fast on a CPU.
+
+    PyTorch computes one exponential and one logarithm after the other; here all of
+    them are vector operations, relative to the largest value of each block of frames.
+    PyTorch's function is called where a value of a block would underflow.
+
+    Args:
+        values: (prefixes, frames) in float64; ``NEVER`` for impossible events.
+
+    Returns:
+        (prefixes, frames)
+    """
+    rows, frames = values.shape
+    blocks = -(-frames // BLOCK)
+    padded = F.pad(values, (0, blocks * BLOCK - frames), value=NEVER)
+    padded = padded.view(rows, blocks, BLOCK)
+    peak = padded.amax(2, keepdim=True)
+    relative = padded - peak
+    if bool(((relative < -RANGE) & (padded > NEVER / 2)).any()):
+        return torch.logcumsumexp(values, dim=1)
+    sums = relative.exp_().cumsum(2)
+    totals = (peak + sums[..., -1:].log())[..., 0]  # (rows, blocks)
+    before = shift(torch.logcumsumexp(totals, dim=1), NEVER)[..., None]
+    top = torch.maximum(peak, before)
+    sums = sums.mul_((peak - top).exp()).add_((before - top).exp())
+    result = sums.log_().add_(top).clamp_(min=NEVER)
+    return result.view(rows, blocks * BLOCK)[:, :frames]

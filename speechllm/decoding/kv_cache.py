@@ -7,13 +7,27 @@ positions are written in place at the end; a row that keeps its index is not cop
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 SPARE = 32  # positions that a full buffer grows by
+
+
+class Move(NamedTuple):
+    """Rows that are copied to others.
+
+    Attributes:
+        places: (moved,) rows that are overwritten.
+        sources: (moved,) rows that are copied there.
+        positions: number of last positions that are copied.
+    """
+
+    places: Tensor
+    sources: Tensor
+    positions: int
 
 
 class BeamKVLayer(CacheLayerMixin):
@@ -80,16 +94,21 @@ class BeamKVLayer(CacheLayerMixin):
             setattr(self, name, new)
         self.begin, self.end = end - used, end
 
-    def select(self, rows: Sequence[int]) -> None:
-        """Copy row ``rows[i]`` to row i, for all rows at the same time."""
-        self.reserve(len(rows), self.end - self.begin, 1)
-        moved = [(i, row) for i, row in enumerate(rows) if i != row]
-        if moved:
-            places, sources = torch.tensor(moved, device=self.keys.device).T
-            for buffer in (self.keys, self.values):
-                window = buffer[:, :, self.begin : self.end]
-                window.index_copy_(0, places, window.index_select(0, sources))
-        self.rows = len(rows)
+    def select(self, rows: int, moves: Sequence[Move]) -> None:
+        """Copy rows, all at the same time, and keep the first ``rows`` rows."""
+        self.reserve(rows, self.end - self.begin, 1)
+        for buffer in (self.keys, self.values):
+            windows = [
+                buffer[:, :, max(self.end - move.positions, self.begin) : self.end]
+                for move in moves
+            ]
+            copies = [
+                window.index_select(0, move.sources)
+                for window, move in zip(windows, moves)
+            ]
+            for window, move, copy in zip(windows, moves, copies):
+                window.index_copy_(0, move.places, copy)
+        self.rows = rows
 
     def append(self, other: BeamKVLayer) -> None:
         """Append the rows of another cache."""
@@ -124,10 +143,30 @@ class BeamKVCache(Cache):
     def __init__(self) -> None:
         super().__init__(layer_class_to_replicate=BeamKVLayer)
 
-    def select(self, rows: Sequence[int]) -> None:
-        """Copy row ``rows[i]`` to row i; rows that are not in ``rows`` are dropped."""
+    def select(self, rows: Sequence[int], changed: Sequence[int]) -> None:
+        """Copy row ``rows[i]`` to row i; rows that are not in ``rows`` are dropped.
+
+        Args:
+            changed: for each i, the number of last positions in which row i may differ
+                from row ``rows[i]``. Only these are copied.
+        """
+        if not self.layers:
+            return
+        device = self.layers[0].keys.device
+        longest = self.get_seq_length()
+        moved = [i for i, row in enumerate(rows) if i != row]
+        moves = []
+        for group in (
+            [i for i in moved if changed[i] < longest],
+            [i for i in moved if changed[i] >= longest],
+        ):
+            if group:
+                places, sources = torch.tensor(
+                    [(i, rows[i]) for i in group], device=device
+                ).T
+                moves.append(Move(places, sources, max(changed[i] for i in group)))
         for layer in self.layers:
-            layer.select(rows)
+            layer.select(len(rows), moves)
 
     def append(self, other: BeamKVCache) -> None:
         """Append the rows of another cache, aligned at the end."""

@@ -40,6 +40,7 @@ class LLMScorer:
         )
         self.cache = BeamKVCache()
         self.lengths: list[int] = []  # positions of each row
+        self.outputs: list[tuple[int, list[int]]] = []  # utterance, tokens of each row
         self.log_probs = torch.empty(0, 0)  # (rows, vocabulary) of the next token
 
     def prefill(self, utterances: Sequence[int]) -> list[int]:
@@ -67,6 +68,8 @@ class LLMScorer:
 
     def score(self, choices: list[list[Candidate]], beams: Sequence[BeamState]) -> None:
         """Propose candidates; see :class:`Scorer`."""
+        rows = [(h.row, b.utterance, h.tokens) for b in beams for h in b.hypotheses]
+        self.outputs = [(utterance, tokens) for _, utterance, tokens in sorted(rows)]
         if self.options.no_repeat_ngram_size:
             growing = [h for beam in beams for h in beam.hypotheses]
             forbid_repetition(
@@ -130,7 +133,8 @@ class LLMScorer:
         """Run the LLM over the survivors' tokens; see :class:`Scorer`."""
         parents = [candidate.parent.row for candidate in survivors]
         lengths = [self.lengths[row] for row in parents]
-        self.cache.select(parents)
+        self.cache.select(parents, [self.changed(*pair) for pair in enumerate(parents)])
+        self.outputs = []
         self.cache.trim(max(lengths, default=0))
         self.lengths = [length + 1 for length in lengths]
         if not survivors:
@@ -141,6 +145,25 @@ class LLMScorer:
             self.llm.embed(tokens[:, None]), self.mask(self.lengths), self.cache
         )
         self.log_probs = self.llm.head(hidden[:, -1]).log_softmax(1)
+
+    def changed(self, row: int, source: int) -> int:
+        """Return the number of last positions in which a row differs from another.
+
+        Hypotheses of an utterance that begin with the same tokens are copies of one
+        row up to there.
+        """
+        longest = self.cache.get_seq_length()
+        if max(row, source) >= len(self.outputs):
+            return longest
+        (old_utterance, old_tokens), (utterance, tokens) = (
+            self.outputs[row],
+            self.outputs[source],
+        )
+        if old_utterance != utterance:
+            return longest
+        pairs = zip(tokens, old_tokens)
+        same = next((i for i, (a, b) in enumerate(pairs) if a != b), len(tokens))
+        return len(tokens) - same
 
     @property
     def device(self) -> torch.device:

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from speechllm.decoding.ctc_prefix_scorer import (
     CTCPrefixScorer,
     PrefixStates,
+    log_cumsum_exp,
     shift,
 )
 from speechllm.text.ctc_labels import NEVER, label_text
@@ -265,13 +266,11 @@ class PieceLatticeScorer(CTCPrefixScorer):
             utterance, torch.tensor(pieces, dtype=torch.long, device=device), size
         ).cumsum(1)
         ready = torch.cat(before.before) if pieces else emitted
-        ends = emitted + torch.logcumsumexp(ready - shift(emitted), dim=1)
+        ends = emitted + log_cumsum_exp(ready - shift(emitted))
         ends = gather_by_owner(ends, owners, count)  # (prefixes, pieces, frames)
         label = ends.logsumexp(1)
         blank_sums = self.blank_sums[states.utterance, :size]
-        blank = blank_sums + torch.logcumsumexp(
-            shift(label, NEVER) - shift(blank_sums), dim=1
-        )
+        blank = blank_sums + log_cumsum_exp(shift(label, NEVER) - shift(blank_sums))
         records = label.new_full((count, 1 + self.slots, size), NEVER)
         records[:, 0] = shift(torch.logaddexp(label, blank), NEVER)
         for slot in range(ends.shape[1] - 1):  # the last one is padding

@@ -25,6 +25,7 @@ from speechllm.decoding.hypothesis import (
     Hypothesis,
     SearchRequest,
 )
+from speechllm.decoding.joint_ctc_scorer import JointCTCScorer
 from speechllm.decoding.kv_cache import assign_rows
 from speechllm.decoding.llm_scorer import LLMScorer
 from speechllm.decoding.options import SearchOptions
@@ -584,6 +585,47 @@ def test_late_joining_utterances_do_not_affect_others(
     assert [[h.tokens for h in nbest] for nbest in reverse] == [
         [h.tokens for h in nbest] for nbest in alone
     ]
+
+
+@pytest.mark.parametrize(
+    "name, replacement",
+    [
+        # rows are copied as a whole
+        (
+            "llm_scorer.LLMScorer.changed",
+            lambda scorer, row, source: scorer.cache.get_seq_length(),
+        ),
+        # the least promising candidates are scored first
+        (
+            "joint_ctc_scorer.JointCTCScorer.by_promise",
+            lambda scorer, candidates, beam, old=JointCTCScorer.by_promise: old(
+                scorer, candidates, beam
+            )[::-1],
+        ),
+    ],
+)
+def test_shortcuts_do_not_change_the_result(llm, monkeypatch, name, replacement):
+    """Compare with a search that copies and scores everything."""
+    prompts = [random_prompt(llm, 3 + 2 * seed, seed) for seed in range(7)]
+    logits = 2 * torch.randn(7, 30, 29, generator=torch.Generator().manual_seed(1))
+    frames = torch.arange(12, 26, 2)
+    options = SearchOptions(beam_size=4, nbest=3, ctc_weight=0.4, pre_beam_size=25)
+
+    def decode() -> list[tuple[list[int], float]]:
+        found = search(
+            llm,
+            prompts,
+            [9] * 7,
+            options,
+            CTCPrefixScorer(logits, frames),
+            [lambda tokens: [1 + t % 28 for t in tokens]] * 7,
+            batch_size=3,
+        )
+        return [(h.tokens, h.score) for nbest in found for h in nbest]
+
+    expected = decode()
+    monkeypatch.setattr(f"speechllm.decoding.{name}", replacement)
+    assert decode() == expected
 
 
 def test_finished_utterances_are_replaced_from_the_queue(llm, monkeypatch):

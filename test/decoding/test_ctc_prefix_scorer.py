@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speechllm.decoding.ctc_prefix_scorer import CTCPrefixScorer
-from speechllm.text.ctc_labels import label_runs
+from speechllm.decoding.ctc_prefix_scorer import CTCPrefixScorer, log_cumsum_exp
+from speechllm.text.ctc_labels import NEVER, label_runs
 
 try:
     from espnet2.legacy.nets.ctc_prefix_score import CTCPrefixScore
@@ -197,3 +197,24 @@ def test_memory_does_not_grow_with_the_labels():
     tensors = [v for v in vars(scorer).values() if isinstance(v, torch.Tensor)]
     own = sum(t.nbytes for t in tensors if t.data_ptr() != logits.data_ptr())
     assert own == 2 * 3 * 50 * 8 + 3 * 8
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    frames=st.integers(1, 70),
+    scale=st.sampled_from([1.0, 30.0, 400.0]),
+    impossible=st.integers(0, 70),
+    seed=st.integers(0, 10**6),
+)
+def test_sums_over_frames_equal_pytorchs(frames, scale, impossible, seed):
+    """Compare with PyTorch, also where blocks underflow or nothing is possible yet."""
+    generator = torch.Generator().manual_seed(seed)
+    steps = torch.randn(5, frames, dtype=torch.float64, generator=generator)
+    values = scale * steps.cumsum(1)
+    values[:3, :impossible] = NEVER
+    values[0, impossible // 2 :: 7] = NEVER
+    expected = torch.logcumsumexp(values, 1)
+    found = log_cumsum_exp(values)
+    possible = expected > NEVER / 2
+    assert torch.allclose(found[possible], expected[possible], rtol=1e-12, atol=1e-9)
+    assert (found[~possible] < NEVER / 2).all()
