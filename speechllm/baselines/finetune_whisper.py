@@ -359,7 +359,7 @@ class Pace(TrainerCallback):
         minutes = options.max_minutes
         self.begin = begin
         self.deadline = math.inf if minutes is None else begin + 60 * minutes
-        self.train_begin = self.reported = time.monotonic()
+        self.train_begin = self.reported = self.requested = time.monotonic()
         self.evaluation_seconds = 0.0
         self.evaluated = 0  # number of evaluations since the first
         self.losses: list[float] = []  # of the steps since the last progress line
@@ -388,12 +388,13 @@ class Pace(TrainerCallback):
         self.trained_parameters = sum(
             p.numel() for p in model.parameters() if p.requires_grad
         )
-        self.train_begin = self.reported = time.monotonic()
+        self.train_begin = self.reported = self.requested = time.monotonic()
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs) -> None:
         """Record the validation loss and the time that it took."""
-        self.evaluation_seconds = metrics["eval_runtime"]
-        seconds = round(time.monotonic() - self.begin, 1)
+        now = time.monotonic()
+        self.evaluation_seconds = now - self.requested
+        seconds = round(now - self.begin, 1)
         loss = round(metrics["eval_loss"], 4)
         self.valid_losses.append(
             {"step": state.global_step, "seconds": seconds, "loss": loss}
@@ -412,7 +413,7 @@ class Pace(TrainerCallback):
         elif done * EVALUATIONS >= self.evaluated + 1:
             self.evaluated = int(done * EVALUATIONS)
             control.should_evaluate = True
-        now = time.monotonic()
+        now = self.requested = time.monotonic()
         if now - self.reported < PROGRESS_SECONDS:
             return
         left = (now - self.train_begin) * (1 - done) / done / 60
