@@ -4,9 +4,9 @@ Training, LoRA and the choice of the best weights are those of transformers' ``T
 and of peft; the result is a transformers folder that ``python -m speechllm.bin.baseline
 whisper`` decodes with.
 
-Whisper's encoder takes 30 s of input however short the speech is. Here a batch is padded
-to its longest utterance only, which is several times faster for short prompts: the
-encoder then uses the first of its position embeddings (``max_source_positions``).
+Whisper's encoder takes 30 s of input however short the speech is. Here a batch is
+padded to its longest utterance only, which is several times faster for short prompts:
+the encoder then uses the first of its position embeddings (``max_source_positions``).
 """
 
 from __future__ import annotations
@@ -68,8 +68,6 @@ class FinetuneOptions:
             written has so many positions; longer examples are left out.
         pad_to_window: pad every batch to the window, as Whisper was trained, instead
             of to its longest utterance.
-        freq_masks: probability that a mel channel begins a mask of 10 channels
-            (transformers' SpecAugment).
         seed: of the order of the examples and of LoRA's initial weights.
     """
 
@@ -80,7 +78,6 @@ class FinetuneOptions:
     batch_size: int = 8
     window: int = 30
     pad_to_window: bool = False
-    freq_masks: float = 0.0
     seed: int = 1
 
 
@@ -159,10 +156,6 @@ def finetune_whisper(
         return collate_examples(processor, batch, positions)
 
     whisper.config.use_cache = False
-    if options.freq_masks:
-        whisper.config.apply_spec_augment = True
-        whisper.config.mask_time_prob = 0.0
-        whisper.config.mask_feature_prob = options.freq_masks
     torch.manual_seed(options.seed)
     pace = Pace(begin, options)
     with atomic_directory(output, KIND, [examples, valid]) as folder:
@@ -245,7 +238,9 @@ def read_examples(
         system.check(*task)
         for table, path in ((texts, "text"), (waves, "wav.scp")):
             if name not in table:
-                raise UserError(f"{folder / path}: {name} is missing; run stage 5 again")
+                raise UserError(
+                    f"{folder / path}: {name} is missing; run stage 5 again"
+                )
         try:
             wave = load_audio(waves[name])
         except Exception as error:
@@ -345,7 +340,7 @@ def training_arguments(folder: str, options: FinetuneOptions) -> TrainingArgumen
 
 
 class Pace(TrainerCallback):
-    """Share of the training that is done, by time and by steps, and what follows from it.
+    """Schedule by the share of the training that is done, in time or in steps.
 
     It determines the learning rate, requests evaluations, ends the training and prints
     progress lines.
@@ -477,15 +472,10 @@ class WhisperTrainer(Trainer):
 
 def save(whisper: Any, system: Whisper, positions: int, folder: Path) -> None:
     """Write the model with so many encoder positions, and its processor."""
-    from transformers import WhisperConfig
-
     table = whisper.model.encoder.embed_positions
     table.weight.data = table.weight.data[:positions].clone()
     set_positions(whisper, positions)
-    original = WhisperConfig.from_pretrained(system.folder)
-    for name in ("use_cache", "apply_spec_augment", "mask_time_prob"):
-        setattr(whisper.config, name, getattr(original, name))
-    whisper.config.mask_feature_prob = original.mask_feature_prob
+    whisper.config.use_cache = True
     extractor = system.processor.feature_extractor
     extractor.chunk_length = positions * POSITION // SAMPLING_RATE
     extractor.n_samples = extractor.chunk_length * SAMPLING_RATE

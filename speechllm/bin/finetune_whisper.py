@@ -19,7 +19,6 @@ OPTIONS: Schema = {
     "--max_minutes": optional(number(above=0)),
     "--batch_size": integer(1),
     "--window": integer(1, 30),
-    "--freq_masks": number(0, below=1),
     "--seed": integer(0),
 }
 
@@ -62,12 +61,6 @@ def get_parser() -> argparse.ArgumentParser:
         "--pad_to_window",
         action="store_true",
         help="pad training batches to the window, not to their longest utterance",
-    )
-    add(
-        "--freq_masks",
-        type=float,
-        default=0.0,
-        help="probability that a mel channel begins a mask of 10 channels [%(default)s]",
     )
     add("--seed", type=int, default=1, help="random seed [%(default)s]")
     return parser
