@@ -55,10 +55,12 @@ def examples(tmp_path, speech) -> Path:
     """Write an example dir; the lengths are 0.8 s, 1.4 s, 2 s, …"""
     folder = tmp_path / "examples"
     folder.mkdir()
-    waves = {}
+    waves, samples = {}, {}
     for number, name in enumerate(REQUESTS):
         waves[name] = str(folder / f"{name}.wav")
-        soundfile.write(waves[name], speech[: 12800 + 9600 * number], 16000)
+        samples[name] = str(12800 + 9600 * number)
+        soundfile.write(waves[name], speech[: int(samples[name])], 16000)
+    write_table(folder / "utt2num_samples", samples)
     write_table(folder / "wav.scp", waves)
     write_table(folder / "utt2task", {n: task for n, (task, _) in REQUESTS.items()})
     write_table(folder / "text", {n: text for n, (_, text) in REQUESTS.items()})
