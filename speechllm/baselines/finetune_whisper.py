@@ -60,9 +60,9 @@ class FinetuneOptions:
         lr: peak learning rate; linear warm-up over the first tenth of the training,
             then linear decay to zero.
         epochs: maximum number of passes over the examples.
-        max_minutes: wall-clock time of the whole call, with reading, validation and
-            saving; None is no limit. The learning rate decays over what ends first,
-            the time or the epochs.
+        max_minutes: wall-clock time of the call, with reading and validation (writing
+            takes seconds more); None is no limit. The learning rate decays over what
+            ends first, the time or the epochs.
         batch_size: examples per step.
         window: seconds of the encoder's input, at most Whisper's 30. The model that is
             written has so many positions; longer examples are left out.
@@ -300,6 +300,8 @@ def set_positions(whisper: Any, positions: int) -> None:
 def adapted(whisper: Any, tuning: str) -> Any:
     """Return the model to train: with peft's adapters, or as it is."""
     if tuning == "full":
+        # sinusoids; from_pretrained undoes the freezing by the model's constructor
+        whisper.model.encoder.embed_positions.requires_grad_(False)
         return whisper
     from peft import LoraConfig, get_peft_model
 
@@ -363,7 +365,7 @@ class Pace(TrainerCallback):
 
     def done(self, step: int, steps: int) -> float:
         """Return the share of the training that is done, between 0 and 1."""
-        # the last evaluation and saving have to fit into the time, too
+        # the last evaluation has to fit into the time, too
         end = self.deadline - 1.5 * self.evaluation_seconds
         elapsed = time.monotonic() - self.train_begin
         by_time = elapsed / max(end - self.train_begin, 1e-9)

