@@ -72,10 +72,10 @@ class FinetuneOptions:
     """
 
     tuning: str = "full"
-    lr: float = 1e-5
+    lr: float = 3e-5
     epochs: int = 10
     max_minutes: float | None = None
-    batch_size: int = 8
+    batch_size: int = 16
     window: int = 30
     pad_to_window: bool = False
     seed: int = 1

@@ -41,7 +41,7 @@ def get_parser() -> argparse.ArgumentParser:
         choices=("lora", "full"),
         help="train adapters or all weights [%(default)s]",
     )
-    add("--lr", type=float, default=1e-5, help="peak learning rate [%(default)s]")
+    add("--lr", type=float, default=3e-5, help="peak learning rate [%(default)s]")
     add("--epochs", type=int, default=10, help="maximum of epochs [%(default)s]")
     add(
         "--max_minutes",
@@ -49,7 +49,7 @@ def get_parser() -> argparse.ArgumentParser:
         help="wall-clock time of the whole command; the learning rate decays over the "
         "time or the epochs, whichever ends first [no limit]",
     )
-    add("--batch_size", type=int, default=8, help="examples per step [%(default)s]")
+    add("--batch_size", type=int, default=16, help="examples per step [%(default)s]")
     add(
         "--window",
         type=int,
