@@ -19,7 +19,7 @@ OPTIONS: Schema = {
     "--max_minutes": optional(number(above=0)),
     "--batch_size": integer(1),
     "--window": integer(1, 30),
-    "--seed": integer(0),
+    "--seed": integer(0, 2**32 - 1),
 }
 
 
