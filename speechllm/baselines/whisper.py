@@ -10,15 +10,14 @@ from speechllm.audio.io import SAMPLING_RATE
 from speechllm.baselines.base import PretrainedSystem, decode_tokens
 from speechllm.utils.errors import UserError
 
-WINDOW = 30 * SAMPLING_RATE  # samples of one encoder input
-
 
 class Whisper(PretrainedSystem):
     """Recognition of Whisper's languages, and translation of them into English.
 
-    Speech of at most 30 s is padded to 30 s, so the batch does not affect the text.
-    Longer speech is decoded alone, window by window, by transformers' sequential
-    long-form algorithm.
+    Speech of at most one window of the encoder (30 s, unless the checkpoint was
+    fine-tuned with less) is padded to it, so the batch does not affect the text. Longer
+    speech is decoded alone, window by window, by transformers' sequential long-form
+    algorithm.
     """
 
     architecture = "WhisperForConditionalGeneration"
@@ -60,6 +59,7 @@ class Whisper(PretrainedSystem):
 
         super().load()
         self.processor = WhisperProcessor.from_pretrained(self.folder)
+        self.window = self.processor.feature_extractor.n_samples  # samples
 
     def decode(
         self, inputs: list[np.ndarray], task: str, source: str, target: str
@@ -68,9 +68,9 @@ class Whisper(PretrainedSystem):
         modes = {"asr": ["transcribe"], "st": ["translate"]}.get(
             task, ["transcribe", "translate"]
         )
-        short = [i for i, wave in enumerate(inputs) if len(wave) <= WINDOW]
+        short = [i for i, wave in enumerate(inputs) if len(wave) <= self.window]
         groups = [short] if short else []
-        groups += [[i] for i, wave in enumerate(inputs) if len(wave) > WINDOW]
+        groups += [[i] for i, wave in enumerate(inputs) if len(wave) > self.window]
         outputs: list[dict] = [{} for _ in inputs]
         for group in groups:
             waves = [inputs[i] for i in group]
@@ -82,7 +82,7 @@ class Whisper(PretrainedSystem):
         return outputs
 
     def generate(self, waves: list[np.ndarray], language: str, mode: str) -> list[dict]:
-        """Decode utterances of at most 30 s, or a single longer one.
+        """Decode utterances of at most one window, or a single longer one.
 
         Args:
             mode: ``transcribe`` or ``translate``.
@@ -93,7 +93,7 @@ class Whisper(PretrainedSystem):
         if self.multilingual():
             options |= {"language": language, "task": mode}
         padding: dict[str, Any] = {}
-        if len(waves[0]) > WINDOW:
+        if len(waves[0]) > self.window:
             padding = {"truncation": False, "padding": "longest"}
             options["return_timestamps"] = True
         features = self.processor(

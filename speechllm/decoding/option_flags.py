@@ -64,10 +64,10 @@ def add_search_flags(parser: argparse.ArgumentParser) -> None:
         ]
         kind = str(field.type).partition(" ")[0]
         action: dict[str, Any] = {"type": {"int": int, "float": float}.get(kind)}
-        default = DEPENDENT.get(field.name, field.default)
+        default = DEPENDENT.get(field.name, str(field.default))
         if kind == "bool":
             action = {"action": argparse.BooleanOptionalAction, "default": None}
-            default = {True: "on", False: "off"}.get(field.default, default)
+            default = {"True": "on", "False": "off"}.get(default, default)
         help = f"{HELP.get(field.name, field.name)} [{default}]"
         group.add_argument(*names, dest=field.name, help=help, **action)
 

@@ -68,6 +68,10 @@ def command_lines() -> dict[str, list[str]]:
             "speechllm.bin.baseline", system, "--examples", "examples", "--output",
             "OUT", "--model", "no-such",
         ]  # fmt: skip
+    found["finetune_whisper"] = [
+        "speechllm.bin.finetune_whisper", "--model", "no-such", "--examples",
+        "examples", "--valid", "examples", "--output", "OUT",
+    ]  # fmt: skip
     llm = found["baseline llm"]
     llm += ["--transcripts", "examples", "--train_examples", "examples"]
     return found

@@ -3,8 +3,11 @@
 # prompts. Scores go into exp/RESULTS.md.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-help_message="Usage: local/baselines.sh
-Decodes and scores the baselines of the README's table, after ./run.sh; takes no options."
+finetune_minutes=45
+help_message="Usage: local/baselines.sh [options]
+Decodes and scores the baselines of the README's table, after ./run.sh.
+  --finetune_minutes N  wall-clock time of fine-tuning Whisper, as long as ./run.sh
+                        takes; 0 leaves it out [${finetune_minutes}]"
 . utils/parse_options.sh
 . utils/locks.sh
 . ./path.sh
@@ -15,14 +18,32 @@ if [ ! -f "${decode}/text" ]; then
     fail "no file ${decode}/text; run ./run.sh --stage 12 --stop_stage 13 first"
 fi
 
-# Whisper's own decoder, zero-shot, with the language given.
-lock dump exp/whisper_base/decode_greedy
+# Whisper's own decoder with the language given: zero-shot, and fine-tuned on the same data.
+lock dump
 python3 -m speechllm.bin.make_examples --input dump/raw/test --tasks "asr:en asr:fr" \
     --output dump/examples/test_asr
-whisper=exp/whisper_base/decode_greedy/test
-python3 -m speechllm.bin.baseline whisper --examples dump/examples/test_asr --output "${whisper}"
-python3 -m speechllm.bin.score --examples dump/examples/test_asr --decode_dir "${whisper}"
 unlock
+decode_whisper() { # <system> <model>
+    local search output
+    for search in "greedy 1" "beam5 5"; do
+        output=exp/$1/decode_${search% *}
+        lock "${output}"
+        python3 -m speechllm.bin.baseline whisper --model "$2" --beam_size "${search#* }" \
+            --examples dump/examples/test_asr --output "${output}/test"
+        python3 -m speechllm.bin.score --examples dump/examples/test_asr \
+            --decode_dir "${output}/test"
+        unlock
+    done
+}
+decode_whisper whisper_base openai/whisper-base
+if [ "${finetune_minutes}" != 0 ]; then
+    lock exp/whisper_finetuned/model
+    python3 -m speechllm.bin.finetune_whisper --examples dump/examples/train_sp \
+        --valid dump/examples/dev --output exp/whisper_finetuned/model \
+        --window 17 --max_minutes "${finetune_minutes}"
+    unlock
+    decode_whisper whisper_finetuned exp/whisper_finetuned/model
+fi
 
 # The cascade: our model's transcripts, translated by the same LLM as text.
 cascade=exp/cascade/decode_beam4/test

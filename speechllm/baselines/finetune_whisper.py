@@ -1,0 +1,486 @@
+"""Fine-tuning of Whisper on an example dir, within a given wall-clock time.
+
+Training, LoRA and the choice of the best weights are those of transformers' ``Trainer``
+and of peft; the result is a transformers folder that ``python -m speechllm.bin.baseline
+whisper`` decodes with.
+
+Whisper's encoder takes 30 s of input however short the speech is. Here a batch is
+padded to its longest utterance only, which is several times faster for short prompts:
+the encoder then uses the first of its position embeddings (``max_source_positions``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_pt_utils import LengthGroupedSampler
+
+from speechllm.audio.io import SAMPLING_RATE, load_audio
+from speechllm.baselines.whisper import Whisper
+from speechllm.data.examples import read_utt2task
+from speechllm.data.kaldi_table import read_table
+from speechllm.models.llm import resolve_dtype
+from speechllm.pretrained.model_folder import model_fingerprint
+from speechllm.utils.errors import UserError, describe_error
+from speechllm.utils.folders import FolderKind, atomic_directory, require_output
+from speechllm.utils.io import write_json
+from speechllm.utils.names import utf8_name
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+KIND = FolderKind("fine-tuned Whisper")
+RECORD = "finetuning.json"  # settings and course of the training, in the model folder
+EVALUATIONS = 6  # on the validation examples, evenly spread over the training
+PROGRESS_SECONDS = 15  # between two progress lines
+POSITION = 320  # samples of one encoder position: 20 ms
+LORA_MODULES = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
+
+
+@dataclass(frozen=True)
+class FinetuneOptions:
+    """Options of the training.
+
+    Attributes:
+        tuning: ``lora`` trains adapters of every linear layer, which are merged into
+            the weights at the end; ``full`` trains all weights.
+        lr: peak learning rate; linear warm-up over the first tenth of the training,
+            then linear decay to zero.
+        epochs: maximum number of passes over the examples.
+        max_minutes: wall-clock time of the call, with reading and validation (writing
+            takes seconds more); None is no limit. The learning rate decays over what
+            ends first, the time or the epochs.
+        batch_size: examples per step.
+        window: seconds of the encoder's input, at most Whisper's 30. The model that is
+            written has so many positions; longer examples are left out.
+        pad_to_window: pad every batch to the window, as Whisper was trained, instead
+            of to its longest utterance.
+        seed: of the order of the examples and of LoRA's initial weights.
+    """
+
+    tuning: str = "full"
+    lr: float = 3e-5
+    epochs: int = 10
+    max_minutes: float | None = None
+    batch_size: int = 16
+    window: int = 30
+    pad_to_window: bool = False
+    seed: int = 1
+
+
+class Example(NamedTuple):
+    """An utterance with its labels.
+
+    Attributes:
+        wave: float32 samples at 16 kHz, shape (samples,).
+        labels: prefix, text and end in Whisper's tokens, shape (tokens,).
+    """
+
+    wave: np.ndarray
+    labels: list[int]
+
+
+def finetune_whisper(
+    model: str,
+    examples: str | Path,
+    valid: str | Path,
+    output: str | Path,
+    options: FinetuneOptions,
+) -> dict:
+    """Fine-tune Whisper and write it as a transformers folder.
+
+    The weights with the lowest validation loss are written. ``asr`` examples and ``st``
+    examples into English are used, all others are not. The audio of all examples is
+    kept in memory (230 MB per hour). If ``output`` has the result of the same settings
+    and data, nothing is done.
+
+    Args:
+        model: hub id or folder of a Whisper checkpoint.
+        examples: example dir to train on.
+        valid: example dir for the validation loss.
+        output: folder to write; examples that cannot be used are listed in its
+            ``left_out.tsv``.
+        options: see :class:`FinetuneOptions`.
+
+    Returns:
+        Number of examples, steps, epochs, seconds and validation losses.
+
+    Raises:
+        UserError: no example can be used, Whisper does not support a language, or the
+            loss is not finite.
+    """
+    begin = time.monotonic()
+    output = Path(output)
+    require_output(output, KIND, [examples, valid])
+    system = Whisper(model)
+    settings = {
+        "model": model_fingerprint(system.folder, tokenizer=True),
+        "train": tables_digest(examples),
+        "valid": tables_digest(valid),
+        **asdict(options),
+    }
+    if (record := read_record(output)).get("settings") == settings:
+        return record["result"]
+    system.load()
+    whisper, processor = system.model, system.processor
+    table = whisper.model.encoder.embed_positions
+    positions = min(options.window * SAMPLING_RATE // POSITION, table.num_embeddings)
+    left_out: dict[str, str] = {}
+    trained, validated = (
+        read_examples(folder, system, positions * POSITION, left_out)
+        for folder in (examples, valid)
+    )
+    if left_out:
+        print(f"{len(left_out)} examples left out, see left_out.tsv", file=sys.stderr)
+
+    def collate(batch: list[Example]) -> dict[str, Tensor]:
+        longest = max(-(-len(example.wave) // POSITION) for example in batch)
+        width = positions if options.pad_to_window else longest
+        return collate_examples(processor, batch, width)
+
+    # the loss of the model that is written: at its own window
+    def collate_valid(batch: list[Example]) -> dict[str, Tensor]:
+        return collate_examples(processor, batch, positions)
+
+    whisper.config.use_cache = False
+    torch.manual_seed(options.seed)
+    pace = Pace(begin, options)
+    with atomic_directory(output, KIND, [examples, valid]) as folder:
+        with tempfile.TemporaryDirectory(dir=folder) as checkpoints:
+            trainer = WhisperTrainer(
+                model=adapted(whisper, options.tuning),
+                args=training_arguments(checkpoints, options),
+                train_dataset=trained,
+                eval_dataset=validated,
+                data_collator=collate,
+                valid_collator=collate_valid,
+                pace=pace,
+            )
+            trainer.train()
+        if not math.isfinite(trainer.state.best_metric or math.nan):
+            raise UserError(
+                f"{examples}: the loss is not finite with --lr {options.lr:g}; "
+                "use a smaller learning rate"
+            )
+        whisper = trainer.model
+        if options.tuning == "lora":
+            whisper = whisper.merge_and_unload()
+        save(whisper, system, positions, folder)
+        if left_out:
+            lines = [f"{name}\t{utf8_name(why)}\n" for name, why in left_out.items()]
+            (folder / "left_out.tsv").write_text("".join(lines), "utf-8")
+        result = {
+            "examples": len(trained),
+            "left_out": len(left_out),
+            "steps": trainer.state.global_step,
+            "best_step": trainer.state.best_global_step,
+            "epochs": round(trainer.state.epoch, 2),
+            "trained_parameters": pace.trained_parameters,
+            "valid_losses": pace.valid_losses,
+            "seconds": round(time.monotonic() - begin, 1),
+        }
+        write_json(folder / RECORD, {"settings": settings, "result": result})
+    return result
+
+
+def tables_digest(folder: str | Path) -> str:
+    """Return a digest of the tables of an example dir that the training reads."""
+    tables = [
+        sorted(read_table(Path(folder) / name).items())
+        for name in ("wav.scp", "text", "utt2task")
+    ]
+    return hashlib.sha256(json.dumps(tables).encode()).hexdigest()
+
+
+def read_record(folder: Path) -> dict:
+    """Return the record of an earlier training, empty if there is none."""
+    try:
+        return json.loads((folder / RECORD).read_text("utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+
+
+def read_examples(
+    folder: str | Path, system: Whisper, max_samples: int, left_out: dict[str, str]
+) -> list[Example]:
+    """Read the audio and the labels of the examples that Whisper can be trained on.
+
+    Args:
+        folder: example dir.
+        system: a loaded Whisper.
+        max_samples: length limit of the audio.
+        left_out: the reason is added for every example that is damaged or too long.
+
+    Raises:
+        UserError: no example is left, a table lacks an example, or Whisper does not
+            support a language.
+    """
+    folder = Path(folder)
+    texts, waves = read_table(folder / "text"), read_table(folder / "wav.scp")
+    most_tokens = system.config.max_target_positions
+    found, reason = [], ""
+    for name, task in read_utt2task(folder).items():
+        if not (task.name == "asr" or (task.name == "st" and task.target == "en")):
+            continue
+        system.check(*task)
+        for table, path in ((texts, "text"), (waves, "wav.scp")):
+            if name not in table:
+                raise UserError(
+                    f"{folder / path}: {name} is missing; run stage 5 again"
+                )
+        try:
+            wave = load_audio(waves[name])
+        except Exception as error:
+            left_out[name] = reason = describe_error(error)
+            continue
+        labels = target_tokens(system, task.name, task.source, texts[name])
+        if len(wave) > max_samples:
+            seconds = max_samples / SAMPLING_RATE
+            left_out[name] = reason = f"{waves[name]}: longer than {seconds:g} s"
+        elif len(labels) > most_tokens:
+            left_out[name] = reason = f"text: more than {most_tokens} tokens"
+        else:
+            found.append(Example(wave, labels))
+    if not found:
+        raise UserError(
+            f"{folder}: no example to train Whisper on"
+            + (f" (the last one: {reason})" if reason else "")
+            + "; it takes asr examples and st examples into English"
+        )
+    return found
+
+
+def target_tokens(system: Whisper, task: str, source: str, text: str) -> list[int]:
+    """Return prefix, text and end; the text begins with a space, as in pretraining."""
+    tokenizer = system.processor.tokenizer
+    if system.multilingual():
+        tokenizer.set_prefix_tokens(
+            source, "transcribe" if task == "asr" else "translate", False
+        )
+    labels = tokenizer(" " + " ".join(text.split())).input_ids
+    return labels[1:]  # the model adds the start token itself
+
+
+def collate_examples(
+    processor: Any, batch: list[Example], positions: int
+) -> dict[str, Tensor]:
+    """Return features (batch, mels, 2 * positions) and labels (batch, tokens)."""
+    features = processor.feature_extractor(
+        [example.wave for example in batch],
+        sampling_rate=SAMPLING_RATE,
+        max_length=positions * POSITION,
+        return_tensors="pt",
+    ).input_features
+    width = max(len(example.labels) for example in batch)
+    labels = torch.full((len(batch), width), -100)
+    for row, example in zip(labels, batch):
+        row[: len(example.labels)] = torch.tensor(example.labels)
+    return {"input_features": features, "labels": labels}
+
+
+def set_positions(whisper: Any, positions: int) -> None:
+    """Let the encoder use its first position embeddings only; the weights stay."""
+    whisper.model.encoder.embed_positions.num_embeddings = positions
+    whisper.config.max_source_positions = positions
+
+
+def adapted(whisper: Any, tuning: str) -> Any:
+    """Return the model to train: with peft's adapters, or as it is."""
+    if tuning == "full":
+        # sinusoids; from_pretrained undoes the freezing by the model's constructor
+        whisper.model.encoder.embed_positions.requires_grad_(False)
+        return whisper
+    from peft import LoraConfig, get_peft_model
+
+    lora = LoraConfig(
+        r=32, lora_alpha=64, lora_dropout=0.05, target_modules=LORA_MODULES
+    )
+    return get_peft_model(whisper, lora)
+
+
+def training_arguments(folder: str, options: FinetuneOptions) -> TrainingArguments:
+    """Return the arguments of transformers' ``Trainer``."""
+    never = 1_000_000_000  # Pace requests the evaluations
+    return TrainingArguments(
+        output_dir=folder,
+        num_train_epochs=options.epochs,
+        per_device_train_batch_size=options.batch_size,
+        per_device_eval_batch_size=options.batch_size,
+        learning_rate=options.lr,
+        weight_decay=0.01,
+        use_cpu=not torch.cuda.is_available(),
+        bf16=resolve_dtype("auto") is torch.bfloat16,
+        eval_strategy="steps",
+        eval_steps=never,
+        eval_on_start=True,
+        prediction_loss_only=True,
+        save_strategy="best",
+        save_only_model=True,
+        save_total_limit=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        seed=options.seed,
+    )
+
+
+class Pace(TrainerCallback):
+    """Schedule by the share of the training that is done, in time or in steps.
+
+    It determines the learning rate, requests evaluations, ends the training and prints
+    progress lines.
+
+    Args:
+        begin: ``time.monotonic()`` at the start of the call.
+        options: of the training.
+    """
+
+    def __init__(self, begin: float, options: FinetuneOptions):
+        minutes = options.max_minutes
+        self.begin = begin
+        self.deadline = math.inf if minutes is None else begin + 60 * minutes
+        self.train_begin = self.reported = self.requested = time.monotonic()
+        self.evaluation_seconds = 0.0
+        self.evaluated = 0  # number of evaluations since the first
+        self.losses: list[float] = []  # of the steps since the last progress line
+        self.valid_losses: list[dict] = []
+        self.trained_parameters = 0
+
+    def done(self, step: int, steps: int) -> float:
+        """Return the share of the training that is done, between 0 and 1."""
+        # the last evaluation has to fit into the time, too
+        end = self.deadline - 1.5 * self.evaluation_seconds
+        elapsed = time.monotonic() - self.train_begin
+        by_time = elapsed / max(end - self.train_begin, 1e-9)
+        return min(1.0, max(step / steps, by_time))
+
+    def lr_factor(self, steps: int) -> Callable[[int], float]:
+        """Return the learning rate as a share of its peak, by step."""
+
+        def factor(step: int) -> float:
+            done = self.done(step, steps)
+            return min((step + 1) / (0.1 * steps), 10 * done + 0.01, (1 - done) / 0.9)
+
+        return factor
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs) -> None:
+        """Count the trained parameters and start the time of the steps."""
+        self.trained_parameters = sum(
+            p.numel() for p in model.parameters() if p.requires_grad
+        )
+        self.train_begin = self.reported = self.requested = time.monotonic()
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs) -> None:
+        """Record the validation loss and the time that it took."""
+        now = time.monotonic()
+        self.evaluation_seconds = now - self.requested
+        seconds = round(now - self.begin, 1)
+        loss = round(metrics["eval_loss"], 4)
+        self.valid_losses.append(
+            {"step": state.global_step, "seconds": seconds, "loss": loss}
+        )
+        print(
+            f"step {state.global_step}, {seconds / 60:.1f} min: valid loss {loss}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        """Request an evaluation or the end, and print a progress line."""
+        done = self.done(state.global_step, state.max_steps)
+        if done >= 1:
+            control.should_training_stop = control.should_evaluate = True
+        elif done * EVALUATIONS >= self.evaluated + 1:
+            self.evaluated = int(done * EVALUATIONS)
+            control.should_evaluate = True
+        now = self.requested = time.monotonic()
+        if now - self.reported < PROGRESS_SECONDS:
+            return
+        left = (now - self.train_begin) * (1 - done) / done / 60
+        print(
+            f"progress: step {state.global_step}, epoch {state.epoch:.1f}, loss "
+            f"{np.mean(self.losses):.3f}, about {left:.0f} min left",
+            file=sys.stderr,
+            flush=True,
+        )
+        self.reported = now
+        self.losses.clear()
+
+
+class WhisperTrainer(Trainer):
+    """Trainer whose encoder input is as long as the batch.
+
+    Args:
+        valid_collator: collator of the validation batches.
+        pace: callback, which also gives the learning rate.
+        kwargs: of transformers' ``Trainer``.
+    """
+
+    def __init__(self, *, valid_collator: Callable, pace: Pace, **kwargs: Any):
+        super().__init__(callbacks=[pace], **kwargs)
+        self.valid_collator, self.pace = valid_collator, pace
+        self.remove_callback(PrinterCallback)
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        """Return the loss; the encoder uses as many positions as the batch has."""
+        whisper = getattr(self.model, "get_base_model", lambda: self.model)()
+        set_positions(whisper, inputs["input_features"].shape[-1] // 2)
+        result = super().compute_loss(model, inputs, *args, **kwargs)
+        if model.training:
+            self.pace.losses.append(float(result.detach()))
+        return result
+
+    def get_eval_dataloader(self, eval_dataset=None):
+        """Return the validation batches."""
+        train_collator, self.data_collator = self.data_collator, self.valid_collator
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.data_collator = train_collator
+
+    def _get_train_sampler(self, train_dataset=None):
+        """Return transformers' sampler of batches of similar length."""
+        lengths = [len(example.wave) for example in self.train_dataset]
+        generator = torch.Generator().manual_seed(self.args.seed)
+        return LengthGroupedSampler(
+            self.args.train_batch_size, lengths=lengths, generator=generator
+        )
+
+    def create_scheduler(self, num_training_steps: int, optimizer=None):
+        """Return the schedule of :class:`Pace`."""
+        if self.lr_scheduler is None:
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+                optimizer or self.optimizer, self.pace.lr_factor(num_training_steps)
+            )
+        return self.lr_scheduler
+
+
+def save(whisper: Any, system: Whisper, positions: int, folder: Path) -> None:
+    """Write the model with so many encoder positions, and its processor."""
+    table = whisper.model.encoder.embed_positions
+    table.weight.data = table.weight.data[:positions].clone()
+    set_positions(whisper, positions)
+    whisper.config.use_cache = True
+    extractor = system.processor.feature_extractor
+    extractor.chunk_length = positions * POSITION // SAMPLING_RATE
+    extractor.n_samples = extractor.chunk_length * SAMPLING_RATE
+    extractor.nb_max_frames = extractor.n_samples // extractor.hop_length
+    whisper.save_pretrained(folder)
+    system.processor.save_pretrained(folder)

@@ -1,0 +1,255 @@
+"""Test the fine-tuning of Whisper on a tiny random model and real speech."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import soundfile
+import tiny_baselines
+import torch
+
+from speechllm.audio.io import load_audio
+from speechllm.baselines import finetune_whisper as module
+from speechllm.baselines.finetune_whisper import (
+    FinetuneOptions,
+    Pace,
+    collate_examples,
+    finetune_whisper,
+    read_examples,
+    set_positions,
+)
+from speechllm.baselines.runner import run_baseline
+from speechllm.baselines.whisper import Whisper
+from speechllm.bin.finetune_whisper import main
+from speechllm.data.kaldi_table import read_table, write_table
+from speechllm.utils.errors import UserError
+
+REQUESTS = {
+    "a-asr-en": ("asr en en", "Please enter"),
+    "b-asr-fr": ("asr fr fr", "votre  mot de passe"),
+    "c-st-en": ("st fr en", "your password"),
+    "d-asr_st-fr": ("asr_st en fr", "enter\tentrez"),
+    "e-st-fr": ("st en fr", "entrez"),
+}
+
+
+@pytest.fixture(scope="module")
+def speech(speech_file) -> np.ndarray:
+    """Return 3 s of speech."""
+    return load_audio(speech_file)
+
+
+@pytest.fixture(scope="module")
+def tiny_decoder(tmp_path_factory, whisper_base) -> Path:
+    folder = tmp_path_factory.mktemp("whisper")
+    return tiny_baselines.write_tiny_whisper_decoder(folder, whisper_base)
+
+
+@pytest.fixture
+def examples(tmp_path, speech) -> Path:
+    """Write an example dir; the lengths are 0.8 s, 1.4 s, 2 s, …"""
+    folder = tmp_path / "examples"
+    folder.mkdir()
+    waves, samples = {}, {}
+    for number, name in enumerate(REQUESTS):
+        waves[name] = str(folder / f"{name}.wav")
+        samples[name] = str(12800 + 9600 * number)
+        soundfile.write(waves[name], speech[: int(samples[name])], 16000)
+    write_table(folder / "utt2num_samples", samples)
+    write_table(folder / "wav.scp", waves)
+    write_table(folder / "utt2task", {n: task for n, (task, _) in REQUESTS.items()})
+    write_table(folder / "text", {n: text for n, (_, text) in REQUESTS.items()})
+    return folder
+
+
+def plain_loss(folder: Path, waves: list[np.ndarray], labels: list[list[int]]) -> float:
+    """Return the loss of a batch, computed with transformers alone."""
+    from transformers import WhisperForConditionalGeneration, WhisperProcessor
+
+    model = WhisperForConditionalGeneration.from_pretrained(folder).eval()
+    processor = WhisperProcessor.from_pretrained(folder)
+    features = processor(waves, sampling_rate=16000, return_tensors="pt")
+    rows = [torch.tensor(row) for row in labels]
+    padded = torch.nn.utils.rnn.pad_sequence(rows, True, padding_value=-100)
+    with torch.no_grad():
+        return model(features.input_features, labels=padded).loss.item()
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_loss_falls_and_the_folder_is_decoded(tiny_decoder, examples, tmp_path, tuning):
+    output = tmp_path / "model"
+    arguments = ["--model", str(tiny_decoder), "--examples", str(examples)]
+    arguments += ["--valid", str(examples), "--output", str(output), "--tuning", tuning]
+    arguments += ["--epochs", "8", "--batch_size", "2", "--lr", "0.01", "--window", "3"]
+    main(arguments)
+    record = json.loads((output / "finetuning.json").read_text())
+    result, settings = record["result"], record["settings"]
+    assert result["steps"] == 16  # 3 examples in batches of 2, 8 times
+    first, *losses = [entry["loss"] for entry in result["valid_losses"]]
+    assert min(losses) < first - 0.5
+    assert settings["lr"] == 0.01
+
+    system, tuned = Whisper(tiny_decoder), Whisper(output)
+    system.load()
+    tuned.load()
+    data = read_examples(examples, system, 3 * 16000, {})
+    best = plain_loss(output, [e.wave for e in data], [e.labels for e in data])
+    # the Trainer averages over examples of batches of two
+    assert best == pytest.approx(min(losses), abs=0.3)
+    assert best < first - 0.5
+    config = json.loads((output / "config.json").read_text())
+    original = json.loads((tiny_decoder / "config.json").read_text())
+    different = {key for key in config if config[key] != original.get(key)}
+    assert different <= {"max_source_positions", "transformers_version", "dtype"}
+    assert config["max_source_positions"] == 150
+    # positions are not trained, and the rest of them is cut off
+    table = tuned.model.model.encoder.embed_positions.weight
+    assert torch.equal(table, system.model.model.encoder.embed_positions.weight[:150])
+
+    written = output.joinpath("model.safetensors").stat().st_mtime_ns
+    main(arguments)  # nothing to do
+    assert output.joinpath("model.safetensors").stat().st_mtime_ns == written
+    tasks = {n: t for n, (t, _) in REQUESTS.items() if n in ("a-asr-en", "c-st-en")}
+    write_table(examples / "utt2task", tasks)
+    decoded = tmp_path / "decode"
+    assert run_baseline(tuned, examples, decoded) == 2
+    assert read_table(decoded / "text").keys() == tasks.keys()
+    assert list(output.glob("tmp*")) == []
+
+
+def test_speech_beyond_a_short_window_is_decoded(
+    tiny_decoder, examples, tmp_path, speech
+):
+    options = FinetuneOptions(epochs=1, window=2)
+    finetune_whisper(tiny_decoder, examples, examples, tmp_path / "model", options)
+    tuned = Whisper(tmp_path / "model")
+    tuned.load()
+    assert tuned.window == 32000
+    outputs = tuned.decode([speech[:32000], speech], "asr", "en", "en")
+    assert [set(output) for output in outputs] == [{"text", "tokens"}] * 2
+
+
+def test_labels_are_those_of_pretraining(tiny_decoder, examples):
+    system = Whisper(tiny_decoder)
+    system.load()
+    found = read_examples(examples, system, 30 * 16000, {})
+    decode = system.processor.tokenizer.decode
+    assert [decode(example.labels) for example in found] == [
+        "<|en|><|transcribe|><|notimestamps|> Please enter<|endoftext|>",
+        "<|fr|><|transcribe|><|notimestamps|> votre mot de passe<|endoftext|>",
+        "<|fr|><|translate|><|notimestamps|> your password<|endoftext|>",
+    ]
+    batch = collate_examples(system.processor, found, 100)
+    assert batch["input_features"].shape == (3, 80, 200)
+    assert (batch["labels"] == -100).sum() == sum(
+        batch["labels"].shape[1] - len(example.labels) for example in found
+    )
+
+
+def test_fewer_positions_equal_a_model_of_that_size(tiny_decoder, speech):
+    """Compare with a model whose configuration has 100 positions."""
+    from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+    system = Whisper(tiny_decoder)
+    system.load()
+    weights = dict(system.model.state_dict())
+    name = "model.encoder.embed_positions.weight"
+    weights[name] = weights[name][:100]
+    config = WhisperConfig.from_pretrained(tiny_decoder, max_source_positions=100)
+    small = WhisperForConditionalGeneration(config).eval()
+    small.load_state_dict(weights)
+    features = system.processor(
+        speech, sampling_rate=16000, max_length=32000, return_tensors="pt"
+    ).input_features
+    labels = torch.tensor([[50259, 50359, 50363, 1000, 50257]])
+    set_positions(system.model, 100)
+    with torch.no_grad():
+        cut, built = (m(features, labels=labels).logits for m in (system.model, small))
+    assert torch.equal(cut, built)
+
+
+def test_training_ends_with_the_time(tiny_decoder, examples, tmp_path, monkeypatch):
+    """Use a clock that advances by half a second whenever it is read."""
+    ticks = itertools.count()
+    clock = SimpleNamespace(monotonic=lambda: next(ticks) / 2)
+    monkeypatch.setattr(module, "time", clock)
+    options = FinetuneOptions(epochs=100_000, max_minutes=2, batch_size=4, window=4)
+    result = finetune_whisper(tiny_decoder, examples, examples, tmp_path / "m", options)
+    assert 100 < result["seconds"] < 125
+    losses = result["valid_losses"]
+    assert len(losses) == module.EVALUATIONS + 1
+    gaps = np.diff([entry["seconds"] for entry in losses])
+    assert gaps.max() < 2 * gaps.min()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "step", "expected"),
+    # warm-up to a tenth; by time (1000 s), or by steps (1000) if they are further
+    [(0, 0, 0.01), (50, 200, 0.51), (550, 200, 0.5), (10, 550, 0.5), (1000, 300, 0)],
+)
+def test_learning_rate_decays_over_time_or_steps(monkeypatch, seconds, step, expected):
+    now = [0.0]
+    clock = SimpleNamespace(monotonic=lambda: now[0])
+    monkeypatch.setattr(module, "time", clock)
+    pace = Pace(0.0, FinetuneOptions(max_minutes=1000 / 60))
+    factor = pace.lr_factor(1000)
+    now[0] = float(seconds)
+    if (seconds, step) == (50, 200):
+        step = 50
+    assert factor(step) == pytest.approx(expected, abs=1e-3)
+
+
+def test_unusable_examples_are_listed(tiny_decoder, examples, tmp_path, speech, capsys):
+    waves = read_table(examples / "wav.scp")
+    Path(waves["a-asr-en"]).write_bytes(b"no audio")
+    soundfile.write(waves["b-asr-fr"], np.tile(speech, 2), 16000)
+    output = tmp_path / "model"
+    options = FinetuneOptions(epochs=1, window=4)
+    result = finetune_whisper(tiny_decoder, examples, examples, output, options)
+    assert (result["examples"], result["left_out"]) == (1, 2)
+    lines = (output / "left_out.tsv").read_text().splitlines()
+    assert [line.split("\t")[0] for line in lines] == ["a-asr-en", "b-asr-fr"]
+    assert "longer than 4 s" in lines[1]
+    assert "2 examples left out" in capsys.readouterr().err
+    for name in ("b-asr-fr", "c-st-en"):
+        Path(waves[name]).write_bytes(b"no audio")
+    with pytest.raises(UserError, match=r"no example to train .*the last one: "):
+        finetune_whisper(tiny_decoder, examples, examples, tmp_path / "x", options)
+    assert not (tmp_path / "x").exists()
+
+
+def test_examples_without_a_task_of_whisper_are_an_error(
+    tiny_decoder, examples, tmp_path
+):
+    write_table(examples / "utt2task", {"e-st-fr": "st en fr"})
+    with pytest.raises(UserError, match="it takes asr examples and st examples into"):
+        finetune_whisper(
+            tiny_decoder, examples, examples, tmp_path / "x", FinetuneOptions()
+        )
+    write_table(examples / "utt2task", {"a-asr-en": "asr xx xx"})
+    with pytest.raises(UserError, match="asr from xx: .* supports"):
+        finetune_whisper(
+            tiny_decoder, examples, examples, tmp_path / "x", FinetuneOptions()
+        )
+
+
+def test_diverging_loss_is_an_error(tiny_decoder, examples, tmp_path):
+    options = FinetuneOptions(lr=1e38, epochs=2, window=4)
+    with pytest.raises(UserError, match=r"not finite with --lr 1e\+38"):
+        finetune_whisper(tiny_decoder, examples, examples, tmp_path / "x", options)
+    assert not (tmp_path / "x").exists()
+
+
+def test_folder_of_the_user_is_not_changed(tiny_decoder, examples, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("text")
+    for output in (tmp_path / "mine", examples):
+        with pytest.raises(UserError, match="not changed|so it is not written"):
+            finetune_whisper(
+                tiny_decoder, examples, examples, output, FinetuneOptions()
+            )
