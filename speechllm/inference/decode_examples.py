@@ -118,7 +118,9 @@ def decode_examples(
         for task in sorted({tasks[name] for name in todo}):
             model.prompts.text(*task)
         lengths = [samples.get(name, 0) for name in todo]
-        queues = batches_by_length(lengths, QUEUE * batch_size)
+        # a first pass takes seconds for each utterance: show progress more often
+        size = 2 if options.first_pass_beam_size else QUEUE
+        queues = batches_by_length(lengths, size * batch_size)
 
         def decode(
             names: list[str],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ from speechllm.models.nue_asr import (
     load_feature_extractor,
     read_weights,
 )
-from speechllm.models.speech_decoder import SpeechDecoder
+from speechllm.models.speech_decoder import SpeechDecoder, has_speech_decoder
 from speechllm.models.speech_llm import SpeechLLM, build_speech_llm
 from speechllm.pretrained.checkpoint import load_tensors
 from speechllm.pretrained.hub import snapshot_commit
@@ -180,27 +181,29 @@ def load_exported(
     return model, read_prompts(folder / "prompts.yaml"), generation
 
 
-def load_speech_decoder(
+def speech_decoder_loader(
     folder: Path, device: str, dtype: str, engine: str
-) -> SpeechDecoder:
-    """Load the pretrained speech model, with its decoder, of an exported encoder.
+) -> Callable[[], SpeechDecoder] | None:
+    """Return a function that loads the pretrained speech model of an exported encoder.
 
-    Raises:
-        UserError: the model does not name one with a decoder (as Nue-ASR's).
+    None if that model has no decoder of its own, as HuBERT.
     """
     from speechllm.pretrained.resolve import resolve_model
 
-    if not (folder / "config.yaml").exists():
-        raise UserError(
-            f"{folder}: its encoder has no decoder that could make a first pass; set "
-            "first_pass_beam_size to 0"
-        )
+    if not (folder / "config.yaml").exists():  # Nue-ASR's released format
+        return None
     config = read_config(folder / "config.yaml")
     config = pin_models(config, config.get(REVISIONS) or {})
     encoder = resolve_model(config["encoder_conf"]["model"])
-    decoder = SpeechDecoder(encoder, resolve_dtype(dtype)).to(device)
-    choose_engine(decoder.model, engine)
-    return decoder
+    if not has_speech_decoder(encoder):
+        return None
+
+    def load() -> SpeechDecoder:
+        decoder = SpeechDecoder(encoder, resolve_dtype(dtype)).to(device)
+        choose_engine(decoder.model, engine)
+        return decoder
+
+    return load
 
 
 def verify_pretrained(folder: Path, config: dict, strict: bool = False) -> None:

@@ -10,6 +10,7 @@ for result in model.transcribe(["a.wav", "b.flac"], language="en"):
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -40,7 +41,7 @@ from speechllm.inference.loading import (
     choose_device,
     find_model,
     load_model,
-    load_speech_decoder,
+    speech_decoder_loader,
 )
 from speechllm.inference.results import add_words, make_result
 from speechllm.inference.score_weights import ScoreWeights, read_score_weights
@@ -161,9 +162,7 @@ class SpeechToText:
             read_calibration(folder),
             bpe_model if bpe_model.is_file() else None,
             job["batch_size"],
-            functools.partial(
-                load_speech_decoder, folder, device, dtype, engine or job["engine"]
-            ),
+            speech_decoder_loader(folder, device, dtype, engine or job["engine"]),
             read_score_weights(folder),
         )
 
@@ -264,6 +263,14 @@ class SpeechToText:
         for name in ("ctc_weight", "rescore_ctc_weight", "word_times", "guard"):
             if getattr(options, name) and self.ctc_tokenizer is None:
                 raise UserError(f"{name} needs {self.missing_ctc()}")
+        if options.first_pass_beam_size and self.load_speech_decoder is None:
+            logging.warning(
+                "first_pass_beam_size has no effect: this model's encoder was not "
+                "pretrained with a decoder, as Whisper's was"
+            )
+            options = replace(
+                options, first_pass_beam_size=0, rescore_decoder_weight=None
+            )
         if options.first_pass_beam_size and options.rescore_decoder_weight is None:
             weights = self.score_weights
             options = replace(
@@ -392,15 +399,8 @@ class SpeechToText:
 
     @functools.cached_property
     def speech_decoder(self) -> SpeechDecoder:
-        """The pretrained speech model with its own decoder, for the first pass.
-
-        Raises:
-            UserError: the encoder was not taken from such a model.
-        """
-        if self.load_speech_decoder is None:
-            raise UserError(
-                "first_pass_beam_size: this model does not name a pretrained encoder"
-            )
+        """The pretrained speech model with its own decoder, for the first pass."""
+        assert self.load_speech_decoder is not None  # options() has checked
         return self.load_speech_decoder()
 
     def search(

@@ -175,3 +175,12 @@ def test_known_transcripts_are_not_made_again(model, waves, monkeypatch):
     assert [f.texts for f in again] == [f.texts for f in first[::-1]]
     assert [f.states for f in again] == [None, None]
     assert again[1].scores(["a b"]) == pytest.approx(first[0].scores(["a b"]), abs=1e-3)
+
+
+def test_an_encoder_without_a_decoder_makes_no_first_pass(tiny_model, caplog):
+    model = SpeechToText.from_pretrained(tiny_model)
+    assert model.load_speech_decoder is not None  # a Whisper
+    model.load_speech_decoder = None
+    options = model.options({"first_pass_beam_size": 3, "rescore_decoder_weight": 0.5})
+    assert options == model.options({})
+    assert "first_pass_beam_size has no effect" in caplog.text
