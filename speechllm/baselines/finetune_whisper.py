@@ -17,22 +17,17 @@ import math
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from speechllm.audio.io import SAMPLING_RATE, load_audio
 from speechllm.baselines.whisper import Whisper
 from speechllm.data.examples import read_utt2task
 from speechllm.data.kaldi_table import read_table
-from speechllm.models.llm import resolve_dtype
 from speechllm.pretrained.model_folder import model_fingerprint
 from speechllm.utils.errors import UserError, describe_error
 from speechllm.utils.folders import FolderKind, atomic_directory, require_output
@@ -44,8 +39,6 @@ if TYPE_CHECKING:
 
 KIND = FolderKind("fine-tuned Whisper")
 RECORD = "finetuning.json"  # settings and course of the training, in the model folder
-EVALUATIONS = 6  # on the validation examples, evenly spread over the training
-PROGRESS_SECONDS = 15  # between two progress lines
 POSITION = 320  # samples of one encoder position: 20 ms
 LORA_MODULES = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
 
@@ -146,6 +139,14 @@ def finetune_whisper(
     if left_out:
         print(f"{len(left_out)} examples left out, see left_out.tsv", file=sys.stderr)
 
+    # after the checks: Trainer takes seconds to import, and bitsandbytes prints a line
+    from speechllm.baselines.whisper_trainer import (
+        Pace,
+        WhisperTrainer,
+        set_positions,
+        training_arguments,
+    )
+
     def collate(batch: list[Example]) -> dict[str, Tensor]:
         longest = max(-(-len(example.wave) // POSITION) for example in batch)
         width = positions if options.pad_to_window else longest
@@ -157,12 +158,18 @@ def finetune_whisper(
 
     whisper.config.use_cache = False
     torch.manual_seed(options.seed)
-    pace = Pace(begin, options)
+    pace = Pace(begin, options.max_minutes)
     with atomic_directory(output, KIND, [examples, valid]) as folder:
         with tempfile.TemporaryDirectory(dir=folder) as checkpoints:
             trainer = WhisperTrainer(
                 model=adapted(whisper, options.tuning),
-                args=training_arguments(checkpoints, options),
+                args=training_arguments(
+                    checkpoints,
+                    options.lr,
+                    options.epochs,
+                    options.batch_size,
+                    options.seed,
+                ),
                 train_dataset=trained,
                 eval_dataset=validated,
                 data_collator=collate,
@@ -170,7 +177,8 @@ def finetune_whisper(
                 pace=pace,
             )
             trainer.train()
-        if not math.isfinite(trainer.state.best_metric or math.nan):
+        best = trainer.state.best_metric
+        if best is None or not math.isfinite(best):
             raise UserError(
                 f"{examples}: the loss is not finite with --lr {options.lr:g}; "
                 "use a smaller learning rate"
@@ -178,6 +186,7 @@ def finetune_whisper(
         whisper = trainer.model
         if options.tuning == "lora":
             whisper = whisper.merge_and_unload()
+        set_positions(whisper, positions)
         save(whisper, system, positions, folder)
         if left_out:
             lines = [f"{name}\t{utf8_name(why)}\n" for name, why in left_out.items()]
@@ -291,12 +300,6 @@ def collate_examples(
     return {"input_features": features, "labels": labels}
 
 
-def set_positions(whisper: Any, positions: int) -> None:
-    """Let the encoder use its first position embeddings only; the weights stay."""
-    whisper.model.encoder.embed_positions.num_embeddings = positions
-    whisper.config.max_source_positions = positions
-
-
 def adapted(whisper: Any, tuning: str) -> Any:
     """Return the model to train: with peft's adapters, or as it is."""
     if tuning == "full":
@@ -311,172 +314,10 @@ def adapted(whisper: Any, tuning: str) -> Any:
     return get_peft_model(whisper, lora)
 
 
-def training_arguments(folder: str, options: FinetuneOptions) -> TrainingArguments:
-    """Return the arguments of transformers' ``Trainer``."""
-    never = 1_000_000_000  # Pace requests the evaluations
-    return TrainingArguments(
-        output_dir=folder,
-        num_train_epochs=options.epochs,
-        per_device_train_batch_size=options.batch_size,
-        per_device_eval_batch_size=options.batch_size,
-        learning_rate=options.lr,
-        weight_decay=0.01,
-        use_cpu=not torch.cuda.is_available(),
-        bf16=resolve_dtype("auto") is torch.bfloat16,
-        eval_strategy="steps",
-        eval_steps=never,
-        eval_on_start=True,
-        prediction_loss_only=True,
-        save_strategy="best",
-        save_only_model=True,
-        save_total_limit=1,
-        load_best_model_at_end=True,
-        metric_for_best_model="eval_loss",
-        logging_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
-        seed=options.seed,
-    )
-
-
-class Pace(TrainerCallback):
-    """Schedule by the share of the training that is done, in time or in steps.
-
-    It determines the learning rate, requests evaluations, ends the training and prints
-    progress lines.
-
-    Args:
-        begin: ``time.monotonic()`` at the start of the call.
-        options: of the training.
-    """
-
-    def __init__(self, begin: float, options: FinetuneOptions):
-        minutes = options.max_minutes
-        self.begin = begin
-        self.deadline = math.inf if minutes is None else begin + 60 * minutes
-        self.train_begin = self.reported = self.requested = time.monotonic()
-        self.evaluation_seconds = 0.0
-        self.evaluated = 0  # number of evaluations since the first
-        self.losses: list[float] = []  # of the steps since the last progress line
-        self.valid_losses: list[dict] = []
-        self.trained_parameters = 0
-
-    def done(self, step: int, steps: int) -> float:
-        """Return the share of the training that is done, between 0 and 1."""
-        # the last evaluation has to fit into the time, too
-        end = self.deadline - 1.5 * self.evaluation_seconds
-        elapsed = time.monotonic() - self.train_begin
-        by_time = elapsed / max(end - self.train_begin, 1e-9)
-        return min(1.0, max(step / steps, by_time))
-
-    def lr_factor(self, steps: int) -> Callable[[int], float]:
-        """Return the learning rate as a share of its peak, by step."""
-
-        def factor(step: int) -> float:
-            done = self.done(step, steps)
-            return min((step + 1) / (0.1 * steps), 10 * done + 0.01, (1 - done) / 0.9)
-
-        return factor
-
-    def on_train_begin(self, args, state, control, model=None, **kwargs) -> None:
-        """Count the trained parameters and start the time of the steps."""
-        self.trained_parameters = sum(
-            p.numel() for p in model.parameters() if p.requires_grad
-        )
-        self.train_begin = self.reported = self.requested = time.monotonic()
-
-    def on_evaluate(self, args, state, control, metrics=None, **kwargs) -> None:
-        """Record the validation loss and the time that it took."""
-        now = time.monotonic()
-        self.evaluation_seconds = now - self.requested
-        seconds = round(now - self.begin, 1)
-        loss = round(metrics["eval_loss"], 4)
-        self.valid_losses.append(
-            {"step": state.global_step, "seconds": seconds, "loss": loss}
-        )
-        print(
-            f"step {state.global_step}, {seconds / 60:.1f} min: valid loss {loss}",
-            file=sys.stderr,
-            flush=True,
-        )
-
-    def on_step_end(self, args, state, control, **kwargs) -> None:
-        """Request an evaluation or the end, and print a progress line."""
-        done = self.done(state.global_step, state.max_steps)
-        if done >= 1:
-            control.should_training_stop = control.should_evaluate = True
-        elif done * EVALUATIONS >= self.evaluated + 1:
-            self.evaluated = int(done * EVALUATIONS)
-            control.should_evaluate = True
-        now = self.requested = time.monotonic()
-        if now - self.reported < PROGRESS_SECONDS:
-            return
-        left = (now - self.train_begin) * (1 - done) / done / 60
-        print(
-            f"progress: step {state.global_step}, epoch {state.epoch:.1f}, loss "
-            f"{np.mean(self.losses):.3f}, about {left:.0f} min left",
-            file=sys.stderr,
-            flush=True,
-        )
-        self.reported = now
-        self.losses.clear()
-
-
-class WhisperTrainer(Trainer):
-    """Trainer whose encoder input is as long as the batch.
-
-    Args:
-        valid_collator: collator of the validation batches.
-        pace: callback, which also gives the learning rate.
-        kwargs: of transformers' ``Trainer``.
-    """
-
-    def __init__(self, *, valid_collator: Callable, pace: Pace, **kwargs: Any):
-        super().__init__(callbacks=[pace], **kwargs)
-        self.valid_collator, self.pace = valid_collator, pace
-        self.remove_callback(PrinterCallback)
-
-    def compute_loss(self, model, inputs, *args, **kwargs):
-        """Return the loss; the encoder uses as many positions as the batch has."""
-        whisper = getattr(self.model, "get_base_model", lambda: self.model)()
-        set_positions(whisper, inputs["input_features"].shape[-1] // 2)
-        result = super().compute_loss(model, inputs, *args, **kwargs)
-        if model.training:
-            self.pace.losses.append(float(result.detach()))
-        return result
-
-    def get_eval_dataloader(self, eval_dataset=None):
-        """Return the validation batches."""
-        train_collator, self.data_collator = self.data_collator, self.valid_collator
-        try:
-            return super().get_eval_dataloader(eval_dataset)
-        finally:
-            self.data_collator = train_collator
-
-    def _get_train_sampler(self, train_dataset=None):
-        """Return transformers' sampler of batches of similar length."""
-        lengths = [len(example.wave) for example in self.train_dataset]
-        generator = torch.Generator().manual_seed(self.args.seed)
-        return LengthGroupedSampler(
-            self.args.train_batch_size, lengths=lengths, generator=generator
-        )
-
-    def create_scheduler(self, num_training_steps: int, optimizer=None):
-        """Return the schedule of :class:`Pace`."""
-        if self.lr_scheduler is None:
-            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
-                optimizer or self.optimizer, self.pace.lr_factor(num_training_steps)
-            )
-        return self.lr_scheduler
-
-
 def save(whisper: Any, system: Whisper, positions: int, folder: Path) -> None:
     """Write the model with so many encoder positions, and its processor."""
     table = whisper.model.encoder.embed_positions
     table.weight.data = table.weight.data[:positions].clone()
-    set_positions(whisper, positions)
     whisper.config.use_cache = True
     extractor = system.processor.feature_extractor
     extractor.chunk_length = positions * POSITION // SAMPLING_RATE

@@ -14,17 +14,17 @@ import tiny_baselines
 import torch
 
 from speechllm.audio.io import load_audio
-from speechllm.baselines import finetune_whisper as module
+from speechllm.baselines import finetune_whisper as finetuning
+from speechllm.baselines import whisper_trainer
 from speechllm.baselines.finetune_whisper import (
     FinetuneOptions,
-    Pace,
     collate_examples,
     finetune_whisper,
     read_examples,
-    set_positions,
 )
 from speechllm.baselines.runner import run_baseline
 from speechllm.baselines.whisper import Whisper
+from speechllm.baselines.whisper_trainer import Pace, set_positions
 from speechllm.bin.finetune_whisper import main
 from speechllm.data.kaldi_table import read_table, write_table
 from speechllm.utils.errors import UserError
@@ -177,12 +177,13 @@ def test_training_ends_with_the_time(tiny_decoder, examples, tmp_path, monkeypat
     """Use a clock that advances by half a second whenever it is read."""
     ticks = itertools.count()
     clock = SimpleNamespace(monotonic=lambda: next(ticks) / 2)
-    monkeypatch.setattr(module, "time", clock)
+    for module in (finetuning, whisper_trainer):
+        monkeypatch.setattr(module, "time", clock)
     options = FinetuneOptions(epochs=100_000, max_minutes=2, batch_size=4, window=4)
     result = finetune_whisper(tiny_decoder, examples, examples, tmp_path / "m", options)
     assert 100 < result["seconds"] < 125
     losses = result["valid_losses"]
-    assert len(losses) == module.EVALUATIONS + 1
+    assert len(losses) == whisper_trainer.EVALUATIONS + 1
     gaps = np.diff([entry["seconds"] for entry in losses])
     assert gaps.max() < 2 * gaps.min()
 
@@ -195,8 +196,8 @@ def test_training_ends_with_the_time(tiny_decoder, examples, tmp_path, monkeypat
 def test_learning_rate_decays_over_time_or_steps(monkeypatch, seconds, step, expected):
     now = [0.0]
     clock = SimpleNamespace(monotonic=lambda: now[0])
-    monkeypatch.setattr(module, "time", clock)
-    pace = Pace(0.0, FinetuneOptions(max_minutes=1000 / 60))
+    monkeypatch.setattr(whisper_trainer, "time", clock)
+    pace = Pace(0.0, 1000 / 60)
     factor = pace.lr_factor(1000)
     now[0] = float(seconds)
     if (seconds, step) == (50, 200):
