@@ -81,21 +81,27 @@ def decode_examples(
         UserError: no model, no examples, unknown options, a shard out of range, no
             prompt for a task, or no example of the whole dir can be decoded.
     """
-    from speechllm.decoding.options import search_options
+    from speechllm.decoding.options import DECODING_SCHEMA, search_options
     from speechllm.inference.backends import device_name
     from speechllm.inference.encoding import QUEUE
     from speechllm.inference.loading import choose_device, find_model
     from speechllm.inference.speech_to_text import SpeechToText
+    from speechllm.utils.schema import check_options
 
     if not 1 <= shard <= num_shards:
         raise UserError(f"shard {shard}: from 1 to {num_shards}")
+    search_options(generation)
+    if batch_size is not None:
+        check_options({"batch_size": batch_size}, DECODING_SCHEMA, "decoding")
+    if config is not None:
+        config = read_settings(config, Path())
+    examples = Path(examples)
+    output_dir = claim_directory(output_dir, DECODE_DIR, [examples, model_dir])
     settings = read_settings(config, find_model(model_dir))
     dtype = dtype or settings.get("dtype") or "float32"
     batch_size = batch_size or settings.get("batch_size") or 16
     chosen = {k: v for k, v in settings.items() if k not in JOB_DEFAULTS}
     search_options(chosen | generation)
-    examples = Path(examples)
-    output_dir = claim_directory(output_dir, DECODE_DIR, [examples, model_dir])
     wavs = read_table(examples / "wav.scp")
     tasks = read_utt2task(examples)
     if set(wavs) != set(tasks):

@@ -161,9 +161,9 @@ def simulate_step(
         enabled = model.autocast_dtype != torch.float32
         with live:
             with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-                prompts, _, _ = model.prompt(
-                    speech, lengths, [[0] * prompt] * batch, [[]] * batch
-                )
+                encoded = model.encode(speech, lengths)
+                prompts = model.prompt(*encoded, [[0] * prompt] * batch, [[]] * batch)
+                del encoded
                 encoding = live.restart()
                 loss, best = model.llm.answer_loss(prompts, [[0] * answer] * batch)
                 del prompts, best
