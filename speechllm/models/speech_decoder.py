@@ -30,8 +30,13 @@ SCORED = 16  # texts that are scored at the same time
 
 
 def has_speech_decoder(folder: str | Path) -> bool:
-    """Return whether a pretrained model has a decoder that can make a first pass."""
-    return bool(read_model_config(folder).model_type == "whisper")
+    """Return whether a pretrained model has a decoder that can make a first pass.
+
+    A folder of an encoder alone lacks the tokenizer.
+    """
+    names = ("tokenizer.json", "vocab.json")
+    has_tokenizer = any((Path(folder) / name).exists() for name in names)
+    return has_tokenizer and read_model_config(folder).model_type == "whisper"
 
 
 class SpeechDecoder:
@@ -53,8 +58,8 @@ class SpeechDecoder:
 
         if not has_speech_decoder(folder):
             raise UserError(
-                f"{folder}: not an encoder–decoder model of speech (Whisper), so it "
-                "can make no first pass; set first_pass_beam_size to 0"
+                f"{folder}: not an encoder–decoder model of speech (Whisper) with its "
+                "tokenizer; set first_pass_beam_size to 0"
             )
         self.model = load_pretrained(
             WhisperForConditionalGeneration, folder, dtype=dtype
