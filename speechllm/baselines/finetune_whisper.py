@@ -95,7 +95,8 @@ def finetune_whisper(
 ) -> dict:
     """Fine-tune Whisper and write it as a transformers folder.
 
-    The weights with the lowest validation loss are written. ``asr`` examples and ``st``
+    The weights with the highest token accuracy on the validation examples are written
+    (the loss rises long before the error rate does). ``asr`` examples and ``st``
     examples into English are used, all others are not. The audio of all examples is
     kept in memory (230 MB per hour). If ``output`` has the result of the same settings
     and data, nothing is done.
@@ -103,13 +104,13 @@ def finetune_whisper(
     Args:
         model: hub id or folder of a Whisper checkpoint.
         examples: example dir to train on.
-        valid: example dir for the validation loss.
+        valid: example dir for the validation.
         output: folder to write; examples that cannot be used are listed in its
             ``left_out.tsv``.
         options: see :class:`FinetuneOptions`.
 
     Returns:
-        Number of examples, steps, epochs, seconds and validation losses.
+        Number of examples, steps, epochs and seconds, and the validations.
 
     Raises:
         UserError: no example can be used, Whisper does not support a language, or the
@@ -152,7 +153,7 @@ def finetune_whisper(
         width = positions if options.pad_to_window else longest
         return collate_examples(processor, batch, width)
 
-    # the loss of the model that is written: at its own window
+    # as the model that is written will be used: at its own window
     def collate_valid(batch: list[Example]) -> dict[str, Tensor]:
         return collate_examples(processor, batch, positions)
 
@@ -177,8 +178,9 @@ def finetune_whisper(
                 pace=pace,
             )
             trainer.train()
-        best = trainer.state.best_metric
-        if best is None or not math.isfinite(best):
+        best_step = trainer.state.best_global_step
+        losses = {entry["step"]: entry["loss"] for entry in pace.validation}
+        if not math.isfinite(losses[best_step]):
             raise UserError(
                 f"{examples}: the loss is not finite with --lr {options.lr:g}; "
                 "use a smaller learning rate"
@@ -195,10 +197,10 @@ def finetune_whisper(
             "examples": len(trained),
             "left_out": len(left_out),
             "steps": trainer.state.global_step,
-            "best_step": trainer.state.best_global_step,
+            "best_step": best_step,
             "epochs": round(trainer.state.epoch, 2),
             "trained_parameters": pace.trained_parameters,
-            "valid_losses": pace.valid_losses,
+            "validation": pace.validation,
             "seconds": round(time.monotonic() - begin, 1),
         }
         write_json(folder / RECORD, {"settings": settings, "result": result})

@@ -6,7 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,6 +16,10 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from speechllm.models.llm import resolve_dtype
 
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import EvalPrediction
+
 EVALUATIONS = 6  # on the validation examples, evenly spread over the training
 PROGRESS_SECONDS = 15  # between two progress lines
 
@@ -24,6 +28,18 @@ def set_positions(whisper: Any, positions: int) -> None:
     """Let the encoder use its first position embeddings only; the weights stay."""
     whisper.model.encoder.embed_positions.num_embeddings = positions
     whisper.config.max_source_positions = positions
+
+
+def best_tokens(logits: tuple[Tensor, ...], labels: Tensor) -> Tensor:
+    """Return the most probable tokens (batch, tokens), all that the accuracy needs."""
+    return logits[0].argmax(-1)
+
+
+def token_accuracy(prediction: EvalPrediction) -> dict[str, float]:
+    """Return the share of correct tokens, given the tokens before them."""
+    labels = prediction.label_ids
+    correct = prediction.predictions == labels
+    return {"accuracy": float(correct[labels != -100].mean())}
 
 
 def training_arguments(
@@ -43,12 +59,12 @@ def training_arguments(
         eval_strategy="steps",
         eval_steps=never,
         eval_on_start=True,
-        prediction_loss_only=True,
         save_strategy="best",
         save_only_model=True,
         save_total_limit=1,
         load_best_model_at_end=True,
-        metric_for_best_model="eval_loss",
+        metric_for_best_model="eval_accuracy",
+        greater_is_better=True,
         logging_strategy="no",
         report_to="none",
         disable_tqdm=True,
@@ -76,7 +92,7 @@ class Pace(TrainerCallback):
         self.evaluation_seconds = 0.0
         self.evaluated = 0  # number of evaluations since the first
         self.losses: list[float] = []  # of the steps since the last progress line
-        self.valid_losses: list[dict] = []
+        self.validation: list[dict] = []
         self.trained_parameters = 0
 
     def done(self, step: int, steps: int) -> float:
@@ -104,16 +120,20 @@ class Pace(TrainerCallback):
         self.train_begin = self.reported = self.requested = time.monotonic()
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs) -> None:
-        """Record the validation loss and the time that it took."""
+        """Record the validation and the time that it took."""
         now = time.monotonic()
         self.evaluation_seconds = now - self.requested
         seconds = round(now - self.begin, 1)
-        loss = round(metrics["eval_loss"], 4)
-        self.valid_losses.append(
-            {"step": state.global_step, "seconds": seconds, "loss": loss}
-        )
+        entry = {
+            "step": state.global_step,
+            "seconds": seconds,
+            "loss": round(metrics["eval_loss"], 4),
+            "accuracy": round(metrics["eval_accuracy"], 4),
+        }
+        self.validation.append(entry)
         print(
-            f"step {state.global_step}, {seconds / 60:.1f} min: valid loss {loss}",
+            f"step {state.global_step}, {seconds / 60:.1f} min: valid loss "
+            f"{entry['loss']}, accuracy {entry['accuracy']}",
             file=sys.stderr,
             flush=True,
         )
@@ -150,7 +170,12 @@ class WhisperTrainer(Trainer):
     """
 
     def __init__(self, *, valid_collator: Callable, pace: Pace, **kwargs: Any):
-        super().__init__(callbacks=[pace], **kwargs)
+        super().__init__(
+            callbacks=[pace],
+            compute_metrics=token_accuracy,
+            preprocess_logits_for_metrics=best_tokens,
+            **kwargs,
+        )
         self.valid_collator, self.pace = valid_collator, pace
         self.remove_callback(PrinterCallback)
 

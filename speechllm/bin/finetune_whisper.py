@@ -33,7 +33,7 @@ def get_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--model", default="openai/whisper-base", help="hub id or folder [%(default)s]")
     add("--examples", required=True, help="example dir to train on")
-    add("--valid", required=True, help="example dir for the validation loss")
+    add("--valid", required=True, help="example dir for the validation")
     add("--output", required=True, help="model folder to write")
     add(
         "--tuning",
@@ -79,11 +79,12 @@ def main(argv: list[str] | None = None) -> None:
     result = finetune_whisper(
         args.model, args.examples, args.valid, args.output, options
     )
-    first, *losses = [entry["loss"] for entry in result["valid_losses"]]
+    first, *validations = [entry["accuracy"] for entry in result["validation"]]
     print(
         f"{args.output}: {result['examples']} examples, {result['epochs']} epochs, "
-        f"{result['steps']} steps, {result['seconds'] / 60:.1f} min; valid loss "
-        f"{first} before, {min(losses)} in step {result['best_step']}"
+        f"{result['steps']} steps, {result['seconds'] / 60:.1f} min; token accuracy on "
+        f"{args.valid}: {first:.1%} before, {max(validations):.1%} in step "
+        f"{result['best_step']}"
     )
 
 

@@ -67,8 +67,10 @@ def examples(tmp_path, speech) -> Path:
     return folder
 
 
-def plain_loss(folder: Path, waves: list[np.ndarray], labels: list[list[int]]) -> float:
-    """Return the loss of a batch, computed with transformers alone."""
+def plain_validation(
+    folder: Path, waves: list[np.ndarray], labels: list[list[int]]
+) -> tuple[float, float]:
+    """Return loss and token accuracy of a batch, computed with transformers alone."""
     from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
     model = WhisperForConditionalGeneration.from_pretrained(folder).eval()
@@ -77,7 +79,11 @@ def plain_loss(folder: Path, waves: list[np.ndarray], labels: list[list[int]]) -
     rows = [torch.tensor(row) for row in labels]
     padded = torch.nn.utils.rnn.pad_sequence(rows, True, padding_value=-100)
     with torch.no_grad():
-        return model(features.input_features, labels=padded).loss.item()
+        output = model(features.input_features, labels=padded)
+    hits = [
+        tokens[: len(row)] == row for tokens, row in zip(output.logits.argmax(-1), rows)
+    ]
+    return output.loss.item(), torch.cat(hits).float().mean().item()
 
 
 @pytest.mark.parametrize("tuning", ["lora", "full"])
@@ -90,18 +96,21 @@ def test_loss_falls_and_the_folder_is_decoded(tiny_decoder, examples, tmp_path, 
     record = json.loads((output / "finetuning.json").read_text())
     result, settings = record["result"], record["settings"]
     assert result["steps"] == 16  # 3 examples in batches of 2, 8 times
-    first, *losses = [entry["loss"] for entry in result["valid_losses"]]
-    assert min(losses) < first - 0.5
+    first, *validations = result["validation"]
+    best = max(validations, key=lambda entry: entry["accuracy"])
+    assert best["step"] == result["best_step"]
+    assert best["loss"] < first["loss"] - 0.5
     assert settings["lr"] == 0.01
 
     system, tuned = Whisper(tiny_decoder), Whisper(output)
     system.load()
     tuned.load()
     data = read_examples(examples, system, 3 * 16000, {})
-    best = plain_loss(output, [e.wave for e in data], [e.labels for e in data])
+    inputs = [e.wave for e in data], [e.labels for e in data]
+    loss, accuracy = plain_validation(output, *inputs)
     # the Trainer averages over examples of batches of two
-    assert best == pytest.approx(min(losses), abs=0.3)
-    assert best < first - 0.5
+    assert loss == pytest.approx(best["loss"], abs=0.3)
+    assert accuracy == pytest.approx(best["accuracy"], abs=0.08)
     config = json.loads((output / "config.json").read_text())
     original = json.loads((tiny_decoder / "config.json").read_text())
     different = {key for key in config if config[key] != original.get(key)}
@@ -182,9 +191,9 @@ def test_training_ends_with_the_time(tiny_decoder, examples, tmp_path, monkeypat
     options = FinetuneOptions(epochs=100_000, max_minutes=2, batch_size=4, window=4)
     result = finetune_whisper(tiny_decoder, examples, examples, tmp_path / "m", options)
     assert 100 < result["seconds"] < 125
-    losses = result["valid_losses"]
-    assert len(losses) == whisper_trainer.EVALUATIONS + 1
-    gaps = np.diff([entry["seconds"] for entry in losses])
+    validation = result["validation"]
+    assert len(validation) == whisper_trainer.EVALUATIONS + 1
+    gaps = np.diff([entry["seconds"] for entry in validation])
     assert gaps.max() < 2 * gaps.min()
 
 
