@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import re
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 from speechllm.pretrained.model_folder import missing_parts
@@ -155,18 +156,27 @@ def download_all(name: str, revision: str | None = None) -> Path:
 
     if not _HUB_ID.fullmatch(name) or name.startswith("."):
         raise UserError(f"{name}: no such folder, and the name is not a hub id")
-    if constants.HF_HUB_OFFLINE:
-        raise UserError(
-            f"{name}: no such folder, and the hub is not used, since HF_HUB_OFFLINE is "
-            "set"
-        )
     source = available_name(name)
+    cached: Path | None = None
+    with suppress(Exception):  # depends on the version; nothing in the cache
+        cached = Path(
+            snapshot_download(source, revision=revision, local_files_only=True)
+        )
+    if constants.HF_HUB_OFFLINE:
+        if cached is None:
+            raise UserError(
+                f"{name}: no such folder, and the hub is not used, since "
+                "HF_HUB_OFFLINE is set"
+            )
+        return cached
     error = _list_files(source, revision)
     if not isinstance(error, Exception):
         try:
             return Path(snapshot_download(source, revision=revision))
         except Exception as problem:  # depends on the HTTP library
             error = problem
+    if cached is not None:
+        return cached
     raise UserError(f"{name}: no such folder, and of the hub: {refusal(name, error)}")
 
 

@@ -46,8 +46,13 @@ def test_all_prompts_are_tested_once(
     ids = [{line.split()[0] for line in lines} for lines in texts]
     assert not ids[0] & ids[1]  # a prompt is in the test set of one fold
     for fold, others in ((1, ids[1]), (2, ids[0])):
-        path = folder / f"data_folds2_tiny/{fold}/all/train/text"
-        trained = {line.split()[0] for line in path.read_text().splitlines()}
+        trained = {  # or chosen to validate
+            line.split()[0]
+            for name in ("train", "dev")
+            for line in (folder / f"data_folds2_tiny/{fold}/all/{name}/text")
+            .read_text()
+            .splitlines()
+        }
         assert {name.split("-asr-")[0].split("-st-")[0] for name in others} <= trained
     rows = json.loads((folder / "exp_folds2_tiny/RESULTS.json").read_text())
     assert {row["system"] for row in rows} == {"speechllm_train"}
