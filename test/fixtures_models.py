@@ -40,3 +40,19 @@ def tiny_model(tmp_path_factory, smollm2) -> Path:
     return tiny_models.write_tiny_model(
         tmp_path_factory.mktemp("tiny") / "model", smollm2
     )
+
+
+@pytest.fixture
+def decoded(monkeypatch) -> list[int]:
+    """Return a list that receives the number of utterances of each decoding."""
+    from speechllm import SpeechToText
+
+    sizes: list[int] = []
+    decode = SpeechToText.decode
+
+    def count(self, waves, *arguments, **options):
+        sizes.append(len(waves))
+        return decode(self, waves, *arguments, **options)
+
+    monkeypatch.setattr(SpeechToText, "decode", count)
+    return sizes

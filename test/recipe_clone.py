@@ -6,6 +6,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import yaml
+
 ROOT = Path(__file__).parents[1]
 #: What recipes that ran in this checkout have written (.gitignore); not to be copied.
 OUTPUTS = shutil.ignore_patterns(
@@ -39,6 +41,18 @@ def clone(root: Path, *names: str) -> Path:
 def conf(recipe: str) -> Path:
     """Return the folder of a recipe's configs."""
     return ROOT / "egs2" / recipe / "speechllm1" / "conf"
+
+
+def train_two_steps(path: Path, encoder: Path, llm: Path) -> None:
+    """Make a training config one of two steps with these models, in place."""
+    config = yaml.safe_load(path.read_text()) | TWO_STEPS
+    config["encoder_conf"]["model"] = str(encoder)
+    if config["llm"]:
+        config["llm_conf"]["model"] = str(llm)
+    else:
+        config["best_model_criterion"] = [["valid", "cer_ctc", "min"]]
+    config["scheduler_conf"]["max_steps"] = 2
+    path.write_text(yaml.safe_dump(config))
 
 
 def run(folder: Path, *words: str, **options: object) -> subprocess.CompletedProcess:

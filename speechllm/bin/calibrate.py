@@ -8,30 +8,16 @@ from __future__ import annotations
 
 import argparse
 
+from speechllm.bin.tune import tuning_parser
 from speechllm.utils.errors import run_main
 
 
 def get_parser() -> argparse.ArgumentParser:
     """Return the command-line parser."""
-    parser = argparse.ArgumentParser(
-        prog="python -m speechllm.bin.calibrate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = tuning_parser("calibrate", __doc__)
     add = parser.add_argument
-    add("--model", required=True, help="model folder of stage 10")
-    add("--examples", required=True, help="example dir of the development set")
     add("--test_examples", help="example dir of a test set to evaluate on")
     add("--picture", help="reliability diagram of the test set to write, .png or .pdf")
-    add("--limit", type=int, help="number of examples, evenly spaced [all]")
-    add("--config", help="decoding config, YAML [that of the model]")
-    add("--batch_size", type=int, default=8, help="utterances per batch [8]")
-    add("--device", default="cpu", help="cpu, cuda, …, or auto [cpu]")
-    add(
-        "--if_possible",
-        action="store_true",
-        help="succeed where the model or the examples do not allow it",
-    )
     return parser
 
 

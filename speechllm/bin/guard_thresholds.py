@@ -8,34 +8,20 @@ from __future__ import annotations
 
 import argparse
 
+from speechllm.bin.tune import tuning_parser
 from speechllm.utils.errors import run_main
 from speechllm.utils.schema import check_options, number
 
 
 def get_parser() -> argparse.ArgumentParser:
     """Return the command-line parser."""
-    parser = argparse.ArgumentParser(
-        prog="python -m speechllm.bin.guard_thresholds",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = tuning_parser("guard_thresholds", __doc__)
     add = parser.add_argument
-    add("--model", required=True, help="model folder of stage 10")
-    add("--examples", required=True, help="example dir of the development set")
-    add("--limit", type=int, help="number of examples, evenly spaced [all]")
-    add("--config", help="decoding config, YAML [that of the model]")
-    add("--batch_size", type=int, default=8, help="utterances per batch [8]")
     add(
         "--margin",
         type=float,
         default=1.25,
         help="factor between the extremes of the set and the thresholds [1.25]",
-    )
-    add("--device", default="cpu", help="cpu, cuda, …, or auto [cpu]")
-    add(
-        "--if_possible",
-        action="store_true",
-        help="succeed where the model or the examples do not allow it",
     )
     return parser
 

@@ -15,11 +15,16 @@ import argparse
 from speechllm.utils.errors import run_main
 
 
-def get_parser() -> argparse.ArgumentParser:
-    """Return the command-line parser."""
+def tuning_parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    """Return a parser of what all programs of stage 11 take.
+
+    Args:
+        name: of the module in ``speechllm.bin``.
+        description: its docstring.
+    """
     parser = argparse.ArgumentParser(
-        prog="python -m speechllm.bin.tune",
-        description=__doc__,
+        prog=f"python -m speechllm.bin.{name}",
+        description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
@@ -35,6 +40,11 @@ def get_parser() -> argparse.ArgumentParser:
         help="succeed where the model or the examples do not allow it",
     )
     return parser
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """Return the command-line parser."""
+    return tuning_parser("tune", __doc__)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -26,6 +26,8 @@ class FirstPass:
         states: (frames, dim) its encoder's states; None: computed when needed.
         language: of the speech.
         decoder: the model.
+        known_scores: log probability of each written form that was scored; a copy
+            without states shares them.
     """
 
     texts: list[str]
@@ -33,28 +35,26 @@ class FirstPass:
     states: Tensor | None
     language: str
     decoder: SpeechDecoder
-    _scores: dict[str, float] = field(default_factory=dict, init=False, repr=False)
+    known_scores: dict[str, float] = field(default_factory=dict, repr=False)
 
     def scores(self, texts: Sequence[str]) -> list[float]:
         """Return the log probability of each transcript, in its best written form.
 
         A transcript of the first pass may be given normalised: its own form counts.
         """
-        forms = [
-            [
-                *written_forms(text),
-                *(own for own in self.texts if ctc_text(own, self.language) == text),
-            ]
-            for text in texts
-        ]
-        new = sorted({f for group in forms for f in group} - self._scores.keys())
+        own_forms: dict[str, list[str]] = {}
+        for own in self.texts:
+            own_forms.setdefault(ctc_text(own, self.language), []).append(own)
+        forms = [[*written_forms(text), *own_forms.get(text, ())] for text in texts]
+        known = self.known_scores
+        new = sorted({f for group in forms for f in group} - known.keys())
         if new:
             states = self.states
             if states is None:
                 (states,) = self.decoder.encode([self.wave])
             found = self.decoder.log_probs(states, new, self.language)
-            self._scores.update(zip(new, found, strict=True))
-        return [max(self._scores[form] for form in group) for group in forms]
+            known.update(zip(new, found, strict=True))
+        return [max(known[form] for form in group) for group in forms]
 
 
 def make_first_pass(

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from speechllm.decoding.encoded_batch import EncodedBatch
 from speechllm.decoding.hypothesis import Hypothesis
 from speechllm.decoding.options import SearchOptions
+from speechllm.decoding.rescoring import pooled_score
 from speechllm.models.llm import LanguageModel
 from speechllm.text.answer_codec import AnswerCodec
 from speechllm.text.normalization import ctc_text
@@ -76,10 +77,8 @@ def pool_nbest(
         hypothesis.decoder_score = decoder_score
         if ctc_weight:
             hypothesis.ctc_score = ctc_score
-        hypothesis.score = (
-            weight * decoder_score
-            + ctc_weight * ctc_score
-            + (1 - weight - ctc_weight) * hypothesis.llm_score
+        hypothesis.score = pooled_score(
+            hypothesis.llm_score, ctc_score, decoder_score, ctc_weight, weight
         )
     ranked = [hypothesis for _, hypothesis in hypotheses.values()]
     return sorted(ranked, key=lambda hypothesis: -hypothesis.score)

@@ -52,6 +52,21 @@ def joint_score(llm_score: float, ctc_score: float, weight: float) -> float:
     return weight * ctc_score + (1 - weight) * llm_score
 
 
+def pooled_score(
+    llm_score: float,
+    ctc_score: float,
+    decoder_score: float,
+    ctc_weight: float,
+    decoder_weight: float,
+) -> float:
+    """Return the log probability by LLM, CTC and the decoder of the first pass.
+
+    The LLM has the rest of the weight.
+    """
+    rest = 1 - ctc_weight - decoder_weight
+    return ctc_weight * ctc_score + decoder_weight * decoder_score + rest * llm_score
+
+
 def rescore(
     nbest: Sequence[Hypothesis],
     ctc_scores: Sequence[float],

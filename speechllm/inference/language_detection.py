@@ -8,13 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from speechllm.audio.io import SAMPLING_RATE
 from speechllm.models.config import REVISIONS, read_config
-from speechllm.pretrained.model_folder import (
-    load_pretrained,
-    read_json,
-    read_model_config,
-)
+from speechllm.models.speech_decoder import SpeechDecoder
+from speechllm.pretrained.model_folder import read_json
 from speechllm.pretrained.resolve import resolve_model
 from speechllm.utils.errors import UserError
 
@@ -72,11 +68,6 @@ class LanguageDetector:
         Raises:
             UserError: Whisper knows none of the languages, or its files are damaged.
         """
-        from transformers import (
-            WhisperFeatureExtractor,
-            WhisperForConditionalGeneration,
-        )
-
         self.ids = language_ids(whisper)
         self.languages = [code for code in languages if code in self.ids]
         if not self.languages:
@@ -84,16 +75,8 @@ class LanguageDetector:
                 f"--language auto: {whisper} knows none of {', '.join(languages)}; "
                 "give --language"
             )
-        config = read_model_config(whisper)
-        self.start = config.decoder_start_token_id
-        self.model = load_pretrained(
-            WhisperForConditionalGeneration, whisper, dtype=torch.float32
-        )
-        self.model.eval().to(device)
-        self.device = device
-        self.extractor = WhisperFeatureExtractor(feature_size=config.num_mel_bins)
+        self.decoder = SpeechDecoder(whisper).to(device)
 
-    @torch.inference_mode()
     def __call__(self, samples: np.ndarray) -> tuple[str, float]:
         """Return the most probable language and its probability.
 
@@ -104,11 +87,7 @@ class LanguageDetector:
             One of the languages to choose from, and its probability among all of
             Whisper's, which is low for speech in a language that is not one of them.
         """
-        features = self.extractor(
-            samples, sampling_rate=SAMPLING_RATE, return_tensors="pt"
-        ).input_features.to(self.device)  # (1, mel bins, frames)
-        prompt = torch.tensor([[self.start]], device=self.device)
-        logits = self.model(features, decoder_input_ids=prompt).logits[0, -1]
+        logits = self.decoder.first_logits(self.decoder.encode([samples]))[0]
         codes = list(self.ids)
         chosen = logits[[self.ids[code] for code in codes]].float()
         probabilities = dict(zip(codes, chosen.softmax(0).tolist()))

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from speechllm.decoding.rescoring import pooled_score
 from speechllm.utils.errors import UserError
 from speechllm.utils.io import write_json
 
@@ -40,9 +41,9 @@ class ScoredText:
 
     def score(self, weights: ScoreWeights) -> float:
         """Return the score in the pooled list."""
-        rest = 1 - weights.decoder - weights.ctc
-        by_others = weights.decoder * self.decoder + weights.ctc * self.ctc
-        return by_others + rest * self.llm
+        return pooled_score(
+            self.llm, self.ctc, self.decoder, weights.ctc, weights.decoder
+        )
 
 
 def fit_score_weights(

@@ -158,21 +158,22 @@ def find_score_weights(
     """
     everything = replace(options, nbest=MOST_CANDIDATES)
     found: NBests = {}
-    pools = []
+    scored: dict[str, list[tuple[ScoredText, Hypothesis]]] = {}
     for part, batch in encoded_batches(model, examples, batch_size, options):
         pooled = search_once(model, part, batch, everything, found)
         for example, nbest in zip(part, pooled):
             if example.task.name == "asr":
-                pools.append([scored_text(model.codec, example, h) for h in nbest])
+                scored[example.name] = [
+                    (scored_text(model.codec, example, h), h) for h in nbest
+                ]
+    pools = [[text for text, _ in pool] for pool in scored.values()]
     weights = fit_score_weights(pools, made_from)
-    for example in examples if nbests is not None else ():
-        nbest = found[example.name]
-        if example.task.name == "asr":
-            for hypothesis in nbest:
-                text = scored_text(model.codec, example, hypothesis)
+    if nbests is not None:
+        for name, pool in scored.items():
+            for text, hypothesis in pool:
                 hypothesis.score = text.score(weights)
-            nbest.sort(key=lambda hypothesis: -hypothesis.score)
-        nbests[example.name] = nbest[: options.nbest]
+            found[name].sort(key=lambda hypothesis: -hypothesis.score)
+        nbests.update((name, nbest[: options.nbest]) for name, nbest in found.items())
     return weights
 
 

@@ -111,6 +111,23 @@ class SpeechDecoder:
         return encoder(features).last_hidden_state
 
     @torch.inference_mode()
+    def first_logits(self, states: Tensor) -> Tensor:
+        """Return the logits of the token after the start, that of the language.
+
+        Args:
+            states: (batch, frames, dim) of :meth:`encode`.
+
+        Returns:
+            (batch, vocabulary), float32.
+        """
+        start = self.model.config.decoder_start_token_id
+        prompt = torch.full((len(states), 1), start, device=states.device)
+        hidden = self.model.get_decoder()(
+            input_ids=prompt, encoder_hidden_states=states, use_cache=False
+        ).last_hidden_state
+        return self.model.proj_out(hidden[:, -1]).float()
+
+    @torch.inference_mode()
     def search(
         self, states: Tensor, languages: Sequence[str], beam_size: int
     ) -> list[list[str]]:

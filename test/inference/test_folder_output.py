@@ -10,7 +10,7 @@ import pytest
 import soundfile
 from tiny_models import write_tiny_model
 
-from speechllm import SpeechToText, cli
+from speechllm import cli
 from speechllm.audio.io import load_audio
 from speechllm.inference.folder_output import JOURNAL_NAME
 from speechllm.inference.output_formats import FILE_FORMATS
@@ -35,20 +35,6 @@ def calls(tmp_path, speech_file) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         soundfile.write(path, speech[8000 : 16000 + 1600 * number], RATE)
     return folder
-
-
-@pytest.fixture
-def decoded(monkeypatch) -> list[int]:
-    """Return a list that receives the number of utterances of each decoding."""
-    sizes: list[int] = []
-    decode = SpeechToText.decode
-
-    def count(self, waves, *arguments, **options):
-        sizes.append(len(waves))
-        return decode(self, waves, *arguments, **options)
-
-    monkeypatch.setattr(SpeechToText, "decode", count)
-    return sizes
 
 
 def run(capsys, *arguments) -> tuple[int, str]:

@@ -51,20 +51,6 @@ def calls(tmp_path_factory, speech) -> Path:
     return folder
 
 
-@pytest.fixture
-def decoded(monkeypatch) -> list[int]:
-    """Return a list that receives the number of utterances of each decoding."""
-    sizes: list[int] = []
-    decode = SpeechToText.decode
-
-    def count(self, waves, *arguments, **options):
-        sizes.append(len(waves))
-        return decode(self, waves, *arguments, **options)
-
-    monkeypatch.setattr(SpeechToText, "decode", count)
-    return sizes
-
-
 def run(capsys, *arguments) -> tuple[int, str, str]:
     status = cli.main(["transcribe", *map(str, arguments)])
     captured = capsys.readouterr()

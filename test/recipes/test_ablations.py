@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import fillets_corpus
 import pytest
 import yaml
-from recipe_clone import TWO_STEPS, clone, run
+from recipe_clone import clone, run, train_two_steps
 from warm_python import warm_python
 
 from speechllm.utils.io import read_yaml
@@ -38,15 +38,7 @@ def test_rows_become_lines_of_the_table_and_a_rerun_resumes(
     folder = clone(tmp_path / "clone", "fillets") / "fillets" / "speechllm1"
     corpus = fillets_corpus.write_corpus(tmp_path / "corpus", keys=2)
     for name in ("ablation", "ablation_ctc"):
-        path = folder / "conf" / f"{name}.yaml"
-        config = yaml.safe_load(path.read_text()) | TWO_STEPS
-        config["encoder_conf"]["model"] = str(tiny_whisper)
-        if config["llm"]:
-            config["llm_conf"]["model"] = str(tiny_llm)
-        else:
-            config["best_model_criterion"] = [["valid", "cer_ctc", "min"]]
-        config["scheduler_conf"]["max_steps"] = 2
-        path.write_text(yaml.safe_dump(config))
+        train_two_steps(folder / "conf" / f"{name}.yaml", tiny_whisper, tiny_llm)
     (folder / "conf/ablation_decode.yaml").write_text(yaml.safe_dump(DECODING))
     words = ["local/ablations.sh", "--tiny", "true", "--fillets_dir", str(corpus)]
     words += ["--nj", "1", "--ngpu", "0"]

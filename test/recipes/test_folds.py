@@ -6,8 +6,7 @@ import json
 from collections.abc import Iterator
 
 import pytest
-import yaml
-from recipe_clone import TWO_STEPS, clone, run
+from recipe_clone import clone, run, train_two_steps
 from warm_python import warm_python
 
 
@@ -24,14 +23,7 @@ def test_all_prompts_are_tested_once(
     folder = clone(tmp_path, "mini_asterisk") / "mini_asterisk" / "speechllm1"
     for name in ("warmup", "train"):
         path = folder / "conf" / "tiny" / f"{name}.yaml"
-        config = yaml.safe_load(path.read_text()) | TWO_STEPS
-        config["encoder_conf"]["model"] = str(tiny_whisper)
-        if config["llm"]:
-            config["llm_conf"]["model"] = str(tiny_llm)
-        else:
-            config["best_model_criterion"] = [["valid", "cer_ctc", "min"]]
-        config["scheduler_conf"]["max_steps"] = 2
-        path.write_text(yaml.safe_dump(config))
+        train_two_steps(path, tiny_whisper, tiny_llm)
     words = ["local/folds.sh", "--tiny", "true", "--asterisk_dir", str(asterisk_dir)]
     words += ["--folds", "2", "--whisper", "false", "--nj", "1", "--ngpu", "0"]
     words += ["--skip_stages", "11"]
