@@ -1,12 +1,12 @@
-"""Fine-tuning of Whisper on an example dir, within a given wall-clock time.
+"""Fine-tuning of Whisper on an example dir, for the first pass or as a baseline.
 
 Training, LoRA and the choice of the best weights are those of transformers' ``Trainer``
 and of peft; the result is a transformers folder that ``python -m speechllm.bin.baseline
-whisper`` decodes with.
+whisper`` decodes with, too.
 
 Whisper's encoder takes 30 s of input however short the speech is. Here a batch is
-padded to its longest utterance only, which is several times faster for short prompts:
-the encoder then uses the first of its position embeddings (``max_source_positions``).
+padded to little more than its longest utterance, which is several times faster for
+short prompts: the encoder then uses the first of its position embeddings.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from speechllm.audio.io import SAMPLING_RATE, load_audio
 from speechllm.baselines.whisper import Whisper
 from speechllm.data.examples import read_utt2task
 from speechllm.data.kaldi_table import read_table
+from speechllm.models.speech_decoder import LONGEST, padded_samples
 from speechllm.pretrained.model_folder import model_fingerprint
 from speechllm.utils.errors import UserError, describe_error
 from speechllm.utils.folders import FolderKind, atomic_directory, require_output
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
 KIND = FolderKind("fine-tuned Whisper")
 RECORD = "finetuning.json"  # settings and course of the training, in the model folder
-POSITION = 320  # samples of one encoder position: 20 ms
+HOP = 160  # samples of one frame of the spectrogram: 10 ms
 LORA_MODULES = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
 
 
@@ -57,20 +58,14 @@ class FinetuneOptions:
             takes seconds more); None is no limit. The learning rate decays over what
             ends first, the time or the epochs.
         batch_size: examples per step.
-        window: seconds of the encoder's input, at most Whisper's 30. The model that is
-            written has so many positions; longer examples are left out.
-        pad_to_window: pad every batch to the window, as Whisper was trained, instead
-            of to its longest utterance.
         seed: of the order of the examples and of LoRA's initial weights.
     """
 
     tuning: str = "full"
     lr: float = 3e-5
-    epochs: int = 10
+    epochs: int = 3
     max_minutes: float | None = None
     batch_size: int = 16
-    window: int = 30
-    pad_to_window: bool = False
     seed: int = 1
 
 
@@ -130,12 +125,9 @@ def finetune_whisper(
         return record["result"]
     system.load()
     whisper, processor = system.model, system.processor
-    table = whisper.model.encoder.embed_positions
-    positions = min(options.window * SAMPLING_RATE // POSITION, table.num_embeddings)
     left_out: dict[str, str] = {}
     trained, validated = (
-        read_examples(folder, system, positions * POSITION, left_out)
-        for folder in (examples, valid)
+        read_examples(folder, system, left_out) for folder in (examples, valid)
     )
     if left_out:
         print(f"{len(left_out)} examples left out, see left_out.tsv", file=sys.stderr)
@@ -149,13 +141,7 @@ def finetune_whisper(
     )
 
     def collate(batch: list[Example]) -> dict[str, Tensor]:
-        longest = max(-(-len(example.wave) // POSITION) for example in batch)
-        width = positions if options.pad_to_window else longest
-        return collate_examples(processor, batch, width)
-
-    # as the model that is written will be used: at its own window
-    def collate_valid(batch: list[Example]) -> dict[str, Tensor]:
-        return collate_examples(processor, batch, positions)
+        return collate_examples(processor, batch)
 
     whisper.config.use_cache = False
     torch.manual_seed(options.seed)
@@ -174,7 +160,6 @@ def finetune_whisper(
                 train_dataset=trained,
                 eval_dataset=validated,
                 data_collator=collate,
-                valid_collator=collate_valid,
                 pace=pace,
             )
             trainer.train()
@@ -188,8 +173,10 @@ def finetune_whisper(
         whisper = trainer.model
         if options.tuning == "lora":
             whisper = whisper.merge_and_unload()
-        set_positions(whisper, positions)
-        save(whisper, system, positions, folder)
+        set_positions(whisper, LONGEST // HOP // 2)
+        whisper.config.use_cache = True
+        whisper.half().save_pretrained(folder)
+        processor.save_pretrained(folder)
         if left_out:
             lines = [f"{name}\t{utf8_name(why)}\n" for name, why in left_out.items()]
             (folder / "left_out.tsv").write_text("".join(lines), "utf-8")
@@ -225,14 +212,13 @@ def read_record(folder: Path) -> dict:
 
 
 def read_examples(
-    folder: str | Path, system: Whisper, max_samples: int, left_out: dict[str, str]
+    folder: str | Path, system: Whisper, left_out: dict[str, str]
 ) -> list[Example]:
     """Read the audio and the labels of the examples that Whisper can be trained on.
 
     Args:
         folder: example dir.
         system: a loaded Whisper.
-        max_samples: length limit of the audio.
         left_out: the reason is added for every example that is damaged or too long.
 
     Raises:
@@ -258,8 +244,8 @@ def read_examples(
             left_out[name] = reason = describe_error(error)
             continue
         labels = target_tokens(system, task.name, task.source, texts[name])
-        if len(wave) > max_samples:
-            seconds = max_samples / SAMPLING_RATE
+        if len(wave) > LONGEST:
+            seconds = LONGEST / SAMPLING_RATE
             left_out[name] = reason = f"{waves[name]}: longer than {seconds:g} s"
         elif len(labels) > most_tokens:
             left_out[name] = reason = f"text: more than {most_tokens} tokens"
@@ -285,14 +271,13 @@ def target_tokens(system: Whisper, task: str, source: str, text: str) -> list[in
     return labels[1:]  # the model adds the start token itself
 
 
-def collate_examples(
-    processor: Any, batch: list[Example], positions: int
-) -> dict[str, Tensor]:
-    """Return features (batch, mels, 2 * positions) and labels (batch, tokens)."""
+def collate_examples(processor: Any, batch: list[Example]) -> dict[str, Tensor]:
+    """Return features (batch, mels, frames) and labels (batch, tokens)."""
+    longest = max(len(example.wave) for example in batch)
     features = processor.feature_extractor(
         [example.wave for example in batch],
         sampling_rate=SAMPLING_RATE,
-        max_length=positions * POSITION,
+        max_length=padded_samples(longest),
         return_tensors="pt",
     ).input_features
     width = max(len(example.labels) for example in batch)
@@ -314,16 +299,3 @@ def adapted(whisper: Any, tuning: str) -> Any:
         r=32, lora_alpha=64, lora_dropout=0.05, target_modules=LORA_MODULES
     )
     return get_peft_model(whisper, lora)
-
-
-def save(whisper: Any, system: Whisper, positions: int, folder: Path) -> None:
-    """Write the model with so many encoder positions, and its processor."""
-    table = whisper.model.encoder.embed_positions
-    table.weight.data = table.weight.data[:positions].clone()
-    whisper.config.use_cache = True
-    extractor = system.processor.feature_extractor
-    extractor.chunk_length = positions * POSITION // SAMPLING_RATE
-    extractor.n_samples = extractor.chunk_length * SAMPLING_RATE
-    extractor.nb_max_frames = extractor.n_samples // extractor.hop_length
-    whisper.save_pretrained(folder)
-    system.processor.save_pretrained(folder)

@@ -164,19 +164,18 @@ class WhisperTrainer(Trainer):
     """Trainer whose encoder input is as long as the batch.
 
     Args:
-        valid_collator: collator of the validation batches.
         pace: callback, which also gives the learning rate.
         kwargs: of transformers' ``Trainer``.
     """
 
-    def __init__(self, *, valid_collator: Callable, pace: Pace, **kwargs: Any):
+    def __init__(self, *, pace: Pace, **kwargs: Any):
         super().__init__(
             callbacks=[pace],
             compute_metrics=token_accuracy,
             preprocess_logits_for_metrics=best_tokens,
             **kwargs,
         )
-        self.valid_collator, self.pace = valid_collator, pace
+        self.pace = pace
         self.remove_callback(PrinterCallback)
 
     def compute_loss(self, model, inputs, *args, **kwargs):
@@ -187,14 +186,6 @@ class WhisperTrainer(Trainer):
         if model.training:
             self.pace.losses.append(float(result.detach()))
         return result
-
-    def get_eval_dataloader(self, eval_dataset=None):
-        """Return the validation batches."""
-        train_collator, self.data_collator = self.data_collator, self.valid_collator
-        try:
-            return super().get_eval_dataloader(eval_dataset)
-        finally:
-            self.data_collator = train_collator
 
     def _get_train_sampler(self, train_dataset=None):
         """Return transformers' sampler of batches of similar length."""

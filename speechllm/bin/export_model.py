@@ -35,6 +35,10 @@ def get_parser() -> argparse.ArgumentParser:
         help="decoding config to write there as generation_config.yaml [none]",
     )
     parser.add_argument(
+        "--first_pass",
+        help="folder of the fine-tuned model of the first pass [none: as pretrained]",
+    )
+    parser.add_argument(
         "--merged",
         action="store_true",
         help="write the LLM alone, adapters merged, in transformers' format",
@@ -50,8 +54,10 @@ def main(argv: list[str] | None = None) -> None:
 
     from speechllm.export.exported_model import export_merged_llm, export_model
 
-    export = export_merged_llm if args.merged else export_model
-    size = export(args.exp_dir, args.checkpoint, args.output)
+    if args.merged:
+        size = export_merged_llm(args.exp_dir, args.checkpoint, args.output)
+    else:
+        size = export_model(args.exp_dir, args.checkpoint, args.output, args.first_pass)
     weights = "merged" if args.merged else "trained"
     if args.config and not args.merged:
         from speechllm.inference.generation_config import write_generation_config

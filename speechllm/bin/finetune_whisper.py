@@ -1,25 +1,34 @@
-"""Fine-tune Whisper on an example dir, as a baseline; bin.baseline decodes with it.
+"""Fine-tune Whisper on an example dir: the first pass of a model (stage 8).
 
-    python -m speechllm.bin.finetune_whisper --examples dump/examples/train_sp \\
-        --valid dump/examples/dev --output exp/whisper_finetuned/model --max_minutes 45
-    python -m speechllm.bin.baseline whisper --model exp/whisper_finetuned/model \\
-        --examples dump/examples/test --output exp/whisper_finetuned/decode_greedy/test
+    python -m speechllm.bin.finetune_whisper --config conf/first_pass.yaml \\
+        --model conf/train.yaml --examples dump/examples/train_sp \\
+        --valid dump/examples/dev --output exp/first_pass
+
+The folder is one of transformers; bin.baseline decodes with it alone.
 """
 
 from __future__ import annotations
 
 import argparse
 
-from speechllm.utils.errors import run_main
-from speechllm.utils.schema import Schema, check_options, integer, number, optional
+from speechllm.utils.errors import UserError, run_main
+from speechllm.utils.io import read_yaml
+from speechllm.utils.schema import (
+    Schema,
+    check_options,
+    choice,
+    integer,
+    number,
+    optional,
+)
 
 OPTIONS: Schema = {
-    "--lr": number(above=0),
-    "--epochs": integer(1),
-    "--max_minutes": optional(number(above=0)),
-    "--batch_size": integer(1),
-    "--window": integer(1, 30),
-    "--seed": integer(0, 2**32 - 1),
+    "tuning": choice("lora", "full"),
+    "lr": number(above=0),
+    "epochs": integer(1),
+    "max_minutes": optional(number(above=0)),
+    "batch_size": integer(1),
+    "seed": integer(0, 2**32 - 1),
 }
 
 
@@ -31,7 +40,15 @@ def get_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--model", default="openai/whisper-base", help="hub id or folder [%(default)s]")
+    add(
+        "--config",
+        help="YAML file of these options, from --tuning on",
+    )
+    add(
+        "--model",
+        default="openai/whisper-base",
+        help="hub id, folder, or training config for its encoder [%(default)s]",
+    )
     add("--examples", required=True, help="example dir to train on")
     add("--valid", required=True, help="example dir for the validation")
     add("--output", required=True, help="model folder to write")
@@ -42,7 +59,7 @@ def get_parser() -> argparse.ArgumentParser:
         help="train adapters or all weights [%(default)s]",
     )
     add("--lr", type=float, default=3e-5, help="peak learning rate [%(default)s]")
-    add("--epochs", type=int, default=10, help="maximum of epochs [%(default)s]")
+    add("--epochs", type=int, default=3, help="maximum of epochs [%(default)s]")
     add(
         "--max_minutes",
         type=float,
@@ -50,35 +67,33 @@ def get_parser() -> argparse.ArgumentParser:
         "time or the epochs, whichever ends first [no limit]",
     )
     add("--batch_size", type=int, default=16, help="examples per step [%(default)s]")
-    add(
-        "--window",
-        type=int,
-        default=30,
-        help="seconds of the encoder input of the written model, at least the longest "
-        "utterance [%(default)s, as Whisper]",
-    )
-    add(
-        "--pad_to_window",
-        action="store_true",
-        help="pad training batches to the window, not to their longest utterance",
-    )
     add("--seed", type=int, default=1, help="random seed [%(default)s]")
     return parser
 
 
 def main(argv: list[str] | None = None) -> None:
     """Fine-tune Whisper, unless the output has the same settings and data."""
-    args = get_parser().parse_args(argv)
-    values = {f"--{name}": value for name, value in vars(args).items()}
-    check_options(values, OPTIONS, "command line")
+    parser = get_parser()
+    args = parser.parse_args(argv)
+    if args.config:
+        content = read_yaml(args.config)
+        if unknown := content.keys() - OPTIONS.keys():
+            raise UserError(
+                f"{args.config}: unknown option {min(map(str, unknown))!r}; known are "
+                f"{', '.join(OPTIONS)}"
+            )
+        parser.set_defaults(**check_options(content, OPTIONS, args.config))
+        args = parser.parse_args(argv)
+    check_options(vars(args), OPTIONS, "command line")
 
     from speechllm.baselines.finetune_whisper import FinetuneOptions, finetune_whisper
+    from speechllm.models.config import models_of_config
 
-    names = FinetuneOptions.__dataclass_fields__
-    options = FinetuneOptions(**{name: getattr(args, name) for name in names})
-    result = finetune_whisper(
-        args.model, args.examples, args.valid, args.output, options
-    )
+    model = args.model
+    if model.endswith((".yaml", ".yml")):
+        model = models_of_config(model)[0]
+    options = FinetuneOptions(**{name: getattr(args, name) for name in OPTIONS})
+    result = finetune_whisper(model, args.examples, args.valid, args.output, options)
     first, *validations = [entry["accuracy"] for entry in result["validation"]]
     print(
         f"{args.output}: {result['examples']} examples, {result['epochs']} epochs, "

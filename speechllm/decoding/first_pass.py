@@ -1,4 +1,4 @@
-"""First pass: transcripts by the decoder that the encoder was pretrained with."""
+"""First pass: transcripts by an encoder–decoder model of speech."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from hashlib import sha256
 import numpy as np
 from torch import Tensor
 
+from speechllm.audio.io import SAMPLING_RATE
 from speechllm.decoding.options import SearchOptions
 from speechllm.models.speech_decoder import SpeechDecoder, written_forms
 from speechllm.text.normalization import ctc_text
 
-DECODED = 2  # utterances that the first pass decodes at the same time: 0.4 GB
+DECODED_SECONDS = 60  # of padded speech that is decoded at the same time: 0.4 GB
 
 
 @dataclass
 class FirstPass:
-    """Transcripts of one utterance by the decoder of the pretrained speech model.
+    """Transcripts of one utterance by an encoder–decoder model.
 
     Attributes:
         texts: distinct transcripts, best first, as the decoder writes them.
@@ -64,7 +65,7 @@ def make_first_pass(
     beam_size: int,
     known: dict[tuple[bytes, str], FirstPass] | None = None,
 ) -> list[FirstPass]:
-    """Transcribe utterances with the decoder of the pretrained speech model.
+    """Transcribe utterances with an encoder–decoder model.
 
     The same speech, as of an utterance that is transcribed and translated, is
     transcribed once.
@@ -82,9 +83,7 @@ def make_first_pass(
     ]
     passes = dict(known or {})
     new = {key: row for row, key in enumerate(keys) if key not in passes}
-    rows = list(new.values())
-    for begin in range(0, len(rows), DECODED):
-        part = rows[begin : begin + DECODED]
+    for part in equally_padded(decoder, waves, list(new.values())):
         states = decoder.encode([waves[row] for row in part])
         spoken = [languages[row] for row in part]
         texts = decoder.search(states, spoken, beam_size)
@@ -95,6 +94,20 @@ def make_first_pass(
     if known is not None:
         known.update((key, replace(passes[key], states=None)) for key in new)
     return [passes[key] for key in keys]
+
+
+def equally_padded(
+    decoder: SpeechDecoder, waves: Sequence[np.ndarray], rows: Sequence[int]
+) -> list[list[int]]:
+    """Divide rows of ``waves`` into batches that are padded to the same length."""
+    by_length: dict[int, list[int]] = {}
+    for row in rows:
+        by_length.setdefault(decoder.input_samples(waves[row]), []).append(row)
+    batches = []
+    for samples, group in sorted(by_length.items()):
+        size = DECODED_SECONDS * SAMPLING_RATE // samples
+        batches += [group[i : i + size] for i in range(0, len(group), size)]
+    return batches
 
 
 def choose_transcript(

@@ -21,6 +21,7 @@ from speechllm.models.config import (
     pretrained_names,
     read_revisions,
 )
+from speechllm.models.speech_decoder import FOLDER as FIRST_PASS
 from speechllm.text.joint_target import split_target
 from speechllm.utils.errors import UserError
 from speechllm.utils.folders import FolderKind, atomic_directory
@@ -33,7 +34,12 @@ EXTRA_TOKENS = SearchOptions.extra_tokens  # maximum length of an output for no 
 LIMIT_MARGIN = 1.5  # how much denser an output may be than any of the validation set
 
 
-def export_model(exp_dir: str | Path, checkpoint: str, output: str | Path) -> int:
+def export_model(
+    exp_dir: str | Path,
+    checkpoint: str,
+    output: str | Path,
+    first_pass: str | Path | None = None,
+) -> int:
     """Write an inference folder from a training.
 
     The folder has ``config.yaml`` (the model's parts, and the identity of the
@@ -42,18 +48,20 @@ def export_model(exp_dir: str | Path, checkpoint: str, output: str | Path) -> in
     random weights; ``generation``, the limits of :func:`output_limits`),
     ``model.safetensors`` (trained tensors only), ``tokens.txt`` and ``bpe.model`` (CTC
     labels), ``prompts.yaml``, and with LoRA ``peft_adapter`` (the adapters for
-    ``peft.PeftModel.from_pretrained``).
+    ``peft.PeftModel.from_pretrained``). ``first_pass`` has a fine-tuned model of the
+    first pass.
 
     Args:
         exp_dir: ESPnet's output folder, with ``config.yaml``.
         checkpoint: file name of the checkpoint in it.
         output: the folder to write; files in it that this function did not write stay.
+        first_pass: fine-tuned model of the first pass, a transformers folder.
 
     Returns:
         Size of ``model.safetensors`` in bytes.
 
     Raises:
-        UserError: the training or the checkpoint is missing.
+        UserError: the training, the checkpoint or the first pass is missing.
     """
     import yaml
     from safetensors.torch import save_file
@@ -65,6 +73,8 @@ def export_model(exp_dir: str | Path, checkpoint: str, output: str | Path) -> in
 
     trained = read_training(exp_dir)
     exp_dir = Path(exp_dir)
+    if first_pass is not None and not (Path(first_pass) / "config.json").exists():
+        raise UserError(f"{first_pass}: no model of the first pass; run stage 8")
     state = load_tensors(exp_dir / checkpoint)
     config = {key: trained.get(key) for key in MODEL_KEYS}
     pinned = read_revisions(exp_dir / "config.yaml")
@@ -96,6 +106,9 @@ def export_model(exp_dir: str | Path, checkpoint: str, output: str | Path) -> in
             shutil.copyfile(trained["ctc_bpemodel"], folder / "bpe.model")
         if trained.get("prompts"):
             shutil.copyfile(trained["prompts"], folder / "prompts.yaml")
+        if first_pass is not None:
+            files = shutil.ignore_patterns(".*")
+            shutil.copytree(first_pass, folder / FIRST_PASS, ignore=files)
         return (folder / "model.safetensors").stat().st_size
 
 

@@ -30,6 +30,7 @@ from speechllm.models.nue_asr import (
     load_feature_extractor,
     read_weights,
 )
+from speechllm.models.speech_decoder import FOLDER as FIRST_PASS
 from speechllm.models.speech_decoder import SpeechDecoder, has_speech_decoder
 from speechllm.models.speech_llm import SpeechLLM, build_speech_llm
 from speechllm.pretrained.checkpoint import load_tensors
@@ -184,22 +185,28 @@ def load_exported(
 def speech_decoder_loader(
     folder: Path, device: str, dtype: str, engine: str
 ) -> Callable[[], SpeechDecoder] | None:
-    """Return a function that loads the pretrained speech model of an exported encoder.
+    """Return a function that loads the model of the first pass.
 
-    None if that model has no decoder of its own, as HuBERT.
+    It is the fine-tuned one of the folder, else the pretrained model of the encoder;
+    None if that has no decoder of its own, as HuBERT.
     """
     from speechllm.pretrained.resolve import resolve_model
 
     if not (folder / "config.yaml").exists():  # Nue-ASR's released format
         return None
-    config = read_config(folder / "config.yaml")
-    config = pin_models(config, config.get(REVISIONS) or {})
-    encoder = resolve_model(config["encoder_conf"]["model"])
-    if not has_speech_decoder(encoder):
-        return None
+    finetuned = (folder / FIRST_PASS).is_dir()
+    if finetuned:
+        check_files(folder / FIRST_PASS)
+        source = folder / FIRST_PASS
+    else:
+        config = read_config(folder / "config.yaml")
+        config = pin_models(config, config.get(REVISIONS) or {})
+        source = resolve_model(config["encoder_conf"]["model"])
+        if not has_speech_decoder(source):
+            return None
 
     def load() -> SpeechDecoder:
-        decoder = SpeechDecoder(encoder, resolve_dtype(dtype)).to(device)
+        decoder = SpeechDecoder(source, resolve_dtype(dtype), finetuned).to(device)
         choose_engine(decoder.model, engine)
         return decoder
 

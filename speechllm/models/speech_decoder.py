@@ -1,8 +1,9 @@
-"""The encoder–decoder model that a speech encoder was taken from, with its own decoder.
+"""An encoder–decoder model of speech, whose transcripts are a first pass.
 
-Whisper's decoder was trained on 680,000 hours. Its hypotheses are a first pass: the
-bridge and the n-best list take them beside those of CTC and LLM, and its score of a
-text is combined with theirs. The literature calls this generative error correction with
+It is the model that the speech encoder was taken from, as it was pretrained or
+fine-tuned in stage 8. Whisper's decoder was trained on 680,000 hours. The bridge and
+the n-best list take its hypotheses beside those of CTC and LLM, and its score of a text
+is combined with theirs. The literature calls this generative error correction with
 acoustic evidence (Radhakrishnan et al. 2023, "Whispering LLaMA"; Chen et al. 2023,
 "HyPoradise").
 """
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from speechllm.audio.io import SAMPLING_RATE
@@ -25,6 +27,8 @@ from speechllm.pretrained.model_folder import (
 )
 from speechllm.utils.errors import UserError
 
+FOLDER = "first_pass"  # of the fine-tuned model, in a model folder of stage 10
+LONGEST = 30 * SAMPLING_RATE  # samples that Whisper reads
 MAX_TOKENS = 200  # of a hypothesis; Whisper has 448 positions
 SCORED = 16  # texts that are scored at the same time
 
@@ -39,21 +43,38 @@ def has_speech_decoder(folder: str | Path) -> bool:
     return has_tokenizer and read_model_config(folder).model_type == "whisper"
 
 
-class SpeechDecoder:
-    """Whisper as it was trained, encoder included: it reads speech padded to 30 s.
+def padded_samples(samples: int) -> int:
+    """Return the input length of a fine-tuned model, whole seconds up to 30 s.
 
-    The trained layers of a SpeechLLM's encoder are not used: its decoder does not know
-    them, and without the padding it repeats itself.
+    At least one second is silence. The length depends on the utterance alone, so that
+    the batch does not affect the text, and few lengths differ, so that there are
+    batches.
+    """
+    return min((samples // SAMPLING_RATE + 2) * SAMPLING_RATE, LONGEST)
+
+
+class SpeechDecoder:
+    """Whisper with its own encoder.
+
+    The trained layers of a SpeechLLM's encoder are not used: the decoder does not know
+    them.
 
     Args:
-        folder: of the pretrained model.
+        folder: of the model.
         dtype: of the weights.
+        finetuned: it was fine-tuned on short inputs. As it was pretrained it reads
+            speech padded to 30 s, and repeats itself without the padding.
 
     Raises:
         UserError: a model of another kind, or damaged weights.
     """
 
-    def __init__(self, folder: str | Path, dtype: torch.dtype = torch.float32):
+    def __init__(
+        self,
+        folder: str | Path,
+        dtype: torch.dtype = torch.float32,
+        finetuned: bool = False,
+    ):
         from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
         if not has_speech_decoder(folder):
@@ -67,6 +88,7 @@ class SpeechDecoder:
         self.processor = WhisperProcessor.from_pretrained(folder, **NO_CODE)
         self.tokenizer = self.processor.tokenizer
         self.folder = folder
+        self.finetuned = finetuned
         shared = self.model.generation_config
         self.multilingual = bool(getattr(shared, "is_multilingual", True))
 
@@ -93,9 +115,13 @@ class SpeechDecoder:
             )
         return ids
 
+    def input_samples(self, wave: np.ndarray) -> int:
+        """Return the length that an utterance (samples,) is padded to."""
+        return padded_samples(len(wave)) if self.finetuned else LONGEST
+
     @torch.inference_mode()
     def encode(self, waves: Sequence[np.ndarray]) -> Tensor:
-        """Encode utterances of at most 30 s.
+        """Encode utterances of at most 30 s that are padded to the same length.
 
         Args:
             waves: (samples,) of each at 16 kHz.
@@ -104,11 +130,21 @@ class SpeechDecoder:
             (batch, frames, dim), on the model's device.
         """
         features = self.processor(
-            list(waves), sampling_rate=SAMPLING_RATE, return_tensors="pt"
-        ).input_features
+            list(waves),
+            sampling_rate=SAMPLING_RATE,
+            max_length=max(map(self.input_samples, waves)),
+            return_tensors="pt",
+        ).input_features  # (batch, mels, 2 * frames)
         encoder = self.model.get_encoder()
-        features = features.to(encoder.embed_positions.weight)
-        return encoder(features).last_hidden_state
+        positions = encoder.embed_positions.weight
+        # transformers' forward() refuses input of under 30 s
+        hidden = F.gelu(encoder.conv1(features.to(positions)))
+        hidden = F.gelu(encoder.conv2(hidden)).transpose(1, 2)  # (batch, frames, dim)
+        hidden = hidden + positions[: hidden.shape[1]]
+        for layer in encoder.layers:
+            output = layer(hidden, None)
+            hidden = output[0] if isinstance(output, tuple) else output
+        return encoder.layer_norm(hidden)
 
     @torch.inference_mode()
     def first_logits(self, states: Tensor) -> Tensor:

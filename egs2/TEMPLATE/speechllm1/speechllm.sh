@@ -58,6 +58,7 @@ warmup_config=
 warmup_tasks=
 warmup_set=
 warmup_model=valid.loss.ave.pth
+first_pass_config=
 second_config=
 second_tasks=
 second_set=
@@ -83,7 +84,7 @@ Stages:
    5 examples, CTC vocabulary             13 scoring
    6 pretrained models                    14 pack
    7 lengths of the examples              15 upload
-   8 warm-up of bridge and CTC (when --warmup_config)
+   8 warm-up of bridge and CTC (when --warmup_config), first pass (when --first_pass_config)
 Options [default]; ARGS are shell words, with quotes where they contain spaces:
   --stage N               first stage, 1 to 15 [${stage}]
   --stop_stage N          last stage; name 14 or 15 to run them [${stop_stage}]
@@ -140,6 +141,8 @@ Options [default]; ARGS are shell words, with quotes where they contain spaces:
   --warmup_tasks \"T …\"    tasks of stage 8 [the asr tasks of train_tasks]
   --warmup_set NAME       data dir of stage 8 [train_set]
   --warmup_model NAME     checkpoint of stage 8 that initialises stage 9 [${warmup_model}]
+  --first_pass_config FILE  fine-tuning of the encoder's model with its decoder, in stage 8 and on its
+                          data, for the first pass of decoding [none: as pretrained]
   --second_config FILE    config of a second training in stage 9 [none]
   --second_tasks \"T …\"    tasks of the second training [train_tasks]
   --second_set NAME       data dir of the second training [train_set]
@@ -211,7 +214,7 @@ done
 for name in train_set valid_set test_sets train_tasks train_config; do
     [ -n "${!name}" ] || fail "--${name} is needed; --help lists the options"
 done
-for name in prompts train_config warmup_config second_config inference_config; do
+for name in prompts train_config warmup_config first_pass_config second_config inference_config; do
     [ -z "${!name}" ] || [ -f "${!name}" ] || fail "--${name}: no file '${!name}'"
 done
 case ${normalizer} in speechllm | whisper | whisper:?*) ;; *) fail "--normalizer takes speechllm, whisper or whisper:FOLDER, not '${normalizer}'" ;; esac
@@ -240,7 +243,7 @@ if "${skip_data_prep}"; then skip_stages+=" 1 2 3 4 5"; fi
 if "${skip_train}"; then skip_stages+=" 6 7 8 9 10 11"; fi
 if "${skip_eval}"; then skip_stages+=" 12 13"; fi
 [ -n "${speed_perturb_factors}" ] || skip_stages+=" 2"
-[ -n "${warmup_config}" ] || skip_stages+=" 8"
+[ -n "${warmup_config}${first_pass_config}" ] || skip_stages+=" 8"
 
 # ---- names -----------------------------------------------------------------------
 # The training phases: warmup (stage 8), train and second (9).
@@ -289,6 +292,7 @@ train_suffix=$(models_tag "${train_config}")${suffix}
 second_suffix=$(models_tag "${second_config}")${suffix}
 warmup_exp=${expdir}/speechllm_$(tag_of "${warmup_config:-warmup}")${warmup_suffix}
 train_exp=${speechllm_exp:-${expdir}/speechllm_${train_tag}${train_suffix}}
+first_pass_exp=${expdir}/$(tag_of "${first_pass_config:-first_pass}")${train_suffix}
 second_exp=${speechllm_exp:-${expdir}/speechllm_${train_tag}}_$(tag_of "${second_config:-second}")${second_suffix}
 final_phase=${phases:-train}
 final_phase=${final_phase##* }
@@ -475,10 +479,18 @@ if running 7; then
 fi
 
 if running 8; then
-    begin 8 "warm-up of bridge and CTC: ${warmup_exp}; log: ${warmup_exp}/train.log"
+    begin 8 "warm-up of bridge and CTC, first pass; log: ${warmup_exp}/train.log"
     replace_models
-    train warmup ""
-    finish "${warmup_exp}/${warmup_model}" "${warmup_exp}/train.log"
+    results=()
+    if [ -n "${warmup_config}" ]; then
+        train warmup ""
+        results+=("${warmup_exp}/${warmup_model}")
+    fi
+    if [ -n "${first_pass_config}" ]; then
+        finetune_first_pass
+        results+=("${first_pass_exp}")
+    fi
+    finish "${results[*]}" "${warmup_exp}/train.log"
 fi
 
 if running 9; then
@@ -505,6 +517,7 @@ if running 10; then
     [ -e "${final_exp}/${inference_model}" ] || fail "no checkpoint ${final_exp}/${inference_model}; run stage 9 first"
     prepare "${final_exp}/export.log" python3 -m speechllm.bin.export_model \
         --exp_dir "${final_exp}" --checkpoint "${inference_model}" --output "${model}" \
+        ${first_pass_config:+--first_pass "${first_pass_exp}"} \
         ${inference_config:+--config "${inference_config}"}
     finish "$(last_line "${final_exp}/export.log")" "${final_exp}/export.log"
 fi

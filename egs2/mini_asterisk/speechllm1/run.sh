@@ -42,6 +42,7 @@ fi
     --prompts conf/prompts.yaml \
     --warmup_config "${conf}/warmup.yaml" \
     --warmup_model valid.cer_ctc.ave.pth \
+    --first_pass_config "${conf}/first_pass.yaml" \
     --train_config "${conf}/train.yaml" \
     --inference_config "${conf}/decode.yaml" \
     "${other_options[@]}"

@@ -14,11 +14,14 @@ exported() { # fail unless the exported model is that of the last training
     if [ "${final_exp}/checkpoint.pth" -nt "${model}/config.yaml" ]; then
         fail "${final_exp} was trained after the export of ${model}; run stage 10 first"
     fi
+    if [ -n "${first_pass_config}" ] && [ "${first_pass_exp}/model.safetensors" -nt "${model}/config.yaml" ]; then
+        fail "${first_pass_exp} was trained after the export of ${model}; run stage 10 first"
+    fi
 }
 tune() { # <examples>: fit score weights, guard and confidence unless up to date
     local done=${final_exp}/tune.done key
     key=$(shopt -s nullglob
-        cat "${model}"/{config.yaml,*.safetensors,generation_config.yam[l]} \
+        cat "${model}"/{config.yaml,*.safetensors,first_pass/*.safetensors,generation_config.yam[l]} \
             "$1"/{wav.scp,text,utt2task} | sha256sum)
     if [ -f "${done}" ] && [ "$(< "${done}")" = "${key}" ]; then
         log "Stage ${current}: guard and confidence in ${model} are up to date"

@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2154,SC2034  # reads and sets variables of speechllm.sh
-# Stages 7 to 9 of speechllm.sh: lengths, training, configs with --encoder and --llm. A
+# Stages 7 to 9 of speechllm.sh: lengths, training, first pass, configs with --encoder and --llm. A
 # phase is warmup (stage 8), train or second (9).
 
 replace_models() { # use configs with --encoder and --llm in this and the next stages
@@ -69,6 +69,20 @@ train() { # <phase> <initial checkpoint, may be empty>
     [ -z "${init}" ] || arguments+=(--init_param "${init}")
     launch "${phase}" "${!dir}" python3 -m speechllm.bin.speechllm_train \
         "${arguments[@]}" --output_dir "${!dir}" --resume true "${train_words[@]}"
+}
+finetune_first_pass() { # fine-tune the encoder's model with its decoder
+    local phase=warmup log_file=${first_pass_exp}.log
+    [ -n "${warmup_config}" ] || phase=train
+    local train=${phase}_train_set examples
+    examples=("$(examples "${phase}" "${!train}")" "$(examples "${phase}" "${valid_set}")")
+    require_examples "${examples[@]}"
+    lock "${first_pass_exp}"
+    log "Stage ${current}: first pass: ${first_pass_exp}; log: ${log_file}"
+    OMP_NUM_THREADS=$(threads 1) ${cuda_cmd} --gpu "$((ngpu > 0))" "${log_file}" \
+        python3 -m speechllm.bin.finetune_whisper --config "${first_pass_config}" \
+        --model "${train_config}" --examples "${examples[0]}" --valid "${examples[1]}" \
+        --output "${first_pass_exp}"
+    log "Stage ${current}: $(last_line "${log_file}")"
 }
 launch() { # <name> <folder> <command …>: train through ESPnet's launcher
     local name=$1 dir=$2 errors
