@@ -45,11 +45,12 @@ class SearchOptions:
             0 allows all.
         rescore_ctc_weight: rank the n-best list again with this weight of the CTC
             probability of the whole text; 0 keeps the ranks.
-        first_pass_beam_size: hypotheses of the decoder that the encoder was pretrained
-            with (Whisper's), which join the n-best list of a transcript, and of which
-            the ``transcript`` bridge reads the best one; 0: none.
+        first_pass_beam_size: hypotheses of the model of the first pass (Whisper, as
+            pretrained or fine-tuned in stage 8), which join the n-best list of a
+            transcript, and of which the ``transcript`` bridge reads the best one; 0:
+            none.
         rescore_decoder_weight: with a first pass, the list is ranked by this weight of
-            that decoder, ``rescore_ctc_weight`` of CTC, and the rest of the LLM. None:
+            that model, ``rescore_ctc_weight`` of CTC, and the rest of the LLM. None:
             both weights are those that stage 11 fitted to the model.
         guard: check outputs against the audio (:mod:`speechllm.inference.guard`);
             None: where the model folder has thresholds.

@@ -68,14 +68,17 @@ def examples(tmp_path, speech) -> Path:
 
 
 def plain_validation(
-    folder: Path, waves: list[np.ndarray], labels: list[list[int]]
+    folder: Path, waves: list[np.ndarray], labels: list[list[int]], seconds: int
 ) -> tuple[float, float]:
     """Return loss and token accuracy of a batch, computed with transformers alone."""
     from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-    model = WhisperForConditionalGeneration.from_pretrained(folder).eval()
+    model = WhisperForConditionalGeneration.from_pretrained(folder).float().eval()
+    set_positions(model, 50 * seconds)
     processor = WhisperProcessor.from_pretrained(folder)
-    features = processor(waves, sampling_rate=16000, return_tensors="pt")
+    features = processor(
+        waves, sampling_rate=16000, max_length=16000 * seconds, return_tensors="pt"
+    )
     rows = [torch.tensor(row) for row in labels]
     padded = torch.nn.utils.rnn.pad_sequence(rows, True, padding_value=-100)
     with torch.no_grad():
@@ -91,7 +94,7 @@ def test_loss_falls_and_the_folder_is_decoded(tiny_decoder, examples, tmp_path, 
     output = tmp_path / "model"
     arguments = ["--model", str(tiny_decoder), "--examples", str(examples)]
     arguments += ["--valid", str(examples), "--output", str(output), "--tuning", tuning]
-    arguments += ["--epochs", "8", "--batch_size", "2", "--lr", "0.01", "--window", "3"]
+    arguments += ["--epochs", "8", "--batch_size", "2", "--lr", "0.01"]
     main(arguments)
     record = json.loads((output / "finetuning.json").read_text())
     result, settings = record["result"], record["settings"]
@@ -105,20 +108,18 @@ def test_loss_falls_and_the_folder_is_decoded(tiny_decoder, examples, tmp_path, 
     system, tuned = Whisper(tiny_decoder), Whisper(output)
     system.load()
     tuned.load()
-    data = read_examples(examples, system, 3 * 16000, {})
+    data = read_examples(examples, system, {})
     inputs = [e.wave for e in data], [e.labels for e in data]
-    loss, accuracy = plain_validation(output, *inputs)
+    loss, accuracy = plain_validation(output, *inputs, seconds=4)
     # the Trainer averages over examples of batches of two
     assert loss == pytest.approx(best["loss"], abs=0.3)
     assert accuracy == pytest.approx(best["accuracy"], abs=0.08)
     config = json.loads((output / "config.json").read_text())
     original = json.loads((tiny_decoder / "config.json").read_text())
     different = {key for key in config if config[key] != original.get(key)}
-    assert different <= {"max_source_positions", "transformers_version", "dtype"}
-    assert config["max_source_positions"] == 150
-    # positions are not trained, and the rest of them is cut off
-    table = tuned.model.model.encoder.embed_positions.weight
-    assert torch.equal(table, system.model.model.encoder.embed_positions.weight[:150])
+    assert different <= {"transformers_version", "dtype"}
+    tables = [s.model.model.encoder.embed_positions.weight for s in (tuned, system)]
+    assert torch.equal(tables[0], tables[1].half().float())  # not trained
 
     written = output.joinpath("model.safetensors").stat().st_mtime_ns
     main(arguments)  # nothing to do
@@ -131,30 +132,18 @@ def test_loss_falls_and_the_folder_is_decoded(tiny_decoder, examples, tmp_path, 
     assert list(output.glob("tmp*")) == []
 
 
-def test_speech_beyond_a_short_window_is_decoded(
-    tiny_decoder, examples, tmp_path, speech
-):
-    options = FinetuneOptions(epochs=1, window=2)
-    finetune_whisper(tiny_decoder, examples, examples, tmp_path / "model", options)
-    tuned = Whisper(tmp_path / "model")
-    tuned.load()
-    assert tuned.window == 32000
-    outputs = tuned.decode([speech[:32000], speech], "asr", "en", "en")
-    assert [set(output) for output in outputs] == [{"text", "tokens"}] * 2
-
-
 def test_labels_are_those_of_pretraining(tiny_decoder, examples):
     system = Whisper(tiny_decoder)
     system.load()
-    found = read_examples(examples, system, 30 * 16000, {})
+    found = read_examples(examples, system, {})
     decode = system.processor.tokenizer.decode
     assert [decode(example.labels) for example in found] == [
         "<|en|><|transcribe|><|notimestamps|> Please enter<|endoftext|>",
         "<|fr|><|transcribe|><|notimestamps|> votre mot de passe<|endoftext|>",
         "<|fr|><|translate|><|notimestamps|> your password<|endoftext|>",
     ]
-    batch = collate_examples(system.processor, found, 100)
-    assert batch["input_features"].shape == (3, 80, 200)
+    batch = collate_examples(system.processor, found)
+    assert batch["input_features"].shape == (3, 80, 400)  # 2 s of speech, and padding
     assert (batch["labels"] == -100).sum() == sum(
         batch["labels"].shape[1] - len(example.labels) for example in found
     )
@@ -188,7 +177,7 @@ def test_training_ends_with_the_time(tiny_decoder, examples, tmp_path, monkeypat
     clock = SimpleNamespace(monotonic=lambda: next(ticks) / 2)
     for module in (finetuning, whisper_trainer):
         monkeypatch.setattr(module, "time", clock)
-    options = FinetuneOptions(epochs=100_000, max_minutes=2, batch_size=4, window=4)
+    options = FinetuneOptions(epochs=100_000, max_minutes=2, batch_size=4)
     result = finetune_whisper(tiny_decoder, examples, examples, tmp_path / "m", options)
     assert 100 < result["seconds"] < 125
     validation = result["validation"]
@@ -217,14 +206,14 @@ def test_learning_rate_decays_over_time_or_steps(monkeypatch, seconds, step, exp
 def test_unusable_examples_are_listed(tiny_decoder, examples, tmp_path, speech, capsys):
     waves = read_table(examples / "wav.scp")
     Path(waves["a-asr-en"]).write_bytes(b"no audio")
-    soundfile.write(waves["b-asr-fr"], np.tile(speech, 2), 16000)
+    soundfile.write(waves["b-asr-fr"], np.tile(speech, 12), 16000)
     output = tmp_path / "model"
-    options = FinetuneOptions(epochs=1, window=4)
+    options = FinetuneOptions(epochs=1)
     result = finetune_whisper(tiny_decoder, examples, examples, output, options)
     assert (result["examples"], result["left_out"]) == (1, 2)
     lines = (output / "left_out.tsv").read_text().splitlines()
     assert [line.split("\t")[0] for line in lines] == ["a-asr-en", "b-asr-fr"]
-    assert "longer than 4 s" in lines[1]
+    assert "longer than 30 s" in lines[1]
     assert "2 examples left out" in capsys.readouterr().err
     for name in ("b-asr-fr", "c-st-en"):
         Path(waves[name]).write_bytes(b"no audio")
@@ -249,7 +238,7 @@ def test_examples_without_a_task_of_whisper_are_an_error(
 
 
 def test_diverging_loss_is_an_error(tiny_decoder, examples, tmp_path):
-    options = FinetuneOptions(lr=1e38, epochs=2, window=4)
+    options = FinetuneOptions(lr=1e38, epochs=2)
     with pytest.raises(UserError, match=r"not finite with --lr 1e\+38"):
         finetune_whisper(tiny_decoder, examples, examples, tmp_path / "x", options)
     assert not (tmp_path / "x").exists()
@@ -263,3 +252,20 @@ def test_folder_of_the_user_is_not_changed(tiny_decoder, examples, tmp_path):
             finetune_whisper(
                 tiny_decoder, examples, examples, output, FinetuneOptions()
             )
+
+
+def test_options_come_from_a_file_and_the_model_from_a_training_config(
+    tiny_decoder, examples, tmp_path, capsys
+):
+    config, training = tmp_path / "first_pass.yaml", tmp_path / "train.yaml"
+    config.write_text("epochs: 2\nbatch_size: 3\nlr: 6e-4\n")
+    training.write_text(f"encoder_conf: {{model: {tiny_decoder}}}\n")
+    arguments = ["--model", str(training), "--examples", str(examples)]
+    arguments += ["--valid", str(examples), "--output", str(tmp_path / "model")]
+    main([*arguments, "--config", str(config), "--epochs", "1"])
+    settings = json.loads((tmp_path / "model/finetuning.json").read_text())["settings"]
+    assert (settings["epochs"], settings["batch_size"]) == (1, 3)
+    assert settings["lr"] == 6e-4
+    config.write_text("window: 17\n")
+    with pytest.raises(UserError, match="unknown option 'window'"):
+        main([*arguments, "--config", str(config)])

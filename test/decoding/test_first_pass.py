@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,12 +11,18 @@ import torch
 
 from speechllm import SpeechToText
 from speechllm.audio.io import load_audio
-from speechllm.decoding.first_pass import FirstPass, choose_transcript, make_first_pass
+from speechllm.decoding.first_pass import (
+    FirstPass,
+    choose_transcript,
+    equally_padded,
+    make_first_pass,
+)
 from speechllm.decoding.hypothesis import Hypothesis
 from speechllm.decoding.options import SearchOptions
 from speechllm.decoding.pooling import pool_nbest
-from speechllm.models.speech_decoder import SpeechDecoder
+from speechllm.models.speech_decoder import SpeechDecoder, padded_samples
 from speechllm.text.tasks import Task
+from speechllm.utils.errors import UserError
 
 SHORT = {"tokens_per_second": 0.0, "extra_tokens": 6.0}
 LLM = {"ten": -1.0, "tan": -2.0, "tin": -3.0, "ton": -6.0}
@@ -175,6 +182,38 @@ def test_known_transcripts_are_not_made_again(model, waves, monkeypatch):
     assert [f.texts for f in again] == [f.texts for f in first[::-1]]
     assert [f.states for f in again] == [None, None]
     assert again[1].scores(["a b"]) == pytest.approx(first[0].scores(["a b"]), abs=1e-3)
+
+
+def test_the_batch_does_not_affect_texts_of_short_input(whisper_base, waves):
+    decoder = SpeechDecoder(whisper_base, finetuned=True)
+    assert equally_padded(decoder, waves, [0, 1, 2]) == [[1], [2], [0]]
+    together = make_first_pass(decoder, [*waves, waves[1][:20000]], ["en"] * 4, 2)
+    alone = [make_first_pass(decoder, [wave], ["en"], 2)[0] for wave in waves]
+    assert [f.texts for f in together[:3]] == [f.texts for f in alone]
+    assert [len(f.states) for f in together] == [250, 150, 200, 150]  # 50 a second
+
+
+def test_long_utterances_are_decoded_few_at_a_time(decoder_of_short_input):
+    waves = [np.zeros(samples) for samples in (*[8000] * 31, 480_000, 479_000, 10)]
+    batches = equally_padded(decoder_of_short_input, waves, range(len(waves)))
+    assert batches == [list(range(30)), [30, 33], [31, 32]]
+
+
+@pytest.fixture
+def decoder_of_short_input():
+    return SimpleNamespace(input_samples=lambda wave: padded_samples(len(wave)))
+
+
+def test_the_fine_tuned_model_of_the_folder_is_used(tiny_model, whisper_base, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    shutil.copytree(whisper_base, folder / "first_pass")
+    decoder = SpeechToText.from_pretrained(folder).speech_decoder
+    assert decoder.finetuned
+    assert decoder.folder == folder / "first_pass"
+    (folder / "first_pass" / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"first_pass/config\.json"):
+        SpeechToText.from_pretrained(folder)
 
 
 def test_an_encoder_without_a_decoder_makes_no_first_pass(tiny_model, caplog):

@@ -8,7 +8,12 @@ import torch
 from tiny_models import write_tiny_hubert
 
 from speechllm.audio.io import load_audio
-from speechllm.models.speech_decoder import SpeechDecoder, written_forms
+from speechllm.baselines.whisper_trainer import set_positions
+from speechllm.models.speech_decoder import (
+    SpeechDecoder,
+    padded_samples,
+    written_forms,
+)
 from speechllm.utils.errors import UserError
 
 
@@ -32,6 +37,28 @@ def test_greedy_search_writes_what_transformers_writes(decoder, waves):
     found = decoder.search(decoder.encode(waves), ["en", "en"], beam_size=1)
     assert found == [[text.strip()] for text in texts]
     assert "password" in found[0][0]
+
+
+def test_short_input_has_the_states_of_a_model_with_so_many_positions(
+    whisper_base, decoder, waves
+):
+    short = SpeechDecoder(whisper_base, finetuned=True)
+    (states,) = short.encode(waves[1:])  # 1.5 s
+    features = decoder.processor(
+        waves[1:], sampling_rate=16000, max_length=48000, return_tensors="pt"
+    ).input_features
+    set_positions(short.model, 150)
+    with torch.inference_mode():
+        (expected,) = short.model.get_encoder()(features).last_hidden_state
+    assert states.shape == (150, 512)
+    torch.testing.assert_close(states, expected)
+
+
+@pytest.mark.parametrize(
+    ("samples", "seconds"), [(0, 2), (15999, 2), (16000, 3), (470_000, 30), (10**6, 30)]
+)
+def test_padding_of_short_input(samples, seconds):
+    assert padded_samples(samples) == 16000 * seconds
 
 
 def test_beam_search_gives_distinct_texts_that_do_not_depend_on_the_batch(
