@@ -23,8 +23,8 @@ HELP = {
     "min_tokens": "minimum output length",
     "no_repeat_ngram_size": "no n-gram of this many tokens occurs twice, 0 allows all",
     "rescore_ctc_weight": "weight of the CTC score in rescoring the n-best list",
-    "first_pass_beam_size": "hypotheses of the first pass (Whisper's decoder) that join "
-    "the n-best list, 0: none",
+    "first_pass_beam_size": "hypotheses of Whisper's decoder that join the n-best "
+    "list, 0: none",
     "rescore_decoder_weight": "weight of that decoder in ranking the list",
     "guard": "check texts against the CTC output, as guard.yaml of the model says",
     "word_times": "compute word times, for json, ctm, TextGrid and subtitle cues",
