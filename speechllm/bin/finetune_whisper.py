@@ -88,10 +88,17 @@ def main(argv: list[str] | None = None) -> None:
 
     from speechllm.baselines.finetune_whisper import FinetuneOptions, finetune_whisper
     from speechllm.models.config import models_of_config
+    from speechllm.models.speech_decoder import has_speech_decoder
+    from speechllm.pretrained.resolve import resolve_model
 
     model = args.model
     if model.endswith((".yaml", ".yml")):
         model = models_of_config(model)[0]
+    if not has_speech_decoder(resolve_model(model)):
+        raise UserError(
+            f"{model}: not Whisper with its decoder, which makes the first pass; leave "
+            "the first pass out (--first_pass_config '')"
+        )
     options = FinetuneOptions(**{name: getattr(args, name) for name in OPTIONS})
     result = finetune_whisper(model, args.examples, args.valid, args.output, options)
     first, *validations = [entry["accuracy"] for entry in result["validation"]]

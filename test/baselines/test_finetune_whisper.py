@@ -12,6 +12,7 @@ import pytest
 import soundfile
 import tiny_baselines
 import torch
+from tiny_models import write_tiny_hubert
 
 from speechllm.audio.io import load_audio
 from speechllm.baselines import finetune_whisper as finetuning
@@ -266,6 +267,9 @@ def test_options_come_from_a_file_and_the_model_from_a_training_config(
     settings = json.loads((tmp_path / "model/finetuning.json").read_text())["settings"]
     assert (settings["epochs"], settings["batch_size"]) == (1, 3)
     assert settings["lr"] == 6e-4
+    hubert = write_tiny_hubert(tmp_path / "hubert", "group")
+    with pytest.raises(UserError, match="hubert: not Whisper .*--first_pass_config"):
+        main([*arguments, "--model", str(hubert)])
     config.write_text("window: 17\n")
     with pytest.raises(UserError, match="unknown option 'window'"):
         main([*arguments, "--config", str(config)])

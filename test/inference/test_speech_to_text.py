@@ -323,6 +323,20 @@ def test_exported_model_equals_the_trained_one(training, model, waves):
     assert [r.text for r in found] == [r.text for r in expected]
 
 
+def test_the_model_of_the_first_pass_is_exported(training, whisper_base, tmp_path):
+    finetuned = tmp_path / "first_pass"
+    shutil.copytree(whisper_base, finetuned)
+    (finetuned / ".speechllm_output").write_text("marker")
+    folder = training / "model"
+    export_model(training, "best.pth", folder, finetuned)
+    names = {path.name for path in finetuned.glob("[!.]*")}
+    assert {path.name for path in (folder / "first_pass").iterdir()} == names
+    export_model(training, "best.pth", folder)
+    assert not (folder / "first_pass").exists()
+    with pytest.raises(UserError, match="no model of the first pass; run stage 8"):
+        export_model(training, "best.pth", folder, tmp_path)
+
+
 def test_changed_pretrained_weights_are_a_warning(training, tmp_path, caplog):
     encoder = write_tiny_whisper(tmp_path / "encoder")
     config = yaml.safe_load((training / "config.yaml").read_text())

@@ -77,6 +77,7 @@ def folder(tmp_path, tiny_whisper, tiny_llm):
 def test_all_stages_end_in_a_table_and_a_model_that_can_be_adapted(folder, tmp_path):
     write_data(tmp_path / "my recordings")
     options = ["--warmup_config", "", "--train_config", "conf/tiny.yaml", *SMALL]
+    options += ["--first_pass_config", ""]
     options += ["--inference_config", "conf/decode_tiny.yaml", "--lang", "de"]
     done = run(folder, "--data", "my recordings", *options, start=tmp_path)
     for stage in (1, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13):
@@ -181,6 +182,7 @@ def test_options_of_the_data_are_those_of_the_programs():
     assert {*reading.split(), "help", "output", "model", "device"} == known
     listed = {line.split()[0] for line in lines if line.startswith("  --")}
     others = {"--align_model", "--train_config", "--warmup_config"}
+    others.add("--first_pass_config")
     assert listed == {f"--{name}" for name in f"{reading} {sets}".split()} | others
 
 

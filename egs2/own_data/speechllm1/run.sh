@@ -87,6 +87,7 @@ mv "${options}.new" "${options}"
     --prompts conf/prompts.yaml \
     --warmup_config "${warmup_config}" \
     --warmup_model valid.cer_ctc.ave.pth \
+    --first_pass_config "${first_pass_config}" \
     --train_config "${train_config}" \
     --inference_config conf/decode.yaml \
     "${adapting[@]}" \

@@ -71,8 +71,9 @@ train() { # <phase> <initial checkpoint, may be empty>
         "${arguments[@]}" --output_dir "${!dir}" --resume true "${train_words[@]}"
 }
 finetune_first_pass() { # fine-tune the encoder's model with its decoder
-    local phase=warmup log_file=${first_pass_exp}.log
+    local phase=warmup log_file=${first_pass_exp}.log start=${train_config}
     [ -n "${warmup_config}" ] || phase=train
+    [ ! -d "${init_param:-.}/first_pass" ] || start=${init_param}/first_pass
     local train=${phase}_train_set examples
     examples=("$(examples "${phase}" "${!train}")" "$(examples "${phase}" "${valid_set}")")
     require_examples "${examples[@]}"
@@ -80,7 +81,7 @@ finetune_first_pass() { # fine-tune the encoder's model with its decoder
     log "Stage ${current}: first pass: ${first_pass_exp}; log: ${log_file}"
     OMP_NUM_THREADS=$(threads 1) ${cuda_cmd} --gpu "$((ngpu > 0))" "${log_file}" \
         python3 -m speechllm.bin.finetune_whisper --config "${first_pass_config}" \
-        --model "${train_config}" --examples "${examples[0]}" --valid "${examples[1]}" \
+        --model "${start}" --examples "${examples[0]}" --valid "${examples[1]}" \
         --output "${first_pass_exp}"
     log "Stage ${current}: $(last_line "${log_file}")"
 }

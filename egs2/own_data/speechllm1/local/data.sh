@@ -47,4 +47,7 @@ for config in "${warmup_config}" "${train_config}"; do
     python3 -m speechllm.cli estimate --config "${config}" --hours "${hours}" "${speed[@]}" ||
         echo "warning: no estimate, or the training does not fit into the memory; see above"
 done
+[ -z "${first_pass_config}" ] ||
+    printf '\nnot included: fine-tuning of Whisper (%s), with this limit:\n%s\n' \
+        "${first_pass_config}" "$(grep -E '^(epochs|max_minutes):' "${first_pass_config}")"
 echo

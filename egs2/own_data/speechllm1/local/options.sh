@@ -7,12 +7,14 @@ READING_OPTIONS=(data lang tgt_lang max_seconds speaker_from audio_dir
     {audio,text,translation,speaker,split,language,duration,start,end}_column)
 # of speechllm.bin.prepare_data
 SET_OPTIONS=(dev_share test_share)
-DATA_OPTIONS=("${READING_OPTIONS[@]}" "${SET_OPTIONS[@]}" align_model train_config warmup_config)
+DATA_OPTIONS=("${READING_OPTIONS[@]}" "${SET_OPTIONS[@]}" align_model train_config warmup_config
+    first_pass_config)
 
 for _name in "${DATA_OPTIONS[@]}"; do printf -v "${_name}" '%s' ''; done
 lang=en
 max_seconds=30
 warmup_config=conf/warmup.yaml
+first_pass_config=conf/first_pass.yaml
 
 DATA_HELP="\
   --data PATH             folder or file with your data: audio with .txt, .srt or .vtt files,
@@ -23,6 +25,8 @@ DATA_HELP="\
                           transcripts and finds texts that do not fit [none]
   --train_config FILE     config of stage 9 [conf/train.yaml; conf/adapt.yaml with --init_param]
   --warmup_config FILE    config of stage 8; '' skips it [${warmup_config}; '' with --init_param]
+  --first_pass_config FILE  fine-tuning of Whisper with its decoder for the first pass, in stage 8;
+                          '' leaves it as pretrained [${first_pass_config}]
   --max_seconds S         longest utterance [${max_seconds}]
   --dev_share X           share of the speech for dev, if there is no dev set [0.1, at most 2 hours]
   --test_share X          share of the speech for test, if there is no test set [0.1, at most 2 hours]
