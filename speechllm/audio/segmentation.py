@@ -247,3 +247,15 @@ def _cut_out(
     samples = held[first - origin : last - origin].copy()
     start = first / SAMPLING_RATE
     return SpeechSegment(start, start + len(samples) / SAMPLING_RATE), samples
+
+
+def has_speech(wave: np.ndarray) -> bool:
+    """Return whether the VAD is sure of speech anywhere in a recording.
+
+    Args:
+        wave: (samples,) at 16 kHz.
+    """
+    return any(
+        (probabilities[0] > SPEECH).any()  # with all earlier windows as context
+        for _, probabilities in speech_probabilities([wave])
+    )

@@ -9,7 +9,7 @@ n-grams if there was repetition. First and new hypotheses and the CTC transcript
 then ranked by LLM and CTC together. If even the best of them is less probable than any
 in the development set, as in a language the model was not trained on, the text is
 withheld. Without CTC output the text is empty, unless the LLM wrote a CTC transcript
-of more than half confidence.
+of more than half confidence, or what the first pass heard where there is speech.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from speechllm.audio.segmentation import has_speech
 from speechllm.decoding.encoded_batch import EncodedBatch
 from speechllm.decoding.hypothesis import Hypothesis
 from speechllm.decoding.nbest_search import labels_of, nbest_search
@@ -88,7 +89,8 @@ class Guard:
             best = decision.nbest[0]
             measured = measure(self.codec, batch, row, best)
             has_output = measured.ctc_confidence >= self.thresholds.ctc_confidence
-            if not has_output and not measured.agrees_with_ctc:
+            has_output |= measured.agrees_with_ctc
+            if not has_output and not self.agrees_with_first_pass(batch, row, best):
                 if best.tokens:
                     decision.flags = [NO_CTC_OUTPUT]
                     decision.nbest = [Hypothesis(score=best.score)]
@@ -118,6 +120,20 @@ class Guard:
                 decisions[row].flags.append(WITHHELD)
                 nbest.insert(0, Hypothesis())
         return decisions
+
+    def agrees_with_first_pass(
+        self, batch: EncodedBatch, row: int, hypothesis: Hypothesis
+    ) -> bool:
+        """Return whether the first pass wrote the same text, and VAD finds speech.
+
+        A decoder also writes words for noise; VAD alone does not know which.
+        """
+        first = None if batch.first_pass is None else batch.first_pass[row]
+        if first is None:
+            return False
+        text = ctc_text(self.codec.decode(hypothesis.tokens), first.language)
+        heard = {ctc_text(own, first.language) for own in first.texts}
+        return text in heard and has_speech(batch.waves[row])
 
     def ngram_size(self, ctc_transcript: str) -> int:
         """Return the size of the n-grams that the second search does not repeat.

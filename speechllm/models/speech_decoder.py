@@ -29,6 +29,7 @@ from speechllm.utils.errors import UserError
 
 FOLDER = "first_pass"  # of the fine-tuned model, in a model folder of stage 10
 LONGEST = 30 * SAMPLING_RATE  # samples that Whisper reads
+FRAMES_PER_TOKEN = 4  # at least, of 20 ms: more than twice as fast as fast speech
 MAX_TOKENS = 200  # of a hypothesis; Whisper has 448 positions
 SCORED = 16  # texts that are scored at the same time
 
@@ -190,7 +191,7 @@ class SpeechDecoder:
             decoder_input_ids=torch.tensor(prefixes, device=states.device),
             num_beams=beam_size,
             num_return_sequences=beam_size,
-            max_new_tokens=MAX_TOKENS,
+            max_new_tokens=min(states.shape[1] // FRAMES_PER_TOKEN, MAX_TOKENS),
             max_length=None,
             suppress_tokens=settings.suppress_tokens,
             begin_suppress_tokens=settings.begin_suppress_tokens,

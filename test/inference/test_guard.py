@@ -27,6 +27,7 @@ from speechllm.bin import guard_thresholds as guard_thresholds_command
 from speechllm.data.examples import read_examples
 from speechllm.decoding.ctc_prefix_scorer import CTCPrefixScorer
 from speechllm.decoding.encoded_batch import EncodedBatch
+from speechllm.decoding.first_pass import FirstPass
 from speechllm.decoding.hypothesis import Hypothesis
 from speechllm.decoding.options import SearchOptions
 from speechllm.decoding.rescoring import ctc_log_probs, rescore
@@ -271,6 +272,22 @@ def test_low_confidence_text_of_both_llm_and_ctc_stays(guarded, waves):
     assert all(d.flags == [NO_CTC_OUTPUT] for d in check(equal, 0.01))
     other = [[Hypothesis(model.codec.encode("a" + text))] for text in batch.ctc_texts]
     assert all(d.flags == [NO_CTC_OUTPUT] for d in check(other, 100.0))
+
+
+def test_text_of_the_first_pass_stays_where_there_is_speech(guarded, speech_file):
+    model = guarded(confidence=1.1)
+    speech = load_audio(speech_file)
+    noise = np.random.default_rng(1).normal(0, 0.05, len(speech)).astype(np.float32)
+    waves = [speech, noise, speech]
+    first = [
+        FirstPass(texts, wave, None, "en", None)
+        for texts, wave in zip((["other", "A b."], ["A b."], ["other"]), waves)
+    ]
+    batch = replace(model.encode(waves, [ENGLISH] * 3), first_pass=first)
+    nbests = [[Hypothesis(model.codec.encode("a b"))] for _ in waves]
+    found = model.guard.check(batch, nbests, SearchOptions())
+    assert [d.flags for d in found] == [[], [NO_CTC_OUTPUT], [NO_CTC_OUTPUT]]
+    assert found[0].nbest == nbests[0]
 
 
 def test_repetitive_translation_is_decoded_without_repeated_ngrams(guarded, waves):
