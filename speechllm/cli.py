@@ -19,7 +19,7 @@ import speechllm
 from speechllm.decoding.option_flags import add_search_flags, given_flags
 from speechllm.inference.output_formats import FORMATS
 from speechllm.inference.recordings import find_recordings
-from speechllm.utils.errors import run_main
+from speechllm.utils.errors import UserError, run_main
 from speechllm.utils.schema import check_options, integer, number, optional
 
 
@@ -239,7 +239,10 @@ def estimate(args: argparse.Namespace) -> int:
     rules = dict.fromkeys(("--gpu", "--hours"), optional(number(above=0)))
     check_options(given, {**rules, "--tflops": number(above=0)}, "command line")
     if args.train_args:
-        words = shlex.split(args.train_args)
+        try:
+            words = shlex.split(args.train_args)
+        except ValueError as error:
+            raise UserError(f"--train_args: {error} in: {args.train_args}") from None
         config = vars(load_task().parse(["--config", args.config, *words]))
     else:
         config = read_training_config(args.config)

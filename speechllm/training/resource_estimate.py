@@ -135,13 +135,13 @@ def replace_shapes(config: dict, encoder: str | None, llm: str | None) -> dict:
         config: a training configuration.
         encoder, llm: hub ids or folders; None: the model stays.
     """
-    config = copy.deepcopy(config)
+    config = dict(config)
     if encoder:
         kind = load_shape(encoder, "audio_encoder").model_type
         config["encoder"] = ENCODER_KINDS.get(kind, "auto")
-        config["encoder_conf"]["model"] = encoder
+        config["encoder_conf"] = {**config.get("encoder_conf", {}), "model": encoder}
     if llm and config.get("llm", "causal_lm"):
-        config["llm_conf"]["model"] = llm
+        config["llm_conf"] = {**config.get("llm_conf", {}), "model": llm}
     return config
 
 

@@ -282,6 +282,8 @@ def test_training_options_and_other_models_change_the_estimate(tmp_path, capsys)
     assert "0.4 h of speech, 2.1 times the training set" in capsys.readouterr().out
     with pytest.raises(UserError, match="max_epoch 0: at least 1"):
         main([*command, "--train_args=--max_epoch 0"])
+    with pytest.raises(UserError, match="--train_args: No closing quotation in: 'x"):
+        main([*command, "--train_args='x"])
 
 
 def test_other_models_change_the_estimate(monkeypatch):
