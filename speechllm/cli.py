@@ -12,13 +12,14 @@ Each command has its own --help.
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 
 import speechllm
 from speechllm.decoding.option_flags import add_search_flags, given_flags
 from speechllm.inference.output_formats import FORMATS
 from speechllm.inference.recordings import find_recordings
-from speechllm.utils.errors import run_main
+from speechllm.utils.errors import UserError, run_main
 from speechllm.utils.schema import check_options, integer, number, optional
 
 
@@ -162,6 +163,14 @@ def add_estimate(commands) -> None:
         type=float,
         help="speech in the training set, for the time of the whole training",
     )
+    parser.add_argument("--encoder", metavar="NAME", help="in place of the config's")
+    parser.add_argument("--llm", metavar="NAME", help="in place of the config's")
+    parser.add_argument(
+        "--train_args",
+        default="",
+        metavar="ARGS",
+        help="more arguments of the training program; needs ESPnet",
+    )
     parser.set_defaults(run=estimate)
 
 
@@ -222,13 +231,22 @@ def to_nue_asr(args: argparse.Namespace) -> int:
 
 def estimate(args: argparse.Namespace) -> int:
     """Print the estimate of a training; return 1 if it does not fit, else 0."""
+    from speechllm.training import load_task
     from speechllm.training.options import read_training_config
-    from speechllm.training.resource_estimate import report
+    from speechllm.training.resource_estimate import replace_shapes, report
 
     given = {"--gpu": args.gpu, "--tflops": args.tflops, "--hours": args.hours}
     rules = dict.fromkeys(("--gpu", "--hours"), optional(number(above=0)))
     check_options(given, {**rules, "--tflops": number(above=0)}, "command line")
-    config = read_training_config(args.config)
+    if args.train_args:
+        try:
+            words = shlex.split(args.train_args)
+        except ValueError as error:
+            raise UserError(f"--train_args: {error} in: {args.train_args}") from None
+        config = vars(load_task().parse(["--config", args.config, *words]))
+    else:
+        config = read_training_config(args.config)
+    config = replace_shapes(config, args.encoder, args.llm)
     text, fits = report(config, args.gpu, args.tflops, args.hours)
     print(text)
     return 0 if fits else 1

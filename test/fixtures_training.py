@@ -41,10 +41,12 @@ def examples(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def train(tmp_path, examples, tiny_whisper, tiny_llm):
-    """Train a tiny model in this process: ``train(output, option=value, …)``."""
+def training_arguments(tmp_path, examples, tiny_whisper, tiny_llm):
+    """Return the function that gives the arguments of a tiny model's training."""
 
-    def run(output: Path, *arguments: str, data: Path = examples, **changes) -> Path:
+    def arguments(
+        output: Path, *, shapes: bool = True, data: Path = examples, **changes
+    ) -> list[str]:
         config = {
             "encoder": "whisper",
             "encoder_conf": {"model": str(tiny_whisper)},
@@ -72,9 +74,20 @@ def train(tmp_path, examples, tiny_whisper, tiny_llm):
             ):
                 line.append(f"--{kind}_data_path_and_name_and_type")
                 line.append(f"{data / file},{name},{form}")
-            if "--collect_stats" not in arguments:
+            if shapes:
                 line += [f"--{kind}_shape_file", data / "utt2num_samples"]
-        main([*map(str, line), *arguments])
+        return [str(word) for word in line]
+
+    return arguments
+
+
+@pytest.fixture
+def train(training_arguments):
+    """Train a tiny model in this process: ``train(output, option=value, …)``."""
+
+    def run(output: Path, *arguments: str, **options) -> Path:
+        shapes = "--collect_stats" not in arguments
+        main([*training_arguments(output, shapes=shapes, **options), *arguments])
         return output
 
     return run

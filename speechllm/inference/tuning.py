@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from speechllm.inference.speech_to_text import SpeechToText
 
 WEIGHTS = (0.5, 0.7, 0.3, 0.9)  # CTC weights tried in ranking the candidates
+#: Enough examples of a task to withhold improbable texts: the highest cost of n of them
+#: is exceeded by 1 / (n + 1) of similar utterances on average.
+LEAST_TO_WITHHOLD = 20
 MOST_CANDIDATES = 1000  # of a pooled n-best list that weights are fitted to
 #: Hypotheses of the first search by the name of the example, to search only once.
 NBests = dict[str, list[Hypothesis]]
@@ -207,7 +210,8 @@ def find_thresholds(
     that ranks their candidates with the fewest errors is chosen. An output is withheld
     if its negative log probability per second exceeds that of the best candidate of
     every utterance of the set: none of the set is withheld, and of n similar
-    utterances seldom more than 3 n / (size of the set).
+    utterances seldom more than 3 n / (size of the set). With fewer than
+    ``LEAST_TO_WITHHOLD`` examples of a task none of its outputs is.
 
     Args:
         model: with a CTC branch.
@@ -249,6 +253,12 @@ def find_thresholds(
     for trial in trials:
         costs.setdefault(trial.group, []).append(trial.nll_per_second(weight))
     for name, values in costs.items():
+        if len(values) < LEAST_TO_WITHHOLD:
+            print(
+                f"{name}: improbable texts are not withheld; {len(values)} examples "
+                f"are too few for that limit (at least {LEAST_TO_WITHHOLD})"
+            )
+            continue
         most = math.ceil(1000 * max(values)) / 1000
         groups[name] = replace(groups[name], nll_per_second=most)
     return replace(thresholds, ctc_weight=weight)

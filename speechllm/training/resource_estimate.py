@@ -32,6 +32,7 @@ from speechllm.training.amount_of_speech import (
     training_hours,
 )
 from speechllm.training.model_shapes import load_shape
+from speechllm.training.replace_models import ENCODER_KINDS
 from speechllm.utils.errors import UserError
 
 GIB = 2**30
@@ -125,6 +126,23 @@ def estimate(config: dict, attention: str | None = None, part: int = 1) -> Estim
         0.0 if in_place else 4.0 * trainable,
         operations,
     )
+
+
+def replace_shapes(config: dict, encoder: str | None, llm: str | None) -> dict:
+    """Return a training configuration with other models; their weights are not needed.
+
+    Args:
+        config: a training configuration.
+        encoder, llm: hub ids or folders; None: the model stays.
+    """
+    config = dict(config)
+    if encoder:
+        kind = load_shape(encoder, "audio_encoder").model_type
+        config["encoder"] = ENCODER_KINDS.get(kind, "auto")
+        config["encoder_conf"] = {**config.get("encoder_conf", {}), "model": encoder}
+    if llm and config.get("llm", "causal_lm"):
+        config["llm_conf"] = {**config.get("llm_conf", {}), "model": llm}
+    return config
 
 
 def activation_bytes(config: dict, attention: str | None, part: int = 1) -> float:

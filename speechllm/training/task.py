@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import inspect
 import logging
+import multiprocessing
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +21,8 @@ from espnet2.train.distributed_utils import get_rank
 from espnet2.utils.get_default_kwargs import get_default_kwargs
 from espnet2.utils.nested_dict_action import NestedDictAction
 from espnet2.utils.types import str_or_none
+from torch.distributed import DistError
+from torch.multiprocessing import ProcessExitedException
 
 from speechllm.audio.io import SAMPLING_RATE
 from speechllm.models.bridge import BRIDGES
@@ -50,7 +55,7 @@ from speechllm.training.options import (
 )
 from speechllm.training.preprocessor import ExamplePreprocessor, collate
 from speechllm.training.progress import ProgressIterFactory
-from speechllm.utils.errors import UserError
+from speechllm.utils.errors import UserError, run_main
 
 AbsESPnetModel.register(SpeechLLM)  # the trainer accepts only its subclasses
 encoder_choices = ClassChoices("encoder", ENCODERS, default="whisper")
@@ -258,7 +263,12 @@ class SpeechLLMTask(AbsTask):
         args = cls.parse(cmd) if args is None else args
         if args.use_deepspeed:
             check_deepspeed(args.deepspeed_config)
-        super().main(args=args, cmd=cmd)
+        try:
+            super().main(args=args, cmd=cmd)
+        except ProcessExitedException as error:
+            if error.signal_name is None:  # the process has printed its error
+                sys.exit(1)
+            raise UserError(f"training {error}; is the memory full?") from None
 
     @classmethod
     def parse(cls, cmd=None) -> argparse.Namespace:
@@ -281,6 +291,14 @@ class SpeechLLMTask(AbsTask):
 
     @classmethod
     def main_worker(cls, args: argparse.Namespace):
+        """Train or collect statistics, in the process of one GPU."""
+        if multiprocessing.parent_process() is None:
+            cls.run_worker(args)
+        else:
+            run_main(functools.partial(cls.run_worker, args))
+
+    @classmethod
+    def run_worker(cls, args: argparse.Namespace):
         """Train or collect statistics, with atomic checkpoints; resume after a kill."""
         if args.collect_stats:  # lengths only, no features to normalise
             args.model_conf = {"extract_feats_in_collect_stats": False}
@@ -296,6 +314,12 @@ class SpeechLLMTask(AbsTask):
                 super().main_worker(args)
         except UserError as error:  # drop the worker's traceback that torch prepends
             raise UserError(str(error).rpartition("UserError: ")[2].strip()) from error
+        except RuntimeError as error:
+            if "closed by peer" not in str(error) and not isinstance(error, DistError):
+                raise
+            reason = str(error).splitlines()[0].partition(". This is typically")[0]
+            # not an "error:" line, of which the job runner shows the last ones
+            sys.exit(f"no connection to another process, whose log says why: {reason}")
 
 
 def recorded_revisions(args: argparse.Namespace) -> dict[str, str]:

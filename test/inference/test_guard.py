@@ -32,6 +32,7 @@ from speechllm.decoding.hypothesis import Hypothesis
 from speechllm.decoding.options import SearchOptions
 from speechllm.decoding.rescoring import ctc_log_probs, rescore
 from speechllm.decoding.result import Result
+from speechllm.inference import tuning
 from speechllm.inference.guard import Guard, measure_output
 from speechllm.inference.guard_thresholds import (
     LOW_CTC_SCORE,
@@ -383,10 +384,14 @@ def examples(tmp_path, speech_file):
     return folder
 
 
-def test_thresholds_accept_the_references(model, examples):
+@pytest.mark.parametrize("least", [3, 4])
+def test_thresholds_accept_the_references(model, examples, monkeypatch, least, capsys):
+    """The set has three examples of each task."""
+    monkeypatch.setattr(tuning, "LEAST_TO_WITHHOLD", least)
     found = read_examples(examples)
     options = SearchOptions(**SHORT)
     thresholds = find_thresholds(model, found, options, margin=2.0)
+    output = capsys.readouterr().out
     assert set(thresholds.groups) == {"asr_en", "st_en_fr"}
     ctc_texts = {
         e.name: r.ctc_text
@@ -401,6 +406,10 @@ def test_thresholds_accept_the_references(model, examples):
         ratio = (characters + 5) / (len(ctc_texts[example.name]) + 5)
         assert limits.min_length_ratio <= ratio <= limits.max_length_ratio
         assert characters / (len(example.wave) / 16000) <= limits.rate
+    for name, limits in thresholds.groups.items():
+        assert (limits.nll_per_second is None) == (least == 4)
+        warned = f"{name}: improbable texts are not withheld; 3 examples" in output
+        assert warned == (least == 4)
     assert thresholds.groups["st_en_fr"].ctc_margin is None
     assert thresholds.groups["asr_en"].ctc_margin > 0
     model.guard = Guard(model.llm, model.codec, thresholds)

@@ -137,7 +137,11 @@ def test_a_manifest_with_translations_through_stage_5(folder, tmp_path):
     arguments = ["--data", "d/list 1.csv", "--text_column", "the text"]
     arguments += ["--translation_column", "Deutsch", "--tgt_lang", "de", *SMALL]
     arguments += ["--data_name", "list", "--stop_stage", "5"]
+    arguments += ["--warmup_config", "", "--train_config", "conf/tiny.yaml"]
+    arguments += ["--train_args", "--max_epoch 7 --num_iters_per_epoch 90"]
     done = run(folder, *arguments, start=tmp_path)
+    # 630 batches of 400,000 samples
+    assert "this training     4.4 h of speech" in done.stdout
     assert "audio = clip, text = the text, speaker = speaker" in done.stdout
     targets = read_table(folder / "dump_list" / "examples" / "test" / "text")
     asr, translation = (targets[key] for key in sorted(targets))

@@ -268,3 +268,31 @@ def test_the_time_of_a_whole_training(tmp_path, capsys):
     )
     text, _ = e.report({**config, "llm": None, "bridge": None}, None, 10.0, 3.0)
     assert text.endswith("2.0 times the training set (CTC only: no estimate)")
+
+
+def test_training_options_and_other_models_change_the_estimate(tmp_path, capsys):
+    """60 batches of 400,000 samples are 25 s each: 0.4 h, whatever the config says."""
+    config = read_config() | {"max_epoch": 2, "num_iters_per_epoch": 300}
+    path = tmp_path / "train.yaml"
+    path.write_text(yaml.safe_dump(config))
+    command = ["estimate", "--config", str(path), "--hours", "0.2"]
+    words = "--max_epoch 1 --num_iters_per_epoch 60 --batch_type numel"
+    words += " --batch_bins 400000 --scheduler_conf max_steps=60"
+    assert main([*command, f"--train_args={words}"]) == 0
+    assert "0.4 h of speech, 2.1 times the training set" in capsys.readouterr().out
+    with pytest.raises(UserError, match="max_epoch 0: at least 1"):
+        main([*command, "--train_args=--max_epoch 0"])
+    with pytest.raises(UserError, match="--train_args: No closing quotation in: 'x"):
+        main([*command, "--train_args='x"])
+
+
+def test_other_models_change_the_estimate(monkeypatch):
+    """Only the shapes of the models are read."""
+    monkeypatch.setattr("socket.socket.connect", lambda *args: pytest.fail("network"))
+    config = read_config()
+    encoder, llm = "facebook/hubert-large-ll60k", "HuggingFaceTB/SmolLM2-1.7B"
+    found = e.replace_shapes(config, encoder, llm)
+    assert found["encoder"] == "hubert"
+    assert e.estimate(found).parameters == pytest.approx(1.71e9 + 0.316e9, rel=0.02)
+    assert e.replace_shapes(config, None, None) == config
+    assert "llm_conf" not in e.replace_shapes({"llm": None}, None, llm)

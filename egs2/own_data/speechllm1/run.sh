@@ -61,6 +61,11 @@ if [ -n "${init_param}" ]; then
 fi
 train_config=${train_config:-conf/train.yaml}
 
+for ((n = 0; n < ${#other_options[@]}; n += 2)); do
+    option=${other_options[n]#--} option=${option//-/_}
+    [[ " ${COST_OPTIONS[*]} " != *" ${option} "* ]] || printf -v "${option}" '%s' "${other_options[n + 1]}"
+done
+
 # Values with spaces reach local/data.sh in a file.
 mkdir -p "data_${data_name}"
 options=data_${data_name}/options.sh

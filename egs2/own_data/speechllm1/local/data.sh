@@ -22,16 +22,17 @@ else
     speed=(--tflops "$(awk -v cores="$(nproc)" 'BEGIN { print cores / 10 }')")
 fi
 data=${corpus_dir}
-reading=() sets=()
+reading=() sets=() changes=()
 arguments() { # <array> <option …>: add the options that have a value
     local name
     local -n words=$1
     for name in "${@:2}"; do
-        [ -z "${!name}" ] || words+=("--${name}" "${!name}")
+        [ -z "${!name}" ] || words+=("--${name}=${!name}")
     done
 }
 arguments reading "${READING_OPTIONS[@]}"
 arguments sets "${SET_OPTIONS[@]}"
+arguments changes "${COST_OPTIONS[@]}"
 if [ -n "${align_model}" ]; then
     python3 -m speechllm.bin.align_recordings "${reading[@]}" --model "${align_model}" \
         --output "${datadir}/alignments.jsonl" --device "${device}"
@@ -42,9 +43,10 @@ python3 -m speechllm.bin.prepare_data own_data "${reading[@]}" "${sets[@]}" --ou
 hours=$(python3 -c 'import json, sys; print("%.4g" % json.load(open(sys.argv[1]))["hours"]["train"])' "${datadir}/own_data.json")
 for config in "${warmup_config}" "${train_config}"; do
     [ -n "${config}" ] || continue
+    estimate=(estimate --config "${config}" --hours "${hours}" "${speed[@]}" "${changes[@]}")
     echo
-    echo "cost of ${config} (speechllm estimate --config ${config} --hours ${hours} ${speed[*]}):"
-    python3 -m speechllm.cli estimate --config "${config}" --hours "${hours}" "${speed[@]}" ||
+    echo "cost of ${config} (speechllm$(printf ' %q' "${estimate[@]}")):"
+    python3 -m speechllm.cli "${estimate[@]}" ||
         echo "warning: no estimate, or the training does not fit into the memory; see above"
 done
 [ -z "${first_pass_config}" ] ||

@@ -7,8 +7,10 @@ READING_OPTIONS=(data lang tgt_lang max_seconds speaker_from audio_dir
     {audio,text,translation,speaker,split,language,duration,start,end}_column)
 # of speechllm.bin.prepare_data
 SET_OPTIONS=(dev_share test_share)
-DATA_OPTIONS=("${READING_OPTIONS[@]}" "${SET_OPTIONS[@]}" align_model train_config warmup_config
-    first_pass_config)
+# of speechllm.sh, for the cost of the training
+COST_OPTIONS=(train_args encoder llm)
+DATA_OPTIONS=("${READING_OPTIONS[@]}" "${SET_OPTIONS[@]}" "${COST_OPTIONS[@]}"
+    align_model train_config warmup_config first_pass_config)
 
 for _name in "${DATA_OPTIONS[@]}"; do printf -v "${_name}" '%s' ''; done
 lang=en
