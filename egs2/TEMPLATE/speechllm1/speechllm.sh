@@ -72,6 +72,7 @@ eval_valid_set=false
 score_opts=
 normalizer=speechllm
 hf_repo=
+hf_license=
 # ----------------------------------------------------------------------------------
 
 help_message="Usage: $(basename "$0") --train_set NAME --valid_set NAME --test_sets \"NAME …\" --train_config FILE [options]
@@ -155,6 +156,7 @@ Options [default]; ARGS are shell words, with quotes where they contain spaces:
   --score_opts ARGS       more arguments of the scoring program [none]
   --normalizer NAME       text normaliser of the scores: speechllm, whisper (as for published WER) or whisper:FOLDER [${normalizer}]
   --hf_repo NAME          <user>/<name> on the Hugging Face hub, for stage 15
+  --hf_license NAME       licence of the weights for its model card, such as apache-2.0 [none]
   --help                  print this text"
 
 . utils/espnet_options.sh
@@ -585,8 +587,9 @@ if running 15; then
     exported
     lock "${final_exp}"
     results=()
-    [ ! -f "${expdir}/RESULTS.json" ] || results=(--results "${expdir}/RESULTS.json")
+    [ ! -f "${expdir}/RESULTS.json" ] || results=(--results "${expdir}/RESULTS.json" --system "${final_exp##*/}")
     prepare "${final_exp}/log/upload.log" python3 -m speechllm.bin.upload \
-        --model "${model}" --repo_id "${hf_repo}" "${results[@]}"
+        --model "${model}" --repo_id "${hf_repo}" ${hf_license:+--license "${hf_license}"} \
+        "${results[@]}"
     finish "$(last_line "${final_exp}/log/upload.log")" "${final_exp}/log/upload.log"
 fi
