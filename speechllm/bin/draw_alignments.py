@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from speechllm.utils.errors import run_main
+from speechllm.utils.errors import UserError, run_main
 
 NUMBER = 10  # of pictures
 
@@ -55,17 +55,23 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{folder}: not written, since it needs {model.missing_ctc()}")
         return
     wavs = read_table(Path(args.examples) / "wav.scp")
+    drawn = 0
     with atomic_directory(folder, FolderKind("alignment pictures", ())) as written:
         for rank, (name, language, reference, hypothesis, errors) in enumerate(
             worst, 1
         ):
-            wave = load_audio(wavs[name])
+            try:
+                wave = load_audio(wavs[name])
+            except UserError as error:  # stage 12 has listed it
+                print(f"warning: {error}")
+                continue
             texts = {"hypothesis": hypothesis, "reference": reference}
             rows = align_each(model, wave, texts, language)
             title = f"{name}: {errors} errors"
             path = written / safe_file_name(f"{rank:02}-{name}", ".png")
             draw_alignment(path, title, wave, rows)
-    print(f"{folder}: {len(worst)} pictures")
+            drawn += 1
+    print(f"{folder}: {drawn} pictures")
 
 
 if __name__ == "__main__":

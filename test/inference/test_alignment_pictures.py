@@ -64,8 +64,11 @@ def test_the_command_draws_the_worst_and_replaces_old_pictures(
     found = sorted(path.name for path in (decoded / "alignments").glob("*.png"))
     assert found[:2] == ["01-u00.png", "02-u02.png"] and len(found) == 10
 
-    texts = ["three four", *["one two"] * 11]
+    texts = ["three four", *["one two"] * 10, "a b c d"]  # audio of the last is missing
+    table = (examples / "wav.scp").read_text().splitlines()
+    (examples / "wav.scp").write_text("\n".join([*table[:-1], "u11 missing.wav\n"]))
     lines = (f"{name} {text}\n" for name, text in zip(names, texts))
     (decoded / "text").write_text("".join(lines))
     main([*words, "--decode_dir", str(decoded), "--device", "cpu"])
-    assert [p.name for p in (decoded / "alignments").glob("*.png")] == ["01-u00.png"]
+    assert [p.name for p in (decoded / "alignments").glob("*.png")] == ["02-u00.png"]
+    assert "missing.wav" in capsys.readouterr().out
