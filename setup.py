@@ -1,9 +1,10 @@
 """Installation of the package; tools/install.sh builds the tested environment.
 
-``install_requires`` lists what the package imports, with loose versions; the exact
-versions, with hashes, are in tools/requirements. Only training needs espnet. On Python
-3.11 it is not listed because its last version for 3.11 requires setuptools < 74 and
-torch >= 77: pip can install both only with ``--no-deps`` for espnet.
+``install_requires`` lists what inference imports, with loose versions; the exact
+versions, with hashes, are in tools/requirements. The extra ``train`` adds what the
+recipes import. On Python 3.11 it does not list ESPnet, because the last version for
+3.11 requires setuptools < 74 and torch >= 77: pip can install both only with
+``--no-deps`` for ESPnet.
 """
 
 import re
@@ -42,44 +43,39 @@ setup(
     packages=find_packages(include=["speechllm", "speechllm.*"]),
     package_data={"speechllm": ["py.typed", "**/*.yaml", "**/*.json", "**/*.tsv"]},
     install_requires=[
-        "ConfigArgParse",
-        "accelerate>=1.10",
+        "PyYAML",
         "av>=14",
-        "editdistance",
-        "einops",
-        "espnet>=202611 ; python_version >= '3.12'",
-        "espeakng-loader",
         "gguf",
-        "h5py",
         "huggingface_hub",
-        "humanfriendly",
-        "jiwer>=4",
         "kaldiio>=2.18",
-        "lhotse>=1.30",
-        "librosa",
-        "matplotlib",
         "num2words",
         "numpy",
-        "packaging",
         "peft>=0.17",
-        "PyYAML",
-        "rich",
-        "sacrebleu>=2.4",
         "safetensors",
-        "scikit-learn",
-        "scipy",
         "sentencepiece",
         "silero-vad>=6.2",
         "soundfile",
         "soxr",
-        "tensorboard",
         "torch>=2.11,!=2.12.0,!=2.12.1,<2.15",
-        "torch_complex",
         "tqdm",
-        "transformers>=5.17",
-        "typeguard",
+        "transformers>=5.17,<5.24",  # 5.24 renames past_key_values, with a warning
     ],
     extras_require={
+        "train": [
+            "accelerate>=1.10",
+            "espeakng-loader",
+            "espnet>=202611 ; python_version >= '3.12'",
+            # what espnet 202511 imports
+            "h5py ; python_version < '3.12'",
+            "humanfriendly ; python_version < '3.12'",
+            "typeguard ; python_version < '3.12'",
+            "jiwer>=4",
+            "lhotse>=1.30",
+            "matplotlib",
+            "sacrebleu>=2.4",
+            "scikit-learn",
+            "tensorboard",
+        ],
         "dev": pins("dev"),
         "demo": pins("demo"),
         "qlora": pins("qlora"),
@@ -88,6 +84,7 @@ setup(
     },
     entry_points={"console_scripts": ["speechllm = speechllm.cli:console_main"]},
     classifiers=[
+        "Operating System :: MacOS",
         "Operating System :: POSIX :: Linux",
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",

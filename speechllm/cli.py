@@ -4,6 +4,7 @@
     speechllm transcribe --model M --task st --language en --target_language fr a.mp3
     speechllm transcribe --model M --format srt --output subtitles film.mkv talk.mp3
     speechllm transcribe --model M --language auto --format all --output texts calls/
+    speechllm demo --model exp/speechllm_train/model
     ffmpeg -i film.mkv -f wav - | speechllm transcribe --model M --format json -
 
 Each command has its own --help.
@@ -34,6 +35,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=version)
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     add_transcribe(commands)
+    add_demo(commands)
     add_to_nue_asr(commands)
     add_estimate(commands)
     return parser
@@ -124,6 +126,26 @@ def add_transcribe(commands) -> None:
     parser.set_defaults(run=transcribe)
 
 
+def add_demo(commands) -> None:
+    """Add the command ``demo``."""
+    parser = commands.add_parser(
+        "demo",
+        help="show a web page that transcribes recordings",
+        description="Serve a web page on this machine, for a recording of the "
+        "microphone or a file: its text, coloured by confidence, and subtitles. It "
+        "needs pip install 'speechllm[demo]'.",
+    )
+    parser.add_argument(
+        "--model", required=True, help="folder of a trained model, or a hub id"
+    )
+    parser.add_argument(
+        "--device",
+        default="auto",
+        help="cpu, cuda, mps, or auto: a GPU if there is one [auto]",
+    )
+    parser.set_defaults(run=demo)
+
+
 def add_to_nue_asr(commands) -> None:
     """Add the command ``to_nue_asr``."""
     parser = commands.add_parser(
@@ -212,6 +234,14 @@ def transcribe(args: argparse.Namespace) -> int:
     if failed:
         print(f"{failed} of {len(recordings)} recordings failed", file=sys.stderr)
     return 1 if failed else 0
+
+
+def demo(args: argparse.Namespace) -> int:
+    """Serve the web page until an interrupt."""
+    from speechllm.demo.page import run_demo
+
+    run_demo(args.model, args.device)
+    return 0
 
 
 def to_nue_asr(args: argparse.Namespace) -> int:

@@ -26,7 +26,7 @@ ALLOWED["decoding"] = {"audio", "models", "text", "utils"}
 ALLOWED["training"] = {"audio", "models", "pretrained", "text", "utils"}
 ALLOWED["inference"] = {"decoding", "data"} | ALLOWED["models"] | {"models"}
 ALLOWED["__init__"] = {"inference"} | ALLOWED["inference"]
-TOP = {"export", "baselines", "benchmarks"}
+TOP = {"export", "baselines", "benchmarks", "demo"}
 ALLOWED |= dict.fromkeys(TOP, set(ALLOWED) - {"__init__", "model"} | TOP)
 ALLOWED |= dict.fromkeys(("cli", "bin"), set(ALLOWED) | {"bin"})
 

@@ -22,7 +22,8 @@ lock() {
         -o "${name}.txt" "${name}.in"
     echo "tools/requirements/${name}.txt: $(grep -c == "${name}.txt") packages"
 }
-lock base
+echo "pillow < 13" > "${scratch}/gradio.txt"  # as gradio requires, in demo.txt
+lock base -c "${scratch}/gradio.txt"
 lock dev -c base.txt
 lock qlora -c base.txt
 lock demo -c base.txt

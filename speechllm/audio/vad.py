@@ -84,8 +84,9 @@ class SpeechDetector(nn.Module):
 def load_detector() -> SpeechDetector:
     """Load Silero VAD with the weights of the installed package.
 
-    They are read from its TorchScript file. The package itself is not imported,
-    because that would set torch's threads to 1.
+    They are read from its TorchScript file, since its safetensors file has the weights
+    of another training (6.2.3). The package itself is not imported, because that would
+    set torch's threads to 1.
 
     Raises:
         UserError: the package silero-vad is not installed.
@@ -100,7 +101,8 @@ def load_detector() -> SpeechDetector:
             "voice activity detection needs silero-vad: pip install 'silero-vad>=6.2'"
         ) from None
     with warnings.catch_warnings():  # TorchScript is deprecated; torch is pinned
-        warnings.simplefilter("ignore", DeprecationWarning)
+        for category in (DeprecationWarning, FutureWarning):
+            warnings.simplefilter("ignore", category)
         weights = torch.jit.load(str(path), map_location="cpu").state_dict()
     names = {"fourier": "stft.forward_basis_buffer"}
     for part in ("weight", "bias"):

@@ -27,6 +27,9 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--results", help="RESULTS.json with scores for the card")
     parser.add_argument("--system", help="name of the system in RESULTS.json")
     parser.add_argument(
+        "--license", help="licence of the weights, such as apache-2.0, for the card"
+    )
+    parser.add_argument(
         "--private", action="store_true", help="make a new repository private"
     )
     return parser
@@ -41,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
     from speechllm.export.hub import read_results, upload
 
     rows = read_results(args.results, args.system) if args.results else []
-    print(upload(args.model, args.repo_id, rows, private=args.private))
+    print(upload(args.model, args.repo_id, rows, args.private, args.license))
 
 
 if __name__ == "__main__":

@@ -147,7 +147,10 @@ def fit(features: np.ndarray, right: np.ndarray, made_from: str = "") -> Calibra
 def bins(
     probabilities: Sequence[float], right: Sequence[bool]
 ) -> list[tuple[int, float, float]]:
-    """Return count, mean confidence and accuracy of each non-empty confidence bin."""
+    """Return count, mean confidence and accuracy of each non-empty confidence bin.
+
+    scikit-learn's ``calibration_curve`` has no counts, which the error needs.
+    """
     members: list[list[int]] = [[] for _ in range(BINS)]
     for index, probability in enumerate(probabilities):
         members[min(int(probability * BINS), BINS - 1)].append(index)

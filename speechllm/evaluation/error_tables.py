@@ -90,6 +90,32 @@ def recognition_tables(group: Group, normalizer: Normalizer = SPOKEN) -> list[st
     ]
 
 
+def rank_utterances(groups: Sequence[Group]) -> list[tuple[str, str, str, str, int]]:
+    """Return the transcribed utterances that have errors, those with most first.
+
+    Returns:
+        Rows of id, language, reference, hypothesis and number of errors: of words, or
+        of characters in languages without spaces.
+    """
+    rows = []
+    for group in groups:
+        if group.task == "st":
+            continue
+        group = group.transcript or group
+        texts = normalize_group(group, SPOKEN)
+        characters = group.source in LANGUAGES_WITHOUT_SPACES
+        output = (character_errors if characters else word_errors)(*texts)
+        counted = _utterance_errors(group.ids, output)
+        rows += [
+            (name, group.source, reference, hypothesis, errors)
+            for (name, _, errors), reference, hypothesis in zip(
+                counted, group.references, group.hypotheses, strict=True
+            )
+            if errors
+        ]
+    return sorted(rows, key=lambda row: (-row[-1], row[0]))
+
+
 def error_regions(
     alignment: Sequence[AlignmentChunk],
 ) -> Iterator[tuple[slice, slice, int]]:

@@ -60,15 +60,29 @@ def epoch_curves(log_dir: str | Path) -> dict[str, dict[str, dict[int, float]]]:
     return curves
 
 
+def varying_statistics(curves: dict[str, dict[str, dict[int, float]]]) -> list[str]:
+    """Return the statistics of ``CURVES`` that have more than one value.
+
+    Others would be flat panels, such as ``loss_ctc`` of a training without CTC.
+    """
+    values = {
+        name: {v for found in curves.values() for v in found.get(name, {}).values()}
+        for name in CURVES
+    }
+    return [name for name in CURVES if len(values[name]) > 1]
+
+
 def draw_training_curves(exp_dir: str | Path) -> Path | None:
     """Draw ``training_curves.png``: a panel per statistic with train and valid curves.
+
+    Statistics that never change are left out.
 
     Returns:
         Path of the figure; None if there is nothing to draw.
     """
     exp_dir = Path(exp_dir)
     curves = epoch_curves(exp_dir / "tensorboard")
-    names = [name for name in CURVES if any(name in curves[split] for split in curves)]
+    names = varying_statistics(curves)
     if not names:
         return None
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from speechllm.evaluation.report import git_hash, results_table
-from speechllm.evaluation.tables import TASKS
+from speechllm.evaluation.tables import METRICS, TASKS
 from speechllm.export.pack import model_files
 from speechllm.inference.generation_config import GENERATION_FILE, read_settings
+from speechllm.pretrained.push import hub_api, push_folder
 from speechllm.utils.errors import UserError
 from speechllm.utils.io import atomic_open, read_yaml
 
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
+
 #: A card with this line is replaced; a card without it is the user's and is kept.
 CARD_MARK = "<!-- written by speechllm; delete this line to keep your changes -->"
+
+#: metric -> the hub's name of its task
+HUB_TASKS = dict.fromkeys(("wer", "cer"), "automatic-speech-recognition")
+HUB_TASKS |= dict.fromkeys(("bleu", "chrf", "ter", "comet"), "translation")
 
 
 def base_models(config: dict) -> list[str]:
@@ -24,33 +33,59 @@ def base_models(config: dict) -> list[str]:
     return [name for name in names if isinstance(name, str) and name.count("/") == 1]
 
 
-def model_card(model_dir: str | Path, rows: list[dict], repo_id: str) -> str:
+def eval_results(rows: list[dict]) -> list[EvalResult]:
+    """Return rows of ``RESULTS.json`` as the hub's results, for ``model-index``."""
+    from huggingface_hub import EvalResult
+
+    return [
+        EvalResult(
+            task_type=HUB_TASKS[row["metric"]],
+            dataset_type=row["set"],
+            dataset_name=row["set"],
+            dataset_config=f"{row['language']}-{row['target_language']}"
+            if row["task"] != "asr"
+            else row["language"],
+            metric_type=row["metric"],
+            metric_name=f"{METRICS[row['metric']]} ({row['decode']})",
+            metric_value=row["value"],
+        )
+        for row in rows
+        if row["metric"] in HUB_TASKS
+    ]
+
+
+def model_card(
+    model_dir: str | Path, rows: list[dict], repo_id: str, license: str | None = None
+) -> str:
     """Return the text of a model card: metadata, usage and scores.
 
     Args:
         model_dir: exported model, for its ``config.yaml``.
         rows: this system's rows of ``RESULTS.json``; may be empty.
         repo_id: ``<user>/<name>`` on the hub.
+        license: the hub's name of the licence of the weights, such as ``apache-2.0``.
 
     Raises:
         UserError: ``config.yaml`` is missing or not YAML.
     """
-    import yaml
+    from huggingface_hub import ModelCardData
 
     bases = base_models(read_yaml(Path(model_dir) / "config.yaml"))
     languages = {row["language"] for row in rows}
     languages |= {row["target_language"] for row in rows}
-    head = {
-        "library_name": "speechllm",
-        "pipeline_tag": "automatic-speech-recognition",
-        "tags": ["speechllm", "speech-recognition"],
-    }
+    tags = ["speechllm", "speech-recognition"]
     if any(row["task"] != "asr" for row in rows):
-        head["tags"].append("speech-translation")
-    if languages:
-        head["language"] = sorted(languages)
-    if bases:
-        head["base_model"] = bases
+        tags.append("speech-translation")
+    data = ModelCardData(
+        base_model=bases or None,
+        eval_results=eval_results(rows) or None,
+        language=sorted(languages) or None,
+        library_name="speechllm",
+        license=license,
+        model_name=repo_id.split("/")[-1],
+        pipeline_tag="automatic-speech-recognition",
+        tags=tags,
+    )
     example = next((row for row in rows if row["task"] == "asr"), None)
     example = example or next(iter(rows), None)
     call = ""
@@ -59,7 +94,7 @@ def model_card(model_dir: str | Path, rows: list[dict], repo_id: str) -> str:
         if example["task"] != "asr":
             call += f', target_language="{example["target_language"]}"'
     parts = [
-        "---\n" + yaml.safe_dump(head, sort_keys=False) + "---",
+        f"---\n{data}\n---",
         CARD_MARK,
         f"# {repo_id.split('/')[-1]}\n",
         "A large language model for speech, trained with `speechllm`"
@@ -107,12 +142,14 @@ def read_results(path: str | Path, system: str | None = None) -> list[dict]:
     return found
 
 
-def write_model_card(model_dir: str | Path, rows: list[dict], repo_id: str) -> Path:
+def write_model_card(
+    model_dir: str | Path, rows: list[dict], repo_id: str, license: str | None = None
+) -> Path:
     """Write ``README.md`` into a model folder, unless the user wrote one there."""
     path = Path(model_dir) / "README.md"
     if not path.exists() or CARD_MARK in path.read_text(encoding="utf-8"):
         with atomic_open(path, "w") as stream:
-            stream.write(model_card(model_dir, rows, repo_id))
+            stream.write(model_card(model_dir, rows, repo_id, license))
     return path
 
 
@@ -121,64 +158,23 @@ def upload(
     repo_id: str,
     rows: list[dict] = (),
     private: bool = False,
+    license: str | None = None,
     api=None,
 ) -> str:
     """Upload an exported model and its card to the Hugging Face hub.
 
-    The token is that of ``HF_TOKEN`` or ``hf auth login``; it is neither stored nor
-    printed here.
-
     Args:
         model_dir: exported model; ``README.md`` is written if it has none.
-        repo_id: ``<user or organisation>/<name>``; created if it is missing.
-        rows: scores for the card.
-        private: make a new repository private.
-        api: an ``huggingface_hub.HfApi``; created if None.
+        rows, license: for the card.
+        repo_id, private, api: as for :func:`push_folder`.
 
     Returns:
         The URL of the commit.
 
     Raises:
-        UserError: no token, an invalid name, or the hub refuses or cannot be reached.
+        UserError: as :func:`push_folder`, or the folder is not a model.
     """
-    from huggingface_hub import HfApi, get_token
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    if repo_id.count("/") != 1:
-        raise UserError(f"repo_id '{repo_id}': expected <user or organisation>/<name>")
     model_files(model_dir)
-    if api is None:
-        if not get_token():
-            raise UserError(
-                "no Hugging Face token; run `hf auth login` or set HF_TOKEN"
-            )
-        api = HfApi()
-    write_model_card(model_dir, rows, repo_id)
-    try:
-        api.create_repo(repo_id, private=private, exist_ok=True)
-        commit = api.upload_folder(
-            repo_id=repo_id,
-            folder_path=str(model_dir),
-            commit_message="Upload a speechllm model",
-            ignore_patterns=[".*", "**/.*"],
-        )
-    except HFValidationError as error:
-        raise UserError(f"repo_id '{repo_id}': {error}") from None
-    except HfHubHTTPError as error:
-        raise UserError(f"{repo_id}: the hub refused the upload: {error}") from None
-    except Exception as error:
-        if is_connection_error(error):
-            raise UserError(
-                f"{repo_id}: the hub cannot be reached ({error}); "
-                "run the same command again when there is a connection"
-            ) from None
-        raise
-    return str(commit)
-
-
-def is_connection_error(error: Exception) -> bool:
-    """Return True for a network error of any HTTP client that the hub package uses."""
-    return isinstance(error, (ConnectionError, TimeoutError)) or any(
-        kind.__module__.split(".")[0] in ("httpx", "requests", "httpcore")
-        for kind in type(error).__mro__
-    )
+    api = hub_api(repo_id, api)  # before the card is written
+    write_model_card(model_dir, rows, repo_id, license)
+    return push_folder(model_dir, repo_id, private, api)

@@ -126,11 +126,10 @@ def ctc_error_of_wave(
 
 def ctc_error(found: str, text: str, language: str) -> float:
     """Return the character error rate of a CTC transcript."""
-    import editdistance
+    import jiwer
 
-    reference = normalize(text, language, "cer")
-    errors = editdistance.eval(normalize(found, language, "cer"), reference)
-    return round(errors / max(len(reference), 1), 4)
+    texts = normalize(text, language, "cer"), normalize(found, language, "cer")
+    return round(jiwer.cer(*texts), 4)
 
 
 @torch.inference_mode()

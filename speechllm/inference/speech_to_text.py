@@ -98,6 +98,7 @@ class SpeechToText:
         self.calibration = calibration
         self.batch_size = batch_size
         self.load_speech_decoder = load_speech_decoder
+        self.folder: Path | None = None
         self.first_passes: dict | None = None  # kept where speech is decoded again
         self.score_weights = score_weights or ScoreWeights()
         self.ctc_tokenizer: CTCTokenizer | None = None
@@ -154,7 +155,7 @@ class SpeechToText:
         model.to(device=device)
         choose_engine(model, engine or job["engine"])
         bpe_model = folder / "bpe.model"
-        return cls(
+        loaded = cls(
             model,
             prompts,
             {**generation, **search},
@@ -165,6 +166,30 @@ class SpeechToText:
             speech_decoder_loader(folder, device, dtype, engine or job["engine"]),
             read_score_weights(folder),
         )
+        loaded.folder = folder
+        return loaded
+
+    def push_to_hub(self, repo_id: str, private: bool = False) -> str:
+        """Upload the folder that the model was loaded from to the Hugging Face hub.
+
+        Its model card is the folder's ``README.md``; stage 15 writes one with scores.
+
+        Args:
+            repo_id: ``<user or organisation>/<name>``; created if it is missing.
+            private: make a new repository private.
+
+        Returns:
+            The URL of the commit.
+
+        Raises:
+            UserError: the model was not loaded from a folder, there is no token, or
+                the hub refuses or cannot be reached.
+        """
+        from speechllm.pretrained.push import push_folder
+
+        if self.folder is None:
+            raise UserError("push_to_hub uploads a model of from_pretrained only")
+        return push_folder(self.folder, repo_id, private)
 
     @property
     def device(self) -> torch.device:

@@ -472,9 +472,7 @@ def quantization_obstacle() -> str | None:
         )
         functional.dequantize_4bit(weights, state)
     except ImportError:
-        return (
-            "qlora needs bitsandbytes, which is not installed: pip install bitsandbytes"
-        )
+        return "qlora needs bitsandbytes: pip install 'speechllm[qlora]'"
     except (RuntimeError, NotImplementedError, AttributeError) as error:
         reason = str(error).strip().splitlines()[0]
         return f"qlora: bitsandbytes has no 4-bit weights on this {device}: {reason}"
@@ -495,6 +493,7 @@ def resolve_dtype(name: str) -> torch.dtype:
         return getattr(torch, name)
     if torch.cuda.is_available():
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        fast = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    else:  # PyTorch for macOS has no oneDNN
+        fast = torch.backends.mkldnn.is_available()
+        fast = fast and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return torch.bfloat16 if fast else torch.float32

@@ -23,9 +23,9 @@ def load_task() -> type[SpeechLLMTask]:
     try:
         import espnet2.tasks.abs_task  # noqa: F401
     except ModuleNotFoundError as error:
-        command = "pip install 'espnet>=202611'"
+        command = "pip install 'speechllm[train]'"
         if sys.version_info < (3, 12):
-            command = "pip install --no-deps espnet==202511"
+            command += " && pip install --no-deps espnet==202511"
         reason = reason_of(error)
         raise UserError(f"training needs ESPnet ({reason}); {command}") from error
     except OSError as error:  # a shared library of torchaudio

@@ -15,6 +15,13 @@ OUT_OF_MEMORY = (
     "the memory that a training needs and settings that fit"
 )
 
+#: Packages of the extras in setup.py, by the names of their modules
+EXTRAS = {
+    "train": "espeakng_loader espnet2 jiwer lhotse matplotlib sacrebleu sklearn "
+    "tensorboard",
+    "demo": "gradio",
+}
+
 
 class UserError(Exception):
     """An error that the user can fix; the message names the place and the remedy."""
@@ -54,7 +61,8 @@ def run_main(main: Callable[[], int | None]) -> None:
     """Run a command line and print errors that the user can fix as one line.
 
     ``UserError``, a full disk, an unreadable file (``OSError``) and a full memory exit
-    with status 1 and no traceback; an interrupt exits with status 130 and SIGTERM with
+    with status 1 and no traceback, as does a package of ``EXTRAS`` that is not
+    installed; an interrupt exits with status 130 and SIGTERM with
     143, after temporary files are removed. All other exceptions are bugs and keep their
     traceback.
     """
@@ -64,6 +72,13 @@ def run_main(main: Callable[[], int | None]) -> None:
         sys.exit(main() or 0)
     except UserError as error:
         print(f"error: {reason_of(error)}", file=sys.stderr)
+    except ModuleNotFoundError as error:
+        package = str(error.name).split(".")[0]
+        extras = [name for name, found in EXTRAS.items() if package in found.split()]
+        if not extras:
+            raise
+        remedy = f"pip install 'speechllm[{extras[0]}]'"
+        print(f"error: {package} is not installed: {remedy}", file=sys.stderr)
     except MemoryError:
         print(f"error: {OUT_OF_MEMORY}", file=sys.stderr)
     except RuntimeError as error:  # includes torch's OutOfMemoryError

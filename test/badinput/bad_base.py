@@ -146,7 +146,6 @@ def warm_up(base: Path) -> None:
     import pkgutil
 
     import jiwer  # noqa: F401
-    import librosa  # noqa: F401
     import matplotlib.figure  # noqa: F401
     import sacrebleu  # noqa: F401
     import soxr  # noqa: F401

@@ -6,6 +6,7 @@ from speechllm.evaluation.error_tables import (
     errors_markdown,
     occurrences,
     phrase_costs,
+    rank_utterances,
     word_costs,
 )
 from speechllm.evaluation.groups import Group
@@ -26,6 +27,22 @@ def test_neighbouring_errors_are_one_phrase():
         ("seven", ""): (1, {"u3": 1}),
         ("", "oh"): (1, {"u4": 1}),
     }
+
+
+def test_utterances_are_ranked_by_their_errors():
+    groups = [
+        Group("asr", "en", "en", IDS, REFERENCES, HYPOTHESES),
+        Group("asr", "ja", "ja", ["j"], ["はいそうです"], ["いえです"]),
+        Group("st", "en", "fr", ["s"], ["deux"], ["trois"]),
+    ]
+    found = [(row[0], row[1], row[-1]) for row in rank_utterances(groups)]
+    assert found == [
+        ("j", "ja", 3),
+        ("u1", "en", 2),
+        ("u2", "en", 2),
+        ("u3", "en", 1),
+        ("u4", "en", 1),
+    ]
 
 
 def test_substitution_with_insertion_is_one_phrase():

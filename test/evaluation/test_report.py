@@ -13,7 +13,11 @@ from speechllm.evaluation.report import (
     normalizer_lines,
     results_table,
 )
-from speechllm.evaluation.training_curves import draw_training_curves, epoch_curves
+from speechllm.evaluation.training_curves import (
+    draw_training_curves,
+    epoch_curves,
+    varying_statistics,
+)
 from speechllm.utils.errors import UserError
 
 ASR = [
@@ -204,6 +208,15 @@ def test_training_curves_are_a_png_of_readable_size(tmp_path):
     width, height = struct.unpack(">II", content[16:24])
     assert width > 600 and height > 200
     assert picture == tmp_path / "training_curves.png"
+
+
+def test_statistics_that_never_change_have_no_panel():
+    curves = {
+        "train": {"loss": {1: 2.0, 2: 2.0}, "loss_ctc": {1: 0.0, 2: 0.0}},
+        "valid": {"loss": {1: 3.0}, "loss_ctc": {2: 0.0}, "acc": {1: 0.5, 2: 0.6}},
+    }
+    assert varying_statistics(curves) == ["loss", "acc"]
+    assert varying_statistics({}) == []
 
 
 def test_no_figure_without_a_training(tmp_path):

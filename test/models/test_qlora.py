@@ -126,7 +126,7 @@ def test_missing_bitsandbytes(monkeypatch, tiny_llm):
     for name in [n for n in sys.modules if n.split(".")[0] == "bitsandbytes"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    assert "pip install bitsandbytes" in quantization_obstacle()
+    assert "pip install 'speechllm[qlora]'" in quantization_obstacle()
     with pytest.raises(ValueError, match="needs bitsandbytes"):
         LanguageModel(str(tiny_llm), tuning="qlora")
     with pytest.raises(UserError, match="adamw is the same without paging"):

@@ -73,6 +73,7 @@ eval_valid_set=false
 score_opts=
 normalizer=speechllm
 hf_repo=
+hf_license=
 # ----------------------------------------------------------------------------------
 
 help_message="Usage: $(basename "$0") --train_set NAME --valid_set NAME --test_sets \"NAME …\" --train_config FILE [options]
@@ -158,6 +159,7 @@ Options [default]; ARGS are shell words, with quotes where they contain spaces:
   --score_opts ARGS       more arguments of the scoring program [none]
   --normalizer NAME       text normaliser of the scores: speechllm, whisper (as for published WER) or whisper:FOLDER [${normalizer}]
   --hf_repo NAME          <user>/<name> on the Hugging Face hub, for stage 15
+  --hf_license NAME       licence of the weights for its model card, such as apache-2.0 [none]
   --help                  print this text"
 
 . utils/espnet_options.sh
@@ -579,6 +581,13 @@ if running 13; then
     prepare "${expdir}/log/report.log" python3 -m speechllm.bin.report \
         --exp_root "$(dirname "${final_exp}")" --output "${expdir}/RESULTS" \
         --compare_with "${decode_dir}"
+    for name in ${decoded_sets}; do
+        [ -d "${model}" ] || continue
+        prepare "${decode_dir}/${name}/log/alignments.log" python3 -m speechllm.bin.draw_alignments \
+            --model "${model}" --device "${inference_device}" \
+            --examples "$(examples test "${name}")" --decode_dir "${decode_dir}/${name}"
+        log "Stage 13: $(last_line "${decode_dir}/${name}/log/alignments.log")"
+    done
     cat "${expdir}/RESULTS.md"
     finish "${expdir}/RESULTS.md and RESULTS.json" "${expdir}/log/report.log"
 fi
@@ -598,8 +607,9 @@ if running 15; then
     exported
     lock "${final_exp}"
     results=()
-    [ ! -f "${expdir}/RESULTS.json" ] || results=(--results "${expdir}/RESULTS.json")
+    [ ! -f "${expdir}/RESULTS.json" ] || results=(--results "${expdir}/RESULTS.json" --system "${final_exp##*/}")
     prepare "${final_exp}/log/upload.log" python3 -m speechllm.bin.upload \
-        --model "${model}" --repo_id "${hf_repo}" "${results[@]}"
+        --model "${model}" --repo_id "${hf_repo}" ${hf_license:+--license "${hf_license}"} \
+        "${results[@]}"
     finish "$(last_line "${final_exp}/log/upload.log")" "${final_exp}/log/upload.log"
 fi
