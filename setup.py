@@ -82,6 +82,7 @@ setup(
     extras_require={
         "dev": pins("dev"),
         "demo": pins("demo"),
+        "serve": pins("serve"),
         "qlora": pins("qlora"),
         # for `speechllm.bin.benchmark decode --against faster-whisper`
         "benchmark": ["faster-whisper==1.2.1"],
