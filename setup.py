@@ -78,6 +78,7 @@ setup(
         ],
         "dev": pins("dev"),
         "demo": pins("demo"),
+        "serve": pins("serve"),
         "qlora": pins("qlora"),
         # for `speechllm.bin.benchmark decode --against faster-whisper`
         "benchmark": ["faster-whisper==1.2.1"],

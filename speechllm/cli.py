@@ -6,6 +6,8 @@
     speechllm transcribe --model M --language auto --format all --output texts calls/
     speechllm demo --model exp/speechllm_train/model
     ffmpeg -i film.mkv -f wav - | speechllm transcribe --model M --format json -
+    speechllm transcribe --model M --stream mic
+    speechllm serve --model M --port 8000
 
 Each command has its own --help.
 """
@@ -35,6 +37,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=version)
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     add_transcribe(commands)
+    add_serve(commands)
     add_demo(commands)
     add_to_nue_asr(commands)
     add_estimate(commands)
@@ -64,7 +67,7 @@ def add_transcribe(commands) -> None:
         help="audio file, named pipe, folder of audio files, Kaldi wav.scp, or - for "
         "one recording on standard input",
     )
-    add("--model", required=True, help="folder of a trained model, or a hub id")
+    add_model_flags(parser)
     add("--task", default="asr", help="asr, st, … as in the model's prompts [asr]")
     add(
         "--language",
@@ -72,26 +75,12 @@ def add_transcribe(commands) -> None:
         "decoder, for models with a Whisper encoder [the model's first]",
     )
     add("--target_language", help="code of the language to translate into")
-    add_search_flags(parser)
-    add("--batch_size", type=int, help="utterances per batch [8]")
     add(
-        "--device",
-        default="auto",
-        help="cpu, cuda, mps, or auto: a GPU if there is one [auto]",
-    )
-    add("--dtype", help="float32, bfloat16, float16 or auto [float32]")
-    add(
-        "--max_seconds",
-        type=float,
-        default=15.0,
-        help="maximum length of a segment of a longer recording [15]",
-    )
-    add(
-        "--pause_seconds",
-        type=float,
-        default=0.1,
-        help="minimum pause between two segments; larger for a model trained on long "
-        "utterances [0.1]",
+        "--stream",
+        choices=("-", "raw", "mic"),
+        help="transcribe live and print each segment when its pause comes; from -: "
+        "standard input, any container; raw: standard input, 16-bit samples at 16 kHz, "
+        "one channel; mic: the microphone",
     )
     add(
         "--track",
@@ -114,16 +103,74 @@ def add_transcribe(commands) -> None:
         "exists or ends with /; all: every kind of file [table]",
     )
     add(
-        "--strict",
-        action="store_true",
-        help="refuse pretrained weights that differ from those in training",
-    )
-    add(
         "--debug",
         action="store_true",
         help="stop at an unexpected error of a recording and show its traceback",
     )
     parser.set_defaults(run=transcribe)
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a model and of its decoding."""
+    add = parser.add_argument
+    add("--model", required=True, help="folder of a trained model, or a hub id")
+    add("--batch_size", type=int, help="utterances per batch [8]")
+    add(
+        "--device",
+        default="auto",
+        help="cpu, cuda, mps, or auto: a GPU if there is one [auto]",
+    )
+    add("--dtype", help="float32, bfloat16, float16 or auto [float32]")
+    add(
+        "--strict",
+        action="store_true",
+        help="refuse pretrained weights that differ from those in training",
+    )
+    add(
+        "--max_seconds",
+        type=float,
+        default=15.0,
+        help="maximum length of a segment of a longer recording [15]",
+    )
+    add(
+        "--pause_seconds",
+        type=float,
+        help="minimum pause between two segments; larger for a model trained on long "
+        "utterances [0.1; 0.5 with --stream]",
+    )
+    add_search_flags(parser)
+
+
+def add_serve(commands) -> None:
+    """Add the command ``serve``."""
+    parser = commands.add_parser(
+        "serve",
+        help="serve a model over HTTP, with the OpenAI audio API",
+        description="Serve a model over HTTP, with the OpenAI audio API: POST "
+        "/v1/audio/transcriptions and /v1/audio/translations, GET /v1/models, /health "
+        "and /metrics. Segments of all requests are decoded together. If the "
+        "environment variable SPEECHLLM_API_KEY is set, requests to /v1 need this key. "
+        "SIGTERM and Ctrl-C end the server after the requests in work.",
+    )
+    add = parser.add_argument
+    add("--host", default="127.0.0.1", help="address to listen on [127.0.0.1]")
+    add("--port", type=int, default=8000, help="port, 0: any free one [8000]")
+    add(
+        "--language",
+        help="code of the language of requests without one, or auto to detect it with "
+        "Whisper's decoder [the model's first]",
+    )
+    add_model_flags(parser)
+    limits = parser.add_argument_group("limits of requests")
+    for name, default, help in (
+        ("max_megabytes", 100, "size of an upload"),
+        ("max_minutes", 120, "length of a recording"),
+        ("max_requests", 64, "uploads at once, in work or waiting; others get 429"),
+    ):
+        kind = float if name == "max_minutes" else int
+        text = f"{help} [{default}]"
+        limits.add_argument(f"--{name}", type=kind, default=default, help=text)
+    parser.set_defaults(run=serve)
 
 
 def add_demo(commands) -> None:
@@ -206,6 +253,8 @@ def transcribe(args: argparse.Namespace) -> int:
     check_options(
         {"--track": args.track}, {"--track": optional(integer(1))}, "command line"
     )
+    if args.stream is not None:
+        return transcribe_stream(args, options)
     recordings = find_recordings(args.inputs, track=args.track)
     try:
         failed = transcribe_recordings(
@@ -222,8 +271,7 @@ def transcribe(args: argparse.Namespace) -> int:
             args.debug,
             args.config,
             args.strict,
-            max_seconds=args.max_seconds,
-            pause_seconds=args.pause_seconds,
+            **cutting_flags(args),
             **options,
         )
     except KeyboardInterrupt:
@@ -234,6 +282,79 @@ def transcribe(args: argparse.Namespace) -> int:
     if failed:
         print(f"{failed} of {len(recordings)} recordings failed", file=sys.stderr)
     return 1 if failed else 0
+
+
+def cutting_flags(args: argparse.Namespace) -> dict[str, float]:
+    """Return the options of the segmentation that the command line has."""
+    given = {"max_seconds": args.max_seconds, "pause_seconds": args.pause_seconds}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def transcribe_stream(args: argparse.Namespace, options: dict) -> int:
+    """Transcribe standard input or the microphone until it ends."""
+    from speechllm.inference.live import transcribe_stream
+
+    if args.inputs or args.output is not None or args.track is not None:
+        raise UserError("--stream takes no INPUT, --output or --track")
+    if args.format not in ("table", "text", "json"):
+        raise UserError(f"--format {args.format}: --stream prints text or json")
+    try:
+        transcribe_stream(
+            args.stream,
+            args.model,
+            args.format == "json",
+            args.task,
+            args.language,
+            args.target_language,
+            args.device,
+            args.dtype,
+            args.config,
+            args.strict,
+            **cutting_flags(args),
+            **options,
+        )
+    except KeyboardInterrupt:  # the usual end of a microphone
+        return 130
+    return 0
+
+
+def serve(args: argparse.Namespace) -> int:
+    """Serve a model until a signal ends it."""
+    from importlib.util import find_spec
+
+    from speechllm.decoding.options import check_decoding_options
+
+    check_decoding_options(given_flags(args, ("batch_size", "dtype")), "command line")
+    limits = {
+        "--port": integer(0, 65535),
+        "--max_megabytes": integer(1, 10**6),
+        "--max_minutes": number(above=0, most=1e6),
+        "--max_requests": integer(1, 10**4),
+    }
+    given = {name: getattr(args, name[2:]) for name in limits}
+    check_options(given, limits, "command line")
+    for name in ("fastapi", "uvicorn", "python_multipart", "prometheus_client"):
+        if find_spec(name) is None:
+            raise UserError("serve needs further packages: pip install '.[serve]'")
+    from speechllm.serving.server import serve
+
+    serve(
+        args.model,
+        args.host,
+        args.port,
+        args.language,
+        args.device,
+        args.dtype,
+        args.batch_size,
+        args.config,
+        args.strict,
+        args.max_megabytes,
+        args.max_minutes,
+        args.max_requests,
+        cutting_flags(args),
+        given_flags(args),
+    )
+    return 0
 
 
 def demo(args: argparse.Namespace) -> int:

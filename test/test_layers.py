@@ -28,6 +28,7 @@ ALLOWED["inference"] = {"decoding", "data"} | ALLOWED["models"] | {"models"}
 ALLOWED["__init__"] = {"inference"} | ALLOWED["inference"]
 TOP = {"export", "baselines", "benchmarks", "demo"}
 ALLOWED |= dict.fromkeys(TOP, set(ALLOWED) - {"__init__", "model"} | TOP)
+ALLOWED["serving"] = {"inference"} | ALLOWED["inference"]
 ALLOWED |= dict.fromkeys(("cli", "bin"), set(ALLOWED) | {"bin"})
 
 TREES = {

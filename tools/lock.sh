@@ -27,6 +27,7 @@ lock base -c "${scratch}/gradio.txt"
 lock dev -c base.txt
 lock qlora -c base.txt
 lock demo -c base.txt
+lock serve -c base.txt
 lock comet
 lock espnet --no-deps
 lock pip --no-deps --unsafe-package none

@@ -128,6 +128,52 @@ def ffmpeg_blocks(
         raise UserError(f"{name}: the recording has no samples")
 
 
+def pipe_blocks(pipe: BinaryIO, name: str) -> Iterator[Block]:
+    """Decode the first audio track of a pipe as it arrives.
+
+    Args:
+        pipe: without a buffer, whose ``read`` returns what has arrived.
+        name: of the recording in messages.
+
+    Raises:
+        UserError: it is not audio, a playlist, or damaged.
+    """
+    import av
+
+    # short probes and buffers, for a short delay
+    options = {"probesize": "32768", "analyzeduration": "500000"}
+    try:
+        with av.open(
+            _Pipe(pipe),
+            metadata_errors="ignore",
+            buffer_size=4096,
+            options={"protocol_whitelist": "none", **options},
+        ) as container:
+            if _PLAYLISTS & set(container.format.name.split(",")):
+                raise _playlist_error(name)
+            if not container.streams.audio:
+                raise UserError(f"{name}: there is no audio stream")
+            for frame in _frames(container, container.streams.audio[0]):
+                yield Block(_to_samples(frame), frame.sample_rate)
+    except _decoder_errors() as error:
+        raise UserError(
+            f"{name}: not a container that FFmpeg reads, or damaged ({error}); samples "
+            "without a header need --stream raw"
+        ) from None
+
+
+class _Pipe:
+    """A pipe for FFmpeg, without a name and without positions."""
+
+    name = "recording"
+
+    def __init__(self, pipe: BinaryIO):
+        self.read = pipe.read
+
+    def readable(self) -> bool:
+        return True
+
+
 class _Clock:
     """Place of the decoded frames in time, by the time stamps of the container."""
 

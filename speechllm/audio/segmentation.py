@@ -73,16 +73,15 @@ class Cutting:
 
 
 def speech_segments(
-    blocks: Iterable[np.ndarray], cutting: Cutting
+    blocks: Iterable[np.ndarray], cutting: Cutting, whole: bool = True
 ) -> Iterator[tuple[SpeechSegment, np.ndarray]]:
     """Cut a stream of audio into segments of speech.
-
-    A recording of at most ``cutting.longest`` seconds is one whole segment, unless it
-    has no speech.
 
     Args:
         blocks: float32 samples (samples,) at 16 kHz, of any lengths.
         cutting: options.
+        whole: a recording of at most ``cutting.longest`` seconds is one segment, unless
+            it has no speech. Without it each segment is yielded when its pause comes.
 
     Yields:
         Each segment and its samples, in order. A segment that begins before the end
@@ -90,7 +89,7 @@ def speech_segments(
     """
     cutter = Cutter(cutting)
     held, origin = np.zeros(0, np.float32), 0  # samples, and index of the first one
-    whole, highest = True, 0.0
+    highest = 0.0
     waiting: list[tuple[int, int]] = []
 
     for samples, probabilities in speech_probabilities(blocks):

@@ -1,4 +1,4 @@
-"""Benchmark decoding, training steps, the loss, and memory over long recordings.
+"""Benchmark decoding, training steps, the loss, long recordings and a server.
 
     python -m speechllm.bin.benchmark decode --model exp/speechllm_train/model \\
         --examples dump/examples/test --against plain espnet
@@ -6,6 +6,10 @@
     python -m speechllm.bin.benchmark loss --batch_size 16
     python -m speechllm.bin.benchmark memory --model exp/speechllm_train/model \\
         --examples dump/examples/test --minutes 10 40
+    python -m speechllm.bin.benchmark serve --url http://127.0.0.1:8000 \\
+        --examples dump/examples/test --clients 1 50
+    python -m speechllm.bin.benchmark live --examples dump/examples/test \\
+        -- --model exp/speechllm_train/model
 """
 
 from __future__ import annotations
@@ -104,6 +108,31 @@ def get_parser() -> argparse.ArgumentParser:
         help="lengths of audio [10 40]",
     )
 
+    serve = commands.add_parser(
+        "serve", help="throughput of a running server by the number of clients"
+    )
+    add = serve.add_argument
+    address = "http://127.0.0.1:8000"
+    add("--url", default=address, help=f"address of the server [{address}]")
+    add("--examples", required=True, help="example dir; its task asr is sent")
+    add(
+        "--clients",
+        type=int,
+        nargs="+",
+        default=[1, 50],
+        help="clients that send at the same time [1 50]",
+    )
+    add("--utterances", type=int, help="number of utterances [all]")
+
+    live = commands.add_parser(
+        "live", help="latency of `speechllm transcribe --stream` in real time"
+    )
+    add = live.add_argument
+    add("--examples", required=True, help="example dir; its task asr is fed")
+    add("--utterances", type=int, help="number of utterances [all]")
+    add("--pause", type=int, default=2, help="seconds of silence after each [2]")
+    add("options", nargs="+", help="options of transcribe, after --")
+
     for command in (decode, train, loss):
         command.add_argument("--device", default="cpu", help="cpu, cuda, … [cpu]")
     for command in (decode, loss):
@@ -131,6 +160,14 @@ def main(argv: list[str] | None = None) -> None:
 
         batch = LossBatch(**{f.name: getattr(args, f.name) for f in fields(LossBatch)})
         print(loss_report(batch))
+    elif args.command == "serve":
+        from speechllm.benchmarks.serving import serving_report
+
+        print(serving_report(args.url, args.examples, args.clients, args.utterances))
+    elif args.command == "live":
+        from speechllm.benchmarks.live import live_report
+
+        print(live_report(args.examples, args.utterances, args.pause, args.options))
     elif args.command == "memory":
         from speechllm.benchmarks.memory import benchmark_memory
         from speechllm.utils.io import read_yaml

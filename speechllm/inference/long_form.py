@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -114,15 +115,13 @@ def transcribe_long(
     """
     batch_size = model.choose_batch_size(batch_size, "transcribe_long")
     requested = model.request(task, language, target_language)
-    if model.max_samples is not None:
-        max_seconds = min(max_seconds, model.max_samples / SAMPLING_RATE)
-    cutting = Cutting(max_seconds, pause_seconds)
+    cutting = cutting_for(model, max_seconds, pause_seconds)
     model.options(options)
     request = {"batch_size": batch_size, **options}
     caught = UserError if debug else Exception
     ahead = batch_size * _BATCHES_AHEAD[model.device.type == "cpu"]
-    opened: deque[_Recording] = deque()
-    pending: list[_Piece] = []
+    opened: deque[RecordingState] = deque()
+    pending: list[Piece] = []
 
     def decode() -> None:
         decode_pieces(model, pending, request, caught)
@@ -132,7 +131,7 @@ def transcribe_long(
 
     for stream in streams:
         known = requested.source if detect is None else None
-        recording = _Recording(caught, requested, known)
+        recording = RecordingState(caught, requested, known)
         opened.append(recording)
         pieces = recording.cut(stream, cutting)
         if detect is not None:
@@ -150,8 +149,19 @@ def transcribe_long(
         yield recording.transcription()
 
 
+def cutting_for(
+    model: SpeechToText,
+    max_seconds: float = MAX_SECONDS,
+    pause_seconds: float = PAUSE_SECONDS,
+) -> Cutting:
+    """Return the options of the segmentation, within the limit of the encoder."""
+    if model.max_samples is not None:
+        max_seconds = min(max_seconds, model.max_samples / SAMPLING_RATE)
+    return Cutting(max_seconds, pause_seconds)
+
+
 @dataclass
-class _Piece:
+class Piece:
     """A segment of a recording, before or after decoding.
 
     Attributes:
@@ -164,7 +174,7 @@ class _Piece:
     samples: np.ndarray | None
     result: Result | None = None
     error: str | None = None
-    merged: _Piece | None = None
+    merged: Piece | None = None
     task: Task | None = None
 
     @property
@@ -175,7 +185,7 @@ class _Piece:
 
 
 @dataclass
-class _Recording:
+class RecordingState:
     """State of a recording that is being transcribed.
 
     Attributes:
@@ -189,7 +199,7 @@ class _Recording:
     task: Task
     language: str | None
     language_probability: float | None = None
-    pieces: list[_Piece] = field(default_factory=list)
+    pieces: list[Piece] = field(default_factory=list)
     samples: int = 0
     reported: float = 0.0
     error: str | None = None
@@ -203,17 +213,17 @@ class _Recording:
     def done(self) -> bool:
         return self.ended and not any(piece.pending for piece in self.pieces)
 
-    def cut(self, stream: Iterable[np.ndarray], cutting: Cutting) -> Iterator[_Piece]:
+    def cut(self, stream: Iterable[np.ndarray], cutting: Cutting) -> Iterator[Piece]:
         """Yield the pieces to decode; store an error of the stream in ``error``."""
         try:
             yield from self._cut(stream, cutting)
         except self.caught as error:
             self.error = self.error or describe_error(error)
 
-    def _cut(self, stream: Iterable[np.ndarray], cutting: Cutting) -> Iterator[_Piece]:
+    def _cut(self, stream: Iterable[np.ndarray], cutting: Cutting) -> Iterator[Piece]:
         previous: tuple[SpeechSegment, np.ndarray] | None = None
         for segment, samples in speech_segments(self.read(stream), cutting):
-            piece = _Piece(segment, samples, task=self.task)
+            piece = Piece(segment, samples, task=self.task)
             self.pieces.append(piece)
             yield piece
             if previous is not None:
@@ -226,15 +236,15 @@ class _Recording:
 
     def detect_language(
         self,
-        pieces: Iterator[_Piece],
+        pieces: Iterator[Piece],
         detect: Callable[[np.ndarray], tuple[str, float]],
         model: SpeechToText,
-    ) -> Iterator[_Piece]:
+    ) -> Iterator[Piece]:
         """Yield pieces with the language that is detected in the first of them."""
-        held: list[_Piece] = []
+        held: list[Piece] = []
         speech: list[np.ndarray] = []  # of segments, without merged ones
 
-        def release() -> list[_Piece]:
+        def release() -> list[Piece]:
             found, self.language_probability = detect(np.concatenate(speech))
             target = None if self.task.name == "asr" else self.task.target
             self.language = found
@@ -284,18 +294,38 @@ class _Recording:
     def transcription(self) -> Transcription:
         known = (self.language, self.language_probability)
         problem = self.error or next((p.error for p in self.pieces if p.error), None)
-        decoded = [
-            (p.segment, p.result)
-            for p in choose_most_probable(self.pieces)
-            if p.result is not None
-        ]
-        if problem is not None and not decoded:
+        if problem is not None and all(p.result is None for p in self.pieces):
             return Transcription(self.seconds, None, problem)
         try:
-            result = join(decoded, self.task.source, self.task.target)
+            result = self.join(self.pieces)
         except self.caught as error:
             return Transcription(self.seconds, None, describe_error(error))
         return Transcription(self.seconds, result, problem, *known)
+
+    def join(self, pieces: Sequence[Piece]) -> Result:
+        """Join the results of consecutive pieces."""
+        decoded = [
+            (piece.segment, piece.result)
+            for piece in choose_most_probable(pieces)
+            if piece.result is not None
+        ]
+        return join(decoded, self.task.source, self.task.target)
+
+    def count_final(self) -> int:
+        """Return the number of pieces, from the first, whose text is final.
+
+        The text of a piece can change as long as it, or the next one, which may be
+        merged with it or overlap it, is pending.
+        """
+        final = 0
+        for number, (piece, following) in enumerate(pairwise([*self.pieces, None]), 1):
+            if piece.pending:
+                break
+            if following is None:
+                return number if self.ended else final
+            if following.segment.start - piece.segment.end > MAX_MERGE_GAP:
+                final = number
+        return final
 
 
 def merge_with_previous(
@@ -305,7 +335,7 @@ def merge_with_previous(
     right_samples: np.ndarray,
     longest: float,
     task: Task | None = None,
-) -> _Piece | None:
+) -> Piece | None:
     """Merge adjacent segments, with silence in the gap between them.
 
     Args:
@@ -321,10 +351,10 @@ def merge_with_previous(
         return None
     silence = np.zeros(round(gap * SAMPLING_RATE), np.float32)
     samples = np.concatenate([left_samples, silence, right_samples])
-    return _Piece(SpeechSegment(left.start, right.end), samples, task=task)
+    return Piece(SpeechSegment(left.start, right.end), samples, task=task)
 
 
-def choose_most_probable(pieces: Sequence[_Piece]) -> list[_Piece]:
+def choose_most_probable(pieces: Sequence[Piece]) -> list[Piece]:
     """Choose between single and merged segments so that the total score is highest.
 
     Segments flagged by the guard are not merged: their scores are not comparable.
@@ -336,7 +366,7 @@ def choose_most_probable(pieces: Sequence[_Piece]) -> list[_Piece]:
         The chosen pieces in order, which cover all segments once.
     """
 
-    def score(piece: _Piece | None) -> float | None:
+    def score(piece: Piece | None) -> float | None:
         if piece is None or piece.result is None or piece.result.flags:
             return None
         return piece.result.score
@@ -356,7 +386,7 @@ def choose_most_probable(pieces: Sequence[_Piece]) -> list[_Piece]:
         else:
             best.append(single_total)
             use_merged.append(False)
-    chosen: list[_Piece] = []
+    chosen: list[Piece] = []
     number = len(pieces) - 1
     while number >= 0:
         merged = pieces[number].merged
@@ -371,7 +401,7 @@ def choose_most_probable(pieces: Sequence[_Piece]) -> list[_Piece]:
 
 def decode_pieces(
     model: SpeechToText,
-    pieces: Sequence[_Piece],
+    pieces: Sequence[Piece],
     request: dict,
     caught: type[Exception] = UserError,
 ) -> None:

@@ -22,8 +22,8 @@ from speechllm.audio.segmentation import Cutting, SpeechSegment, speech_segments
 from speechllm.decoding.result import Result, Segment, Word
 from speechllm.inference.joining import join, merge_texts, remove_overlaps
 from speechllm.inference.long_form import (
+    Piece,
     Transcription,
-    _Piece,
     choose_most_probable,
     merge_with_previous,
     transcribe_long,
@@ -58,9 +58,9 @@ def collapse_spaces(text: str) -> str:
 
 def test_segments_equal_decoding_one_by_one(model, speech, lecture):
     segments = list(speech_segments([lecture], Cutting()))
-    pieces: list[_Piece] = []
+    pieces: list[Piece] = []
     for number, (segment, samples) in enumerate(segments):
-        pieces.append(_Piece(segment, samples))
+        pieces.append(Piece(segment, samples))
         if number:
             pieces[-1].merged = merge_with_previous(
                 *segments[number - 1], segment, samples, 15.0
@@ -95,13 +95,13 @@ def test_segments_equal_decoding_one_by_one(model, speech, lecture):
     assert sum(seconds) == pytest.approx((2 * len(lecture) + len(speech)) / RATE)
 
 
-def piece(score: float, merged: float | None = None, flags: tuple = ()) -> _Piece:
+def piece(score: float, merged: float | None = None, flags: tuple = ()) -> Piece:
     result = Result("a", [], score, flags=list(flags))
     other = None if merged is None else piece(merged)
-    return _Piece(SpeechSegment(0, 1), None, result, merged=other)
+    return Piece(SpeechSegment(0, 1), None, result, merged=other)
 
 
-def chosen_indices(pieces: list[_Piece]) -> list[str]:
+def chosen_indices(pieces: list[Piece]) -> list[str]:
     """Return the indices of the chosen pieces; ``12`` for 1 and 2 merged."""
     names = {id(p): str(n) for n, p in enumerate(pieces)}
     names |= {id(p.merged): f"{n - 1}{n}" for n, p in enumerate(pieces) if p.merged}

@@ -1,0 +1,1 @@
+"""HTTP server with the OpenAI audio API."""

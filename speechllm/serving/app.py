@@ -1,0 +1,368 @@
+"""The OpenAI audio API as a FastAPI application.
+
+Its parts: :mod:`speechllm.serving.gate` admits requests, FastAPI reads the form, and
+:mod:`speechllm.serving.batcher` decodes the recording with those of other requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Literal
+
+import numpy as np
+from fastapi import Depends, FastAPI, Form, Request, UploadFile
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import (
+    JSONResponse,
+    PlainTextResponse,
+    Response,
+    StreamingResponse,
+)
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.exceptions import HTTPException
+
+from speechllm.audio import SAMPLING_RATE
+from speechllm.inference.guard_thresholds import Thresholds
+from speechllm.inference.long_form import Transcription
+from speechllm.inference.recordings import stream_pipe
+from speechllm.serving.batcher import Batcher, Cancelled
+from speechllm.serving.gate import Admission, Gate
+from speechllm.serving.metrics import Metrics
+from speechllm.serving.responses import (
+    as_refusal,
+    error_response,
+    event,
+    refusal,
+    transcription_response,
+)
+from speechllm.text.prompts import Prompts
+from speechllm.text.tasks import Task
+from speechllm.utils.errors import UserError
+
+OPENAI_NAME = "whisper-1"  # many clients send no other name
+AUTO = "auto"  # language that is to be detected
+#: Of a form; the API has nine fields.
+_FORM_LIMITS = {"max_files": 1, "max_fields": 50, "max_part_size": 64 * 1024}
+
+logger = logging.getLogger(__name__)
+
+Text = Annotated[str, Form()]
+Formats = Literal["json", "text", "srt", "vtt", "verbose_json"]
+Granularities = Annotated[
+    list[Literal["segment", "word"]], Form(alias="timestamp_granularities[]")
+]
+
+
+@dataclass(frozen=True)
+class Upload:
+    """The fields of a form that transcriptions and translations have in common."""
+
+    http: Request
+    file: UploadFile
+    model: Text = ""
+    language: Text = ""
+    prompt: Text = ""
+    response_format: Annotated[Formats, Form()] = "json"
+    temperature: Annotated[float, Form()] = 0.0
+    stream: Annotated[bool, Form()] = False
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A model and the limits of its requests.
+
+    Attributes:
+        name: that clients send, or :data:`OPENAI_NAME`.
+        batcher: decodes with the model.
+        language: of requests without one, a code or :data:`AUTO`.
+        max_minutes: maximum length of a recording.
+    """
+
+    name: str
+    batcher: Batcher
+    language: str
+    max_minutes: float
+
+    @property
+    def prompts(self) -> Prompts:
+        """Prompts of the model."""
+        return self.batcher.model.prompts
+
+    def transcription_task(self, language: str) -> tuple[Task, str | None]:
+        """Return the task of a request, and the language; None: to be detected."""
+        language = language or self.language
+        if "asr" not in self.prompts.tasks:
+            raise UserError("this model translates only: POST /v1/audio/translations")
+        if self.detects(language):
+            return self.batcher.model.request("asr", None, None), None
+        if language not in self.prompts.languages:
+            known = ", ".join(self.prompts.languages)
+            raise UserError(f"language: the model has {known}; not {language!r}")
+        return Task("asr", language, language), language
+
+    def translation_task(self, language: str) -> tuple[Task, str | None]:
+        """Return the same for a translation into English."""
+        guard = self.batcher.model.guard
+        tasks = tasks_into_english(self.prompts, guard.thresholds if guard else None)
+        if not tasks:
+            raise UserError("this model was not trained to translate into English")
+        language = language or self.language
+        if language == self.language and language not in (*tasks, AUTO):
+            language = next(iter(tasks))
+        if self.detects(language):
+            return next(iter(tasks.values())), None
+        if language not in tasks:
+            raise UserError(
+                f"language: translations into English are from {', '.join(tasks)}"
+            )
+        return tasks[language], language
+
+    def detects(self, language: str) -> bool:
+        """Return whether a language is to be detected.
+
+        Raises:
+            UserError: it is, and this server cannot.
+        """
+        if language != AUTO or AUTO in self.prompts.languages:
+            return False
+        if self.batcher.detect is None:
+            raise UserError("language: auto needs a server with --language auto")
+        return True
+
+    def check_name(self, model: str) -> None:
+        """Raise HTTPException for the name of another model."""
+        if model not in ("", self.name, OPENAI_NAME):
+            raise refusal(
+                404,
+                f"model: this server has {self.name} (or {OPENAI_NAME}, the same)",
+                "model",
+                "model_not_found",
+            )
+
+    def check(self, upload: Upload) -> None:
+        """Raise HTTPException for fields that cannot be fulfilled."""
+        self.check_name(upload.model)
+        if upload.prompt.strip():
+            message = "prompt: this model takes no context; leave it out"
+            raise refusal(400, message, "prompt")
+        if upload.temperature != 0:
+            message = "temperature: only 0; texts are searched, not sampled"
+            raise refusal(400, message, "temperature")
+        if upload.stream and upload.response_format not in ("json", "text"):
+            message = "stream: only with the response formats json and text"
+            raise refusal(400, message, "stream")
+
+
+def tasks_into_english(
+    prompts: Prompts, thresholds: Thresholds | None
+) -> dict[str, Task]:
+    """Return a model's tasks of translation into English, by source language.
+
+    The guard's thresholds are of the tasks that the model was trained for; without
+    them all languages of the prompts count.
+    """
+    tasks = {}
+    for source in prompts.languages if "en" in prompts.languages else ():
+        for name in ("asr_st", "st"):
+            task = Task(name, source, "en")
+            trained = thresholds is None or task.group in thresholds.groups
+            if source != "en" and name in prompts.tasks and trained:
+                tasks[source] = task
+    return tasks
+
+
+def create_app(served: ServedModel, admission: Admission, metrics: Metrics) -> Gate:
+    """Return the application of a model, behind its gate."""
+    metrics.watch(lambda: admission.active, lambda: served.batcher.waiting)
+    readers = ThreadPoolExecutor(admission.max_requests, "reader")
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        readers.shutdown()
+        served.batcher.close()
+
+    app = FastAPI(
+        title="speechllm",
+        lifespan=lifespan,
+        docs_url=None,  # they load scripts from another server
+        redoc_url=None,
+        max_body_size=admission.max_bytes,
+        form_limits=_FORM_LIMITS,
+    )
+
+    async def handle(_: Request, error: Exception) -> Response:
+        if isinstance(error, Cancelled):
+            return Response(status_code=499)  # to nobody
+        return error_response(error)
+
+    for kind in (UserError, RequestValidationError, HTTPException, Cancelled):
+        app.add_exception_handler(kind, handle)
+    app.add_exception_handler(Exception, handle)
+
+    async def transcribe(
+        upload: Upload,
+        task: Task,
+        language: str | None,
+        on_text: Callable[[str], object] | None = None,
+    ) -> Transcription:
+        """Transcribe an upload; drop it when the client leaves."""
+        job = served.batcher.job(task, language, on_text)
+        blocks = stream_pipe(upload.file.file, "file")
+        work: asyncio.Future = asyncio.get_running_loop().run_in_executor(
+            readers,
+            served.batcher.transcribe,
+            job,
+            limit_seconds(blocks, 60 * served.max_minutes),
+        )
+        left: asyncio.Future = asyncio.ensure_future(wait_until_left(upload.http))
+        try:
+            await asyncio.wait([work, left], return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                raise Cancelled
+            found = await work
+        finally:
+            left.cancel()
+            served.batcher.cancel(job)
+            await asyncio.gather(work, return_exceptions=True)
+        metrics.audio_seconds.inc(found.seconds)
+        return found
+
+    async def respond(
+        upload: Upload,
+        task: Task,
+        language: str | None,
+        granularities: Sequence[str] = ("segment",),
+    ) -> Response:
+        if upload.stream:
+            events = text_events(partial(transcribe, upload, task, language))
+            first = await anext(events)  # a broken file is an error, not a stream
+            return StreamingResponse(
+                _chain(first, events), media_type="text/event-stream"
+            )
+        found = await transcribe(upload, task, language)
+        return transcription_response(
+            found, upload.response_format, task, granularities
+        )
+
+    @app.post("/v1/audio/transcriptions")
+    async def transcriptions(
+        upload: Annotated[Upload, Depends()],
+        granularities: Granularities = ["segment"],  # noqa: B006
+    ) -> Response:
+        served.check(upload)
+        if "word" in granularities and not served.batcher.options.word_times:
+            message = "timestamp_granularities[]: this model has no times of words"
+            raise refusal(400, message, "timestamp_granularities[]")
+        task, language = served.transcription_task(upload.language)
+        return await respond(upload, task, language, granularities)
+
+    @app.post("/v1/audio/translations")
+    async def translations(upload: Annotated[Upload, Depends()]) -> Response:
+        served.check(upload)
+        return await respond(upload, *served.translation_task(upload.language))
+
+    card = {
+        "id": served.name,
+        "object": "model",
+        "created": int(time.time()),
+        "owned_by": "speechllm",
+    }
+
+    @app.get("/v1/models")
+    async def models() -> Response:
+        return JSONResponse({"object": "list", "data": [card]})
+
+    @app.get("/v1/models/{name:path}")
+    async def model_card(name: str) -> Response:
+        served.check_name(name)
+        return JSONResponse(card)
+
+    @app.get("/health")
+    async def health() -> Response:
+        if admission.closing:
+            return error_response(refusal(503, "the server is shutting down"))
+        return JSONResponse({"status": "ok"})
+
+    @app.get("/metrics")
+    async def show_metrics() -> Response:
+        text = generate_latest(metrics.registry)
+        return PlainTextResponse(text, media_type=CONTENT_TYPE_LATEST)
+
+    return Gate(app, admission, metrics)
+
+
+async def text_events(
+    transcribe: Callable[[Callable[[str], object]], object],
+) -> AsyncIterator[str]:
+    """Yield server-sent events: each part of the text that is final, then all of it.
+
+    Args:
+        transcribe: coroutine function that calls its argument, in any thread, with
+            each part.
+
+    Raises:
+        Exception: of ``transcribe`` before the first event; later it is an event.
+    """
+    loop = asyncio.get_running_loop()
+    parts: asyncio.Queue[str | None] = asyncio.Queue()
+    text = ""
+
+    def put(part: str | None) -> None:
+        with suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(parts.put_nowait, part)
+
+    work = asyncio.create_task(transcribe(put))
+    work.add_done_callback(lambda _: put(None))
+    try:
+        while (part := await parts.get()) is not None:
+            text += part
+            yield event({"type": "transcript.text.delta", "delta": part})
+        whole = " ".join((await work).result.text.split())
+        if rest := whole.removeprefix(text):
+            yield event({"type": "transcript.text.delta", "delta": rest})
+        yield event({"type": "transcript.text.done", "text": whole})
+    except Exception as error:
+        if not text:
+            raise
+        if not isinstance(error, (UserError, Cancelled)):
+            logger.exception("a request failed")
+        yield event(as_refusal(error).detail)
+    finally:
+        work.cancel()
+
+
+async def _chain(first: str, rest: AsyncIterator[str]) -> AsyncIterator[str]:
+    yield first
+    async for item in rest:
+        yield item
+
+
+async def wait_until_left(http: Request) -> None:
+    """Wait until the client of a request has left."""
+    while (await http.receive())["type"] != "http.disconnect":
+        pass
+
+
+def limit_seconds(blocks: Iterable[np.ndarray], seconds: float) -> Iterator[np.ndarray]:
+    """Yield the blocks of a recording.
+
+    Raises:
+        UserError: it is longer than ``seconds``.
+    """
+    count = 0
+    for block in blocks:
+        count += len(block)
+        if count > seconds * SAMPLING_RATE:
+            raise UserError(
+                f"file: longer than {seconds / 60:g} minutes, the limit of this "
+                "server (--max_minutes)"
+            )
+        yield block

@@ -1,0 +1,228 @@
+"""Batches of the segments of all requests, decoded in one thread that owns the model.
+
+Each request reads and cuts its recording in a thread of its own and waits for its
+segments. The decoding thread takes the next segment of each request in turn until the
+batch is full, so that a long recording does not delay the short ones.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from speechllm.audio.segmentation import Cutting
+from speechllm.decoding.options import SearchOptions
+from speechllm.inference.joining import join_texts
+from speechllm.inference.long_form import Piece, RecordingState, Transcription
+from speechllm.text.tasks import Task
+from speechllm.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from speechllm.inference.speech_to_text import SpeechToText
+
+
+class Cancelled(Exception):
+    """The request was cancelled."""
+
+
+@dataclass(eq=False)
+class Job:
+    """A recording of a request.
+
+    Attributes:
+        recording: its state.
+        on_text: called in the decoding thread with each part of the text that is final.
+        waiting: segments to decode.
+        unfinished: number of segments that wait or are being decoded.
+        error: of decoding, or of its cancellation.
+        text: the parts of the text so far, and the number of their segments.
+    """
+
+    recording: RecordingState
+    on_text: Callable[[str], object] | None = None
+    waiting: deque[Piece] = field(default_factory=deque)
+    unfinished: int = 0
+    error: Exception | None = None
+    text: str = ""
+    reported: int = 0
+
+    def report_text(self) -> None:
+        """Pass on the text that has become final."""
+        if self.on_text is None or self.error is not None:
+            return
+        final = self.recording.count_final()
+        new = self.recording.pieces[self.reported : final]
+        self.reported = final
+        texts = [self.text, self.recording.join(new).text]
+        joined = join_texts(texts, self.recording.task.target) or ""
+        if joined != self.text:
+            self.on_text(joined[len(self.text) :])
+        self.text = joined
+
+
+class Batcher:
+    """Queue of segments and the thread that decodes them."""
+
+    def __init__(
+        self,
+        model: SpeechToText,
+        options: SearchOptions,
+        cutting: Cutting,
+        batch_size: int,
+        detect: Callable[[np.ndarray], tuple[str, float]] | None = None,
+        on_batch: Callable[[int], object] = lambda size: None,
+    ):
+        """Start the thread.
+
+        Args:
+            options: of the search, for all requests.
+            cutting: options of the segmentation.
+            batch_size: segments decoded together.
+            detect: as for :func:`speechllm.inference.long_form.transcribe_long`, for
+                jobs without a language.
+            on_batch: called with the number of segments of each batch.
+        """
+        self.model, self.options, self.cutting = model, options, cutting
+        self.batch_size, self.detect, self.on_batch = batch_size, detect, on_batch
+        self.turns: deque[Job] = deque()  # with waiting segments, the next one first
+        self.changed = threading.Condition()
+        self.closed = False
+        self.thread = threading.Thread(target=self._run, name="decoder", daemon=True)
+        self.thread.start()
+
+    def job(
+        self,
+        task: Task,
+        language: str | None,
+        on_text: Callable[[str], object] | None = None,
+    ) -> Job:
+        """Return a job for :meth:`transcribe`.
+
+        Args:
+            task: of the recording.
+            language: of the speech; None to detect it.
+            on_text: see :class:`Job`.
+        """
+        return Job(RecordingState(UserError, task, language), on_text)
+
+    def transcribe(self, job: Job, stream: Iterable[np.ndarray]) -> Transcription:
+        """Cut a recording, and wait until its segments are decoded.
+
+        Args:
+            job: from :meth:`job`; another thread may :meth:`cancel` it.
+            stream: blocks of float32 samples (samples,) at 16 kHz.
+
+        Raises:
+            UserError: the recording cannot be read, or not as a whole.
+            Cancelled: by :meth:`cancel`.
+            Exception: of decoding, which is a bug or full memory.
+        """
+        recording = job.recording
+        pieces = recording.cut(stream, self.cutting)
+        if recording.language is None and self.detect is not None:
+            pieces = recording.detect_language(pieces, self.detect, self.model)
+        for piece in pieces:
+            self._add(job, piece)
+        recording.ended = True
+        if recording.error is not None:
+            self.cancel(job, UserError(recording.error))
+        with self.changed:
+            self.changed.wait_for(lambda: job.error or not job.unfinished)
+        if job.error is not None:
+            raise job.error
+        return recording.transcription()
+
+    def cancel(self, job: Job, error: Exception | None = None) -> None:
+        """Drop a job's segments; :meth:`transcribe` raises the error."""
+        with self.changed:
+            job.error = job.error or error or Cancelled()
+            job.waiting.clear()
+            if job in self.turns:
+                self.turns.remove(job)
+            self.changed.notify_all()
+
+    def close(self) -> None:
+        """End the thread when no segment waits any more."""
+        with self.changed:
+            self.closed = True
+            self.changed.notify_all()
+        self.thread.join()
+
+    @property
+    def waiting(self) -> int:
+        """Number of segments that wait."""
+        return sum(len(job.waiting) for job in list(self.turns))
+
+    def _add(self, job: Job, piece: Piece) -> None:
+        """Add a segment when there is room; each job may have one in any case."""
+        with self.changed:
+            self.changed.wait_for(
+                lambda: (
+                    job.error or not job.waiting or self.waiting < 2 * self.batch_size
+                )
+            )
+            if job.error is not None:
+                raise job.error
+            job.waiting.append(piece)
+            job.unfinished += 1
+            if job not in self.turns:
+                self.turns.append(job)
+            self.changed.notify_all()
+
+    def _run(self) -> None:
+        while True:
+            with self.changed:
+                self.changed.wait_for(lambda: self.turns or self.closed)
+                if not self.turns:
+                    return
+                batch = self._take()
+                self.changed.notify_all()
+            self.on_batch(len(batch))
+            self._decode(batch)
+            for job in {job for job, _ in batch}:
+                self._report(job)
+            with self.changed:
+                for job, _ in batch:
+                    job.unfinished -= 1
+                self.changed.notify_all()
+
+    def _take(self) -> list[tuple[Job, Piece]]:
+        """Remove the next segments from the queue, one of each job in turn."""
+        batch: list[tuple[Job, Piece]] = []
+        while self.turns and len(batch) < self.batch_size:
+            job = self.turns.popleft()
+            batch.append((job, job.waiting.popleft()))
+            if job.waiting:
+                self.turns.append(job)
+        return batch
+
+    def _decode(self, batch: list[tuple[Job, Piece]]) -> None:
+        """Decode segments together, or one by one if that raises an error."""
+        pieces = [piece for _, piece in batch]
+        try:
+            results = self.model.decode_all(
+                [piece.samples for piece in pieces],
+                [piece.task for piece in pieces],
+                self.options,
+                self.batch_size,
+            )
+        except Exception as error:
+            if len(batch) == 1:
+                self.cancel(batch[0][0], error)
+            else:
+                for item in batch:
+                    self._decode([item])
+            return
+        for piece, result in zip(pieces, results, strict=True):
+            piece.result, piece.samples = result, None
+
+    def _report(self, job: Job) -> None:
+        try:
+            job.report_text()
+        except Exception as error:  # nothing may end the thread
+            self.cancel(job, error)

@@ -1,0 +1,163 @@
+"""The OpenAI audio API, with its official client: results are those of a file alone."""
+
+from __future__ import annotations
+
+import io
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from served import RATE, SHORT, Served, running_server, wav
+
+from speechllm import transcribe_long
+from speechllm.audio.io import load_audio
+from speechllm.inference.output_formats import format_transcription, json_segments
+
+
+@pytest.fixture(scope="module")
+def served(model):
+    with running_server(model) as found:
+        yield found
+
+
+def alone(model, content: bytes, tmp_path, **request):
+    """Return the transcription of one file, without a server."""
+    path = tmp_path / "alone.wav"
+    path.write_bytes(content)
+    return next(transcribe_long(model, [[load_audio(path)]], **request, **SHORT))
+
+
+@pytest.mark.parametrize("form", ["json", "text", "srt", "vtt", "verbose_json"])
+def test_formats_equal_those_of_the_file_alone(served, model, lecture, tmp_path, form):
+    expected = alone(model, lecture, tmp_path, language="en")
+    found = served.client().audio.transcriptions.create(
+        file=("a.wav", lecture),
+        model="whisper-1",
+        response_format=form,
+        timestamp_granularities=["word", "segment"],
+    )
+    assert len(expected.result.passages) > 5
+    if form in ("text", "srt", "vtt"):
+        assert found == format_transcription("a", expected, form, "en")
+        return
+    assert found.text == expected.result.text
+    if form == "verbose_json":
+        assert (found.language, found.duration) == ("en", 38.566)
+        segments = json_segments(expected.result)
+        words = [word for segment in segments for word in segment["words"]]
+        keys = ("id", "start", "end", "text")
+        assert [{k: getattr(s, k) for k in keys} for s in found.segments] == [
+            {k: s[k] for k in keys} for s in segments
+        ]
+        assert [(w.word, w.start, w.end) for w in found.words] == [
+            (w["word"], w["start"], w["end"]) for w in words
+        ]
+
+
+def test_verbose_json_has_the_requested_granularities(served, prompt):
+    for given, keys in (
+        ([], {"segments"}),
+        (["word"], {"words"}),
+        (["word", "segment"], {"words", "segments"}),
+    ):
+        data = {"timestamp_granularities[]": given} if given else {}
+        found = served.post(prompt, response_format="verbose_json", **data).json()
+        assert keys == {"words", "segments"} & set(found)
+
+
+def test_streamed_deltas_add_up_to_the_text(served, model, lecture, tmp_path):
+    expected = alone(model, lecture, tmp_path, language="en").result.text
+    events = list(
+        served.client().audio.transcriptions.create(
+            file=io.BytesIO(lecture), model="tiny", stream=True
+        )
+    )
+    deltas = [e.delta for e in events if e.type == "transcript.text.delta"]
+    assert len(deltas) > 1
+    assert "".join(deltas) == expected
+    assert (events[-1].type, events[-1].text) == ("transcript.text.done", expected)
+
+
+def test_silence_is_an_empty_text(served):
+    silence = wav(np.zeros(RATE, np.float32))
+    assert served.post(silence).json() == {"text": ""}
+    lines = served.post(silence, stream="true").text.split("\n\n")
+    assert lines == ['data: {"type": "transcript.text.done", "text": ""}', ""]
+
+
+def test_translation_into_english(served, model, prompt, tmp_path):
+    request = {"task": "st", "language": "fr", "target_language": "en"}
+    expected = alone(model, prompt, tmp_path, **request).result.text
+    found = served.client().audio.translations.create(
+        file=("a.wav", prompt), model="tiny"
+    )
+    assert found.text == expected
+    found = served.client().audio.translations.create(
+        file=("a.wav", prompt), model="tiny", response_format="verbose_json"
+    )
+    assert (found.text, found.language) == (expected, "fr")
+
+
+def test_language_of_a_request(served, model, prompt, tmp_path):
+    expected = alone(model, prompt, tmp_path, language="fr").result.text
+    found = served.post(prompt, language="fr", response_format="verbose_json").json()
+    assert (found["text"], found["language"]) == (expected, "fr")
+
+
+def test_language_is_detected(model, prompt, monkeypatch):
+    with running_server(model, language="auto") as served:
+        served.batcher.detect = lambda samples: ("fr", 0.9)
+        found = served.post(prompt, response_format="verbose_json").json()
+        assert found["language"] == "fr"
+        assert found["text"] == served.post(prompt, language="fr").json()["text"]
+
+
+def test_models_health_and_metrics(served):
+    client = served.client()
+    assert [m.id for m in client.models.list()] == ["tiny"]
+    assert client.models.retrieve("whisper-1").id == "tiny"
+    assert served.metric("speechllm_active_requests") == 0
+
+
+def test_fifty_clients_get_the_texts_of_their_files(served, model, speech, tmp_path):
+    clips = [wav(speech[: RATE + n * (len(speech) - RATE) // 50]) for n in range(50)]
+    expected = [alone(model, clip, tmp_path, language="en") for clip in clips]
+    before = served.metric("speechllm_batch_segments_count")
+    start = threading.Barrier(50)
+
+    def send(clip: bytes):
+        client = served.client()
+        start.wait()
+        return client.audio.transcriptions.create(
+            file=("a.wav", clip), model="tiny", response_format="verbose_json"
+        )
+
+    with ThreadPoolExecutor(50) as pool:
+        found = list(pool.map(send, clips))
+    assert [f.text for f in found] == [e.result.text for e in expected]
+    assert [f.duration for f in found] == [round(e.seconds, 3) for e in expected]
+    assert len({f.text for f in found}) > 5
+    batches = served.metric("speechllm_batch_segments_count") - before
+    assert batches < 25  # of up to 8 segments
+
+
+def test_long_recording_does_not_delay_short_ones(
+    model, lecture, prompt, stopped, tmp_path
+):
+    finished: list[str] = []
+
+    def send(served: Served, name: str, content: bytes) -> None:
+        assert served.post(content).status_code == 200
+        finished.append(name)
+
+    with running_server(model, batch_size=2) as served, ThreadPoolExecutor() as pool:
+        long = pool.submit(send, served, "long", lecture)
+        while served.batcher.waiting < 2:
+            pass
+        short = pool.submit(send, served, "short", prompt)
+        while len(served.batcher.turns) < 2:
+            pass
+        stopped.set()
+        long.result(), short.result()
+    assert finished == ["short", "long"]
