@@ -320,8 +320,6 @@ def transcribe_stream(args: argparse.Namespace, options: dict) -> int:
 
 def serve(args: argparse.Namespace) -> int:
     """Serve a model until a signal ends it."""
-    from importlib.util import find_spec
-
     from speechllm.decoding.options import check_decoding_options
 
     check_decoding_options(given_flags(args, ("batch_size", "dtype")), "command line")
@@ -333,9 +331,6 @@ def serve(args: argparse.Namespace) -> int:
     }
     given = {name: getattr(args, name[2:]) for name in limits}
     check_options(given, limits, "command line")
-    for name in ("fastapi", "uvicorn", "python_multipart", "prometheus_client"):
-        if find_spec(name) is None:
-            raise UserError("serve needs further packages: pip install '.[serve]'")
     from speechllm.serving.server import serve
 
     serve(

@@ -46,6 +46,7 @@ def main() -> int:
         "GPU": gpus() or "not found by torch; training and decoding run on the CPU",
         "extra dev": version("pytest") or extra.format("dev"),
         "extra demo": version("gradio") or extra.format("demo"),
+        "extra serve": version("fastapi") or extra.format("serve"),
         "extra qlora": version("bitsandbytes") or extra.format("qlora"),
         "extra comet": "tools/venv-comet" if comet.exists() else extra.format("comet"),
         "torchaudio": version("torchaudio")

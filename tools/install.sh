@@ -10,8 +10,8 @@ usage="Usage: tools/install.sh [options]
 Installs the dependencies of speechllm into tools/venv, pinned and hashed. A re-run
 installs only what is missing. Without an NVIDIA GPU see --torch_index.
 
-  --extras \"A B\"          extra groups: dev (tests), demo, qlora (4-bit models, GPU)
-                          [none]; COMET has tools/install_comet.sh
+  --extras \"A B\"          extra groups: dev (tests), demo, serve, qlora (4-bit
+                          models, GPU) [none]; COMET has tools/install_comet.sh
   --use_active_env true   install into the active environment, not tools/venv [false]
   --espnet VERSION        202611 (needs Python 3.12 or 3.13) or 202511 (Python 3.11)
                           [the version for the Python]
@@ -57,8 +57,8 @@ tools=$(cd "$(dirname "$0")" && pwd)
 root=$(dirname "${tools}")
 for extra in ${extras}; do
     case ${extra} in
-        dev | demo | qlora) ;;
-        *) fail "unknown extra '${extra}'; there are: dev demo qlora" ;;
+        dev | demo | serve | qlora) ;;
+        *) fail "unknown extra '${extra}'; there are: dev demo serve qlora" ;;
     esac
 done
 

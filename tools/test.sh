@@ -4,7 +4,7 @@ set -euo pipefail
 
 root=$(cd "$(dirname "$0")/.." && pwd)
 cd "${root}"
-tools/install.sh --extras "dev demo"
+tools/install.sh --extras "dev demo serve"
 # shellcheck source=/dev/null
 . tools/activate_python.sh
 

@@ -20,6 +20,7 @@ EXTRAS = {
     "train": "espeakng_loader espnet2 jiwer lhotse matplotlib sacrebleu sklearn "
     "tensorboard",
     "demo": "gradio",
+    "serve": "fastapi prometheus_client python_multipart uvicorn",
 }
 
 
