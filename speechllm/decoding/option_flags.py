@@ -24,8 +24,8 @@ HELP = {
     "min_tokens": "minimum output length",
     "no_repeat_ngram_size": "no n-gram of this many tokens occurs twice, 0 allows all",
     "rescore_ctc_weight": "weight of the CTC score in rescoring the n-best list",
-    "first_pass_beam_size": "hypotheses of the first pass (Whisper's decoder) that join "
-    "the n-best list, 0: none",
+    "first_pass_beam_size": "hypotheses of the first pass (Whisper's decoder) that "
+    "join the n-best list, 0: none",
     "rescore_decoder_weight": "weight of that decoder in ranking the list",
     "hotwords": "file of words to expect, one word or phrase per line",
     "hotword_bonus": "score added per token of a hotword",

@@ -41,13 +41,15 @@ class AnswerCodec:
     ):
         self.tokenizer = tokenizer
         self.ctc_tokenizer = ctc_tokenizer
-        self.hotwords: tuple[tuple[str, ...], HotwordTrie | None] = ((), None)
+        self.hotwords: tuple[str, ...] = ()
+        self.trie: HotwordTrie | None = None
 
     def hotword_trie(self, words: tuple[str, ...]) -> HotwordTrie | None:
         """Return the automaton of hotwords, kept for the next call; None for none."""
-        if words != self.hotwords[0]:
-            self.hotwords = words, hotword_trie(self.tokenizer, words) if words else None
-        return self.hotwords[1]
+        if words != self.hotwords:
+            self.trie = hotword_trie(self.tokenizer, words) if words else None
+            self.hotwords = words
+        return self.trie
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of LLM tokens, special tokens left out."""

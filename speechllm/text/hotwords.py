@@ -37,18 +37,21 @@ class HotwordState(NamedTuple):
         node: of the longest partial match at the end.
         covered: bit i is set if token i of that match, counted from the end, is in a
             complete hotword.
-        complete: number of tokens in complete hotwords.
+        complete: number of rewarded tokens in complete hotwords.
+        found: nodes of the complete hotwords.
     """
 
     node: int = 0
     covered: int = 0
     complete: int = 0
+    found: frozenset[int] = frozenset()
 
 
 class HotwordTrie:
     """Aho–Corasick automaton of hotwords.
 
-    A token is rewarded once, however many hotwords contain it.
+    Each hotword is rewarded once in an output, so that loops do not pay, and each token
+    once, however many hotwords contain it.
 
     Args:
         hotwords: token ids of each, and whether only the end of a word ends it: "art"
@@ -64,26 +67,31 @@ class HotwordTrie:
         self.continues_word = continues_word
         self.children: list[dict[int, int]] = [{}]
         self.depth, self.fail = [0], [0]
-        # length of the longest hotword at the end, if a word ends there (True) or not
+        self.hotwords_below = [0]  # number that begin with the tokens of a node
+        self.paths: dict[int, tuple[int, ...]] = {}  # of each hotword, by the last node
+        # last node of the longest hotword at the end, if a word ends there or not
         self.longest = {True: [0], False: [0]}
         for tokens, whole_word in hotwords:
-            node = 0
+            path = [0]
             for token in tokens:
-                if token not in self.children[node]:
-                    self.children[node][token] = len(self.depth)
+                following = self.children[path[-1]]
+                if token not in following:
+                    following[token] = len(self.depth)
                     self.children.append({})
-                    self.depth.append(self.depth[node] + 1)
-                    self.fail.append(0)
-                    for lengths in self.longest.values():
-                        lengths.append(0)
-                node = self.children[node][token]
+                    self.depth.append(len(path))
+                    lists = (self.fail, self.hotwords_below, *self.longest.values())
+                    for values in lists:
+                        values.append(0)
+                path.append(following[token])
+                self.hotwords_below[path[-1]] += 1
+            self.paths[path[-1]] = tuple(path[1:])
             for word_ends in {True, whole_word}:
-                self.longest[word_ends][node] = len(tokens)
+                self.longest[word_ends][path[-1]] = path[-1]
         queue = deque(self.children[0].values())
         while queue:
             node = queue.popleft()
-            for lengths in self.longest.values():
-                lengths[node] = lengths[node] or lengths[self.fail[node]]
+            for ends in self.longest.values():
+                ends[node] = ends[node] or ends[self.fail[node]]
             for token, child in self.children[node].items():
                 self.fail[child] = self.next_node(self.fail[node], token)
                 queue.append(child)
@@ -101,22 +109,37 @@ class HotwordTrie:
         state = self.settle(state, word_ends=not self.continues_word(token))
         node = self.next_node(state.node, token)
         covered = state.covered << 1 & (1 << self.depth[node]) - 1
-        return HotwordState(node, covered, state.complete)
+        return state._replace(node=node, covered=covered)
 
     def finish(self, state: HotwordState) -> HotwordState:
         """End the output: a partial match breaks off."""
-        return HotwordState(complete=self.settle(state, word_ends=True).complete)
+        return self.settle(state, word_ends=True)._replace(node=0, covered=0)
 
     def settle(self, state: HotwordState, word_ends: bool) -> HotwordState:
-        """Count the hotword that the last token completes, if any."""
-        length = self.longest[word_ends][state.node]
-        new = (1 << length) - 1 & ~state.covered
-        complete = state.complete + new.bit_count()
-        return HotwordState(state.node, state.covered | new, complete)
+        """Count the longest hotword that the last token completes, if it is new."""
+        end = self.longest[word_ends][state.node]
+        if not end or end in state.found:
+            return state
+        new = (1 << self.depth[end]) - 1 & ~state.covered
+        return HotwordState(
+            state.node,
+            state.covered | new,
+            state.complete + new.bit_count(),
+            state.found | {end},
+        )
 
     def rewarded(self, state: HotwordState) -> int:
-        """Return the number of tokens in complete hotwords and the partial match."""
-        return state.complete + self.depth[state.node] - state.covered.bit_count()
+        """Return the number of tokens in complete hotwords and the partial match.
+
+        The partial match is the longest that a new hotword begins with.
+        """
+        node = state.node
+        while node and self.hotwords_below[node] == sum(
+            node in self.paths[end] for end in state.found
+        ):
+            node = self.fail[node]
+        partial = (1 << self.depth[node]) - 1 & ~state.covered
+        return state.complete + partial.bit_count()
 
     def gains(self, state: HotwordState) -> dict[int, int]:
         """Return the tokens that begin or continue a hotword, and what each gains.
@@ -124,17 +147,20 @@ class HotwordTrie:
         The gain is the number of rewarded tokens in excess of those after a token of no
         hotword, which may take rewards back.
         """
-        without = self.finish(state).complete
-        found: dict[int, int] = {}
+        ended = self.finish(state)
+        gains = dict.fromkeys(self.children[0], 1)
+        known = {self.paths[end][0] for end in ended.found}
+        tokens = {t for t, node in self.children[0].items() if node in known}
         node = state.node
         while node:
-            for token in self.children[node].keys() - found.keys():
-                found[token] = self.rewarded(self.step(state, token)) - without
+            tokens |= self.children[node].keys()
             node = self.fail[node]
-        return dict.fromkeys(self.children[0], 1) | found
+        for token in tokens:
+            gains[token] = self.rewarded(self.step(state, token)) - ended.complete
+        return gains
 
     def count(self, tokens: Iterable[int]) -> int:
-        """Return the number of tokens of a complete output that are in hotwords."""
+        """Return the number of rewarded tokens of a complete output."""
         return self.finish(functools.reduce(self.step, tokens, HotwordState())).complete
 
 
@@ -157,7 +183,7 @@ def hotword_trie(
 
     @functools.cache
     def continues_word(token: int) -> bool:
-        piece = tokenizer.convert_ids_to_tokens(token)
+        piece = str(tokenizer.convert_ids_to_tokens(token))
         if piece.startswith("▁"):  # decode() strips the space of sentencepiece
             return False
         return str(tokenizer.decode([token]))[:1].isalnum()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from types import SimpleNamespace
 
 import pytest
@@ -11,11 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import five_token_llm
 
-from speechllm import SpeechToText
+from speechllm import SpeechToText, cli
 from speechllm.audio.io import load_audio
+from speechllm.benchmarks.hotwords import (
+    WordErrors,
+    training_words,
+    word_errors,
+    word_list,
+)
+from speechllm.bin import decode, hotword_table
 from speechllm.decoding.beam_search import beam_search
 from speechllm.decoding.ctc_prefix_scorer import CTCPrefixScorer
-from speechllm.decoding.first_pass import make_first_pass
+from speechllm.decoding.first_pass import HotwordBias, make_first_pass
 from speechllm.decoding.hypothesis import Hypothesis, SearchRequest
 from speechllm.decoding.options import SearchOptions, search_options
 from speechllm.decoding.rescoring import rescore
@@ -37,37 +43,36 @@ def continues_word(token: int) -> bool:
     return token == 3
 
 
-def complete_tokens(tokens, hotwords, ended: bool) -> set[int]:
-    """Return the positions in complete hotwords; one at the end needs ``ended``."""
-    found = set()
-    for (words, whole_word), start in itertools.product(hotwords, range(len(tokens))):
-        stop = start + len(words)
-        if tokens[start:stop] != list(words):
-            continue
-        if stop == len(tokens):
-            followed = not ended
-        else:
-            followed = whole_word and continues_word(tokens[stop])
-        if not followed:
-            found |= set(range(start, stop))
-    return found
-
-
 def rewarded_tokens(tokens, hotwords, ended: bool) -> int:
-    """Count the tokens in hotwords and, unless ended, in the partial one at the end."""
-    found = complete_tokens(tokens, hotwords, ended)
-    longest = max(
-        (
-            size
-            for words, _ in hotwords
-            for size in range(len(words) + 1)
-            if size <= len(tokens) and tokens[len(tokens) - size :] == words[:size]
-        ),
-        default=0,
-    )
+    """Count the tokens in hotwords and, unless ended, in the partial one at the end.
+
+    Of the hotwords that end at a place the longest counts, each the first time.
+    """
+    found, covered = [], set()
+    for stop in range(1, len(tokens) + 1):
+        ends = []
+        for words, whole_word in hotwords:
+            if stop == len(tokens):
+                continued = not ended
+            else:
+                continued = whole_word and continues_word(tokens[stop])
+            if tokens[:stop][-len(words) :] == words and not continued:
+                ends.append(words)
+        longest = max(ends, key=len, default=[])
+        if longest not in found:
+            found.append(longest)
+            covered |= set(range(stop - len(longest), stop))
+    new = [words for words, _ in hotwords if words not in found]
+    sizes = [n for words in new for n in range(len(words) + 1) if n <= len(tokens)]
+    partial = [
+        size
+        for size in sizes
+        if any(words[:size] == tokens[len(tokens) - size :] for words in new)
+    ]
     if not ended:
-        found |= set(range(len(tokens) - longest, len(tokens)))
-    return len(found)
+        start = len(tokens) - max(partial, default=0)
+        covered |= set(range(start, len(tokens)))
+    return len(covered)
 
 
 @settings(max_examples=300, deadline=None)
@@ -141,7 +146,7 @@ def test_biased_search_equals_exhaustive_search(five_tokens, seed, penalty, weig
     for hypothesis, (score, tokens) in zip(found, ranked):
         assert hypothesis.score == pytest.approx(score, abs=1e-4)
         assert hypothesis.bonus == bonus * rewarded_tokens(tokens, HOTWORDS, True)
-    assert [h.tokens for h in found] != [h.tokens for h in plain[:5]]
+    assert any(h.bonus for h in found)
 
 
 def test_no_hotwords_give_the_same_scores(five_tokens):
@@ -178,7 +183,7 @@ class UnwillingLLM:
 
 
 @pytest.mark.parametrize("beam_size", [1, 4])
-@pytest.mark.parametrize(("bonus", "tokens"), [(4.0, [0, 1]), (15.0, [7, 8] * 2)])
+@pytest.mark.parametrize(("bonus", "tokens"), [(4.0, [0, 1]), (15.0, [7, 8])])
 def test_a_word_that_is_never_proposed_needs_a_large_bonus(beam_size, bonus, tokens):
     trie = HotwordTrie([([7, 8], True)], continues_word)
     request = SearchRequest(torch.tensor([[59.0]]), 4, hotwords=trie)
@@ -281,10 +286,87 @@ def test_hotwords_are_an_option_of_the_search():
 
 
 def test_the_first_pass_writes_a_hotword(whisper_base, speech_file):
-    """Whisper's search takes a word that is close to the speech, and only then."""
+    """Whisper's search takes words that are close to the speech, and no other one."""
     decoder, wave = SpeechDecoder(whisper_base), load_audio(speech_file)
-    (plain,) = make_first_pass(decoder, [wave], ["en"], 2)
-    print(plain.texts)
+
+    def first_pass(*hotwords: str) -> list[str]:
+        bias = hotwords, 4.0
+        return make_first_pass(decoder, [wave], ["en"], 3, None, *bias)[0].texts
+
+    assert not any("keys" in text for text in first_pass("weasels"))
+    found = first_pass("weasels", "pound keys")
+    assert "pound keys" in found[0].lower()
+    assert not any("weasel" in text.lower() for text in found)
+
+
+def test_bias_of_the_first_pass_takes_broken_matches_back():
+    bias = HotwordBias(HotwordTrie([([1, 2, 1], True)], continues_word), 2.0, start=1)
+    found = bias(torch.tensor([[9, 0, 1], [9, 1, 2]]), torch.zeros(2, 4))
+    assert found.tolist() == [[-2.0, 0.0, 2.0, -2.0], [-4.0, 2.0, -4.0, -4.0]]
+
+
+def test_errors_in_words_of_the_list_and_in_others():
+    references = [["the", "weasels", "have", "eaten"], ["press", "pound"], ["a"]]
+    texts = [["the", "we", "have", "weasels"], ["press", "a", "eaten"], ["a"]]
+    found = word_errors(references, texts, {"weasels", "eaten", "a"})
+    # "weasels" and "eaten" are wrong; "a" or "eaten" in place of "pound", one inserted
+    assert found == WordErrors(3, 4, 2, 2, 3)
+
+
+def test_lists_have_rare_words_first(tmp_path):
+    (tmp_path / "text").write_text("a1 press pound\na2 Press one\nb1 uno solo\n")
+    (tmp_path / "utt2lang").write_text("a1 en\na2 en\nb1 it\n")
+    (tmp_path / "text.fr").write_text("a1 appuyez\n")
+    training = training_words(tmp_path, {"en"})
+    assert training == {"press": 2, "pound": 1, "one": 1, "uno": 0} | dict.fromkeys(
+        ["solo", "appuyez"], 0
+    )
+    words = word_list([["press", "weasels"], ["solo", "a"]], training)
+    assert set(words[:2]) == {"weasels", "solo"}
+    assert words[2:3] == ["pound"] and set(words[3:]) == {"appuyez"}
+    with pytest.raises(UserError, match="no word of the test set is rare"):
+        word_list([["press"]], training)
+
+
+def test_the_table_of_the_benchmark(tiny_model, tmp_path, speech_file, capsys):
+    examples, train = tmp_path / "examples", tmp_path / "train"
+    for folder in (examples, train):
+        folder.mkdir()
+        (folder / "text").write_text("a enter your password\n")
+    (examples / "wav.scp").write_text(f"a {speech_file}\n")
+    (examples / "utt2task").write_text("a asr en en\n")
+    (train / "utt2lang").write_text("a en\n")
+    config = tmp_path / "decode.yaml"
+    config.write_text("tokens_per_second: 0\nextra_tokens: 3\n")
+    output = tmp_path / "table.md"
+    arguments = ["--model", str(tiny_model), "--train", str(train)]
+    arguments += ["--config", str(config), "--output", str(output)]
+    arguments += ["--sizes", "1", "9", "--hotword_bonus", "0", "1"]
+    hotword_table.main(["--examples", str(examples), *arguments])
+    lines = output.read_text().splitlines()
+    assert capsys.readouterr().out == output.read_text()
+    assert all(line.count("|") == 11 for line in lines) and len(lines) == 2 + 4
+    assert [line.split(" | ")[:3] for line in lines[2:]] == [
+        ["| 1", "0", "1"],
+        ["| 1", "1", "1"],
+        ["| 3", "0", "3"],
+        ["| 3", "1", "3"],
+    ]
+    (examples / "utt2task").write_text("a st en fr\n")
+    with pytest.raises(UserError, match="no asr in a language with spaces"):
+        hotword_table.main(["--examples", str(examples), *arguments])
+
+
+@pytest.mark.parametrize("command", ["speechllm", "decode"])
+def test_a_list_is_read_before_the_model(tmp_path, command):
+    path = tmp_path / "words.txt"
+    path.write_text("# none\n")
+    arguments = ["--model", str(tmp_path / "none"), "--hotwords", str(path)]
+    with pytest.raises(UserError, match=r"words\.txt: no hotwords"):
+        if command == "speechllm":
+            cli.main(["transcribe", *arguments, "a.wav"])
+        else:
+            decode.main([*arguments, "--examples", "a", "--output_dir", "b"])
 
 
 def test_the_api_and_the_guard_take_hotwords(tiny_model, speech_file):
