@@ -46,10 +46,9 @@ class AnswerCodec:
 
     def hotword_trie(self, words: tuple[str, ...]) -> HotwordTrie | None:
         """Return the automaton of hotwords, kept for the next call; None for none."""
-        if words != self.hotwords:
-            self.trie = hotword_trie(self.tokenizer, words) if words else None
-            self.hotwords = words
-        return self.trie
+        if words and words != self.hotwords:
+            self.hotwords, self.trie = words, hotword_trie(self.tokenizer, words)
+        return self.trie if words else None
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of LLM tokens, special tokens left out."""
