@@ -14,12 +14,15 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from speechllm.data.examples import Example, read_examples
 from speechllm.data.kaldi_table import read_table
 from speechllm.inference.generation_config import Config
+from speechllm.inference.results import make_result
+from speechllm.inference.tuning import encoded_batches
 from speechllm.text.normalization import LANGUAGES_WITHOUT_SPACES, normalize
+from speechllm.utils.batching import evenly
 from speechllm.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -53,6 +56,7 @@ def benchmark_hotwords(
     train: str,
     sizes: Sequence[int] = (10, 100, 1000),
     bonuses: Sequence[float] = (),
+    limit: int | None = None,
     config: Config | None = None,
     batch_size: int = 8,
     device: str = "cpu",
@@ -66,6 +70,8 @@ def benchmark_hotwords(
         train: data dir of the training set.
         sizes: number of words of each list; fewer if there are no more.
         bonuses: values of ``hotword_bonus``; that of the model's settings if empty.
+        limit: maximum number of utterances that are decoded, evenly spaced; the lists
+            are those of the whole set.
         config: decoding config, in place of the settings of the model.
 
     Raises:
@@ -76,22 +82,23 @@ def benchmark_hotwords(
     spoken = [e for e in read_examples(examples) if is_counted(e)]
     if not spoken:
         raise UserError(f"{examples}: no asr in a language with spaces between words")
-    references = [normalize(e.text, e.task.source).split() for e in spoken]
     languages = {e.task.source for e in spoken}
+    references = [normalize(e.text, e.task.source).split() for e in spoken]
     words = word_list(references, training_words(train, languages))
+    spoken, references = evenly(spoken, limit), evenly(references, limit)
     model = SpeechToText.from_pretrained(model_dir, device, config=config)
-    plain = outputs(model, spoken, batch_size)
     bonuses = bonuses or [model.options({}).hotword_bonus]
+    conditions = [
+        {"hotwords": words[:size], "hotword_bonus": bonus}
+        for size in sizes
+        for bonus in bonuses
+    ]
+    plain, *biased = decode(model, spoken, [{}, *conditions], batch_size)
     rows = []
-    for size in sizes:
-        listed = words[:size]
-        for bonus in bonuses:
-            options = {"hotwords": listed, "hotword_bonus": bonus}
-            found = outputs(model, spoken, batch_size, **options)
-            pair = [
-                word_errors(references, texts, set(listed)) for texts in (plain, found)
-            ]
-            rows.append(table_line(len(listed), bonus, *pair))
+    for condition, found in zip(conditions, biased, strict=True):
+        listed, bonus = condition["hotwords"], condition["hotword_bonus"]
+        pair = [word_errors(references, texts, set(listed)) for texts in (plain, found)]
+        rows.append(table_line(len(listed), bonus, *pair))
     names = [
         "words in the list",
         "bonus",
@@ -159,20 +166,31 @@ def word_list(references: Iterable[Sequence[str]], training: Counter[str]) -> li
     return [word for part in parts for word in part]
 
 
-def outputs(
-    model: SpeechToText, examples: Sequence[Example], batch_size: int, **options
-) -> list[list[str]]:
-    """Decode examples; return the normalised words of each."""
-    results = model.decode_all(
-        [e.wave for e in examples],
-        [e.task for e in examples],
-        model.options(options),
-        batch_size,
-    )
-    return [
-        normalize(result.text, example.task.source).split()
-        for result, example in zip(results, examples)
-    ]
+def decode(
+    model: SpeechToText,
+    examples: Sequence[Example],
+    conditions: Sequence[dict[str, Any]],
+    batch_size: int,
+) -> list[list[list[str]]]:
+    """Decode examples with several options of the search.
+
+    The speech is encoded once, unless a first pass depends on the options.
+
+    Returns:
+        For each of ``conditions`` the normalised words of each example.
+    """
+    found: list[dict[str, list[str]]] = [{} for _ in conditions]
+    for part, encoded in encoded_batches(model, examples, batch_size):
+        for condition, words in zip(conditions, found):
+            options, batch = model.options(condition), encoded
+            if options.first_pass_beam_size:
+                batch = model.encode(encoded.waves, encoded.tasks, options)
+            nbests = model.search(batch, options)
+            decisions = model.apply_guard(batch, nbests, options)
+            for row, (example, decision) in enumerate(zip(part, decisions)):
+                text = make_result(model.codec, batch, row, decision.nbest).text
+                words[example.name] = normalize(text, example.task.source).split()
+    return [[words[example.name] for example in examples] for words in found]
 
 
 def word_errors(

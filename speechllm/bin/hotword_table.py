@@ -37,6 +37,7 @@ def get_parser() -> argparse.ArgumentParser:
         default=[],
         help="score added per token of a hotword [that of the model]",
     )
+    add("--limit", type=int, help="number of utterances that are decoded [all]")
     add("--config", help="decoding config, YAML [that of the model]")
     add("--batch_size", type=int, default=8, help="utterances per batch [8]")
     add("--device", default="cpu", help="cpu, cuda, … [cpu]")
@@ -56,6 +57,7 @@ def main(argv: list[str] | None = None) -> None:
         args.train,
         args.sizes,
         args.hotword_bonus,
+        args.limit,
         args.config,
         args.batch_size,
         args.device,
