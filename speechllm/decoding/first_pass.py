@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
@@ -12,6 +13,7 @@ from torch import Tensor
 from speechllm.audio.io import SAMPLING_RATE
 from speechllm.decoding.options import SearchOptions
 from speechllm.models.speech_decoder import SpeechDecoder, written_forms
+from speechllm.text.hotwords import HotwordState, HotwordTrie, hotword_trie
 from speechllm.text.normalization import ctc_text
 
 DECODED_SECONDS = 60  # of padded speech that is decoded at the same time: 0.4 GB
@@ -64,6 +66,8 @@ def make_first_pass(
     languages: Sequence[str],
     beam_size: int,
     known: dict[tuple[bytes, str], FirstPass] | None = None,
+    hotwords: Sequence[str] = (),
+    hotword_bonus: float = 0.0,
 ) -> list[FirstPass]:
     """Transcribe utterances with an encoder–decoder model.
 
@@ -74,19 +78,26 @@ def make_first_pass(
         waves: (samples,) of each at 16 kHz.
         languages: of each.
         beam_size: number of hypotheses.
-        known: transcripts of earlier calls with the same beam size, which are not made
-            again; receives the new ones, without their states, which need 3 MB each.
+        known: transcripts of earlier calls with the same beam size and hotwords, which
+            are not made again; receives the new ones, without their states, which need
+            3 MB each.
+        hotwords, hotword_bonus: as in ``SearchOptions``.
     """
     keys = [
         (sha256(np.asarray(wave, dtype=np.float32).tobytes()).digest(), language)
         for wave, language in zip(waves, languages, strict=True)
     ]
     passes = dict(known or {})
+    trie = hotword_trie(decoder.tokenizer, hotwords) if hotwords else None
     new = {key: row for row, key in enumerate(keys) if key not in passes}
     for part in equally_padded(decoder, waves, list(new.values())):
         states = decoder.encode([waves[row] for row in part])
         spoken = [languages[row] for row in part]
-        texts = decoder.search(states, spoken, beam_size)
+        options = {}
+        if trie is not None:
+            start = len(decoder.prefix(spoken[0]))
+            options["logits_processor"] = [HotwordBias(trie, hotword_bonus, start)]
+        texts = decoder.search(states, spoken, beam_size, **options)
         for row, found, state in zip(part, texts, states):
             passes[keys[row]] = FirstPass(
                 found, waves[row], state, languages[row], decoder
@@ -94,6 +105,34 @@ def make_first_pass(
     if known is not None:
         known.update((key, replace(passes[key], states=None)) for key in new)
     return [passes[key] for key in keys]
+
+
+class HotwordBias:
+    """Logits processor of transformers that adds the bonus of hotwords.
+
+    Its own ``sequence_bias`` keeps the bonus of a match that breaks off, and compares
+    every hotword with every row in each step.
+
+    Args:
+        trie: hotwords in the decoder's tokens.
+        bonus: added to the log probability of each token of a hotword.
+        start: number of tokens before the transcript.
+    """
+
+    def __init__(self, trie: HotwordTrie, bonus: float, start: int):
+        self.trie, self.bonus, self.start = trie, bonus, start
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Return the log probabilities (rows, vocabulary) after tokens (rows, n)."""
+        trie, scores = self.trie, scores.clone()
+        for row, tokens in enumerate(input_ids[:, self.start :].tolist()):
+            state = functools.reduce(trie.step, tokens, HotwordState())
+            gains = trie.gains(state)
+            lost = trie.rewarded(state) - trie.rewarded(trie.finish(state))
+            scores[row] -= self.bonus * lost
+            values = scores.new_tensor([*gains.values()])
+            scores[row, [*gains]] += self.bonus * values
+        return scores
 
 
 def equally_padded(

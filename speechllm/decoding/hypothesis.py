@@ -11,6 +11,7 @@ from torch import Tensor
 
 from speechllm.decoding.options import SearchOptions
 from speechllm.text.answer_codec import LabelFunction
+from speechllm.text.hotwords import HotwordState, HotwordTrie
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class SearchRequest:
         extra_candidates: tokens considered at every step in addition to the LLM's
             own, such as those of the CTC transcript.
         sampling_seed: combined with the seed of the options.
+        hotwords: whose tokens earn ``hotword_bonus``; None without any.
     """
 
     prompt: Tensor
@@ -35,6 +37,7 @@ class SearchRequest:
     to_ctc_labels: LabelFunction | None = None
     extra_candidates: Sequence[int] = ()
     sampling_seed: int = 0
+    hotwords: HotwordTrie | None = None
 
 
 @dataclass
@@ -59,6 +62,8 @@ class Hypothesis:
         row: row in the batch, while the hypothesis grows.
         decoder_score: log probability of the transcript by the decoder of the first
             pass, or None without one.
+        hotwords: state of the hotwords, while the hypothesis grows.
+        bonus: part of the score that hotwords have earned.
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -73,6 +78,8 @@ class Hypothesis:
     incomplete: int = 0
     row: int = 0
     decoder_score: float | None = None
+    hotwords: HotwordState = HotwordState()
+    bonus: float = 0.0
 
 
 @dataclass(slots=True)
@@ -89,7 +96,8 @@ class Candidate:
         ctc_labels: CTC labels of the text with it.
         state: row of its CTC state in this step.
         ctc_score: log probability of its text by CTC.
-        unlabelled, unlabelled_cost, incomplete: those of the hypothesis with it.
+        unlabelled, unlabelled_cost, incomplete, hotwords, bonus: those of the
+            hypothesis with it.
     """
 
     parent: Hypothesis
@@ -103,6 +111,8 @@ class Candidate:
     unlabelled: int = 0
     unlabelled_cost: float = 0.0
     incomplete: int = 0
+    hotwords: HotwordState = HotwordState()
+    bonus: float = 0.0
 
 
 @dataclass
@@ -144,12 +154,15 @@ class BeamState:
         """Return the score that the next token has to exceed.
 
         A hypothesis that does not ``end`` can still gain ``penalty`` for every token
-        up to the maximum length and for the end.
+        up to the maximum length and for the end, and ``hotword_bonus`` for every token.
         """
-        if end or options.penalty <= 0:
+        gain = options.penalty
+        if self.request.hotwords is not None:
+            gain += options.hotword_bonus
+        if end or gain <= 0:
             return self.pruning_threshold
         left = max(self.request.max_tokens + 1 - self.step, 0)
-        return self.pruning_threshold - options.penalty * left
+        return self.pruning_threshold - gain * left
 
     def advance(
         self, candidates: Sequence[Candidate], options: SearchOptions, eos: int
@@ -179,6 +192,7 @@ class BeamState:
                         candidate.ctc_score,
                         parent.token_log_probs,
                         truncated=len(parent.tokens) >= self.request.max_tokens,
+                        bonus=candidate.bonus,
                     )
                 )
         self.finished.sort(key=lambda hypothesis: -hypothesis.score)
@@ -204,6 +218,8 @@ def extend(candidate: Candidate) -> Hypothesis:
         unlabelled=candidate.unlabelled,
         unlabelled_cost=candidate.unlabelled_cost,
         incomplete=candidate.incomplete,
+        hotwords=candidate.hotwords,
+        bonus=candidate.bonus,
     )
 
 

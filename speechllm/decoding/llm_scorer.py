@@ -88,7 +88,8 @@ class LLMScorer:
             for hypothesis in beam.hypotheses:
                 always[hypothesis.row] = [*beam.request.extra_candidates, eos]
         width = min(self.candidates, self.log_probs.shape[1])
-        proposals = most_probable(self.log_probs, width, always)
+        bias = self.hotword_bias(beams)
+        proposals = most_probable(self.log_probs, width, always, bias)
         choices = []
         for beam in beams:
             has_ctc = beam.request.to_ctc_labels is not None
@@ -97,6 +98,7 @@ class LLMScorer:
             may_continue = beam.allows(False, options)
             end_threshold = beam.threshold(options, end=True)
             go_threshold = beam.threshold(options)
+            trie = beam.request.hotwords
             candidates = []
             for hypothesis in beam.hypotheses:
                 row = hypothesis.row
@@ -110,7 +112,15 @@ class LLMScorer:
                     if not (may_end if token == eos else may_continue):
                         continue
                     llm_score = hypothesis.llm_score + log_prob
-                    score = (1 - weight) * llm_score + base
+                    hotwords, bonus = hypothesis.hotwords, 0.0
+                    if trie is not None:
+                        hotwords = (
+                            trie.finish(hotwords)
+                            if token == eos
+                            else trie.step(hotwords, token)
+                        )
+                        bonus = options.hotword_bonus * trie.rewarded(hotwords)
+                    score = (1 - weight) * llm_score + base + bonus
                     threshold = end_threshold if token == eos else go_threshold
                     if score > threshold and log_prob > -math.inf:
                         candidates.append(
@@ -123,11 +133,30 @@ class LLMScorer:
                                 labels,
                                 row,
                                 unlabelled_cost=hypothesis.unlabelled_cost,
+                                hotwords=hotwords,
+                                bonus=bonus,
                             )
                         )
             candidates.sort(key=by_score)
             choices.append(candidates)
         return choices
+
+    def hotword_bias(self, beams: Sequence[BeamState]) -> Tensor | None:
+        """Return the bonus (rows, vocabulary) of each token over those of no hotword.
+
+        With it a hotword's token can be among the proposals. None without hotwords.
+        """
+        if all(beam.request.hotwords is None for beam in beams):
+            return None
+        bias = torch.zeros_like(self.log_probs)
+        for beam in beams:
+            if (trie := beam.request.hotwords) is None:
+                continue
+            for hypothesis in beam.hypotheses:
+                gains = trie.gains(hypothesis.hotwords)
+                values = torch.tensor([*gains.values()]).to(bias)
+                bias[hypothesis.row, [*gains]] = self.options.hotword_bonus * values
+        return bias
 
     def select(self, survivors: Sequence[Candidate], utterances: Sequence[int]) -> None:
         """Run the LLM over the survivors' tokens; see :class:`Scorer`."""
@@ -180,18 +209,24 @@ class LLMScorer:
 
 
 def most_probable(
-    log_probs: Tensor, width: int, always: Sequence[Sequence[int]]
+    log_probs: Tensor,
+    width: int,
+    always: Sequence[Sequence[int]],
+    bias: Tensor | None = None,
 ) -> list[list[tuple[int, float]]]:
     """Return the ``width`` most probable tokens of each row, and the ``always`` ones.
 
     Args:
         log_probs: (rows, vocabulary)
         always: token ids of each row.
+        bias: (rows, vocabulary), added to decide which are the most probable.
 
     Returns:
         (token, log probability) of each row's candidates, each token once.
     """
-    values, tokens = log_probs.topk(width, dim=1)
+    values, tokens = (log_probs if bias is None else log_probs + bias).topk(width, 1)
+    if bias is not None:
+        values = log_probs.gather(1, tokens)
     flat = torch.tensor([t for row in always for t in row], device=log_probs.device)
     rows = torch.tensor(
         [r for r, row in enumerate(always) for _ in row], device=log_probs.device

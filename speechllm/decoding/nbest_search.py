@@ -81,6 +81,7 @@ def search_up_to(
 ) -> list[list[Hypothesis]]:
     """Search with a maximum length; the arguments are those of `nbest_search`."""
     joint = options.ctc_weight > 0
+    hotwords = codec.hotword_trie(options.hotwords)
     requests = []
     for row, task in enumerate(batch.tasks):
         requests.append(
@@ -90,6 +91,7 @@ def search_up_to(
                 codec.label_fn(task) if joint else None,
                 codec.ctc_candidates(batch.ctc_text(row), task) if joint else (),
                 batch.sampling_seeds[row],
+                hotwords,
             )
         )
     ctc = None

@@ -8,6 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 from speechllm.decoding.options import ALIASES, SearchOptions
+from speechllm.text.hotwords import read_hotwords
 
 #: Description of each option in ``--help``; their defaults are added.
 HELP = {
@@ -26,6 +27,8 @@ HELP = {
     "first_pass_beam_size": "hypotheses of Whisper's decoder that join the n-best "
     "list, 0: none",
     "rescore_decoder_weight": "weight of that decoder in ranking the list",
+    "hotwords": "file of words to expect, one word or phrase per line",
+    "hotword_bonus": "score added per token of a hotword",
     "guard": "check texts against the CTC output, as guard.yaml of the model says",
     "word_times": "compute word times, for json, ctm, TextGrid and subtitle cues",
     "sampling": "draw tokens instead of searching",
@@ -36,6 +39,7 @@ HELP = {
 }
 #: Defaults that depend on the model or on other options.
 DEPENDENT = {
+    "hotwords": "none",
     "retry_truncated": "unless a limit is given",
     "rescore_decoder_weight": "the weights that stage 11 fitted",
     "guard": "if the model has a guard.yaml",
@@ -64,6 +68,8 @@ def add_search_flags(parser: argparse.ArgumentParser) -> None:
         ]
         kind = str(field.type).partition(" ")[0]
         action: dict[str, Any] = {"type": {"int": int, "float": float}.get(kind)}
+        if field.name == "hotwords":
+            action = {"metavar": "FILE"}
         default = DEPENDENT.get(field.name, str(field.default))
         if kind == "bool":
             action = {"action": argparse.BooleanOptionalAction, "default": None}
@@ -77,7 +83,13 @@ def given_flags(args: argparse.Namespace, more: Iterable[str] = ()) -> dict[str,
 
     Args:
         more: names of further options.
+
+    Raises:
+        UserError: the file of hotwords cannot be read.
     """
     names = [field.name for field in fields(SearchOptions)] + list(more)
     values = {name: getattr(args, name) for name in names}
-    return {name: value for name, value in values.items() if value is not None}
+    given = {name: value for name, value in values.items() if value is not None}
+    if "hotwords" in given:
+        given["hotwords"] = read_hotwords(given["hotwords"])
+    return given

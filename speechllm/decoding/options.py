@@ -13,8 +13,10 @@ from speechllm.utils.schema import (
     check_options,
     choice,
     integer,
+    list_of,
     number,
     optional,
+    text,
 )
 
 #: Old names of options, still accepted.
@@ -52,6 +54,9 @@ class SearchOptions:
         rescore_decoder_weight: with a first pass, the list is ranked by this weight of
             that model, ``rescore_ctc_weight`` of CTC, and the rest of the LLM. None:
             both weights are those that stage 11 fitted to the model.
+        hotwords: words and phrases that outputs of any task are biased towards, in the
+            language of the output (:mod:`speechllm.text.hotwords`).
+        hotword_bonus: added to the score for each token of a hotword.
         guard: check outputs against the audio (:mod:`speechllm.inference.guard`);
             None: where the model folder has thresholds.
         word_times: compute start, end and confidence of each word.
@@ -77,6 +82,8 @@ class SearchOptions:
     rescore_ctc_weight: float = 0.0
     first_pass_beam_size: int = 0
     rescore_decoder_weight: float | None = None
+    hotwords: tuple[str, ...] = ()
+    hotword_bonus: float = 1.0
     guard: bool | None = None
     word_times: bool = False
     sampling: bool = False
@@ -110,6 +117,8 @@ SEARCH_SCHEMA: Schema = {
     "rescore_ctc_weight": number(0, 1),
     "first_pass_beam_size": integer(0, 1000),
     "rescore_decoder_weight": optional(number(0, 1)),
+    "hotwords": lambda value: tuple(list_of(text)(value)),
+    "hotword_bonus": number(0, 1e4),
     "guard": optional(boolean),
     "word_times": boolean,
     "sampling": boolean,
@@ -180,4 +189,6 @@ def search_options(generation: Mapping[str, Any]) -> SearchOptions:
         options.beam_size > 1 or options.nbest > 1 or options.ctc_weight > 0
     ):
         raise UserError("sampling draws one output: beam_size 1, nbest 1, ctc_weight 0")
+    if options.sampling and options.hotwords:
+        raise UserError("hotwords bias a search: not with sampling")
     return options

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from speechllm.decoding.encoded_batch import EncodedBatch
 from speechllm.decoding.hypothesis import Hypothesis
 from speechllm.decoding.options import SearchOptions
-from speechllm.decoding.rescoring import pooled_score
+from speechllm.decoding.rescoring import hotword_bonus, pooled_score
 from speechllm.models.llm import LanguageModel
 from speechllm.text.answer_codec import AnswerCodec
 from speechllm.text.normalization import ctc_text
@@ -29,7 +29,8 @@ def pool_nbest(
 ) -> list[Hypothesis]:
     """Rank the hypotheses of LLM, CTC and first pass together, best first.
 
-    score = rescore_decoder_weight · decoder + rescore_ctc_weight · CTC + rest · LLM.
+    score = rescore_decoder_weight · decoder + rescore_ctc_weight · CTC + rest · LLM
+    + hotword_bonus · tokens of hotwords.
     Transcripts of the first pass are normalised if the LLM's best one is, as of a model
     that was trained on plain transcripts. Without a first pass the list is kept.
 
@@ -61,7 +62,10 @@ def pool_nbest(
         ):
             *each, _ = scores.tolist()
             hypothesis = Hypothesis(
-                ids, llm_score=scores.sum().item(), token_log_probs=each
+                ids,
+                llm_score=scores.sum().item(),
+                token_log_probs=each,
+                bonus=hotword_bonus(codec, ids, options),
             )
             hypotheses[spoken] = (new[spoken], hypothesis)
     texts = list(hypotheses)
@@ -80,6 +84,7 @@ def pool_nbest(
         hypothesis.score = pooled_score(
             hypothesis.llm_score, ctc_score, decoder_score, ctc_weight, weight
         )
+        hypothesis.score += hypothesis.bonus
     ranked = [hypothesis for _, hypothesis in hypotheses.values()]
     return sorted(ranked, key=lambda hypothesis: -hypothesis.score)
 

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from speechllm.decoding.hypothesis import Hypothesis
+from speechllm.decoding.options import SearchOptions
 from speechllm.models.ctc_alignment import frames_needed
+from speechllm.text.answer_codec import AnswerCodec
 from speechllm.text.ctc_labels import BLANK, NEVER
 
 
@@ -47,6 +49,14 @@ def ctc_log_probs(log_probs: Tensor, texts: Sequence[Sequence[int]]) -> list[flo
     return scores
 
 
+def hotword_bonus(
+    codec: AnswerCodec, tokens: Sequence[int], options: SearchOptions
+) -> float:
+    """Return the bonus that the hotwords in a complete output earn."""
+    trie = codec.hotword_trie(options.hotwords)
+    return 0.0 if trie is None else options.hotword_bonus * trie.count(tokens)
+
+
 def joint_score(llm_score: float, ctc_score: float, weight: float) -> float:
     """Return the log probability by LLM and CTC, with weight ``weight`` for CTC."""
     return weight * ctc_score + (1 - weight) * llm_score
@@ -75,7 +85,8 @@ def rescore(
 ) -> list[Hypothesis]:
     """Rank an n-best list again, best first.
 
-    score = weight · CTC + (1 − weight) · LLM + penalty · tokens, as in joint search.
+    score = weight · CTC + (1 − weight) · LLM + penalty · tokens + bonus of hotwords, as
+    in joint search.
 
     Args:
         nbest: hypotheses with their ``llm_score``.
@@ -85,7 +96,8 @@ def rescore(
         replace(
             hypothesis,
             score=joint_score(hypothesis.llm_score, ctc_score, weight)
-            + penalty * (len(hypothesis.tokens) + 1),
+            + penalty * (len(hypothesis.tokens) + 1)
+            + hypothesis.bonus,
             ctc_score=ctc_score,
         )
         for hypothesis, ctc_score in zip(nbest, ctc_scores, strict=True)

@@ -38,7 +38,8 @@ class Result:
     Attributes:
         text: the output; for ``asr_st`` the translation.
         tokens: its LLM tokens, as text.
-        score: score of the search.
+        score: of the search: weighted log probability of the text by the models, with
+            ``penalty`` and the bonus of hotwords.
         ctc_text: CTC transcript, or None without a trained CTC branch.
         nbest: (text, score) of each hypothesis, best first.
         transcript: transcript of ``asr_st``, else None.

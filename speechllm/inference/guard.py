@@ -23,7 +23,7 @@ from speechllm.decoding.hypothesis import Hypothesis
 from speechllm.decoding.nbest_search import labels_of, nbest_search
 from speechllm.decoding.options import SearchOptions
 from speechllm.decoding.pooling import pool_nbest
-from speechllm.decoding.rescoring import joint_score, rescore
+from speechllm.decoding.rescoring import hotword_bonus, joint_score, rescore
 from speechllm.inference.guard_thresholds import (
     NO_CTC_OUTPUT,
     REPETITION,
@@ -111,7 +111,7 @@ class Guard:
             again = self.search_again(batch, rows, options, size)
             for row, found in zip(rows, again):
                 candidates = [*decisions[row].nbest, *found]
-                ranked = self.rank(batch, row, candidates)
+                ranked = self.rank(batch, row, candidates, options)
                 ranked = pool_nbest(self.llm, self.codec, batch, row, ranked, options)
                 decisions[row].nbest = ranked[: options.nbest]
         for row in with_output:
@@ -176,6 +176,8 @@ class Guard:
             nbest=beam_size,
             ctc_weight=self.thresholds.ctc_weight,
             no_repeat_ngram_size=no_repeat_ngram_size,
+            hotwords=options.hotwords,
+            hotword_bonus=options.hotword_bonus,
             tokens_per_second=options.tokens_per_second,
             extra_tokens=options.extra_tokens,
         )
@@ -183,17 +185,24 @@ class Guard:
         return nbest_search(self.llm, self.codec, part, constrained, max_tokens)
 
     def rank(
-        self, batch: EncodedBatch, row: int, candidates: Sequence[Hypothesis]
+        self,
+        batch: EncodedBatch,
+        row: int,
+        candidates: Sequence[Hypothesis],
+        options: SearchOptions = CONSTRAINED,
     ) -> list[Hypothesis]:
         """Rank the candidates and the CTC transcript, best first.
 
         Those that are too long are left out; if all are, the shortest is cut.
+
+        Args:
+            options: their hotwords.
         """
         task, ctc_transcript = batch.tasks[row], batch.ctc_text(row)
         limits = self.thresholds.limits(task)
         candidates = list({tuple(c.tokens): c for c in candidates}.values())
         if task.name == "asr":
-            candidates.append(self.ctc_hypothesis(batch, row))
+            candidates.append(self.ctc_hypothesis(batch, row, options))
         measured = [measure(self.codec, batch, row, c) for c in candidates]
         flags = [limits.flags(m) for m in measured]
         fitting = [i for i, found in enumerate(flags) if TOO_LONG not in found]
@@ -213,7 +222,9 @@ class Guard:
         order = sorted(range(len(candidates)), key=keys.__getitem__)
         return [candidates[i] for i in order]
 
-    def ctc_hypothesis(self, batch: EncodedBatch, row: int) -> Hypothesis:
+    def ctc_hypothesis(
+        self, batch: EncodedBatch, row: int, options: SearchOptions
+    ) -> Hypothesis:
         """Return the CTC transcript of an utterance, scored by the LLM."""
         tokens = self.codec.encode(batch.ctc_text(row))
         (scores,) = self.llm.answer_log_probs(
@@ -224,6 +235,7 @@ class Guard:
             tokens,
             llm_score=scores.sum().item(),
             token_log_probs=token_log_probs,
+            bonus=hotword_bonus(self.codec, tokens, options),
         )
 
     def is_improbable(

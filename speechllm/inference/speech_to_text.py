@@ -232,6 +232,9 @@ class SpeechToText:
                 confidence, which is calibrated where the model folder has a
                 ``confidence.json``.
 
+                ``hotwords`` is a list of words and phrases to expect, such as names.
+                The search prefers them with ``hotword_bonus``.
+
         Returns:
             One result for each, in order.
 
@@ -305,6 +308,8 @@ class SpeechToText:
             )
         if options.first_pass_beam_size and self.llm is None:
             raise UserError("first_pass_beam_size needs an LLM")
+        if options.hotwords and self.llm is None:
+            raise UserError("hotwords need an LLM")
         if options.guard and self.guard is None:
             raise UserError(
                 "guard: this model has no thresholds; make them with python -m "
@@ -417,6 +422,8 @@ class SpeechToText:
                 [tasks[row].source for row in rows],
                 options.first_pass_beam_size,
                 self.first_passes,
+                options.hotwords,
+                options.hotword_bonus,
             )
             for row, first in zip(rows, found):
                 first_pass[row] = first

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -166,7 +167,7 @@ class SpeechDecoder:
 
     @torch.inference_mode()
     def search(
-        self, states: Tensor, languages: Sequence[str], beam_size: int
+        self, states: Tensor, languages: Sequence[str], beam_size: int, **options: Any
     ) -> list[list[str]]:
         """Find the best transcripts by beam search.
 
@@ -174,6 +175,7 @@ class SpeechDecoder:
             states: (batch, frames, dim) of :meth:`encode`.
             languages: of each utterance.
             beam_size: number of hypotheses in the beam and of those returned.
+            **options: further arguments of transformers' ``generate``.
 
         Returns:
             Distinct transcripts of each utterance, best first.
@@ -195,6 +197,7 @@ class SpeechDecoder:
             max_length=None,
             suppress_tokens=settings.suppress_tokens,
             begin_suppress_tokens=settings.begin_suppress_tokens,
+            **options,
         )  # (batch * beam_size, tokens)
         texts = self.tokenizer.batch_decode(sequences, skip_special_tokens=True)
         texts = [text.strip() for text in texts]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 from speechllm.utils.errors import UserError
+
+Item = TypeVar("Item")
 
 
 def batches_by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
@@ -49,8 +52,8 @@ def by_length(lengths: Sequence[int]) -> list[int]:
     return sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
 
 
-def evenly(names: Sequence[str], limit: int | None) -> list[str]:
-    """Return at most ``limit`` names, spaced evenly over the list; all if None."""
-    if limit is None or limit >= len(names):
-        return list(names)
-    return [names[i * len(names) // limit] for i in range(limit)]
+def evenly(items: Sequence[Item], limit: int | None) -> list[Item]:
+    """Return at most ``limit`` items, spaced evenly over the list; all if None."""
+    if limit is None or limit >= len(items):
+        return list(items)
+    return [items[i * len(items) // limit] for i in range(limit)]

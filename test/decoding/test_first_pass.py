@@ -66,6 +66,7 @@ def pooled(ctc_weight: float, decoder_weight: float, nbest=("ten", "tin")):
     codec = SimpleNamespace(
         decode=lambda tokens: bytes(tokens).decode(),
         encode=lambda text: list(text.encode()),
+        hotword_trie=lambda words: None,
         ctc_tokenizer=SimpleNamespace(scoring_units=lambda text: list(text.encode())),
     )
     options = SearchOptions(
