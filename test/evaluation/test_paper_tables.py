@@ -328,7 +328,7 @@ def test_results_columns_of_the_recipe_tables_match_the_yaml():
         if table["recipe"] == "mini_asterisk"
         for row in table["rows"]
         if table["title"] == "English and French"
-    }["joint search, first pass by Whisper"]
+    }["joint search, first pass by fine-tuned Whisper"]
     english, _, french, _, bleu, _ = (f"{figure:.1f}" for figure in ours)
     expected = f"WER {english} % en, {french} % fr; BLEU {bleu}"
     for path in (ROOT / "README.md", ROOT / "egs2" / "README.md"):
