@@ -88,7 +88,7 @@ def benchmark_hotwords(
     spoken, references = evenly(spoken, limit), evenly(references, limit)
     model = SpeechToText.from_pretrained(model_dir, device, config=config)
     bonuses = bonuses or [model.options({}).hotword_bonus]
-    conditions = [
+    conditions: list[dict[str, Any]] = [
         {"hotwords": words[:size], "hotword_bonus": bonus}
         for size in sizes
         for bonus in bonuses
