@@ -581,13 +581,7 @@ if running 13; then
     prepare "${expdir}/log/report.log" python3 -m speechllm.bin.report \
         --exp_root "$(dirname "${final_exp}")" --output "${expdir}/RESULTS" \
         --compare_with "${decode_dir}"
-    for name in ${decoded_sets}; do
-        [ -d "${model}" ] || continue
-        prepare "${decode_dir}/${name}/log/alignments.log" python3 -m speechllm.bin.draw_alignments \
-            --model "${model}" --device "${inference_device}" \
-            --examples "$(examples test "${name}")" --decode_dir "${decode_dir}/${name}"
-        log "Stage 13: $(last_line "${decode_dir}/${name}/log/alignments.log")"
-    done
+    for name in ${decoded_sets}; do draw_alignments "${name}"; done
     cat "${expdir}/RESULTS.md"
     finish "${expdir}/RESULTS.md and RESULTS.json" "${expdir}/log/report.log"
 fi

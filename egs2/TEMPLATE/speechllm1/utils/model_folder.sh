@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2154,SC2034  # reads and sets variables of speechllm.sh
-# Stages 11 to 15 of speechllm.sh: the exported model, and the files that are added to it.
+# Stages 11 to 15 of speechllm.sh: the exported model, what is added to it and made with it.
 
 exported() { # fail unless the exported model is that of the last training
     if [ -n "${download_model}" ]; then
@@ -33,4 +33,15 @@ tune() { # <examples>: fit score weights, guard and confidence unless up to date
         --limit 500 --device "${inference_device}"
     echo "${key}" > "${done}"
     log "Stage ${current}: $(last_line "${final_exp}/tune.log")"
+}
+draw_alignments() { # <test set>: draw its worst utterances, if CTC was trained
+    local dir=${decode_dir}/$1
+    if [ ! -d "${model}" ] || grep -qs '^ctc_trained: false' "${model}/config.yaml"; then return; fi
+    if ${decode_cmd} --gpu "${inference_gpus}" "${dir}/log/alignments.log" \
+        python3 -m speechllm.bin.draw_alignments --model "${model}" \
+        --device "${inference_device}" --examples "$(examples test "$1")" --decode_dir "${dir}"; then
+        log "Stage 13: $(last_line "${dir}/log/alignments.log")"
+    else
+        log "warning: no pictures of alignments, see ${dir}/log/alignments.log; the scores are complete"
+    fi
 }
