@@ -26,7 +26,7 @@ def test_all_prompts_are_tested_once(
         train_two_steps(path, tiny_whisper, tiny_llm)
     words = ["local/folds.sh", "--tiny", "true", "--asterisk_dir", str(asterisk_dir)]
     words += ["--folds", "2", "--whisper", "false", "--nj", "1", "--ngpu", "0"]
-    words += ["--skip_stages", "11"]
+    words += ["--skip_stages", "11", "--first_pass_config", ""]
     done = run(folder, *words, env=environment)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
     decode = "speechllm_train/decode/test"
