@@ -154,15 +154,16 @@ class BeamState:
         """Return the score that the next token has to exceed.
 
         A hypothesis that does not ``end`` can still gain ``penalty`` for every token
-        up to the maximum length and for the end, and ``hotword_bonus`` for every token.
+        up to the maximum length and for the end, and the bonus of the longest hotword.
+        More hotwords could follow, but with theirs no search would end early.
         """
-        gain = options.penalty
-        if self.request.hotwords is not None:
-            gain += options.hotword_bonus
-        if end or gain <= 0:
+        if end:
             return self.pruning_threshold
         left = max(self.request.max_tokens + 1 - self.step, 0)
-        return self.pruning_threshold - gain * left
+        gain = max(options.penalty, 0.0) * left
+        if self.request.hotwords is not None:
+            gain += options.hotword_bonus * min(left, self.request.hotwords.most_tokens)
+        return self.pruning_threshold - gain
 
     def advance(
         self, candidates: Sequence[Candidate], options: SearchOptions, eos: int

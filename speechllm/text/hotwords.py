@@ -87,6 +87,7 @@ class HotwordTrie:
             self.paths[path[-1]] = tuple(path[1:])
             for word_ends in {True, whole_word}:
                 self.longest[word_ends][path[-1]] = path[-1]
+        self.most_tokens = max(self.depth)  # of a hotword
         queue = deque(self.children[0].values())
         while queue:
             node = queue.popleft()

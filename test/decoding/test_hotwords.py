@@ -253,9 +253,10 @@ def test_a_list_of_a_thousand_words_costs_few_steps(tiny_llm, monkeypatch):
         return step(self, state, token)
 
     monkeypatch.setattr(HotwordTrie, "step", counted)
+    options = SearchOptions(beam_size=4, hotword_bonus=1.0)
     for some in (words[:10], words):
         counts.append(0)
-        search(llm, 1, SearchOptions(beam_size=4), hotword_trie(tokenizer, some), 8)
+        search(llm, 1, options, hotword_trie(tokenizer, some), 8)
     assert max(counts) <= 8 * 4 * 6  # tokens, hypotheses, candidates
 
 
