@@ -268,7 +268,11 @@ def test_stage_1_waits_for_the_run_that_downloads(recipe):
             "local/baselines.sh",
             [],
             ["dump", "exp/whisper_base/decode_greedy"]
-            + ["exp/whisper_finetuned/model", "exp/cascade/decode_beam4", "exp/log"],
+            + [
+                "exp/whisper_finetuned/decode_greedy",
+                "exp/cascade/decode_beam4",
+                "exp/log",
+            ],
         ),
         (
             "local/joint_baselines.sh",
