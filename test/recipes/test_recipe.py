@@ -183,7 +183,12 @@ def test_killed_training_and_decoding_resume_to_the_same_table(recipe, asterisk_
     Before version 0.2, decode.yaml wrote to decode_decode.
     """
     whole, killed = recipe / "exp_tiny", recipe / "exp_killed_tiny"
-    for name in ("speechllm_stats_train", "speechllm_stats_warmup", "speechllm_warmup"):
+    for name in (
+        "first_pass",
+        "speechllm_stats_train",
+        "speechllm_stats_warmup",
+        "speechllm_warmup",
+    ):
         shutil.copytree(whole / name, killed / name, symlinks=True)
     arguments = ("--expdir", killed.name, "--stage", "9", "--stop_stage", "13")
     # smaller batches, which do not change the text, give more moments to kill at
