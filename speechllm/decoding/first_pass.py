@@ -66,7 +66,7 @@ def make_first_pass(
     languages: Sequence[str],
     beam_size: int,
     known: dict[tuple[bytes, str], FirstPass] | None = None,
-    hotwords: Sequence[str] = (),
+    hotwords: tuple[str, ...] = (),
     hotword_bonus: float = 0.0,
 ) -> list[FirstPass]:
     """Transcribe utterances with an encoder–decoder model.

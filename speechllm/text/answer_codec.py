@@ -41,14 +41,10 @@ class AnswerCodec:
     ):
         self.tokenizer = tokenizer
         self.ctc_tokenizer = ctc_tokenizer
-        self.hotwords: tuple[str, ...] = ()
-        self.trie: HotwordTrie | None = None
 
     def hotword_trie(self, words: tuple[str, ...]) -> HotwordTrie | None:
-        """Return the automaton of hotwords, kept for the next call; None for none."""
-        if words and words != self.hotwords:
-            self.hotwords, self.trie = words, hotword_trie(self.tokenizer, words)
-        return self.trie if words else None
+        """Return the automaton of hotwords; None for none."""
+        return hotword_trie(self.tokenizer, words) if words else None
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of LLM tokens, special tokens left out."""

@@ -165,8 +165,9 @@ class HotwordTrie:
         return self.finish(functools.reduce(self.step, tokens, HotwordState())).complete
 
 
+@functools.lru_cache(maxsize=4)  # a search of LLM and first pass needs two, many times
 def hotword_trie(
-    tokenizer: PreTrainedTokenizerBase, words: Iterable[str]
+    tokenizer: PreTrainedTokenizerBase, words: tuple[str, ...]
 ) -> HotwordTrie:
     """Build the automaton of hotwords, as they are, in lower case and capitalised.
 

@@ -220,7 +220,7 @@ def test_rescoring_keeps_the_bonus():
 def test_words_end_at_the_end_of_a_word(smollm2):
     """Byte-level BPE; case, phrases, a script without spaces."""
     tokenizer = load_tokenizer(smollm2)
-    trie = hotword_trie(tokenizer, ["weasels", "New York City", "art", "東京", "Ann"])
+    trie = hotword_trie(tokenizer, ("weasels", "New York City", "art", "東京", "Ann"))
 
     def tokens(text: str) -> list[int]:
         return tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -256,7 +256,7 @@ def test_a_list_of_a_thousand_words_costs_few_steps(tiny_llm, monkeypatch):
     options = SearchOptions(beam_size=4, hotword_bonus=1.0)
     for some in (words[:10], words):
         counts.append(0)
-        search(llm, 1, options, hotword_trie(tokenizer, some), 8)
+        search(llm, 1, options, hotword_trie(tokenizer, tuple(some)), 8)
     assert max(counts) <= 8 * 4 * 6  # tokens, hypotheses, candidates
 
 
