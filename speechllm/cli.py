@@ -110,16 +110,22 @@ def add_transcribe(commands) -> None:
     parser.set_defaults(run=transcribe)
 
 
-def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the options of a model and of its decoding."""
+def add_model_and_device(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a model and its device."""
     add = parser.add_argument
     add("--model", required=True, help="folder of a trained model, or a hub id")
-    add("--batch_size", type=int, help="utterances per batch [8]")
     add(
         "--device",
         default="auto",
         help="cpu, cuda, mps, or auto: a GPU if there is one [auto]",
     )
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a model and of its decoding."""
+    add_model_and_device(parser)
+    add = parser.add_argument
+    add("--batch_size", type=int, help="utterances per batch [8]")
     add("--dtype", help="float32, bfloat16, float16 or auto [float32]")
     add(
         "--strict",
@@ -182,14 +188,7 @@ def add_demo(commands) -> None:
         "microphone or a file: its text, coloured by confidence, and subtitles. It "
         "needs pip install 'speechllm[demo]'.",
     )
-    parser.add_argument(
-        "--model", required=True, help="folder of a trained model, or a hub id"
-    )
-    parser.add_argument(
-        "--device",
-        default="auto",
-        help="cpu, cuda, mps, or auto: a GPU if there is one [auto]",
-    )
+    add_model_and_device(parser)
     parser.set_defaults(run=demo)
 
 
