@@ -298,6 +298,7 @@ def test_failure_of_one_recording_leaves_the_others_alone(
 
     def fail(waves, *rest):
         if any(len(wave) == RATE for wave in waves):
+            assert stopped.wait(60)
             raise errors[-1]
         return decode(waves, *rest)
 
