@@ -74,10 +74,11 @@ def running_server(
     max_minutes: float = 2.0,
     key: str | None = None,
     batch_size: int = 8,
+    **generation,
 ) -> Iterator[Served]:
     metrics, admission = Metrics(), Admission(max_requests, max_bytes, key)
     batcher = Batcher(
-        model, model.options(SHORT), cutting_for(model), batch_size,
+        model, model.options({**SHORT, **generation}), cutting_for(model), batch_size,
         on_batch=metrics.batch_segments.observe,
     )  # fmt: skip
     served = ServedModel("tiny", batcher, language, max_minutes)

@@ -48,7 +48,7 @@ from speechllm.utils.errors import UserError
 
 OPENAI_NAME = "whisper-1"  # many clients send no other name
 AUTO = "auto"  # language that is to be detected
-#: Of a form; the API has nine fields.
+#: Of a form; the API has nine fields, and hotwords.
 _FORM_LIMITS = {"max_files": 1, "max_fields": 50, "max_part_size": 64 * 1024}
 
 logger = logging.getLogger(__name__)
@@ -72,6 +72,13 @@ class Upload:
     response_format: Annotated[Formats, Form()] = "json"
     temperature: Annotated[float, Form()] = 0.0
     stream: Annotated[bool, Form()] = False
+    hotwords: Text = ""
+
+    @property
+    def hotword_list(self) -> list[str]:
+        """The hotwords, which commas or line ends separate."""
+        words = self.hotwords.replace("\n", ",").split(",")
+        return [" ".join(word.split()) for word in words if word.strip()]
 
 
 @dataclass(frozen=True)
@@ -150,7 +157,7 @@ class ServedModel:
         """Raise HTTPException for fields that cannot be fulfilled."""
         self.check_name(upload.model)
         if upload.prompt.strip():
-            message = "prompt: this model takes no context; leave it out"
+            message = "prompt: no context; send names and terms as hotwords"
             raise refusal(400, message, "prompt")
         if upload.temperature != 0:
             message = "temperature: only 0; texts are searched, not sampled"
@@ -158,6 +165,9 @@ class ServedModel:
         if upload.stream and upload.response_format not in ("json", "text"):
             message = "stream: only with the response formats json and text"
             raise refusal(400, message, "stream")
+        if upload.hotword_list and not self.batcher.takes_hotwords:
+            message = "hotwords: they need an LLM, and a search without sampling"
+            raise refusal(400, message, "hotwords")
 
 
 def tasks_into_english(
@@ -214,7 +224,7 @@ def create_app(served: ServedModel, admission: Admission, metrics: Metrics) -> G
         on_text: Callable[[str], object] | None = None,
     ) -> Transcription:
         """Transcribe an upload; drop it when the client leaves."""
-        job = served.batcher.job(task, language, on_text)
+        job = served.batcher.job(task, language, on_text, upload.hotword_list)
         blocks = stream_pipe(upload.file.file, "file")
         work: asyncio.Future = asyncio.get_running_loop().run_in_executor(
             readers,

@@ -2,15 +2,16 @@
 
 Each request reads and cuts its recording in a thread of its own and waits for its
 segments. The decoding thread takes the next segment of each request in turn until the
-batch is full, so that a long recording does not delay the short ones.
+batch is full, so that a long recording does not delay the short ones. Requests with
+other hotwords are in other batches.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,6 +37,7 @@ class Job:
 
     Attributes:
         recording: its state.
+        options: of the search.
         on_text: called in the decoding thread with each part of the text that is final.
         waiting: segments to decode.
         unfinished: number of segments that wait or are being decoded.
@@ -44,6 +46,7 @@ class Job:
     """
 
     recording: RecordingState
+    options: SearchOptions
     on_text: Callable[[str], object] | None = None
     waiting: deque[Piece] = field(default_factory=deque)
     unfinished: int = 0
@@ -80,7 +83,7 @@ class Batcher:
         """Start the thread.
 
         Args:
-            options: of the search, for all requests.
+            options: of the search, but for the hotwords of a request.
             cutting: options of the segmentation.
             batch_size: segments decoded together.
             detect: as for :func:`speechllm.inference.long_form.transcribe_long`, for
@@ -100,6 +103,7 @@ class Batcher:
         task: Task,
         language: str | None,
         on_text: Callable[[str], object] | None = None,
+        hotwords: Sequence[str] = (),
     ) -> Job:
         """Return a job for :meth:`transcribe`.
 
@@ -107,8 +111,12 @@ class Batcher:
             task: of the recording.
             language: of the speech; None to detect it.
             on_text: see :class:`Job`.
+            hotwords: of the recording, in addition to those of all requests.
         """
-        return Job(RecordingState(UserError, task, language), on_text)
+        known = self.options.hotwords
+        words = tuple(dict.fromkeys([*known, *hotwords]))
+        options = replace(self.options, hotwords=words)
+        return Job(RecordingState(UserError, task, language), options, on_text)
 
     def transcribe(self, job: Job, stream: Iterable[np.ndarray]) -> Transcription:
         """Cut a recording, and wait until its segments are decoded.
@@ -154,6 +162,11 @@ class Batcher:
         self.thread.join()
 
     @property
+    def takes_hotwords(self) -> bool:
+        """True if jobs can have hotwords."""
+        return self.model.llm is not None and not self.options.sampling
+
+    @property
     def waiting(self) -> int:
         """Number of segments that wait."""
         return sum(len(job.waiting) for job in list(self.turns))
@@ -192,13 +205,21 @@ class Batcher:
                 self.changed.notify_all()
 
     def _take(self) -> list[tuple[Job, Piece]]:
-        """Remove the next segments from the queue, one of each job in turn."""
+        """Remove the next segments from the queue, one of each job in turn.
+
+        They have the options of the first one; jobs with others come first next time.
+        """
         batch: list[tuple[Job, Piece]] = []
+        options, others = self.turns[0].options, []
         while self.turns and len(batch) < self.batch_size:
             job = self.turns.popleft()
+            if job.options != options:
+                others.append(job)
+                continue
             batch.append((job, job.waiting.popleft()))
             if job.waiting:
                 self.turns.append(job)
+        self.turns.extendleft(reversed(others))
         return batch
 
     def _decode(self, batch: list[tuple[Job, Piece]]) -> None:
@@ -208,7 +229,7 @@ class Batcher:
             results = self.model.decode_all(
                 [piece.samples for piece in pieces],
                 [piece.task for piece in pieces],
-                self.options,
+                batch[0][0].options,
                 self.batch_size,
             )
         except Exception as error:

@@ -12,7 +12,9 @@ from served import RATE, SHORT, Served, running_server, wav
 
 from speechllm import transcribe_long
 from speechllm.audio.io import load_audio
+from speechllm.inference.long_form import cutting_for
 from speechllm.inference.output_formats import format_transcription, json_segments
+from speechllm.serving.batcher import Batcher
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +27,7 @@ def alone(model, content: bytes, tmp_path, **request):
     """Return the transcription of one file, without a server."""
     path = tmp_path / "alone.wav"
     path.write_bytes(content)
-    return next(transcribe_long(model, [[load_audio(path)]], **request, **SHORT))
+    return next(transcribe_long(model, [[load_audio(path)]], **{**SHORT, **request}))
 
 
 @pytest.mark.parametrize("form", ["json", "text", "srt", "vtt", "verbose_json"])
@@ -140,6 +142,54 @@ def test_fifty_clients_get_the_texts_of_their_files(served, model, speech, tmp_p
     assert len({f.text for f in found}) > 5
     batches = served.metric("speechllm_batch_segments_count") - before
     assert batches < 25  # of up to 8 segments
+
+
+def test_hotwords_are_those_of_the_request(model, prompt, tmp_path):
+    """The text is that of the file alone with the same hotwords."""
+    lists = {
+        "": [],
+        "Asterisk, New  York": ["Asterisk", "New York"],
+        "queue\r\nmailbox,\n": ["queue", "mailbox"],
+    }
+    bonus = {"hotword_bonus": 30.0}
+    expected = {
+        text: alone(
+            model, prompt, tmp_path, language="en", hotwords=words, **bonus
+        ).result.text
+        for text, words in lists.items()
+    }
+    assert len(set(expected.values())) == 3
+
+    def send(text: str) -> str:
+        found = served.client().audio.transcriptions.create(
+            file=("a.wav", prompt), model="tiny", extra_body={"hotwords": text}
+        )
+        return found.text
+
+    with running_server(model, **bonus) as served, ThreadPoolExecutor() as pool:
+        sent = [*lists] * 4
+        assert list(pool.map(send, sent)) == [expected[text] for text in sent]
+
+
+def test_batches_have_the_same_hotwords(model, prompt, monkeypatch):
+    """Others wait for the next batch, first in it."""
+    batches = []
+    monkeypatch.setattr(
+        Batcher, "_decode", lambda self, batch: batches.append([j for j, _ in batch])
+    )
+    monkeypatch.setattr(Batcher, "_report", lambda self, job: None)
+    batcher = Batcher(model, model.options(SHORT), cutting_for(model), 3)
+    task = model.request("asr", "en", None)
+    lists = ["a", "a", "b", "a", "a", "c", "b"]
+    jobs = [batcher.job(task, "en", hotwords=[word]) for word in lists]
+    with batcher.changed:
+        for job in jobs:
+            job.waiting.append(None)
+            batcher.turns.append(job)
+        batcher.changed.notify_all()
+    batcher.close()
+    numbers = [[jobs.index(job) for job in batch] for batch in batches]
+    assert numbers == [[0, 1, 3], [2, 6], [4], [5]]
 
 
 def test_long_recording_does_not_delay_short_ones(
