@@ -8,6 +8,10 @@ and 1.5 times with one. Convolutions are packed too, with channels-last inputs a
 outputs: HuBERT's positional convolution is 2 times as fast, its convolutions over the
 waveform 1.25 times. Grouped-query attention does not copy the keys and values for each
 query head.
+
+In bfloat16 the same layers are packed where the processor multiplies it (AVX-512 BF16,
+AMX): on an AMD EPYC core with AVX-512 BF16 packed layers are twice as fast as packed
+ones in float32, and with up to 8 rows 1.5 to 2 times as fast as unpacked in bfloat16.
 """
 
 from __future__ import annotations
@@ -33,7 +37,7 @@ for _name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
 GROUPED = ("llama", "mistral", "qwen2", "qwen3")
 
 ENGINES = {
-    "auto": "weights packed for oneDNN on a CPU in float32, else the same as eager",
+    "auto": "weights packed for oneDNN on a CPU, else the same as eager",
     "eager": "unmodified PyTorch and transformers",
 }
 
@@ -141,14 +145,22 @@ def grouped_attention(
     return outputs.view(batch, heads, new, dim).transpose(1, 2), None
 
 
+def is_packable(weight: Tensor) -> bool:
+    """Return whether oneDNN has kernels for the weight's precision on this CPU."""
+    if weight.dtype == torch.bfloat16:
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return weight.dtype == torch.float32
+
+
 def pack_layers(module: nn.Module) -> None:
-    """Pack the float32 linear layers and 1-d convolutions of a module, in place."""
+    """Pack the linear layers and 1-d convolutions of a module, in place."""
     for name, child in module.named_children():
         # not subclasses: quantised or adapted layers compute something else
-        if type(child) is nn.Linear and child.weight.dtype == torch.float32:
+        if type(child) is nn.Linear and is_packable(child.weight):
             setattr(module, name, PackedLinear(child))
         elif isinstance(child, nn.Conv1d) and (
-            (child.weight.dtype, child.padding_mode) == (torch.float32, "zeros")
+            is_packable(child.weight)
+            and child.padding_mode == "zeros"
             and isinstance(child.padding, tuple)
         ):
             child.forward = packed_convolution(child)
@@ -163,7 +175,7 @@ def packed_convolution(convolution: nn.Conv1d) -> Callable[[Tensor], Tensor]:
     frames)``; its output is channels-last in memory.
 
     Args:
-        convolution: float32, with numeric zero padding.
+        convolution: with numeric zero padding.
     """
     assert isinstance(convolution.padding, tuple)
     (padding,), (stride,) = convolution.padding, convolution.stride

@@ -6,6 +6,7 @@ PyTorch's. Memory is measured in a process of its own.
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import sys
@@ -24,6 +25,8 @@ from speechllm.inference.backends import (
 )
 from speechllm.inference.speech_to_text import SpeechToText
 from speechllm.utils.errors import UserError
+
+BFLOAT16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
@@ -88,8 +91,29 @@ def test_packed_convolution_equals_float64_convolution(
     assert all(torch.equal(model.state_dict()[name], state[name]) for name in state)
 
 
-def test_unsupported_convolutions_are_not_packed():
-    layers = [nn.Conv1d(4, 4, 3, padding="same"), nn.Conv1d(4, 4, 3).bfloat16()]
+@pytest.mark.skipif(not BFLOAT16, reason="oneDNN has no bfloat16 on this processor")
+def test_packed_bfloat16_layers_equal_float64_layers():
+    """Weights and inputs are rounded to bfloat16, and so is the result."""
+    torch.manual_seed(0)
+    linear = nn.Linear(48, 70).bfloat16()
+    convolution = nn.Conv1d(8, 12, 3, 2, 1, groups=4).bfloat16()
+    for layer, values in (
+        (linear, torch.randn(2, 9, 48)),
+        (convolution, torch.randn(2, 8, 50)),
+    ):
+        values = values.bfloat16()
+        expected = copy.deepcopy(layer).double()(values.double())
+        model = nn.Sequential(layer)
+        pack_layers(model)
+        with torch.inference_mode():
+            found = model(values)
+        assert found.dtype == torch.bfloat16
+        assert torch.allclose(found.double(), expected, rtol=2**-7, atol=2**-8)
+    assert torch.equal(PackedLinear(linear).weight, linear.weight)
+
+
+def test_unsupported_layers_are_not_packed():
+    layers = [nn.Conv1d(4, 4, 3, padding="same"), nn.Conv1d(4, 4, 3).half()]
     layers.append(nn.Conv1d(4, 4, 3, padding=1, padding_mode="circular"))
     model = nn.Sequential(*layers)
     pack_layers(model)
@@ -138,11 +162,18 @@ def test_grouped_attention_equals_pytorch(new, heads, groups):
     assert torch.allclose(found, expected.transpose(1, 2), atol=1e-5)
 
 
-def test_only_float32_layers_are_packed():
-    model = nn.Sequential(nn.Linear(4, 4).bfloat16(), nn.Linear(4, 4))
+@pytest.mark.parametrize("supported", [True, False])
+def test_layers_in_supported_precisions_are_packed(monkeypatch, supported):
+    """A processor without bfloat16 computes it in unpacked layers, slowly."""
+    if supported and not BFLOAT16:
+        pytest.skip("oneDNN has no bfloat16 on this processor")
+    supports = "torch.ops.mkldnn._is_mkldnn_bf16_supported"
+    monkeypatch.setattr(supports, lambda: supported)
+    dtypes = (torch.float32, torch.bfloat16, torch.float16)
+    model = nn.Sequential(*(nn.Linear(4, 4).to(dtype) for dtype in dtypes))
     choose_engine(model, "auto")
-    assert type(model[0]) is nn.Linear
-    assert type(model[1]) is PackedLinear
+    packed = [type(layer) is PackedLinear for layer in model]
+    assert packed == [True, supported, False]
 
 
 def test_unavailable_engines_are_an_error(tiny_model, monkeypatch):
