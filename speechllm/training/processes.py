@@ -7,6 +7,7 @@ import signal
 import tempfile
 from collections.abc import Callable
 
+import torch
 from espnet2.train.distributed_utils import get_node_rank
 from torch.multiprocessing import ProcessExitedException, start_processes
 
@@ -17,7 +18,7 @@ def train_on_cpu(main: Callable[[argparse.Namespace], None], args) -> None:
     """Train in ``num_processes`` processes without a GPU, connected by gloo.
 
     ESPnet starts processes only for GPUs. These are forks, which share the imported
-    libraries.
+    libraries and the CPU threads of this process.
 
     Args:
         main: trains in one of the processes.
@@ -45,6 +46,7 @@ def _train_rank(
     args: argparse.Namespace,
     init_method: str,
 ) -> None:
+    torch.set_num_threads(max(1, torch.get_num_threads() // args.num_processes))
     own = argparse.Namespace(**vars(args))
     own.multiprocessing_distributed = False
     own.dist_backend, own.dist_init_method = "gloo", init_method
