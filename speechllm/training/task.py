@@ -272,10 +272,11 @@ class SpeechLLMTask(AbsTask):
         except RuntimeError as error:
             if "batch-size must be equal or more than world_size" not in str(error):
                 raise
-            numbers = str(error).rpartition(": ")[2].replace(" < ", " utterances for ")
+            found, _, needed = str(error).rpartition(": ")[2].partition(" < ")
             raise UserError(
-                f"a batch of the {mode} set has only {numbers} processes; use a larger "
-                "batch_size, a larger set or fewer processes"
+                f"a batch of the {mode} set has {found} of at least {needed} "
+                "utterances, one for each process; use a larger batch_size, a larger "
+                "set or fewer processes"
             ) from None
         show = mode == "train" and distributed_option.dist_rank in (None, 0)
         return ProgressIterFactory(factory, args.max_epoch, show=show)

@@ -16,6 +16,7 @@ import pytest
 import soundfile
 import torch
 import yaml
+from processes import wait_until
 from recipe_clone import clone
 from tiny_models import PROMPTS, TRAINING
 from warm_python import warm_python
@@ -70,8 +71,8 @@ class Recipe:
         decoding = {"batch_size": 2, "tokens_per_second": 1.0, "extra_tokens": 2.0}
         (conf / "my decode.yaml").write_text(yaml.safe_dump(decoding))
 
-    def run(self, *arguments: str, expdir: str = "my exp") -> str:
-        """Run the recipe; return its output."""
+    def command(self, *arguments: str, expdir: str = "my exp") -> dict:
+        """Return the arguments of subprocess that run the recipe."""
         options = {
             "datadir": "my data",
             "dumpdir": "my dump",
@@ -95,16 +96,18 @@ class Recipe:
             "nj": "1",
         }
         words = [word for k, v in options.items() for word in (f"--{k}", v)]
-        done = subprocess.run(
-            ["./run.sh", *words, *arguments],
-            check=False,
-            cwd=self.folder,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            stdin=subprocess.DEVNULL,
-            timeout=2400,
-        )
+        return {
+            "args": ["./run.sh", *words, *arguments],
+            "cwd": self.folder,
+            "env": self.environment,
+            "text": True,
+            "stdin": subprocess.DEVNULL,
+        }
+
+    def run(self, *arguments: str, expdir: str = "my exp") -> str:
+        """Run the recipe; return its output."""
+        command = self.command(*arguments, expdir=expdir)
+        done = subprocess.run(**command, check=False, capture_output=True, timeout=2400)
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
         return done.stdout
 
@@ -334,3 +337,32 @@ def test_training_on_two_machines(recipe, two_processes, tmp_path, monkeypatch):
         for folder in (exp / "speechllm_my train", two_processes)
     )
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_a_kill_of_run_sh_saves_within_an_epoch(recipe, two_processes):
+    """SIGTERM reaches the launcher, the job runner and both training processes."""
+    words = ["--second_config", "", "--num_processes", "2"]
+    words += ["--stage", "9", "--stop_stage", "9"]
+    words += ["--speechllm_stats_dir", "two exp/speechllm_stats_train"]
+    options = ["--train_args", "--max_epoch 500"]
+    command = recipe.command(*words, *options, expdir="killed exp")
+    command["env"] = {k: v for k, v in command["env"].items() if "BASH_FUNC" not in k}
+    process = subprocess.Popen(  # a warm Python's forks would not be children of run.sh
+        **command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    log = recipe.folder / "killed exp/speechllm_my train/train.log"
+    wait_until(lambda: log.exists() and "progress: epoch 2/" in log.read_text(), 300)
+    process.terminate()
+    process.wait()
+    wait_until(lambda: "# Ended (code 1)" in log.read_text(), 60)
+    saved = (
+        r"error: stopped by SIGTERM; saved after batch (\d) of epoch (\d+), where the"
+    )
+    found = re.search(saved, log.read_text())
+    assert found, log.read_text()
+    options = ["--train_args", f"--max_epoch {found[2]}"]
+    recipe.run(*words, *options, expdir="killed exp")
+    assert f"resumed after batch {found[1]} with" in log.read_text()
+    assert (log.parent / f"{found[2]}epoch.pth").exists()

@@ -145,8 +145,8 @@ def test_a_batch_that_is_too_small_for_the_processes_is_refused(
     assert caught.value.code == 1
     errors = {x for x in capfd.readouterr().err.splitlines() if x.startswith("error:")}
     assert errors == {
-        "error: a batch of the train set has only 1 utterances for 2 processes; use a "
-        "larger batch_size, a larger set or fewer processes"
+        "error: a batch of the train set has 1 of at least 2 utterances, one for each "
+        "process; use a larger batch_size, a larger set or fewer processes"
     }
 
 
