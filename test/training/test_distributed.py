@@ -61,6 +61,7 @@ def statistics(folder: Path) -> dict[tuple, float]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tuning", "trainable_layers"), [("lora", 0), ("full", 1), ("frozen", 0)]
 )
@@ -107,6 +108,7 @@ def kill_rank_1_at(step: int, monkeypatch) -> None:
     monkeypatch.setattr(torch.optim.AdamW, "step", kill)
 
 
+@pytest.mark.slow
 def test_a_kill_of_one_rank_ends_the_other_and_is_resumed(
     train, texts, tmp_path, monkeypatch
 ):

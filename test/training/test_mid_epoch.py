@@ -95,6 +95,7 @@ def whole(train, options, shared_folder) -> Path:
     return shared_folder
 
 
+@pytest.mark.slow
 def test_kills_at_random_steps_change_nothing(
     train, whole, options, tmp_path, monkeypatch
 ):
@@ -188,6 +189,7 @@ def test_a_kill_while_the_state_is_written_keeps_the_last_one(
     assert_same_training(whole, killed)
 
 
+@pytest.mark.slow
 def test_signals_to_all_processes_spare_the_data_loader(
     train, whole, options, tmp_path, monkeypatch, capfd
 ):
@@ -209,6 +211,7 @@ def test_signals_to_all_processes_spare_the_data_loader(
     assert_same_training(whole, stopped)
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_of_two_processes_stops_both_at_one_step(
     train, options, tmp_path, monkeypatch, capfd
 ):
