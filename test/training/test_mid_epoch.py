@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -201,8 +202,14 @@ def test_signals_to_all_processes_spare_the_data_loader(
         os.setpgid(0, 0)
         train(stopped, **options)
 
+    def end_group() -> None:
+        # by another process, since workers end without an error for their parent
+        command = ["kill", "-TERM", "--", f"-{os.getpid()}"]
+        subprocess.run(command, start_new_session=True, check=True)
+        time.sleep(1)  # in which PyTorch would raise an error for an ended worker
+
     with monkeypatch.context() as patch:
-        at_step(2, lambda: os.killpg(os.getpid(), signal.SIGTERM), patch)
+        at_step(2, end_group, patch)
         begin = time.monotonic()
         assert in_child(stop_group) == 1
     assert "saved after batch 4 of epoch 1" in capfd.readouterr().err
