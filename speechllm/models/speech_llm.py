@@ -10,7 +10,7 @@ target is a transcript or a translation, depending on the prompt.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from speechllm.models.bridge import BRIDGES
 from speechllm.models.config import choose
 from speechllm.models.ctc import CTC, ctc_options
+from speechllm.models.distributed_mean import divisors
 from speechllm.models.encoder import SpeechEncoder
 from speechllm.models.encoders import ENCODERS
 from speechllm.models.llm import LanguageModel, resolve_dtype
@@ -234,15 +235,16 @@ class SpeechLLM(nn.Module):
             text_ctc: (batch, labels) the transcript in CTC labels.
             prompt_prefix, prompt_suffix: (batch, tokens) before and after the speech.
 
-        The losses are averaged over the batch's target tokens (LLM) and CTC labels. The
-        weight is their number, so that ESPnet's trainer averages over the tokens of
-        all GPUs; batches of ``accum_grad`` count equally.
+        The losses are averaged over the batch's target tokens (LLM) and CTC labels, of
+        all processes of a distributed training after ESPnet's trainer has averaged them
+        by the weight. Batches of ``accum_grad`` count equally.
 
         Returns:
             loss, statistics, and the number of target tokens (without an LLM, of CTC
             labels) as their weight.
         """
         stats: dict[str, Tensor | None] = {}
+        sums: dict[str, tuple[Tensor | int, int]] = {}  # and what they are means of
         loss_ctc = loss_att = None
         with torch.autocast(
             speech.device.type,
@@ -258,20 +260,27 @@ class SpeechLLM(nn.Module):
                     unpad(prompt_prefix, prompt_prefix_lengths),
                     unpad(prompt_suffix, prompt_suffix_lengths),
                 )
-                loss_att, answer_stats = self.answer_loss(
-                    prompts, unpad(text, text_lengths)
-                )
-                stats.update(answer_stats)
+                answers = unpad(text, text_lengths)
+                loss_att, stats["acc"], best = self.answer_loss(prompts, answers)
+                if not self.training:
+                    sums["wer"] = self.teacher_forced_word_errors(best, answers)
                 weight = int(text_lengths.sum())
         if self.ctc_weight > 0:
             num_labels = max(1, int(text_ctc_lengths.sum()))
-            loss_ctc = self.ctc.loss(logits, frames, text_ctc, text_ctc_lengths)
-            loss_ctc = loss_ctc / num_labels
+            sum_ctc = self.ctc.loss(logits, frames, text_ctc, text_ctc_lengths)
+            sums["loss_ctc"] = (sum_ctc, num_labels)
             if loss_att is None:
                 weight = num_labels
         if not self.training and text_ctc is not None and self.ctc is not None:
             truth = unpad(text_ctc, text_ctc_lengths)
-            stats["cer_ctc"] = self.ctc_character_error_rate(logits, frames, truth)
+            sums["cer_ctc"] = self.ctc_character_errors(logits, frames, truth)
+        if sums:
+            counts = divisors(weight, [n for _, n in sums.values()], speech.device)
+            for (name, (total, _)), count in zip(sums.items(), counts, strict=True):
+                stats[name] = torch.as_tensor(total, device=speech.device) / (
+                    count or 1
+                )
+            loss_ctc = stats.get("loss_ctc")
         if loss_ctc is None:
             loss = loss_att
         elif loss_att is None:
@@ -280,35 +289,34 @@ class SpeechLLM(nn.Module):
             loss = self.ctc_weight * loss_ctc + (1 - self.ctc_weight) * loss_att
         for name, value in (("loss_ctc", loss_ctc), ("loss_att", loss_att)):
             stats[name] = None if value is None else value.detach()
-        stats["loss"] = loss.detach()
+        # ESPnet's trainer divides the loss by accum_grad in place
+        stats["loss"] = loss.detach().clone()
         # ESPnet's trainer averages vectors
         stats = {k: v if v is None else v.reshape(1) for k, v in stats.items()}
         return loss.reshape(1), stats, torch.tensor([weight], device=loss.device)
 
     def answer_loss(
         self, prompts: Sequence[Tensor], answers: Sequence[Sequence[int]]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compute the LLM's loss on the targets, with acc and (in validation) wer.
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute the LLM's loss on the targets.
 
         Args:
             prompts: embeddings (positions, hidden) of each utterance.
             answers: target token ids of each utterance, end of text included.
 
         Returns:
-            loss (a scalar, in nats per target token) and statistics.
+            loss (a scalar, in nats per target token), the share of right best tokens,
+            and the best tokens of all targets, concatenated (target tokens,).
         """
         loss, best = self.llm.answer_loss(prompts, answers, self.label_smoothing)
         loss = loss * (len(answers) / sum(len(answer) for answer in answers))
         targets = torch.tensor([t for a in answers for t in a], device=best.device)
-        stats = {"acc": (best == targets).float().mean()}
-        if not self.training:
-            stats["wer"] = self.teacher_forced_word_error_rate(best, answers)
-        return loss, stats
+        return loss, (best == targets).float().mean(), best
 
-    def teacher_forced_word_error_rate(
+    def teacher_forced_word_errors(
         self, best: Tensor, answers: Sequence[Sequence[int]]
-    ) -> Tensor:
-        """Compute the word error rate of the best next tokens under teacher forcing.
+    ) -> tuple[int, int]:
+        """Count word errors of the best next tokens under teacher forcing, and words.
 
         Args:
             best: (target tokens,), all targets concatenated.
@@ -320,16 +328,12 @@ class SpeechLLM(nn.Module):
         decode = self.llm.tokenizer.decode
         hypotheses = [decode(p, skip_special_tokens=True).strip() for p in pieces]
         references = [decode(a, skip_special_tokens=True).strip() for a in answers]
-        pairs = [(r, h) for r, h in zip(references, hypotheses) if r]
-        if not pairs:
-            return best.new_tensor(0.0, dtype=torch.float32)
-        rate = jiwer.wer([r for r, _ in pairs], [h for _, h in pairs])
-        return torch.tensor(rate, device=best.device)
+        return count_errors(jiwer.process_words, references, hypotheses)
 
-    def ctc_character_error_rate(
+    def ctc_character_errors(
         self, logits: Tensor, frames: Tensor, truth: Sequence[Sequence[int]]
-    ) -> Tensor:
-        """Compute the character error rate of the CTC branch's best path.
+    ) -> tuple[int, int]:
+        """Count character errors of the CTC branch's best path, and characters.
 
         Args:
             logits: (batch, frames, labels)
@@ -340,11 +344,7 @@ class SpeechLLM(nn.Module):
 
         references = [self.labels_to_text(ids) for ids in truth]
         hypotheses = self.ctc_transcripts(logits, frames)
-        pairs = [(r, h) for r, h in zip(references, hypotheses) if r]
-        if not pairs:
-            return logits.new_tensor(0.0)
-        rate = jiwer.cer([r for r, _ in pairs], [h for _, h in pairs])
-        return torch.tensor(rate, device=logits.device)
+        return count_errors(jiwer.process_characters, references, hypotheses)
 
     def ctc_transcripts(self, logits: Tensor, frames: Tensor) -> list[str]:
         """Return the text of the CTC branch's best path for each utterance.
@@ -434,6 +434,22 @@ def changed_buffers(model: nn.Module) -> set[str]:
         if name in saved and (trained or always):
             found.add(name)
     return found
+
+
+def count_errors(
+    process: Callable, references: Sequence[str], hypotheses: Sequence[str]
+) -> tuple[int, int]:
+    """Return the number of errors and of units in all references that are not empty.
+
+    Args:
+        process: ``process_words`` or ``process_characters`` of jiwer.
+    """
+    pairs = [(r, h) for r, h in zip(references, hypotheses) if r]
+    if not pairs:
+        return 0, 0
+    found = process([r for r, _ in pairs], [h for _, h in pairs])
+    replaced = found.substitutions + found.deletions
+    return replaced + found.insertions, replaced + found.hits
 
 
 def unpad(tokens: Tensor, lengths: Tensor) -> list[list[int]]:

@@ -65,7 +65,7 @@ def safe_checkpoints() -> Iterator[None]:
                 raise
             raise UserError(
                 f"{f}: not a checkpoint of this training, or damaged; it is not read, "
-                "since it could run code; move it away to train from the beginning "
+                "since it could run code; move it away to resume without it "
                 f"({str(error).splitlines()[0]})"
             ) from None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,6 +30,7 @@ from speechllm.utils.schema import (
 _COUNT = integer(1, 10**12)
 _SORTED = choice("descending", "ascending")
 _PROBABILITY = number(least=0, below=1)
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 def _criterion(value: Any) -> list[str]:
@@ -40,6 +42,31 @@ def _criterion(value: Any) -> list[str]:
     if phase not in ("train", "valid") or mode not in ("min", "max"):
         raise ValueError(expected)
     return [phase, text(name), mode]
+
+
+def parse_interval(text: str) -> tuple[float, int]:
+    """Parse ``save_every``: ``90s``, ``30m``, ``2h`` or ``500 steps``.
+
+    Returns:
+        Seconds and optimizer steps, one of them infinite or 0: (1800.0, 0) or
+        (inf, 500).
+
+    Raises:
+        ValueError: another form.
+    """
+    if found := re.fullmatch(r"(\d+(?:\.\d+)?) ?([smh])", text):
+        return float(found[1]) * _UNITS[found[2]], 0
+    if found := re.fullmatch(r"([1-9]\d*) ?steps?", text):
+        return float("inf"), int(found[1])
+    raise ValueError("expected a time or steps, such as 30m, 2h or 500 steps")
+
+
+def _interval(value: Any) -> str | None:
+    """Check how often the state within an epoch is saved; ``none`` is None."""
+    if value == "none":
+        return None
+    parse_interval(text(value))
+    return value
 
 
 def _refused(value: Any, remedy: str) -> Any:
@@ -69,6 +96,8 @@ TRAINING_SCHEMA: Schema = {
     "seed": integer(0, 2**32 - 1),
     "num_workers": integer(0, 10**4),
     "ngpu": integer(0, 10**4),
+    "num_processes": integer(1, 10**4),
+    "save_every": optional(_interval),
     "log_interval": optional(_COUNT),
     "patience": optional(integer(0, 10**6)),
     "keep_nbest_models": either(integer(0, 10**6), list_of(integer(1, 10**6))),

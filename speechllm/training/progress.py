@@ -1,12 +1,18 @@
-"""Progress lines of a training on stderr."""
+"""Batches of an epoch: progress lines on stderr, and a start in the middle."""
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 
 from espnet2.iterators.abs_iter_factory import AbsIterFactory
+from torch.utils.data import DataLoader
+
+from speechllm.training.signals import start_data_worker
 
 
 class ProgressIterFactory(AbsIterFactory):
@@ -16,31 +22,48 @@ class ProgressIterFactory(AbsIterFactory):
         factory: ESPnet's factory of the batches of an epoch.
         max_epoch: total number of epochs.
         seconds: minimum time between two lines.
+        show: print lines; false in validation, and in all processes but the first.
     """
 
-    def __init__(self, factory: AbsIterFactory, max_epoch: int, seconds: float = 5.0):
+    def __init__(
+        self,
+        factory: AbsIterFactory,
+        max_epoch: int,
+        seconds: float = 5.0,
+        show: bool = True,
+    ):
         self.factory = factory
         self.max_epoch = max_epoch
         self.seconds = seconds
-        self.started: tuple[float, int] | None = None  # time and first epoch
+        self.show = show
+        self.started: tuple[float, float] | None = None  # time, and epochs before it
 
-    def build_iter(self, epoch: int, shuffle: bool | None = None) -> Iterator:
+    def build_iter(self, epoch: int, shuffle: bool | None = None) -> ProgressIterator:
         """Return the batches of an epoch."""
         batches = self.factory.build_iter(epoch, shuffle)
+        if isinstance(batches, DataLoader):
+            batches.worker_init_fn = functools.partial(
+                start_data_worker, batches.worker_init_fn
+            )
         try:
             size = len(batches)
         except TypeError:
             size = None
-        if self.started is None:
-            self.started = (time.monotonic(), epoch)
         return ProgressIterator(batches, size, epoch, self)
 
 
 class ProgressIterator:
-    """The batches of one epoch; prints progress lines in between."""
+    """The batches of one epoch; prints progress lines in between.
 
-    def __init__(self, batches, size: int | None, epoch: int, owner):
+    Attributes:
+        start: number of batches to leave out, since an earlier run has processed them.
+        on_step: called with the number of processed batches, first with ``start``.
+    """
+
+    def __init__(self, batches: Iterable, size: int | None, epoch: int, owner):
         self.batches, self.size, self.epoch, self.owner = batches, size, epoch, owner
+        self.start = 0
+        self.on_step: Callable[[int], None] = lambda done: None
 
     def __len__(self) -> int:
         if self.size is None:
@@ -48,21 +71,57 @@ class ProgressIterator:
         return self.size
 
     def __iter__(self) -> Iterator:
+        if self.owner.started is None:
+            begun = self.start / self.size if self.size else 0.0
+            self.owner.started = (time.monotonic(), self.epoch - 1 + begun)
+        batches = iter(self.remaining())
+        self.on_step(self.start)
         last = 0.0
-        for index, batch in enumerate(self.batches, 1):
+        for index, batch in enumerate(batches, self.start + 1):
             yield batch
+            self.on_step(index)
             now = time.monotonic()
-            if now - last >= self.owner.seconds or index == self.size:
+            due = now - last >= self.owner.seconds or index == self.size
+            if self.owner.show and due:
                 last = now
                 print(self.line(index, now), file=sys.stderr, flush=True)
 
+    def remaining(self) -> Iterable:
+        """Return the batches from ``start`` on; a data loader reads only these."""
+        loader = self.batches
+        if self.start == 0:
+            return loader
+        if not isinstance(loader, DataLoader) or self.ids() is None:
+            return islice(loader, self.start, None)
+        return DataLoader(
+            loader.dataset,
+            batch_sampler=self.ids()[self.start :],
+            num_workers=loader.num_workers,
+            collate_fn=loader.collate_fn,
+            pin_memory=loader.pin_memory,
+            worker_init_fn=loader.worker_init_fn,
+        )
+
+    def ids(self) -> Sequence | None:
+        """Return the utterance ids of each batch, if they are known in advance."""
+        sampler = getattr(self.batches, "batch_sampler", None)
+        return sampler if isinstance(sampler, Sequence) else None
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 of the utterance ids and their batches, or else of their number."""
+        digest = hashlib.sha256()
+        for batch in self.ids() or [[str(self.size)]]:
+            digest.update(" ".join(batch).encode() + b"\n")
+        return digest.hexdigest()
+
     def line(self, index: int, now: float) -> str:
         """Return a line: ``progress: epoch 2/12, batch 30/86, about 7 min left``."""
-        begin, first = self.owner.started
+        begin, before = self.owner.started
         text = f"progress: epoch {self.epoch}/{self.owner.max_epoch}, batch {index}"
         if self.size is None:
             return text
-        done = self.epoch - first + index / self.size
-        left = self.owner.max_epoch - first + 1 - done
-        minutes = (now - begin) / done * left / 60
+        done = self.epoch - 1 + index / self.size
+        left = self.owner.max_epoch - done
+        minutes = (now - begin) / (done - before) * left / 60
         return f"{text}/{self.size}, about {minutes:.0f} min left"

@@ -18,6 +18,7 @@ from espnet2.tasks.abs_task import AbsTask
 from espnet2.train.abs_espnet_model import AbsESPnetModel
 from espnet2.train.class_choices import ClassChoices
 from espnet2.train.distributed_utils import get_rank
+from espnet2.train.trainer import Trainer
 from espnet2.utils.get_default_kwargs import get_default_kwargs
 from espnet2.utils.nested_dict_action import NestedDictAction
 from espnet2.utils.types import str_or_none
@@ -54,7 +55,10 @@ from speechllm.training.options import (
     read_training_config,
 )
 from speechllm.training.preprocessor import ExamplePreprocessor, collate
+from speechllm.training.processes import describe_end, train_on_cpu
 from speechllm.training.progress import ProgressIterFactory
+from speechllm.training.signals import handle_stop_signals, send_to_children
+from speechllm.training.trainer import FILE_NAME, SpeechLLMTrainer
 from speechllm.utils.errors import UserError, run_main
 
 AbsESPnetModel.register(SpeechLLM)  # the trainer accepts only its subclasses
@@ -141,6 +145,18 @@ class SpeechLLMTask(AbsTask):
             action=NestedDictAction,
             default=get_default_kwargs(SpeechLLM),
             help="Options of the model: ctc_weight, label_smoothing, feature_dropout",
+        )
+        group.add_argument(
+            "--save_every",
+            type=str_or_none,
+            default="30m",
+            help="How often to save within an epoch: 90s, 30m, 2h, '500 steps' or none",
+        )
+        group.add_argument(
+            "--num_processes",
+            type=int,
+            default=1,
+            help="Processes of this machine that train together, with --ngpu 0",
         )
         for choices in cls.class_choices_list:
             choices.add_arguments(group)
@@ -246,29 +262,53 @@ class SpeechLLMTask(AbsTask):
 
     @classmethod
     def build_iter_factory(cls, args, distributed_option, mode, kwargs=None):
-        """Return ESPnet's batches, in training with progress lines."""
-        factory = super().build_iter_factory(args, distributed_option, mode, kwargs)
-        if mode == "train" and distributed_option.dist_rank in (None, 0):
-            return ProgressIterFactory(factory, args.max_epoch)
-        return factory
+        """Return ESPnet's batches, in training with progress lines.
+
+        Raises:
+            UserError: a batch has too few utterances for all processes.
+        """
+        try:
+            factory = super().build_iter_factory(args, distributed_option, mode, kwargs)
+        except RuntimeError as error:
+            if "batch-size must be equal or more than world_size" not in str(error):
+                raise
+            found, _, needed = str(error).rpartition(": ")[2].partition(" < ")
+            raise UserError(
+                f"a batch of the {mode} set has {found} of at least {needed} "
+                "utterances, one for each process; use a larger batch_size, a larger "
+                "set or fewer processes"
+            ) from None
+        show = mode == "train" and distributed_option.dist_rank in (None, 0)
+        return ProgressIterFactory(factory, args.max_epoch, show=show)
 
     @classmethod
     def main(cls, args: argparse.Namespace | None = None, cmd=None):
         """Check the options, then train; ESPnet does not check those of a file.
 
         Raises:
-            UserError: the config is not YAML, a value has another type or range, or
-                DeepSpeed cannot be used.
+            UserError: the config is not YAML, a value has another type or range,
+                DeepSpeed cannot be used, or a process was killed.
         """
         args = cls.parse(cmd) if args is None else args
         if args.use_deepspeed:
             check_deepspeed(args.deepspeed_config)
+        if args.num_processes > 1 and args.ngpu > 0:
+            raise UserError(
+                f"--num_processes {args.num_processes} is for --ngpu 0; with GPUs "
+                "there is one process for each"
+            )
         try:
-            super().main(args=args, cmd=cmd)
+            if args.num_processes > 1 and args.dist_rank is None:
+                train_on_cpu(cls.main, args)
+            elif args.multiprocessing_distributed and args.ngpu > 1:
+                with handle_stop_signals(send_to_children):
+                    super().main(args=args, cmd=cmd)
+            else:
+                super().main(args=args, cmd=cmd)
         except ProcessExitedException as error:
             if error.signal_name is None:  # the process has printed its error
-                sys.exit(1)
-            raise UserError(f"training {error}; is the memory full?") from None
+                sys.exit(error.exit_code)
+            raise UserError(describe_end(error, args)) from None
 
     @classmethod
     def parse(cls, cmd=None) -> argparse.Namespace:
@@ -303,8 +343,11 @@ class SpeechLLMTask(AbsTask):
         if args.collect_stats:  # lengths only, no features to normalise
             args.model_conf = {"extract_feats_in_collect_stats": False}
         else:
+            # ESPnet takes its DeepSpeed trainer only in place of its own
+            cls.trainer = Trainer if args.use_deepspeed else SpeechLLMTrainer
             output_dir = Path(args.output_dir)
-            if (output_dir / "checkpoint.pth").exists() and args.ctc_token_list:
+            states = [output_dir / name for name in ("checkpoint.pth", FILE_NAME)]
+            if any(path.exists() for path in states) and args.ctc_token_list:
                 labels = read_token_list(args.ctc_token_list)
                 require_same_labels(output_dir, labels)
             if get_rank(args.dist_rank, args.dist_launcher) in (None, 0):

@@ -206,6 +206,8 @@ def training() -> Iterator[Case]:
         5),
         "foo": (1,),
         "ngpu": (-1, "foo", 1.5),
+        "num_processes": (0, "foo", 1.5),
+        "save_every": ("foo", 5, -1, "0 steps"),
         "patience": (-1, "foo", 1.5, NAN),
         "num_iters_per_epoch": (0, -1, "foo", 1.5),
         "init_param": (["no-such.pth"], "no-such.pth", 5, [5]),

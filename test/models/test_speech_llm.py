@@ -206,16 +206,21 @@ def test_statistics_of_a_perfect_model(make):
     model = make()
     answers = unpad(*(make_batch(model)[k] for k in ("text", "text_lengths")))
     best = torch.tensor([t for a in answers for t in a])
-    assert model.teacher_forced_word_error_rate(best, answers) == 0.0
+    words = len(" ".join(SENTENCES).split())
+    assert model.teacher_forced_word_errors(best, answers) == (0, words)
     best[0] += 1
-    assert 0.0 < model.teacher_forced_word_error_rate(best, answers) < 0.5
+    errors, count = model.teacher_forced_word_errors(best, answers)
+    assert 0 < errors < 0.5 * words and count == words
     truth = unpad(*(make_batch(model)[k] for k in ("text_ctc", "text_ctc_lengths")))
     frames = torch.tensor([2 * len(t) for t in truth])
     logits = torch.zeros(3, int(frames.max()), len(LABELS))
     for row, labels in zip(logits, truth):
         for place, label in enumerate(labels):
             row[2 * place, label] = row[2 * place + 1, 0] = 9.0
-    assert model.ctc_character_error_rate(logits, frames, truth) == 0.0
+    assert model.ctc_character_errors(logits, frames, truth) == (
+        0,
+        sum(map(len, truth)),
+    )
     assert model.ctc_transcripts(logits, frames) == list(SENTENCES)
 
 

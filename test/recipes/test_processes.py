@@ -405,7 +405,7 @@ def test_a_disk_that_fills_up_is_one_line_of_the_runner(recipe, stage, log):
     )
     stopped = (
         f"speechllm.sh: error: stage 8 stopped; log: {TRAIN}/train.log; the same "
-        "command resumes from the last epoch"
+        "command resumes from the last checkpoint"
     )
     assert others == ([stopped] if stage == 8 else [])
 

@@ -181,6 +181,7 @@ def test_invalid_options_print_one_line(arguments, message):
         (["--stop_stage", "x"], "from 1 to 15"),
         (["--skip_stages", "2 99"], "from 1 to 15"),
         (["--ngpu", "-1"], "--ngpu takes a whole number"),
+        (["--num_processes", "2", "--ngpu", "1"], "is for --ngpu 0 and one machine"),
         (["--token_type", "word"], "char or bpe"),
         (["--audio_format", "mp3"], "flac, wav, flac.ark or wav.ark, not 'mp3'"),
         (["--fs", "8k"], "--fs 8k: speech encoders take 16 kHz"),

@@ -16,6 +16,7 @@ import pytest
 import soundfile
 import torch
 import yaml
+from processes import wait_until
 from recipe_clone import clone
 from tiny_models import PROMPTS, TRAINING
 from warm_python import warm_python
@@ -70,8 +71,8 @@ class Recipe:
         decoding = {"batch_size": 2, "tokens_per_second": 1.0, "extra_tokens": 2.0}
         (conf / "my decode.yaml").write_text(yaml.safe_dump(decoding))
 
-    def run(self, *arguments: str, expdir: str = "my exp") -> str:
-        """Run the recipe; return its output."""
+    def command(self, *arguments: str, expdir: str = "my exp") -> dict:
+        """Return the arguments of subprocess that run the recipe."""
         options = {
             "datadir": "my data",
             "dumpdir": "my dump",
@@ -95,16 +96,18 @@ class Recipe:
             "nj": "1",
         }
         words = [word for k, v in options.items() for word in (f"--{k}", v)]
-        done = subprocess.run(
-            ["./run.sh", *words, *arguments],
-            check=False,
-            cwd=self.folder,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            stdin=subprocess.DEVNULL,
-            timeout=2400,
-        )
+        return {
+            "args": ["./run.sh", *words, *arguments],
+            "cwd": self.folder,
+            "env": self.environment,
+            "text": True,
+            "stdin": subprocess.DEVNULL,
+        }
+
+    def run(self, *arguments: str, expdir: str = "my exp") -> str:
+        """Run the recipe; return its output."""
+        command = self.command(*arguments, expdir=expdir)
+        done = subprocess.run(**command, check=False, capture_output=True, timeout=2400)
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
         return done.stdout
 
@@ -137,6 +140,24 @@ def write_corpus(root: Path) -> Path:
         (folder / "spk2utt").write_text(f"s {' '.join(ids)}\n")
     return root
 
+
+SBATCH = """#!/usr/bin/env bash
+# Fake sbatch: runs a single job.
+for word in "$@"; do
+    case ${word} in --output=*) output=${word#*=} ;; esac
+    script=${word}
+done
+echo 77
+SLURM_JOB_ID=77 exec bash "${script}" > "${output}" 2>&1
+"""
+SRUN = """#!/usr/bin/env bash
+# Fake srun: two nodes with a task each, on this machine.
+shift  # --export=ALL
+export SLURM_NTASKS=2 SLURM_STEP_NUM_NODES=2 SLURM_STEP_NODELIST=a,b SLURM_LOCALID=0
+SLURM_PROCID=0 SLURM_NODEID=0 "$@" &
+SLURM_PROCID=1 SLURM_NODEID=1 "$@"
+wait $!
+"""
 
 pytestmark = pytest.mark.slow
 
@@ -265,3 +286,83 @@ def test_the_folders_of_a_training_can_be_chosen(recipe, second):
     assert again.read_text() == (second / text).read_text()
     rows = json.loads((recipe.folder / "third exp/RESULTS.json").read_text("utf-8"))
     assert {row["system"] for row in rows} == {"my run_my second"}
+
+
+@pytest.fixture(scope="module")
+def two_processes(recipe) -> Path:
+    """Folder of a training in two processes, with a warm-up; stages 5 to 9."""
+    conf = recipe.folder / "my conf"
+    config = yaml.safe_load((conf / "my train.yaml").read_text())
+    config |= {"llm": None, "bridge": None, "model_conf": {"ctc_weight": 1.0}}
+    config |= {"best_model_criterion": [["valid", "cer_ctc", "min"]]}
+    (conf / "my warmup.yaml").write_text(yaml.safe_dump(config))
+    words = ["--warmup_config", "my conf/my warmup.yaml", "--second_config", ""]
+    words += ["--warmup_model", "valid.cer_ctc.ave.pth", "--num_processes", "2"]
+    output = recipe.run(*words, "--stage", "5", "--stop_stage", "9", expdir="two exp")
+    assert re.findall(r"Stage (\d+): done", output) == ["5", "6", "7", "8", "9"]
+    return recipe.folder / "two exp/speechllm_my train"
+
+
+def test_stages_8_and_9_in_two_processes(two_processes):
+    """They share the checkpoints, the log and the curves, which rank 0 writes."""
+    for folder in (two_processes, two_processes.with_name("speechllm_my warmup")):
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        assert (config["dist_world_size"], config["dist_rank"]) == (2, 0)
+        assert {"1epoch.pth", "2epoch.pth"} <= {p.name for p in folder.iterdir()}
+        log = (folder / "train.log").read_text()
+        assert log.count("progress: epoch 2/2, batch 3/3") == 1
+        assert "The training was finished at 2 epochs" in log
+
+
+def test_training_on_two_machines(recipe, two_processes, tmp_path, monkeypatch):
+    """ESPnet's launcher with slurm.pl and srun: the weights of two processes here."""
+    for name, text in (("sbatch", SBATCH), ("srun", SRUN)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    path = f"{tmp_path}:{recipe.environment['PATH']}"
+    monkeypatch.setattr(
+        recipe,
+        "environment",
+        recipe.environment | {"PATH": path, "cmd_backend": "slurm"},
+    )
+    exp = recipe.folder / "nodes exp"
+    exp.mkdir()
+    start = two_processes.with_name("speechllm_my warmup") / "valid.cer_ctc.ave.pth"
+    words = ["--init_param", str(start), "--second_config", "", "--num_nodes", "2"]
+    words += ["--stage", "9", "--stop_stage", "9"]
+    words += ["--speechllm_stats_dir", "two exp/speechllm_stats_train"]
+    recipe.run(*words, expdir=exp.name)
+    found, expected = (
+        torch.load(folder / "2epoch.pth", weights_only=True)
+        for folder in (exp / "speechllm_my train", two_processes)
+    )
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_a_kill_of_run_sh_saves_within_an_epoch(recipe, two_processes):
+    """SIGTERM reaches the launcher, the job runner and both training processes."""
+    words = ["--second_config", "", "--num_processes", "2"]
+    words += ["--stage", "9", "--stop_stage", "9"]
+    words += ["--speechllm_stats_dir", "two exp/speechllm_stats_train"]
+    options = ["--train_args", "--max_epoch 500"]
+    command = recipe.command(*words, *options, expdir="killed exp")
+    command["env"] = {k: v for k, v in command["env"].items() if "BASH_FUNC" not in k}
+    process = subprocess.Popen(  # a warm Python's forks would not be children of run.sh
+        **command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    log = recipe.folder / "killed exp/speechllm_my train/train.log"
+    wait_until(lambda: log.exists() and "progress: epoch 2/" in log.read_text(), 300)
+    process.terminate()
+    process.wait()
+    wait_until(lambda: "# Ended (code 1)" in log.read_text(), 60)
+    saved = (
+        r"error: stopped by SIGTERM; saved after batch (\d) of epoch (\d+), where the"
+    )
+    found = re.search(saved, log.read_text())
+    assert found, log.read_text()
+    options = ["--train_args", f"--max_epoch {found[2]}"]
+    recipe.run(*words, *options, expdir="killed exp")
+    assert f"resumed after batch {found[1]} with" in log.read_text()
+    assert (log.parent / f"{found[2]}epoch.pth").exists()

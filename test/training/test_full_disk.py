@@ -113,5 +113,5 @@ def test_a_killed_process_of_a_training_is_named(monkeypatch, training_arguments
     error = ProcessExitedException("process 1 terminated", 1, 7, -9, "SIGKILL")
     killed = MagicMock(side_effect=error)
     monkeypatch.setattr("espnet2.tasks.abs_task.AbsTask.main", killed)
-    with pytest.raises(UserError, match="process 1 terminated; is the memory full?"):
+    with pytest.raises(UserError, match="rank 1 was ended by SIGKILL; is the memory"):
         main(training_arguments(Path("exp")))

@@ -20,6 +20,7 @@ speechllm_stats_dir=
 # jobs
 ngpu=
 num_nodes=1
+num_processes=1
 nj=$(nproc)
 inference_nj=1
 gpu_inference=
@@ -104,6 +105,7 @@ Options [default]; ARGS are shell words, with quotes where they contain spaces:
  Jobs (local or Slurm: cmd.sh)
   --ngpu N                GPUs per machine for training; 0: CPU [1 if available]
   --num_nodes N           machines for training [${num_nodes}]
+  --num_processes N       processes for training on one machine without a GPU [${num_processes}]
   --nj N                  parallel jobs for data preparation [CPU cores; here ${nj}]
   --inference_nj N        parallel jobs for decoding [${inference_nj}]
   --gpu_inference BOOL    decode on a GPU [true when ngpu > 0]
@@ -135,7 +137,8 @@ Options [default]; ARGS are shell words, with quotes where they contain spaces:
   --train_config FILE     ESPnet config of stage 9
   --encoder NAME          hub id or folder of an encoder in place of the configs'; their other options stay [none]
   --llm NAME              hub id or folder of an LLM in place of the configs' [none]
-  --train_args ARGS       more arguments of the training program [none]
+  --train_args ARGS       more arguments of the training program, such as \"--save_every 10m\": how often
+                          it saves within an epoch (also on SIGTERM and SIGUSR1) [none]
   --train_tag NAME        name of the folder in expdir, to which --encoder and --llm are added [name of the config]
   --init_param PATHS      checkpoint that initialises the model [that of stage 8]
   --warmup_config FILE    config of stage 8, which is skipped without one [none]
@@ -182,13 +185,16 @@ whole stop_stage 1 15
 for number in ${skip_stages}; do
     [[ ${number} =~ ^([1-9]|1[0-5])$ ]] || fail "--skip_stages takes numbers from 1 to 15, not '${number}'"
 done
-for name in num_nodes nj inference_nj nbpe min_character_count; do whole "${name}" 1 999999; done
+for name in num_nodes num_processes nj inference_nj nbpe min_character_count; do whole "${name}" 1 999999; done
 whole bpe_input_sentence_size 0 999999999
 if [ -z "${ngpu}" ]; then
     ngpu=$(nvidia-smi -L 2> /dev/null | grep -c '^GPU' || true)
     [ "${ngpu}" -le 1 ] || ngpu=1
 fi
 whole ngpu 0 1024
+if [ "${num_processes}" -gt 1 ] && [ "${ngpu}${num_nodes}" != 01 ]; then
+    fail "--num_processes is for --ngpu 0 and one machine; with GPUs there is a process for each"
+fi
 case ${plain_transcripts} in true | false) ;; *) fail "--plain_transcripts takes true or false, not '${plain_transcripts}'" ;; esac
 if [ -n "${token_list}" ]; then
     [ -f "${token_list}/tokens.txt" ] || fail "--token_list: no file '${token_list}/tokens.txt'"

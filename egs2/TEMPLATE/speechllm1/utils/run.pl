@@ -25,6 +25,7 @@ from jobs import Request, parse, report_failures, run, stop, watch_caller, write
 
 POLL_SECONDS = 0.2
 PROGRESS_SECONDS = 30.0
+SAVE_SECONDS = 60.0  # for a training to save on SIGTERM
 PR_SET_PDEATHSIG = 1
 
 
@@ -146,7 +147,7 @@ def kill(running: list[Running]) -> None:
                 os.killpg(item.process.pid, number)
             except ProcessLookupError:
                 pass
-        limit = time.monotonic() + 10
+        limit = time.monotonic() + SAVE_SECONDS
         while time.monotonic() < limit:
             if all(item.process.poll() is not None for item in running):
                 break

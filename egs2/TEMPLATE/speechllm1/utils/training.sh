@@ -67,6 +67,7 @@ train() { # <phase> <initial checkpoint, may be empty>
             --valid_shape_file "${stats}/valid/${name}")
     done
     [ -z "${init}" ] || arguments+=(--init_param "${init}")
+    [ "${num_processes}" -eq 1 ] || arguments+=(--num_processes "${num_processes}")
     launch "${phase}" "${!dir}" python3 -m speechllm.bin.speechllm_train \
         "${arguments[@]}" --output_dir "${!dir}" --resume true "${train_words[@]}"
 }
@@ -90,16 +91,17 @@ launch() { # <name> <folder> <command …>: train through ESPnet's launcher
     shift 2
     lock "${dir}"
     # The launcher's errors repeat the whole log; print the job runner's summary only.
+    # With SLURM_KILL_BAD_EXIT a process that fails ends those on the other machines.
     if ! {
         errors=$(
             OMP_NUM_THREADS=$(threads $((ngpu > 0 ? ngpu : 1))) \
-                python3 -m espnet2.bin.launch --cmd "${cuda_cmd} --name ${name}" \
+                SLURM_KILL_BAD_EXIT=1 python3 -m espnet2.bin.launch --cmd "${cuda_cmd} --name ${name}" \
                 --log "${dir}/train.log" --ngpu "${ngpu}" --num_nodes "${num_nodes}" \
                 --init_file_prefix "${dir}/.dist_init_" --multiprocessing_distributed true -- \
                 "$@" 2>&1 >&3
         )
     } 3>&1; then
         grep -E '^(run|slurm)\.pl: ' <<< "${errors}" >&2 || tail -n 1 <<< "${errors}" >&2
-        fail "stage ${current} stopped; log: ${dir}/train.log; the same command resumes from the last epoch"
+        fail "stage ${current} stopped; log: ${dir}/train.log; the same command resumes from the last checkpoint"
     fi
 }

@@ -1,0 +1,71 @@
+"""Signals of a training: SIGTERM and Slurm's SIGUSR1 save before the process ends."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+#: SIGUSR1 as in ``sbatch --signal=B:USR1@120``: the time limit or a preemption is near.
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class StopRequest:
+    """Signal that asks a training to end; ``number`` is 0 until there is one."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self.number = number
+
+
+@contextmanager
+def handle_stop_signals(handler: Callable) -> Iterator[None]:
+    """Call ``handler`` for the signals that ask a training to end.
+
+    Only the main thread can handle signals; in others this has no effect.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
+
+
+def send_to_children(number: int, frame: FrameType | None) -> None:
+    """Pass a signal on to the training processes that this process started."""
+    for child in multiprocessing.active_children():
+        if child.pid is not None and child.is_alive():
+            os.kill(child.pid, number)
+
+
+def start_data_worker(initialize: Callable[[int], None] | None, worker: int) -> None:
+    """Initialise a data loader's worker, which only its training process may end.
+
+    A signal to all processes of a job must not end the workers, or the training would
+    fail before it can save. PyTorch ends workers by SIGTERM, too.
+
+    Args:
+        initialize: the loader's own ``worker_init_fn``.
+        worker: number of the worker.
+    """
+    if initialize is not None:
+        initialize(worker)
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    threading.Thread(target=_end_for_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_for_parent(parent: int) -> None:
+    """End this process if a blocked signal comes from its parent; drop all others."""
+    while signal.sigwaitinfo(STOP_SIGNALS).si_pid != parent:
+        pass
+    os._exit(0)
