@@ -92,7 +92,7 @@ KillWait=5
 SlurmdTimeout=10
 ReturnToService=2
 NodeName=${host} NodeAddr=127.0.0.1 CPUs=4 RealMemory=100000 Gres=gpu:2
-NodeName=broken NodeAddr=127.0.0.1 CPUs=2 RealMemory=100000 State=DOWN
+NodeName=broken NodeAddr=127.0.0.1 Port=1 CPUs=2 RealMemory=100000 State=DOWN
 PartitionName=gpu Nodes=${host} Default=YES
 PartitionName=down Nodes=broken
 END
