@@ -86,7 +86,7 @@ JobAcctGatherType=jobacct_gather/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SlurmdParameters=config_overrides
-SchedulerParameters=batch_sched_delay=1
+SchedulerParameters=batch_sched_delay=1,sched_interval=5,bf_interval=5
 GresTypes=gpu
 KillWait=5
 SlurmdTimeout=10

@@ -59,11 +59,12 @@ def decode_examples(
     ``hypotheses.<shard>.jsonl`` and flushed to disk, one line for each utterance:
     ``{"id", "text", "score", "tokens", "ctc_text", "nbest"}``, the rest of
     ``Result.entry``, and the time of decoding
-    (:class:`~speechllm.inference.decode_dir.Timing`). A re-run decodes what
-    is missing in the files of all shards, whose number may have changed. If the model,
-    the options or the examples have changed, the old lines are renamed to
-    ``….previous`` and decoding starts again. An utterance that cannot be read or decoded, or is longer than the model takes, gets an empty
-    text and a line in ``failed.<shard>.tsv``; a re-run tries it again.
+    (:class:`~speechllm.inference.decode_dir.Timing`). A re-run decodes what is missing
+    in the files of all shards, whose number may have changed. If the model, the options
+    or the examples have changed, the old lines are renamed to ``….previous`` and
+    decoding starts again. An utterance that cannot be read or decoded, or is longer
+    than the model takes, gets an empty text and a line in ``failed.<shard>.tsv``; a
+    re-run tries it again.
 
     Args:
         model_dir: folder that stage 10 wrote.
