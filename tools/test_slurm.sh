@@ -1,17 +1,15 @@
 #!/usr/bin/env bash
-# Run a command in a Slurm cluster of one node that exists on this machine's loopback only
-# and ends with the command, or with this script however it ends.
+# Run a command, or the tests of Slurm, in a Slurm cluster of one node, which exists on this
+# machine's loopback only and ends with the command, or with this script however it ends.
 set -euo pipefail
 
 PATH=${PATH}:/usr/sbin:/sbin  # daemons; not in a user's PATH on Debian
-default=(python3 -m pytest -q test/recipes/test_slurm_cluster.py)
 help_message="Usage: tools/test_slurm.sh [COMMAND [ARGUMENT …]]
 Starts munged, slurmctld and slurmd with their own ports and temporary folder, as this user,
 without systemd and cgroups, and runs the command with SLURM_CONF set. The node claims four
 CPUs, 100 GB and two GPUs, which do not exist; the partition down has no node that works.
-The default command is
-  ${default[*]}
-  tools/test_slurm.sh bash   gives a shell in which sbatch, squeue, … use this cluster"
+  tools/test_slurm.sh        runs test/recipes/test_slurm_cluster.py, which starts its cluster
+  tools/test_slurm.sh bash   gives a shell in which sbatch, squeue, … use the cluster"
 
 fail() {
     echo "test_slurm.sh: error: $*" >&2
@@ -28,7 +26,7 @@ done
 [ ${#missing[@]} -eq 0 ] || fail "not installed: ${missing[*]}; apt-get install slurm-wlm munge"
 if [ $# -eq 0 ]; then
     cd "$(dirname "$0")/.."
-    set -- "${default[@]}"
+    exec python3 -m pytest -q test/recipes/test_slurm_cluster.py
 fi
 
 end_cluster() { # <folder>: end its jobs and all processes whose SLURM_CONF lies in it

@@ -29,8 +29,9 @@ done
 echo "$@" > "${SBATCH_CALL}"
 for ((task = ${array%-*}; task <= ${array#*-}; task++)); do
     state=COMPLETED
-    SLURM_JOB_ID=77 SLURM_ARRAY_TASK_ID=${task} SLURM_CPUS_PER_TASK=${CPUS-} \\
-        bash "${script}" > "${output//%a/${task}}" 2>&1 || state=FAILED
+    SLURM_JOB_ID=77 SLURM_ARRAY_TASK_ID=${task} \\
+        env ${CPUS:+SLURM_CPUS_PER_TASK="${CPUS}"} bash "${script}" \\
+        > "${output//%a/${task}}" 2>&1 || state=FAILED
     echo "${task}|${state}|None" >> "${SBATCH_CALL}.states"
 done
 echo 77
@@ -377,8 +378,9 @@ def test_threads_of_a_slurm_job_are_its_cpus(
     tmp_path, slurm, monkeypatch, options, cpus, threads
 ):
     monkeypatch.setenv("OMP_NUM_THREADS", "128")  # of the login node
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "64")  # of a job that submits this one
+    monkeypatch.setenv("SLURM_CPUS_ON_NODE", "64")
     monkeypatch.setenv("CPUS", cpus)
-    monkeypatch.delenv("SLURM_CPUS_ON_NODE", raising=False)
     words = ["bash", "-c", "echo threads=$OMP_NUM_THREADS"]
     done = call([*options, tmp_path / "a.log", *words], SLURM)
     assert done.returncode == 0, done.stderr

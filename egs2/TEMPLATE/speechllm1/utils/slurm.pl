@@ -103,10 +103,20 @@ def sbatch_command(request: Request, words: list[str], script: Path) -> list[str
 
 def submit(words: list[str], gone: Callable[[], bool]) -> str:
     """Return the number of the submitted job; cancel it if interrupted meanwhile."""
+    # Variables of a job in which the recipe itself runs are not those of the new job.
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("SLURM_") or name in ("SLURM_CONF", "SLURM_CLUSTERS")
+    }
     try:
         # A session of its own, so that Ctrl-C does not end it halfway.
         process = subprocess.Popen(
-            words, stdout=subprocess.PIPE, text=True, start_new_session=True
+            words,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+            start_new_session=True,
         )
     except FileNotFoundError:
         stop(f"{words[0]} is not installed here; set cmd_backend=local in cmd.sh")
