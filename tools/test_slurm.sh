@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# Run a command, or the tests of Slurm, in a Slurm cluster of one node, which exists on this
-# machine's loopback only and ends with the command, or with this script however it ends.
+# Run a command, or the tests of Slurm, in a Slurm cluster that exists on this machine's
+# loopback only and ends with the command, or with this script however it ends.
 set -euo pipefail
 
 PATH=${PATH}:/usr/sbin:/sbin  # daemons; not in a user's PATH on Debian
 help_message="Usage: tools/test_slurm.sh [COMMAND [ARGUMENT …]]
 Starts munged, slurmctld and slurmd with their own ports and temporary folder, as this user,
-without systemd and cgroups, and runs the command with SLURM_CONF set. The node claims four
-CPUs, 100 GB and two GPUs, which do not exist; the partition down has no node that works.
+without systemd and cgroups, and runs the command with SLURM_CONF set. The nodes n1 and n2
+claim four CPUs and 100 GB, n1 also two GPUs, which do not exist; the partition down has no
+node that works.
   tools/test_slurm.sh        runs test/recipes/test_slurm_cluster.py, which starts its cluster
   tools/test_slurm.sh bash   gives a shell in which sbatch, squeue, … use the cluster"
 
@@ -58,16 +59,15 @@ trap 'exit 130' INT
 trap 'exit 143' TERM
 
 free_ports='import socket
-sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
 print(*(one.getsockname()[1] for one in sockets))'
-read -r control_port node_port <<< "$(python3 -c "${free_ports}")"
+read -r control_port port_1 port_2 <<< "$(python3 -c "${free_ports}")"
 host=$(hostname -s)
-mkdir "${folder}"/{state,spool,munge}
+mkdir "${folder}"/{state,spool_n1,spool_n2,munge}
 cat > "${folder}/slurm.conf" << END
 ClusterName=speechllm_test
 SlurmctldHost=${host}(127.0.0.1)
 SlurmctldPort=${control_port}
-SlurmdPort=${node_port}
 CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
 SlurmUser=$(id -un)
 SlurmdUser=$(id -un)
@@ -75,9 +75,9 @@ AuthType=auth/munge
 # A requeued job starts again after cred_expire seconds.
 AuthInfo=socket=${folder}/munge/socket,cred_expire=5
 StateSaveLocation=${folder}/state
-SlurmdSpoolDir=${folder}/spool
+SlurmdSpoolDir=${folder}/spool_%n
 SlurmctldPidFile=${folder}/slurmctld.pid
-SlurmdPidFile=${folder}/slurmd.pid
+SlurmdPidFile=${folder}/slurmd_%n.pid
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
@@ -89,12 +89,15 @@ GresTypes=gpu
 KillWait=5
 SlurmdTimeout=10
 ReturnToService=2
-NodeName=${host} NodeAddr=127.0.0.1 CPUs=4 RealMemory=100000 Gres=gpu:2
+NodeName=n1 NodeHostname=${host} NodeAddr=127.0.0.1 Port=${port_1} CPUs=4 RealMemory=100000 Gres=gpu:2
+NodeName=n2 NodeHostname=${host} NodeAddr=127.0.0.1 Port=${port_2} CPUs=4 RealMemory=100000
 NodeName=broken NodeAddr=127.0.0.1 Port=1 CPUs=2 RealMemory=100000 State=DOWN
-PartitionName=gpu Nodes=${host} Default=YES
+PartitionName=main Nodes=n1,n2 Default=YES
 PartitionName=down Nodes=broken
 END
-for device in /dev/zero /dev/full; do echo "Name=gpu File=${device}"; done > "${folder}/gres.conf"
+for device in /dev/zero /dev/full; do
+    echo "NodeName=n1 Name=gpu File=${device}"
+done > "${folder}/gres.conf"
 # Slurm 24.05 and later start without cgroups only so; earlier ones do not know it.
 version=$(slurmd -V)
 version=${version#* }
@@ -115,13 +118,15 @@ for ((tries = 0; tries < 100; tries++)); do
     sleep 0.1
 done
 daemon slurmctld slurmctld -D
-daemon slurmd slurmd -D
+daemon slurmd_n1 slurmd -D -N n1
+daemon slurmd_n2 slurmd -D -N n2
 for ((tries = 0; tries < 100; tries++)); do
-    [ "$(timeout 5 sinfo --noheader --format=%t --partition=gpu 2> /dev/null || true)" != idle ] || break
+    idle=$(timeout 5 sinfo --noheader --format=%D --states=idle --partition=main 2> /dev/null || true)
+    [ "${idle}" != 2 ] || break
     sleep 0.3
 done
 if [ "${tries}" -eq 100 ]; then
-    tail -n 5 "${folder}"/{munged,slurmctld,slurmd}.log >&2
+    tail -n 5 "${folder}"/{munged,slurmctld,slurmd_n1,slurmd_n2}.log >&2
     fail "the cluster has not started; the last lines of its logs are above"
 fi
 

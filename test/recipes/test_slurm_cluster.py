@@ -1,4 +1,4 @@
-"""slurm.pl and a whole recipe on a real one-node cluster (tools/test_slurm.sh)."""
+"""slurm.pl and a whole recipe on the real cluster of tools/test_slurm.sh."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_tasks_that_fail_and_are_cancelled_are_named(folder):
 
 @pytest.mark.slow
 def test_jobs_have_the_cpus_and_gpus_that_were_requested(folder):
-    config = "command sbatch --export=PATH -p gpu\noption gpu=* --gres=gpu:$0 -c 2\n"
+    config = "command sbatch --export=PATH -p main\noption gpu=* --gres=gpu:$0 -c 2\n"
     Path("conf/slurm.conf").write_text(config)
     program = "echo $SECRET $OMP_NUM_THREADS $CUDA_VISIBLE_DEVICES > JOB; exec sleep 3"
     words = ["--gpu", 1, "JOB=1:2", "log/a.JOB.log", "bash", "-c", program]
@@ -126,13 +126,25 @@ def test_jobs_have_the_cpus_and_gpus_that_were_requested(folder):
 
 
 @pytest.mark.slow
+def test_a_job_on_two_machines_has_a_process_on_each(folder):
+    """As ESPnet's launcher starts a training with --num_nodes 2 (srun)."""
+    program = "echo $SLURM_PROCID $SLURM_NTASKS $SLURMD_NODENAME $OMP_NUM_THREADS"
+    words = ["srun", "--export=ALL", "bash", "-c", program]
+    code, errors = end(start("--num_threads", 2, "--num_nodes", 2, "a.log", *words))
+    assert (code, errors) == (0, [])
+    lines = set(Path("a.log").read_text().splitlines())
+    assert {"0 2 n1 2", "1 2 n2 2"} <= lines
+
+
+@pytest.mark.slow
 def test_requeued_jobs_continue(folder):
     """By an administrator, and by the signal before the end of the time limit."""
     again = "test ! -e JOB.done || exit 0; touch JOB.done; "
     program = again + 'scontrol requeue "${SLURM_JOB_ID}"; exec sleep 60'
     runners = [start("JOB=1:1", "log/a.JOB.log", "bash", "-c", program)]
-    # SIGUSR1 two seconds after the start; Slurm looks every few seconds
-    Path("conf/slurm.conf").write_text("command sbatch --signal=B:USR1@58\n")
+    wait_until(Path("1.done").exists, 60)
+    # SIGUSR1 ten seconds after the start
+    Path("conf/slurm.conf").write_text("command sbatch --signal=B:USR1@50\n")
     program = again + "trap 'echo saved; exit 3' USR1; while :; do sleep 0.2; done"
     words = ["--time", "1", "JOB=2:2", "log/a.JOB.log", "bash", "-c", program]
     runners.append(start(*words))
@@ -186,7 +198,8 @@ def test_a_job_whose_node_fails_is_noticed(folder):
     assert b"slurmstepd" in Path(f"/proc/{parents[-1]}/cmdline").read_bytes()
     for process in reversed(parents):
         os.kill(process, signal.SIGKILL)
-    node = subprocess.check_output(["hostname", "-s"], text=True).strip()
+    query = ["squeue", "--noheader", "--format=%N"]
+    node = subprocess.check_output(query, text=True).strip()
     update = ["scontrol", "update", f"NodeName={node}"]
     subprocess.run([*update, "State=DOWN", "Reason=test"], check=True)
     try:
@@ -205,7 +218,8 @@ def test_a_whole_recipe(folder, tiny_whisper, tiny_llm):
         recipe = Recipe(folder, environment, models)
         rules = "option num_threads=* --cpus-per-task=1\n"
         (recipe.folder / "conf/slurm.conf").write_text(rules)
-        output = recipe.run("--second_config", "", "--inference_nj", "2")
+        options = ["--second_config", "", "--train_args", "--max_epoch 1"]
+        output = recipe.run(*options, "--inference_nj", "2")
     assert output.count(": done in ") == 11
     experiment = recipe.folder / "my exp/speechllm_my train"
     text = (experiment / "decode_my decode/test/text").read_text()
