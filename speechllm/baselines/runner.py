@@ -102,7 +102,7 @@ def run_baseline(
             debug,
             timing,
         )
-    write_tables(output, sorted(tasks), key, 1)
+    write_tables(output, sorted(tasks), key)
     return len(todo)
 
 

@@ -96,6 +96,35 @@ def read_hypotheses(path: Path, key: str) -> dict[str, dict]:
     return {line["id"]: line for line in lines[1:]}
 
 
+def read_finished(output_dir: Path, key: str) -> dict[str, dict]:
+    """Read the hypotheses of all shards with these settings.
+
+    Other shards may be writing: what follows their last line end is left out.
+
+    Returns:
+        Example id to line.
+    """
+    found: dict[str, dict] = {}
+    for path in sorted(output_dir.glob("hypotheses.*.jsonl")):
+        with open(path, encoding="utf-8") as stream:
+            for number, raw in enumerate(stream):
+                try:
+                    line = json.loads(raw) if raw.endswith("\n") else {}
+                except ValueError:  # left by a crash; the shard's re-run removes it
+                    break
+                if number == 0 and line.get("settings") != key:
+                    break
+                if number and line:
+                    _add(found, line)
+    return found
+
+
+def _add(found: dict[str, dict], line: dict) -> None:
+    """Add a line; of several for an example, one that has not failed stays."""
+    if not line.get("failed") or line["id"] not in found:
+        found[line["id"]] = line
+
+
 def write_hypotheses(
     path: Path,
     key: str,
@@ -201,26 +230,12 @@ def _decode(
     return found
 
 
-def write_tables(
-    output_dir: Path, ids: Sequence[str], key: str, num_shards: int
-) -> None:
+def write_tables(output_dir: Path, ids: Sequence[str], key: str) -> None:
     """Write ``text``, the other Kaldi tables and ``rtf.json``.
 
-    They are written if all shards are complete.
+    They are written if the shards together have all hypotheses.
     """
-    found: dict[str, dict] = {}
-    for shard in range(1, min(num_shards, len(ids)) + 1):  # the rest has no examples
-        path = output_dir / f"hypotheses.{shard}.jsonl"
-        if not path.exists():
-            return
-        with open(path, encoding="utf-8") as stream:
-            if json.loads(stream.readline() or "{}").get("settings") != key:
-                return
-            for line in stream:
-                if not line.endswith("\n"):
-                    return  # another shard is writing it
-                entry = json.loads(line)
-                found[entry["id"]] = entry
+    found = read_finished(output_dir, key)
     if not set(ids) <= set(found):
         return
     _write_timing(output_dir / TIMING_FILE, [found[name] for name in ids])
@@ -270,7 +285,7 @@ def pool_decode_dirs(sources: Sequence[str | Path], output_dir: str | Path) -> i
         _write_line(stream, {"settings": key})
         for name in sorted(entries):
             _write_line(stream, entries[name])
-    write_tables(folder, list(entries), key, 1)
+    write_tables(folder, list(entries), key)
     return len(entries)
 
 
@@ -284,7 +299,8 @@ def _finished_hypotheses(folder: Path) -> dict[str, dict]:
                 settings = json.loads(stream.readline())["settings"]
                 first = first or settings
                 if settings == first:
-                    found |= {entry["id"]: entry for entry in map(json.loads, stream)}
+                    for line in map(json.loads, stream):
+                        _add(found, line)
             except (ValueError, KeyError, TypeError):
                 raise UserError(f"{path}: damaged; decode this set again") from None
     return found

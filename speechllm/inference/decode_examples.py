@@ -14,6 +14,7 @@ from speechllm.data.kaldi_table import read_num_samples, read_table
 from speechllm.inference.decode_dir import (
     DECODE_DIR,
     Timing,
+    read_finished,
     read_hypotheses,
     write_hypotheses,
     write_tables,
@@ -25,7 +26,7 @@ from speechllm.inference.generation_config import (
     read_settings,
 )
 from speechllm.text.tasks import Task
-from speechllm.utils.batching import batches_by_length
+from speechllm.utils.batching import batches_by_length, shards_of_like_length
 from speechllm.utils.errors import UserError
 from speechllm.utils.folders import claim_directory
 from speechllm.utils.io import file_sha256
@@ -58,11 +59,12 @@ def decode_examples(
     ``hypotheses.<shard>.jsonl`` and flushed to disk, one line for each utterance:
     ``{"id", "text", "score", "tokens", "ctc_text", "nbest"}``, the rest of
     ``Result.entry``, and the time of decoding
-    (:class:`~speechllm.inference.decode_dir.Timing`). A re-run reads the file and
-    decodes what is missing. If the model, the options or the examples have changed,
-    the old lines are renamed to ``….previous`` and decoding starts again. An utterance
-    that cannot be read or decoded, or is longer than the model takes, gets an empty
-    text and a line in ``failed.<shard>.tsv``; a re-run tries it again.
+    (:class:`~speechllm.inference.decode_dir.Timing`). A re-run decodes what is missing
+    in the files of all shards, whose number may have changed. If the model, the options
+    or the examples have changed, the old lines are renamed to ``….previous`` and
+    decoding starts again. An utterance that cannot be read or decoded, or is longer
+    than the model takes, gets an empty text and a line in ``failed.<shard>.tsv``; a
+    re-run tries it again.
 
     Args:
         model_dir: folder that stage 10 wrote.
@@ -70,7 +72,8 @@ def decode_examples(
         output_dir: folder to write.
         generation: fields of ``SearchOptions`` that override the settings.
         batch_size: utterances decoded concurrently; None: as in the settings, else 16.
-        num_shards, shard: decode every ``num_shards``-th utterance, ``shard`` from 1.
+        num_shards, shard: decode one of ``num_shards`` shards of similar duration,
+            ``shard`` from 1.
         device, dtype, engine, config, strict: of ``SpeechToText.from_pretrained``.
         debug: raise unexpected errors of an utterance instead of listing them.
 
@@ -109,11 +112,13 @@ def decode_examples(
         raise UserError(f"{examples}: {first} is not in both wav.scp and utt2task")
     samples = read_num_samples(examples)
     ids = sorted(wavs)
-    mine = ids[shard - 1 :: num_shards]
+    shards = shards_of_like_length([samples.get(name, 0) for name in ids], num_shards)
+    mine = [ids[index] for index in shards[shard - 1]]
     key = settings_key(model_dir, chosen | generation, dtype, wavs, tasks)
     path = output_dir / f"hypotheses.{shard}.jsonl"
     done = read_hypotheses(path, key)
-    todo = [i for i in mine if i not in done or done[i].get("failed")]
+    finished = read_finished(output_dir, key)
+    todo = [i for i in mine if i not in finished or finished[i].get("failed")]
     if todo:
         (output_dir / "text").unlink(missing_ok=True)  # of other settings
         device = choose_device(device)
@@ -151,7 +156,7 @@ def decode_examples(
                 lambda wave: len(wave) / SAMPLING_RATE,
             ),
         )
-    write_tables(output_dir, ids, key, num_shards)
+    write_tables(output_dir, ids, key)
     return len(todo)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
@@ -50,6 +51,25 @@ def groups_of_like_length(
 def by_length(lengths: Sequence[int]) -> list[int]:
     """Return the indices, longest first; equal lengths keep their order."""
     return sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+
+
+def shards_of_like_length(lengths: Sequence[int], num_shards: int) -> list[list[int]]:
+    """Split indices into shards of similar total length, which differ in their count.
+
+    The longest first, each goes to the shard that has the least so far (Graham 1969,
+    "Bounds on multiprocessing timing anomalies"): the longest shard is at most a third
+    longer than the best split's. Without lengths the counts are similar.
+
+    Returns:
+        The indices of each shard, ascending.
+    """
+    shards: list[list[int]] = [[] for _ in range(num_shards)]
+    heap = [(0, 0, shard) for shard in range(num_shards)]  # length, count, shard
+    for index in by_length(lengths):
+        total, count, shard = heap[0]
+        shards[shard].append(index)
+        heapq.heapreplace(heap, (total + lengths[index], count + 1, shard))
+    return [sorted(shard) for shard in shards]
 
 
 def evenly(items: Sequence[Item], limit: int | None) -> list[Item]:

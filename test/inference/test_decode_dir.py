@@ -150,7 +150,7 @@ def test_times_are_summed_over_jobs_resumed_runs_and_devices(tmp_path, clock):
         write_hypotheses(
             path, "key", resumed, queues, tasks, load, decode, timing=timing
         )
-        write_tables(tmp_path, sorted(tasks), "key", 2)
+        write_tables(tmp_path, sorted(tasks), "key")
 
     run(1, False, [["u0", "u1"]], "slow", pace=0.5)  # 3 s of audio in 1.5 s
     assert not (tmp_path / "rtf.json").exists()
@@ -174,7 +174,7 @@ def test_decode_dirs_of_earlier_releases_have_no_times(tmp_path):
     lines = [{"settings": "key"}, {"id": "u0", "text": "a"}]
     path = tmp_path / "hypotheses.1.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    write_tables(tmp_path, ["u0"], "key", 1)
+    write_tables(tmp_path, ["u0"], "key")
     assert (tmp_path / "text").read_text() == "u0 a\n"
     assert not (tmp_path / "rtf.json").exists()
 
@@ -257,7 +257,7 @@ def test_decode_dirs_of_folds_are_pooled(tmp_path):
         for shard, content in ((1, lines), (2, stale)):
             path = folder / f"hypotheses.{shard}.jsonl"
             path.write_text("".join(json.dumps(line) + "\n" for line in content))
-        write_tables(folder, [f"u{fold}"], f"key{fold}", 1)
+        write_tables(folder, [f"u{fold}"], f"key{fold}")
     output = tmp_path / "pooled"
     sources = [tmp_path / "2", tmp_path / "1"]
     for _ in range(2):  # a re-run replaces it

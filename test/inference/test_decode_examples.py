@@ -250,6 +250,19 @@ def test_shards_are_joined(decode, expected, tmp_path):
     assert sizes == [3, 2, 2]
 
 
+@pytest.mark.parametrize("shards", [2, 1])
+def test_a_rerun_decodes_only_what_a_failed_shard_left(
+    decode, expected, tmp_path, shards
+):
+    """Shard 2 of 3 failed; the re-run may have another number of shards."""
+    done = [decode(num_shards=3, shard=shard) for shard in (1, 3)]
+    counts = [decode(num_shards=3, shard=shard) for shard in (1, 3)]
+    assert counts == [0, 0] and not (tmp_path / "out" / "text").exists()
+    counts = [decode(num_shards=shards, shard=shard + 1) for shard in range(shards)]
+    assert sum(counts) == COUNT - sum(done) > 0
+    assert (tmp_path / "out" / "text").read_text("utf-8") == expected
+
+
 def test_more_shards_than_utterances(decode, expected, tmp_path):
     for shard in range(1, COUNT + 4):
         assert decode(num_shards=COUNT + 3, shard=shard) == (shard <= COUNT)
@@ -309,7 +322,7 @@ def test_decode_command(tiny_model, examples, expected, tmp_path, capsys):
     main([*arguments, "--num_shards", "2", "--shard", "2", "--batch_size", "5"])
     assert (tmp_path / "out" / "text").read_text("utf-8") == expected
     out = capsys.readouterr().out
-    assert "3 utterances decoded now (shard 2)" in out
+    assert "4 utterances decoded now (shard 2)" in out
     assert "progress: 4/4 utterances" in out
 
 

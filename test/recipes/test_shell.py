@@ -322,6 +322,29 @@ def test_the_top_script_lists_its_recipes():
     assert done.returncode == 0 and "--recipe NAME" in done.stdout
 
 
+def test_a_default_comes_from_the_job_runner(tmp_path):
+    """In place of nproc and nvidia-smi on this machine, which may be a login node."""
+    program = """
+        set -euo pipefail
+        nj=1
+        . utils/parse_options.sh
+        . utils/stages.sh
+        nj=$(available nj cpus "$0")
+        echo "nj=${nj}"
+    """
+    runner = tmp_path / "cluster.pl"
+    runner.write_text('#!/bin/sh\n[ "$*" = "--mem 8G --count cpus" ] && echo 64\n')
+    runner.chmod(0o755)
+    done = bash("bash", "-c", program, f"{runner} --mem 8G")
+    assert (done.returncode, done.stdout) == (0, "nj=64\n"), done.stderr
+    done = bash("bash", "-c", program, f"{runner} --mem 9G")
+    assert done.returncode == 1
+    assert (
+        f"error: --nj has no default, since '{runner} --mem 9G' cannot count cpus; "
+        "give --nj\n"
+    ) in done.stderr
+
+
 def test_an_unknown_job_backend(monkeypatch):
     monkeypatch.setenv("cmd_backend", "queue")
     done = bash("bash", "-c", ". ./cmd.sh")

@@ -21,7 +21,7 @@ speechllm_stats_dir=
 ngpu=
 num_nodes=1
 num_processes=1
-nj=$(nproc)
+nj=
 inference_nj=1
 gpu_inference=
 # data
@@ -103,10 +103,10 @@ Options [default]; ARGS are shell words, with quotes where they contain spaces:
   --speechllm_stats_dir DIR  lengths of stage 7; of the warm-up in DIR_warmup, of the second
                           training in DIR_second [EXPDIR/speechllm_stats_train]
  Jobs (local or Slurm: cmd.sh)
-  --ngpu N                GPUs per machine for training; 0: CPU [1 if available]
+  --ngpu N                GPUs per machine for training; 0: CPU [1 if this machine, or the partition of Slurm, has one]
   --num_nodes N           machines for training [${num_nodes}]
   --num_processes N       processes for training on one machine without a GPU [${num_processes}]
-  --nj N                  parallel jobs for data preparation [CPU cores; here ${nj}]
+  --nj N                  parallel jobs for data preparation [CPU cores; on Slurm of a node, up to 16]
   --inference_nj N        parallel jobs for decoding [${inference_nj}]
   --gpu_inference BOOL    decode on a GPU [true when ngpu > 0]
  Data
@@ -185,16 +185,9 @@ whole stop_stage 1 15
 for number in ${skip_stages}; do
     [[ ${number} =~ ^([1-9]|1[0-5])$ ]] || fail "--skip_stages takes numbers from 1 to 15, not '${number}'"
 done
-for name in num_nodes num_processes nj inference_nj nbpe min_character_count; do whole "${name}" 1 999999; done
+for name in num_nodes num_processes ${nj:+nj} inference_nj nbpe min_character_count; do whole "${name}" 1 999999; done
 whole bpe_input_sentence_size 0 999999999
-if [ -z "${ngpu}" ]; then
-    ngpu=$(nvidia-smi -L 2> /dev/null | grep -c '^GPU' || true)
-    [ "${ngpu}" -le 1 ] || ngpu=1
-fi
-whole ngpu 0 1024
-if [ "${num_processes}" -gt 1 ] && [ "${ngpu}${num_nodes}" != 01 ]; then
-    fail "--num_processes is for --ngpu 0 and one machine; with GPUs there is a process for each"
-fi
+[ -z "${ngpu}" ] || whole ngpu 0 1024
 case ${plain_transcripts} in true | false) ;; *) fail "--plain_transcripts takes true or false, not '${plain_transcripts}'" ;; esac
 if [ -n "${token_list}" ]; then
     [ -f "${token_list}/tokens.txt" ] || fail "--token_list: no file '${token_list}/tokens.txt'"
@@ -226,14 +219,25 @@ for name in prompts train_config warmup_config first_pass_config second_config i
     [ -z "${!name}" ] || [ -f "${!name}" ] || fail "--${name}: no file '${!name}'"
 done
 case ${normalizer} in speechllm | whisper | whisper:?*) ;; *) fail "--normalizer takes speechllm, whisper or whisper:FOLDER, not '${normalizer}'" ;; esac
-case ${gpu_inference} in true | false) ;;
-    '') [ "${ngpu}" -gt 0 ] && gpu_inference=true || gpu_inference=false ;;
-    *) fail "--gpu_inference takes true or false, not '${gpu_inference}'" ;;
-esac
-if "${gpu_inference}"; then inference_gpus=1 inference_device=cuda; else inference_gpus=0 inference_device=cpu; fi
+case ${gpu_inference} in '' | true | false) ;; *) fail "--gpu_inference takes true or false, not '${gpu_inference}'" ;; esac
 
 . ./path.sh
 . ./cmd.sh
+if [ -z "${ngpu}" ]; then
+    ngpu=$(available ngpu gpus "${cuda_cmd}")
+    [ "${ngpu}" -le 1 ] || ngpu=1
+fi
+if [ "${num_processes}" -gt 1 ] && [ "${ngpu}${num_nodes}" != 01 ]; then
+    fail "--num_processes is for --ngpu 0 and one machine; with GPUs there is a process for each"
+fi
+if [ -z "${nj}" ]; then
+    nj=$(available nj cpus "${train_cmd}")
+    [ "${cmd_backend:-local}" = local ] || [ "${nj}" -le 16 ] || nj=16
+fi
+if [ -z "${gpu_inference}" ]; then
+    [ "${ngpu}" -gt 0 ] && gpu_inference=true || gpu_inference=false
+fi
+if "${gpu_inference}"; then inference_gpus=1 inference_device=cuda; else inference_gpus=0 inference_device=cpu; fi
 local_data_words=() train_words=() inference_words=() score_words=()
 split_words local_data_words --local_data_opts "${local_data_opts}"
 split_words train_words --train_args "${train_args}"
@@ -560,8 +564,7 @@ if running 12; then
     lock "${decode_dir}"
     for name in ${decoded_sets}; do
         dir=${decode_dir}/${name}
-        OMP_NUM_THREADS=$(threads "${inference_nj}") \
-            ${decode_cmd} --gpu "${inference_gpus}" JOB=1:"${inference_nj}" "${dir}/log/decode.JOB.log" \
+        ${decode_cmd} --gpu "${inference_gpus}" JOB=1:"${inference_nj}" "${dir}/log/decode.JOB.log" \
             python3 -m speechllm.bin.decode --model "${model}" \
             --examples "$(examples test "${name}")" --output_dir "${dir}" \
             ${inference_config:+--config "${inference_config}"} --num_shards "${inference_nj}" --shard JOB \

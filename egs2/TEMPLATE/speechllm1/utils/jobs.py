@@ -1,12 +1,13 @@
 """Command line of run.pl and slurm.pl, which is that of Kaldi's job runners.
 
     run.pl [--option value …] [JOB=1:N] <log file> <command> [argument …]
+    run.pl [--option value …] --count gpus|cpus
 
 With ``JOB=1:N`` the command runs N times; every word ``JOB`` in the log's name and in
 the command is replaced by the job's number, but not in the folders of a path, which
 may be called so by chance (``/data/JOB/text``, ``JOBS/text``). The command may contain
 shell operators as separate words (``'|'``, ``'>'``); all other words are passed on
-unchanged.
+unchanged. ``--count`` prints how many GPUs or CPU cores a job can have.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import re
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,13 +30,17 @@ OPTIONS = {
     "name": "name of the job (slurm)",
     "time": "time limit, such as 24:00:00 (slurm)",
     "partition": "partition of the cluster (slurm)",
+    "count": "gpus or cpus: print how many a job can have, and run nothing",
 }
 OPERATORS = {"|", "||", "&&", ";", "&", "<", ">", ">>", "2>", "2>>", "2>&1", "|&"}
 
 
 @dataclass(frozen=True)
 class Request:
-    """A parsed command line; ``variable`` is None for a single job."""
+    """A parsed command line; ``variable`` is None for a single job.
+
+    With ``count`` (``gpus`` or ``cpus``) there is no command.
+    """
 
     log: str
     command: list[str]
@@ -43,6 +48,7 @@ class Request:
     first: int = 1
     last: int = 1
     options: dict[str, str] = field(default_factory=dict)
+    count: str = ""
 
     @property
     def jobs(self) -> range:
@@ -90,8 +96,14 @@ def stop(message: str) -> None:
     sys.exit(2)
 
 
-def parse(argv: list[str]) -> Request:
-    """Parse a command line; exit with status 2 if it is invalid."""
+def parse(argv: list[str], more_options: Iterable[str] = ()) -> Request:
+    """Parse a command line; exit with status 2 if it is invalid.
+
+    Args:
+        argv: the words after the program's name.
+        more_options: names of options in addition to ``OPTIONS``.
+    """
+    names = [*OPTIONS, *sorted(set(more_options) - set(OPTIONS))]
     words = list(argv)
     if not words or words[0] in ("--help", "-h"):
         lines = [f"  --{name} <value>  {text}" for name, text in OPTIONS.items()]
@@ -105,8 +117,8 @@ def parse(argv: list[str]) -> Request:
         span = re.fullmatch(r"([A-Za-z_]\w*)=(\d+)(?::(\d+))?", word)
         if word.startswith("--"):
             name = word[2:].replace("-", "_")
-            if name not in OPTIONS:
-                known = ", ".join(f"--{known}" for known in OPTIONS)
+            if name not in names:
+                known = ", ".join(f"--{known}" for known in names)
                 stop(f"unknown option '{word}'; there are: {known}")
             if len(words) < 2:
                 stop(f"'{word}' needs a value")
@@ -120,6 +132,11 @@ def parse(argv: list[str]) -> Request:
             del words[0]
         else:
             break
+    count = options.pop("count", "")
+    if count:
+        if words or count not in ("gpus", "cpus"):
+            stop("--count takes gpus or cpus, and no command follows")
+        return Request("", [], options=options, count=count)
     if len(words) < 2:
         stop("a log file and a command are needed; --help shows the form")
     log, command = words[0], words[1:]
@@ -129,13 +146,22 @@ def parse(argv: list[str]) -> Request:
     return request
 
 
-def report_failures(request: Request, failed: dict[int, int]) -> None:
-    """Print the failed jobs, their logs and the error of the first one."""
+def report_failures(
+    request: Request, failed: dict[int, int], notes: dict[int, str] | None = None
+) -> None:
+    """Print the failed jobs, their logs and the error of the first one.
+
+    Args:
+        request: the command line.
+        failed: job to its status.
+        notes: job to what else is known about its end.
+    """
     count = len(request.jobs)
     head = "the job failed" if count == 1 else f"{len(failed)} of {count} jobs failed"
     for job, code in sorted(failed.items())[:5]:
+        note = f" ({notes[job]})" if notes else ""
         print(
-            f"{runner()}: {head}: status {code}, log {request.log_of(job)}",
+            f"{runner()}: {head}: status {code}{note}, log {request.log_of(job)}",
             file=sys.stderr,
         )
         head = "and"

@@ -28,7 +28,7 @@ tune() { # <examples>: fit score weights, guard and confidence unless up to date
         return
     fi
     rm -f "${done}"
-    OMP_NUM_THREADS=$(threads 1) ${decode_cmd} --gpu "${inference_gpus}" "${final_exp}/tune.log" \
+    ${decode_cmd} --gpu "${inference_gpus}" "${final_exp}/tune.log" \
         python3 -m speechllm.bin.tune --if_possible --model "${model}" --examples "$1" \
         --limit 500 --device "${inference_device}"
     echo "${key}" > "${done}"

@@ -5,7 +5,8 @@ The name ends in .pl because recipes and espnet2.bin.launch expect this name. Al
 output goes to the log; lines of a single job that begin with ``progress: `` are also
 printed. The jobs end with this program, its caller, and the recipe whose process
 SPEECHLLM_PID (host:pid) gives, so that they cannot interfere with a re-run. They also
-end if a log cannot be written.
+end if a log cannot be written. Without OMP_NUM_THREADS in the environment they share
+the CPU cores.
 """
 
 from __future__ import annotations
@@ -29,20 +30,24 @@ SAVE_SECONDS = 60.0  # for a training to save on SIGTERM
 PR_SET_PDEATHSIG = 1
 
 
-def gpu_slots(gpus: int) -> list[str]:
-    """Return the values of CUDA_VISIBLE_DEVICES for parallel jobs of ``gpus`` GPUs."""
+def visible_gpus() -> list[str]:
+    """Return the GPUs that jobs may use, as CUDA_VISIBLE_DEVICES names them."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        devices = [device for device in visible.split(",") if device.strip()]
-    else:
-        try:
-            listing = subprocess.run(
-                ["nvidia-smi", "-L"], capture_output=True, text=True, check=True
-            ).stdout
-        except (OSError, subprocess.CalledProcessError):
-            listing = ""
-        count = len(re.findall(r"^GPU \d", listing, re.MULTILINE))
-        devices = [str(index) for index in range(count)]
+        return [device for device in visible.split(",") if device.strip()]
+    try:
+        listing = subprocess.run(
+            ["nvidia-smi", "-L"], capture_output=True, text=True, check=True
+        ).stdout
+    except (OSError, subprocess.CalledProcessError):
+        listing = ""
+    count = len(re.findall(r"^GPU \d", listing, re.MULTILINE))
+    return [str(index) for index in range(count)]
+
+
+def gpu_slots(gpus: int) -> list[str]:
+    """Return the values of CUDA_VISIBLE_DEVICES for parallel jobs of ``gpus`` GPUs."""
+    devices = visible_gpus()
     if len(devices) < gpus:
         stop(f"a job requires {gpus} GPUs, but only {len(devices)} are visible")
     starts = range(0, len(devices) - gpus + 1, gpus)
@@ -101,11 +106,11 @@ class Running:
     start: float
 
 
-def start_job(request: Request, job: int, slot: str | None) -> Running:
+def start_job(request: Request, job: int, slot: str | None, threads: int) -> Running:
     log = request.log_of(job)
     log.parent.mkdir(parents=True, exist_ok=True)
     line = request.shell_line(str(job))
-    environment = dict(os.environ)
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
     if slot is not None:
         environment["CUDA_VISIBLE_DEVICES"] = slot
     head = f"# {line}\n# Started at {time.ctime()} on {socket.gethostname()}\n#\n"
@@ -156,9 +161,13 @@ def kill(running: list[Running]) -> None:
 
 def main() -> int:
     request = parse(sys.argv[1:])
+    cores = len(os.sched_getaffinity(0))
+    if request.count:
+        print(cores if request.count == "cpus" else len(visible_gpus()))
+        return 0
     gpus = request.number("gpu", 0)
     count = len(request.jobs)
-    free: list[str | None] = [None] * (os.cpu_count() or 1)
+    free: list[str | None] = [None] * cores
     if gpus and count > 1:
         free = list(gpu_slots(gpus))
     at_once = request.number("max_jobs_run", len(free))
@@ -167,6 +176,8 @@ def main() -> int:
     if not (gpus and count > 1):
         free = [None] * at_once
     free = free[:at_once]
+    # each job has its share of the cores, as have its processes, one per GPU
+    threads = max(cores // (min(len(free), count) * max(gpus, 1)), 1)
 
     gone = watch_caller()
     waiting, running, failed = list(request.jobs), [], {}
@@ -175,7 +186,8 @@ def main() -> int:
     try:
         while waiting or running:
             while waiting and free:
-                running.append(start_job(request, waiting.pop(0), free.pop(0)))
+                job = waiting.pop(0)
+                running.append(start_job(request, job, free.pop(0), threads))
             time.sleep(POLL_SECONDS)
             for item in list(running):
                 code = item.process.poll()

@@ -27,7 +27,6 @@ last_line() { # <log>: print the last output line of a command
     grep -v -e '^#' -e '^progress: ' -e '^ *$' "$1" | tail -n 1
 }
 count() { wc -l < "$1"; }
-threads() { # <jobs>: print the number of CPU cores per parallel job
-    local share=$(($(nproc) / $1))
-    echo "${OMP_NUM_THREADS:-$((share > 0 ? share : 1))}"
+available() { # <option> <gpus or cpus> <job runner>: print how many a job can have
+    ${3} --count "$2" || fail "--$1 has no default, since '$3' cannot count $2; give --$1"
 }

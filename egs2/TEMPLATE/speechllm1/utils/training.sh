@@ -80,7 +80,7 @@ finetune_first_pass() { # fine-tune the encoder's model with its decoder
     require_examples "${examples[@]}"
     lock "${first_pass_exp}"
     log "Stage ${current}: first pass: ${first_pass_exp}; log: ${log_file}"
-    OMP_NUM_THREADS=$(threads 1) ${cuda_cmd} --gpu "$((ngpu > 0))" "${log_file}" \
+    ${cuda_cmd} --gpu "$((ngpu > 0))" "${log_file}" \
         python3 -m speechllm.bin.finetune_whisper --config "${first_pass_config}" \
         --model "${start}" --examples "${examples[0]}" --valid "${examples[1]}" \
         --output "${first_pass_exp}"
@@ -94,8 +94,7 @@ launch() { # <name> <folder> <command …>: train through ESPnet's launcher
     # With SLURM_KILL_BAD_EXIT a process that fails ends those on the other machines.
     if ! {
         errors=$(
-            OMP_NUM_THREADS=$(threads $((ngpu > 0 ? ngpu : 1))) \
-                SLURM_KILL_BAD_EXIT=1 python3 -m espnet2.bin.launch --cmd "${cuda_cmd} --name ${name}" \
+            SLURM_KILL_BAD_EXIT=1 python3 -m espnet2.bin.launch --cmd "${cuda_cmd} --name ${name}" \
                 --log "${dir}/train.log" --ngpu "${ngpu}" --num_nodes "${num_nodes}" \
                 --init_file_prefix "${dir}/.dist_init_" --multiprocessing_distributed true -- \
                 "$@" 2>&1 >&3
