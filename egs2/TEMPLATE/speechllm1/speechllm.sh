@@ -354,10 +354,21 @@ if running 3; then
     for name in ${all_raw_sets}; do
         clamp=()
         [[ " ${test_sets} " != *" ${name} "* ]] || clamp=(--clamp_segments)
-        prepare --num_threads "${nj}" "${prep_log}/format_${name}.log" \
-            python3 -m speechllm.bin.format_audio --input "${datadir}/${name}" \
-            --output "${dumpdir}/audio/${name}" --nj "${nj}" \
-            --audio_format "${audio_format}" "${pipes[@]}" "${clamp[@]}"
+        format_audio=(python3 -m speechllm.bin.format_audio --input "${datadir}/${name}"
+            --output "${dumpdir}/audio/${name}" --audio_format "${audio_format}"
+            "${pipes[@]}" "${clamp[@]}")
+        # An array writes the audio, in shards of 1000 utterances; the last job the tables.
+        size=$(count "${datadir}/${name}/utt2spk" 2> /dev/null || true)
+        jobs=$(((size + 999) / 1000))
+        [ "${jobs}" -le "${nj}" ] || jobs=${nj}
+        if [ "${jobs}" -gt 1 ]; then
+            prepare JOB=1:"${jobs}" "${prep_log}/format_${name}.JOB.log" \
+                "${format_audio[@]}" --num_jobs "${jobs}" --job JOB
+            for ((job = 1; job <= jobs; job++)); do
+                show '^warning: ' "${prep_log}/format_${name}.${job}.log"
+            done
+        fi
+        prepare "${prep_log}/format_${name}.log" "${format_audio[@]}"
         show '^warning: ' "${prep_log}/format_${name}.log"
         log "Stage 3: $(last_line "${prep_log}/format_${name}.log")"
     done
