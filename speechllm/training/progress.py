@@ -57,12 +57,21 @@ class ProgressIterator:
                 print(self.line(index, now), file=sys.stderr, flush=True)
 
     def line(self, index: int, now: float) -> str:
-        """Return a line: ``progress: epoch 2/12, batch 30/86, about 7 min left``."""
+        """Return a line: ``progress: epoch 2/12, batch 30/86, about 7 min left``.
+
+        Without the number of batches, it is ``batch 30 (35 % of the epoch)``, if
+        the batches tell their share.
+        """
         begin, first = self.owner.started
         text = f"progress: epoch {self.epoch}/{self.owner.max_epoch}, batch {index}"
-        if self.size is None:
-            return text
-        done = self.epoch - first + index / self.size
+        if self.size is not None:
+            share, text = index / self.size, f"{text}/{self.size}"
+        else:
+            share = getattr(self.batches, "share", 0.0)
+            if not share:
+                return text
+            text += f" ({100 * share:.0f} % of the epoch)"
+        done = self.epoch - first + share
         left = self.owner.max_epoch - first + 1 - done
         minutes = (now - begin) / done * left / 60
-        return f"{text}/{self.size}, about {minutes:.0f} min left"
+        return f"{text}, about {minutes:.0f} min left"

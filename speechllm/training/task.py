@@ -55,6 +55,7 @@ from speechllm.training.options import (
 )
 from speechllm.training.preprocessor import ExamplePreprocessor, collate
 from speechllm.training.progress import ProgressIterFactory
+from speechllm.training.splits import SplitIterFactory
 from speechllm.utils.errors import UserError, run_main
 
 AbsESPnetModel.register(SpeechLLM)  # the trainer accepts only its subclasses
@@ -246,8 +247,26 @@ class SpeechLLMTask(AbsTask):
 
     @classmethod
     def build_iter_factory(cls, args, distributed_option, mode, kwargs=None):
-        """Return ESPnet's batches, in training with progress lines."""
+        """Return ESPnet's batches, in training with progress lines.
+
+        Args:
+            kwargs: of a split, from :meth:`build_multiple_iter_factory`.
+        """
         factory = super().build_iter_factory(args, distributed_option, mode, kwargs)
+        if kwargs is None:
+            return cls.with_progress(factory, args, distributed_option, mode)
+        return factory
+
+    @classmethod
+    def build_multiple_iter_factory(cls, args, distributed_option, mode):
+        """Return the batches of tables in splits, see :mod:`~.splits`."""
+        factory = super().build_multiple_iter_factory(args, distributed_option, mode)
+        splits = SplitIterFactory(factory.build_funcs, factory.seed, factory.shuffle)
+        return cls.with_progress(splits, args, distributed_option, mode)
+
+    @classmethod
+    def with_progress(cls, factory, args, distributed_option, mode):
+        """Return a factory that prints progress lines in training."""
         if mode == "train" and distributed_option.dist_rank in (None, 0):
             return ProgressIterFactory(factory, args.max_epoch)
         return factory

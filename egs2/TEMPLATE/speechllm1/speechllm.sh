@@ -53,6 +53,7 @@ encoder=
 llm=
 train_args=
 train_tag=
+num_splits_speechllm=1
 init_param=
 warmup_config=
 warmup_tasks=
@@ -137,6 +138,7 @@ Options [default]; ARGS are shell words, with quotes where they contain spaces:
   --llm NAME              hub id or folder of an LLM in place of the configs' [none]
   --train_args ARGS       more arguments of the training program [none]
   --train_tag NAME        name of the folder in expdir, to which --encoder and --llm are added [name of the config]
+  --num_splits_speechllm N  splits of the training tables, of which a process holds one at a time [${num_splits_speechllm}]
   --init_param PATHS      checkpoint that initialises the model [that of stage 8]
   --warmup_config FILE    config of stage 8, which is skipped without one [none]
   --warmup_tasks \"T …\"    tasks of stage 8 [the asr tasks of train_tasks]
@@ -184,6 +186,7 @@ for number in ${skip_stages}; do
 done
 for name in num_nodes nj inference_nj nbpe min_character_count; do whole "${name}" 1 999999; done
 whole bpe_input_sentence_size 0 999999999
+whole num_splits_speechllm 1 128  # each table has as many open files
 if [ -z "${ngpu}" ]; then
     ngpu=$(nvidia-smi -L 2> /dev/null | grep -c '^GPU' || true)
     [ "${ngpu}" -le 1 ] || ngpu=1
