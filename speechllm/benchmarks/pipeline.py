@@ -16,6 +16,7 @@ import sys
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -104,22 +105,20 @@ def print_extrapolation(
     found: dict[str, dict[int, StepCost]], stages: dict[str, int], hours: list[float]
 ) -> None:
     """Print the growth of each step, and its cost at other sizes."""
-    cells = [f"CPU h, {number:,g} h | MiB | disk, GB | inodes" for number in hours]
+    cells = [f"CPU h, {number:,g} h | disk, GB | inodes" for number in hours]
     print(f"\n| stage | step | growth | {' | '.join(cells)} |")
-    rule = " | ".join(["---: | ---: | ---: | ---:"] * len(hours))
+    rule = " | ".join(["---: | ---: | ---:"] * len(hours))
     print(f"| ---: | --- | ---: | {rule} |")
     for name, costs in found.items():
         small, large = sorted(costs)[-2:]
-        seconds, memory = (
-            Growth(small, large, getattr(costs[small].cost, key), last)
-            for key in ("cpu_seconds", "mebibytes")
-            for last in [getattr(costs[large].cost, key)]
+        seconds = Growth(
+            small, large, costs[small].cost.cpu_seconds, costs[large].cost.cpu_seconds
         )
         cells = []
         for number in hours:
             count = number * CLIPS_PER_HOUR
             cells.append(
-                f"{seconds.at(count) / 3600:.2f} | {memory.at(count):,.0f} "
+                f"{seconds.at(count) / 3600:.2f} "
                 f"| {costs[large].bytes * count / large / 1e9:,.1f} "
                 f"| {costs[large].inodes * count / large:,.0f}"
             )
@@ -190,9 +189,13 @@ def list_steps(root: Path, llm: str, audio_format: str) -> Iterator[Step]:
     options = ["--config", str(config), "--prompts", str(prompts)]
     check = [*python, "speechllm.bin.check_prompts", *options]
     yield Step(6, "check of prompts", [*check, "--examples", str(examples)])
-    stats = root / "stats"
+    stats, valid = root / "stats", root / "valid"
+    valid.mkdir()
+    for path in filter(Path.is_file, examples.iterdir()):
+        with open(path, encoding="utf-8") as stream:
+            (valid / path.name).write_text("".join(islice(stream, _DEV)), "utf-8")
     collect = [*python, "speechllm.bin.collect_shapes", *options]
-    collect += ["--train", str(examples), "--valid", str(examples)]
+    collect += ["--train", str(examples), "--valid", str(valid)]
     collect += ["--ctc_token_list", str(root / "char/tokens.txt")]
     yield Step(7, "lengths", [*collect, "--output", str(stats)], stats)
 

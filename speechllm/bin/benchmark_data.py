@@ -4,9 +4,11 @@
     python -m speechllm.bin.benchmark_data --corpus reazonspeech \\
         --utterances 10000 100000 --hours 1000 19000
     python -m speechllm.bin.benchmark_data --clips 1000
+    python -m speechllm.bin.benchmark_data --sampling --utterances 1000000
 
 The corpus reazonspeech has audio; stages 1 to 7 are measured and extrapolated. With
---clips, the conversion of audio is measured instead of the tables.
+--clips, the conversion of audio is measured instead of the tables, and with --sampling
+the start of a training on so many examples, with several samplers of batches.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from pathlib import Path
 
 from speechllm.benchmarks.data import CORPORA, benchmark_formatting, benchmark_tables
 from speechllm.benchmarks.pipeline import benchmark_stages
+from speechllm.benchmarks.sampling import benchmark_sampling
 from speechllm.utils.errors import run_main
 
 LLM = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -44,6 +47,14 @@ def get_parser() -> argparse.ArgumentParser:
         help="sizes of the corpus [10000 100000 1000000]",
     )
     add("--clips", type=int, help="format this number of mp3 clips instead")
+    add("--sampling", action="store_true", help="compare samplers of batches instead")
+    add(
+        "--split_size",
+        type=int,
+        default=250_000,
+        help="examples of a split of the tables in --sampling [250000]",
+    )
+    add("--ranks", type=int, default=8, help="processes of the training [8]")
     add("--ffmpeg", default="ffmpeg", help="command to compare with [ffmpeg]")
     add(
         "--hours",
@@ -66,6 +77,10 @@ def main(argv: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(dir=args.folder, prefix="benchmark.") as folder:
         if args.clips:
             benchmark_formatting(Path(folder), args.clips, args.ffmpeg)
+        elif args.sampling:
+            benchmark_sampling(
+                Path(folder), args.utterances, args.split_size, args.ranks
+            )
         elif args.corpus == "reazonspeech":
             benchmark_stages(
                 Path(folder),
