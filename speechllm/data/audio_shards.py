@@ -312,8 +312,8 @@ class _Recordings:
             if ready is not None:
                 content, samples = ready
                 self.name, self.notes = None, []
-                peak = float(np.abs(samples.astype(np.int32)).max()) / 2**15
-                report_silence(peak, cut.source, self.notes.append)
+                peak = max(int(samples.max()), -int(samples.min()))
+                report_silence(peak / 2**15, cut.source, self.notes.append)
                 return content, len(samples)
         samples = change_speed(self.read(cut), cut.speed)
         if len(samples) == 0:

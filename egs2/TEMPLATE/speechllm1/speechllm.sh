@@ -45,7 +45,7 @@ token_type=char
 min_character_count=1
 nbpe=500
 bpemode=bpe
-bpe_input_sentence_size=0
+bpe_input_sentence_size=1000000
 token_list=
 # training
 train_config=
