@@ -60,6 +60,23 @@ class FileBytes:
         return struct.unpack(form, self.read(position, struct.calcsize(form)))
 
 
+class MemoryBytes(FileBytes):
+    """Random access to the bytes of a file in memory."""
+
+    def __init__(self, content: bytes):
+        self.content = content
+        self.size = len(content)
+
+    def read(self, position: int, count: int) -> bytes:
+        """Return up to ``count`` bytes from ``position`` on."""
+        return self.content[position : position + count]
+
+
+def check_content(content: bytes) -> Container:
+    """Check the container of a file in memory."""
+    return _check_bytes(MemoryBytes(content))
+
+
 def check_container(path: str) -> Container:
     """Check the container of a file, whose content tells the format.
 
@@ -78,16 +95,19 @@ def _check(path: str, size: int, time: int) -> Container:
     """Check a file of a size and modification time."""
     handle = os.open(path, os.O_RDONLY)
     try:
-        data = FileBytes(handle)
-        check = _find_check(data)
-        if check is None:
-            return Container()
-        try:
-            return check(data)
-        except struct.error:  # the file ends within its header
-            return Container(cut_off="the file ends within its header")
+        return _check_bytes(FileBytes(handle))
     finally:
         os.close(handle)
+
+
+def _check_bytes(data: FileBytes) -> Container:
+    check = _find_check(data)
+    if check is None:
+        return Container()
+    try:
+        return check(data)
+    except struct.error:  # the file ends within its header
+        return Container(cut_off="the file ends within its header")
 
 
 def _find_check(data: FileBytes) -> Callable[[FileBytes], Container] | None:

@@ -47,6 +47,31 @@ def archive_file(name: str) -> str | None:
     return match["path"] if match and not os.path.exists(name) else None
 
 
+def read_content(name: str) -> bytes | None:
+    """Return the content of a file, or of one file within a tar file.
+
+    Returns:
+        None for other recordings (commands, positions in Kaldi archives, several files
+        in sequence) and for those that cannot be read.
+    """
+    match = _MEMBERS.match(name)
+    offset, size = 0, -1
+    if match and not os.path.exists(name):
+        if "," in match["spans"]:
+            return None
+        name = match["path"]
+        offset, size = map(int, match["spans"].split("+"))
+    if not os.path.isfile(name):
+        return None
+    try:
+        with open(name, "rb") as stream:
+            stream.seek(offset)
+            content = stream.read(size)
+    except OSError:
+        return None
+    return content if len(content) == size or size < 0 else None
+
+
 @contextmanager
 def local_file(name: str, allow_pipes: bool = False) -> Iterator[str]:
     """Yield the path of a recording: a file, part of a tar file, output of a command.

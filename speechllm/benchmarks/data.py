@@ -225,7 +225,7 @@ def benchmark_formatting(folder: Path, count: int, ffmpeg: str) -> None:
         )
         (folder / "ffmpeg.sh").write_text(script)
         costs = {"ffmpeg": measure(["sh", str(folder / "ffmpeg.sh")], folder / "log")}
-        command = [sys.executable, "-m", "speechllm.bin.format_audio", "--nj", "1"]
+        command = [sys.executable, "-m", "speechllm.bin.format_audio"]
         command += ["--input", str(folder / "clips"), "--audio_format", audio_format]
         command += ["--output", str(folder / f"formatted_{audio_format}")]
         costs["format_audio"] = measure(command, folder / "log")

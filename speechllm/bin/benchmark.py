@@ -1,4 +1,4 @@
-"""Benchmark decoding, training steps, the loss, long recordings and a server.
+"""Benchmark decoding, training steps, the loss, long recordings, a server, a resume.
 
     python -m speechllm.bin.benchmark decode --model exp/speechllm_train/model \\
         --examples dump/examples/test --against plain espnet
@@ -10,13 +10,17 @@
         --examples dump/examples/test --clients 1 50
     python -m speechllm.bin.benchmark live --examples dump/examples/test \\
         -- --model exp/speechllm_train/model
+    python -m speechllm.bin.benchmark resume --model exp/speechllm_train/model \\
+        --speech prompt.wav --examples 10000 100000
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 from dataclasses import asdict, fields
+from pathlib import Path
 from typing import Any
 
 from speechllm.benchmarks.decoding_systems import AGAINST, RANDOM, DecodingSet
@@ -133,6 +137,16 @@ def get_parser() -> argparse.ArgumentParser:
     add("--pause", type=int, default=2, help="seconds of silence after each [2]")
     add("options", nargs="+", help="options of transcribe, after --")
 
+    resume = commands.add_parser(
+        "resume", help="start of stage 12 with all hypotheses there but one"
+    )
+    add = resume.add_argument
+    add("--model", required=True, help="model folder of stage 10")
+    add("--speech", type=Path, required=True, help="recording to decode")
+    add("--task", default="asr en en", help="task of the examples [asr en en]")
+    sizes = [10_000, 100_000]
+    add("--examples", type=int, nargs="+", default=sizes, help="sizes [10000 100000]")
+
     for command in (decode, train, loss):
         command.add_argument("--device", default="cpu", help="cpu, cuda, … [cpu]")
     for command in (decode, loss):
@@ -168,6 +182,13 @@ def main(argv: list[str] | None = None) -> None:
         from speechllm.benchmarks.live import live_report
 
         print(live_report(args.examples, args.utterances, args.pause, args.options))
+    elif args.command == "resume":
+        from speechllm.benchmarks.resuming import benchmark_resuming
+
+        with tempfile.TemporaryDirectory(prefix="benchmark.") as folder:
+            benchmark_resuming(
+                Path(folder), args.model, args.speech, args.task, args.examples
+            )
     elif args.command == "memory":
         from speechllm.benchmarks.memory import benchmark_memory
         from speechllm.utils.io import read_yaml
@@ -220,6 +241,10 @@ def measure(benchmark: str, system: str, content: dict) -> dict[str, Any]:
 
     if benchmark == "decode":
         return asdict(measure_decoding(system, DecodingSet(**content)))
+    if benchmark == "sampling":
+        from speechllm.benchmarks.sampling import SamplingSet, measure_sampling
+
+        return asdict(measure_sampling(system, SamplingSet(**content)))
     if benchmark == "train":
         return asdict(measure_training(system, TrainingSteps(**content)))
     return asdict(measure_loss(system, LossBatch(**content)))

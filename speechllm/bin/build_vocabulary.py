@@ -41,8 +41,8 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--input_sentence_size",
         type=int,
-        default=0,
-        help="random sentences to train on, for bpe; 0: all [0]",
+        default=1_000_000,
+        help="random sentences to train on, for bpe; 0: all [1000000]",
     )
     parser.add_argument(
         "--min_count",

@@ -1,7 +1,12 @@
 """Convert the audio of a data dir to 16 kHz mono, one file or entry per utterance.
 
-    python -m speechllm.bin.format_audio --input data/train --output dump/raw/train \\
-        --nj 8
+    python -m speechllm.bin.format_audio --input data/train --output dump/audio/train
+
+The jobs of an array, on one or several machines, write the audio in parallel; then the
+command above writes the tables:
+
+    python -m speechllm.bin.format_audio --input data/train --output dump/audio/train \\
+        --num_jobs 8 --job 1
 """
 
 from __future__ import annotations
@@ -10,7 +15,6 @@ import argparse
 from pathlib import Path
 
 from speechllm.utils.errors import run_main
-from speechllm.utils.schema import check_options, integer
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -24,7 +28,10 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output", required=True, type=Path, help="formatted data dir to write"
     )
-    parser.add_argument("--nj", type=int, default=1, help="parallel processes [1]")
+    parser.add_argument("--num_jobs", type=int, default=1, help="size of the array [1]")
+    parser.add_argument(
+        "--job", type=int, help="job of the array, from 1: write its audio, no tables"
+    )
     parser.add_argument(
         "--audio_format",
         choices=("flac", "wav", "flac.ark", "wav.ark"),
@@ -53,19 +60,15 @@ def get_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     """Format the data dir."""
     args = get_parser().parse_args(argv)
-    check_options({"--nj": args.nj}, {"--nj": integer(1, 1000)}, "command line")
+    from speechllm.data.format_wav_scp import format_audio, format_shards
 
-    from speechllm.data.format_wav_scp import format_audio
-
-    kept, failed = format_audio(
-        args.input,
-        args.output,
-        args.nj,
-        args.audio_format,
-        args.allow_pipes,
-        args.debug,
-        args.clamp_segments,
-    )
+    options = (args.audio_format, args.allow_pipes, args.debug, args.clamp_segments)
+    if args.job is not None:
+        jobs = (args.job, args.num_jobs)
+        count = format_shards(args.input, args.output, *jobs, *options)
+        print(f"{args.output}: {count} shards of job {args.job}")
+        return
+    kept, failed = format_audio(args.input, args.output, *options)
     place = args.output / "dropped.tsv"
     print(f"{args.output}: {kept} utterances, {len(failed)} left out ({place})")
 

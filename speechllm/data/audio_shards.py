@@ -4,7 +4,7 @@ The audio of a shard is in ``<output>/audio/<shard>/``: one file per utterance, 
 the formats ``flac.ark`` and ``wav.ark`` one archive as ESPnet writes it. Once it is
 complete, ``<output>/audio/<shard>.tsv`` records the result of each utterance, after a
 fingerprint of all inputs. A shard with a valid fingerprint and all its audio is not
-written again.
+written again. Whole recordings that have the format already are copied byte by byte.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ from speechllm.audio.io import (
     encode_audio,
     load_audio,
 )
+from speechllm.audio.ready import read_ready
+from speechllm.audio.signal_checks import report_silence
+from speechllm.audio.sources import archive_file
 from speechllm.data.kaldi_table import Dropped
 from speechllm.utils.errors import UserError, describe_error
 from speechllm.utils.io import atomic_open, name_full_disk
@@ -40,7 +43,7 @@ AUDIO_FORMATS = ("flac", "wav", "flac.ark", "wav.ark")
 RECORD = ".tsv"  # suffix of the list of a shard's results
 _ARCHIVE = "audio.ark"  # in the folder of a shard
 _POSITION = re.compile(r"(.+\.ark):(\d+)")
-_FORMAT_VERSION = "2"  # raise it when the written samples change
+_FORMAT_VERSION = "2"  # raise it when earlier audio has to be written again
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,16 @@ class Shard:
     def record(self) -> Path:
         """File with the results, next to the folder."""
         return self.folder.with_suffix(RECORD)
+
+    @property
+    def in_archive(self) -> bool:
+        """True for a Kaldi archive, False for one file per utterance."""
+        return self.audio_format.endswith(".ark")
+
+    @property
+    def encoding(self) -> str:
+        """Format of each utterance: flac or wav."""
+        return self.audio_format.removesuffix(".ark")
 
 
 class Written(NamedTuple):
@@ -113,6 +126,10 @@ def write_shard(shard: Shard) -> tuple[Path, list[str]]:
     Returns:
         The path of the record, and the audio that was recorded but missing or damaged,
         so that the shard was written again.
+
+    Raises:
+        UserError: the inputs have changed and none of them is there any more, so that
+            the audio of an earlier run would be lost.
     """
     fingerprint = _fingerprint(shard)
     damaged: list[str] = []
@@ -120,6 +137,8 @@ def write_shard(shard: Shard) -> tuple[Path, list[str]]:
         damaged = find_damaged(read_record(shard.record)[0])
         if not damaged:
             return shard.record, []
+    if shard.record.exists():
+        _require_source(shard)
     shard.record.unlink(missing_ok=True)
     shutil.rmtree(shard.folder, ignore_errors=True)
     shard.folder.mkdir(parents=True)
@@ -129,17 +148,14 @@ def write_shard(shard: Shard) -> tuple[Path, list[str]]:
     with _open_writer(shard) as writer:
         for cut in shard.cuts:
             try:
-                samples = change_speed(recordings.read(cut), cut.speed)
-                if len(samples) == 0:
-                    raise UserError(f"{cut.source}: the segment has no samples")
+                content, samples = recordings.read_encoded(cut)
             except caught as error:
                 detail = describe_error(error)
                 lines.append(f"dropped\t{cut.utterance}\tunreadable audio\t{detail}")
                 continue
-            path, size = writer.write(cut.utterance, samples)
+            path, size = writer.write(cut.utterance, content)
             notes = tuple(" ".join(note.split()) for note in recordings.notes)
-            written = Written(cut.utterance, path, len(samples), size, notes)
-            lines.append(written.line())
+            lines.append(Written(cut.utterance, path, samples, size, notes).line())
     with atomic_open(shard.record) as stream:
         stream.write("\n".join(lines) + "\n")
     return shard.record, damaged
@@ -222,48 +238,42 @@ class _FileWriter:
 
     def __init__(self, shard: Shard) -> None:
         self.folder = shard.folder
-        self.audio_format = shard.audio_format
+        self.suffix = f".{shard.encoding}"
 
-    def write(self, utterance: str, samples: np.ndarray) -> tuple[str, int]:
-        """Write samples (samples,) at 16 kHz; return the path and its size in bytes."""
+    def write(self, utterance: str, content: bytes) -> tuple[str, int]:
+        """Write encoded audio; return the path and its size in bytes."""
         stem = utterance.replace("%", "%25")
-        path = self.folder / safe_file_name(stem, f".{self.audio_format}")
-        content = encode_audio(samples, self.audio_format, SAMPLING_RATE)
+        path = self.folder / safe_file_name(stem, self.suffix)
         _write_file(path, content)
         return str(path), len(content)
 
 
 class _ArchiveWriter:
-    """Writer of a Kaldi archive, in ESPnet's layout."""
+    """Writer of a Kaldi archive, in ESPnet's layout (kaldiio, ``save_ark``).
+
+    An entry is the id, a space, ``AUDIO``, the number of bytes of the length, the
+    length (little-endian), and the file.
+    """
 
     def __init__(self, shard: Shard) -> None:
         self.path = shard.folder / _ARCHIVE
-        self.options = {
-            "format": shard.audio_format.partition(".")[0],
-            "subtype": "PCM_16",
-        }
         self.stream = open(self.path, "wb")
 
-    def write(self, utterance: str, samples: np.ndarray) -> tuple[str, int]:
-        """Write samples (samples,) at 16 kHz; return the position and size in bytes."""
-        import kaldiio
-
-        start = self.stream.tell() + len(f"{utterance} ".encode())
-        audio = (SAMPLING_RATE, np.clip(samples, -1.0, 1.0))
+    def write(self, utterance: str, content: bytes) -> tuple[str, int]:
+        """Write encoded audio; return its position and the entry's size in bytes."""
+        self.stream.write(f"{utterance} ".encode())
+        start = self.stream.tell()
+        digits = (len(content).bit_length() + 7) // 8
+        length = len(content).to_bytes(digits, "little")
         with name_full_disk(self.path):
-            kaldiio.save_ark(
-                self.stream,
-                {utterance: audio},
-                write_function="soundfile",
-                write_kwargs=self.options,
-            )
+            self.stream.write(b"AUDIO" + bytes([digits]) + length + content)
         return f"{self.path}:{start}", self.stream.tell() - start
 
 
 @contextmanager
 def _open_writer(shard: Shard) -> Iterator[_FileWriter | _ArchiveWriter]:
     """Yield the writer of a shard's format."""
-    if not shard.audio_format.endswith(".ark"):
+    if not shard.in_archive:
         yield _FileWriter(shard)
         return
     writer = _ArchiveWriter(shard)
@@ -282,6 +292,7 @@ class _Recordings:
     """Reader of cuts; caches the last recording that does not support seeking."""
 
     def __init__(self, shard: Shard) -> None:
+        self.encoding = shard.encoding
         self.allow_pipes = shard.allow_pipes
         self.clamp_segments = shard.clamp_segments
         self.name: str | None = None
@@ -289,6 +300,25 @@ class _Recordings:
         self.notes: list[str] = []  # about the last cut and its recording
         self.recording_notes: list[str] = []
         self.error: Exception | None = None
+
+    def read_encoded(self, cut: Cut) -> tuple[bytes, int]:
+        """Return a cut as the content of a file, and its number of samples.
+
+        Raises:
+            UserError: the audio cannot be read.
+        """
+        if cut.start is None and cut.end is None and cut.speed == 1:
+            ready = read_ready(cut.source, self.encoding)
+            if ready is not None:
+                content, samples = ready
+                self.name, self.notes = None, []
+                peak = max(int(samples.max()), -int(samples.min()))
+                report_silence(peak / 2**15, cut.source, self.notes.append)
+                return content, len(samples)
+        samples = change_speed(self.read(cut), cut.speed)
+        if len(samples) == 0:
+            raise UserError(f"{cut.source}: the segment has no samples")
+        return encode_audio(samples, self.encoding, SAMPLING_RATE), len(samples)
 
     def read(self, cut: Cut) -> np.ndarray:
         """Return the samples (samples,) of a cut at 16 kHz and original speed.
@@ -344,12 +374,23 @@ def _fingerprint(shard: Shard) -> str:
 
 def _file_state(path: str) -> tuple[int, int] | None:
     """Return size and time of a recording's file or archive; None of a command."""
-    position = _POSITION.fullmatch(path)
     try:
-        status = os.stat(position[1] if position else path)
+        status = os.stat(archive_file(path) or path)
     except (OSError, ValueError):  # a pipe, or a missing file
         return None
     return status.st_size, status.st_mtime_ns
+
+
+def _require_source(shard: Shard) -> None:
+    """Raise UserError if the recordings are files and none of them exists."""
+    sources = {cut.source for cut in shard.cuts}
+    commands = any(source.rstrip().endswith("|") for source in sources)
+    if not commands and all(_file_state(source) is None for source in sources):
+        raise UserError(
+            f"{min(sources)}: does not exist any more, nor does any recording of "
+            f"{shard.record}; restore them, or remove that file to give up their "
+            "formatted audio"
+        )
 
 
 def _first_line(path: Path) -> str | None:

@@ -10,11 +10,11 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from speechllm.data.examples import read_utt2task
-from speechllm.data.kaldi_table import read_table
+from speechllm.data.kaldi_table import join_tables
 from speechllm.text.joint_target import find_separator, parse_answer, split_target
 from speechllm.text.prompts import answer_tokens, read_prompts
-from speechllm.text.tasks import Task
+from speechllm.text.tasks import Task, task_of
+from speechllm.utils.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,17 +38,19 @@ def check_prompts(
         text or is made for another language).
 
     Raises:
-        UserError: a task or language has no prompt.
+        UserError: a task or language has no prompt, or there are no examples.
     """
     prompts = read_prompts(prompts_file)
     longest: dict[Task, int] = {}
     changed = []
     for folder in examples:
-        texts = read_table(folder / "text")
-        tasks = read_utt2task(folder)
-        for example, task in islice(tasks.items(), MAX_EXAMPLES):
+        tables = {name: folder / name for name in ("utt2task", "text")}
+        for example, row in islice(join_tables(tables, "utt2task"), MAX_EXAMPLES):
+            task = task_of(row["utt2task"], f"{folder}/utt2task, {example}")
             place = f"{example} of {folder}/text"
-            expected = split_target(task.name, texts[example], place)
+            if "text" not in row:
+                raise UserError(f"{folder}/text: no line for {example}")
+            expected = split_target(task.name, row["text"], place)
             tokens = answer_tokens(tokenizer, *expected)
             text = tokenizer.decode(tokens, skip_special_tokens=True)
             if len(expected) == 2:
@@ -59,6 +61,8 @@ def check_prompts(
             if found != expected:
                 changed.append((place, "\t".join(expected), "\t".join(found)))
             longest[task] = max(longest.get(task, 0), len(tokens))
+    if not longest:
+        raise UserError(f"{examples[0]}/utt2task: no example")
     lines = []
     for task, size in sorted(longest.items()):
         before, after = prompts.tokens(*task, tokenizer)

@@ -1,21 +1,19 @@
 """Audio formatting: cut and resample the audio of a data dir (stage 3).
 
 The sorted utterances are split into shards of a thousand
-(:mod:`speechllm.data.audio_shards`). A re-run skips shards that are up to date and
-whole: it resumes a killed stage, repeats shards with changed inputs and repairs damaged
-ones.
+(:mod:`speechllm.data.audio_shards`). The jobs of an array, on one or several machines,
+write every n-th shard (:func:`format_shards`); then :func:`format_audio` writes what is
+missing, and the tables. Shards that are up to date and whole are skipped: a re-run
+resumes a killed stage, repeats shards with changed inputs and repairs damaged ones.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 
 from speechllm.data.audio_shards import RECORD, Cut, Shard, read_record, write_shard
@@ -53,7 +51,6 @@ _NOTES_SHOWN = 10
 def format_audio(
     source: str | Path,
     target: str | Path,
-    jobs: int = 1,
     audio_format: str = "flac",
     allow_pipes: bool = False,
     debug: bool = False,
@@ -69,7 +66,6 @@ def format_audio(
     Args:
         source: a valid data dir.
         target: data dir to write; the audio is in ``target/audio``.
-        jobs: number of processes.
         audio_format: one of ``AUDIO_FORMATS``, 16 bit.
         allow_pipes: run commands in ``wav.scp``.
         debug: raise unexpected errors of an utterance, which are bugs, instead of
@@ -86,22 +82,12 @@ def format_audio(
         OSError: the disk is full or cannot be written.
     """
     source, target = Path(source), Path(target)
-    if {"\t", "\n", "\r"} & set(str(target)):
-        raise UserError(
-            f"{str(target)!r}: tables cannot hold a path with a tab or a line break; "
-            "name another folder"
-        )
     check_data_dir(source, check_files=False, allow_pipes=allow_pipes)
-    marker = read_marker(target)
-    if marker is not None:
-        require_own_files(target, marker, _written_tables(source))
-    claim_directory(target, FORMATTED, [source])
-    claim_directory(target / "audio", AUDIO, [source])
-    _remove_tables(target, marker.files if marker else None)
+    _claim(source, target)
     shards = list_shards(
         source, target / "audio", audio_format, allow_pipes, debug, clamp_segments
     )
-    finished = _run_shards(shards, jobs, _count_utterances(source))
+    finished = _write_shards(shards, sum(1 for _ in iterate_table(source / "utt2spk")))
     records = [record for record, _ in finished]
     damaged = list(chain.from_iterable(paths for _, paths in finished))
     _remove_others(target / "audio", records)
@@ -116,15 +102,47 @@ def format_audio(
             f"first: {failed[0].detail or failed[0].reason}"
         )
     print_notes(records)
-    if damaged:
-        print(
-            f"warning: {target}: audio of {len(damaged)} utterances was missing or "
-            f"damaged (first: {damaged[0]}); it was written again"
-        )
+    _warn_of_damage(target, damaged)
     share = len(failed_ids) / (kept + len(failed_ids))
     if share > _WARN_ABOVE:
         print(f"warning: {share:.0%} of {source} could not be read")
     return kept, failed
+
+
+def format_shards(
+    source: str | Path,
+    target: str | Path,
+    job: int,
+    num_jobs: int,
+    audio_format: str = "flac",
+    allow_pipes: bool = False,
+    debug: bool = False,
+    clamp_segments: bool = False,
+) -> int:
+    """Write the audio of every ``num_jobs``-th shard, but no tables.
+
+    Args:
+        source, target: as for :func:`format_audio`, which completes ``target``.
+        job: of the array, from 1.
+        num_jobs: size of the array.
+        audio_format, allow_pipes, debug, clamp_segments: as for :func:`format_audio`.
+
+    Returns:
+        The number of shards.
+
+    Raises:
+        UserError: as :func:`format_audio`, or the job is not in the array.
+    """
+    if not 1 <= job <= num_jobs:
+        raise UserError(f"job {job}: from 1 to {num_jobs}")
+    source, target = Path(source), Path(target)
+    _claim(source, target)
+    shards = list_shards(
+        source, target / "audio", audio_format, allow_pipes, debug, clamp_segments
+    )
+    finished = _write_shards(islice(shards, job - 1, None, num_jobs))
+    _warn_of_damage(target, [path for _, paths in finished for path in paths])
+    return len(finished)
 
 
 def list_shards(
@@ -176,6 +194,8 @@ def _list_cuts(source: Path) -> Iterator[Cut]:
     wanted["segments"] = paths["segments"]
     for utterance, row in join_tables(wanted, "segments"):
         recording, start, end = parse_segment(row["segments"])
+        if recording not in recordings:
+            raise UserError(f"{source / 'wav.scp'}: no recording {recording}")
         speed = _speed(source, utterance, row)
         yield Cut(utterance, recordings[recording], start, end, speed)
 
@@ -193,48 +213,48 @@ def _speed(source: Path, utterance: str, row: dict[str, str]) -> float:
     )
 
 
-def _count_utterances(source: Path) -> int:
-    return sum(1 for _ in iterate_table(source / "utt2spk"))
+def _claim(source: Path, target: Path) -> None:
+    """Make the folders of a formatted data dir, and remove its earlier tables.
+
+    Several jobs may do so at the same time.
+    """
+    if {"\t", "\n", "\r"} & set(str(target)):
+        raise UserError(
+            f"{str(target)!r}: tables cannot hold a path with a tab or a line break; "
+            "name another folder"
+        )
+    marker = read_marker(target)
+    if marker is not None:
+        require_own_files(target, marker, _written_tables(source))
+    claim_directory(target, FORMATTED, [source])
+    claim_directory(target / "audio", AUDIO, [source])
+    _remove_tables(target, marker.files if marker else None)
 
 
-def _run_shards(
-    shards: Iterable[Shard], jobs: int, total: int
+def _write_shards(
+    shards: Iterable[Shard], total: int | None = None
 ) -> list[tuple[Path, list[str]]]:
-    """Write all shards in ``jobs`` processes; return their results in order."""
+    """Write shards with a progress bar; return the result of each.
+
+    Args:
+        total: number of their utterances, if it is known.
+    """
     from tqdm import tqdm
 
     finished = []
     with tqdm(total=total, unit="utt", desc="format audio", mininterval=1) as progress:
-        if jobs <= 1:
-            for shard in shards:
-                finished.append(write_shard(shard))
-                progress.update(len(shard.cuts))
-            return finished
-        # spawn, not fork: tqdm and the caller may have threads
-        pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"))
-        try:
-            running = {}
-            for shard in shards:
-                running[pool.submit(write_shard, shard)] = len(shard.cuts)
-                if len(running) >= 2 * jobs:
-                    _collect(running, finished, progress)
-            while running:
-                _collect(running, finished, progress)
-        except BrokenProcessPool:
-            raise UserError(
-                "a process that formats audio was killed, perhaps for lack of memory; "
-                "run again with fewer jobs (finished shards are kept)"
-            ) from None
-        finally:
-            pool.shutdown(cancel_futures=True)
-    return sorted(finished)
+        for shard in shards:
+            finished.append(write_shard(shard))
+            progress.update(len(shard.cuts))
+    return finished
 
 
-def _collect(running: dict, finished: list, progress) -> None:
-    done, _ = wait(running, return_when=FIRST_COMPLETED)
-    for future in done:
-        finished.append(future.result())
-        progress.update(running.pop(future))
+def _warn_of_damage(target: Path, damaged: list[str]) -> None:
+    if damaged:
+        print(
+            f"warning: {target}: audio of {len(damaged)} utterances was missing or "
+            f"damaged (first: {damaged[0]}); it was written again"
+        )
 
 
 def _remove_tables(target: Path, written: set[str] | None) -> None:

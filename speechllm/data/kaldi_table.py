@@ -108,13 +108,18 @@ def read_table(path: str | Path) -> dict[str, str]:
     return dict(iterate_table(path))
 
 
+def in_speaker_order(path: str | Path) -> bool:
+    """Tell if ``utt2spk`` has its speakers in order, as well as its utterances."""
+    speakers = (speaker for _, speaker in iterate_table(path))
+    return all(one <= following for one, following in pairwise(speakers))
+
+
 def speaker_groups(path: str | Path) -> Iterator[tuple[str, list[str]]]:
     """Yield the speakers of ``utt2spk`` in order, with the utterances of each.
 
     If the table has them in this order, only one speaker's utterances are in memory.
     """
-    speakers = (speaker for _, speaker in iterate_table(path))
-    if all(one <= following for one, following in pairwise(speakers)):
+    if in_speaker_order(path):
         for speaker, entries in groupby(iterate_table(path), lambda entry: entry[1]):
             yield speaker, [utterance for utterance, _ in entries]
         return

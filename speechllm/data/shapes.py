@@ -15,7 +15,7 @@ from typing import TextIO
 
 import numpy as np
 
-from speechllm.data.kaldi_table import join_tables, read_num_samples
+from speechllm.data.kaldi_table import join_tables, num_samples
 from speechllm.utils.errors import UserError
 from speechllm.utils.folders import FolderKind, atomic_directory
 from speechllm.utils.io import file_sha256
@@ -93,17 +93,19 @@ def _write_set(preprocess: Preprocess, folder: Path, output: Path) -> int:
     """Write the lengths of the examples of one set; return their number."""
     from tqdm import tqdm
 
-    samples = read_num_samples(folder)
-    rows = join_tables({name: folder / name for name in TABLES}, "utt2num_samples")
+    lengths = folder / "utt2num_samples"
+    rows = join_tables({name: folder / name for name in TABLES}, lengths.name)
+    count = 0
     with ExitStack() as stack:
         files: dict[str, TextIO] = {}
-        for uid, row in tqdm(rows, total=len(samples), unit="ex", mininterval=5):
+        for uid, row in tqdm(rows, unit="ex", mininterval=5):
             if missing := [name for name in TABLES if name not in row]:
                 raise UserError(
                     f"{folder}: {uid} is not in {missing[0]}; run stage 5 again"
                 )
+            samples = num_samples(lengths, uid, row[lengths.name])
             data = {
-                "speech": np.broadcast_to(np.float32(0), (samples[uid],)),  # no memory
+                "speech": np.broadcast_to(np.float32(0), (samples,)),  # no memory
                 "text": row["text"],
                 "text_ctc": row["text_ctc"],
                 "task": row["utt2task"],
@@ -113,4 +115,5 @@ def _write_set(preprocess: Preprocess, folder: Path, output: Path) -> int:
                     path = output / f"{name}_shape"
                     files[name] = stack.enter_context(open(path, "w", encoding="utf-8"))
                 files[name].write(f"{uid} {len(array)}\n")
-    return len(samples)
+            count += 1
+    return count

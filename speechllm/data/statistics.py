@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from speechllm.data.kaldi_table import (
+    in_speaker_order,
     iterate_table,
     join_tables,
     read_dropped,
@@ -81,11 +82,13 @@ def statistics(directory: str | Path) -> list[dict]:
     """
     directory = Path(directory)
     paths = required_tables(directory, "utt2spk")
-    rows: dict[str, _Count] = defaultdict(_Count)
+    ordered = in_speaker_order(paths["utt2spk"])
+    rows: dict[str, _Count] = defaultdict(lambda: _Count(_Speakers(ordered)))
+    everything = _Count(_Speakers(ordered))
     for key, row in join_tables(paths, "utt2spk"):
         seconds, text = utterance_seconds(directory, key, row), row.get("text", "")
         rows[row.get("utt2lang", "?")].add(seconds, row["utt2spk"], text)
-    everything = _Count()
+        everything.speakers.add(row["utt2spk"])
     for count in rows.values():
         everything.merge(count)
     return [
@@ -229,16 +232,31 @@ def _line(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |\n"
 
 
+class _Speakers:
+    """Number of different speakers, without their names if they come in order."""
+
+    def __init__(self, ordered: bool):
+        self.names: set[str] | None = None if ordered else set()
+        self.last, self.count = "", 0
+
+    def add(self, speaker: str) -> None:
+        if self.names is not None:
+            self.names.add(speaker)
+            self.count = len(self.names)
+        elif speaker != self.last:
+            self.last, self.count = speaker, self.count + 1
+
+
 @dataclass
 class _Count:
     """Sums over the utterances of a language."""
 
+    speakers: _Speakers
     utterances: int = 0
     seconds: float = 0.0
     max_seconds: float = 0.0
     characters: int = 0
     words: int = 0
-    speakers: set[str] = field(default_factory=set)
     lengths: Counter[int] = field(default_factory=Counter)
 
     def add(self, seconds: float, speaker: str, text: str) -> None:
@@ -251,19 +269,19 @@ class _Count:
         self.lengths[int(seconds)] += 1
 
     def merge(self, other: _Count) -> None:
+        """Add the sums of another language, without its speakers."""
         self.utterances += other.utterances
         self.seconds += other.seconds
         self.max_seconds = max(self.max_seconds, other.max_seconds)
         self.characters += other.characters
         self.words += other.words
-        self.speakers |= other.speakers
         self.lengths += other.lengths
 
     def row(self) -> dict:
         return {
             "utterances": self.utterances,
             "minutes": self.seconds / 60,
-            "speakers": len(self.speakers),
+            "speakers": self.speakers.count,
             "max_seconds": self.max_seconds,
             "characters": self.characters,
             "words": self.words,

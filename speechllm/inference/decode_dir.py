@@ -35,6 +35,9 @@ DECODE_DIR = FolderKind("decode dir", ("hypotheses.*.jsonl",))
 PROGRESS_SECONDS = 1.0  # at most one progress line in this time
 
 TIMING_FILE = "rtf.json"
+#: Fields of a line that are needed after decoding; n-best lists are far larger.
+_KEPT = frozenset({"text", "transcript", "flags", "failed"})
+_KEPT |= {"audio_seconds", "decoding_seconds", "device"}
 
 #: Decode some inputs; the second argument is called when an example is finished.
 DecodeFunction = Callable[[list[str], list, Callable[[int], object]], list[dict]]
@@ -73,27 +76,35 @@ def read_hypotheses(path: Path, key: str) -> dict[str, dict]:
         key: digest of the settings.
 
     Returns:
-        Example id to line.
+        Example id to line, without n-best list and tokens.
     """
     if not path.exists():
         return {}
-    whole, lines = 0, []
+    whole, settings = 0, None
+    found: dict[str, dict] = {}
     with open(path, "rb") as stream:
         for raw in stream:
             try:
-                lines.append(json.loads(raw))
+                line = json.loads(raw)
             except ValueError:
                 break
             if not raw.endswith(b"\n"):
-                lines.pop()
                 break
+            if whole:
+                found[line["id"]] = _kept(line)
+            else:
+                settings = line.get("settings")
             whole += len(raw)
-    if not lines or lines[0].get("settings") != key:
+    if settings != key:
         path.replace(previous_name(path))
         return {}
     if whole < path.stat().st_size:
         os.truncate(path, whole)
-    return {line["id"]: line for line in lines[1:]}
+    return found
+
+
+def _kept(line: dict) -> dict:
+    return {name: line[name] for name in _KEPT & line.keys()}
 
 
 def read_finished(output_dir: Path, key: str) -> dict[str, dict]:
@@ -102,7 +113,7 @@ def read_finished(output_dir: Path, key: str) -> dict[str, dict]:
     Other shards may be writing: what follows their last line end is left out.
 
     Returns:
-        Example id to line.
+        Example id to line, without n-best list and tokens.
     """
     found: dict[str, dict] = {}
     for path in sorted(output_dir.glob("hypotheses.*.jsonl")):
@@ -122,7 +133,7 @@ def read_finished(output_dir: Path, key: str) -> dict[str, dict]:
 def _add(found: dict[str, dict], line: dict) -> None:
     """Add a line; of several for an example, one that has not failed stays."""
     if not line.get("failed") or line["id"] not in found:
-        found[line["id"]] = line
+        found[line["id"]] = _kept(line)
 
 
 def write_hypotheses(

@@ -11,7 +11,7 @@ from speechllm.audio.io import SAMPLING_RATE
 from speechllm.text.ctc_labels import CTCTokenizer
 from speechllm.text.joint_target import split_target
 from speechllm.text.prompts import Prompts, answer_tokens
-from speechllm.text.tasks import task_of
+from speechllm.text.tasks import Task, task_of
 from speechllm.utils.errors import UserError
 
 
@@ -36,6 +36,7 @@ class ExamplePreprocessor:
         self.llm_tokenizer = llm_tokenizer
         self.prompts = prompts
         self.max_samples = max_samples
+        self.prompt_tokens: dict[Task, tuple[np.ndarray, np.ndarray]] = {}
 
     def __call__(
         self, uid: str, data: dict[str, str | np.ndarray]
@@ -73,9 +74,14 @@ class ExamplePreprocessor:
             )
         if self.llm_tokenizer is not None and "task" in data:
             task = task_of(data["task"], f"utt2task, example {uid}")
-            prefix, suffix = self.prompts.tokens(*task, self.llm_tokenizer)
-            example["prompt_prefix"] = np.array(prefix, dtype=np.int64)
-            example["prompt_suffix"] = np.array(suffix, dtype=np.int64)
+            if task not in self.prompt_tokens:  # takes longer than the answer
+                prefix, suffix = self.prompts.tokens(*task, self.llm_tokenizer)
+                self.prompt_tokens[task] = (
+                    np.array(prefix, dtype=np.int64),
+                    np.array(suffix, dtype=np.int64),
+                )
+            prefix, suffix = self.prompt_tokens[task]
+            example["prompt_prefix"], example["prompt_suffix"] = prefix, suffix
             texts = split_target(task.name, data["text"], f"text, example {uid}")
             answer = answer_tokens(self.llm_tokenizer, *texts)
             example["text"] = np.array(answer, dtype=np.int64)

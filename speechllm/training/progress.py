@@ -116,12 +116,21 @@ class ProgressIterator:
         return digest.hexdigest()
 
     def line(self, index: int, now: float) -> str:
-        """Return a line: ``progress: epoch 2/12, batch 30/86, about 7 min left``."""
+        """Return a line: ``progress: epoch 2/12, batch 30/86, about 7 min left``.
+
+        Without the number of batches, it is ``batch 30 (35 % of the epoch)``, if
+        the batches tell their share.
+        """
         begin, before = self.owner.started
         text = f"progress: epoch {self.epoch}/{self.owner.max_epoch}, batch {index}"
-        if self.size is None:
-            return text
-        done = self.epoch - 1 + index / self.size
+        if self.size is not None:
+            share, text = index / self.size, f"{text}/{self.size}"
+        else:
+            share = getattr(self.batches, "share", 0.0)
+            if not share:
+                return text
+            text += f" ({100 * share:.0f} % of the epoch)"
+        done = self.epoch - 1 + share
         left = self.owner.max_epoch - done
         minutes = (now - begin) / (done - before) * left / 60
-        return f"{text}/{self.size}, about {minutes:.0f} min left"
+        return f"{text}, about {minutes:.0f} min left"

@@ -58,6 +58,7 @@ from speechllm.training.preprocessor import ExamplePreprocessor, collate
 from speechllm.training.processes import describe_end, train_on_cpu
 from speechllm.training.progress import ProgressIterFactory
 from speechllm.training.signals import handle_stop_signals, send_to_children
+from speechllm.training.splits import SplitIterFactory
 from speechllm.training.trainer import FILE_NAME, SpeechLLMTrainer
 from speechllm.utils.errors import UserError, run_main
 
@@ -264,6 +265,9 @@ class SpeechLLMTask(AbsTask):
     def build_iter_factory(cls, args, distributed_option, mode, kwargs=None):
         """Return ESPnet's batches, in training with progress lines.
 
+        Args:
+            kwargs: of a split, from :meth:`build_multiple_iter_factory`.
+
         Raises:
             UserError: a batch has too few utterances for all processes.
         """
@@ -278,6 +282,20 @@ class SpeechLLMTask(AbsTask):
                 "utterances, one for each process; use a larger batch_size, a larger "
                 "set or fewer processes"
             ) from None
+        if kwargs is None:
+            return cls.with_progress(factory, args, distributed_option, mode)
+        return factory
+
+    @classmethod
+    def build_multiple_iter_factory(cls, args, distributed_option, mode):
+        """Return the batches of tables in splits, see :mod:`~.splits`."""
+        factory = super().build_multiple_iter_factory(args, distributed_option, mode)
+        splits = SplitIterFactory(factory.build_funcs, factory.seed, factory.shuffle)
+        return cls.with_progress(splits, args, distributed_option, mode)
+
+    @classmethod
+    def with_progress(cls, factory, args, distributed_option, mode):
+        """Return a factory that prints progress lines in training."""
         show = mode == "train" and distributed_option.dist_rank in (None, 0)
         return ProgressIterFactory(factory, args.max_epoch, show=show)
 

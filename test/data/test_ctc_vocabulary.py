@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections import Counter
+
 import pytest
 import sentencepiece
 
@@ -9,6 +13,7 @@ from speechllm.bin.build_vocabulary import main
 from speechllm.data.ctc_vocabulary import (
     build_bpe_vocabulary,
     build_character_vocabulary,
+    sample_lines,
 )
 from speechllm.text.ctc_labels import CTCTokenizer
 from speechllm.utils.errors import UserError
@@ -80,8 +85,11 @@ def test_unigram_pieces_and_a_sample_of_the_sentences(tmp_path):
     whole, unigram, sample = found[::2]
     assert len(whole) == len(unigram) == 40
     assert whole != unigram and whole != sample
-    with pytest.raises(UserError, match="a sample of more than 100 sentences"):
-        main([*arguments, "--input_sentence_size", "9", "--output", f"{tmp_path}/none"])
+    program = [sys.executable, "-m", "speechllm.bin.build_vocabulary", *arguments]
+    program += ["--input_sentence_size", "101", "--output", str(tmp_path / "other")]
+    subprocess.run(program, check=True, capture_output=True)
+    other = (tmp_path / "other/tokens.txt").read_text("utf-8").splitlines()
+    assert other == sample  # also in another process
     main([*arguments, "--bpemode", "unigram", "--output", str(tmp_path / "out")])
     model = str(tmp_path / "out/bpe.model")
     trainer = sentencepiece.SentencePieceProcessor(model_file=model)
@@ -114,3 +122,13 @@ def test_command_line(text, tmp_path, capsys):
         main([*arguments, "--type", "bpe"])
     with pytest.raises(UserError, match="--size is for bpe"):
         main([*arguments, "--size", "9"])
+
+
+def test_each_line_is_sampled_with_the_same_probability():
+    assert sample_lines("abc", 3) == sample_lines("abc", 9) == list("abc")
+    found = sample_lines(map(str, range(50_000)), 5000)
+    assert len(set(found)) == 5000
+    tenths = Counter(int(line) // 5000 for line in found)
+    assert sorted(tenths) == list(range(10))
+    assert all(abs(count - 500) < 100 for count in tenths.values())
+    assert found == sample_lines(map(str, range(50_000)), 5000)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 
@@ -16,7 +15,7 @@ from speechllm.audio.io import load_audio
 from speechllm.data import audio_shards
 from speechllm.data import format_wav_scp as formatting
 from speechllm.data.data_dir import filter_data_dir, subset_data_dir, write_data_dir
-from speechllm.data.format_wav_scp import format_audio
+from speechllm.data.format_wav_scp import format_audio, format_shards
 from speechllm.data.kaldi_table import (
     read_dropped,
     read_table,
@@ -231,17 +230,32 @@ def test_tables_of_an_earlier_run_are_removed(tmp_path, speech, monkeypatch):
         filter_data_dir(target, tmp_path / "filtered")
 
 
-def test_number_of_processes_does_not_change_the_result(tmp_path, speech, monkeypatch):
+def test_array_of_jobs_gives_the_same_result(tmp_path, speech, monkeypatch):
+    """Seven shards in three jobs, out of order, of which one does not run."""
     monkeypatch.setattr(formatting, "SHARD_SIZE", 1)
     files = {name: tmp_path / f"{name}.wav" for name in "abcdefg"}
     for number, path in enumerate(files.values(), 1):
         soundfile.write(path, speech[: 1000 * number], RATE)
     source = make_data(tmp_path / "data", files)
-    format_audio(source, tmp_path / "one", jobs=1)
-    format_audio(source, tmp_path / "three", jobs=3)
-    one = read_table(tmp_path / "one" / "utt2num_samples")
-    assert one == read_table(tmp_path / "three" / "utt2num_samples")
-    assert list(one) == list("abcdefg")
+    format_audio(source, tmp_path / "one")
+    target = tmp_path / "array"
+    counts = [format_shards(source, target, job, 3) for job in (3, 1)]
+    assert counts == [2, 3]
+    assert not (target / "wav.scp").exists()
+    written = record_writes(monkeypatch)
+    assert format_audio(source, target) == (7, [])
+    assert written == ["b.flac", "e.flac"]  # those of job 2
+    for path in (tmp_path / "one").rglob("*"):
+        if path.is_file() and path.suffix != ".tsv" and path.name != "wav.scp":
+            other = target / path.relative_to(tmp_path / "one")
+            assert other.read_bytes() == path.read_bytes(), path
+    assert [*read_table(target / "wav.scp")] == list("abcdefg")
+    written.clear()
+    assert format_shards(source, target, 9, 9) == 0  # more jobs than shards
+    assert format_shards(source, target, 1, 1) == 7
+    assert written == []
+    with pytest.raises(UserError, match="job 4: from 1 to 3"):
+        format_shards(source, target, 4, 3)
 
 
 def test_data_dir_without_readable_audio_is_an_error(tmp_path):
@@ -266,18 +280,6 @@ def test_invalid_speed_is_an_error(tmp_path, speech, speed):
     write_table(source / "utt2speed", {"a": speed})
     with pytest.raises(UserError, match=f"the speed of a is '{speed}', not a factor"):
         format_audio(source, tmp_path / "out")
-
-
-def die(shard):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def test_killed_process_is_reported(tmp_path, speech, monkeypatch):
-    soundfile.write(tmp_path / "a.wav", speech, RATE)
-    source = make_data(tmp_path / "data", {"a": tmp_path / "a.wav"})
-    monkeypatch.setattr(formatting, "write_shard", die)
-    with pytest.raises(UserError, match="was killed, perhaps for lack of memory"):
-        format_audio(source, tmp_path / "out", jobs=2)
 
 
 def test_utterance_ids_with_slashes_stay_in_the_folder(tmp_path, speech):

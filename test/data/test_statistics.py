@@ -77,3 +77,23 @@ def test_table_is_only_printed_without_output(train, tmp_path, capsys):
     main(["statistics", "--input", str(train)])
     assert "| train | ja | 1 |" in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["train"]
+
+
+@pytest.mark.parametrize("speakers", ["ssttu", "stsut"])
+def test_speakers_are_counted_in_any_order(tmp_path, speakers):
+    """Also one who speaks two languages."""
+    names = [f"{number}" for number in range(5)]
+    write_data_dir(
+        tmp_path,
+        {
+            "wav.scp": dict.fromkeys(names, "a.wav"),
+            "utt2spk": dict(zip(names, speakers)),
+            "utt2lang": dict(zip(names, ["de", "en", "de", "en", "en"])),
+            "utt2dur": dict.fromkeys(names, "1"),
+            "text": dict.fromkeys(names, "a"),
+        },
+    )
+    counts = {row["language"]: row["speakers"] for row in statistics(tmp_path)}
+    spoken = {"de": {speakers[0], speakers[2]}, "en": set(speakers[1] + speakers[3:])}
+    expected = {language: len(found) for language, found in spoken.items()}
+    assert counts == expected | {"*": 3}

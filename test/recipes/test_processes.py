@@ -491,6 +491,67 @@ def test_arguments_of_programs_are_shell_words(recipe, stage, option, program):
         assert words[words.index("--a") :][:3] == ["--a", "b c", "--flag"]
 
 
+def calls_of(recipe: Path, program: str, *arguments: str) -> list[list[str]]:
+    """Run the recipe; return the arguments of its calls of a program."""
+    process = start(recipe, *arguments)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    lines = (recipe / "calls").read_text().splitlines()
+    (recipe / "calls").unlink()
+    return [words[1:] for words in map(shlex.split, lines) if words[0] == program]
+
+
+def test_audio_is_formatted_by_an_array_of_jobs(recipe):
+    """One for each thousand utterances, up to --nj, and then one for the tables."""
+    for name, size in (("train", 2001), ("dev", 1000)):
+        fill(recipe, f"data/{name}/utt2spk")
+        (recipe / f"data/{name}/utt2spk").write_text("a b\n" * size)
+    for nj, jobs in (("2", 2), ("9", 3)):
+        arguments = [*only(3), "--nj", nj, "--audio_format", "wav.ark"]
+        calls = calls_of(recipe, "speechllm.bin.format_audio", *arguments)
+        by_set: dict[str, list[list[str]]] = {}
+        for words in calls:
+            assert words[4:6] == ["--audio_format", "wav.ark"]
+            by_set.setdefault(Path(words[1]).name, []).append(words[6:])
+        *array, tables = by_set["train"]
+        assert sorted(array) == [
+            ["--num_jobs", str(jobs), "--job", str(job + 1)] for job in range(jobs)
+        ]
+        assert tables == by_set["dev"][0] == []
+        logs = {path.name for path in (recipe / "dump/log").iterdir()}
+        assert {f"format_train.{job + 1}.log" for job in range(jobs)} < logs
+
+
+def test_training_tables_are_split_in_stage_7(recipe):
+    fill_all(recipe)
+    examples, stats = recipe / "dump/examples/train", "exp/speechllm_stats_train"
+    (examples / "wav.scp").write_text("a\nb\n")
+    fill(recipe, f"{stats}/train/text_shape")
+    option = ("--num_splits_speechllm", "2")
+    assert fail(recipe, *only(9), *option) == [
+        f"speechllm.sh: error: no {stats}/splits2, or of other examples; run stage 7 "
+        "with --num_splits_speechllm 2 first"
+    ]
+    splits = f"{stats}/splits2"
+    fill(recipe, f"{splits}/wav.scp/split.0")  # of the stand-in
+    (call,) = calls_of(recipe, "espnet2.bin.split_scps", *only(7), *option)
+    tables = [f"dump/examples/train/{n}" for n in ("wav.scp", "text", "text_ctc")]
+    tables += ["dump/examples/train/utt2task", f"{stats}/train/speech_shape"]
+    tables += [f"{stats}/train/text_shape"]
+    assert call == [*("--scps", *tables, "--num_splits", "2", "--output_dir", splits)]
+    assert calls_of(recipe, "espnet2.bin.split_scps", *only(7), *option) == []
+    (train,) = calls_of(recipe, "speechllm.bin.speechllm_train", *only(9), *option)
+    assert f"{splits}/wav.scp,speech,sound" in train
+    assert train[train.index("--train_shape_file") + 1] == f"{splits}/speech_shape"
+    assert train[train.index("--valid_shape_file") + 1] == f"{stats}/valid/speech_shape"
+    assert train[train.index("--multiple_iterator") + 1] == "true"
+    errors = fail(recipe, *only(7), "--num_splits_speechllm", "3")
+    assert errors == [
+        "speechllm.sh: error: --num_splits_speechllm 3: 2 examples in "
+        "dump/examples/train are too few for so many splits"
+    ]
+
+
 def test_the_validation_set_is_decoded_and_scored_on_request(recipe):
     fill_all(recipe)
     fill(recipe, f"{TRAIN}/decode/dev/text")

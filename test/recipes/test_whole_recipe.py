@@ -90,6 +90,7 @@ class Recipe:
             "token_type": "bpe",
             "bpemode": "unigram",
             "nbpe": "20",
+            "num_splits_speechllm": "2",
             "inference_config": "my conf/my decode.yaml",
             "inference_args": "--no-guard",
             "ngpu": "0",
@@ -207,9 +208,14 @@ def test_examples_are_positions_in_archives(recipe, monkeypatch):
 def test_second_training_has_its_own_data_and_tasks(recipe, second):
     used = yaml.safe_load((second / "config.yaml").read_text("utf-8"))
     files = {path for path, _, _ in used["train_data_path_and_name_and_type"]}
-    assert {Path(path).parent.name for path in files} == {"more_second"}
+    folder = "my exp/speechllm_stats_second/splits2"
+    assert files == {
+        f"{folder}/{n}" for n in ("wav.scp", "text", "text_ctc", "utt2task")
+    }
     examples = recipe.folder / "my dump/examples"
     tasks = read_table(examples / "more_second/utt2task")
+    splits = [recipe.folder / folder / f"utt2task/split.{number}" for number in (0, 1)]
+    assert read_table(splits[0]) | read_table(splits[1]) == tasks
     assert set(tasks.values()) == {"st en de"} and len(tasks) == 2 * SETS["more"]
     assert len(read_table(examples / "dev_second/utt2task")) == SETS["dev"]
     log = (second / "train.log").read_text()

@@ -46,7 +46,7 @@ token_type=char
 min_character_count=1
 nbpe=500
 bpemode=bpe
-bpe_input_sentence_size=0
+bpe_input_sentence_size=1000000
 token_list=
 # training
 train_config=
@@ -54,6 +54,7 @@ encoder=
 llm=
 train_args=
 train_tag=
+num_splits_speechllm=1
 init_param=
 warmup_config=
 warmup_tasks=
@@ -140,6 +141,7 @@ Options [default]; ARGS are shell words, with quotes where they contain spaces:
   --train_args ARGS       more arguments of the training program, such as \"--save_every 10m\": how often
                           it saves within an epoch (also on SIGTERM and SIGUSR1) [none]
   --train_tag NAME        name of the folder in expdir, to which --encoder and --llm are added [name of the config]
+  --num_splits_speechllm N  splits of the training tables, of which a process holds one at a time [${num_splits_speechllm}]
   --init_param PATHS      checkpoint that initialises the model [that of stage 8]
   --warmup_config FILE    config of stage 8, which is skipped without one [none]
   --warmup_tasks \"T …\"    tasks of stage 8 [the asr tasks of train_tasks]
@@ -187,6 +189,7 @@ for number in ${skip_stages}; do
 done
 for name in num_nodes num_processes ${nj:+nj} inference_nj nbpe min_character_count; do whole "${name}" 1 999999; done
 whole bpe_input_sentence_size 0 999999999
+whole num_splits_speechllm 1 128  # each table has as many open files
 [ -z "${ngpu}" ] || whole ngpu 0 1024
 case ${plain_transcripts} in true | false) ;; *) fail "--plain_transcripts takes true or false, not '${plain_transcripts}'" ;; esac
 if [ -n "${token_list}" ]; then
@@ -364,10 +367,21 @@ if running 3; then
     for name in ${all_raw_sets}; do
         clamp=()
         [[ " ${test_sets} " != *" ${name} "* ]] || clamp=(--clamp_segments)
-        prepare --num_threads "${nj}" "${prep_log}/format_${name}.log" \
-            python3 -m speechllm.bin.format_audio --input "${datadir}/${name}" \
-            --output "${dumpdir}/audio/${name}" --nj "${nj}" \
-            --audio_format "${audio_format}" "${pipes[@]}" "${clamp[@]}"
+        format_audio=(python3 -m speechllm.bin.format_audio --input "${datadir}/${name}"
+            --output "${dumpdir}/audio/${name}" --audio_format "${audio_format}"
+            "${pipes[@]}" "${clamp[@]}")
+        # An array writes the audio, in shards of 1000 utterances; the last job the tables.
+        size=$(count "${datadir}/${name}/utt2spk" 2> /dev/null || true)
+        jobs=$(((size + 999) / 1000))
+        [ "${jobs}" -le "${nj}" ] || jobs=${nj}
+        if [ "${jobs}" -gt 1 ]; then
+            prepare JOB=1:"${jobs}" "${prep_log}/format_${name}.JOB.log" \
+                "${format_audio[@]}" --num_jobs "${jobs}" --job JOB
+            for ((job = 1; job <= jobs; job++)); do
+                show '^warning: ' "${prep_log}/format_${name}.${job}.log"
+            done
+        fi
+        prepare "${prep_log}/format_${name}.log" "${format_audio[@]}"
         show '^warning: ' "${prep_log}/format_${name}.log"
         log "Stage 3: $(last_line "${prep_log}/format_${name}.log")"
     done

@@ -27,6 +27,7 @@ test_sets="test"
     --local_data_opts "$(as_words --reazonspeech_dir "${reazonspeech_dir}")${local_data_opts}" \
     --train_tasks "asr:ja" \
     --test_tasks "asr:ja" \
+    --audio_format flac.ark \
     --max_wav_duration 16 \
     --token_type char \
     --prompts conf/prompts.yaml \

@@ -28,8 +28,8 @@ espnet_option() { # <name>: print the answer; nothing for other names
         g2p | src_token_type | src_nbpe | src_bpe* | tgt_bpe*) reason="targets are tokens of the LLM" ;;
         feats_type) reason="stage 3 writes waveforms, as ESPnet's raw" ;;
         feats_normalize) reason="the pretrained encoder normalises its own input" ;;
-        num_splits_*) reason="examples are never split" ;;
-        lm_* | use_lm | use_word_lm | word_vocab_size | inference_lm | use_ngram | ngram_* | inference_ngram) reason="the LLM of the training config is the language model" ;;
+        num_splits_asr | num_splits_st | num_splits_s2t) renamed=num_splits_speechllm ;;
+        num_splits_lm | lm_* | use_lm | use_word_lm | word_vocab_size | inference_lm | use_ngram | ngram_* | inference_ngram) reason="the LLM of the training config is the language model" ;;
         use_k2 | k2_* | use_nbest_rescoring | num_paths | nll_batch_size | use_streaming) reason="the decoding config sets the search: beam_size, ctc_weight, rescore_ctc_weight" ;;
         skip_upload | skip_upload_hf | skip_packing) reason="stages 14 and 15 run only if --stop_stage names them" ;;
         python) reason="the interpreter is that of tools/activate_python.sh" ;;

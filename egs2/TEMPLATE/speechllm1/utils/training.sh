@@ -27,6 +27,10 @@ data_arguments() { # <phase> <train or valid>: add its files to ${arguments}
     dir=$(examples "${phase}" "${set}")
     local flag=--${kind}_data_path_and_name_and_type audio=sound
     ! grep -q '\.ark:[0-9]*$' "${dir}/wav.scp" || audio=kaldi_ark
+    if [ "${kind}" = train ] && [ "${num_splits_speechllm}" -gt 1 ]; then
+        dir=$(splits_dir "${phase}")
+        arguments+=(--multiple_iterator true)
+    fi
     arguments+=("${flag}" "${dir}/wav.scp,speech,${audio}" "${flag}" "${dir}/text,text,text"
         "${flag}" "${dir}/text_ctc,text_ctc,text" "${flag}" "${dir}/utt2task,task,text")
 }
@@ -49,6 +53,30 @@ collect() { # <phase>: collect the lengths of its examples unless up to date
         --train "${examples[0]}" --valid "${examples[1]}" --output "${stats}" \
         "${arguments[@]}" "${train_words[@]}"
     log "Stage ${current}: $(last_line "${expdir}/log/shapes_${phase}.log")"
+    [ "${num_splits_speechllm}" -eq 1 ] || split_tables "${phase}" "${examples[0]}" "${stats}"
+}
+splits_dir() { # <phase>: print the folder of the splits of its training tables
+    echo "$(stats_dir "$1")/splits${num_splits_speechllm}"
+}
+split_tables() { # <phase> <examples> <stats>: split the training tables unless up to date
+    local dir size
+    dir=$(splits_dir "$1")
+    if cmp -s "$3/.done" "${dir}/.done" && [ "${dir}/.done" -nt "$2/wav.scp" ]; then return; fi
+    size=$(count "$2/wav.scp")
+    if [ "${size}" -lt $((num_splits_speechllm * num_nodes * (ngpu > 0 ? ngpu : 1))) ]; then
+        fail "--num_splits_speechllm ${num_splits_speechllm}: ${size} examples in $2 are too few for so many splits"
+    fi
+    rm -f "${dir}/.done"
+    prepare "${expdir}/log/splits_$1.log" python3 -m espnet2.bin.split_scps \
+        --scps "$2"/{wav.scp,text,text_ctc,utt2task} \
+        "$3/train/speech_shape" "$3/train/$(text_lengths "$3")" \
+        --num_splits "${num_splits_speechllm}" --output_dir "${dir}"
+    cp "$3/.done" "${dir}/.done"
+    log "Stage ${current}: ${dir}"
+}
+text_lengths() { # <stats>: print the name of the file that limits a batch's text
+    # Without an LLM there is no target text, only the CTC transcript.
+    if [ -f "$1/train/text_shape" ]; then echo text_shape; else echo text_ctc_shape; fi
 }
 train() { # <phase> <initial checkpoint, may be empty>
     local phase=$1 init=$2 dir=${1}_exp stats arguments
@@ -59,11 +87,13 @@ train() { # <phase> <initial checkpoint, may be empty>
     common_arguments "${phase}"
     data_arguments "${phase}" train
     data_arguments "${phase}" valid
-    # Without an LLM there is no target text, only the CTC transcript.
-    local name text=text_shape
-    [ -f "${stats}/train/text_shape" ] || text=text_ctc_shape
-    for name in speech_shape "${text}"; do
-        arguments+=(--train_shape_file "${stats}/train/${name}"
+    local name folder=${stats}/train
+    if [ "${num_splits_speechllm}" -gt 1 ]; then
+        folder=$(splits_dir "${phase}")
+        cmp -s "${stats}/.done" "${folder}/.done" || fail "no ${folder}, or of other examples; run stage 7 with --num_splits_speechllm ${num_splits_speechllm} first"
+    fi
+    for name in speech_shape "$(text_lengths "${stats}")"; do
+        arguments+=(--train_shape_file "${folder}/${name}"
             --valid_shape_file "${stats}/valid/${name}")
     done
     [ -z "${init}" ] || arguments+=(--init_param "${init}")
