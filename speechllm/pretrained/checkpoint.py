@@ -20,22 +20,20 @@ def load_tensors(path: str | Path, device: str = "cpu") -> dict:
 
     Args:
         path: the file, a folder with ``model.safetensors``, or a checkpoint of
-            Lightning: a ``.ckpt`` file, or a folder of FSDP or DeepSpeed.
+            Lightning: ``.ckpt``, a file, or a folder of FSDP or DeepSpeed.
         device: torch device of the tensors.
 
     Raises:
         UserError: the file is missing, damaged, or contains more than tensors.
     """
     path = Path(path)
-    sharded = path.suffix == ".ckpt" or path.is_dir() and any(
-        (path / name).exists() for name in (".metadata", "checkpoint")
-    )
-    if path.is_dir() and not sharded:
+    of_lightning = path.suffix == ".ckpt"
+    if path.is_dir() and not of_lightning:
         path = path / "model.safetensors"
     if not path.exists():
         raise UserError(f"{path}: no such checkpoint")
     try:
-        if sharded:
+        if of_lightning:
             from speechllm.pretrained.trainer_checkpoint import read_trainer_checkpoint
 
             state = read_trainer_checkpoint(path, device)

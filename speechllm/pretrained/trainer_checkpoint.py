@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import functools
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.distributed.checkpoint import FileSystemReader, Metadata, load
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import StorageMeta, TensorStorageMetadata
 
 from speechllm.utils.errors import UserError
@@ -45,34 +46,25 @@ _METADATA_TYPES = {
 }
 
 
-def is_trainer_checkpoint(path: Path) -> bool:
-    """Return True for a checkpoint of Lightning: a ``.ckpt`` file or a folder."""
-    return path.suffix == ".ckpt" or is_sharded(path) or is_deepspeed(path)
-
-
-def is_sharded(path: Path) -> bool:
-    """Return True for a folder that FSDP wrote with torch.distributed.checkpoint."""
-    return (path / SHARDS).is_file()
-
-
-def is_deepspeed(path: Path) -> bool:
-    """Return True for a folder that DeepSpeed wrote."""
-    return (path / DEEPSPEED_TAG).is_dir()
-
-
 def read_trainer_checkpoint(path: Path, device: str = "cpu") -> dict[str, Any]:
     """Return the model's tensors of a checkpoint, under the names of SpeechLLM.
 
+    Args:
+        path: ``.ckpt``, a file, or a folder that torch.distributed.checkpoint (FSDP) or
+            DeepSpeed wrote.
+        device: torch device of the tensors.
+
     Raises:
-        UserError: DeepSpeed's checkpoint, and the package is not installed.
+        UserError: a folder without a checkpoint, or DeepSpeed's, and the package is not
+            installed.
         Exception: the checkpoint is damaged, or contains other classes.
     """
-    if is_deepspeed(path):
+    if (path / DEEPSPEED_TAG).is_dir():
         state = _read_deepspeed(path)
-    elif is_sharded(path):
+    elif (path / SHARDS).is_file():
         state = _read_shards(path)
     elif path.is_dir():
-        raise UserError(f"{path}: not a checkpoint; its folder is incomplete")
+        raise UserError(f"{path}: this folder has no complete checkpoint")
     else:
         state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
     return {k.removeprefix(PREFIX): v.to(device) for k, v in state.items()}
@@ -111,13 +103,16 @@ def _read_shards(path: Path) -> dict[str, torch.Tensor]:
         for name, entry in entries.items()
         if name.startswith(start) and isinstance(entry, TensorStorageMetadata)
     }
-    load(state, storage_reader=reader, no_dist=True)
+    try:
+        load(state, storage_reader=reader, no_dist=True)
+    except CheckpointException as error:  # has the traceback of each process
+        raise next(iter(error.failures.values()))[0] from None
     return {name.removeprefix(start): tensor for name, tensor in state.items()}
 
 
 def _read_deepspeed(path: Path) -> dict[str, torch.Tensor]:
     """Return the tensors of a checkpoint of DeepSpeed, joined by its own function."""
-    with weights_only():
+    with weights_only(deepspeed_classes()):
         from deepspeed.utils.zero_to_fp32 import (
             get_fp32_state_dict_from_zero_checkpoint,
         )
@@ -151,13 +146,13 @@ def deepspeed_classes() -> list[Any]:
 
 
 @contextmanager
-def weights_only() -> Iterator[None]:
-    """Let DeepSpeed unpickle tensors and its own few classes only."""
+def weights_only(classes: Sequence[Any]) -> Iterator[None]:
+    """Let ``torch.load`` in other packages unpickle tensors and some classes only."""
     original = torch.load
 
     @functools.wraps(original)
     def load_safely(*args: Any, **options: Any) -> Any:
-        with torch.serialization.safe_globals(deepspeed_classes()):
+        with torch.serialization.safe_globals(list(classes)):
             return original(*args, **{**options, "weights_only": True})
 
     torch.load = load_safely

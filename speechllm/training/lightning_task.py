@@ -51,13 +51,6 @@ class LightningTask(SpeechLLMTask):
             "are (ZeRO 2, or as --deepspeed_config says)",
         )
         group.add_argument(
-            "--num_processes",
-            type=int,
-            default=0,
-            help="Processes on this machine; 0: one per GPU of --ngpu, or one. With "
-            "--ngpu 0 they train on the CPU",
-        )
-        group.add_argument(
             "--num_nodes", type=int, default=1, help="Machines, started by srun"
         )
         return parser
@@ -76,7 +69,7 @@ class LightningTask(SpeechLLMTask):
             cls.print_config()
             return
         check_lightning(args)
-        processes = args.num_processes or args.ngpu or 1
+        processes = args.ngpu or args.num_processes
         if processes * args.num_nodes == 1:
             run_worker(cmd)
         else:

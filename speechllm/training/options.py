@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +67,7 @@ TRAINING_SCHEMA: Schema = {
     "seed": integer(0, 2**32 - 1),
     "num_workers": integer(0, 10**4),
     "ngpu": integer(0, 10**4),
+    "num_processes": integer(1, 10**4),
     "log_interval": optional(_COUNT),
     "patience": optional(integer(0, 10**6)),
     "keep_nbest_models": either(integer(0, 10**6), list_of(integer(1, 10**6))),
@@ -80,6 +79,9 @@ TRAINING_SCHEMA: Schema = {
     ),
     "use_adapter": lambda value: _refused(
         value, "only false; name LoRA under llm_conf instead (tuning: lora)"
+    ),
+    "use_deepspeed": lambda value: _refused(
+        value, "only false; speechllm.sh --trainer lightning --strategy deepspeed"
     ),
     "use_tensorboard": boolean,
     "unused_parameters": boolean,
@@ -110,37 +112,6 @@ def check_training_options(options: Mapping[str, Any], place: str) -> dict[str, 
         UserError: a value has another type or is out of its range.
     """
     return check_options(options, TRAINING_SCHEMA, place)
-
-
-def check_deepspeed(config: str | Path | None) -> None:
-    """Check that ESPnet's trainer can train with a DeepSpeed configuration.
-
-    Args:
-        config: JSON file, the value of ``--deepspeed_config``.
-
-    Raises:
-        UserError: the file is missing or not a JSON mapping, asks for ZeRO stage 3
-            (it needs weights of one precision, and ESPnet averages the epochs from
-            files that it does not write), or DeepSpeed is not installed.
-    """
-    if config is None:
-        raise UserError("--use_deepspeed needs --deepspeed_config, a JSON file")
-    try:
-        content = json.loads(Path(config).read_text("utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{config}: no such DeepSpeed configuration") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{config}: not JSON: {error}") from None
-    zero = content.get("zero_optimization", {}) if isinstance(content, dict) else None
-    if not isinstance(zero, dict):
-        raise UserError(f"{config}: not a DeepSpeed configuration")
-    if zero.get("stage") == 3:
-        raise UserError(
-            f"{config}: ZeRO stage 3 is not supported, since ESPnet's trainer cannot "
-            "average its sharded weights; use stage 2"
-        )
-    if find_spec("deepspeed") is None:
-        raise UserError("--use_deepspeed needs DeepSpeed: pip install deepspeed")
 
 
 def read_training_config(path: str | Path) -> dict[str, Any]:

@@ -49,7 +49,6 @@ from speechllm.training.initialization import (
     safe_checkpoints,
 )
 from speechllm.training.options import (
-    check_deepspeed,
     check_training_options,
     read_training_config,
 )
@@ -141,6 +140,12 @@ class SpeechLLMTask(AbsTask):
             action=NestedDictAction,
             default=get_default_kwargs(SpeechLLM),
             help="Options of the model: ctc_weight, label_smoothing, feature_dropout",
+        )
+        group.add_argument(
+            "--num_processes",
+            type=int,
+            default=1,
+            help="Processes of this machine that train together, with --ngpu 0",
         )
         for choices in cls.class_choices_list:
             choices.add_arguments(group)
@@ -257,12 +262,9 @@ class SpeechLLMTask(AbsTask):
         """Check the options, then train; ESPnet does not check those of a file.
 
         Raises:
-            UserError: the config is not YAML, a value has another type or range, or
-                DeepSpeed cannot be used.
+            UserError: the config is not YAML, or a value has another type or range.
         """
         args = cls.parse(cmd) if args is None else args
-        if args.use_deepspeed:
-            check_deepspeed(args.deepspeed_config)
         try:
             super().main(args=args, cmd=cmd)
         except ProcessExitedException as error:
