@@ -28,7 +28,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--device", choices=["cuda", "cpu"], default="cuda", help="device [cuda]")
-    add("--size", choices=["full", "tiny"], default="full", help="size of models [full]")
+    add("--size", choices=["full", "tiny"], default="full", help="models [full]")
     add("--output", default="gpu_report.md", help="the report [gpu_report.md]")
     add("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="parts [all]")
     add("--part", choices=PARTS, help=argparse.SUPPRESS)  # in a process of its own

@@ -1,9 +1,9 @@
 """Training loop of Lightning around ESPnet's module, with FSDP and DeepSpeed.
 
-ESPnet 202611's ``LitESPnetModel`` runs a task in Lightning. Here its loss is weighted as
-in ESPnet's own trainer, its optimizer is the task's, and checkpoints have only what
-training changes. FSDP is torch's FSDP2 (``fully_shard``), which shards parameters one by
-one, so that frozen and trained weights may have different precisions.
+ESPnet 202611's ``LitESPnetModel`` runs a task in Lightning. Here its loss is weighted
+as in ESPnet's own trainer, its optimizer is the task's, and checkpoints have only what
+training changes. FSDP is torch's FSDP2 (``fully_shard``), which shards parameters one
+by one, so that frozen and trained weights may have different precisions.
 """
 
 from __future__ import annotations
@@ -295,8 +295,8 @@ class EpochResults(Callback):
 class AverageCheckpoints(Callback):
     """Average the best checkpoints of each criterion, from whatever a strategy wrote.
 
-    ESPnet's callback for Lightning reads single files only. The files are named as those
-    of ESPnet's trainer: ``valid.acc.ave_5best.pth``, ``valid.acc.ave.pth`` and
+    ESPnet's callback for Lightning reads single files only. The names are those of
+    ESPnet's trainer: ``valid.acc.ave_5best.pth``, ``valid.acc.ave.pth`` and
     ``valid.acc.best.pth``.
 
     Args:
@@ -415,7 +415,7 @@ def train(args: argparse.Namespace) -> None:
         "%(message)s",
     )
     args.task = TASK
-    model = build_model(args)
+    model = build_model(args).train()  # pretrained parts are in evaluation mode
     last = Path(args.output_dir) / "last.ckpt"
     trainer = Trainer(
         accelerator="gpu" if args.ngpu else "cpu",
@@ -436,7 +436,7 @@ def train(args: argparse.Namespace) -> None:
     )
     with safe_checkpoints():
         trainer.fit(
-            LitSpeechLLM(args, model.train()),  # pretrained parts are in evaluation mode
+            LitSpeechLLM(args, model),
             ckpt_path=str(last) if args.resume and last.exists() else None,
             weights_only=True,
         )

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from speechllm.models.config import MODEL_SCHEMA
-from speechllm.utils.errors import UserError
 from speechllm.utils.io import read_yaml
 from speechllm.utils.schema import (
     Schema,

@@ -144,7 +144,8 @@ def test_training_resumes_and_every_checkpoint_can_be_exported(row, tmp_path, st
     average = load_tensors(folder / "valid.loss.ave.pth")
     assert tensors_differ(average, mean) < 1e-6
     assert (folder / "valid.loss.ave.pth").readlink().name == "valid.loss.ave_2best.pth"
-    for checkpoint, state in (("valid.loss.ave.pth", average), ("last.ckpt", states[0])):
+    exports = {"valid.loss.ave.pth": average, "last.ckpt": states[0]}
+    for checkpoint, state in exports.items():
         export_model(folder, checkpoint, tmp_path / "model")
         assert tensors_differ(load_tensors(tmp_path / "model"), state) == 0
     model = SpeechToText.from_pretrained(tmp_path / "model")

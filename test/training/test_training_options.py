@@ -67,7 +67,7 @@ LIGHTNING = {"espnet2.bin.lightning_train", "lightning"}
             ["--strategy", "deepspeed"],
             r"needs deepspeed: pip install 'speechllm\[deepspeed\]'",
         ),
-        (LIGHTNING, ["--use_amp", "true"], "use_amp: with --trainer lightning only Fal"),
+        (LIGHTNING, ["--use_amp", "true"], "use_amp: with --trainer lightning"),
         (LIGHTNING, ["--grad_clip_type", "1"], "clipped by their 2-norm"),
         (
             LIGHTNING,
