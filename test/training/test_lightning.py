@@ -114,11 +114,11 @@ def test_a_strategy_trains_every_combination_as_espnet_does(row, tmp_path, strat
         expected = losses(tmp_path / f"espnet_{tuning}")
         for precision, end in itertools.product(PRECISIONS, ("", "_checkpointing")):
             found = losses(tmp_path / f"{tuning}_{precision}{end}")
-            tolerance = 1e-4 if precision == "float32" else 0.1
+            tolerance = 1e-4 if precision == "float32" else 0.3
             assert found == pytest.approx(expected, abs=tolerance)
         trained = load_tensors(tmp_path / f"espnet_{tuning}/valid.loss.best.pth")
         for path in (tmp_path / f"{tuning}_float32").glob("*.best.pth"):
-            assert tensors_differ(load_tensors(path), trained) < 1e-3
+            assert tensors_differ(load_tensors(path), trained) < 1e-4
 
 
 @needs_lightning
