@@ -17,9 +17,9 @@ def main(argv: list[str] | None = None) -> None:
     from speechllm.training import load_task
 
     load_task()
-    from speechllm.training.lightning_task import LightningTask
+    from speechllm.training import lightning_launch
 
-    LightningTask.main(cmd=argv)
+    lightning_launch.main(argv)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pathlib import Path
 from speechllm.training import load_task
 
 load_task()
-from speechllm.training import lightning_task  # noqa: E402
+from speechllm.training import lightning_launch, lightning_task  # noqa: E402
 
 
 def train_rows(cmd: list[str]) -> None:
@@ -39,5 +39,5 @@ def train_rows(cmd: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    lightning_task.run_worker = train_rows
-    lightning_task.launch([sys.argv[1]], int(sys.argv[2]))
+    lightning_launch.run_worker = train_rows
+    lightning_launch.launch([sys.argv[1]], int(sys.argv[2]))

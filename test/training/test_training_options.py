@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from speechllm.training import lightning_task
+from speechllm.training import lightning_launch, lightning_task
 from speechllm.training.lightning_task import (
     LightningTask,
     check_lightning,
@@ -89,7 +89,7 @@ def test_what_lightning_cannot_train_is_refused_before_the_start(
     monkeypatch.delenv("SLURM_JOB_NODELIST", raising=False)
     installed |= packages
     with pytest.raises(UserError, match=message) as caught:
-        LightningTask.main(cmd=[*options, "--output_dir", str(tmp_path / "exp")])
+        lightning_launch.main([*options, "--output_dir", str(tmp_path / "exp")])
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "exp").exists()
 
