@@ -80,6 +80,8 @@ setup(
         "demo": pins("demo"),
         "serve": pins("serve"),
         "qlora": pins("qlora"),
+        "lightning": pins("lightning"),
+        "deepspeed": pins("deepspeed"),
         # for `speechllm.bin.benchmark decode --against faster-whisper`
         "benchmark": ["faster-whisper==1.2.1"],
     },

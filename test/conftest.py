@@ -6,11 +6,13 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
 from speechllm.corpora._asterisk_fetch import fetch_asterisk
 
+GPU_TESTS = pytest.StashKey[int]()  # number of tests that were deselected
 pytest_plugins = ["fixtures_models", "fixtures_nue_asr", "fixtures_training"]
 
 # No deadlines: tests must pass on a slow or busy machine too.
@@ -32,17 +34,33 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(
     config: pytest.Config, items: list[pytest.Item]
 ) -> None:
-    """Deselect the long table of bad inputs unless ``-m`` names it.
+    """Deselect the long table of bad inputs unless ``-m`` names it, and GPU tests.
 
-    Recipes run first: in parallel runs short tests fill the other processes meanwhile.
+    The summary names the reason of the latter (``pytest_terminal_summary``). Recipes
+    run first: in parallel runs short tests fill the other processes meanwhile.
     """
     items.sort(key=lambda item: "recipes" not in item.path.parts)
+    gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if gpu and not torch.cuda.is_available():
+        config.hook.pytest_deselected(items=gpu)
+        items[:] = [item for item in items if item not in gpu]
+        config.stash[GPU_TESTS] = len(gpu)
     if "badinput" in config.getoption("-m"):
         return
     long = [item for item in items if item.get_closest_marker("badinput")]
     if long:
         config.hook.pytest_deselected(items=long)
         items[:] = [item for item in items if item not in long]
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Say that GPU tests did not run."""
+    if number := config.stash.get(GPU_TESTS, 0):
+        terminalreporter.write_line(
+            f"{number} tests that need a GPU were not run: torch finds no CUDA device"
+        )
 
 
 @pytest.fixture(scope="session")

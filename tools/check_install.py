@@ -48,6 +48,8 @@ def main() -> int:
         "extra demo": version("gradio") or extra.format("demo"),
         "extra serve": version("fastapi") or extra.format("serve"),
         "extra qlora": version("bitsandbytes") or extra.format("qlora"),
+        "extra lightning": version("lightning") or extra.format("lightning"),
+        "extra deepspeed": version("deepspeed") or extra.format("deepspeed"),
         "extra comet": "tools/venv-comet" if comet.exists() else extra.format("comet"),
         "torchaudio": version("torchaudio")
         or "not installed, only ESPnet 202611 requires it",

@@ -10,8 +10,9 @@ usage="Usage: tools/install.sh [options]
 Installs the dependencies of speechllm into tools/venv, pinned and hashed. A re-run
 installs only what is missing. Without an NVIDIA GPU see --torch_index.
 
-  --extras \"A B\"          extra groups: dev (tests), demo, serve, qlora (4-bit
-                          models, GPU) [none]; COMET has tools/install_comet.sh
+  --extras \"A B\"          extra groups: dev (tests), demo, serve, lightning (FSDP), deepspeed,
+                          qlora (4-bit models, GPU) [none]; COMET has
+                          tools/install_comet.sh
   --use_active_env true   install into the active environment, not tools/venv [false]
   --espnet VERSION        202611 (needs Python 3.12 or 3.13) or 202511 (Python 3.11)
                           [the version for the Python]
@@ -57,8 +58,8 @@ tools=$(cd "$(dirname "$0")" && pwd)
 root=$(dirname "${tools}")
 for extra in ${extras}; do
     case ${extra} in
-        dev | demo | serve | qlora) ;;
-        *) fail "unknown extra '${extra}'; there are: dev demo serve qlora" ;;
+        dev | demo | serve | lightning | deepspeed | qlora) ;;
+        *) fail "unknown extra '${extra}'; there are: dev demo serve lightning deepspeed qlora" ;;
     esac
 done
 

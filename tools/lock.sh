@@ -26,6 +26,8 @@ echo "pillow < 13" > "${scratch}/gradio.txt"  # as gradio requires, in demo.txt
 lock base -c "${scratch}/gradio.txt"
 lock dev -c base.txt
 lock qlora -c base.txt
+lock lightning -c base.txt
+lock deepspeed -c base.txt
 lock demo -c base.txt
 lock serve -c base.txt
 lock comet

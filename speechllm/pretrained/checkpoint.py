@@ -12,26 +12,32 @@ from speechllm.utils.errors import UserError, is_out_of_memory, reason_of
 def is_hub_id(start: str) -> bool:
     """Return True if an initialisation is a hub id, not a local file or folder."""
     path = Path(start)
-    return path.suffix not in (".pth", ".safetensors") and not path.exists()
+    return path.suffix not in (".pth", ".ckpt", ".safetensors") and not path.exists()
 
 
 def load_tensors(path: str | Path, device: str = "cpu") -> dict:
-    """Read named tensors from a safetensors or torch file.
+    """Read named tensors from a safetensors or torch file, or what Lightning wrote.
 
     Args:
-        path: the file, or a folder with ``model.safetensors``.
+        path: the file, a folder with ``model.safetensors``, or a checkpoint of
+            Lightning: ``.ckpt``, a file, or a folder of FSDP or DeepSpeed.
         device: torch device of the tensors.
 
     Raises:
         UserError: the file is missing, damaged, or contains more than tensors.
     """
     path = Path(path)
-    if path.is_dir():
+    of_lightning = path.suffix == ".ckpt"
+    if path.is_dir() and not of_lightning:
         path = path / "model.safetensors"
     if not path.exists():
         raise UserError(f"{path}: no such checkpoint")
     try:
-        if path.suffix == ".safetensors":
+        if of_lightning:
+            from speechllm.pretrained.trainer_checkpoint import read_trainer_checkpoint
+
+            state = read_trainer_checkpoint(path, device)
+        elif path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             state = load_file(path, device=device)
@@ -40,7 +46,7 @@ def load_tensors(path: str | Path, device: str = "cpu") -> dict:
 
             state = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:
-        if is_out_of_memory(error):
+        if is_out_of_memory(error) or isinstance(error, UserError):
             raise
         reason = reason_of(error)
         if type(error).__name__ == "UnpicklingError":  # torch advises to run the code

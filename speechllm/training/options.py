@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from speechllm.models.config import MODEL_SCHEMA
-from speechllm.utils.errors import UserError
 from speechllm.utils.io import read_yaml
 from speechllm.utils.schema import (
     Schema,
@@ -110,6 +107,9 @@ TRAINING_SCHEMA: Schema = {
     "use_adapter": lambda value: _refused(
         value, "only false; name LoRA under llm_conf instead (tuning: lora)"
     ),
+    "use_deepspeed": lambda value: _refused(
+        value, "only false; speechllm.sh --trainer lightning --strategy deepspeed"
+    ),
     "use_tensorboard": boolean,
     "unused_parameters": boolean,
     "resume": boolean,
@@ -139,37 +139,6 @@ def check_training_options(options: Mapping[str, Any], place: str) -> dict[str, 
         UserError: a value has another type or is out of its range.
     """
     return check_options(options, TRAINING_SCHEMA, place)
-
-
-def check_deepspeed(config: str | Path | None) -> None:
-    """Check that ESPnet's trainer can train with a DeepSpeed configuration.
-
-    Args:
-        config: JSON file, the value of ``--deepspeed_config``.
-
-    Raises:
-        UserError: the file is missing or not a JSON mapping, asks for ZeRO stage 3
-            (it needs weights of one precision, and ESPnet averages the epochs from
-            files that it does not write), or DeepSpeed is not installed.
-    """
-    if config is None:
-        raise UserError("--use_deepspeed needs --deepspeed_config, a JSON file")
-    try:
-        content = json.loads(Path(config).read_text("utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{config}: no such DeepSpeed configuration") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{config}: not JSON: {error}") from None
-    zero = content.get("zero_optimization", {}) if isinstance(content, dict) else None
-    if not isinstance(zero, dict):
-        raise UserError(f"{config}: not a DeepSpeed configuration")
-    if zero.get("stage") == 3:
-        raise UserError(
-            f"{config}: ZeRO stage 3 is not supported, since ESPnet's trainer cannot "
-            "average its sharded weights; use stage 2"
-        )
-    if find_spec("deepspeed") is None:
-        raise UserError("--use_deepspeed needs DeepSpeed: pip install deepspeed")
 
 
 def read_training_config(path: str | Path) -> dict[str, Any]:

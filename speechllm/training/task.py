@@ -18,7 +18,6 @@ from espnet2.tasks.abs_task import AbsTask
 from espnet2.train.abs_espnet_model import AbsESPnetModel
 from espnet2.train.class_choices import ClassChoices
 from espnet2.train.distributed_utils import get_rank
-from espnet2.train.trainer import Trainer
 from espnet2.utils.get_default_kwargs import get_default_kwargs
 from espnet2.utils.nested_dict_action import NestedDictAction
 from espnet2.utils.types import str_or_none
@@ -50,7 +49,6 @@ from speechllm.training.initialization import (
     safe_checkpoints,
 )
 from speechllm.training.options import (
-    check_deepspeed,
     check_training_options,
     read_training_config,
 )
@@ -104,6 +102,7 @@ class SpeechLLMTask(AbsTask):
 
     num_optimizers = 1
     class_choices_list = [encoder_choices, bridge_choices, llm_choices]
+    trainer = SpeechLLMTrainer
 
     @classmethod
     def add_task_arguments(cls, parser: argparse.ArgumentParser):
@@ -304,12 +303,10 @@ class SpeechLLMTask(AbsTask):
         """Check the options, then train; ESPnet does not check those of a file.
 
         Raises:
-            UserError: the config is not YAML, a value has another type or range,
-                DeepSpeed cannot be used, or a process was killed.
+            UserError: the config is not YAML, a value has another type or range, or a
+                process was killed.
         """
         args = cls.parse(cmd) if args is None else args
-        if args.use_deepspeed:
-            check_deepspeed(args.deepspeed_config)
         if args.num_processes > 1 and args.ngpu > 0:
             raise UserError(
                 f"--num_processes {args.num_processes} is for --ngpu 0; with GPUs "
@@ -361,8 +358,6 @@ class SpeechLLMTask(AbsTask):
         if args.collect_stats:  # lengths only, no features to normalise
             args.model_conf = {"extract_feats_in_collect_stats": False}
         else:
-            # ESPnet takes its DeepSpeed trainer only in place of its own
-            cls.trainer = Trainer if args.use_deepspeed else SpeechLLMTrainer
             output_dir = Path(args.output_dir)
             states = [output_dir / name for name in ("checkpoint.pth", FILE_NAME)]
             if any(path.exists() for path in states) and args.ctc_token_list:

@@ -19,6 +19,8 @@ OUT_OF_MEMORY = (
 EXTRAS = {
     "train": "espeakng_loader espnet2 jiwer lhotse matplotlib sacrebleu sklearn "
     "tensorboard",
+    "lightning": "lightning",
+    "deepspeed": "deepspeed",
     "demo": "gradio",
     "serve": "fastapi prometheus_client python_multipart uvicorn",
 }

@@ -616,3 +616,33 @@ def test_the_folder_of_a_corpus_may_have_spaces(tmp_path, script):
         calls = [shlex.split(line) for line in lines]
         prepared = [call for call in calls if "speechllm.bin.prepare_data" in call]
         assert any(corpus in call for call in prepared)
+
+
+# ---------------------------------------------------------------- Lightning
+
+
+def test_lightning_trains_with_the_strategy(recipe):
+    fill_all(recipe)
+    options = ("--ngpu", "0", "--trainer", "lightning", "--strategy", "fsdp")
+    process = start(recipe, *only(9), *options)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    (call,) = (recipe / "calls").read_text().splitlines()
+    begin = "speechllm.bin.lightning_train --strategy fsdp --ngpu 0 --num_nodes 1 "
+    assert call.startswith(begin + "--config conf/train.yaml ")
+    assert f"--output_dir {TRAIN} --resume true" in call
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--trainer", "torch"), "--trainer takes espnet or lightning, not 'torch'"),
+        (("--strategy", "fsdp"), "--strategy fsdp goes with --trainer lightning"),
+        (
+            ("--trainer", "lightning", "--strategy", "zero"),
+            "--strategy takes ddp, fsdp or deepspeed, not 'zero'",
+        ),
+    ],
+)
+def test_a_wrong_trainer_or_strategy_prints_one_line(recipe, options, message):
+    assert fail(recipe, *only(9), *options)[-1].endswith(message)

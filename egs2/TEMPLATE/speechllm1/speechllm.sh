@@ -49,6 +49,8 @@ bpemode=bpe
 bpe_input_sentence_size=1000000
 token_list=
 # training
+trainer=espnet
+strategy=ddp
 train_config=
 encoder=
 llm=
@@ -135,6 +137,8 @@ Options [default]; ARGS are shell words, with quotes where they contain spaces:
   --bpe_input_sentence_size N  random sentences to train bpe on; 0: all [${bpe_input_sentence_size}]
   --token_list DIR        folder of tokens.txt (and bpe.model) of a trained model, to adapt it with its CTC labels [none]
  Training
+  --trainer NAME          espnet, or lightning (Lightning, needs ESPnet 202611) [${trainer}]
+  --strategy NAME         of lightning: ddp, fsdp or deepspeed [${strategy}]
   --train_config FILE     ESPnet config of stage 9
   --encoder NAME          hub id or folder of an encoder in place of the configs'; their other options stay [none]
   --llm NAME              hub id or folder of an LLM in place of the configs' [none]
@@ -222,6 +226,12 @@ for name in prompts train_config warmup_config first_pass_config second_config i
     [ -z "${!name}" ] || [ -f "${!name}" ] || fail "--${name}: no file '${!name}'"
 done
 case ${normalizer} in speechllm | whisper | whisper:?*) ;; *) fail "--normalizer takes speechllm, whisper or whisper:FOLDER, not '${normalizer}'" ;; esac
+case ${trainer} in espnet | lightning) ;; *) fail "--trainer takes espnet or lightning, not '${trainer}'" ;; esac
+case ${strategy} in
+    ddp) ;;
+    fsdp | deepspeed) [ "${trainer}" = lightning ] || fail "--strategy ${strategy} goes with --trainer lightning" ;;
+    *) fail "--strategy takes ddp, fsdp or deepspeed, not '${strategy}'" ;;
+esac
 case ${gpu_inference} in '' | true | false) ;; *) fail "--gpu_inference takes true or false, not '${gpu_inference}'" ;; esac
 
 . ./path.sh

@@ -98,8 +98,12 @@ train() { # <phase> <initial checkpoint, may be empty>
     done
     [ -z "${init}" ] || arguments+=(--init_param "${init}")
     [ "${num_processes}" -eq 1 ] || arguments+=(--num_processes "${num_processes}")
-    launch "${phase}" "${!dir}" python3 -m speechllm.bin.speechllm_train \
-        "${arguments[@]}" --output_dir "${!dir}" --resume true "${train_words[@]}"
+    arguments+=(--output_dir "${!dir}" --resume true "${train_words[@]}")
+    if [ "${trainer}" = lightning ]; then
+        launch_lightning "${phase}" "${!dir}" "${arguments[@]}"
+    else
+        launch "${phase}" "${!dir}" python3 -m speechllm.bin.speechllm_train "${arguments[@]}"
+    fi
 }
 finetune_first_pass() { # fine-tune the encoder's model with its decoder
     local phase=warmup log_file=${first_pass_exp}.log start=${train_config}
@@ -133,4 +137,17 @@ launch() { # <name> <folder> <command …>: train through ESPnet's launcher
         grep -E '^(run|slurm)\.pl: ' <<< "${errors}" >&2 || tail -n 1 <<< "${errors}" >&2
         fail "stage ${current} stopped; log: ${dir}/train.log; the same command resumes from the last checkpoint"
     fi
+}
+launch_lightning() { # <name> <folder> <arguments …>: train with Lightning
+    local name=$1 dir=$2 options=() command=(python3 -m speechllm.bin.lightning_train)
+    shift 2
+    lock "${dir}"
+    options=(--name "${name}" --gpu "${ngpu}")
+    if [ "${num_nodes}" -gt 1 ]; then
+        options+=(--num_threads "$((ngpu > 0 ? ngpu : 1))" --num_nodes "${num_nodes}")
+        command=(srun --export=ALL --ntasks-per-node=1 "${command[@]}")
+    fi
+    ${cuda_cmd} "${options[@]}" "${dir}/train.log" "${command[@]}" \
+        --strategy "${strategy}" --ngpu "${ngpu}" --num_nodes "${num_nodes}" "$@" ||
+        fail "stage ${current} stopped; log: ${dir}/train.log; the same command resumes from the last epoch"
 }

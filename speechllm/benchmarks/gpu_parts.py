@@ -1,0 +1,493 @@
+"""Parts of the check of a GPU; :mod:`speechllm.benchmarks.gpu` runs them.
+
+Each returns a :class:`speechllm.benchmarks.gpu.Result`. In its CPU form with tiny
+models a part computes the same and leaves out what only a GPU has.
+"""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from speechllm.audio.io import SAMPLING_RATE
+from speechllm.benchmarks.decoding import (
+    DecodingCost,
+    decoding_table,
+    measure_decoding,
+)
+from speechllm.benchmarks.decoding_systems import (
+    RANDOM,
+    VOCABULARY,
+    DecodingSet,
+    number_tokenizer,
+)
+from speechllm.benchmarks.gpu import FAILED, NOT_RUN, PASSED, Result
+from speechllm.benchmarks.resources import PeakMemory, measure_in_process
+from speechllm.models.llm import quantization_obstacle
+from speechllm.models.speech_llm import SpeechLLM, build_speech_llm
+from speechllm.text.tasks import Task
+from speechllm.training.amount_of_speech import UTTERANCE_SECONDS
+from speechllm.training.resource_estimate import (
+    GIB,
+    PROMPT_TOKENS,
+    TOKENS_PER_SECOND,
+    estimate,
+)
+
+#: Of whisper-base and a Llama of 1.1 billion parameters, and of tiny ones.
+WHISPER = {
+    "full": {"d_model": 512, "encoder_layers": 6, "encoder_attention_heads": 8,
+        "encoder_ffn_dim": 2048},
+    "tiny": {"d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 2,
+        "encoder_ffn_dim": 64},
+}  # fmt: skip
+LLAMA = {
+    "full": {"hidden_size": 2048, "num_hidden_layers": 22, "intermediate_size": 5632,
+        "num_attention_heads": 32, "num_key_value_heads": 4},
+    "tiny": {"hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 128,
+        "num_attention_heads": 4, "num_key_value_heads": 2},
+}  # fmt: skip
+#: Least share of tokens that are those of float32.
+EQUAL_TOKENS = {"bfloat16": 0.95, "float16": 0.99}
+MEMORY_TOLERANCE = 0.25  # of the estimate's peak
+QLORA_STEPS = 12
+PROMPTS = 'languages: {en: English}\ntasks:\n  asr: "{speech}"\n'
+
+
+def check_qlora(device: str, size: str) -> Result:
+    """Train with 4-bit weights: the loss falls, the memory is near the estimate."""
+    if obstacle := quantization_obstacle():
+        return Result(NOT_RUN, obstacle)
+    utterances = 8 if size == "full" else 2
+    with tempfile.TemporaryDirectory() as folder:
+        config = training_config(Path(folder), size, "qlora")
+        config |= {"batch_type": "sorted", "batch_size": utterances}
+        torch.manual_seed(1)
+        memory = PeakMemory(device)
+        model = build_speech_llm({**config, "token_list": None}).to(device).train()
+        losses = train_steps(model, random_batch(model, utterances), QLORA_STEPS)
+        peak = memory.peak()
+        expected = estimate(config, attention="sdpa").total
+    falls = losses[-1] < losses[0]
+    near = device != "cuda" or abs(peak / expected - 1) <= MEMORY_TOLERANCE
+    summary = (
+        f"loss {losses[0]:.3f} to {losses[-1]:.3f} in {len(losses)} steps; peak "
+        f"{peak / GIB:.2f} GiB, estimated {expected / GIB:.2f} GiB"
+    )
+    if device != "cuda":
+        summary += " (for a GPU; not compared on a CPU)"
+    return Result(PASSED if falls and near else FAILED, summary)
+
+
+def check_precision(device: str, size: str) -> Result:
+    """Decode a model that knows its utterances in three precisions."""
+    from speechllm.inference.speech_to_text import SpeechToText
+
+    utterances, steps = (16, 200) if size == "full" else (4, 80)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        config = training_config(folder, "tiny", "full")
+        torch.manual_seed(1)
+        model = build_speech_llm({**config, "token_list": None}).to(device).train()
+        batch = random_batch(model, utterances, seconds=2.0)
+        losses = train_steps(model, batch, steps, lr=3e-3)
+        waves = [wave.cpu().numpy() for wave in batch["speech"]]
+        exported = export(model, config, folder / "model")
+        texts = {}
+        for dtype in ("float32", *EQUAL_TOKENS):
+            loaded = SpeechToText.from_pretrained(exported, device, dtype)
+            options = loaded.options({"beam_size": 1})
+            tasks = [Task("asr", "en", "en")] * len(waves)
+            results = loaded.decode_all(waves, tasks, options, 8)
+            texts[dtype] = [result.text.split() for result in results]
+    shares = {
+        dtype: equal_share(texts["float32"], texts[dtype]) for dtype in EQUAL_TOKENS
+    }
+    figures = ", ".join(
+        f"{dtype} {share:.1%} (at least {EQUAL_TOKENS[dtype]:.0%})"
+        for dtype, share in shares.items()
+    )
+    passed = all(shares[dtype] >= least for dtype, least in EQUAL_TOKENS.items())
+    number = sum(map(len, texts["float32"]))
+    return Result(
+        PASSED if passed and number else FAILED,
+        f"equal tokens of {number}: {figures}; after {steps} steps to a loss of "
+        f"{losses[-1]:.3f}",
+    )
+
+
+def check_decoding(device: str, size: str) -> Result:
+    """Decode with a random Nue-ASR: batches against a plain loop of transformers."""
+    tiny = size == "tiny"
+    with tempfile.TemporaryDirectory() as folder:
+        content = DecodingSet(
+            model="tiny" if tiny else "nue-asr",
+            examples=str(noise_examples(Path(folder), 2 if tiny else 4, 10.0)),
+            generation={},
+            limit=4 if tiny else 16,
+            device=device,
+            dtype="float32" if tiny else "bfloat16",
+        )
+        systems = ("plain", "1", "16")
+        if tiny:
+            costs = [measure_decoding(system, content) for system in systems]
+        else:  # each in a process of its own, so that memory is free again
+            costs = [
+                measure_in_process("decode", system, content, DecodingCost)
+                for system in systems
+            ]
+    plain, _, batched = costs
+    differing = [
+        sum(a != b for a, b in zip(plain.texts, cost.texts)) for cost in costs[1:]
+    ]
+    # in bfloat16 the texts of random weights, all tokens nearly alike, differ
+    same = content.dtype != "float32" or not any(differing)
+    return Result(
+        PASSED if same and batched.texts else FAILED,
+        f"batches of 16 are {plain.seconds / batched.seconds:.1f} × the plain loop's "
+        f"speed; {differing[0]} and {differing[1]} of {len(plain.texts)} texts differ "
+        f"at batch size 1 and 16 ({content.dtype})",
+        decoding_table(costs).splitlines(),
+    )
+
+
+def check_step(device: str, size: str) -> Result:
+    """Time a decoding step of GPT-NeoX against what the memory's bandwidth allows."""
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, StaticCache
+
+    options = RANDOM["nue-asr" if size == "full" else "tiny"][1]
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    config = GPTNeoXConfig(vocab_size=VOCABULARY, **options)
+    with torch.device(device):
+        torch.set_default_dtype(dtype)
+        try:
+            model = GPTNeoXForCausalLM(config).eval()
+        finally:
+            torch.set_default_dtype(torch.float32)
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    weights -= model.get_input_embeddings().weight.nbytes  # one row is read
+    least = weights / bandwidth(device)
+    cache = StaticCache(config=config, max_cache_len=256)
+    token = torch.ones(1, 1, dtype=torch.long, device=device)
+    position = torch.full((1,), 128, device=device)
+    mask = torch.ones(1, 256, dtype=torch.bool, device=device)
+
+    def step(forward: Callable) -> Tensor:
+        return forward(
+            token,
+            past_key_values=cache,
+            attention_mask=mask,
+            position_ids=position[None],
+            cache_position=position,
+            use_cache=True,
+        ).logits
+
+    modes: dict[str, dict[str, Any] | None] = {"eager": None}
+    if device == "cuda":
+        modes["torch.compile"] = {"mode": "default"}
+        modes["torch.compile and CUDA graphs"] = {"mode": "reduce-overhead"}
+    else:
+        modes["torch.compile (tracing only)"] = {"backend": "aot_eager"}
+    rows = ["| step | ms | of the bandwidth's |", "| --- | ---: | ---: |"]
+    times, logits = {}, {}
+    with torch.inference_mode():
+        for name, compiled in modes.items():
+            forward = model if compiled is None else torch.compile(model, **compiled)
+            times[name] = time_of(lambda f=forward: step(f), device)
+            logits[name] = step(forward).float().clone()
+            rows.append(
+                f"| {name} | {times[name] * 1000:.2f} | {times[name] / least:.1f} × |"
+            )
+    eager = logits["eager"]
+    error = max(float((value - eager).abs().max()) for value in logits.values())
+    scale = float(eager.abs().max())
+    best = min(times, key=times.__getitem__)
+    return Result(
+        PASSED if error <= 0.05 * scale else FAILED,
+        f"{weights / 1e9:.2f} GB of weights, {weights / least / 1e9:.0f} GB/s: at "
+        f"least {least * 1000:.2f} ms; eager {times['eager'] * 1000:.2f} ms, best "
+        f"{best} {times[best] * 1000:.2f} ms; logits differ by {error / scale:.1%}",
+        rows,
+    )
+
+
+def check_strategies(device: str, size: str) -> Result:
+    """Train a few steps with each of Lightning's strategies; losses are compared."""
+    import yaml
+
+    from speechllm.training.lightning_task import STRATEGIES
+
+    for name in ("espnet2.bin.lightning_train", "lightning"):
+        if find_spec("espnet2") is None or find_spec(name) is None:
+            return Result(NOT_RUN, f"{name} is not installed")
+    losses, reasons = {}, []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        examples = noise_examples(folder, 8, 2.0)
+        config = training_config(folder, size, "lora")
+        config |= {"max_epoch": 2, "batch_type": "sorted", "batch_size": 4}
+        config |= {"optim": "adamw", "optim_conf": {"lr": 1e-3}, "num_workers": 0}
+        config |= {"best_model_criterion": [["valid", "loss", "min"]]}
+        (folder / "train.yaml").write_text(yaml.safe_dump(config), "utf-8")
+        for strategy in STRATEGIES:
+            if strategy == "deepspeed" and find_spec("deepspeed") is None:
+                reasons.append("deepspeed is not installed")
+                continue
+            losses[strategy] = train_with(strategy, folder, examples, device)
+    figures = ", ".join(f"{k} {v[0]:.4f} to {v[-1]:.4f}" for k, v in losses.items())
+    passed = all(
+        np.allclose(found, losses["ddp"], rtol=1e-2) and found[-1] < found[0]
+        for found in losses.values()
+    )
+    summary = "; ".join([f"training loss {figures}", *reasons])
+    return Result(PASSED if passed else FAILED, summary)
+
+
+def check_attention(device: str, size: str) -> Result:
+    """Run each kernel of scaled dot-product attention, forward and backward."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    heads, length, dim = (32, 2048, 64) if size == "full" else (2, 64, 16)
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    torch.manual_seed(1)
+    query, key, value = (
+        torch.randn(2, heads, length, dim, device=device, dtype=dtype) for _ in range(3)
+    )
+
+    def run() -> tuple[Tensor, Tensor]:
+        leaf = query.detach().requires_grad_()
+        output = nn.functional.scaled_dot_product_attention(
+            leaf, key, value, is_causal=True
+        )
+        output.float().square().sum().backward()
+        return output.detach(), leaf.grad
+
+    rows = ["| kernel | ms | largest difference |", "| --- | ---: | ---: |"]
+    worked, differences = [], []
+    with sdpa_kernel(SDPBackend.MATH):
+        expected = run()[0].float()
+    for name in ("MATH", "EFFICIENT_ATTENTION", "FLASH_ATTENTION", "CUDNN_ATTENTION"):
+        try:
+            with sdpa_kernel(getattr(SDPBackend, name)):
+                difference = float((run()[0].float() - expected).abs().max())
+                milliseconds = time_of(run, device) * 1000
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            rows.append(f"| {name.lower()} | – | not on this device: {reason} |")
+            continue
+        worked.append(name.lower())
+        differences.append(difference)
+        rows.append(f"| {name.lower()} | {milliseconds:.2f} | {difference:.4f} |")
+    package = "installed" if find_spec("flash_attn") else "not installed"
+    flash = device != "cuda" or "flash_attention" in worked
+    return Result(
+        PASSED if flash and max(differences) < 0.05 else FAILED,
+        f"{', '.join(worked)} work; package flash-attn: {package}",
+        rows,
+    )
+
+
+def training_config(folder: Path, size: str, tuning: str) -> dict[str, Any]:
+    """Write encoder and LLM with random weights; return a training configuration."""
+    from transformers import (
+        LlamaConfig,
+        LlamaForCausalLM,
+        WhisperConfig,
+        WhisperFeatureExtractor,
+        WhisperModel,
+    )
+
+    torch.manual_seed(0)
+    special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    whisper = WhisperConfig(
+        **WHISPER[size],
+        decoder_layers=1,
+        decoder_attention_heads=2,
+        decoder_ffn_dim=64,
+        vocab_size=64,
+        decoder_start_token_id=1,
+        **special,
+    )
+    WhisperModel(whisper).save_pretrained(folder / "encoder")
+    WhisperFeatureExtractor().save_pretrained(folder / "encoder")
+    tokenizer = number_tokenizer()
+    llama = LlamaConfig(
+        **LLAMA[size],
+        vocab_size=VOCABULARY,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    dtype = torch.bfloat16 if size == "full" else torch.float32
+    LlamaForCausalLM(llama).to(dtype).save_pretrained(folder / "llm")
+    tokenizer.save_pretrained(folder / "llm")
+    llm = {"model": str(folder / "llm"), "tuning": tuning}
+    if tuning != "full":
+        llm["lora"] = {"r": 16, "lora_alpha": 32}
+    return {
+        "encoder": "whisper",
+        "encoder_conf": {"model": str(folder / "encoder")},
+        "bridge": "convolution",
+        "bridge_conf": {},
+        "llm": "causal_lm",
+        "llm_conf": llm,
+        "ctc_conf": {},
+        "model_conf": {"ctc_weight": 0.0},
+    }
+
+
+def random_batch(
+    model: SpeechLLM, utterances: int, seconds: float = UTTERANCE_SECONDS
+) -> dict[str, Tensor]:
+    """Return a batch of noise and random target tokens, on the model's device."""
+    device = next(model.parameters()).device
+    generator = torch.Generator().manual_seed(1)
+    samples, tokens = int(seconds * SAMPLING_RATE), int(seconds * TOKENS_PER_SECOND)
+    # noises of different colours, so that features differ
+    speech = torch.randn(utterances, samples, generator=generator)
+    for row, wave in enumerate(speech):
+        tone = torch.arange(samples) * (2 * torch.pi * 200 * (row + 1) / SAMPLING_RATE)
+        wave.mul_(0.01).add_(0.3 * torch.sin(tone))
+    text = torch.randint(7, VOCABULARY, (utterances, tokens), generator=generator)
+    text[:, -1] = model.llm.eos_id
+    prefix = torch.full((utterances, PROMPT_TOKENS // 2), 1)
+    batch = {
+        "speech": speech,
+        "speech_lengths": torch.full((utterances,), samples),
+        "text": text,
+        "text_lengths": torch.full((utterances,), tokens),
+    }
+    for name in ("prompt_prefix", "prompt_suffix"):
+        batch[name] = prefix
+        batch[f"{name}_lengths"] = torch.full((utterances,), prefix.shape[1])
+    if seconds != UTTERANCE_SECONDS:  # to be decoded with an empty prompt
+        for name in ("prompt_prefix", "prompt_suffix"):
+            batch[name] = prefix[:, :0]
+            batch[f"{name}_lengths"] = torch.zeros(utterances, dtype=torch.long)
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+def train_steps(
+    model: SpeechLLM, batch: dict[str, Tensor], steps: int, lr: float = 1e-3
+) -> list[float]:
+    """Train on one batch and return the loss of each step."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=lr)
+    losses = []
+    for _ in range(steps):
+        loss, _, _ = model(**batch)
+        optimizer.zero_grad()
+        loss.sum().backward()
+        nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+def export(model: SpeechLLM, config: dict[str, Any], folder: Path) -> Path:
+    """Write a model folder, as stage 10 does."""
+    import yaml
+    from safetensors.torch import save_file
+
+    folder.mkdir()
+    state = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
+    save_file(state, folder / "model.safetensors")
+    (folder / "config.yaml").write_text(yaml.safe_dump(config), "utf-8")
+    (folder / "prompts.yaml").write_text(PROMPTS, "utf-8")
+    return folder
+
+
+def equal_share(first: Sequence[list[str]], second: Sequence[list[str]]) -> float:
+    """Return the share of equal tokens at the same positions of all texts."""
+    pairs = [
+        pair for a, b in zip(first, second) for pair in itertools.zip_longest(a, b)
+    ]
+    return sum(a == b for a, b in pairs) / max(1, len(pairs))
+
+
+def noise_examples(folder: Path, utterances: int, seconds: float) -> Path:
+    """Write an example dir of noise whose texts are a few numbers."""
+    import soundfile
+
+    examples = folder / "examples"
+    examples.mkdir()
+    generator = np.random.default_rng(0)
+    names = [f"u{index}" for index in range(utterances)]
+    samples = int(seconds * SAMPLING_RATE)
+    tables = {
+        "wav.scp": {name: examples / f"{name}.wav" for name in names},
+        "text": {name: str(100 + index) for index, name in enumerate(names)},
+        "utt2task": dict.fromkeys(names, "asr en en"),
+        "utt2num_samples": dict.fromkeys(names, samples),
+    }
+    for name in names:
+        noise = generator.normal(size=samples) / 20
+        soundfile.write(examples / f"{name}.wav", noise, SAMPLING_RATE)
+    for table, rows in tables.items():
+        text = "".join(f"{key} {value}\n" for key, value in rows.items())
+        (examples / table).write_text(text, "utf-8")
+    (folder / "prompts.yaml").write_text(PROMPTS, "utf-8")
+    return examples
+
+
+def train_with(strategy: str, folder: Path, examples: Path, device: str) -> list[float]:
+    """Train with a strategy in a process of its own; return each epoch's loss.
+
+    Raises:
+        RuntimeError: the training failed; has its last line.
+    """
+    from speechllm.evaluation.training_curves import epoch_curves
+
+    output = folder / strategy
+    words: list[str | Path] = ["--strategy", strategy]
+    words += ["--ngpu", "1" if device == "cuda" else "0"]
+    words += ["--config", folder / "train.yaml", "--output_dir", output]
+    words += ["--prompts", folder / "prompts.yaml"]
+    for kind in ("train", "valid"):
+        words += [f"--{kind}_shape_file", examples / "utt2num_samples"]
+        for file, name, form in (
+            ("wav.scp", "speech", "sound"),
+            ("text", "text", "text"),
+            ("utt2task", "task", "text"),
+        ):
+            words += [f"--{kind}_data_path_and_name_and_type"]
+            words += [f"{examples / file},{name},{form}"]
+    command = [sys.executable, "-m", "speechllm.bin.lightning_train", *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [str(done.returncode)]
+        raise RuntimeError(f"{strategy}: {lines[-1]}")
+    return list(epoch_curves(output / "tensorboard")["train"]["loss"].values())
+
+
+def bandwidth(device: str) -> float:
+    """Return the bytes per second that a copy within memory reads and writes."""
+    size = 1 << 30 if device == "cuda" else 1 << 26
+    source = torch.empty(size, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / time_of(lambda: target.copy_(source), device)
+
+
+def time_of(function: Callable[[], Any], device: str, rounds: int = 10) -> float:
+    """Return the median time of a call in seconds, after three calls to warm up."""
+    seconds = []
+    for round_number in range(rounds + 3):
+        if device == "cuda":
+            torch.cuda.synchronize()
+        begin = time.perf_counter()
+        function()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        if round_number >= 3:
+            seconds.append(time.perf_counter() - begin)
+    return float(np.median(seconds))

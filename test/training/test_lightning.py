@@ -1,0 +1,152 @@
+"""Lightning: DDP, FSDP and DeepSpeed in two processes on a CPU, against ESPnet."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from speechllm import SpeechToText
+from speechllm.bin import speechllm_train
+from speechllm.evaluation.training_curves import epoch_curves
+from speechllm.export.exported_model import export_model
+from speechllm.pretrained.checkpoint import load_tensors
+
+ROWS = Path(__file__).with_name("lightning_rows.py")
+TUNINGS = ("full", "lora", "frozen")
+PRECISIONS = ("float32", "bfloat16")
+COMBINATIONS = [*itertools.product(TUNINGS, PRECISIONS, (False, True))]
+
+needs_lightning = pytest.mark.skipif(
+    find_spec("lightning") is None or find_spec("espnet2.bin.lightning_train") is None,
+    reason="needs ESPnet 202611 (Python 3.12 or later) and Lightning",
+)
+needs_deepspeed = pytest.mark.skipif(
+    find_spec("deepspeed") is None, reason="needs DeepSpeed"
+)
+
+
+@pytest.fixture
+def row(training_arguments, tiny_llm, tmp_path):
+    """Return the function that gives the arguments of a training of the table."""
+
+    def arguments(
+        name: str, tuning="lora", precision="float32", checkpointing=False, **changes
+    ) -> list[str]:
+        output = tmp_path / name
+        llm = {
+            "model": str(tiny_llm),
+            "tuning": tuning,
+            "dtype": precision,
+            "gradient_checkpointing": checkpointing,
+        }
+        if tuning == "lora":
+            llm["lora"] = {"r": 2, "lora_dropout": 0.0}
+        options = {
+            "llm_conf": llm,
+            "model_conf": {"ctc_weight": 0.3, "autocast": precision},
+            "use_tensorboard": True,
+            "optim_conf": {"lr": 0.01},
+            **changes,
+        }
+        words = training_arguments(output, **options)
+        config = output.with_suffix(".yaml")
+        config.write_text((tmp_path / "config.yaml").read_text())
+        words[words.index("--config") + 1] = str(config)
+        return words
+
+    return arguments
+
+
+def run_rows(folder: Path, rows: list[list[str]], processes: int = 2) -> None:
+    """Train rows in the processes of one launch."""
+    file = folder / "rows.json"
+    file.write_text(json.dumps(rows))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    run = subprocess.run(
+        [sys.executable, ROWS, file, str(processes)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-6000:]
+
+
+def losses(output: Path) -> list[float]:
+    """Return training and validation loss of each epoch."""
+    curves = epoch_curves(output / "tensorboard")
+    return [v for split in ("train", "valid") for v in curves[split]["loss"].values()]
+
+
+def tensors_differ(first: dict, second: dict) -> float:
+    """Return the largest difference of tensors; their names must be the same."""
+    assert first.keys() == second.keys() and first
+    return max(float((first[k] - second[k]).abs().max()) for k in first)
+
+
+@needs_lightning
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "strategy", ["ddp", "fsdp", pytest.param("deepspeed", marks=needs_deepspeed)]
+)
+def test_a_strategy_trains_every_combination_as_espnet_does(row, tmp_path, strategy):
+    """Two processes with half of each batch have the loss curve of one process.
+
+    CTC, whose loss is a mean over the labels of each process, is left out.
+    """
+    rows = {}
+    for tuning, precision, checkpointing in COMBINATIONS:
+        name = f"{tuning}_{precision}" + "_checkpointing" * checkpointing
+        model = {"ctc_weight": 0.0, "autocast": precision}
+        rows[name] = row(name, tuning, precision, checkpointing, model_conf=model)
+    run_rows(tmp_path, [[*words, "--strategy", strategy] for words in rows.values()])
+    for tuning in TUNINGS:
+        words = row(f"espnet_{tuning}", tuning, model_conf={"ctc_weight": 0.0})
+        speechllm_train.main([*words, "--model_conf", "autocast=float32"])
+        expected = losses(tmp_path / f"espnet_{tuning}")
+        for precision, end in itertools.product(PRECISIONS, ("", "_checkpointing")):
+            found = losses(tmp_path / f"{tuning}_{precision}{end}")
+            tolerance = 1e-4 if precision == "float32" else 0.3
+            assert found == pytest.approx(expected, abs=tolerance)
+        trained = load_tensors(tmp_path / f"espnet_{tuning}/valid.loss.best.pth")
+        for path in (tmp_path / f"{tuning}_float32").glob("*.best.pth"):
+            assert tensors_differ(load_tensors(path), trained) < 1e-4
+
+
+@needs_lightning
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "strategy", ["ddp", "fsdp", pytest.param("deepspeed", marks=needs_deepspeed)]
+)
+def test_training_resumes_and_every_checkpoint_can_be_exported(row, tmp_path, strategy):
+    """Resumed after an epoch, dropout, CTC and accumulation are as without a stop."""
+    options = {
+        "model_conf": {"ctc_weight": 0.3, "feature_dropout": 0.5},
+        "accum_grad": 2,
+    }
+    whole, resumed = row("whole", **options), row("resumed", **options)
+    rows = [whole, [*resumed, "--max_epoch", "1"], resumed]
+    run_rows(tmp_path, [[*words, "--strategy", strategy] for words in rows])
+    states = [load_tensors(tmp_path / n / "last.ckpt") for n in ("whole", "resumed")]
+    assert tensors_differ(*states) == 0
+
+    folder = tmp_path / "resumed"
+    epochs = [load_tensors(path) for path in folder.glob("epoch*.ckpt")]
+    mean = {name: (epochs[0][name] + epochs[1][name]) / 2 for name in states[0]}
+    average = load_tensors(folder / "valid.loss.ave.pth")
+    assert tensors_differ(average, mean) < 1e-6
+    assert (folder / "valid.loss.ave.pth").readlink().name == "valid.loss.ave_2best.pth"
+    exports = {"valid.loss.ave.pth": average, "last.ckpt": states[0]}
+    for checkpoint, state in exports.items():
+        export_model(folder, checkpoint, tmp_path / "model")
+        assert tensors_differ(load_tensors(tmp_path / "model"), state) == 0
+    model = SpeechToText.from_pretrained(tmp_path / "model")
+    model.transcribe([np.zeros(8000, dtype=np.float32)], language="en")
