@@ -265,8 +265,7 @@ class _ArchiveWriter:
         start = self.stream.tell()
         digits = (len(content).bit_length() + 7) // 8
         length = len(content).to_bytes(digits, "little")
-        with name_full_disk(self.path):
-            self.stream.write(b"AUDIO" + bytes([digits]) + length + content)
+        self.stream.write(b"AUDIO" + bytes([digits]) + length + content)
         return f"{self.path}:{start}", self.stream.tell() - start
 
 
