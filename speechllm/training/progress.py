@@ -12,7 +12,8 @@ from itertools import islice
 from espnet2.iterators.abs_iter_factory import AbsIterFactory
 from torch.utils.data import DataLoader
 
-from speechllm.training.signals import start_data_worker
+from speechllm.training.signals import protect_workers
+from speechllm.training.splits import without_first
 
 
 class ProgressIterFactory(AbsIterFactory):
@@ -42,9 +43,7 @@ class ProgressIterFactory(AbsIterFactory):
         """Return the batches of an epoch."""
         batches = self.factory.build_iter(epoch, shuffle)
         if isinstance(batches, DataLoader):
-            batches.worker_init_fn = functools.partial(
-                start_data_worker, batches.worker_init_fn
-            )
+            protect_workers(batches)
         try:
             size = len(batches)
         except TypeError:
@@ -91,16 +90,11 @@ class ProgressIterator:
         loader = self.batches
         if self.start == 0:
             return loader
+        if hasattr(loader, "after"):  # splits
+            return loader.after(self.start)
         if not isinstance(loader, DataLoader) or self.ids() is None:
             return islice(loader, self.start, None)
-        return DataLoader(
-            loader.dataset,
-            batch_sampler=self.ids()[self.start :],
-            num_workers=loader.num_workers,
-            collate_fn=loader.collate_fn,
-            pin_memory=loader.pin_memory,
-            worker_init_fn=loader.worker_init_fn,
-        )
+        return without_first(loader, self.start)
 
     def ids(self) -> Sequence | None:
         """Return the utterance ids of each batch, if they are known in advance."""

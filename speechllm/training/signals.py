@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 import signal
@@ -9,6 +10,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+from torch.utils.data import DataLoader
 
 #: SIGUSR1 as in ``sbatch --signal=B:USR1@120``: the time limit or a preemption is near.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
@@ -46,6 +49,12 @@ def send_to_children(number: int, frame: FrameType | None) -> None:
     for child in multiprocessing.active_children():
         if child.pid is not None and child.is_alive():
             os.kill(child.pid, number)
+
+
+def protect_workers(loader: DataLoader) -> None:
+    """Let only the training process end the workers of a data loader."""
+    initialize = loader.worker_init_fn
+    loader.worker_init_fn = functools.partial(start_data_worker, initialize)
 
 
 def start_data_worker(initialize: Callable[[int], None] | None, worker: int) -> None:

@@ -15,6 +15,8 @@ from espnet2.iterators.abs_iter_factory import AbsIterFactory
 from espnet2.iterators.multiple_iter_factory import MultipleIterFactory
 from torch.utils.data import DataLoader
 
+from speechllm.training.signals import protect_workers
+
 
 class SplitIterFactory(MultipleIterFactory):
     """ESPnet's factory of the splits' batches, of which an epoch can be left out."""
@@ -60,18 +62,19 @@ class SplitBatches:
         """Yield the batches after the first ``count``, whose audio is not read."""
         for number, build in enumerate(self.build_funcs):
             loader = build().build_iter(self.epoch, self.shuffle)
+            protect_workers(loader)
             size = len(loader)
             left_out = min(count, size)
             count -= left_out
             if left_out:
-                loader = _without_first(loader, left_out)
+                loader = without_first(loader, left_out)
             for index, batch in enumerate(loader, left_out + 1):
                 self.share = (number + index / size) / len(self.build_funcs)
                 yield batch
             del loader  # before the next split is read
 
 
-def _without_first(loader: DataLoader, count: int) -> DataLoader:
+def without_first(loader: DataLoader, count: int) -> DataLoader:
     """Return a loader without the first ``count`` batches."""
     return DataLoader(
         loader.dataset,
