@@ -458,7 +458,7 @@ def test_a_config_of_espnet(tmp_path, slurm):
             "option mem",
             "'option mem' is not one of: command sbatch …, option NAME=VALUE",
         ),
-        ("optoin mem=* --mem=$0", "'optoin mem=* --mem=$0' is not one of: "),
+        ("opts mem=* --mem=$0", "'opts mem=* --mem=$0' is not one of: "),
         ("command qsub -v PATH", "'command qsub -v PATH' is not one of: "),
         ("default gpu=0 -p cpu", "'default gpu=0 -p cpu' is not one of: "),
         ("option mem=* 'x", "a quote is not closed"),
