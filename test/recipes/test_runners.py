@@ -380,11 +380,12 @@ def test_threads_of_a_slurm_job_are_its_cpus(
     monkeypatch.setenv("OMP_NUM_THREADS", "128")  # of the login node
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "64")  # of a job that submits this one
     monkeypatch.setenv("SLURM_CPUS_ON_NODE", "64")
+    monkeypatch.setenv("SLURM_KILL_BAD_EXIT", "1")  # an option of srun
     monkeypatch.setenv("CPUS", cpus)
-    words = ["bash", "-c", "echo threads=$OMP_NUM_THREADS"]
+    words = ["bash", "-c", "echo threads=$OMP_NUM_THREADS $SLURM_KILL_BAD_EXIT"]
     done = call([*options, tmp_path / "a.log", *words], SLURM)
     assert done.returncode == 0, done.stderr
-    assert f"\nthreads={threads}\n" in (tmp_path / "a.log").read_text()
+    assert f"\nthreads={threads} 1\n" in (tmp_path / "a.log").read_text()
 
 
 @pytest.mark.parametrize(
@@ -457,7 +458,7 @@ def test_a_config_of_espnet(tmp_path, slurm):
             "option mem",
             "'option mem' is not one of: command sbatch …, option NAME=VALUE",
         ),
-        ("optoin mem=* --mem=$0", "'optoin mem=* --mem=$0' is not one of: "),
+        ("opts mem=* --mem=$0", "'opts mem=* --mem=$0' is not one of: "),
         ("command qsub -v PATH", "'command qsub -v PATH' is not one of: "),
         ("default gpu=0 -p cpu", "'default gpu=0 -p cpu' is not one of: "),
         ("option mem=* 'x", "a quote is not closed"),

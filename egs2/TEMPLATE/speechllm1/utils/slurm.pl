@@ -39,6 +39,7 @@ NUMBER_SECONDS = 10  # for sbatch to print the job's number after an interrupt
 CANCEL_SECONDS = 60  # for cancelled jobs to end
 SHARED_STORAGE_SECONDS = 60
 TASK = "${SLURM_ARRAY_TASK_ID}"
+KEPT_VARIABLES = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_KILL_BAD_EXIT")
 FINAL = set(
     "BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED "
     "REVOKED TIMEOUT".split()
@@ -107,7 +108,7 @@ def submit(words: list[str], gone: Callable[[], bool]) -> str:
     environment = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith("SLURM_") or name in ("SLURM_CONF", "SLURM_CLUSTERS")
+        if not name.startswith("SLURM_") or name in KEPT_VARIABLES
     }
     try:
         # A session of its own, so that Ctrl-C does not end it halfway.
