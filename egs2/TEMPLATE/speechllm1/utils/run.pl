@@ -146,6 +146,8 @@ def end_job(request: Request, running: Running, code: int) -> int:
 
 
 def kill(running: list[Running]) -> None:
+    for number in (signal.SIGTERM, signal.SIGHUP):  # a caller and its own may send it
+        signal.signal(number, signal.SIG_IGN)
     for number in (signal.SIGTERM, signal.SIGKILL):
         for item in running:
             try:
