@@ -130,10 +130,15 @@ class LitSpeechLLM(lightning_espnet_model.LitESPnetModel):
             config["monitor"] = "/".join(self.args.val_scheduler_criterion)
         return {"optimizer": optimizer, "lr_scheduler": config}
 
-    def on_train_epoch_start(self) -> None:
-        """Seed dropout by epoch and process, so that a resumed training is the same."""
-        epoch = self.current_epoch * self.trainer.world_size
-        set_all_random_seed(self.args.seed + epoch + self.global_rank)
+    def on_train_batch_start(self, batch: tuple, batch_idx: int) -> None:
+        """Seed dropout by epoch and process, so that a resumed training is the same.
+
+        Lightning does not call ``on_train_epoch_start`` in the first epoch after that
+        of a checkpoint.
+        """
+        if batch_idx == 0:
+            epoch = self.current_epoch * self.trainer.world_size
+            set_all_random_seed(self.args.seed + epoch + self.global_rank)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         """Drop the pretrained weights."""

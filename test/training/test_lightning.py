@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from speechllm import SpeechToText
 from speechllm.bin import speechllm_train
@@ -69,13 +70,15 @@ def run_rows(folder: Path, rows: list[list[str]], processes: int = 2) -> None:
     """Train rows in the processes of one launch."""
     file = folder / "rows.json"
     file.write_text(json.dumps(rows))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if not torch.cuda.is_available():
+        environment["DS_ACCELERATOR"] = "cpu"
     run = subprocess.run(
         [sys.executable, ROWS, file, str(processes)],
         env=environment,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1800,
     )
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-6000:]
 
@@ -150,3 +153,23 @@ def test_training_resumes_and_every_checkpoint_can_be_exported(row, tmp_path, st
         assert tensors_differ(load_tensors(tmp_path / "model"), state) == 0
     model = SpeechToText.from_pretrained(tmp_path / "model")
     model.transcribe([np.zeros(8000, dtype=np.float32)], language="en")
+
+
+@needs_lightning
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "strategy", ["ddp", "fsdp", pytest.param("deepspeed", marks=needs_deepspeed)]
+)
+def test_a_strategy_trains_every_tuning_on_gpus(row, tmp_path, strategy):
+    tunings = TUNINGS if strategy == "fsdp" else (*TUNINGS, "qlora")
+    number = str(min(2, torch.cuda.device_count()))
+    rows = []
+    for tuning in tunings:
+        words = row(tuning, tuning, "bfloat16", checkpointing=True)
+        words[words.index("--ngpu") + 1] = number
+        rows.append([*words, "--strategy", strategy])
+    run_rows(tmp_path, rows, int(number))
+    for tuning in tunings:
+        train_first, train_last, valid_first, valid_last = losses(tmp_path / tuning)
+        assert train_last < train_first and valid_last < valid_first
+        load_tensors(tmp_path / tuning / "last.ckpt")
