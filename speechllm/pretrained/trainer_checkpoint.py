@@ -123,7 +123,8 @@ def _read_deepspeed(path: Path) -> dict[str, torch.Tensor]:
         file = sorted((path / DEEPSPEED_TAG).glob("*_model_states.pt"))[0]
         saved = torch.load(file, map_location="cpu")
     names = {n for shapes in saved["param_shapes"] for n in shapes}
-    trained = {k: v for k, v in state.items() if k in names}
+    # parts of one buffer, which safetensors does not write
+    trained = {k: v.detach().clone() for k, v in state.items() if k in names}
     return {**trained, **saved[UNTRAINED]}
 
 
