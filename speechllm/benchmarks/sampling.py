@@ -191,7 +191,8 @@ def _measure_espnet(tables: SamplingSet, in_splits: bool) -> SamplingCost:
     args = task.parse(words)
     memory, begin = PeakMemory("cpu"), time.process_time()
     if in_splits:
-        builders = task.build_multiple_iter_factory(args, option, "train").build_funcs
+        splits = task.build_multiple_iter_factory(args, option, "train")
+        builders = splits.factory.build_funcs  # within the progress lines
     else:
         builders = [lambda: task.build_iter_factory(args, option, "train")]
     batches, start = [], 0.0

@@ -126,14 +126,14 @@ def read_finished(output_dir: Path, key: str) -> dict[str, dict]:
                 if number == 0 and line.get("settings") != key:
                     break
                 if number and line:
-                    _add(found, line)
+                    _add(found, line["id"], _kept(line))
     return found
 
 
-def _add(found: dict[str, dict], line: dict) -> None:
+def _add(found: dict[str, dict], name: str, line: dict) -> None:
     """Add a line; of several for an example, one that has not failed stays."""
-    if not line.get("failed") or line["id"] not in found:
-        found[line["id"]] = _kept(line)
+    if not line.get("failed") or name not in found:
+        found[name] = line
 
 
 def write_hypotheses(
@@ -311,7 +311,7 @@ def _finished_hypotheses(folder: Path) -> dict[str, dict]:
                 first = first or settings
                 if settings == first:
                     for line in map(json.loads, stream):
-                        _add(found, line)
+                        _add(found, line["id"], line)
             except (ValueError, KeyError, TypeError):
                 raise UserError(f"{path}: damaged; decode this set again") from None
     return found
