@@ -8,9 +8,8 @@ jointly with CTC, no longer than the CTC transcript allows, and without repeated
 n-grams if there was repetition. First and new hypotheses and the CTC transcript are
 then ranked by LLM and CTC together. If even the best of them is less probable than any
 in the development set, as in a language the model was not trained on, the text is
-withheld, unless the first pass is as sure of one as in that set. Without CTC output the
-text is empty, unless the LLM wrote a CTC transcript of more than half confidence, or
-what the first pass heard where there is speech.
+withheld. Without CTC output the text is empty, unless the LLM wrote a CTC transcript
+of more than half confidence, or what the first pass heard where there is speech.
 """
 
 from __future__ import annotations
@@ -242,21 +241,12 @@ class Guard:
     def is_improbable(
         self, batch: EncodedBatch, row: int, nbest: Sequence[Hypothesis]
     ) -> bool:
-        """Return whether the hypotheses and the CTC transcript are all improbable.
-
-        They are not if one of them is probable by LLM and CTC, or by the decoder of the
-        first pass.
-        """
-        limits = self.thresholds.limits(batch.tasks[row])
-        most = limits.nll_per_second
+        """Return whether the hypotheses and the CTC transcript are all improbable."""
+        most = self.thresholds.limits(batch.tasks[row]).nll_per_second
         if most is None or self.nll_per_second(batch, row, nbest[0]) <= most:
             return False
         if batch.tasks[row].name != "asr":
             return True  # it does not depend on the hypothesis
-        by_decoder = decoder_nll_per_second(nbest, batch.seconds[row])
-        limit = limits.decoder_nll_per_second
-        if by_decoder is not None and limit is not None and by_decoder <= limit:
-            return False
         best = self.rank(batch, row, nbest)[0]
         return self.nll_per_second(batch, row, best) > most
 
@@ -331,14 +321,6 @@ def measure_output(
         ctc_confidence(batch.log_probs(row), tokenizer.token_list),
         margin,
     )
-
-
-def decoder_nll_per_second(nbest: Sequence[Hypothesis], seconds: float) -> float | None:
-    """Return the negative log probability of the most probable hypothesis by the first
-    pass, in nats per second; None without a first pass.
-    """
-    scores = [h.decoder_score for h in nbest if h.decoder_score is not None]
-    return -max(scores) / seconds if scores else None
 
 
 def ctc_nll_per_second(codec: AnswerCodec, batch: EncodedBatch, row: int) -> float:

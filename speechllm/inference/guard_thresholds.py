@@ -36,7 +36,6 @@ _FILE_KEYS = {
     "max_length_ratio": "most_expansion",
     "ctc_margin": "distance",
     "nll_per_second": "doubt",
-    "decoder_nll_per_second": "first_pass_doubt",
 }
 
 #: Types and ranges of the keys of ``guard.yaml``, and of one of its groups.
@@ -48,7 +47,6 @@ _GROUP_SCHEMA: Schema = {
     "repetition": integer(0),
     "distance": optional(number()),
     "doubt": optional(number(least=0)),
-    "first_pass_doubt": optional(number(least=0)),
 }
 
 
@@ -83,9 +81,8 @@ class Statistics:
 class Limits:
     """The limits of one task and language pair.
 
-    A hypothesis beyond them is flagged. One beyond ``nll_per_second``, by LLM and CTC,
-    and ``decoder_nll_per_second``, by the first pass, is withheld
-    (:meth:`speechllm.inference.guard.Guard.is_improbable`).
+    A hypothesis beyond them is flagged; one beyond ``nll_per_second``, of
+    :meth:`speechllm.inference.guard.Guard.nll_per_second`, is withheld.
     """
 
     rate: float
@@ -94,7 +91,6 @@ class Limits:
     repetition: int
     ctc_margin: float | None = None
     nll_per_second: float | None = None
-    decoder_nll_per_second: float | None = None
 
     def flags(self, measured: Statistics) -> list[str]:
         """Return a flag for each limit that is exceeded."""
@@ -138,19 +134,15 @@ class Thresholds:
         if task.group in self.groups:
             return self.groups[task.group]
         every = list(self.groups.values())
-
-        def highest(name: str) -> float | None:
-            values = [getattr(limits, name) for limits in every]
-            return max((v for v in values if v is not None), default=None)
-
+        margins = [g.ctc_margin for g in every if g.ctc_margin is not None]
+        costs = [g.nll_per_second for g in every if g.nll_per_second is not None]
         return Limits(
             max(limits.rate for limits in every),
             min(limits.min_length_ratio for limits in every),
             max(limits.max_length_ratio for limits in every),
             max(limits.repetition for limits in every),
-            highest("ctc_margin"),
-            highest("nll_per_second"),
-            highest("decoder_nll_per_second"),
+            max(margins, default=None),
+            max(costs, default=None),
         )
 
 

@@ -20,13 +20,7 @@ from speechllm.decoding.encoded_batch import EncodedBatch
 from speechllm.decoding.hypothesis import Hypothesis
 from speechllm.decoding.options import SearchOptions
 from speechllm.decoding.rescoring import joint_score
-from speechllm.inference.guard import (
-    Guard,
-    ctc_nll_per_second,
-    decoder_nll_per_second,
-    measure,
-    measure_output,
-)
+from speechllm.inference.guard import Guard, ctc_nll_per_second, measure, measure_output
 from speechllm.inference.guard_thresholds import Limits, Statistics, Thresholds
 from speechllm.inference.results import word_features
 from speechllm.inference.score_weights import (
@@ -216,9 +210,8 @@ def find_thresholds(
     that ranks their candidates with the fewest errors is chosen. An output is withheld
     if its negative log probability per second exceeds that of the best candidate of
     every utterance of the set: none of the set is withheld, and of n similar
-    utterances seldom more than 3 n / (size of the set). A first pass has a limit of its
-    own, which must be exceeded, too. With fewer than ``LEAST_TO_WITHHOLD`` examples of
-    a task none of its outputs is withheld.
+    utterances seldom more than 3 n / (size of the set). With fewer than
+    ``LEAST_TO_WITHHOLD`` examples of a task none of its outputs is.
 
     Args:
         model: with a CTC branch.
@@ -257,11 +250,8 @@ def find_thresholds(
     spoken = [example for example in examples if example.task.name == "asr"]
     trials = decode_trials(model, spoken, options, thresholds, batch_size, nbests)
     weight = best_weight([t.candidates for t in trials if t.flagged])
-    by_decoder: dict[str, list[float]] = {}
     for trial in trials:
         costs.setdefault(trial.group, []).append(trial.nll_per_second(weight))
-        if trial.decoder_nll_per_second is not None:
-            by_decoder.setdefault(trial.group, []).append(trial.decoder_nll_per_second)
     for name, values in costs.items():
         if len(values) < LEAST_TO_WITHHOLD:
             print(
@@ -269,17 +259,9 @@ def find_thresholds(
                 f"are too few for that limit (at least {LEAST_TO_WITHHOLD})"
             )
             continue
-        groups[name] = replace(
-            groups[name],
-            nll_per_second=highest(values),
-            decoder_nll_per_second=highest(by_decoder.get(name, [])),
-        )
+        most = math.ceil(1000 * max(values)) / 1000
+        groups[name] = replace(groups[name], nll_per_second=most)
     return replace(thresholds, ctc_weight=weight)
-
-
-def highest(values: Sequence[float]) -> float | None:
-    """Return the highest value, rounded up to three digits; None of none."""
-    return math.ceil(1000 * max(values)) / 1000 if values else None
 
 
 def measure_reference(
@@ -321,14 +303,12 @@ class Trial:
         group: task and language.
         seconds: of audio.
         flagged: True if it was decoded again.
-        decoder_nll_per_second: by the first pass, of its most probable hypothesis.
     """
 
     group: str
     seconds: float
     flagged: bool
     candidates: Candidates
-    decoder_nll_per_second: float | None = None
 
     def nll_per_second(self, weight: float) -> float:
         """Return the best candidate's negative log probability per second, in nats."""
@@ -375,15 +355,8 @@ def decode_trials(
                 )
                 for c in ranked
             ]
-            seconds = batch.seconds[row]
             trials.append(
-                Trial(
-                    example.task.group,
-                    seconds,
-                    row in found,
-                    candidates,
-                    decoder_nll_per_second(first[row], seconds),
-                )
+                Trial(example.task.group, batch.seconds[row], row in found, candidates)
             )
     return trials
 

@@ -236,22 +236,6 @@ def test_improbable_text_is_withheld(guarded, waves, task):
     assert [r.entry() for r in accepted] == [r.entry() for r in before]
 
 
-def test_text_that_is_probable_by_the_first_pass_is_not_withheld(guarded, waves):
-    model = guarded(nll_per_second=0.0, decoder_nll_per_second=2.0)
-    batch = model.encode(waves[:1], [ENGLISH])
-    limit = -2.0 * len(waves[0]) / 16000  # log probability by the decoder
-    for scores, withheld in (
-        ((limit - 0.1, limit + 0.1), False),  # the second hypothesis is probable
-        ((limit - 0.1, limit - 0.2), True),
-        ((None, None), True),  # without a first pass
-    ):
-        nbest = [
-            Hypothesis(model.codec.encode(text), llm_score=-50.0, decoder_score=score)
-            for text, score in zip(("a cab", "a bad"), scores)
-        ]
-        assert model.guard.is_improbable(batch, 0, nbest) == withheld
-
-
 def test_nll_per_second_combines_llm_and_ctc(guarded, waves):
     model = guarded(weight=0.3)
     batch = model.encode(waves[:2], [ENGLISH, Task("st", "en", "fr")])
@@ -378,36 +362,6 @@ def test_best_weight_has_the_fewest_errors():
     trial = Trial("asr_en", 2.0, True, candidates)
     assert trial.nll_per_second(0.5) == 2.5  # first candidate: 5 nats in 2 s
     assert trial.nll_per_second(0.75) == 1.875  # second candidate: 3.75 nats
-
-
-def test_limit_of_the_first_pass_is_its_highest_cost(model, examples, monkeypatch):
-    """It accepts the most probable hypothesis of every utterance."""
-    monkeypatch.setattr(tuning, "LEAST_TO_WITHHOLD", 3)
-    found = read_examples(examples)
-    options = SearchOptions(**SHORT)
-    nbests = {
-        example.name: [
-            replace(hypothesis, decoder_score=-score)
-            for hypothesis, score in zip(nbest * 2, (3.0 + place, 2.0 + place))
-        ]
-        for place, (example, nbest) in enumerate(
-            (e, model.search(model.encode([e.wave], [e.task]), options)[0][:1])
-            for e in found
-            if e.task.name == "asr"
-        )
-    }
-    nbests |= {e.name: [Hypothesis()] for e in found if e.task.name != "asr"}
-    costs = [
-        -max(h.decoder_score for h in nbests[e.name]) / (len(e.wave) / 16000)
-        for e in found
-        if e.task.name == "asr"
-    ]
-    groups = find_thresholds(model, found, options, nbests=nbests).groups
-    assert groups["asr_en"].decoder_nll_per_second == pytest.approx(
-        max(costs), abs=1e-3
-    )
-    assert groups["asr_en"].decoder_nll_per_second >= max(costs)
-    assert groups["st_en_fr"].decoder_nll_per_second is None
 
 
 @pytest.fixture

@@ -91,13 +91,12 @@ def test_statistics_beyond_the_limits_are_flagged():
 
 def test_missing_task_has_the_widest_limits():
     groups = {
-        "asr_en": Limits(20.0, 0.5, 2.0, 1, 3.0, 12.0, 9.0),
+        "asr_en": Limits(20.0, 0.5, 2.0, 1, 3.0, 12.0),
         "st_en_fr": Limits(25.0, 0.7, 3.0, 0, None, 4.0),
     }
     found = Thresholds(0.5, 0.5, groups)
     assert found.limits(ENGLISH) == groups["asr_en"]
-    widest = Limits(25.0, 0.5, 3.0, 1, 3.0, 12.0, 9.0)
-    assert found.limits(Task("asr", "fr", "fr")) == widest
+    assert found.limits(Task("asr", "fr", "fr")) == Limits(25.0, 0.5, 3.0, 1, 3.0, 12.0)
 
 
 # Thresholds file
@@ -105,8 +104,7 @@ def test_missing_task_has_the_widest_limits():
 
 def test_written_thresholds_are_read_back(tmp_path):
     assert read_thresholds(tmp_path) is None
-    limits = Limits(20.0, 0.5, 2.0, 1, 3.0, 14.5, 6.5)
-    found = Thresholds(0.5, 0.7, {"asr_en": limits}, "dev")
+    found = Thresholds(0.5, 0.7, {"asr_en": Limits(20.0, 0.5, 2.0, 1, 3.0)}, "dev")
     write_thresholds(found, tmp_path)
     assert read_thresholds(tmp_path) == found
 
