@@ -63,7 +63,7 @@ split_tables() { # <phase> <examples> <stats>: split the training tables unless 
     dir=$(splits_dir "$1")
     if cmp -s "$3/.done" "${dir}/.done" && [ "${dir}/.done" -nt "$2/wav.scp" ]; then return; fi
     size=$(count "$2/wav.scp")
-    if [ "${size}" -lt $((num_splits_speechllm * num_nodes * (ngpu > 0 ? ngpu : 1))) ]; then
+    if [ "${size}" -lt $((num_splits_speechllm * num_nodes * (ngpu > 0 ? ngpu : num_processes))) ]; then
         fail "--num_splits_speechllm ${num_splits_speechllm}: ${size} examples in $2 are too few for so many splits"
     fi
     rm -f "${dir}/.done"
