@@ -104,6 +104,7 @@ def run_part(name: str, device: str, size: str) -> Result:
             return Result(FAILED, f"not done after {limit} s")
         if done.returncode or not output.exists():
             lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
+            print(*lines[-40:], sep="\n", file=sys.stderr, flush=True)
             return Result(FAILED, lines[-1].removeprefix("error: "))
         return Result(**json.loads(output.read_text("utf-8")))
 
