@@ -6,7 +6,8 @@ positions are written in place at the end; a row that keeps its index is not cop
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 SPARE = 32  # positions that a full buffer grows by
+MULTIPLE = 8  # of the positions of a buffer, for the kernels of attention
 
 
 class Move(NamedTuple):
@@ -40,9 +42,11 @@ class BeamKVLayer(CacheLayerMixin):
     is_sliding = False  # all positions are kept; the model masks those outside a window
     keys: Tensor
     values: Tensor
+    place: Tensor | None = None  # (1,) where `update` writes; see `BeamKVCache.fixed`
 
-    def __init__(self) -> None:
+    def __init__(self, spare: int = SPARE) -> None:
         super().__init__()
+        self.spare = spare
         self.rows = self.begin = self.end = 0
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -54,6 +58,11 @@ class BeamKVLayer(CacheLayerMixin):
         self, key_states: Tensor, value_states: Tensor, *unused: Any, **options: Any
     ) -> tuple[Tensor, Tensor]:
         """Write new positions (rows, heads, new, dim); return all of them."""
+        if self.place is not None:
+            rows = slice(key_states.shape[0])
+            self.keys[rows].index_copy_(2, self.place, key_states)
+            self.values[rows].index_copy_(2, self.place, value_states)
+            return self.keys[rows], self.values[rows]
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         self.rows, new = key_states.shape[0], key_states.shape[2]
@@ -84,12 +93,18 @@ class BeamKVLayer(CacheLayerMixin):
             return
         used = self.end - self.begin
         end = max(before, used)
+        room = rows <= capacity[0] and end + after <= capacity[2]
+        positions = end + after + self.spare
+        positions += -positions % MULTIPLE
         for name in ("keys", "values"):
             old = getattr(self, name)
-            new = old.new_zeros(  # masked values must be finite
-                max(rows, len(old)), old.shape[1], end + after + SPARE, old.shape[3]
-            )
             kept = old[:, :, self.begin : self.end]
+            if room:
+                old[:, :, end - used : end] = kept.clone()
+                continue
+            new = old.new_zeros(  # masked values must be finite
+                max(rows, len(old)), old.shape[1], positions, old.shape[3]
+            )
             new[: len(old), :, end - used : end] = kept
             setattr(self, name, new)
         self.begin, self.end = end - used, end
@@ -136,12 +151,49 @@ class BeamKVLayer(CacheLayerMixin):
 
 
 class BeamKVCache(Cache):
-    """KV cache of all layers, for the ``past_key_values`` of transformers."""
+    """KV cache of all layers, for the ``past_key_values`` of transformers.
+
+    Args:
+        spare: positions that a full buffer grows by.
+    """
 
     layers: list[BeamKVLayer]  # type: ignore[assignment]
 
-    def __init__(self) -> None:
+    def __init__(self, spare: int = SPARE) -> None:
         super().__init__(layer_class_to_replicate=BeamKVLayer)
+        self.spare = spare
+
+    @property
+    def capacity(self) -> int:
+        """Number of positions of the buffers."""
+        return self.layers[0].keys.shape[2]
+
+    def reserve(self, rows: int) -> None:
+        """Make room for ``rows`` rows and a new position."""
+        for layer in self.layers:
+            layer.reserve(rows, layer.end - layer.begin, 1)
+
+    @contextmanager
+    def fixed(self, place: Tensor) -> Iterator[None]:
+        """Let ``update`` write at a place and return the whole buffers.
+
+        Shapes and addresses do not depend on the positions in use.
+
+        Args:
+            place: (1,) index of the new position.
+        """
+        for layer in self.layers:
+            layer.place = place
+        try:
+            yield
+        finally:
+            for layer in self.layers:
+                layer.place = None
+
+    def advance(self, rows: int) -> None:
+        """Count the position that was written at a fixed place."""
+        for layer in self.layers:
+            layer.rows, layer.end = rows, layer.end + 1
 
     def select(self, rows: Sequence[int], changed: Sequence[int]) -> None:
         """Copy row ``rows[i]`` to row i; rows that are not in ``rows`` are dropped.
@@ -171,7 +223,7 @@ class BeamKVCache(Cache):
     def append(self, other: BeamKVCache) -> None:
         """Append the rows of another cache, aligned at the end."""
         while len(self.layers) < len(other.layers):
-            self.layers.append(BeamKVLayer())
+            self.layers.append(BeamKVLayer(self.spare))
         for mine, new in zip(self.layers, other.layers):
             mine.append(new)
 

@@ -13,6 +13,7 @@ from speechllm.decoding.hypothesis import BeamState, Candidate, Hypothesis, by_s
 from speechllm.decoding.kv_cache import BeamKVCache
 from speechllm.decoding.options import SearchOptions
 from speechllm.decoding.sampling import sample
+from speechllm.decoding.step_graphs import StepGraphs
 from speechllm.models.llm import LanguageModel
 from speechllm.utils.batching import groups_of_like_length
 
@@ -38,7 +39,8 @@ class LLMScorer:
         self.candidates = max(
             options.beam_size + 1, options.pre_beam_size if joint else 0
         )
-        self.cache = BeamKVCache()
+        self.graphs = StepGraphs(llm) if llm.step_graphs else None
+        self.cache = StepGraphs.new_cache() if llm.step_graphs else BeamKVCache()
         self.lengths: list[int] = []  # positions of each row
         self.outputs: list[tuple[int, list[int]]] = []  # utterance, tokens of each row
         self.log_probs = torch.empty(0, 0)  # (rows, vocabulary) of the next token
@@ -169,7 +171,11 @@ class LLMScorer:
         if not survivors:
             self.log_probs = self.log_probs[:0]
             return
-        tokens = torch.tensor([c.token for c in survivors], device=self.device)
+        ids = [candidate.token for candidate in survivors]
+        if self.graphs is not None:
+            self.log_probs = self.graphs.log_probs(ids, self.lengths, self.cache)
+            return
+        tokens = torch.tensor(ids, device=self.device)
         hidden = self.llm.body(  # (rows, 1, hidden)
             self.llm.embed(tokens[:, None]), self.mask(self.lengths), self.cache
         )

@@ -22,6 +22,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from speechllm.decoding.step_graphs import supports_step_graphs
 from speechllm.models.speech_llm import SpeechLLM
 from speechllm.utils.errors import UserError
 from speechllm.utils.machine import cpu_name
@@ -37,7 +38,7 @@ for _name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
 GROUPED = ("llama", "mistral", "qwen2", "qwen3")
 
 ENGINES = {
-    "auto": "weights packed for oneDNN on a CPU, else the same as eager",
+    "auto": "weights packed for oneDNN on a CPU, decoding steps as CUDA graphs on a GPU",
     "eager": "unmodified PyTorch and transformers",
 }
 
@@ -89,15 +90,16 @@ def choose_engine(model: nn.Module, engine: str = "auto") -> None:
     """
     if engine not in ENGINES:
         raise UserError(f"unknown engine {engine!r}: one of {', '.join(ENGINES)}")
-    parameter = next(model.parameters())
-    if (
-        engine == "auto"
-        and parameter.device.type == "cpu"
-        and torch.backends.mkldnn.is_available()
-    ):
+    if engine != "auto":
+        return
+    llm = model.llm if isinstance(model, SpeechLLM) else None
+    if llm is not None:
+        llm.step_graphs = supports_step_graphs(llm)
+    is_on_cpu = next(model.parameters()).device.type == "cpu"
+    if is_on_cpu and torch.backends.mkldnn.is_available():
         pack_layers(model)
-        if isinstance(model, SpeechLLM) and model.llm is not None:
-            group_attention(model.llm.causal_lm)
+        if llm is not None:
+            group_attention(llm.causal_lm)
 
 
 def group_attention(causal_lm: nn.Module) -> None:

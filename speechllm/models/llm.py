@@ -66,6 +66,8 @@ class LanguageModel(nn.Module):
             or an LLM that is not supported.
     """
 
+    step_graphs = False  # decoding steps are CUDA graphs; an inference backend sets it
+
     def __init__(
         self,
         model: str | nn.Module,
