@@ -126,7 +126,10 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     add_model_and_device(parser)
     add = parser.add_argument
     add("--batch_size", type=int, help="utterances per batch [8]")
-    add("--dtype", help="float32, bfloat16, float16 or auto [float32]")
+    add(
+        "--dtype",
+        help="float32, bfloat16, float16, 4bit (weights of the LLM) or auto [float32]",
+    )
     add(
         "--strict",
         action="store_true",

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Check a GPU in at most 25 minutes and write gpu_report.md; see --help.
+# Check a GPU in at most 28 minutes and write gpu_report.md; see --help.
 set -euo pipefail
 
 root=$(cd "$(dirname "$0")/.." && pwd)

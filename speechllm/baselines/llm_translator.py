@@ -146,7 +146,7 @@ class LLMTranslator(TextTranslator):
 
         if self.training_key_of_file() != self.training_key():
             self.train()
-        own = {"dtype": self.dtype, "gradient_checkpointing": False, "dequantize": True}
+        own = {"dtype": self.dtype, "gradient_checkpointing": False, "decoding": True}
         self.llm = LanguageModel(**{**self.llm_conf, **own})
         parameters = dict(self.llm.named_parameters())
         with torch.no_grad():

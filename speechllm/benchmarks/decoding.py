@@ -40,7 +40,8 @@ class DecodingCost:
             on a machine with other load.
         utterances: number of utterances.
         speech_seconds: duration of the speech.
-        peak_bytes: peak memory above the loaded model.
+        model_bytes: memory with the model loaded, on a CPU that of the process.
+        peak_bytes: peak memory above it.
         texts: text of each utterance.
         problem: reason if the system cannot decode the set; other fields are unset.
     """
@@ -50,6 +51,7 @@ class DecodingCost:
     cpu_seconds: float = 0.0
     utterances: int = 0
     speech_seconds: float = 0.0
+    model_bytes: int = 0
     peak_bytes: int = 0
     texts: Sequence[str] = ()
     problem: str | None = None
@@ -88,7 +90,7 @@ def measure_decoding(system: str, content: DecodingSet) -> DecodingCost:
         decode(waves[:1], requests[:1])  # warm-up
     except UnsupportedError as reason:
         return DecodingCost(system, problem=str(reason))
-    seconds, cpu_seconds, peak = [], [], 0
+    seconds, cpu_seconds, peak, model = [], [], 0, 0
     texts: list[str] = []
     for _ in range(content.rounds):
         memory = PeakMemory(content.device)
@@ -97,12 +99,14 @@ def measure_decoding(system: str, content: DecodingSet) -> DecodingCost:
         seconds.append(time.perf_counter() - begin)
         cpu_seconds.append(time.process_time() - cpu_begin)
         peak = max(peak, memory.peak())
+        model = model or memory.start
     return DecodingCost(
         system,
         statistics.median(seconds),
         statistics.median(cpu_seconds),
         len(waves),
         sum(map(len, waves)) / SAMPLING_RATE,
+        model,
         peak,
         texts,
     )
@@ -143,15 +147,15 @@ def decoding_table(costs: Sequence[DecodingCost]) -> str:
     rows = [
         (
             "| system | utterances/s | real-time factor | CPU seconds "
-            "| peak memory, MiB | speed | speed in CPU time | texts |"
+            "| model, MiB | peak above it, MiB | speed | speed in CPU time | texts |"
         ),
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
     ]
     first = next((cost for cost in costs if not cost.problem), None)
     for cost in costs:
         name = AGAINST.get(cost.system, f"speechllm, batch size {cost.system}")
         if cost.problem or first is None:
-            rows.append(f"| {name} | cannot: {cost.problem} | | | | | | |")
+            rows.append(f"| {name} | cannot: {cost.problem} | | | | | | | |")
             continue
         differing = sum(a != b for a, b in zip(first.texts, cost.texts, strict=True))
         same = f"{differing} differ" if differing else "the same"
@@ -160,7 +164,7 @@ def decoding_table(costs: Sequence[DecodingCost]) -> str:
         rows.append(
             f"| {name} | {cost.utterances / cost.seconds:.2f} "
             f"| {cost.seconds / cost.speech_seconds:.3f} | {cost.cpu_seconds:.1f} "
-            f"| {cost.peak_bytes / MEBIBYTE:.0f} "
+            f"| {cost.model_bytes / MEBIBYTE:.0f} | {cost.peak_bytes / MEBIBYTE:.0f} "
             f"| {first.seconds / cost.seconds:.2f} × "
             f"| {first.cpu_seconds / cost.cpu_seconds:.2f} × | {same} |"
         )

@@ -24,10 +24,11 @@ from speechllm.utils.io import atomic_open
 from speechllm.utils.machine import cpu_name
 
 PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"
-#: The parts, with the seconds that each may take on a GPU, 25 minutes together.
+#: The parts, with the seconds that each may take on a GPU, 28 minutes together.
 PARTS = {
     "qlora": ("4-bit QLoRA steps", 240),
     "precision": ("bfloat16 and float16 decoding against float32", 180),
+    "4bit": ("decoding with the LLM in 4 bits against bfloat16", 180),
     "decoding": ("GPT-NeoX 3.6B of random weights: decoding against a plain loop", 420),
     "step": ("a decoding step: bandwidth, torch.compile, CUDA graphs", 240),
     "strategies": ("Lightning: DDP, FSDP and DeepSpeed on one device", 300),

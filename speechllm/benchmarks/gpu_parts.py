@@ -33,8 +33,12 @@ from speechllm.benchmarks.decoding_systems import (
     number_tokenizer,
 )
 from speechllm.benchmarks.gpu import FAILED, NOT_RUN, PASSED, Result
-from speechllm.benchmarks.resources import PeakMemory, measure_in_process
-from speechllm.models.llm import quantization_obstacle
+from speechllm.benchmarks.resources import (
+    MEBIBYTE,
+    PeakMemory,
+    measure_in_process,
+)
+from speechllm.models.llm import LanguageModel, quantization_obstacle
 from speechllm.models.speech_llm import SpeechLLM, build_speech_llm
 from speechllm.text.tasks import Task
 from speechllm.training.amount_of_speech import UTTERANCE_SECONDS
@@ -125,6 +129,73 @@ def check_precision(device: str, size: str) -> Result:
         f"equal tokens of {number}: {figures}; after {steps} steps to a loss of "
         f"{losses[-1]:.3f}",
     )
+
+
+def check_4bit(device: str, size: str) -> Result:
+    """Decode with the LLM in 4 bits and in bfloat16; logits are those of training."""
+    from speechllm.inference.loading import load_model
+
+    if obstacle := quantization_obstacle():
+        return Result(NOT_RUN, obstacle)
+    utterances, tokens = (16, 32) if size == "full" else (3, 8)
+    options = {"beam_size": 1, "min_tokens": tokens, "tokens_per_second": 0.0}
+    options |= {"extra_tokens": float(tokens), "retry_truncated": False}
+    costs: dict[str, DecodingCost] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        config = training_config(folder, size, "qlora")
+        torch.manual_seed(1)
+        trained = build_speech_llm({**config, "token_list": None}).to(device).eval()
+        for key, weight in trained.llm.named_parameters():
+            if "lora_B" in key:  # zero before training
+                nn.init.normal_(weight, std=0.02)
+        exported = export(trained, config, folder / "model")
+        loaded = load_model(exported, "4bit")[0].to(device)
+        batch = torch.arange(7, 57, device=device).reshape(2, 25)
+        expected, found = (logits_of(model.llm, batch) for model in (trained, loaded))
+        error = float((found - expected).abs().mean() / expected.std())
+        del trained, loaded
+        if device == "cuda":
+            torch.cuda.empty_cache()
+        examples = noise_examples(folder, utterances, 5.0)
+        for dtype in ("bfloat16", "4bit"):
+            content = DecodingSet(
+                str(exported), str(examples), options, device=device, dtype=dtype
+            )
+            for batch_size in ("1", "16"):
+                if size == "tiny":
+                    cost = measure_decoding(batch_size, content)
+                else:  # in a process of its own, so that memory is free again
+                    cost = measure_in_process(
+                        "decode", batch_size, content, DecodingCost
+                    )
+                costs[f"{dtype} | {batch_size}"] = cost
+    rows = [
+        "| weights of the LLM | batch | tokens/s | model, MiB | peak above it, MiB |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for key, cost in costs.items():
+        rows.append(
+            f"| {key} | {utterances * tokens / cost.seconds:.0f} "
+            f"| {cost.model_bytes / MEBIBYTE:.0f} | {cost.peak_bytes / MEBIBYTE:.0f} |"
+        )
+    whole, small = (
+        costs[f"{dtype} | 16"].model_bytes for dtype in ("bfloat16", "4bit")
+    )
+    # the embeddings and the encoder are not in 4 bits
+    smaller = device != "cuda" or small < 0.55 * whole
+    return Result(
+        PASSED if error < 0.1 and smaller else FAILED,
+        f"{small / GIB:.2f} GiB with the model loaded, {whole / GIB:.2f} in bfloat16; "
+        f"logits differ by {error:.1%} of their deviation from those of training",
+        rows,
+    )
+
+
+@torch.inference_mode()
+def logits_of(llm: LanguageModel, tokens: Tensor) -> Tensor:
+    """Return the float32 logits (batch, length, vocabulary) of tokens."""
+    return llm.head(llm.body(llm.embed(tokens), torch.ones_like(tokens)))
 
 
 def check_decoding(device: str, size: str) -> Result:
@@ -317,6 +388,7 @@ def training_config(folder: Path, size: str, tuning: str) -> dict[str, Any]:
         decoder_ffn_dim=64,
         vocab_size=64,
         decoder_start_token_id=1,
+        init_std=0.3,  # of 0.02 the features of all utterances are alike
         **special,
     )
     WhisperModel(whisper).save_pretrained(folder / "encoder")
@@ -329,7 +401,8 @@ def training_config(folder: Path, size: str, tuning: str) -> dict[str, Any]:
         eos_token_id=tokenizer.eos_token_id,
     )
     dtype = torch.bfloat16 if size == "full" else torch.float32
-    LlamaForCausalLM(llama).to(dtype).save_pretrained(folder / "llm")
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        LlamaForCausalLM(llama).to(dtype).save_pretrained(folder / "llm")
     tokenizer.save_pretrained(folder / "llm")
     llm = {"model": str(folder / "llm"), "tuning": tuning}
     if tuning != "full":

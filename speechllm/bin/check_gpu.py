@@ -3,7 +3,7 @@
     python -m speechllm.bin.check_gpu
     python -m speechllm.bin.check_gpu --device cpu --size tiny
 
-It takes at most 25 minutes on one card and needs nothing but the repository and its
+It takes at most 28 minutes on one card and needs nothing but the repository and its
 environment. Without a GPU it stops; ``--device cpu --size tiny`` runs each part in its
 CPU form. The exit status is 1 if a part failed.
 """

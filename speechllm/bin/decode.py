@@ -30,7 +30,10 @@ def get_parser() -> argparse.ArgumentParser:
     add("--num_shards", type=int, default=1, help="shards of the example dir [1]")
     add("--shard", type=int, default=1, help="shard to decode, from 1 [1]")
     add("--device", default="cpu", help="cpu, cuda, …, or auto [cpu]")
-    add("--dtype", help="float32, bfloat16, float16 or auto [float32]")
+    add(
+        "--dtype",
+        help="float32, bfloat16, float16, 4bit (weights of the LLM) or auto [float32]",
+    )
     add("--engine", help="inference backend: auto or eager [auto]")
     add(
         "--strict",

@@ -133,7 +133,7 @@ SEARCH_SCHEMA: Schema = {
 DECODING_SCHEMA: Schema = {
     **SEARCH_SCHEMA,
     "batch_size": integer(1, 10**5),
-    "dtype": choice("float32", "bfloat16", "float16", "auto"),
+    "dtype": choice("float32", "bfloat16", "float16", "auto", "4bit"),
     "engine": choice("auto", "eager"),
     "num_shards": integer(1, 10**6),
     "shard": integer(1, 10**6),

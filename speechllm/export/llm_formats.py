@@ -89,7 +89,9 @@ def save_merged_llm(config: Mapping, state: Mapping[str, Any], folder: Path) -> 
 
     if not config.get("llm"):
         raise UserError("--merged: this model has no LLM; export it without --merged")
-    conf = {**config["llm_conf"], "gradient_checkpointing": False, "dequantize": True}
+    conf = {**config["llm_conf"], "gradient_checkpointing": False, "decoding": True}
+    if conf.get("tuning") == "full":
+        conf["dtype"] = "float32"
     llm = LanguageModel(**conf)
     own = {
         name.removeprefix("llm."): value

@@ -166,7 +166,7 @@ def pack_layers(module: nn.Module) -> None:
             and isinstance(child.padding, tuple)
         ):
             child.forward = packed_convolution(child)
-        else:
+        elif not hasattr(child, "lora_A"):  # adapters of 4-bit layers, read by peft
             pack_layers(child)
 
 

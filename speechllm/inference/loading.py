@@ -21,7 +21,12 @@ from speechllm.models.config import (
     read_config,
 )
 from speechllm.models.hubert_encoder import HubertEncoder
-from speechllm.models.llm import LanguageModel, resolve_dtype
+from speechllm.models.llm import (
+    LanguageModel,
+    quantization_obstacle,
+    quantize_layers,
+    resolve_dtype,
+)
 from speechllm.models.nue_asr import (
     GENERATION,
     PREFIX,
@@ -121,17 +126,23 @@ def load_model(
 
     Args:
         folder: of :func:`find_model`.
-        dtype: of the weights.
+        dtype: of the weights. ``4bit``: those of the LLM's linear layers but the head
+            are in 4 bits (:class:`~speechllm.models.llm.LanguageModel`), with their
+            adapters as separate layers; all else in that of
+            :func:`~speechllm.models.llm.resolve_dtype`.
         strict: as for :func:`verify_pretrained`.
 
     Returns:
-        The model on the CPU, its prompts, and its defaults of the search.
+        The model on the CPU (4-bit weights on the GPU, if there is one), its prompts,
+        and its defaults of the search.
 
     Raises:
         UserError: a damaged folder, or other pretrained models than it was trained
-            on (:func:`verify_pretrained`).
+            on (:func:`verify_pretrained`), or no 4-bit weights on this machine.
     """
     check_files(folder)
+    if dtype == "4bit" and (obstacle := quantization_obstacle("dtype 4bit")):
+        raise UserError(obstacle)
     if (folder / "config.yaml").exists():
         return load_exported(folder, dtype, strict)
     return load_nue_asr(folder, dtype)
@@ -140,7 +151,7 @@ def load_model(
 def load_exported(
     folder: Path, dtype: str, strict: bool = False
 ) -> tuple[SpeechLLM, Prompts, dict[str, Any]]:
-    """Load a model that stage 10 wrote, with the adapters merged.
+    """Load a model that stage 10 wrote; adapters of whole weights are merged.
 
     Its search defaults are in ``config.yaml`` under ``generation``; ``ctc_trained:
     false`` there marks a CTC branch that must not be used. Older folders have neither.
@@ -150,9 +161,12 @@ def load_exported(
     """
     config = read_config(folder / "config.yaml")
     verify_pretrained(folder, config, strict)
+    quantized_later = dtype == "4bit" and has_own_weights(config)
     if config.get("llm"):
-        own = {"dtype": dtype, "dequantize": True}
+        own = {"dtype": "bfloat16" if quantized_later else dtype, "decoding": True}
         config["llm_conf"] = {**config["llm_conf"], **own}
+    elif dtype == "4bit":
+        raise UserError(f"{folder}: dtype 4bit is for LLMs, and this model has none")
     # options of training
     config["encoder_conf"] = {**config["encoder_conf"], "specaug": None}
     config["ctc_conf"] = {}
@@ -170,16 +184,33 @@ def load_exported(
     try:
         model = build_speech_llm({**config, "token_list": token_list})
         model.load_state_dict(load_tensors(folder))
+        merge_adapters(model, resolve_dtype(dtype))
+        if quantized_later:
+            quantize_layers(model.llm.causal_lm)
     except (KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
         if is_out_of_memory(error):
             raise
         reason = reason_of(error)
         raise UserError(f"{folder}: the model cannot be built: {reason}") from error
-    merge_adapters(model)
     model.to(dtype=resolve_dtype(dtype))
     model.ctc_trained &= config.get("ctc_trained") is not False
     generation = dict(config.get("generation") or {})
     return model, read_prompts(folder / "prompts.yaml"), generation
+
+
+def has_own_weights(config: dict) -> bool:
+    """Return whether the LLM's weights are not those of a folder of transformers.
+
+    They are in the model folder if they were trained, or in one of Nue-ASR.
+    """
+    from speechllm.pretrained.resolve import resolve_model
+
+    if not config.get("llm"):
+        return False
+    conf = config["llm_conf"]
+    if conf.get("tuning") == "full" or conf.get("random_init"):
+        return True
+    return is_nue_asr(resolve_model(conf["model"]))
 
 
 def speech_decoder_loader(
@@ -271,8 +302,12 @@ def verify_pretrained(folder: Path, config: dict, strict: bool = False) -> None:
         )
 
 
-def merge_adapters(model: nn.Module) -> None:
-    """Add the products of LoRA to the weights they adapt, and keep plain layers."""
+def merge_adapters(model: nn.Module, dtype: torch.dtype = torch.float32) -> None:
+    """Add the products of LoRA to the weights they adapt, and keep plain layers.
+
+    Adapters of 4-bit weights stay layers of their own, in ``dtype``: the sum would be
+    rounded to 4 bits again.
+    """
     modules = dict(model.named_modules())
     if not any(".lora_A" in name for name in modules):
         return  # do not load peft
@@ -280,6 +315,10 @@ def merge_adapters(model: nn.Module) -> None:
 
     for name, module in modules.items():
         if isinstance(module, BaseTunerLayer):
+            if not module.get_base_layer().weight.is_floating_point():
+                for part in module.adapter_layer_names:
+                    getattr(module, part).to(dtype)
+                continue
             module.merge()
             parent, _, child = name.rpartition(".")
             setattr(modules[parent], child, module.get_base_layer())
@@ -295,7 +334,7 @@ def load_nue_asr(
             shards) and the tokenizer's files. Without ``prompts.yaml`` and
             ``preprocessor_config.json``, the task is Japanese recognition and
             waveforms are not normalised, as in the authors' code.
-        dtype: of the weights.
+        dtype: of the weights; ``4bit`` as for :func:`load_model`, the rest in bfloat16.
 
     Returns:
         The model, its prompts, and the search defaults of the released code.
@@ -304,7 +343,8 @@ def load_nue_asr(
         UserError: the folder is not such a model; the message says what is wrong.
     """
     folder = Path(folder)
-    nue = read_weights(folder, resolve_dtype(dtype))
+    whole = torch.bfloat16 if dtype == "4bit" else resolve_dtype(dtype)
+    nue = read_weights(folder, whole)
     tokenizer = load_tokenizer(folder)
     for token in (PREFIX, SUFFIX):
         if len(tokenizer.encode(token, add_special_tokens=False)) != 1:
@@ -316,6 +356,11 @@ def load_nue_asr(
         )
     prompts = model_prompts(folder)
     normalize = load_feature_extractor(folder).do_normalize
+    if dtype == "4bit":
+        try:
+            quantize_layers(nue.llm)
+        except ValueError as error:
+            raise UserError(f"{folder}: {error}") from error
     model = speech_llm_of_nue_asr(nue, tokenizer, normalize)
     return model, prompts, dict(GENERATION)
 

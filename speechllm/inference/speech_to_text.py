@@ -131,9 +131,10 @@ class SpeechToText:
             path: a folder that stage 10 wrote, the folder of a training that holds one
                 as ``model``, a folder in Nue-ASR's released format, or a hub id.
             device: ``cpu``, ``cuda``, …, or ``auto``.
-            dtype: ``float32``, ``bfloat16``, ``float16``, or ``auto``; None: that of
-                the settings, else float32. In float32 the text of an utterance does
-                not depend on its batch.
+            dtype: ``float32``, ``bfloat16``, ``float16``, ``auto``, or ``4bit``: the
+                weights of the LLM in 4 bits, all else in bfloat16 if there is a GPU;
+                None: that of the settings, else float32. In float32 the text of an
+                utterance does not depend on its batch.
             engine: kernels of matrix products; ``auto`` selects the fastest for the
                 device, :data:`speechllm.inference.backends.ENGINES` lists them. None:
                 that of the settings, else ``auto``.

@@ -48,13 +48,15 @@ class LanguageModel(nn.Module):
             ``target_modules``; all linear layers by default).
         dtype: precision of the frozen weights: ``"float32"``, ``"bfloat16"``, or
             ``"auto"``: bfloat16 if the hardware multiplies it. They keep it when a
-            trainer casts the whole model.
+            trainer casts the whole model. ``"4bit"``, for ``decoding``: those of
+            ``qlora``, and the rest in the precision of :func:`resolve_dtype`.
         random_init: build the architecture from its config, without its weights.
         gradient_checkpointing: recompute activations in the backward pass, also in a
             frozen LLM, through which the bridge is trained.
         tokenizer: the tokenizer, if ``model`` is a transformers model.
-        dequantize: for ``qlora``: convert the 4-bit weights to ``dtype``, for
-            decoding: adapters can be merged, and no 4-bit kernel is needed.
+        decoding: the weights are in ``dtype`` with any tuning, also those of ``full``
+            and ``qlora``, whose 4-bit weights are converted: adapters can be merged,
+            and no 4-bit kernel is needed.
         attn_implementation: transformers' attention: ``"eager"``, ``"sdpa"``,
             ``"flash_attention_2"``, …; None: :func:`attention_implementation`.
 
@@ -77,7 +79,7 @@ class LanguageModel(nn.Module):
         random_init: bool = False,
         gradient_checkpointing: bool = False,
         tokenizer=None,
-        dequantize: bool = False,
+        decoding: bool = False,
         attn_implementation: str | None = None,
     ):
         super().__init__()
@@ -85,15 +87,19 @@ class LanguageModel(nn.Module):
             raise ValueError(f"llm tuning {tuning!r}: full, frozen, lora or qlora")
         if isinstance(model, nn.Module):
             self.tokenizer, self.dtype, causal_lm = tokenizer, model.dtype, model
-        elif tuning == "qlora":
+        elif tuning == "qlora" or dtype == "4bit":
             if random_init:
                 raise ValueError("llm tuning qlora is for pretrained weights")
-            self.tokenizer, causal_lm = load_quantized_llm(model, attn_implementation)
-            if dequantize:
-                causal_lm = causal_lm.dequantize().to(resolve_dtype(dtype))
+            rest = resolve_dtype(dtype) if decoding else torch.float32
+            self.tokenizer, causal_lm = load_quantized_llm(
+                model, attn_implementation, rest
+            )
+            if decoding and dtype != "4bit":
+                causal_lm = causal_lm.dequantize().to(rest)
             self.dtype = causal_lm.get_input_embeddings().weight.dtype
         else:
-            self.dtype = torch.float32 if tuning == "full" else resolve_dtype(dtype)
+            is_master = tuning == "full" and not decoding
+            self.dtype = torch.float32 if is_master else resolve_dtype(dtype)
             self.tokenizer, causal_lm = load_llm(
                 model, self.dtype, random_init, attn_implementation
             )
@@ -406,10 +412,19 @@ def attention_implementation(name: str | None = None) -> str | None:
     return name
 
 
-def load_quantized_llm(model: str, attn_implementation: str | None = None):
+def load_quantized_llm(
+    model: str,
+    attn_implementation: str | None = None,
+    dtype: torch.dtype = torch.float32,
+):
     """Return the tokenizer and the 4-bit causal LM of a hub id or folder.
 
-    Norms, embeddings and the head are in float32, as peft prepares them.
+    transformers quantises each tensor as it is read, from bfloat16, so that the whole
+    weights are never in memory.
+
+    Args:
+        dtype: of norms, embeddings and the head: float32, as peft prepares them for
+            training; else they stay in bfloat16.
 
     Raises:
         ValueError: this machine or this model cannot be quantised.
@@ -435,10 +450,37 @@ def load_quantized_llm(model: str, attn_implementation: str | None = None):
         ),
     )
     check_cpu_layers(causal_lm)
-    causal_lm = prepare_model_for_kbit_training(
-        causal_lm, use_gradient_checkpointing=False
-    )
+    if dtype == torch.float32:
+        causal_lm = prepare_model_for_kbit_training(
+            causal_lm, use_gradient_checkpointing=False
+        )
     return load_llm_tokenizer(model), causal_lm
+
+
+def quantize_layers(causal_lm: nn.Module) -> None:
+    """Replace the linear layers but the head by those of :func:`load_quantized_llm`.
+
+    For weights that are not in a folder of transformers. Each is quantised from its own
+    precision, one at a time, on the GPU if there is one.
+
+    Raises:
+        ValueError: there are no linear layers, or this machine misreads one.
+    """
+    from bitsandbytes.nn import Linear4bit, Params4bit
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    names = linear_layers(causal_lm, without=[causal_lm.get_output_embeddings()])
+    if not names:
+        raise ValueError(f"{type(causal_lm).__name__} has no linear layers to quantise")
+    for name in names:
+        layer = causal_lm.get_submodule(name)
+        size = layer.in_features, layer.out_features, layer.bias is not None
+        with torch.device("meta"):
+            quantized = Linear4bit(*size, torch.bfloat16, quant_type="nf4")
+        weight = Params4bit(layer.weight.data, quant_type="nf4", module=quantized)
+        quantized.weight, quantized.bias = weight.to(device), layer.bias
+        causal_lm.set_submodule(name, quantized)
+    check_cpu_layers(causal_lm)
 
 
 def check_cpu_layers(causal_lm: nn.Module) -> None:
@@ -456,13 +498,17 @@ def check_cpu_layers(causal_lm: nn.Module) -> None:
         layer.support_avx512bf16_for_cpu = False
         if layer.in_features % 64 and layer.weight.device.type == "cpu":
             raise ValueError(
-                f"qlora on a CPU needs layers of a multiple of 64 inputs; {name} has "
-                f"{layer.in_features}: set tuning to lora"
+                "4-bit weights on a CPU need layers of a multiple of 64 inputs; "
+                f"{name} has {layer.in_features}: use whole weights (tuning: lora)"
             )
 
 
-def quantization_obstacle() -> str | None:
-    """Return the reason why this machine has no 4-bit weights, or None if it has."""
+def quantization_obstacle(wanted: str = "qlora") -> str | None:
+    """Return the reason why this machine has no 4-bit weights, or None if it has.
+
+    Args:
+        wanted: the option that needs them, for the message.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         from bitsandbytes import functional
@@ -474,21 +520,24 @@ def quantization_obstacle() -> str | None:
         )
         functional.dequantize_4bit(weights, state)
     except ImportError:
-        return "qlora needs bitsandbytes: pip install 'speechllm[qlora]'"
+        return f"{wanted} needs bitsandbytes: pip install 'speechllm[qlora]'"
     except (RuntimeError, NotImplementedError, AttributeError) as error:
         reason = str(error).strip().splitlines()[0]
-        return f"qlora: bitsandbytes has no 4-bit weights on this {device}: {reason}"
+        return f"{wanted}: bitsandbytes has no 4-bit weights on this {device}: {reason}"
     return None
 
 
 def resolve_dtype(name: str) -> torch.dtype:
-    """Convert ``float32``, ``bfloat16``, ``float16`` or ``auto`` to a dtype.
+    """Convert ``float32``, ``bfloat16``, ``float16``, ``auto`` or ``4bit`` to a dtype.
 
-    ``auto`` is bfloat16 if the hardware multiplies it, else float32.
+    ``auto`` is bfloat16 if the hardware multiplies it, else float32. With ``4bit`` it
+    is that of all that is not quantised: bfloat16 if there is a GPU, else float32.
 
     Raises:
         ValueError: another name.
     """
+    if name == "4bit":
+        return torch.bfloat16 if torch.cuda.is_available() else torch.float32
     if name != "auto":
         if name not in ("float32", "bfloat16", "float16"):
             raise ValueError(f"dtype {name!r}: float32, bfloat16, float16 or auto")

@@ -76,8 +76,13 @@ class Upload:
 
     @property
     def hotword_list(self) -> list[str]:
-        """The hotwords, which commas or line ends separate."""
-        words = self.hotwords.replace("\n", ",").split(",")
+        """The hotwords, which commas or line ends separate, and those of the prompt.
+
+        To OpenAI's whisper-1 a prompt is a list of keywords, whose spelling it shows.
+        It may have a heading with a colon and end with a full stop.
+        """
+        keywords = self.prompt.strip().removesuffix(".").rpartition(":")[2]
+        words = f"{self.hotwords},{keywords}".replace("\n", ",").split(",")
         return [" ".join(word.split()) for word in words if word.strip()]
 
 
@@ -156,9 +161,6 @@ class ServedModel:
     def check(self, upload: Upload) -> None:
         """Raise HTTPException for fields that cannot be fulfilled."""
         self.check_name(upload.model)
-        if upload.prompt.strip():
-            message = "prompt: no context; send names and terms as hotwords"
-            raise refusal(400, message, "prompt")
         if upload.temperature != 0:
             message = "temperature: only 0; texts are searched, not sampled"
             raise refusal(400, message, "temperature")
@@ -166,8 +168,9 @@ class ServedModel:
             message = "stream: only with the response formats json and text"
             raise refusal(400, message, "stream")
         if upload.hotword_list and not self.batcher.takes_hotwords:
-            message = "hotwords: they need an LLM, and a search without sampling"
-            raise refusal(400, message, "hotwords")
+            field = "hotwords" if upload.hotwords.strip() else "prompt"
+            message = "hotwords need an LLM, and a search without sampling"
+            raise refusal(400, f"{field}: {message}", field)
 
 
 def tasks_into_english(

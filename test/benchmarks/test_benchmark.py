@@ -76,7 +76,7 @@ def test_all_systems_decode_the_same_texts(tiny_model, examples, tmp_path, capsy
         "speechllm, batch size 1",
         "speechllm, batch size 2",
     ]
-    assert rows[0][5:7] == ["1.00 ×"] * 2
+    assert rows[0][6:8] == ["1.00 ×"] * 2
     assert [row[-1] for row in rows] == ["the same"] * 4
 
 
@@ -121,18 +121,29 @@ def test_missing_faster_whisper_is_reported(tiny_model, examples, monkeypatch):
 
 def test_tables_show_ratios_and_differing_texts():
     costs = [
-        DecodingCost("plain", 8.0, 9.0, 4, 16.0, 100 << 20, list("abcd")),
-        DecodingCost("faster-whisper", 4.0, 6.0, 4, 16.0, 100 << 20, list("wxyz")),
+        DecodingCost("plain", 8.0, 9.0, 4, 16.0, 7 << 20, 100 << 20, list("abcd")),
+        DecodingCost(
+            "faster-whisper", 4.0, 6.0, 4, 16.0, 5 << 20, 100 << 20, list("wxyz")
+        ),
         DecodingCost("espnet", problem="it is not there"),
-        DecodingCost("16", 2.0, 3.0, 4, 16.0, 300 << 20, list("aXcX")),
+        DecodingCost("16", 2.0, 3.0, 4, 16.0, 7 << 20, 300 << 20, list("aXcX")),
     ]
     rows = rows_of(decoding_table(costs))
-    assert rows[0][1:] == ["0.50", "0.500", "9.0", "100", *["1.00 ×"] * 2, "the same"]
+    first = ["0.50", "0.500", "9.0", "7", "100", *["1.00 ×"] * 2, "the same"]
+    assert rows[0][1:] == first
     ratios = ["2.00 ×", "1.50 ×"]
-    assert rows[1][1:] == ["1.00", "0.250", "6.0", "100", *ratios, "of another model"]
+    assert rows[1][1:] == [
+        "1.00",
+        "0.250",
+        "6.0",
+        "5",
+        "100",
+        *ratios,
+        "of another model",
+    ]
     assert rows[2][1] == "cannot: it is not there"
     ratios = ["4.00 ×", "3.00 ×"]
-    assert rows[3][1:] == ["2.00", "0.125", "3.0", "300", *ratios, "2 differ"]
+    assert rows[3][1:] == ["2.00", "0.125", "3.0", "7", "300", *ratios, "2 differ"]
     last = loss_table(
         {
             "targets": LossCost(1.0, 100 << 20, 7.0),

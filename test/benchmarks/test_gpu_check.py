@@ -14,9 +14,9 @@ from speechllm.bin import check_gpu
 from speechllm.utils.errors import UserError
 
 
-def test_each_part_has_a_function_and_all_take_at_most_25_minutes():
+def test_each_part_has_a_function_and_all_take_at_most_28_minutes():
     assert all(callable(getattr(gpu_parts, f"check_{part}")) for part in PARTS)
-    assert sum(seconds for _, seconds in PARTS.values()) <= 25 * 60
+    assert sum(seconds for _, seconds in PARTS.values()) <= 28 * 60
 
 
 def test_without_a_gpu_it_stops_with_one_line(monkeypatch, tmp_path):
@@ -28,11 +28,11 @@ def test_without_a_gpu_it_stops_with_one_line(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "part", ["qlora", "precision", "decoding", "step", "attention"]
+    "part", ["qlora", "precision", "4bit", "decoding", "step", "attention"]
 )
 def test_cpu_form_of_a_part(part):
     result = getattr(gpu_parts, f"check_{part}")("cpu", "tiny")
-    if part == "qlora" and result.status == NOT_RUN:
+    if part in ("qlora", "4bit") and result.status == NOT_RUN:
         pytest.skip(result.summary)
     assert result.status == PASSED, result.summary
     assert result.summary

@@ -45,7 +45,7 @@ def quantized(tiny_llm) -> LanguageModel:
 
 @pytest.fixture(scope="module")
 def dequantized(tiny_llm) -> LanguageModel:
-    llm = LanguageModel(str(tiny_llm), dtype="float32", dequantize=True, **QLORA)
+    llm = LanguageModel(str(tiny_llm), dtype="float32", decoding=True, **QLORA)
     return llm.eval()
 
 

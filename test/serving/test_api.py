@@ -160,15 +160,22 @@ def test_hotwords_are_those_of_the_request(model, prompt, tmp_path):
     }
     assert len(set(expected.values())) == 3
 
-    def send(text: str) -> str:
+    def send(text: str, **fields: str) -> str:
         found = served.client().audio.transcriptions.create(
-            file=("a.wav", prompt), model="tiny", extra_body={"hotwords": text}
+            file=("a.wav", prompt),
+            model="tiny",
+            extra_body={"hotwords": text} if text else None,
+            **fields,
         )
         return found.text
 
     with running_server(model, **bonus) as served, ThreadPoolExecutor() as pool:
         sent = [*lists] * 4
         assert list(pool.map(send, sent)) == [expected[text] for text in sent]
+        one, other = lists["Asterisk, New  York"]
+        for keywords in (f"{one}, {other}", f"Glossary: {one},\n{other}."):
+            assert send("", prompt=keywords) == expected["Asterisk, New  York"]
+        assert send(one, prompt=other) == expected["Asterisk, New  York"]
 
 
 def test_batches_have_the_same_hotwords(model, prompt, monkeypatch):
