@@ -136,14 +136,16 @@ class Step:
         stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(stream):
             self.compute()  # libraries allocate their workspace at first use
-            graph.capture_begin(capture_error_mode="thread_local")
             try:
-                self.output = self.compute()
+                # other threads, as of a server, may use the GPU meanwhile
+                graph.capture_begin(capture_error_mode="thread_local")
+                try:
+                    self.output = self.compute()
+                finally:
+                    graph.capture_end()
             except RuntimeError as error:
                 logger.warning("decoding without CUDA graphs: %s", error)
                 self.llm.step_graphs = False
-            finally:
-                graph.capture_end()
         torch.cuda.current_stream(self.device).wait_stream(stream)
         if self.llm.step_graphs:
             self.graph = graph

@@ -38,7 +38,7 @@ for _name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
 GROUPED = ("llama", "mistral", "qwen2", "qwen3")
 
 ENGINES = {
-    "auto": "weights packed for oneDNN on a CPU, decoding steps as CUDA graphs on a GPU",
+    "auto": "weights packed for oneDNN on a CPU, CUDA graphs on a GPU",
     "eager": "unmodified PyTorch and transformers",
 }
 
