@@ -21,12 +21,7 @@ from speechllm.models.config import (
     read_config,
 )
 from speechllm.models.hubert_encoder import HubertEncoder
-from speechllm.models.llm import (
-    LanguageModel,
-    quantization_obstacle,
-    quantize_layers,
-    resolve_dtype,
-)
+from speechllm.models.llm import LanguageModel, resolve_dtype
 from speechllm.models.nue_asr import (
     GENERATION,
     PREFIX,
@@ -35,6 +30,7 @@ from speechllm.models.nue_asr import (
     load_feature_extractor,
     read_weights,
 )
+from speechllm.models.quantization import quantization_obstacle, quantize_layers
 from speechllm.models.speech_decoder import FOLDER as FIRST_PASS
 from speechllm.models.speech_decoder import SpeechDecoder, has_speech_decoder
 from speechllm.models.speech_llm import SpeechLLM, build_speech_llm

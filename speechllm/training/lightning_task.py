@@ -13,7 +13,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from speechllm.models.llm import quantization_obstacle
+from speechllm.models.quantization import quantization_obstacle
 from speechllm.training.task import SpeechLLMTask
 from speechllm.utils.errors import UserError
 

@@ -35,11 +35,8 @@ from speechllm.models.config import (
 )
 from speechllm.models.ctc import CTC
 from speechllm.models.encoders import ENCODERS
-from speechllm.models.llm import (
-    LanguageModel,
-    load_llm_tokenizer,
-    quantization_obstacle,
-)
+from speechllm.models.llm import LanguageModel, load_llm_tokenizer
+from speechllm.models.quantization import quantization_obstacle
 from speechllm.models.speech_llm import SpeechLLM, build_speech_llm
 from speechllm.text.ctc_labels import CTCTokenizer, read_token_list
 from speechllm.text.prompts import read_prompts

@@ -11,10 +11,11 @@ from tiny_models import write_tiny_llm
 from torch import nn
 
 from speechllm import SpeechToText
-from speechllm.benchmarks import gpu_parts
+from speechllm.benchmarks import random_models
+from speechllm.benchmarks.gpu_parts import logits_of
 from speechllm.inference import loading
 from speechllm.models import llm as llm_module
-from speechllm.models.llm import quantization_obstacle, quantize_layers
+from speechllm.models.quantization import quantization_obstacle, quantize_layers
 from speechllm.models.speech_llm import build_speech_llm
 from speechllm.utils.errors import UserError
 
@@ -37,18 +38,18 @@ def wide_llm(tmp_path_factory, smollm2) -> Path:
 def trained_model(folder: Path, tuning: str, steps: int = 0, **llm_conf):
     """Train a tiny model on noise; return it, its folder and the waveforms."""
     folder.mkdir()
-    config = gpu_parts.training_config(folder, "tiny", tuning)
+    config = random_models.training_config(folder, "tiny", tuning)
     config["llm_conf"] |= llm_conf
     torch.manual_seed(1)
     model = build_speech_llm({**config, "token_list": None}).train()
     for name, weight in model.llm.named_parameters():
         if "lora_B" in name:  # zero before training
             nn.init.normal_(weight, std=0.05)
-    batch = gpu_parts.random_batch(model, 3, seconds=2.0)
+    batch = random_models.random_batch(model, 3, seconds=2.0)
     if steps:
-        losses = gpu_parts.train_steps(model, batch, steps, lr=1e-2)
+        losses = random_models.train_steps(model, batch, steps, lr=1e-2)
         assert losses[-1] < 0.1, losses[-1]
-    exported = gpu_parts.export(model, config, folder / "model")
+    exported = random_models.export(model, config, folder / "model")
     return model.eval(), exported, [wave.numpy() for wave in batch["speech"]]
 
 
@@ -72,8 +73,8 @@ def test_a_qlora_model_has_the_weights_and_logits_of_its_training(tmp_path, wide
     before = trained.llm.causal_lm.get_submodule(LAYER)
     assert isinstance(layer.get_base_layer(), Linear4bit)
     assert torch.equal(layer.get_base_layer().weight, before.get_base_layer().weight)
-    expected = gpu_parts.logits_of(trained.llm, TOKENS)
-    found = gpu_parts.logits_of(model.llm, TOKENS)
+    expected = logits_of(trained.llm, TOKENS)
+    found = logits_of(model.llm, TOKENS)
     assert torch.allclose(found, expected, atol=1e-5 * float(expected.std()))
     options = {"beam_size": 2, "min_tokens": 1}
     texts = [result.text for result in model.transcribe(waves, **options)]
@@ -103,8 +104,8 @@ def test_four_bits_a_weight_and_nothing_in_float32(tmp_path, monkeypatch):
         size += weight.nbytes + state.absmax.nbytes + state.state2.absmax.nbytes
     assert numbers == 2 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 64 * 128)
     assert 0.5 < size / numbers < 0.52
-    expected = gpu_parts.logits_of(trained.llm, TOKENS)
-    error = gpu_parts.logits_of(model.llm, TOKENS) - expected
+    expected = logits_of(trained.llm, TOKENS)
+    error = logits_of(model.llm, TOKENS) - expected
     assert error.abs().mean() < 0.02 * expected.std()  # bfloat16
 
 

@@ -245,3 +245,16 @@ def test_attention_implementation(tiny_llm, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert attention_implementation() is None
     assert attention_implementation("flash_attention_2") == "flash_attention_2"
+
+
+@pytest.mark.parametrize("tuning", ["full", "frozen", "lora"])
+def test_precision_in_decoding_is_that_asked_for(tiny_llm, tuning):
+    """In training a fully trained LLM has float32 weights, whatever dtype says."""
+    for decoding in (False, True):
+        llm = LanguageModel(
+            str(tiny_llm), tuning=tuning, dtype="bfloat16", decoding=decoding
+        )
+        is_float32 = tuning == "full" and not decoding
+        expected = torch.float32 if is_float32 else torch.bfloat16
+        weights = {p.dtype for n, p in llm.named_parameters() if "lora_" not in n}
+        assert weights == {expected} and llm.dtype == expected

@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM
 import speechllm.training.task
 from speechllm import SpeechToText
 from speechllm.export.exported_model import export_model
-from speechllm.models.llm import LanguageModel, quantization_obstacle
+from speechllm.models.llm import LanguageModel
+from speechllm.models.quantization import quantization_obstacle
 from speechllm.utils.errors import UserError
 
 # Dettmers et al. 2023, appendix E
