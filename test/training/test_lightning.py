@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import pickle
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -13,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.distributed.checkpoint import save
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from speechllm import SpeechToText
 from speechllm.bin import speechllm_train
@@ -153,6 +157,65 @@ def test_training_resumes_and_every_checkpoint_can_be_exported(row, tmp_path, st
         assert tensors_differ(load_tensors(tmp_path / "model"), state) == 0
     model = SpeechToText.from_pretrained(tmp_path / "model")
     model.transcribe([np.zeros(8000, dtype=np.float32)], language="en")
+
+
+class Attack:
+    """Creates a folder when it is unpickled."""
+
+    def __init__(self, path: Path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def plant(checkpoint: Path, name: str, attack: Attack) -> None:
+    """Replace a file of a checkpoint, or an optimizer's options in FSDP's shards."""
+    if name != "options":
+        (file,) = checkpoint.rglob(name) if checkpoint.is_dir() else [checkpoint]
+        torch.save(attack, file)
+        return
+    with open(checkpoint / ".metadata", "rb") as stream:
+        metadata = pickle.load(stream)
+    state = {k: attack for k in metadata.state_dict_metadata if k.endswith(".lr")}
+    for key, entry in metadata.state_dict_metadata.items():
+        if isinstance(entry, TensorStorageMetadata):
+            state[key] = torch.zeros(entry.size, dtype=entry.properties.dtype)
+    assert attack in state.values()
+    shutil.rmtree(checkpoint)
+    save(state, checkpoint_id=checkpoint, no_dist=True)
+    torch.save({}, checkpoint / "meta.pt")
+
+
+@needs_lightning
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("strategy", "names"),
+    [
+        ("ddp", ["last.ckpt"]),
+        ("fsdp", [".metadata", "meta.pt", "options"]),
+        pytest.param(
+            "deepspeed",
+            ["*_model_states.pt", "*_optim_states.pt"],
+            marks=needs_deepspeed,
+        ),
+    ],
+)
+def test_a_resumed_training_runs_no_code(row, tmp_path, strategy, names):
+    """Each file of a checkpoint that is unpickled, replaced by an attack."""
+    words = [*row("first", max_epoch=1), "--strategy", strategy]
+    run_rows(tmp_path, [words], processes=1)
+    resumed = []
+    for number, name in enumerate(names):
+        folder = tmp_path / f"resumed{number}"
+        shutil.copytree(tmp_path / "first", folder)
+        plant((folder / "last.ckpt").resolve(), name, Attack(tmp_path / "made"))
+        resumed.append([*row(folder.name), "--strategy", strategy])
+    run_rows(tmp_path, resumed, processes=1)
+    for number in range(len(names)):
+        error = (tmp_path / f"resumed{number}" / "error.txt").read_text()
+        assert "not a checkpoint of this training, or damaged; it is not" in error
+    assert not (tmp_path / "made").exists()
 
 
 @needs_lightning
