@@ -159,6 +159,45 @@ def test_training_resumes_and_every_checkpoint_can_be_exported(row, tmp_path, st
     model.transcribe([np.zeros(8000, dtype=np.float32)], language="en")
 
 
+@needs_lightning
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "strategy", ["ddp", "fsdp", pytest.param("deepspeed", marks=needs_deepspeed)]
+)
+def test_two_machines_train_as_two_processes(row, tmp_path, strategy):
+    """Two launches on the loopback play the machines, as srun starts them."""
+    rows = {name: [*row(name), "--strategy", strategy] for name in ("two", "nodes")}
+    run_rows(tmp_path, [rows["two"]])
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text("#!/bin/sh\nprintf '127.0.0.1\\nb\\n'\n")
+    scontrol.chmod(0o755)
+    nodes = tmp_path / "nodes.json"
+    nodes.write_text(json.dumps([rows["nodes"]]))
+    environment = {
+        **os.environ,
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "SLURM_JOB_NODELIST": "a,b",
+        "SLURM_JOB_ID": str(os.getpid()),
+        "DS_ACCELERATOR": "cpu",
+        "OMP_NUM_THREADS": "1",
+    }
+    machines = [
+        subprocess.Popen(
+            [sys.executable, ROWS, nodes, "1", "2"],
+            env={**environment, "SLURM_NODEID": str(number)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in (0, 1)
+    ]
+    for machine in machines:
+        _, errors = machine.communicate(timeout=1800)
+        assert machine.returncode == 0, errors[-6000:]
+    states = [load_tensors(tmp_path / n / "last.ckpt") for n in rows]
+    assert tensors_differ(*states) == 0
+    assert losses(tmp_path / "nodes") == losses(tmp_path / "two")
+
+
 class Attack:
     """Creates a folder when it is unpickled."""
 
