@@ -105,7 +105,7 @@ def tensors_differ(first: dict, second: dict) -> float:
     "strategy", ["ddp", "fsdp", pytest.param("deepspeed", marks=needs_deepspeed)]
 )
 def test_a_strategy_trains_every_combination_as_espnet_does(row, tmp_path, strategy):
-    """Two processes with half of each batch have the loss curve of one process.
+    """Two processes with half of each batch have the loss curve of ESPnet's trainer.
 
     CTC, whose loss is a mean over the labels of each process, is left out.
     """
@@ -115,15 +115,25 @@ def test_a_strategy_trains_every_combination_as_espnet_does(row, tmp_path, strat
         model = {"ctc_weight": 0.0, "autocast": precision}
         rows[name] = row(name, tuning, precision, checkpointing, model_conf=model)
     run_rows(tmp_path, [[*words, "--strategy", strategy] for words in rows.values()])
-    for tuning in TUNINGS:
-        words = row(f"espnet_{tuning}", tuning, model_conf={"ctc_weight": 0.0})
-        speechllm_train.main([*words, "--model_conf", "autocast=float32"])
-        expected = losses(tmp_path / f"espnet_{tuning}")
-        for precision, end in itertools.product(PRECISIONS, ("", "_checkpointing")):
+    for tuning, precision in itertools.product(TUNINGS, PRECISIONS):
+        name = f"espnet_{tuning}_{precision}"
+        model = {"ctc_weight": 0.0, "autocast": precision}
+        # bfloat16 rounds by the shape of a batch: ESPnet's own losses in one process
+        # differ from those in two by 0.01, with a frozen LLM by 0.2, so here it has two.
+        # Trained weights are float32 in all strategies. FSDP and DeepSpeed add gradients
+        # in another order; the last bit of a weight may round an activation elsewhere
+        # (measured: 0.0013, and 1e-6 with DDP).
+        number = {"float32": "1", "bfloat16": "2"}[precision]
+        exact = precision == "float32" or strategy == "ddp"
+        words = row(name, tuning, precision, model_conf=model)
+        speechllm_train.main([*words, "--num_processes", number])
+        for end in ("", "_checkpointing"):
             found = losses(tmp_path / f"{tuning}_{precision}{end}")
-            tolerance = 1e-4 if precision == "float32" else 0.3
-            assert found == pytest.approx(expected, abs=tolerance)
-        trained = load_tensors(tmp_path / f"espnet_{tuning}/valid.loss.best.pth")
+            expected = losses(tmp_path / name)
+            assert found == pytest.approx(expected, abs=1e-4 if exact else 5e-3)
+        if precision == "bfloat16":
+            continue
+        trained = load_tensors(tmp_path / name / "valid.loss.best.pth")
         for path in (tmp_path / f"{tuning}_float32").glob("*.best.pth"):
             assert tensors_differ(load_tensors(path), trained) < 1e-4
 
@@ -212,7 +222,8 @@ def plant(checkpoint: Path, name: str, attack: Attack) -> None:
     """Replace a file of a checkpoint, or an optimizer's options in FSDP's shards."""
     if name != "options":
         (file,) = checkpoint.rglob(name) if checkpoint.is_dir() else [checkpoint]
-        torch.save(attack, file)
+        with open(file, "wb") as stream:
+            (pickle.dump if name == ".metadata" else torch.save)(attack, stream)
         return
     with open(checkpoint / ".metadata", "rb") as stream:
         metadata = pickle.load(stream)
