@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from speechllm.training.lightning_task import LightningTask, check_lightning
 from speechllm.utils.errors import UserError, run_main
 
+
 def main(cmd: Sequence[str] | None = None) -> None:
     """Check the options and train in the processes of this machine.
 
