@@ -119,10 +119,10 @@ def test_a_strategy_trains_every_combination_as_espnet_does(row, tmp_path, strat
         name = f"espnet_{tuning}_{precision}"
         model = {"ctc_weight": 0.0, "autocast": precision}
         # bfloat16 rounds by the shape of a batch: ESPnet's own losses in one process
-        # differ from those in two by 0.01, with a frozen LLM by 0.2.
-        # So it has two here. Trained weights are float32 everywhere. FSDP and DeepSpeed add
-        # gradients in another order; the last bit of a weight may then round an activation
-        # elsewhere (measured: 0.0013, and 1e-6 with DDP).
+        # differ from those in two by 0.01, with a frozen LLM by 0.2, so two are used.
+        # Trained weights are float32 everywhere. FSDP and DeepSpeed add gradients in
+        # another order, so that the last bit of a weight may round an activation to
+        # another number (measured: 0.0013, and 1e-6 with DDP).
         number = {"float32": "1", "bfloat16": "2"}[precision]
         exact = precision == "float32" or strategy == "ddp"
         words = row(name, tuning, precision, model_conf=model)
@@ -227,10 +227,12 @@ def plant(checkpoint: Path, name: str, attack: Attack) -> None:
         return
     with open(checkpoint / ".metadata", "rb") as stream:
         metadata = pickle.load(stream)
-    state = {k: attack for k in metadata.state_dict_metadata if k.endswith(".lr")}
-    for key, entry in metadata.state_dict_metadata.items():
-        if isinstance(entry, TensorStorageMetadata):
-            state[key] = torch.zeros(entry.size, dtype=entry.properties.dtype)
+    state = {
+        key: torch.zeros(entry.size, dtype=entry.properties.dtype)
+        if isinstance(entry, TensorStorageMetadata)
+        else attack
+        for key, entry in metadata.state_dict_metadata.items()
+    }
     assert attack in state.values()
     shutil.rmtree(checkpoint)
     save(state, checkpoint_id=checkpoint, no_dist=True)
