@@ -31,7 +31,7 @@ SYSTEMS = {
     "lhotse": "Lhotse, lazy cuts",
 }
 _BATCH_SECONDS = 240
-_SPLITS_READ = 3  # whose peak memory is that of an epoch
+_SPLITS_KEPT = 3  # for the padding
 _BATCHES_READ = 2000  # of Lhotse, for the padding
 _TABLES = ("wav.scp", "text", "text_ctc", "utt2task", "speech_shape")
 
@@ -73,7 +73,7 @@ class SamplingCost:
 
 
 def benchmark_sampling(
-    folder: Path, sizes: list[int], split_size: int, ranks: int
+    folder: Path, sizes: list[int], split_size: int, ranks: int, systems: list[str]
 ) -> None:
     """Print a table of the systems.
 
@@ -82,6 +82,7 @@ def benchmark_sampling(
         sizes: numbers of examples.
         split_size: examples of a split.
         ranks: processes of the training.
+        systems: keys of ``SYSTEMS``.
     """
     print(f"batches of {_BATCH_SECONDS} s, one of {ranks} ranks\n")
     print(
@@ -92,8 +93,9 @@ def benchmark_sampling(
     for size in sorted(sizes):
         splits = max(round(size / split_size), 2)
         tables = SamplingSet(str(folder / str(size)), size, splits, ranks)
-        write_tables(tables)
-        for system, name in SYSTEMS.items():
+        write_tables(tables, cuts="lhotse" in systems)
+        for system in systems:
+            name = SYSTEMS[system]
             cost = measure_in_process("sampling", system, tables, SamplingCost)
             name = f"{name} ({splits})" if system == "splits" else name
             print(
@@ -104,8 +106,8 @@ def benchmark_sampling(
             )
 
 
-def write_tables(tables: SamplingSet) -> None:
-    """Write the tables, their splits, and the same as Lhotse's cuts."""
+def write_tables(tables: SamplingSet, cuts: bool = True) -> None:
+    """Write the tables, their splits and, with ``cuts``, the same as Lhotse's cuts."""
     from espnet2.bin.split_scps import split_scps
 
     folder = Path(tables.folder)
@@ -116,13 +118,15 @@ def write_tables(tables: SamplingSet) -> None:
             name: stack.enter_context(open(folder / name, "w", encoding="utf-8"))
             for name in _TABLES
         }
-        cuts = stack.enter_context(gzip.open(folder / "cuts.jsonl.gz", "wt"))
+        if cuts:
+            manifest = stack.enter_context(gzip.open(folder / "cuts.jsonl.gz", "wt"))
         for name, samples, text in _rows(tables.examples):
             position = f"/corpora/dump/audio/train/audio/00000/audio.ark:{samples}"
             values = (position, text, text, "asr ja ja", str(samples))
             for table, value in zip(_TABLES, values, strict=True):
                 files[table].write(f"{name} {value}\n")
-            cuts.write(json.dumps(_cut(name, samples, text)) + "\n")
+            if cuts:
+                manifest.write(json.dumps(_cut(name, samples, text)) + "\n")
     scps = [str(folder / name) for name in _TABLES]
     split_scps(scps, tables.splits, None, str(folder / "splits"), "WARNING")
 
@@ -194,19 +198,21 @@ def _measure_espnet(tables: SamplingSet, in_splits: bool) -> SamplingCost:
         splits = task.build_multiple_iter_factory(args, option, "train")
         builders = splits.factory.build_funcs  # within the progress lines
     else:
-        builders = [lambda: task.build_iter_factory(args, option, "train")]
+        builders = [lambda: task.build_iter_factory(args, option, "train").factory]
     batches, start = [], 0.0
-    for build in builders[:_SPLITS_READ]:
+    for number, build in enumerate(builders):
         factory = build()
         loader = factory.build_iter(1)
         start = start or time.process_time() - begin
-        batches += [list(batch) for batch in loader.batch_sampler]
+        drawn = [list(batch) for batch in loader.batch_sampler]
+        batches += drawn if number < _SPLITS_KEPT else []
         del factory, loader
-    seconds = time.process_time() - begin
-    epoch = seconds * len(builders) / min(len(builders), _SPLITS_READ)
+    epoch = time.process_time() - begin
     peak = memory.peak()
+    kept = {name for batch in batches for name in batch}
     with open(folder / "speech_shape", encoding="utf-8") as stream:
-        sizes = {name: int(size) for name, size in map(str.split, stream)}
+        rows = map(str.split, stream)
+        sizes = {name: int(size) for name, size in rows if name in kept}
     lengths = [[sizes[name] for name in batch] for batch in batches]
     total = memory.start + peak
     return SamplingCost(start, epoch, peak, total, _padding(lengths))

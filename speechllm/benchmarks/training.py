@@ -74,6 +74,8 @@ def training_report(steps: TrainingSteps) -> str:
         for method in METHODS
     }
     heading = f"{steps.config}, {steps.device}: {steps.steps} steps"
+    if training_options(steps.config).multiple_iterator:
+        heading += ", of the first split of the tables"
     return f"{heading}\n\n{training_table(costs, padding)}"
 
 
@@ -136,7 +138,8 @@ def training_batches(
 
     from speechllm.training import load_task
 
-    args = argparse.Namespace(**{**vars(args), "num_workers": 0})
+    args = first_split(args)
+    args.num_workers = 0
     option = DistributedOption(distributed=False)
     factory = load_task().build_iter_factory(args, option, "train").factory
     epoch = factory.build_iter(1)
@@ -148,10 +151,27 @@ def training_batches(
     ]
 
 
+def first_split(args: argparse.Namespace) -> argparse.Namespace:
+    """Return the options with the first split of tables that are in splits."""
+    args = argparse.Namespace(**vars(args))
+    if args.multiple_iterator:  # ESPnet's folders of split.0, split.1, …
+        tables = args.train_data_path_and_name_and_type
+        args.train_data_path_and_name_and_type = [
+            (f"{path}/split.0", *rest) for path, *rest in tables
+        ]
+        args.train_shape_file = [f"{path}/split.0" for path in args.train_shape_file]
+        args.multiple_iterator = False
+    return args
+
+
 def padding_share(args: argparse.Namespace) -> float:
-    """Return the share of padding in the waveforms of all batches of an epoch."""
+    """Return the share of padding in the waveforms of all batches of an epoch.
+
+    Of tables in splits it is the share in the first split.
+    """
     from espnet2.samplers.build_batch_sampler import build_batch_sampler
 
+    args = first_split(args)
     sampler = build_batch_sampler(
         type=args.batch_type,
         batch_size=args.batch_size,

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from speechllm.benchmarks.data import CORPORA, benchmark_formatting, benchmark_tables
 from speechllm.benchmarks.pipeline import benchmark_stages
-from speechllm.benchmarks.sampling import benchmark_sampling
+from speechllm.benchmarks.sampling import SYSTEMS, benchmark_sampling
 from speechllm.utils.errors import run_main
 
 LLM = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -54,6 +54,13 @@ def get_parser() -> argparse.ArgumentParser:
         default=250_000,
         help="examples of a split of the tables in --sampling [250000]",
     )
+    add(
+        "--samplers",
+        choices=SYSTEMS,
+        nargs="+",
+        default=list(SYSTEMS),
+        help="samplers to measure [all]",
+    )
     add("--ranks", type=int, default=8, help="processes of the training [8]")
     add("--ffmpeg", default="ffmpeg", help="command to compare with [ffmpeg]")
     add(
@@ -79,7 +86,11 @@ def main(argv: list[str] | None = None) -> None:
             benchmark_formatting(Path(folder), args.clips, args.ffmpeg)
         elif args.sampling:
             benchmark_sampling(
-                Path(folder), args.utterances, args.split_size, args.ranks
+                Path(folder),
+                args.utterances,
+                args.split_size,
+                args.ranks,
+                args.samplers,
             )
         elif args.corpus == "reazonspeech":
             benchmark_stages(

@@ -39,7 +39,10 @@ def epoch_curves(log_dir: str | Path) -> dict[str, dict[str, dict[int, float]]]:
                 str(folder), size_guidance={SCALARS: 0}, purge_orphaned_data=False
             ).Reload()
             for name in events.Tags()[SCALARS]:
-                scalars[split][name] = events.Scalars(name)
+                # files of one second are read in the order of their names, 10 before 9
+                scalars[split][name] = sorted(
+                    events.Scalars(name), key=lambda event: event.wall_time
+                )
     steps: dict[int, int] = {}
     for event in scalars["train"].get("iter_epoch", []):
         epoch = int(event.value)

@@ -93,20 +93,40 @@ class _MetadataUnpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
+def load_shards(state: dict[str, Any], path: Path, no_dist: bool = False) -> None:
+    """Read entries of a sharded checkpoint into ``state``, in place.
+
+    ``torch.distributed.checkpoint.load`` unpickles the metadata and all values that are
+    not tensors, such as the options of an optimizer; here neither can run code.
+
+    Args:
+        state: tensors, of which a process may have shards, and other values, under the
+            names of the checkpoint.
+        path: folder of the checkpoint.
+        no_dist: read in this process alone.
+
+    Raises:
+        Exception: the checkpoint is damaged, or contains other classes.
+    """
+    reader = SafeShardReader(path)
+    reader.read_metadata()  # of a damaged one ``load`` hides the reason
+    try:
+        with weights_only(()):
+            load(state, storage_reader=reader, no_dist=no_dist)
+    except CheckpointException as error:  # has the traceback of each process
+        raise next(iter(error.failures.values()))[0] from None
+
+
 def _read_shards(path: Path) -> dict[str, torch.Tensor]:
     """Return the tensors below ``state_dict`` of a sharded checkpoint."""
-    reader = SafeShardReader(path)
-    entries = reader.read_metadata().state_dict_metadata
+    entries = SafeShardReader(path).read_metadata().state_dict_metadata
     start = "state_dict."
     state = {
         name: torch.empty(entry.size, dtype=entry.properties.dtype)
         for name, entry in entries.items()
         if name.startswith(start) and isinstance(entry, TensorStorageMetadata)
     }
-    try:
-        load(state, storage_reader=reader, no_dist=True)
-    except CheckpointException as error:  # has the traceback of each process
-        raise next(iter(error.failures.values()))[0] from None
+    load_shards(state, path, no_dist=True)
     return {name.removeprefix(start): tensor for name, tensor in state.items()}
 
 

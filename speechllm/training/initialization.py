@@ -56,16 +56,18 @@ def safe_checkpoints() -> Iterator[None]:
 
     @functools.wraps(load)
     def load_safely(f, *args, **options):
-        options = {"mmap": isinstance(f, (str, os.PathLike)), **options}
+        is_path = isinstance(f, (str, os.PathLike))
+        options = {"mmap": is_path, **options}
         try:
             with torch.serialization.safe_globals(_RESUME_TYPES):
                 return load(f, *args, **{**options, "weights_only": True})
         except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
+            place = f if is_path else getattr(f, "name", f)  # Lightning opens the file
             raise UserError(
-                f"{f}: not a checkpoint of this training, or damaged; it is not read, "
-                "since it could run code; move it away to resume without it "
+                f"{place}: not a checkpoint of this training, or damaged; it is not "
+                "read, since it could run code; move it away to resume without it "
                 f"({str(error).splitlines()[0]})"
             ) from None
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import pickle
 from pathlib import Path
 
 import torch
@@ -32,7 +33,6 @@ from lightning.pytorch.strategies import (
     Strategy,
 )
 from torch import Tensor, nn
-from torch.distributed.checkpoint import load
 from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
     set_optimizer_state_dict,
@@ -44,8 +44,8 @@ from speechllm.pretrained.checkpoint import load_tensors
 from speechllm.pretrained.trainer_checkpoint import (
     PREFIX,
     UNTRAINED,
-    SafeShardReader,
     deepspeed_classes,
+    load_shards,
 )
 from speechllm.text.ctc_labels import read_token_list
 from speechllm.training.initialization import (
@@ -219,14 +219,28 @@ class ShardedStrategy(ModelParallelStrategy):
         return get_optimizer_state_dict(self.model, optimizer)
 
     def load_checkpoint(self, checkpoint_path, weights_only=None) -> dict:
-        """Load model and optimizer; return the state of the loops."""
+        """Load model and optimizer; return the state of the loops.
+
+        Raises:
+            UserError: the checkpoint contains more than tensors and numbers.
+        """
         path = Path(self.broadcast(checkpoint_path))
+        try:
+            return self.read_checkpoint(path)
+        except (pickle.UnpicklingError, UserError):
+            raise UserError(
+                f"{path}: not a checkpoint of this training, or damaged; it is not "
+                "read, since it could run code; move it away to resume without it"
+            ) from None
+
+    def read_checkpoint(self, path: Path) -> dict:
+        """Load the shards of model and optimizer, and ``meta.pt``."""
         state = {"state_dict": self.lightning_module_state_dict()}
-        load(state, storage_reader=SafeShardReader(path))  # into the model's tensors
+        load_shards(state, path)  # into the model's tensors
         for index, optimizer in enumerate(self.optimizers):
             key = f"optimizer_{index}"
             state = {key: self.optimizer_state(optimizer)}
-            load(state, storage_reader=SafeShardReader(path))
+            load_shards(state, path)
             set_optimizer_state_dict(self.model, optimizer, state[key])
         return torch.load(path / "meta.pt", map_location="cpu")
 

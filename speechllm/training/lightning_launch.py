@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from speechllm.training.lightning_task import LightningTask, check_lightning
 from speechllm.utils.errors import UserError, run_main
 
-PORT = 29500  # of the rendezvous of several machines
-
 
 def main(cmd: Sequence[str] | None = None) -> None:
     """Check the options and train in the processes of this machine.
@@ -52,7 +50,7 @@ def launch(cmd: Sequence[str], processes: int, num_nodes: int = 1) -> None:
         nproc_per_node=processes,
         run_id=os.environ.get("SLURM_JOB_ID", str(os.getpid())),
         rdzv_backend="c10d",
-        rdzv_endpoint="127.0.0.1:0" if num_nodes == 1 else f"{first_node()}:{PORT}",
+        rdzv_endpoint="127.0.0.1:0" if num_nodes == 1 else meeting_point(),
         local_addr="127.0.0.1" if num_nodes == 1 else None,
         max_restarts=0,
         monitor_interval=0.2,
@@ -72,21 +70,23 @@ def launch(cmd: Sequence[str], processes: int, num_nodes: int = 1) -> None:
         sys.exit(128 + error.sigval)
 
 
-def first_node() -> str:
-    """Return the first machine of a Slurm job, where the processes meet.
+def meeting_point() -> str:
+    """Return host and port where the machines of a Slurm job meet.
+
+    It is the first machine, with a port that differs between jobs, as in Lightning's
+    ``SLURMEnvironment``.
 
     Raises:
         UserError: this is not a job of Slurm.
     """
-    nodes = os.environ.get("SLURM_JOB_NODELIST")
-    if not nodes:
+    nodes, job = (os.environ.get(f"SLURM_JOB_{n}") for n in ("NODELIST", "ID"))
+    if not nodes or not job:
         raise UserError(
             "--num_nodes above 1 needs Slurm (cmd.sh) with --trainer lightning"
         )
     command = ["scontrol", "show", "hostnames", nodes]
-    return subprocess.run(
-        command, check=True, capture_output=True, text=True
-    ).stdout.split()[0]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return f"{done.stdout.split()[0]}:{15000 + int(job[-4:])}"
 
 
 def run_worker(cmd: Sequence[str]) -> None:

@@ -37,6 +37,15 @@ class SaveInterval:
         return time.monotonic() - self.begin >= self.seconds
 
 
+def rank_seed(seed: int, epoch: int, rank: int) -> int:
+    """Return the seed of a process in an epoch, unlike those of all others.
+
+    Joined by NumPy's ``SeedSequence``, as Lightning does for its data loaders; a sum
+    would be that of another process in another epoch.
+    """
+    return int(np.random.SeedSequence((seed, epoch, rank)).generate_state(1)[0])
+
+
 def random_state() -> dict[str, Any]:
     """Return the states of the random number generators of this process.
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from espnet2.torch_utils.set_all_random_seed import set_all_random_seed
 from espnet2.train.distributed_utils import DistributedOption
 from espnet2.train.reporter import SubReporter
 from espnet2.train.trainer import Trainer, TrainerOptions
@@ -20,6 +21,7 @@ from espnet2.utils.build_dataclass import build_dataclass
 from speechllm.training.mid_epoch import (
     SaveInterval,
     random_state,
+    rank_seed,
     reporter_state,
     set_random_state,
     set_reporter_state,
@@ -47,6 +49,9 @@ class SpeechLLMTrainer(Trainer):
     SIGTERM or SIGUSR1, before it ends. The next run continues there, with equal
     batches, random numbers, accumulated gradients and averages of the epoch. The
     checkpoints after an epoch are ESPnet's.
+
+    Each process draws its own dropout and SpecAugment masks. ESPnet seeds all processes
+    alike in an epoch; here the first one only.
     """
 
     saver: MidEpochSaver
@@ -74,6 +79,8 @@ class SpeechLLMTrainer(Trainer):
     def train_one_epoch(cls, **parts: Any) -> bool:
         """Train an epoch or the rest of one; return True if it had no valid step."""
         batches, reporter = parts["iterator"], parts["reporter"]
+        if rank := parts["distributed_option"].dist_rank:
+            set_all_random_seed(rank_seed(parts["options"].seed, reporter.epoch, rank))
         names = ("model", "optimizers", "schedulers", "scaler", "reporter")
         cls.saver.begin_epoch(batches, **{name: parts[name] for name in names})
         batches.on_step = cls.saver.step

@@ -10,6 +10,7 @@ import pytest
 import soundfile
 import torch
 import yaml
+from espnet2.bin.split_scps import main as split_scps
 from tiny_models import LABELS, PROMPTS
 
 from speechllm.benchmarks.decoding import (
@@ -263,6 +264,30 @@ def test_training_in_separate_processes(training, capsys, monkeypatch):
     rows = rows_of(table)
     assert [row[0] for row in rows] == [*METHODS.values(), "ratio"]
     assert float(rows[0][-1]) == pytest.approx(float(rows[1][-1]), abs=2e-3)
+
+
+def test_training_on_splits_is_measured_on_the_first(training, tmp_path, capsys):
+    """A config that stage 9 wrote with --num_splits_speechllm."""
+    config = yaml.safe_load(training.read_text())
+    tables = config["train_data_path_and_name_and_type"]
+    scps = [path for path, *_ in tables] + config["train_shape_file"]
+    splits = tmp_path / "splits"
+    words = ["--scps", *scps, "--num_splits", "2", "--output_dir", str(splits)]
+    split_scps(words)
+    for table in tables:
+        table[0] = str(splits / Path(table[0]).name)
+    shapes = config["train_shape_file"]
+    config["train_shape_file"] = [str(splits / Path(path).name) for path in shapes]
+    training.write_text(yaml.safe_dump({**config, "multiple_iterator": True}))
+
+    args = training_options(str(training))
+    args.batch_bins = 10**9
+    assert padding_share(args) == pytest.approx(1 - 16000 / 20000)  # u0 and u2
+    cost = measure_training("targets", TrainingSteps(str(training), steps=2))
+    assert cost.speech_seconds == pytest.approx(16000 / 16000)
+    main(["train", "--config", str(training), "--steps", "1"])
+    head = capsys.readouterr().out.partition("\n\n")[0]
+    assert head == f"{training}, cpu: 1 steps, of the first split of the tables"
 
 
 @pytest.mark.parametrize(("bins", "share"), [(10**9, 1 - 24000 / 30000), (1, 0.0)])

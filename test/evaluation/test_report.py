@@ -200,6 +200,16 @@ def test_curves_of_a_resumed_training_are_joined(tmp_path):
     assert list(epoch_curves(tmp_path)["valid"]["loss"]) == [1, 2, 3]
 
 
+def test_files_of_curves_are_read_in_the_order_of_time(tmp_path):
+    """Writers of one second number their files: 10 comes before 9."""
+    for epoch, number in ((1, 9), (2, 10)):
+        write_events(tmp_path, [epoch])
+        for path in tmp_path.glob("*/events.*"):
+            if not path.name.startswith("events.out.tfevents.0."):
+                path.rename(path.with_name(f"events.out.tfevents.0.vm.1.{number}"))
+    assert list(epoch_curves(tmp_path)["valid"]["loss"]) == [1, 2]
+
+
 def test_training_curves_are_a_png_of_readable_size(tmp_path):
     write_events(tmp_path / "tensorboard", [1, 2, 3])
     picture = draw_training_curves(tmp_path)

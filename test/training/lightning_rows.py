@@ -1,6 +1,6 @@
 """Train the rows of a table one after another in the processes of one launch.
 
-    python lightning_rows.py rows.json PROCESSES
+    python lightning_rows.py rows.json PROCESSES [MACHINES]
 
 ``rows.json`` has the list of arguments of each training. Errors that a user can fix go
 to ``error.txt`` in the folder of the training.
@@ -40,4 +40,4 @@ def train_rows(cmd: list[str]) -> None:
 
 if __name__ == "__main__":
     lightning_launch.run_worker = train_rows
-    lightning_launch.launch([sys.argv[1]], int(sys.argv[2]))
+    lightning_launch.launch([sys.argv[1]], *map(int, sys.argv[2:]))

@@ -13,6 +13,7 @@ import pytest
 import soundfile
 import torch
 
+from speechllm.training.mid_epoch import rank_seed
 from speechllm.utils.errors import UserError
 
 TEXTS = ["I.", "You and me.", "No.", "A long text of many words.", "Oh.", "Yes.", "We."]
@@ -92,6 +93,59 @@ def test_two_processes_train_as_one(
     assert first.keys() == second.keys()
     for name in first:
         torch.testing.assert_close(second[name], first[name], atol=1e-4, rtol=1e-3)
+
+
+def record_masks(folder: Path, monkeypatch) -> None:
+    """Write the dropout masks and the weights after each step of both processes."""
+    masks: list[torch.Tensor] = []
+    weights: list[torch.Tensor] = []
+    dropout, step = torch.nn.functional.dropout, torch.optim.AdamW.step
+
+    def record_dropout(input, p=0.5, training=True, inplace=False):
+        output = dropout(input, p, training, inplace)
+        if training and p > 0:
+            masks.append(output.detach().flatten()[:256] != 0)
+        return output
+
+    def record_step(self, *args, **options):
+        result = step(self, *args, **options)
+        parameters = self.param_groups[0]["params"]
+        weights.append(torch.cat([p.detach().flatten() for p in parameters]))
+        seed = torch.initial_seed()
+        content = {"masks": masks, "weights": weights, "seed": seed}
+        torch.save(content, folder / f"{torch.distributed.get_rank()}.pt")
+        return result
+
+    monkeypatch.setattr(torch.nn.functional, "dropout", record_dropout)
+    monkeypatch.setattr(torch.optim.AdamW, "step", record_step)
+
+
+def test_processes_have_equal_weights_and_unequal_dropout(
+    train, texts, tmp_path, monkeypatch
+):
+    """Equal utterances in both processes, so that only the masks differ."""
+    twice = tmp_path / "twice"
+    twice.mkdir()
+    for table in ("wav.scp", "text", "text_ctc", "utt2task", "utt2num_samples"):
+        value = (texts / table).read_text().splitlines()[1].partition(" ")[2]
+        (twice / table).write_text(f"a {value}\nb {value}\n")
+    record_masks(tmp_path, monkeypatch)
+    options = {"data": twice, "batch_size": 2, "num_processes": 2}
+    train(tmp_path / "exp", **options, model_conf={"feature_dropout": 0.5})
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert len(first["masks"]) == len(second["masks"]) >= 4  # dropout of 2 epochs
+    for pair in zip(first["masks"], second["masks"], strict=True):
+        assert pair[0].shape == pair[1].shape
+        assert not torch.equal(*pair)
+    assert first["seed"] == 1 + 2  # as with one process: ESPnet's seed + epoch
+    assert len(first["weights"]) == 2
+    torch.testing.assert_close(first["weights"], second["weights"], atol=0, rtol=0)
+
+
+def test_seeds_of_processes_and_epochs_differ():
+    seeds = [rank_seed(1, epoch, rank) for epoch in range(1, 9) for rank in range(1, 9)]
+    assert len(set(seeds)) == len(seeds)
+    assert 0 <= min(seeds) and max(seeds) < 2**32  # NumPy's range
 
 
 def kill_rank_1_at(step: int, monkeypatch) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import pickle
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -13,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.distributed.checkpoint import save
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from speechllm import SpeechToText
 from speechllm.bin import speechllm_train
@@ -101,7 +105,7 @@ def tensors_differ(first: dict, second: dict) -> float:
     "strategy", ["ddp", "fsdp", pytest.param("deepspeed", marks=needs_deepspeed)]
 )
 def test_a_strategy_trains_every_combination_as_espnet_does(row, tmp_path, strategy):
-    """Two processes with half of each batch have the loss curve of one process.
+    """Two processes with half of each batch have the loss curve of ESPnet's trainer.
 
     CTC, whose loss is a mean over the labels of each process, is left out.
     """
@@ -111,15 +115,25 @@ def test_a_strategy_trains_every_combination_as_espnet_does(row, tmp_path, strat
         model = {"ctc_weight": 0.0, "autocast": precision}
         rows[name] = row(name, tuning, precision, checkpointing, model_conf=model)
     run_rows(tmp_path, [[*words, "--strategy", strategy] for words in rows.values()])
-    for tuning in TUNINGS:
-        words = row(f"espnet_{tuning}", tuning, model_conf={"ctc_weight": 0.0})
-        speechllm_train.main([*words, "--model_conf", "autocast=float32"])
-        expected = losses(tmp_path / f"espnet_{tuning}")
-        for precision, end in itertools.product(PRECISIONS, ("", "_checkpointing")):
+    for tuning, precision in itertools.product(TUNINGS, PRECISIONS):
+        name = f"espnet_{tuning}_{precision}"
+        model = {"ctc_weight": 0.0, "autocast": precision}
+        # bfloat16 rounds by the shape of a batch: ESPnet's own losses in one process
+        # differ from those in two by 0.01, with a frozen LLM by 0.2, so two are used.
+        # Trained weights are float32 everywhere. FSDP and DeepSpeed add gradients in
+        # another order, so that the last bit of a weight may round an activation to
+        # another number (measured: 0.0013, and 1e-6 with DDP).
+        number = {"float32": "1", "bfloat16": "2"}[precision]
+        exact = precision == "float32" or strategy == "ddp"
+        words = row(name, tuning, precision, model_conf=model)
+        speechllm_train.main([*words, "--num_processes", number])
+        for end in ("", "_checkpointing"):
             found = losses(tmp_path / f"{tuning}_{precision}{end}")
-            tolerance = 1e-4 if precision == "float32" else 0.3
-            assert found == pytest.approx(expected, abs=tolerance)
-        trained = load_tensors(tmp_path / f"espnet_{tuning}/valid.loss.best.pth")
+            expected = losses(tmp_path / name)
+            assert found == pytest.approx(expected, abs=1e-4 if exact else 5e-3)
+        if precision == "bfloat16":
+            continue
+        trained = load_tensors(tmp_path / name / "valid.loss.best.pth")
         for path in (tmp_path / f"{tuning}_float32").glob("*.best.pth"):
             assert tensors_differ(load_tensors(path), trained) < 1e-4
 
@@ -153,6 +167,107 @@ def test_training_resumes_and_every_checkpoint_can_be_exported(row, tmp_path, st
         assert tensors_differ(load_tensors(tmp_path / "model"), state) == 0
     model = SpeechToText.from_pretrained(tmp_path / "model")
     model.transcribe([np.zeros(8000, dtype=np.float32)], language="en")
+
+
+@needs_lightning
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "strategy", ["ddp", "fsdp", pytest.param("deepspeed", marks=needs_deepspeed)]
+)
+def test_two_machines_train_as_two_processes(row, tmp_path, strategy):
+    """Two launches on the loopback play the machines, as srun starts them."""
+    rows = {name: [*row(name), "--strategy", strategy] for name in ("two", "nodes")}
+    run_rows(tmp_path, [rows["two"]])
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text("#!/bin/sh\nprintf '127.0.0.1\\nb\\n'\n")
+    scontrol.chmod(0o755)
+    nodes = tmp_path / "nodes.json"
+    nodes.write_text(json.dumps([rows["nodes"]]))
+    environment = {
+        **os.environ,
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "SLURM_JOB_NODELIST": "a,b",
+        "SLURM_JOB_ID": str(os.getpid()),
+        "DS_ACCELERATOR": "cpu",
+        "OMP_NUM_THREADS": "1",
+    }
+    machines = [
+        subprocess.Popen(
+            [sys.executable, ROWS, nodes, "1", "2"],
+            env={**environment, "SLURM_NODEID": str(number)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in (0, 1)
+    ]
+    for machine in machines:
+        _, errors = machine.communicate(timeout=1800)
+        assert machine.returncode == 0, errors[-6000:]
+    states = [load_tensors(tmp_path / n / "last.ckpt") for n in rows]
+    assert tensors_differ(*states) == 0
+    assert losses(tmp_path / "nodes") == losses(tmp_path / "two")
+
+
+class Attack:
+    """Creates a folder when it is unpickled."""
+
+    def __init__(self, path: Path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def plant(checkpoint: Path, name: str, attack: Attack) -> None:
+    """Replace a file of a checkpoint, or an optimizer's options in FSDP's shards."""
+    if name != "options":
+        (file,) = checkpoint.rglob(name) if checkpoint.is_dir() else [checkpoint]
+        with open(file, "wb") as stream:
+            (pickle.dump if name == ".metadata" else torch.save)(attack, stream)
+        return
+    with open(checkpoint / ".metadata", "rb") as stream:
+        metadata = pickle.load(stream)
+    state = {
+        key: torch.zeros(entry.size, dtype=entry.properties.dtype)
+        if isinstance(entry, TensorStorageMetadata)
+        else attack
+        for key, entry in metadata.state_dict_metadata.items()
+    }
+    assert attack in state.values()
+    shutil.rmtree(checkpoint)
+    save(state, checkpoint_id=checkpoint, no_dist=True)
+    torch.save({}, checkpoint / "meta.pt")
+
+
+@needs_lightning
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("strategy", "names"),
+    [
+        ("ddp", ["last.ckpt"]),
+        ("fsdp", [".metadata", "meta.pt", "options"]),
+        pytest.param(
+            "deepspeed",
+            ["*_model_states.pt", "*_optim_states.pt"],
+            marks=needs_deepspeed,
+        ),
+    ],
+)
+def test_a_resumed_training_runs_no_code(row, tmp_path, strategy, names):
+    """Each file of a checkpoint that is unpickled, replaced by an attack."""
+    words = [*row("first", max_epoch=1), "--strategy", strategy]
+    run_rows(tmp_path, [words], processes=1)
+    resumed = []
+    for number, name in enumerate(names):
+        folder = tmp_path / f"resumed{number}"
+        shutil.copytree(tmp_path / "first", folder)
+        plant((folder / "last.ckpt").resolve(), name, Attack(tmp_path / "made"))
+        resumed.append([*row(folder.name), "--strategy", strategy])
+    run_rows(tmp_path, resumed, processes=1)
+    for number in range(len(names)):
+        error = (tmp_path / f"resumed{number}" / "error.txt").read_text()
+        assert "not a checkpoint of this training, or damaged; it is not" in error
+    assert not (tmp_path / "made").exists()
 
 
 @needs_lightning

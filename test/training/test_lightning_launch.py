@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 import ending_processes
@@ -25,3 +26,18 @@ def test_a_process_that_ends_takes_the_others_with_it(way, monkeypatch, capfd):
         assert ended.value.code == 1
         assert "error: no such file\n" in capfd.readouterr().err
     assert time.monotonic() - begin < 500  # by itself it would end after 600
+
+
+def test_machines_meet_at_the_first_of_a_job(tmp_path, monkeypatch):
+    """Jobs on one machine have different ports; without Slurm there is one line."""
+    monkeypatch.delenv("SLURM_JOB_NODELIST", raising=False)
+    with pytest.raises(UserError, match="--num_nodes above 1 needs Slurm"):
+        lightning_launch.meeting_point()
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text('#!/bin/sh\n[ "$3" = "a[1-2]" ] && printf "a1\\na2\\n"\n')
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "a[1-2]")
+    for job, port in (("7", 15007), ("1234567", 19567)):
+        monkeypatch.setenv("SLURM_JOB_ID", job)
+        assert lightning_launch.meeting_point() == f"a1:{port}"
