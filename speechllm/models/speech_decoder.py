@@ -212,6 +212,9 @@ class SpeechDecoder:
     ) -> list[float]:
         """Return the log probability of each text given the speech, end included.
 
+        That of a text with more tokens than the decoder has positions is extrapolated
+        from its beginning, in proportion to the tokens.
+
         Args:
             states: (frames, dim) of one utterance.
             texts: transcripts, as Whisper writes them, with case and punctuation.
@@ -219,11 +222,14 @@ class SpeechDecoder:
         """
         prefix = self.prefix(language)
         eos = self.tokenizer.eos_token_id
-        sequences = []
+        most = self.model.config.max_target_positions + 1  # the last one is not read
+        sequences, ratios = [], []
         for text in texts:
             spaced = f" {text}" if text else ""
-            ids = self.tokenizer.encode(spaced, add_special_tokens=False)
-            sequences.append(torch.tensor([*prefix, *ids, eos], device=states.device))
+            ids = [*self.tokenizer.encode(spaced, add_special_tokens=False), eos]
+            read = ids[: most - len(prefix)]
+            ratios.append(len(ids) / len(read))
+            sequences.append(torch.tensor([*prefix, *read], device=states.device))
         scores: list[float] = []
         for begin in range(0, len(sequences), SCORED):
             part = sequences[begin : begin + SCORED]
@@ -238,7 +244,7 @@ class SpeechDecoder:
                 logits = self.model.proj_out(hidden[row, wanted]).float()
                 targets = sequence[len(prefix) :, None]
                 scores.append(logits.log_softmax(1).gather(1, targets).sum().item())
-        return scores
+        return [score * ratio for score, ratio in zip(scores, ratios, strict=True)]
 
 
 def written_forms(text: str) -> list[str]:

@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # After ./run.sh: short trainings of stages 8 and 9 with several learning rates. Writes their
-# table and curves, exp/LEARNING_RATES.md and .png. A re-run resumes.
+# table and curves, exp/LEARNING_RATES.md and .png. A re-run resumes and skips
+# finished ones.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 warmup_rates="2.7e-4 8e-4 2.4e-3"
 train_rates="2e-4 6e-4 1.8e-3"
 help_message="Usage: local/learning_rates.sh [options] [options of run.sh, such as --ngpu 1]
-Trains CTC for 3 epochs (423 steps) and the LLM for 200 steps with each learning rate, and
+Trains CTC for 3 epochs (423 steps) and the LLM for 140 steps with each learning rate, and
 compares their losses on dev.
 Options [default]:
   --warmup_rates \"LR …\"   of stage 8 [${warmup_rates}]
@@ -19,14 +20,16 @@ exp=exp/learning_rates
 run() { # <name> <learning rate> <steps of the schedule> <more arguments> <options of run.sh …>
     local name=$1 words="--optim_conf lr=$2 --scheduler_conf max_steps=$3 $4"
     shift 4
+    [ ! -f "${exp}/${name}/finished" ] || return 0
     ./run.sh --stage 7 --expdir "${exp}/${name}" --first_pass_config '' \
         --train_args "${words}" "${other_options[@]}" "$@"
+    touch "${exp}/${name}/finished"
 }
 for rate in ${warmup_rates}; do
     run "warmup_${rate}" "${rate}" 423 "--max_epoch 3" --stop_stage 8
 done
 for rate in ${train_rates}; do
-    run "train_${rate}" "${rate}" 200 "--max_epoch 4 --num_iters_per_epoch 50" \
+    run "train_${rate}" "${rate}" 140 "--max_epoch 4 --num_iters_per_epoch 35" \
         --stop_stage 9 --skip_stages 8 --init_param exp/speechllm_warmup/valid.cer_ctc.ave.pth
 done
 
