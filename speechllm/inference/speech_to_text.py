@@ -300,6 +300,11 @@ class SpeechToText:
                 options, first_pass_beam_size=0, rescore_decoder_weight=None
             )
         if options.first_pass_beam_size and options.rescore_decoder_weight is None:
+            if options.rescore_ctc_weight:  # its own weight would be replaced
+                raise UserError(
+                    "rescore_ctc_weight: with a first pass give rescore_decoder_weight, "
+                    "too, or neither for the weights of stage 11"
+                )
             weights = self.score_weights
             options = replace(
                 options,

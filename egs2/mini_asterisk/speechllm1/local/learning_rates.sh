@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 warmup_rates="2.7e-4 8e-4 2.4e-3"
 train_rates="2e-4 6e-4 1.8e-3"
 help_message="Usage: local/learning_rates.sh [options] [options of run.sh, such as --ngpu 1]
-Trains CTC for 3 epochs (423 steps) and the LLM for 140 steps with each learning rate, and
+Trains CTC for 3 epochs (423 steps) and the LLM for 100 steps with each learning rate, and
 compares their losses on dev.
 Options [default]:
   --warmup_rates \"LR …\"   of stage 8 [${warmup_rates}]
@@ -29,7 +29,7 @@ for rate in ${warmup_rates}; do
     run "warmup_${rate}" "${rate}" 423 "--max_epoch 3" --stop_stage 8
 done
 for rate in ${train_rates}; do
-    run "train_${rate}" "${rate}" 140 "--max_epoch 4 --num_iters_per_epoch 35" \
+    run "train_${rate}" "${rate}" 100 "--max_epoch 4 --num_iters_per_epoch 25" \
         --stop_stage 9 --skip_stages 8 --init_param exp/speechllm_warmup/valid.cer_ctc.ave.pth
 done
 
