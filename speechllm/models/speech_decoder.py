@@ -84,14 +84,25 @@ class SpeechDecoder:
                 f"{folder}: not an encoder–decoder model of speech (Whisper) with its "
                 "tokenizer; set first_pass_beam_size to 0"
             )
-        self.model = load_pretrained(
-            WhisperForConditionalGeneration, folder, dtype=dtype
-        ).eval()
-        self.processor = WhisperProcessor.from_pretrained(folder, **NO_CODE)
+        try:
+            self.model = load_pretrained(
+                WhisperForConditionalGeneration, folder, dtype=dtype
+            ).eval()
+            self.processor = WhisperProcessor.from_pretrained(folder, **NO_CODE)
+        except UserError:
+            raise
+        except Exception as error:  # of any kind, from files of other content
+            reason = str(error).partition("\n")[0]
+            raise UserError(f"{folder}: Whisper cannot be loaded: {reason}") from error
         self.tokenizer = self.processor.tokenizer
         self.folder = folder
         self.finetuned = finetuned
         shared = self.model.generation_config
+        if shared.decoder_start_token_id is None:
+            raise UserError(
+                f"{folder}: its generation_config.json is not of a Whisper; export or "
+                "download the model again"
+            )
         self.multilingual = bool(getattr(shared, "is_multilingual", True))
 
     def to(self, device: str | torch.device) -> SpeechDecoder:
