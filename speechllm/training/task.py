@@ -349,8 +349,8 @@ class SpeechLLMTask(AbsTask):
         if config is not None and Path(config).exists():
             read_training_config(config)
         args = parser.parse_args(cmd)
-        place = config or "command line"
-        for name, value in check_training_options(vars(args), place).items():
+        # values of the config have been checked
+        for name, value in check_training_options(vars(args), "command line").items():
             setattr(args, name, value)
         return args
 
