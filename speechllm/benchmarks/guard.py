@@ -82,8 +82,9 @@ def benchmark_guard(
     config: str | None = None,
     batch_size: int = 8,
     device: str = "cpu",
+    names: Sequence[str] = (),
 ) -> str:
-    """Decode all conditions and return the results as a Markdown table.
+    """Decode the conditions and return the results as a Markdown table.
 
     Args:
         model_dir: folder of a model with ``guard.yaml``.
@@ -93,14 +94,20 @@ def benchmark_guard(
         config: decoding config; that of the model if None.
         batch_size: maximum number of utterances decoded together.
         device: ``cpu``, ``cuda``, …
+        names: beginnings of the names of the conditions; all if empty.
 
     Raises:
-        UserError: the model has no thresholds.
+        UserError: the model has no thresholds, or no condition has such a name.
     """
     from speechllm.inference.speech_to_text import SpeechToText
 
-    model = SpeechToText.from_pretrained(model_dir, device, config=config)
     conditions = make_conditions(read_examples(examples, limit), music, foreign, words)
+    if names:
+        known = [condition.name for condition in conditions]
+        conditions = [c for c in conditions if c.name.startswith(tuple(names))]
+        if not conditions:
+            raise UserError(f"no condition {', '.join(names)}; of: {', '.join(known)}")
+    model = SpeechToText.from_pretrained(model_dir, device, config=config)
     return guard_table(guard_rows(model, conditions, batch_size))
 
 

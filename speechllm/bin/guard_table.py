@@ -37,6 +37,13 @@ def get_parser() -> argparse.ArgumentParser:
         metavar="WORD=FILE",
         help="recordings of one word, which are repeated thirty times",
     )
+    add(
+        "--conditions",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="rows, by the beginning of their names, such as 'speech in' [all]",
+    )
     add("--limit", type=int, help="number of test examples [all]")
     add("--config", help="decoding config, YAML [that of the model]")
     add("--batch_size", type=int, default=8, help="utterances per batch [8]")
@@ -63,6 +70,7 @@ def main(argv: list[str] | None = None) -> None:
         args.config,
         args.batch_size,
         args.device,
+        args.conditions,
     )
     print(table, end="")
     if args.output:

@@ -126,6 +126,7 @@ def decode_examples(
             model_dir, device, dtype, engine, config=config, strict=strict
         )
         options = model.options(generation)
+        model.load_first_pass(generation)
         for task in sorted({tasks[name] for name in todo}):
             model.prompts.text(*task)
         lengths = [samples.get(name, 0) for name in todo]

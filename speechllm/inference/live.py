@@ -109,8 +109,7 @@ def transcribe_stream(
         folder, choose_device(device), dtype, config=config, strict=strict
     )
     search = model.options(options)
-    if search.first_pass_beam_size:
-        _ = model.speech_decoder  # is loaded now
+    model.load_first_pass(options)
     cutting = cutting_for(model, max_seconds, pause_seconds)
     print("listening", file=sys.stderr, flush=True)
     sys.stdout.reconfigure(encoding="utf-8")

@@ -37,7 +37,12 @@ from speechllm.models.speech_llm import SpeechLLM, build_speech_llm
 from speechllm.pretrained.checkpoint import load_tensors
 from speechllm.pretrained.hub import snapshot_commit
 from speechllm.pretrained.identity import model_identity
-from speechllm.pretrained.model_folder import check_files, has_fingerprint, is_nue_asr
+from speechllm.pretrained.model_folder import (
+    check_files,
+    has_fingerprint,
+    is_nue_asr,
+    missing_parts,
+)
 from speechllm.text.ctc_labels import read_token_list
 from speechllm.text.prompts import Prompts, read_prompts
 from speechllm.text.t5_tokenizer import load_tokenizer
@@ -216,15 +221,22 @@ def speech_decoder_loader(
 
     It is the fine-tuned one of the folder, else the pretrained model of the encoder;
     None if that has no decoder of its own, as HuBERT.
+
+    Raises:
+        UserError: a file of the fine-tuned one is missing or damaged.
     """
     from speechllm.pretrained.resolve import resolve_model
 
     if not (folder / "config.yaml").exists():  # Nue-ASR's released format
         return None
-    finetuned = (folder / FIRST_PASS).is_dir()
+    source = folder / FIRST_PASS
+    finetuned = source.is_dir()
     if finetuned:
-        check_files(folder / FIRST_PASS)
-        source = folder / FIRST_PASS
+        check_files(source)
+        if missing := missing_parts(source):
+            raise UserError(f"{source}: lacks {', '.join(missing)}")
+    elif source.is_symlink() or source.exists():
+        raise UserError(f"{source}: not a folder; export the model again")
     else:
         config = read_config(folder / "config.yaml")
         config = pin_models(config, config.get(REVISIONS) or {})

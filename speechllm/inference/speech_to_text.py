@@ -301,6 +301,12 @@ class SpeechToText:
                 options, first_pass_beam_size=0, rescore_decoder_weight=None
             )
         if options.first_pass_beam_size and options.rescore_decoder_weight is None:
+            if options.rescore_ctc_weight:  # its own weight would be replaced
+                raise UserError(
+                    "rescore_ctc_weight: with a first pass give "
+                    "rescore_decoder_weight, too, or neither for the weights of stage "
+                    "11"
+                )
             weights = self.score_weights
             options = replace(
                 options,
@@ -435,6 +441,15 @@ class SpeechToText:
         """The pretrained speech model with its own decoder, for the first pass."""
         assert self.load_speech_decoder is not None  # options() has checked
         return self.load_speech_decoder()
+
+    def load_first_pass(self, generation: dict[str, Any]) -> None:
+        """Load the model of the first pass now, if the search needs it.
+
+        Raises:
+            UserError: it is damaged, or as :meth:`options`.
+        """
+        if self.options(generation).first_pass_beam_size:
+            _ = self.speech_decoder
 
     def search(
         self,

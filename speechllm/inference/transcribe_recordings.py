@@ -118,6 +118,7 @@ def transcribe_recordings(
             model = SpeechToText.from_pretrained(
                 folder, device, dtype, config=config, strict=strict
             )
+            model.load_first_pass(options)
             detector = None
             if whisper is not None:
                 detector = LanguageDetector(

@@ -84,14 +84,25 @@ class SpeechDecoder:
                 f"{folder}: not an encoder–decoder model of speech (Whisper) with its "
                 "tokenizer; set first_pass_beam_size to 0"
             )
-        self.model = load_pretrained(
-            WhisperForConditionalGeneration, folder, dtype=dtype
-        ).eval()
-        self.processor = WhisperProcessor.from_pretrained(folder, **NO_CODE)
+        try:
+            self.model = load_pretrained(
+                WhisperForConditionalGeneration, folder, dtype=dtype
+            ).eval()
+            self.processor = WhisperProcessor.from_pretrained(folder, **NO_CODE)
+        except UserError:
+            raise
+        except Exception as error:  # of any kind, from files of other content
+            reason = str(error).partition("\n")[0]
+            raise UserError(f"{folder}: Whisper cannot be loaded: {reason}") from error
         self.tokenizer = self.processor.tokenizer
         self.folder = folder
         self.finetuned = finetuned
         shared = self.model.generation_config
+        if shared.decoder_start_token_id is None:
+            raise UserError(
+                f"{folder}: its generation_config.json is not of a Whisper; export or "
+                "download the model again"
+            )
         self.multilingual = bool(getattr(shared, "is_multilingual", True))
 
     def to(self, device: str | torch.device) -> SpeechDecoder:
@@ -212,6 +223,9 @@ class SpeechDecoder:
     ) -> list[float]:
         """Return the log probability of each text given the speech, end included.
 
+        That of a text with more tokens than the decoder has positions is extrapolated
+        from its beginning, in proportion to the tokens.
+
         Args:
             states: (frames, dim) of one utterance.
             texts: transcripts, as Whisper writes them, with case and punctuation.
@@ -219,11 +233,14 @@ class SpeechDecoder:
         """
         prefix = self.prefix(language)
         eos = self.tokenizer.eos_token_id
-        sequences = []
+        most = self.model.config.max_target_positions + 1  # the last one is not read
+        sequences, ratios = [], []
         for text in texts:
             spaced = f" {text}" if text else ""
-            ids = self.tokenizer.encode(spaced, add_special_tokens=False)
-            sequences.append(torch.tensor([*prefix, *ids, eos], device=states.device))
+            ids = [*self.tokenizer.encode(spaced, add_special_tokens=False), eos]
+            read = ids[: most - len(prefix)]
+            ratios.append(len(ids) / len(read))
+            sequences.append(torch.tensor([*prefix, *read], device=states.device))
         scores: list[float] = []
         for begin in range(0, len(sequences), SCORED):
             part = sequences[begin : begin + SCORED]
@@ -238,7 +255,7 @@ class SpeechDecoder:
                 logits = self.model.proj_out(hidden[row, wanted]).float()
                 targets = sequence[len(prefix) :, None]
                 scores.append(logits.log_softmax(1).gather(1, targets).sum().item())
-        return scores
+        return [score * ratio for score, ratio in zip(scores, ratios, strict=True)]
 
 
 def written_forms(text: str) -> list[str]:

@@ -103,8 +103,7 @@ def serve(
             raise UserError(f"--language {language}: the model has {known}")
         options = {"word_times": model.ctc_tokenizer is not None, **options}
         search = model.options(options)
-        if search.first_pass_beam_size:
-            _ = model.speech_decoder  # is loaded now
+        model.load_first_pass(options)
         metrics = Metrics()
         batcher = Batcher(
             model,

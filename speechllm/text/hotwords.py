@@ -172,15 +172,17 @@ def hotword_trie(
     """Build the automaton of hotwords, as they are, in lower case and capitalised.
 
     Each begins after a space, as an output does, or anywhere in a script without
-    spaces. A form that the tokenizer cannot write is left out.
+    spaces. A form that the tokenizer cannot write is left out, as is one with a special
+    token, such as ``<|im_end|>``: its bonus would end outputs.
     """
+    special = {*tokenizer.all_special_ids}  # the unknown token is one
     entries: dict[tuple[int, ...], bool] = {}
     for word in words:
         spaceless = _WITHOUT_SPACES.search(word) is not None
         for form in {word, word.lower(), word[:1].upper() + word[1:]}:
             for text in (f" {form}", form) if spaceless else (f" {form}",):
                 tokens = tuple(encode(tokenizer, text))
-                if tokens and tokenizer.unk_token_id not in tokens:
+                if tokens and special.isdisjoint(tokens):
                     entries[tokens] = not spaceless
 
     @functools.cache

@@ -52,7 +52,8 @@ def parse_interval(text: str) -> tuple[float, int]:
         ValueError: another form.
     """
     if found := re.fullmatch(r"(\d+(?:\.\d+)?) ?([smh])", text):
-        return float(found[1]) * _UNITS[found[2]], 0
+        if seconds := float(found[1]) * _UNITS[found[2]]:
+            return seconds, 0
     if found := re.fullmatch(r"([1-9]\d*) ?steps?", text):
         return float("inf"), int(found[1])
     raise ValueError("expected a time or steps, such as 30m, 2h or 500 steps")

@@ -284,8 +284,18 @@ class SpeechLLMTask(AbsTask):
 
     @classmethod
     def build_multiple_iter_factory(cls, args, distributed_option, mode):
-        """Return the batches of tables in splits, see :mod:`~.splits`."""
+        """Return the batches of tables in splits, see :mod:`~.splits`.
+
+        Raises:
+            UserError: epochs of too few batches, which always leave out some splits.
+        """
         factory = super().build_multiple_iter_factory(args, distributed_option, mode)
+        count = len(factory.build_funcs)
+        if mode == "train" and (args.num_iters_per_epoch or count) < count:
+            raise UserError(
+                f"num_iters_per_epoch {args.num_iters_per_epoch}: at least {count}, a "
+                "batch of each split of the tables; others are never read"
+            )
         splits = SplitIterFactory(factory.build_funcs, factory.seed, factory.shuffle)
         return cls.with_progress(splits, args, distributed_option, mode)
 
@@ -336,8 +346,8 @@ class SpeechLLMTask(AbsTask):
         if config is not None and Path(config).exists():
             read_training_config(config)
         args = parser.parse_args(cmd)
-        place = config or "command line"
-        for name, value in check_training_options(vars(args), place).items():
+        # values of the config have been checked
+        for name, value in check_training_options(vars(args), "command line").items():
             setattr(args, name, value)
         return args
 

@@ -48,6 +48,8 @@ from bad_case import (
     Place,
 )
 
+#: Hidden files that outputs keep: the marker, states of jobs and of a transcription.
+KEPT = r"\.speechllm_output|\.\d+\.done|\.speechllm_transcribe\.jsonl"
 FAMILIES = (
     "bad_audio",
     "bad_names",
@@ -193,7 +195,7 @@ def run_case(case: Case, base: Path, model: Path, root: Path) -> tuple[str, str,
             for name in after.keys() - before.keys()
             if Path(name).name.startswith(".")
             and not name.endswith((".flac", ".wav"))  # of an id that begins with a dot
-            and not re.fullmatch(r"\.speechllm_output|\.\d+\.done", Path(name).name)
+            and not re.fullmatch(KEPT, Path(name).name)
             and not name.startswith("home")
         ]
         stray += [n for n in after.keys() - before.keys() if n.startswith("temporary/")]

@@ -217,6 +217,16 @@ def test_rescoring_keeps_the_bonus():
     assert [(h.tokens, h.score) for h in ranked] == [([2], 0.0), ([1], -2.5)]
 
 
+def test_special_tokens_are_no_hotwords(smollm2):
+    """A request's hotwords must not reward the end of an output."""
+    tokenizer = load_tokenizer(smollm2)
+    end = tokenizer.eos_token
+    assert hotword_trie(tokenizer, (end, f"a{end}b", "<|im_start|>")).paths == {}
+    trie = hotword_trie(tokenizer, (end, "im_end"))
+    assert trie.paths
+    assert all(tokenizer.eos_token_id not in following for following in trie.children)
+
+
 def test_words_end_at_the_end_of_a_word(smollm2):
     """Byte-level BPE; case, phrases, a script without spaces."""
     tokenizer = load_tokenizer(smollm2)

@@ -12,6 +12,8 @@ from safetensors.torch import load_file, save_file
 from tiny_models import write_tiny_whisper
 
 from speechllm import SpeechToText
+from speechllm.inference.recordings import Recording
+from speechllm.inference.transcribe_recordings import transcribe_recordings
 from speechllm.utils.errors import UserError
 
 
@@ -107,3 +109,38 @@ def test_damaged_and_foreign_torch_files_are_named(copied, tmp_path, old_format)
     torch.save({"a.weight": torch.ones(3)}, path, **options)
     with pytest.raises(UserError, match=f"{path}: the weights are incomplete or of"):
         SpeechToText.from_pretrained(copied)
+
+
+def test_a_damaged_first_pass_is_refused_with_the_model(copied):
+    folder = copied / "first_pass"
+    folder.write_text("")
+    with pytest.raises(UserError, match=f"{folder}: not a folder"):
+        SpeechToText.from_pretrained(copied)
+    folder.unlink()
+    folder.mkdir()
+    with pytest.raises(UserError, match=f"{folder}: lacks config.json, model.safet"):
+        SpeechToText.from_pretrained(copied)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("generation_config.json", "[]", "Whisper cannot be loaded: 'list' object"),
+        ("generation_config.json", "{}", "its generation_config.json is not of a"),
+        ("preprocessor_config.json", "[]", "Whisper cannot be loaded: 'list' object"),
+        ("tokenizer.json", None, "with its tokenizer; set first_pass_beam_size to 0"),
+    ],
+)
+def test_a_first_pass_is_loaded_before_the_first_recording(
+    copied, whisper_base, tmp_path, name, content, message
+):
+    folder = copied / "first_pass"
+    folder.mkdir()
+    for path in whisper_base.iterdir():
+        if path.name != name:
+            (folder / path.name).symlink_to(path)
+        elif content is not None:
+            (folder / name).write_text(content)
+    options = {"first_pass_beam_size": 2}
+    with pytest.raises(UserError, match=f"{folder}: .*{message}"):
+        transcribe_recordings(str(copied), [Recording("a", "a.wav")], **options)

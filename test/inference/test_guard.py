@@ -452,6 +452,12 @@ def test_guard_commands(tiny_model, examples, speech_file, tmp_path, capsys):
         "clipped audio",
         "all noise and music",
     } <= set(rows)
+    some = [*guard_table, "--output", str(output), "--conditions"]
+    guard_table_command.main([*some, "digital", "clips of"])
+    rows = [line.split(" | ")[0] for line in output.read_text().splitlines()[2:]]
+    assert rows == ["| digital silence", "| clips of 0.05 s"]
+    with pytest.raises(UserError, match="no condition none; of: digital silence, "):
+        guard_table_command.main([*some, "none"])
     with pytest.raises(UserError, match="NAME=FILE"):
         guard_table_command.main([*guard_table, "--words", "five"])
     with pytest.raises(UserError, match="margin"):

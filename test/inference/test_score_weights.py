@@ -112,6 +112,8 @@ def test_options_take_the_weights_of_the_model(tiny_model, tmp_path):
     options = model.options({**given, "rescore_decoder_weight": 0.9})
     assert (options.rescore_decoder_weight, options.rescore_ctc_weight) == (0.9, 0.0)
     assert model.options({}).rescore_decoder_weight is None
+    with pytest.raises(UserError, match="rescore_ctc_weight: with a first pass give"):
+        model.options({**given, "rescore_ctc_weight": 0.8})
 
 
 @pytest.mark.slow

@@ -72,7 +72,8 @@ def test_beam_search_gives_distinct_texts_that_do_not_depend_on_the_batch(
 
 
 def test_log_probs_are_the_loss_that_transformers_computes(decoder, waves):
-    texts = ["Please enter your password.", "please", ""]
+    too_long = "Please enter your password. " * 120  # Whisper has 448 positions
+    texts = ["Please enter your password.", "please", "", too_long]
     (states,) = decoder.encode(waves[:1])
     found = decoder.log_probs(states, texts, "en")
     features = decoder.processor(waves[:1], sampling_rate=16000, return_tensors="pt")
@@ -81,16 +82,16 @@ def test_log_probs_are_the_loss_that_transformers_computes(decoder, waves):
             f" {text}" if text else "", add_special_tokens=False
         )
         prefix = decoder.prefix("en")
-        labels = torch.tensor(
-            [[-100] * (len(prefix) - 1) + ids + [decoder.tokenizer.eos_token_id]]
-        )
+        labels = [*ids, decoder.tokenizer.eos_token_id]
+        count = len(labels)
+        ids, labels = ids[: 448 - len(prefix)], labels[: 448 + 1 - len(prefix)]
+        labels = torch.tensor([[-100] * (len(prefix) - 1) + labels])
         with torch.inference_mode():
             loss = decoder.model(
                 input_features=features.input_features,
                 decoder_input_ids=torch.tensor([[*prefix, *ids]]),
                 labels=labels,
             ).loss
-        count = len(ids) + 1
         assert score == pytest.approx(-loss.item() * count, rel=1e-4, abs=1e-3)
     assert found[0] == max(found)
 

@@ -84,6 +84,24 @@ def test_options_become_variables(arguments, out):
     assert parse(*arguments).stdout == out + "\n"
 
 
+@pytest.mark.parametrize(
+    ("value", "out"),
+    [
+        ("8", "8 9"),
+        ("08", "8 9"),  # an invalid octal number in shell arithmetic
+        ("010", "10 11"),  # 8 as an octal number
+        ("0", "from 1 to 128, not '0'"),
+        ("129", "from 1 to 128, not '129'"),
+        ("2.5", "from 1 to 128, not '2.5'"),
+        ("1e2", "from 1 to 128, not '1e2'"),
+    ],
+)
+def test_whole_numbers_are_decimal(value, out):
+    script = SCRIPT + 'whole nj 1 128\necho "${nj} $((nj + 1))"'
+    done = bash("bash", "-c", script, "script", "--nj", value)
+    assert out in done.stdout.splitlines()[1:] + [done.stderr.strip()[-len(out) :]]
+
+
 def test_an_option_may_be_called_name():
     script = 'name=\n. utils/parse_options.sh\necho "${name}"'
     assert bash("bash", "-c", script, "script", "--name", "a b").stdout == "a b\n"

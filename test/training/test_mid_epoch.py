@@ -288,7 +288,9 @@ def test_intervals(text, expected):
     assert parse_interval(text) == expected
 
 
-@pytest.mark.parametrize("text", ["30", "m", "-1m", "0 steps", "1.5 steps", "one hour"])
+@pytest.mark.parametrize(
+    "text", ["30", "m", "-1m", "0m", "0 steps", "1.5 steps", "one hour"]
+)
 def test_invalid_intervals(train, tmp_path, text):
     with pytest.raises(UserError, match="save_every .*: expected a time or steps"):
         train(tmp_path / "exp", save_every=text)

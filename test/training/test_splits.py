@@ -15,6 +15,7 @@ from fixtures_training import UTTERANCES
 from speechllm.bin.speechllm_train import main
 from speechllm.training import load_task
 from speechllm.training.preprocessor import ExamplePreprocessor
+from speechllm.utils.errors import UserError
 
 SPLITS = 3  # of 3, 3 and 2 examples
 NAMES = {f"u{i}" for i in range(UTTERANCES)}
@@ -65,6 +66,16 @@ def test_two_processes_get_each_example_once_an_epoch(arguments, tmp_path):
         drawn = [name for batches in epoch for batch in batches for name in batch]
         assert sorted(drawn) == sorted(NAMES)
     assert ranks[0][0] != ranks[0][1]  # another order in the second epoch
+
+
+def test_epochs_without_batches_of_some_splits_are_refused(arguments, tmp_path):
+    option = DistributedOption()
+    for count in (SPLITS, SPLITS + 1):
+        given = arguments(tmp_path / "exp", num_workers=0, num_iters_per_epoch=count)
+        assert len(draw(given, 1, option)) == count
+    given = arguments(tmp_path / "exp", num_workers=0, num_iters_per_epoch=SPLITS - 1)
+    with pytest.raises(UserError, match="num_iters_per_epoch 2: at least 3, a batch"):
+        draw(given, 1, option)
 
 
 def test_left_out_batches_are_not_read(arguments, tmp_path, monkeypatch):

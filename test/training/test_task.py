@@ -18,6 +18,7 @@ from tiny_models import LABELS
 from speechllm.bin.speechllm_train import main
 from speechllm.text.ctc_labels import CTCTokenizer
 from speechllm.text.prompts import read_prompts
+from speechllm.training import load_task
 from speechllm.training.initialization import (
     load_init_param,
     repair_checkpoint,
@@ -379,6 +380,17 @@ def test_unknown_key_in_the_config(train, tmp_path, capsys):
 def test_invalid_settings(train, tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
         train(tmp_path / "exp", **changes)
+
+
+def test_errors_of_the_command_line_do_not_name_the_config(tmp_path):
+    path = tmp_path / "train.yaml"
+    words = ["--config", str(path), "--output_dir", str(tmp_path)]
+    path.write_text("max_epoch: 0\n")
+    with pytest.raises(UserError, match=f"^{path}: max_epoch 0: at least 1"):
+        load_task().parse(words)
+    path.write_text("max_epoch: 1\n")
+    with pytest.raises(UserError, match="^command line: max_epoch 0: at least 1"):
+        load_task().parse([*words, "--max_epoch", "0"])
 
 
 def test_tabs_in_the_config_are_one_line_of_error(tmp_path):

@@ -180,11 +180,6 @@ Options [default]; ARGS are shell words, with quotes where they contain spaces:
 . utils/model_folder.sh
 
 # ---- validation of the options ---------------------------------------------------
-whole() { # <option> <least> <greatest>
-    if ! [[ ${!1} =~ ^[0-9]{1,9}$ ]] || [ "${!1}" -lt "$2" ] || [ "${!1}" -gt "$3" ]; then
-        fail "--$1 takes a whole number from $2 to $3, not '${!1}'"
-    fi
-}
 whole stage 1 15
 whole stop_stage 1 15
 [ "${stage}" -le "${stop_stage}" ] || fail "--stage ${stage} lies after --stop_stage ${stop_stage}"

@@ -23,7 +23,8 @@
 # and --help prints its help as well.
 #
 # A recipe's local/data.sh calls find_corpus (below) next. A script with a function
-# espnet_option (espnet_options.sh) answers ESPnet's options with it.
+# espnet_option (espnet_options.sh) answers ESPnet's options with it. `whole nj 1 16`
+# (below) checks an option.
 #
 # It sources end_children.sh: the script's running commands end with it.
 
@@ -72,6 +73,15 @@ _read_config() { # <file>
         _value=$(. "$1" > /dev/null && printf '%s' "${!_name}")
         _set_option "--${_name}" "${_value}" "$1"
     done
+}
+
+# Check that an option is a whole number; drop its leading zeros, which mean octal in shell
+# arithmetic.
+whole() { # <option> <least> <greatest>
+    if ! [[ ${!1} =~ ^[0-9]{1,9}$ ]] || [ "${!1}" -lt "$2" ] || [ "${!1}" -gt "$3" ]; then
+        fail "--$1 takes a whole number from $2 to $3, not '${!1}'"
+    fi
+    printf -v "$1" '%d' "$((10#${!1}))"
 }
 
 # Print an option and its value as quoted words for a line of shell words; nothing if the

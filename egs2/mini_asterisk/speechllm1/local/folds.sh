@@ -21,9 +21,7 @@ pass_to=./run.sh
 . utils/parse_options.sh
 . utils/locks.sh
 
-if ! [[ ${folds} =~ ^[0-9]{1,2}$ ]] || [ "${folds}" -lt 2 ] || [ "${folds}" -gt 20 ]; then
-    fail "--folds takes a whole number from 2 to 20, not '${folds}'"
-fi
+whole folds 2 20
 suffix=_folds
 [ "${folds}" = 5 ] || suffix+="${folds}"
 "${tiny}" && suffix+=_tiny
