@@ -149,7 +149,7 @@ def noise_examples(folder: Path, utterances: int, seconds: float) -> Path:
     examples = folder / "examples"
     examples.mkdir()
     generator = np.random.default_rng(0)
-    names = [f"u{index}" for index in range(utterances)]
+    names = [f"u{index:03d}" for index in range(utterances)]  # sorted
     samples = int(seconds * SAMPLING_RATE)
     tables = {
         "wav.scp": {name: examples / f"{name}.wav" for name in names},

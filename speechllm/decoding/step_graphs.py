@@ -27,16 +27,15 @@ def supports_step_graphs(llm: LanguageModel) -> bool:
     It has weights on an NVIDIA GPU that are not quantised, and attention to all
     positions, computed by PyTorch.
     """
-    config, causal_lm = llm.config, llm.causal_lm
+    config, weights = llm.config, list(llm.causal_lm.parameters())
     layers = getattr(config, "layer_types", None)
     if layers is None and getattr(config, "sliding_window", None):
         return False
     return (
-        causal_lm.get_input_embeddings().weight.device.type == "cuda"
+        all(w.is_cuda and w.dtype.is_floating_point for w in weights)
         and torch.version.hip is None
         and set(layers or ()) <= {"full_attention"}
-        and causal_lm.config._attn_implementation in ("sdpa", "eager")
-        and not getattr(causal_lm, "is_quantized", False)
+        and config._attn_implementation in ("sdpa", "eager")
     )
 
 
@@ -94,7 +93,8 @@ class Step:
 
     def __init__(self, llm: LanguageModel, cache: BeamKVCache, rows: int):
         self.llm, self.cache, self.rows = llm, cache, rows
-        self.device = cache.layers[0].keys.device
+        keys = cache.layers[0].keys
+        self.device, self.precision = keys.device, keys.dtype
         # token and length of each row, and the place of the new position
         self.inputs = torch.zeros(2 * rows + 1, dtype=torch.long, device=self.device)
         self.graph: torch.cuda.CUDAGraph | None = None
@@ -119,8 +119,9 @@ class Step:
         places = torch.arange(self.cache.capacity, device=self.device)
         # (rows, positions): the last positions of a row, up to the new one
         used = (places <= end) & (places > end - lengths[:, None])
-        mask = torch.zeros(used.shape, dtype=self.llm.dtype, device=self.device)
-        mask = mask.masked_fill(~used, torch.finfo(mask.dtype).min)
+        least = torch.finfo(self.precision).min
+        mask = torch.zeros(used.shape, dtype=self.precision, device=self.device)
+        mask = mask.masked_fill(~used, least)
         with self.cache.fixed(end):
             hidden = self.llm.body(  # (rows, 1, hidden)
                 self.llm.embed(tokens[:, None]),
