@@ -13,8 +13,9 @@ In bfloat16 the same layers are packed where the processor multiplies it (AVX-51
 AMX): on an AMD EPYC core with AVX-512 BF16 packed layers are twice as fast as packed
 ones in float32, and with up to 8 rows 1.5 to 2 times as fast as unpacked in bfloat16.
 
-On a GPU the LLM's decoding steps are CUDA graphs (:mod:`speechllm.decoding.step_graphs`):
-on an H200 they take a seventh of the time with one row of GPT-NeoX 3.6B in bfloat16.
+On a GPU the LLM's decoding steps are CUDA graphs
+(:mod:`speechllm.decoding.step_graphs`): on an H200 they take a seventh of the time with
+one row of GPT-NeoX 3.6B in bfloat16.
 """
 
 from __future__ import annotations

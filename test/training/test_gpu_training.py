@@ -68,7 +68,7 @@ def test_training_goes_on_where_a_signal_stopped_it(
         "model_conf": {"ctc_weight": 0.0, "feature_dropout": 0.5},
         "batch_type": "unsorted",
         "batch_size": 1,
-        "num_iters_per_epoch": 200,
+        "num_iters_per_epoch": 100,
     }
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     for folder, save_every in ((whole, "none"), (stopped, "3 steps")):
