@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from speechllm.decoding.step_graphs import supports_step_graphs
+from speechllm.models.llm import avoid_cudnn_attention
 from speechllm.models.speech_llm import SpeechLLM
 from speechllm.utils.errors import UserError
 from speechllm.utils.machine import cpu_name
@@ -96,6 +97,7 @@ def choose_engine(model: nn.Module, engine: str = "auto") -> None:
         raise UserError(f"unknown engine {engine!r}: one of {', '.join(ENGINES)}")
     if engine != "auto":
         return
+    avoid_cudnn_attention()
     llm = model.llm if isinstance(model, SpeechLLM) else None
     if llm is not None:
         llm.step_graphs = supports_step_graphs(llm)

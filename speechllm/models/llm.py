@@ -413,6 +413,16 @@ def attention_implementation(name: str | None = None) -> str | None:
     return name
 
 
+def avoid_cudnn_attention() -> None:
+    """Exclude cuDNN from scaled dot-product attention in this process.
+
+    It compiles a plan for each new shape, and batches of speech have many: 43 ms in a
+    forward pass on an H200, and on a B200 a second in a training step (FunASR's issue
+    3704). PyTorch's other kernels are as fast without plans.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 def load_quantized_llm(
     model: str,
     attn_implementation: str | None = None,

@@ -35,7 +35,11 @@ from speechllm.models.config import (
 )
 from speechllm.models.ctc import CTC
 from speechllm.models.encoders import ENCODERS
-from speechllm.models.llm import LanguageModel, load_llm_tokenizer
+from speechllm.models.llm import (
+    LanguageModel,
+    avoid_cudnn_attention,
+    load_llm_tokenizer,
+)
 from speechllm.models.quantization import quantization_obstacle
 from speechllm.models.speech_llm import SpeechLLM, build_speech_llm
 from speechllm.text.ctc_labels import CTCTokenizer, read_token_list
@@ -198,6 +202,7 @@ class SpeechLLMTask(AbsTask):
         ``tuning: lora`` where this machine has no 4-bit weights, and the hub commits of
         the pretrained models, which a resumed training uses again.
         """
+        avoid_cudnn_attention()
         if isinstance(args.ctc_token_list, str):
             args.ctc_token_list = read_token_list(args.ctc_token_list)
         quantized = args.llm and args.llm_conf.get("tuning") == "qlora"

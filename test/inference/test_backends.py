@@ -120,6 +120,17 @@ def test_unsupported_layers_are_not_packed():
     assert not any("forward" in vars(layer) for layer in layers)
 
 
+@pytest.mark.parametrize(("engine", "enabled"), [("auto", False), ("eager", True)])
+def test_auto_excludes_cudnn_from_attention(engine, enabled):
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    try:
+        choose_engine(nn.Linear(2, 2), engine)
+        assert torch.backends.cuda.cudnn_sdp_enabled() == enabled
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+
+
 def test_auto_gives_the_same_tokens_as_eager(tiny_model):
     waves = [
         (
