@@ -193,6 +193,7 @@ def certain_search(tokenizer, text: str, beam_size: int, **options) -> Hypothesi
 
     class TableLLM:
         eos_id = eos
+        step_graphs = False
         causal_lm = SimpleNamespace(
             get_input_embeddings=lambda: SimpleNamespace(weight=torch.empty(0))
         )
@@ -310,6 +311,7 @@ def looping_search(
 
     class LoopingLLM:
         eos_id = EOS
+        step_graphs = False
         causal_lm = SimpleNamespace(
             get_input_embeddings=lambda: SimpleNamespace(weight=torch.empty(0))
         )

@@ -163,6 +163,7 @@ class UnwillingLLM:
     """An LLM of 60 tokens that writes tokens 0 and 1; 7 and 8 are the least likely."""
 
     eos_id = 59
+    step_graphs = False
     causal_lm = SimpleNamespace(
         get_input_embeddings=lambda: SimpleNamespace(weight=torch.empty(0))
     )
