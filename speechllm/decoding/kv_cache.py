@@ -48,6 +48,7 @@ class BeamKVLayer(CacheLayerMixin):
         super().__init__()
         self.spare = spare
         self.rows = self.begin = self.end = 0
+        self.replacements = 0  # of the buffers
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Make empty buffers of the right type on the right device."""
@@ -107,6 +108,7 @@ class BeamKVLayer(CacheLayerMixin):
             )
             new[: len(old), :, end - used : end] = kept
             setattr(self, name, new)
+        self.replacements += not room
         self.begin, self.end = end - used, end
 
     def select(self, rows: int, moves: Sequence[Move]) -> None:
@@ -167,6 +169,11 @@ class BeamKVCache(Cache):
     def capacity(self) -> int:
         """Number of positions of the buffers."""
         return self.layers[0].keys.shape[2]
+
+    @property
+    def replacements(self) -> int:
+        """Number of times that the buffers were replaced."""
+        return self.layers[0].replacements
 
     def reserve(self, rows: int) -> None:
         """Make room for ``rows`` rows and a new position."""

@@ -48,7 +48,8 @@ class StepGraphs:
 
     def __init__(self, llm: LanguageModel):
         self.llm = llm
-        self.steps: dict[tuple[int, int], Step] = {}
+        self.steps: dict[int, Step] = {}  # by the number of rows
+        self.replacements = 0  # of the buffers of the cache, when they were recorded
 
     @staticmethod
     def new_cache() -> BeamKVCache:
@@ -71,13 +72,13 @@ class StepGraphs:
         """
         rows = 1 << (len(tokens) - 1).bit_length()
         cache.reserve(rows)
-        address = cache.layers[0].keys.data_ptr()
-        if any(other != address for _, other in self.steps):
+        # not their address, which later buffers may have again
+        if self.replacements != cache.replacements:
             self.steps.clear()  # graphs of buffers that no longer exist
-        key = rows, address
-        if key not in self.steps:
-            self.steps[key] = Step(self.llm, cache, rows)
-        log_probs = self.steps[key](tokens, lengths)
+            self.replacements = cache.replacements
+        if rows not in self.steps:
+            self.steps[rows] = Step(self.llm, cache, rows)
+        log_probs = self.steps[rows](tokens, lengths)
         cache.advance(len(tokens))
         return log_probs[: len(tokens)]
 

@@ -418,7 +418,8 @@ def avoid_cudnn_attention() -> None:
 
     It compiles a plan for each new shape, and batches of speech have many: 43 ms in a
     forward pass on an H200, and on a B200 a second in a training step (FunASR's issue
-    3704). PyTorch's other kernels are as fast without plans.
+    3704). Of the kernels without plans, flash takes 1.1 times as long as cuDNN on an
+    H200, memory-efficient attention 1.8 times.
     """
     torch.backends.cuda.enable_cudnn_sdp(False)
 

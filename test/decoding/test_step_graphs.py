@@ -113,6 +113,21 @@ def test_a_full_buffer_is_used_again_from_its_begin():
     assert len(graphs.steps) == 1
 
 
+@torch.inference_mode()
+def test_replaced_buffers_have_new_steps_at_any_address(monkeypatch):
+    """The allocator may give new buffers the address of earlier ones."""
+    monkeypatch.setattr(torch.Tensor, "data_ptr", lambda self: 1)
+    llm = language_model("llama")
+    cache, graphs, new = StepGraphs.new_cache(), StepGraphs(llm), BeamKVCache()
+    llm.body(random_prompt(llm, 4, 1)[None], torch.ones(1, 4), new)
+    cache.append(new)
+    graphs.log_probs([1], [5], cache)
+    first = graphs.steps[1]
+    cache.reserve(64)
+    graphs.log_probs([1], [6], cache)
+    assert graphs.steps[1] is not first
+
+
 def test_only_full_attention_on_a_gpu_is_supported():
     assert not supports_step_graphs(language_model("llama"))  # on a CPU
     torch.manual_seed(1)
