@@ -48,6 +48,7 @@ class EncodedBatch:
     batch_size: int | None = None
     pieces: Sequence[str] | None = None
     first_pass: Sequence[FirstPass | None] | None = None
+    language_probabilities: Sequence[float | None] | None = None
     _ctc_scores: dict[tuple[int, tuple[int, ...]], float] = field(
         default_factory=dict, init=False, repr=False
     )
@@ -108,8 +109,13 @@ class EncodedBatch:
             [self.sampling_seeds[row] for row in rows],
             self.batch_size,
             self.pieces,
-            None if self.first_pass is None else [self.first_pass[r] for r in rows],
+            _some(self.first_pass, rows),
+            _some(self.language_probabilities, rows),
         )
+
+
+def _some(values: Sequence | None, rows: Sequence[int]) -> list | None:
+    return None if values is None else [values[row] for row in rows]
 
 
 def sampling_seed(wave: np.ndarray, task: Task) -> int:

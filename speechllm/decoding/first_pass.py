@@ -29,6 +29,8 @@ class FirstPass:
         states: (frames, dim) its encoder's states; None: computed when needed.
         language: of the speech.
         decoder: the model.
+        language_probability: that the speech is in ``language``, by the decoder; None
+            from an English-only one.
         known_scores: log probability of each written form that was scored; a copy
             without states shares them.
     """
@@ -38,6 +40,7 @@ class FirstPass:
     states: Tensor | None
     language: str
     decoder: SpeechDecoder
+    language_probability: float | None = None
     known_scores: dict[str, float] = field(default_factory=dict, repr=False)
 
     def scores(self, texts: Sequence[str]) -> list[float]:
@@ -83,10 +86,7 @@ def make_first_pass(
             3 MB each.
         hotwords, hotword_bonus: as in ``SearchOptions``.
     """
-    keys = [
-        (sha256(np.asarray(wave, dtype=np.float32).tobytes()).digest(), language)
-        for wave, language in zip(waves, languages, strict=True)
-    ]
+    keys = [speech_key(*pair) for pair in zip(waves, languages, strict=True)]
     passes = dict(known or {})
     trie = hotword_trie(decoder.tokenizer, hotwords) if hotwords else None
     new = {key: row for row, key in enumerate(keys) if key not in passes}
@@ -98,13 +98,46 @@ def make_first_pass(
             start = len(decoder.prefix(spoken[0]))
             options["logits_processor"] = [HotwordBias(trie, hotword_bonus, start)]
         texts = decoder.search(states, spoken, beam_size, **options)
-        for row, found, state in zip(part, texts, states):
+        probabilities = decoder.language_probabilities(states)
+        for row, found, state, shares in zip(part, texts, states, probabilities):
+            language = languages[row]
             passes[keys[row]] = FirstPass(
-                found, waves[row], state, languages[row], decoder
+                found, waves[row], state, language, decoder, shares.get(language)
             )
     if known is not None:
         known.update((key, replace(passes[key], states=None)) for key in new)
     return [passes[key] for key in keys]
+
+
+def language_probabilities(
+    decoder: SpeechDecoder,
+    waves: Sequence[np.ndarray],
+    languages: Sequence[str],
+    known: dict[tuple[bytes, str], FirstPass] | None = None,
+) -> list[float | None]:
+    """Return the probability that each utterance is in its language.
+
+    Args:
+        waves, languages, known: as for :func:`make_first_pass`.
+    """
+    found: list[float | None] = [None] * len(waves)
+    new = []
+    for row, pair in enumerate(zip(waves, languages, strict=True)):
+        first = (known or {}).get(speech_key(*pair))
+        if first is None:
+            new.append(row)
+        else:
+            found[row] = first.language_probability
+    for part in equally_padded(decoder, waves, new):
+        states = decoder.encode([waves[row] for row in part])
+        for row, shares in zip(part, decoder.language_probabilities(states)):
+            found[row] = shares.get(languages[row])
+    return found
+
+
+def speech_key(wave: np.ndarray, language: str) -> tuple[bytes, str]:
+    """Return what identifies an utterance (samples,) and its language."""
+    return sha256(np.asarray(wave, dtype=np.float32).tobytes()).digest(), language
 
 
 class HotwordBias:

@@ -6,10 +6,12 @@ set (:class:`Thresholds`, ``guard.yaml`` in the model folder, made by ``python -
 speechllm.bin.guard_thresholds``) is flagged, and the utterance is decoded again:
 jointly with CTC, no longer than the CTC transcript allows, and without repeated
 n-grams if there was repetition. First and new hypotheses and the CTC transcript are
-then ranked by LLM and CTC together. If even the best of them is less probable than any
-in the development set, as in a language the model was not trained on, the text is
-withheld. Without CTC output the text is empty, unless the LLM wrote a CTC transcript
-of more than half confidence, or what the first pass heard where there is speech.
+then ranked by LLM and CTC together. Speech that is less probably in its task's language
+than any of the development set, by the decoder of the first pass, has its text
+withheld; without a first pass a text does whose best candidate is less probable than
+any in the development set. Without CTC output the text is empty, unless the LLM wrote a
+CTC transcript of more than half confidence, or what the first pass heard where there is
+speech.
 """
 
 from __future__ import annotations
@@ -241,7 +243,14 @@ class Guard:
     def is_improbable(
         self, batch: EncodedBatch, row: int, nbest: Sequence[Hypothesis]
     ) -> bool:
-        """Return whether the hypotheses and the CTC transcript are all improbable."""
+        """Return whether language or texts are unlike those of the development set.
+
+        The texts are the hypotheses and the CTC transcript; all are improbable then.
+        """
+        least = self.thresholds.language_probability
+        language = (batch.language_probabilities or {row: None})[row]
+        if least is not None and language is not None:
+            return language < least
         most = self.thresholds.limits(batch.tasks[row]).nll_per_second
         if most is None or self.nll_per_second(batch, row, nbest[0]) <= most:
             return False

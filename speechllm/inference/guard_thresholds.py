@@ -39,7 +39,11 @@ _FILE_KEYS = {
 }
 
 #: Types and ranges of the keys of ``guard.yaml``, and of one of its groups.
-_FILE_SCHEMA: Schema = {"clarity": number(0, 1), "ctc_weight": number(0, 1)}
+_FILE_SCHEMA: Schema = {
+    "clarity": number(0, 1),
+    "ctc_weight": number(0, 1),
+    "language_probability": optional(number(0, 1)),
+}
 _GROUP_SCHEMA: Schema = {
     "rate": number(least=0),
     "least_expansion": number(least=0),
@@ -122,12 +126,16 @@ class Thresholds:
         ctc_weight: weight of CTC in ranking the candidates.
         groups: limits of each task and language pair, as in ``asr_en``, ``st_en_fr``.
         made_from: the examples they were chosen on, for the reader.
+        language_probability: speech that is in its task's language with a lower
+            probability by the decoder of the first pass is withheld. It replaces
+            ``nll_per_second`` of the groups where that probability is known.
     """
 
     ctc_confidence: float
     ctc_weight: float
     groups: Mapping[str, Limits]
     made_from: str = ""
+    language_probability: float | None = None
 
     def limits(self, task: Task) -> Limits:
         """Return the limits of a task; for one not in the file, the widest of all."""

@@ -35,21 +35,21 @@ def find_whisper(folder: Path) -> Path:
             f"{name}; {advice}"
         )
     whisper = resolve_model(name, revision=(config.get(REVISIONS) or {}).get(name))
-    if not language_ids(whisper):
+    if not language_codes(whisper):
         raise UserError(
             f"--language auto: {name} was trained on one language only; {advice}"
         )
     return whisper
 
 
-def language_ids(whisper: Path) -> dict[str, int]:
-    """Return the token of each language of a Whisper; empty for an English-only one."""
+def language_codes(whisper: Path) -> list[str]:
+    """Return the codes of a Whisper's languages; none for an English-only one."""
     try:
         content = read_json(whisper / "generation_config.json")
     except FileNotFoundError:
         content = {}
     found = content.get("lang_to_id") or {}
-    return {token.strip("<|>"): number for token, number in found.items()}
+    return [token.strip("<|>") for token in found]
 
 
 class LanguageDetector:
@@ -68,8 +68,8 @@ class LanguageDetector:
         Raises:
             UserError: Whisper knows none of the languages, or its files are damaged.
         """
-        self.ids = language_ids(whisper)
-        self.languages = [code for code in languages if code in self.ids]
+        known = language_codes(whisper)
+        self.languages = [code for code in languages if code in known]
         if not self.languages:
             raise UserError(
                 f"--language auto: {whisper} knows none of {', '.join(languages)}; "
@@ -87,9 +87,7 @@ class LanguageDetector:
             One of the languages to choose from, and its probability among all of
             Whisper's, which is low for speech in a language that is not one of them.
         """
-        logits = self.decoder.first_logits(self.decoder.encode([samples]))[0]
-        codes = list(self.ids)
-        chosen = logits[[self.ids[code] for code in codes]].float()
-        probabilities = dict(zip(codes, chosen.softmax(0).tolist()))
-        best = max(self.languages, key=lambda code: probabilities[code])
+        states = self.decoder.encode([samples])
+        (probabilities,) = self.decoder.language_probabilities(states)
+        best = max(self.languages, key=probabilities.__getitem__)
         return best, probabilities[best]

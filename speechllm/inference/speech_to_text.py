@@ -22,7 +22,11 @@ import torch
 from speechllm.audio.io import check_waveform
 from speechllm.decoding.confidence import Calibration, read_calibration
 from speechllm.decoding.encoded_batch import EncodedBatch
-from speechllm.decoding.first_pass import FirstPass, make_first_pass
+from speechllm.decoding.first_pass import (
+    FirstPass,
+    language_probabilities,
+    make_first_pass,
+)
 from speechllm.decoding.hypothesis import Hypothesis
 from speechllm.decoding.nbest_search import ctc_greedy_search, nbest_search
 from speechllm.decoding.options import DECODING_SCHEMA, SearchOptions, search_options
@@ -434,7 +438,36 @@ class SpeechToText:
             )
             for row, first in zip(rows, found):
                 first_pass[row] = first
-        return encode_batch(self.model, self.prompts, waves, tasks, first_pass, options)
+        batch = encode_batch(
+            self.model, self.prompts, waves, tasks, first_pass, options
+        )
+        if options is not None and options.first_pass_beam_size:
+            batch.language_probabilities = self.language_probabilities(batch, options)
+        return batch
+
+    def language_probabilities(
+        self, batch: EncodedBatch, options: SearchOptions
+    ) -> list[float | None]:
+        """Return the probability that each utterance is in its task's language.
+
+        Where there is no first pass it is computed only if the guard needs it.
+        """
+        passes = batch.first_pass or [None] * len(batch.tasks)
+        found = [
+            None if first is None else first.language_probability for first in passes
+        ]
+        guard = self.guard if options.guard is not False else None
+        rows = [row for row, first in enumerate(passes) if first is None]
+        if rows and guard and guard.thresholds.language_probability is not None:
+            more = language_probabilities(
+                self.speech_decoder,
+                [batch.waves[row] for row in rows],
+                [batch.tasks[row].source for row in rows],
+                self.first_passes,
+            )
+            for row, probability in zip(rows, more):
+                found[row] = probability
+        return found
 
     @functools.cached_property
     def speech_decoder(self) -> SpeechDecoder:

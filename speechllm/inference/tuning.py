@@ -208,10 +208,12 @@ def find_thresholds(
     ``margin``; the CTC confidence may not be below that of any utterance with CTC
     output. Utterances flagged by these limits are decoded again, and the CTC weight
     that ranks their candidates with the fewest errors is chosen. An output is withheld
-    if its negative log probability per second exceeds that of the best candidate of
-    every utterance of the set: none of the set is withheld, and of n similar
-    utterances seldom more than 3 n / (size of the set). With fewer than
-    ``LEAST_TO_WITHHOLD`` examples of a task none of its outputs is.
+    if its speech is in the task's language with a lower probability than all of the set
+    (:func:`least_language_probability`), or without that limit if its negative log
+    probability per second exceeds that of the best candidate of every utterance of the
+    set: none of the set is withheld, and of n similar utterances seldom more than
+    3 n / (size of the set). With fewer than ``LEAST_TO_WITHHOLD`` examples of a task
+    none of its outputs is.
 
     Args:
         model: with a CTC branch.
@@ -261,7 +263,21 @@ def find_thresholds(
             continue
         most = math.ceil(1000 * max(values)) / 1000
         groups[name] = replace(groups[name], nll_per_second=most)
-    return replace(thresholds, ctc_weight=weight)
+    language = least_language_probability([t.language_probability for t in trials])
+    return replace(thresholds, ctc_weight=weight, language_probability=language)
+
+
+def least_language_probability(found: Sequence[float | None]) -> float | None:
+    """Return the limit of the probability that speech is in its task's language.
+
+    It is the least of the set. None where that is unknown, of less than
+    ``LEAST_TO_WITHHOLD`` utterances, or at most one half: a decoder that prefers
+    another language for speech of the set does not know its languages.
+    """
+    known = [value for value in found if value is not None]
+    if len(known) < max(len(found), LEAST_TO_WITHHOLD) or min(known) <= 0.5:
+        return None
+    return math.floor(1000 * min(known)) / 1000
 
 
 def measure_reference(
@@ -303,12 +319,14 @@ class Trial:
         group: task and language.
         seconds: of audio.
         flagged: True if it was decoded again.
+        language_probability: as in ``EncodedBatch``.
     """
 
     group: str
     seconds: float
     flagged: bool
     candidates: Candidates
+    language_probability: float | None = None
 
     def nll_per_second(self, weight: float) -> float:
         """Return the best candidate's negative log probability per second, in nats."""
@@ -355,8 +373,15 @@ def decode_trials(
                 )
                 for c in ranked
             ]
+            probabilities = batch.language_probabilities
             trials.append(
-                Trial(example.task.group, batch.seconds[row], row in found, candidates)
+                Trial(
+                    example.task.group,
+                    batch.seconds[row],
+                    row in found,
+                    candidates,
+                    probabilities[row] if probabilities else None,
+                )
             )
     return trials
 

@@ -160,21 +160,26 @@ class SpeechDecoder:
         return encoder.layer_norm(hidden)
 
     @torch.inference_mode()
-    def first_logits(self, states: Tensor) -> Tensor:
-        """Return the logits of the token after the start, that of the language.
+    def language_probabilities(self, states: Tensor) -> list[dict[str, float]]:
+        """Return the probability of each language that the model knows.
 
         Args:
             states: (batch, frames, dim) of :meth:`encode`.
 
         Returns:
-            (batch, vocabulary), float32.
+            Probabilities by language code for each utterance, of the token after the
+            start; none from an English-only model.
         """
         start = self.model.config.decoder_start_token_id
         prompt = torch.full((len(states), 1), start, device=states.device)
         hidden = self.model.get_decoder()(
             input_ids=prompt, encoder_hidden_states=states, use_cache=False
         ).last_hidden_state
-        return self.model.proj_out(hidden[:, -1]).float()
+        logits = self.model.proj_out(hidden[:, -1]).float()  # (batch, vocabulary)
+        tokens = getattr(self.model.generation_config, "lang_to_id", None) or {}
+        codes = [token.strip("<|>") for token in tokens]
+        rows = logits[:, list(tokens.values())].softmax(1).tolist()
+        return [dict(zip(codes, row, strict=True)) for row in rows]
 
     @torch.inference_mode()
     def search(
