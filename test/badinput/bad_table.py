@@ -63,6 +63,7 @@ FAMILIES = (
     "bad_corpora",
 )
 NOBODY = 65534
+SEED = 16  # of the sample
 
 
 def all_cases() -> list[Case]:
@@ -78,12 +79,12 @@ def all_cases() -> list[Case]:
     return found
 
 
-def sample(cases: list[Case], count: int) -> list[Case]:
-    """Return ``count`` cases, evenly from all families and always the same."""
+def sample(cases: list[Case], count: int, seed: int = SEED) -> list[Case]:
+    """Return ``count`` cases, evenly from all families and the same for one seed."""
     families: dict[str, list[Case]] = {}
     for case in cases:
         families.setdefault(case.family, []).append(case)
-    generator = random.Random(16)
+    generator = random.Random(seed)
     for group in families.values():
         generator.shuffle(group)
     chosen: list[Case] = []
@@ -389,6 +390,7 @@ def main() -> int:
     parser.add_argument("--family", default="", help="families with this in the name")
     parser.add_argument("--match", default="", help="cases with this in the name")
     parser.add_argument("--sample", type=int, help="number of cases [all]")
+    parser.add_argument("--seed", type=int, default=SEED, help=f"of it [{SEED}]")
     parser.add_argument("--jobs", type=int, default=2, help="parallel processes [2]")
     parser.add_argument("--json", type=Path, help="outcome of each case to write")
     parser.add_argument("--verbose", action="store_true", help="print reasons")
@@ -400,7 +402,7 @@ def main() -> int:
         if args.family in case.family and args.match in case.name
     ]
     if args.sample:
-        cases = sample(cases, args.sample)
+        cases = sample(cases, args.sample, args.seed)
     if args.list:
         print("\n".join(f"{case.family}: {case.name}" for case in cases))
         return 0

@@ -131,6 +131,8 @@ def test_sample_is_the_same_and_has_all_families():
     first, second = (bad_table.sample(cases, SAMPLE) for _ in range(2))
     assert [case.name for case in first] == [case.name for case in second]
     assert {case.family for case in first} == {case.family for case in cases}
+    other = bad_table.sample(cases, SAMPLE, seed=17)
+    assert len({case.name for case in first + other}) > 1.5 * SAMPLE
     assert len(cases) >= 1000
 
 

@@ -31,9 +31,12 @@ run() { # <name> <learning rate> <steps of the schedule> <more arguments> <optio
 for rate in ${warmup_rates}; do
     run "warmup_${rate}" "${rate}" 423 "--max_epoch 3" --stage 7 --stop_stage 8
 done
+# With 240 steps the rate rises for 120 steps, as in run.sh. A shorter rise would rank the
+# rates by it: the gradients are largest in the first 60 steps.
+schedule="--scheduler_conf warmup_ratio=0.5 --scheduler_conf hold_ratio=0.1 --scheduler_conf decay_ratio=0.4"
 for rate in ${train_rates}; do
     run "train_${rate}_${train_steps}" "${rate}" "${train_steps}" \
-        "--max_epoch 4 --num_iters_per_epoch $((train_steps / 4))" \
+        "${schedule} --max_epoch 4 --num_iters_per_epoch $((train_steps / 4))" \
         --stage 9 --stop_stage 9 --speechllm_stats_dir exp/speechllm_stats_train \
         --init_param exp/speechllm_warmup/valid.cer_ctc.ave.pth
 done
