@@ -312,7 +312,7 @@ train_suffix=$(models_tag "${train_config}")${suffix}
 second_suffix=$(models_tag "${second_config}")${suffix}
 warmup_exp=${expdir}/speechllm_$(tag_of "${warmup_config:-warmup}")${warmup_suffix}
 train_exp=${speechllm_exp:-${expdir}/speechllm_${train_tag}${train_suffix}}
-first_pass_exp=${expdir}/$(tag_of "${first_pass_config:-first_pass}")${train_suffix}
+first_pass_exp=${expdir}/$(tag_of "${first_pass_config:-first_pass}")$(llm="" models_tag "${train_config}")${suffix}
 second_exp=${speechllm_exp:-${expdir}/speechllm_${train_tag}}_$(tag_of "${second_config:-second}")${second_suffix}
 final_phase=${phases:-train}
 final_phase=${final_phase##* }
