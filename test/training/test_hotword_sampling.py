@@ -54,7 +54,7 @@ def sampler(tokenizer, **options) -> HotwordSampler:
 def test_words_of_all_scripts_are_counted(tmp_path):
     (tmp_path / "text").write_text(
         "a It's the voicemail, voicemail 2024!\n"
-        "b Vous avez entré l'option invalide.\n"
+        "b Vous avez entré l'option occupée.\n"
         "c 今日は東京タワーへ行きました。\n"
     )
     tasks = "a asr en en\nb st en fr\nc asr ja ja\n"
@@ -62,7 +62,7 @@ def test_words_of_all_scripts_are_counted(tmp_path):
     found = count_words(str(tmp_path / "text"), str(tmp_path / "utt2task"))
     assert found == {
         ENGLISH: {"voicemail": 2},
-        FRENCH: dict.fromkeys(["Vous", "avez", "entré", "option", "invalide"], 1),
+        FRENCH: dict.fromkeys(["Vous", "avez", "entré", "option", "occupée"], 1),
         Task("asr", "ja", "ja"): dict.fromkeys(["今日", "東京", "タワー"], 1),
     }
     for name in ("text", "utt2task"):  # in two splits
