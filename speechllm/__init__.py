@@ -2,7 +2,10 @@
 
 The public API: :class:`SpeechToText` transcribes and translates recordings,
 :func:`transcribe_long` recordings of any length; both give :class:`Result` objects.
+transformers' ``pipeline("automatic-speech-recognition")`` takes exported models, too.
 """
+
+from speechllm.utils.import_hook import after_import
 
 __version__ = "0.2.0"
 
@@ -23,3 +26,6 @@ def __getattr__(name: str) -> object:
 
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'speechllm' has no attribute {name!r}")
+
+
+after_import("transformers.pipelines", "speechllm.inference.pipeline")

@@ -174,7 +174,7 @@ def decode(
 ) -> list[list[list[str]]]:
     """Decode examples with several options of the search.
 
-    The speech is encoded once, unless a first pass depends on the options.
+    The speech is encoded once, unless a first pass or prompts depend on the options.
 
     Returns:
         For each of ``conditions`` the normalised words of each example.
@@ -183,7 +183,7 @@ def decode(
     for part, encoded in encoded_batches(model, examples, batch_size):
         for condition, words in zip(conditions, found):
             options, batch = model.options(condition), encoded
-            if options.first_pass_beam_size:
+            if options.first_pass_beam_size or model.prompts.max_hotword_tokens:
                 batch = model.encode(encoded.waves, encoded.tasks, options)
             nbests = model.search(batch, options)
             decisions = model.apply_guard(batch, nbests, options)

@@ -55,7 +55,9 @@ class SearchOptions:
             that model, ``rescore_ctc_weight`` of CTC, and the rest of the LLM. None:
             both weights are those that stage 11 fitted to the model.
         hotwords: words and phrases that outputs of any task are biased towards, in the
-            language of the output (:mod:`speechllm.text.hotwords`).
+            language of the output (:mod:`speechllm.text.hotwords`). A model that was
+            trained with lists has them in its prompt, too
+            (:mod:`speechllm.text.hotword_lists`).
         hotword_bonus: added to the score for each token of a hotword. The default had
             the fewest errors on the development prompts of the mini recipe.
         guard: check outputs against the audio (:mod:`speechllm.inference.guard`);

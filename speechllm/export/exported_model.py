@@ -14,6 +14,7 @@ from speechllm.data.kaldi_table import read_num_samples, read_table
 from speechllm.decoding.options import SearchOptions
 from speechllm.models.config import (
     MODEL_KEYS,
+    MODEL_TYPE,
     REVISIONS,
     TOKENS_SHA256,
     hub_revisions,
@@ -22,10 +23,11 @@ from speechllm.models.config import (
     read_revisions,
 )
 from speechllm.models.speech_decoder import FOLDER as FIRST_PASS
+from speechllm.text.hotword_lists import MAX_TOKENS
 from speechllm.text.joint_target import split_target
 from speechllm.utils.errors import UserError
 from speechllm.utils.folders import FolderKind, atomic_directory
-from speechllm.utils.io import file_sha256, read_yaml
+from speechllm.utils.io import file_sha256, read_yaml, write_json
 
 MODEL_FOLDER = FolderKind("model folder", ("model.safetensors", "prompts.yaml"))
 MERGED_LLM = FolderKind("merged LLM")
@@ -42,10 +44,12 @@ def export_model(
 ) -> int:
     """Write an inference folder from a training.
 
-    The folder has ``config.yaml`` (the model's parts, and the identity of the
+    The folder has ``config.json`` (the type of the model, for transformers'
+    ``pipeline``), ``config.yaml`` (the model's parts, and the identity of the
     pretrained models under ``stands_on`` and their hub commits under ``revisions``;
     ``ctc_trained``, false for a CTC branch with
-    random weights; ``generation``, the limits of :func:`output_limits`),
+    random weights; ``generation``, the limits of :func:`output_limits`;
+    ``max_hotword_tokens`` if it was trained with lists of hotwords),
     ``model.safetensors`` (trained tensors only), ``tokens.txt`` and ``bpe.model`` (CTC
     labels), ``prompts.yaml``, and with LoRA ``peft_adapter`` (the adapters for
     ``peft.PeftModel.from_pretrained``). ``first_pass`` has a fine-tuned model of the
@@ -90,6 +94,8 @@ def export_model(
         config[REVISIONS] = revisions
     config["ctc_trained"] = is_ctc_trained(trained)
     config["generation"] = output_limits(trained)
+    if lists := trained.get("hotword_conf"):
+        config["max_hotword_tokens"] = lists.get("max_tokens", MAX_TOKENS)
     with atomic_directory(output, MODEL_FOLDER, [exp_dir]) as folder:
         save_file(
             {k: v.contiguous() for k, v in state.items()}, folder / "model.safetensors"
@@ -102,6 +108,7 @@ def export_model(
         (folder / "config.yaml").write_text(
             yaml.safe_dump(config, sort_keys=False, allow_unicode=True), "utf-8"
         )
+        write_json(folder / "config.json", {"model_type": MODEL_TYPE})
         if trained.get("ctc_bpemodel"):
             shutil.copyfile(trained["ctc_bpemodel"], folder / "bpe.model")
         if trained.get("prompts"):

@@ -24,7 +24,7 @@ from speechllm.models.nue_asr import (
     model_card,
 )
 from speechllm.pretrained.model_folder import is_nue_asr
-from speechllm.text.prompts import Prompts
+from speechllm.text.prompts import HOTWORDS, Prompts
 from speechllm.utils.errors import UserError
 from speechllm.utils.folders import FolderKind, atomic_directory
 
@@ -110,7 +110,7 @@ def save_nue_asr(
         nue.save_pretrained(target)
         NueASRProcessor(extractor, llm.tokenizer).save_pretrained(target)
         extractor.save_pretrained(target)
-        content = {"tasks": {"asr": prompts.tasks["asr"]}}
+        content = {"tasks": {"asr": prompts.tasks["asr"].replace(HOTWORDS, "")}}
         content["languages"] = {language: prompts.languages[language]}
         (target / "prompts.yaml").write_text(
             yaml.safe_dump(content, allow_unicode=True), "utf-8"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,10 +18,14 @@ from speechllm.decoding.rescoring import ctc_log_probs
 from speechllm.models.bridge import TranscriptBridge
 from speechllm.models.speech_llm import SpeechLLM
 from speechllm.text.ctc_labels import CTCTokenizer, has_pieces
+from speechllm.text.hotword_lists import choose_hotwords
 from speechllm.text.prompts import Prompts
 from speechllm.text.tasks import Task
 from speechllm.utils.batching import groups_of_like_length
 from speechllm.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 #: Number of batches that are encoded together and then wait for the LLM.
 QUEUE = 8
@@ -51,15 +56,14 @@ def encode_batch(
         waves: (samples,) of each utterance at 16 kHz.
         tasks: task of each.
         first_pass: transcripts of each, or None; a ``transcript`` bridge reads one.
-        options: weights by which it is chosen; needed with a first pass.
+        options: weights by which it is chosen, needed with a first pass; hotwords, of
+            which the prompts have those that resemble the transcripts most.
 
     Raises:
         UserError: an utterance that the encoder cannot take, or a task other than
             ``asr`` without an LLM.
     """
-    if model.llm is not None:
-        pairs = [prompts.tokens(*task, model.llm.tokenizer) for task in tasks]
-    elif other := {task.name for task in tasks} - {"asr"}:
+    if model.llm is None and (other := {task.name for task in tasks} - {"asr"}):
         raise UserError(f"task {min(other)!r}: a CTC model only transcribes")
     device = device_of(model)
     seconds, padding = ENCODER_BATCH[device.type == "cpu"]
@@ -74,23 +78,27 @@ def encode_batch(
             if first_pass is not None and isinstance(model.bridge, TranscriptBridge):
                 found = [first_pass[i] for i in group]
                 transcripts = best_transcripts(model, found, logits, frames, options)
+            parts = texts = [None] * len(group)
+            if logits is not None and model.ctc_trained:  # (group, frames, labels)
+                texts = model.ctc_transcripts(logits, frames)
+                parts = [row[:count] for row, count in zip(logits, frames)]
             if model.llm is None:
                 embeds = features[:, :0]  # no prompts
             else:
-                embeds = model.prompt(
-                    features,
-                    frames,
-                    logits,
-                    [pairs[i][0] for i in group],
-                    [pairs[i][1] for i in group],
-                    transcripts,
+                tokenizer = model.llm.tokenizer
+                firsts = [first_pass[i] if first_pass else None for i in group]
+                hotwords = listed_hotwords(prompts, tokenizer, texts, firsts, options)
+                pairs = [
+                    prompts.tokens(*tasks[i], tokenizer, words)
+                    for i, words in zip(group, hotwords)
+                ]
+                around = (
+                    [prefix for prefix, _ in pairs],
+                    [suffix for _, suffix in pairs],
                 )
+                embeds = model.prompt(features, frames, logits, *around, transcripts)
         except ValueError as error:
             raise UserError(str(error)) from error
-        parts = texts = [None] * len(group)
-        if logits is not None and model.ctc_trained:  # (group, frames, labels)
-            texts = model.ctc_transcripts(logits, frames)
-            parts = [row[:count] for row, count in zip(logits, frames)]
         for index, *found in zip(group, embeds, parts, frames, texts):
             encoded[index] = found
     embeds, parts, frames, texts = zip(*encoded)
@@ -105,6 +113,32 @@ def encode_batch(
         pieces=model.token_list if has_pieces(model.token_list or ()) else None,
         first_pass=first_pass,
     )
+
+
+def listed_hotwords(
+    prompts: Prompts,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str | None],
+    first_pass: Sequence[FirstPass | None],
+    options: SearchOptions | None,
+) -> list[tuple[str, ...]]:
+    """Return the hotwords in the prompt of each utterance.
+
+    Args:
+        texts: CTC transcript of each, if there is one.
+        first_pass: transcripts of each, or None.
+    """
+    if options is None or not prompts.max_hotword_tokens:
+        return [()] * len(texts)
+    transcripts = [
+        " ".join([text or "", *(first.texts if first else ())])
+        for text, first in zip(texts, first_pass)
+    ]
+    size = prompts.max_hotword_tokens
+    return [
+        choose_hotwords(options.hotwords, transcript, tokenizer, size)
+        for transcript in transcripts
+    ]
 
 
 def best_transcripts(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -196,7 +197,9 @@ def load_exported(
     model.to(dtype=resolve_dtype(dtype))
     model.ctc_trained &= config.get("ctc_trained") is not False
     generation = dict(config.get("generation") or {})
-    return model, read_prompts(folder / "prompts.yaml"), generation
+    prompts = read_prompts(folder / "prompts.yaml")
+    prompts = replace(prompts, max_hotword_tokens=config.get("max_hotword_tokens", 0))
+    return model, prompts, generation
 
 
 def has_own_weights(config: dict) -> bool:

@@ -238,7 +238,8 @@ class SpeechToText:
                 ``confidence.json``.
 
                 ``hotwords`` is a list of words and phrases to expect, such as names.
-                The search prefers them with ``hotword_bonus``.
+                The search prefers them with ``hotword_bonus``; they are in the prompt,
+                too, of a model that was trained with lists.
 
         Returns:
             One result for each, in order.
@@ -419,9 +420,9 @@ class SpeechToText:
     ) -> EncodedBatch:
         """Encode utterances; the arguments are those of :meth:`decode`.
 
-        Without options, or with ``first_pass_beam_size: 0``, there is no first pass,
-        and none of other tasks than ``asr``: an LLM that was trained to translate CTC
-        transcripts translates those of the first pass no better.
+        Without options there are no hotwords and no first pass. It is for ``asr`` only:
+        an LLM that was trained to translate CTC transcripts translates those of the
+        first pass no better.
         """
         first_pass: list[FirstPass | None] | None = None
         rows = [row for row, task in enumerate(tasks) if task.name == "asr"]

@@ -36,6 +36,9 @@ MODEL_KEYS = (
     "model_conf",
 )
 
+#: ``model_type`` in the ``config.json`` of an exported model, for transformers.
+MODEL_TYPE = "speechllm"
+
 #: Key of the hub commits of the pretrained models: hub id -> commit.
 REVISIONS = "revisions"
 
@@ -65,6 +68,7 @@ MODEL_SCHEMA: Schema = {
     "llm_conf.lora.lora_dropout": _DROPOUT,
     "ctc_conf": group,
     "ctc_conf.dropout_rate": _DROPOUT,
+    "max_hotword_tokens": integer(0, 10**4),
     "model_conf": group,
     "model_conf.ctc_weight": number(0, 1),
     "model_conf.label_smoothing": _DROPOUT,

@@ -9,7 +9,9 @@ A prompts file::
       st: "{speech} Translation into {target}:"
 
 ``{speech}`` is the place of the speech embeddings; ``{source}`` and ``{target}`` are
-the names of the languages. With ``chat: true`` the prompt is the user's turn in the
+the names of the languages. ``{hotwords}`` is the place of a list of hotwords, in the
+form of the key ``hotwords``, such as ``"Words: {words}\n"``; without a list nothing is
+there. With ``chat: true`` the prompt is the user's turn in the
 LLM's own chat template, and the output the assistant's. A template that prints today's
 date (Llama 3.2, SmolLM3) gets a fixed one.
 """
@@ -17,6 +19,7 @@ date (Llama 3.2, SmolLM3) gets a fixed one.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -30,7 +33,7 @@ from speechllm.utils.io import read_yaml
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-SPEECH = "{speech}"
+SPEECH, HOTWORDS, WORDS = "{speech}", "{hotwords}", "{words}"
 _FIELD = re.compile(r"\{[A-Za-z_][^{}\s]*\}")
 
 
@@ -42,16 +45,23 @@ class Prompts:
         tasks: task name to prompt.
         languages: language code to the name that the prompt uses.
         chat: wrap the prompt in the LLM's chat template.
+        hotwords: form of a list of hotwords, with ``{words}``.
+        max_hotword_tokens: size of the largest list that the model was trained with; 0:
+            it was trained without, so that its prompts have none.
         origin: file of the prompts, for messages.
     """
 
     tasks: dict[str, str]
     languages: dict[str, str]
     chat: bool = False
+    hotwords: str = ""
+    max_hotword_tokens: int = 0
     origin: str = "prompts"
 
     def text(self, task: str, source: str, target: str) -> str:
         """Return the prompt of a task with the names of its languages filled in.
+
+        The places of speech and hotwords stay as they are.
 
         Raises:
             UserError: the file has no such task or language.
@@ -73,13 +83,19 @@ class Prompts:
         )
 
     def tokens(
-        self, task: str, source: str, target: str, tokenizer: PreTrainedTokenizerBase
+        self,
+        task: str,
+        source: str,
+        target: str,
+        tokenizer: PreTrainedTokenizerBase,
+        hotwords: Sequence[str] = (),
     ) -> tuple[list[int], list[int]]:
         """Return the token ids before and after the speech.
 
         Args:
             task, source, target: task and the codes of its languages.
             tokenizer: of the LLM.
+            hotwords: those that fit (:mod:`speechllm.text.hotword_lists`).
 
         Raises:
             UserError: the file has no such task or language, or needs a chat template
@@ -100,7 +116,8 @@ class Prompts:
                     add_generation_prompt=True,
                 )
             )
-        prefix, suffix = text.split(SPEECH)
+        listed = self.hotwords.replace(WORDS, ", ".join(hotwords)) if hotwords else ""
+        prefix, suffix = (part.replace(HOTWORDS, listed) for part in text.split(SPEECH))
         bos: list[int] = []
         if not self.chat and tokenizer.bos_token_id is not None:
             # plain prompts begin with the same token as any text of the LLM
@@ -156,18 +173,24 @@ def read_prompts(path: str | Path) -> Prompts:
 
     Raises:
         UserError: the file is missing or not YAML, lacks a key, a prompt does not
-            contain ``{speech}`` exactly once or has an unknown field, or a language
-            code is none.
+            contain ``{speech}`` exactly once or has an unknown field, a language code
+            is none, or ``{hotwords}`` has no form.
     """
     if not Path(path).exists():
         raise UserError(f"{path}: no such prompts file")
     content = read_yaml(path)
-    unknown = set(content) - {"tasks", "languages", "chat"}
+    unknown = set(content) - {"tasks", "languages", "chat", "hotwords"}
     if unknown:
         raise UserError(f"{path}: unknown key {min(map(str, unknown))!r}")
     for key in ("tasks", "languages"):
         if not isinstance(content.get(key), dict) or not content[key]:
             raise UserError(f"{path}: {key!r} is missing or not a mapping")
+    hotwords = content.get("hotwords", "")
+    if "hotwords" in content and (
+        not isinstance(hotwords, str) or _FIELD.findall(hotwords) != [WORDS]
+    ):
+        raise UserError(f"{path}: 'hotwords' must contain {WORDS} exactly once")
+    known = (SPEECH, "{source}", "{target}", *([HOTWORDS] if hotwords else ()))
     for task, prompt in content["tasks"].items():
         if not isinstance(prompt, str) or prompt.count(SPEECH) != 1:
             raise UserError(
@@ -175,10 +198,15 @@ def read_prompts(path: str | Path) -> Prompts:
                 "once"
             )
         for field in _FIELD.findall(prompt):
-            if field not in (SPEECH, "{source}", "{target}"):
+            if field == HOTWORDS and not hotwords:
+                raise UserError(
+                    f"{path}: the prompt of task {task!r} has {HOTWORDS}: write the "
+                    f"form of the list, such as 'hotwords: \"Words: {WORDS} \"'"
+                )
+            if field not in known:
                 raise UserError(
                     f"{path}: the prompt of task {task!r} has the unknown field "
-                    f"{field}; known are {SPEECH}, {{source}} and {{target}}"
+                    f"{field}; known are {', '.join(known[:-1])} and {known[-1]}"
                 )
     # YAML parses the language code of Norwegian, no, as false
     languages = {
@@ -191,5 +219,6 @@ def read_prompts(path: str | Path) -> Prompts:
         tasks={str(k): str(v) for k, v in content["tasks"].items()},
         languages=languages,
         chat=bool(content.get("chat", False)),
+        hotwords=hotwords,
         origin=str(path),
     )

@@ -12,6 +12,7 @@ from speechllm.text.ctc_labels import CTCTokenizer
 from speechllm.text.joint_target import split_target
 from speechllm.text.prompts import Prompts, answer_tokens
 from speechllm.text.tasks import Task, task_of
+from speechllm.training.hotword_sampling import HotwordSampler
 from speechllm.utils.errors import UserError
 
 
@@ -23,6 +24,10 @@ class ExamplePreprocessor:
         llm_tokenizer: a transformers tokenizer, or None in CTC-only training.
         prompts: the prompts of all tasks; required with an LLM.
         max_samples: maximum length that the encoder accepts, or None.
+        hotword_sampler: draws lists of hotwords for the prompts, or None.
+
+    Attributes:
+        epoch: number of the epoch, which lists of hotwords depend on.
     """
 
     def __init__(
@@ -31,11 +36,14 @@ class ExamplePreprocessor:
         llm_tokenizer,
         prompts: Prompts | None,
         max_samples: int | None = None,
+        hotword_sampler: HotwordSampler | None = None,
     ):
         self.ctc_tokenizer = ctc_tokenizer
         self.llm_tokenizer = llm_tokenizer
         self.prompts = prompts
         self.max_samples = max_samples
+        self.hotword_sampler = hotword_sampler
+        self.epoch = 0
         self.prompt_tokens: dict[Task, tuple[np.ndarray, np.ndarray]] = {}
 
     def __call__(
@@ -74,18 +82,34 @@ class ExamplePreprocessor:
             )
         if self.llm_tokenizer is not None and "task" in data:
             task = task_of(data["task"], f"utt2task, example {uid}")
-            if task not in self.prompt_tokens:  # takes longer than the answer
-                prefix, suffix = self.prompts.tokens(*task, self.llm_tokenizer)
-                self.prompt_tokens[task] = (
-                    np.array(prefix, dtype=np.int64),
-                    np.array(suffix, dtype=np.int64),
-                )
-            prefix, suffix = self.prompt_tokens[task]
-            example["prompt_prefix"], example["prompt_suffix"] = prefix, suffix
             texts = split_target(task.name, data["text"], f"text, example {uid}")
+            hotwords: tuple[str, ...] = ()
+            if self.hotword_sampler is not None:
+                hotwords = self.hotword_sampler.draw(uid, task, texts, self.epoch)
+            prefix, suffix = self.prompt(task, hotwords)
+            example["prompt_prefix"], example["prompt_suffix"] = prefix, suffix
             answer = answer_tokens(self.llm_tokenizer, *texts)
             example["text"] = np.array(answer, dtype=np.int64)
         return example
+
+    def prompt(
+        self, task: Task, hotwords: tuple[str, ...]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the token ids (tokens,) before and after the speech."""
+        if not hotwords and task in self.prompt_tokens:
+            return self.prompt_tokens[task]  # takes longer than the answer
+        prefix, suffix = self.prompts.tokens(*task, self.llm_tokenizer, hotwords)
+        tokens = np.array(prefix, dtype=np.int64), np.array(suffix, dtype=np.int64)
+        if not hotwords:
+            self.prompt_tokens[task] = tokens
+        return tokens
+
+
+def begin_epoch(factory: object, epoch: int) -> None:
+    """Set the epoch of the preprocessor that an ESPnet factory of batches uses."""
+    preprocess = getattr(getattr(factory, "dataset", None), "preprocess", None)
+    if isinstance(preprocess, ExamplePreprocessor):
+        preprocess.epoch = epoch
 
 
 def collate(

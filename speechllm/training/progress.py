@@ -12,6 +12,7 @@ from itertools import islice
 from espnet2.iterators.abs_iter_factory import AbsIterFactory
 from torch.utils.data import DataLoader
 
+from speechllm.training.preprocessor import begin_epoch
 from speechllm.training.signals import protect_workers
 from speechllm.training.splits import without_first
 
@@ -41,6 +42,7 @@ class ProgressIterFactory(AbsIterFactory):
 
     def build_iter(self, epoch: int, shuffle: bool | None = None) -> ProgressIterator:
         """Return the batches of an epoch."""
+        begin_epoch(self.factory, epoch)
         batches = self.factory.build_iter(epoch, shuffle)
         if isinstance(batches, DataLoader):
             protect_workers(batches)

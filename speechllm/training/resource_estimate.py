@@ -25,6 +25,7 @@ from dataclasses import dataclass
 
 from speechllm.audio.io import SAMPLING_RATE
 from speechllm.pretrained.model_folder import NO_CODE
+from speechllm.text.hotword_lists import MAX_TOKENS
 from speechllm.training.amount_of_speech import (
     UTTERANCE_SECONDS,
     batch_seconds,
@@ -105,7 +106,7 @@ def estimate(config: dict, attention: str | None = None, part: int = 1) -> Estim
     weights += llm_bytes(llm, config["llm_conf"])
     speech = positions(config, UTTERANCE_SECONDS)
     hour = 3600 / UTTERANCE_SECONDS
-    length = speech + PROMPT_TOKENS + TOKENS_PER_SECOND * UTTERANCE_SECONDS
+    length = speech + prompt_tokens(config) + TOKENS_PER_SECOND * UTTERANCE_SECONDS
     recomputed = 2 if config["llm_conf"].get("gradient_checkpointing") else 0
     embeddings = llm.causal_lm.get_input_embeddings().weight
     tied = llm.causal_lm.get_output_embeddings().weight is embeddings
@@ -126,6 +127,12 @@ def estimate(config: dict, attention: str | None = None, part: int = 1) -> Estim
         0.0 if in_place else 4.0 * trainable,
         operations,
     )
+
+
+def prompt_tokens(config: dict) -> int:
+    """Return the number of tokens around the speech, with the longest list."""
+    lists = config.get("hotword_conf") or {}
+    return PROMPT_TOKENS + (lists.get("max_tokens", MAX_TOKENS) if lists else 0)
 
 
 def replace_shapes(config: dict, encoder: str | None, llm: str | None) -> dict:
@@ -162,7 +169,7 @@ def activation_bytes(config: dict, attention: str | None, part: int = 1) -> floa
             build_model(config, llm_config, layers, attention),
             batch,
             int(UTTERANCE_SECONDS * SAMPLING_RATE),
-            PROMPT_TOKENS,
+            prompt_tokens(config),
             int(UTTERANCE_SECONDS * TOKENS_PER_SECOND),
         )
         for layers in (2, 4)

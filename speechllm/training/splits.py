@@ -15,6 +15,7 @@ from espnet2.iterators.abs_iter_factory import AbsIterFactory
 from espnet2.iterators.multiple_iter_factory import MultipleIterFactory
 from torch.utils.data import DataLoader
 
+from speechllm.training.preprocessor import begin_epoch
 from speechllm.training.signals import protect_workers
 
 
@@ -61,7 +62,9 @@ class SplitBatches:
     def after(self, count: int) -> Iterator:
         """Yield the batches after the first ``count``, whose audio is not read."""
         for number, build in enumerate(self.build_funcs):
-            loader = build().build_iter(self.epoch, self.shuffle)
+            factory = build()
+            begin_epoch(factory, self.epoch)
+            loader = factory.build_iter(self.epoch, self.shuffle)
             protect_workers(loader)
             size = len(loader)
             left_out = min(count, size)

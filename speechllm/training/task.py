@@ -44,6 +44,7 @@ from speechllm.models.quantization import quantization_obstacle
 from speechllm.models.speech_llm import SpeechLLM, build_speech_llm
 from speechllm.text.ctc_labels import CTCTokenizer, read_token_list
 from speechllm.text.prompts import read_prompts
+from speechllm.training.hotword_sampling import ListOptions, build_hotword_sampler
 from speechllm.training.initialization import (
     repair_checkpoint,
     require_same_labels,
@@ -129,6 +130,13 @@ class SpeechLLMTask(AbsTask):
             help="YAML file with a prompt for each task; required with an LLM",
         )
         group.add_argument(
+            "--hotword_conf",
+            action=NestedDictAction,
+            default={},
+            help="Lists of hotwords in the prompts: max_tokens, without, true_words, "
+            "false_words (see training/hotword_sampling.py); none: no lists",
+        )
+        group.add_argument(
             "--lr_scales",
             action=NestedDictAction,
             default={},
@@ -170,7 +178,7 @@ class SpeechLLMTask(AbsTask):
     @classmethod
     def build_preprocess_fn(cls, args: argparse.Namespace, train: bool):
         """Return the preprocessor with the CTC labels and the LLM's tokenizer."""
-        ctc_tokenizer = tokenizer = prompts = None
+        ctc_tokenizer = tokenizer = prompts = sampler = None
         if args.ctc_token_list:
             ctc_tokenizer = CTCTokenizer(
                 read_token_list(args.ctc_token_list), args.ctc_bpemodel
@@ -181,8 +189,10 @@ class SpeechLLMTask(AbsTask):
             llm = pin_models({"llm_conf": args.llm_conf}, recorded_revisions(args))
             tokenizer = load_llm_tokenizer(llm["llm_conf"]["model"])
             prompts = read_prompts(args.prompts)
+            check_options("hotword_conf", ListOptions, args.hotword_conf or {})
+            sampler = build_hotword_sampler(args, prompts, tokenizer, train)
         limit = 30 * SAMPLING_RATE if args.encoder == "whisper" else None
-        return ExamplePreprocessor(ctc_tokenizer, tokenizer, prompts, limit)
+        return ExamplePreprocessor(ctc_tokenizer, tokenizer, prompts, limit, sampler)
 
     @classmethod
     def required_data_names(cls, train: bool = True, inference: bool = False):
@@ -399,7 +409,7 @@ def recorded_revisions(args: argparse.Namespace) -> dict[str, str]:
 
 
 def check_options(section: str, function: Callable, options: Mapping) -> None:
-    """Raise UserError if an optimizer or scheduler lacks one of the options."""
+    """Raise UserError if an optimizer or another part lacks one of the options."""
     known = inspect.signature(function).parameters.keys() - {"params", "optimizer"}
     for name in options:
         if name not in known:

@@ -306,7 +306,11 @@ def test_exported_model_equals_the_trained_one(training, model, waves):
     folder = training / "model"
     assert size == (folder / "model.safetensors").stat().st_size < 200_000
     names = {path.name for path in folder.glob("[!.]*")}
+    assert json.loads((folder / "config.json").read_text()) == {
+        "model_type": "speechllm"
+    }
     assert names == {
+        "config.json",
         "config.yaml",
         "model.safetensors",
         "peft_adapter",

@@ -48,6 +48,30 @@ def test_tokens_around_the_speech(tmp_path, tokenizer):
     assert tokenizer.decode(behind) == " in French:"
 
 
+def test_a_list_of_hotwords_has_its_place(tmp_path, tokenizer):
+    plain = read_prompts(write(tmp_path, GOOD))
+    text = GOOD.replace(': "{speech}', ': "{hotwords}{speech}')
+    text = text.replace("{speech} from", "{speech} ({hotwords}) from")
+    prompts = read_prompts(write(tmp_path, text + 'hotwords: "Words: {words}\\n"'))
+    assert prompts.max_hotword_tokens == 0  # that of a model
+    words = ("Asterisk", "New York")
+    before, behind = prompts.tokens("asr", "en", "en", tokenizer, words)
+    assert tokenizer.decode(before) == "Words: Asterisk, New York\n"
+    assert tokenizer.decode(behind) == " in English:"
+    assert prompts.tokens("asr", "en", "en", tokenizer) == plain.tokens(
+        "asr", "en", "en", tokenizer
+    )
+    # fields in a word are text
+    words = ("{speech}{source}", "{words}")
+    before, behind = prompts.tokens("st", "en", "fr", tokenizer, words)
+    assert tokenizer.decode(before) == "Translate "
+    listed = "Words: {speech}{source}, {words}\n"
+    assert tokenizer.decode(behind) == f" ({listed}) from English to French:"
+    chat = read_prompts(write(tmp_path, text + "hotwords: '{words}'\nchat: true"))
+    before, behind = chat.tokens("asr", "en", "en", tokenizer, ["{speech}"])
+    assert tokenizer.decode(before).endswith("user\n{speech}")
+
+
 def test_prompt_begins_with_bos_token(tmp_path, tokenizer):
     """Some tokenizers (Llama 2) begin texts with a token: the prompt has it once."""
 
@@ -128,6 +152,13 @@ def test_language_code_of_norwegian_is_not_a_boolean(tmp_path):
         (
             "languages: {en: E}\ntasks: {asr: '{speech} {source.__class__}'}",
             "unknown field {source.__class__}",
+        ),
+        (GOOD + "hotwords: words", "'hotwords' must contain {words} exactly once"),
+        (GOOD + "hotwords: 5", "'hotwords' must contain {words}"),
+        (GOOD + "hotwords: '{words} {source}'", "'hotwords' must contain {words}"),
+        (
+            "languages: {en: E}\ntasks: {asr: '{hotwords}{speech}'}",
+            "task 'asr' has {hotwords}: write the form of the list",
         ),
         (
             "languages: {../x: E}\ntasks: {asr: '{speech}'}",

@@ -337,6 +337,12 @@ def test_unknown_key_in_the_config(train, tmp_path, capsys):
         ({"optim_conf": {"rate": 1}}, "optim_conf: unknown option 'rate'"),
         ({"scheduler_conf": {"steps": 1}}, "scheduler_conf: unknown option 'steps'"),
         ({"lr_scales": {"decoder": 0.1}}, "no trained parameter begins with dec"),
+        ({"hotword_conf": {"words": 3}}, "hotword_conf: unknown option 'words'"),
+        ({"hotword_conf": {"without": 2}}, "hotword_conf.without 2: from 0 to 1"),
+        (
+            {"hotword_conf": {"without": 0.5}},
+            r"prompts.yaml: hotword_conf needs a prompt with \{hotwords\}",
+        ),
         ({"accum_grad": 0}, "config.yaml: accum_grad 0: at least 1"),
         ({"batch_size": 0}, "batch_size 0: at least 1"),
         ({"batch_bins": 1.5}, "batch_bins 1.5: expected an integer"),
