@@ -92,11 +92,12 @@ def check_files(folder: str | Path) -> None:
             names the file.
     """
     for path in sorted(Path(folder).iterdir()):
-        if path.is_dir():
+        is_known = path.suffix in (".json", ".safetensors", ".bin", ".model", ".yaml")
+        if path.is_dir() and not is_known:
             continue
         if path.exists() and not path.is_file():
             raise UserError(f"{path}: not a regular file; remove it")
-        if path.suffix not in (".json", ".safetensors", ".bin", ".model", ".yaml"):
+        if not is_known:
             continue
         if path.name.startswith("."):
             continue

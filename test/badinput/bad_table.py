@@ -61,6 +61,8 @@ FAMILIES = (
     "bad_outputs",
     "bad_arrays",
     "bad_corpora",
+    "bad_trainings",
+    "bad_decoding",
 )
 NOBODY = 65534
 
