@@ -311,3 +311,15 @@ def read_json(path: Path) -> dict:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error})") from error
+
+
+def read_mapping(path: Path) -> dict:
+    """Read a JSON file with a mapping.
+
+    Raises:
+        UserError: it is something else.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not a JSON mapping; download the model again")
+    return content

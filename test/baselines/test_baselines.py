@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -419,6 +420,26 @@ def test_model_of_another_type_is_an_error(tiny_nllb):
         UserError, match="type is 'm2m_100', but whisper requires whisper"
     ):
         Whisper(tiny_nllb)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", "{"),
+        ("config.json", "[]"),
+        ("generation_config.json", "{"),
+        ("generation_config.json", "null"),
+        ("generation_config.json", "{}"),
+        ("generation_config.json", '{"lang_to_id": 5}'),
+    ],
+)
+def test_damaged_settings_of_whisper_are_one_error(
+    tiny_decoder, tmp_path, name, content
+):
+    shutil.copytree(tiny_decoder, tmp_path / "whisper")
+    (tmp_path / "whisper" / name).write_text(content)
+    with pytest.raises(UserError, match=name):
+        Whisper(str(tmp_path / "whisper")).check("asr", "en", "en")
 
 
 def test_malformed_task_is_an_error(tiny_seamless, examples):
