@@ -54,7 +54,11 @@ from speechllm.training.initialization import (
     require_same_labels,
     safe_checkpoints,
 )
-from speechllm.training.lightning_task import LightningTask, read_deepspeed_config
+from speechllm.training.lightning_task import (
+    LightningTask,
+    confine_checkpoints,
+    read_deepspeed_config,
+)
 from speechllm.utils.errors import UserError
 from speechllm.utils.folders import claim_directory
 from speechllm.utils.io import atomic_open
@@ -141,6 +145,10 @@ class LitSpeechLLM(lightning_espnet_model.LitESPnetModel):
         if batch_idx == 0:
             epoch = self.current_epoch * self.trainer.world_size
             set_all_random_seed(self.args.seed + epoch + self.global_rank)
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        """Check what the callbacks read next, see :func:`confine_checkpoints`."""
+        confine_checkpoints(checkpoint.get("callbacks"), self.args.output_dir)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         """Drop the pretrained weights."""
