@@ -63,6 +63,7 @@ FAMILIES = (
     "bad_corpora",
     "bad_trainings",
     "bad_decoding",
+    "bad_serving",
 )
 NOBODY = 65534
 
