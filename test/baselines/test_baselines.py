@@ -11,6 +11,7 @@ import pytest
 import soundfile
 import tiny_baselines
 import torch
+from safetensors.torch import save
 
 from speechllm.audio.io import load_audio
 from speechllm.baselines import nllb, seamless
@@ -355,6 +356,15 @@ def test_llm_is_trained_once_and_lowers_its_loss(
     assert loss(again) == pytest.approx(loss(first), abs=1e-5)
     with pytest.raises(UserError, match="from fr into en: no training pair"):
         again.check("st", "fr", "en")
+
+
+def test_other_weights_of_a_translator_are_not_replaced(tiny_model, tmp_path):
+    train, file = write_pairs(tmp_path / "train"), tmp_path / "translator.safetensors"
+    for content in (b"years of work", b"", save({"a": torch.zeros(2)})):
+        file.write_bytes(content)
+        with pytest.raises(UserError, match=f"{file}: not the weights of this"):
+            LLMTranslator(tiny_model, train, tmp_path, epochs=0).load()
+        assert file.read_bytes() == content
 
 
 def test_batch_does_not_affect_llm_translations(tiny_model, tmp_path):
