@@ -97,6 +97,25 @@ def test_hypotheses_do_not_replace_references(corpus, tiny_model, tmp_path):
     assert snapshot(references) == before
 
 
+def test_training_does_not_replace_a_users_files(train, tmp_path):
+    exp = tmp_path / "thesis"
+    exp.mkdir()
+    for name in ("config.yaml", "1epoch.pth", "notes.txt"):
+        before = {name: b"years of work"}
+        (exp / name).write_bytes(before[name])
+        with pytest.raises(UserError, match="thesis: has content that this project"):
+            train(exp, max_epoch=1)
+        assert snapshot(exp) == before
+        (exp / name).unlink()
+    for name in ("train.log", "train_config.yaml", ".lock", "attempt"):
+        (exp / name).write_text("of the recipe")
+    train(exp, max_epoch=1)
+    (exp / "notes.txt").write_text("mine")
+    (exp / MARKER).unlink()  # as earlier releases left it
+    train(exp, max_epoch=2)
+    assert (exp / "2epoch.pth").exists() and (exp / "notes.txt").read_text() == "mine"
+
+
 def test_second_export_keeps_what_was_added_to_the_model(train, tmp_path):
     exp = train(tmp_path / "exp", max_epoch=1)
     export_model(exp, "1epoch.pth", exp / "model")

@@ -151,9 +151,16 @@ if "${stale}"; then
         if ! { [ -x "${env_python}" ] && fits "${env_python}" &&
             grep -qF "${prefix}" "${prefix}/bin/activate"; }; then
             base_python=$(find_python)
+            begun=${tools}/.venv.begun  # while it has no stamp
+            if [ -n "$(ls -A "${prefix}" 2> /dev/null)" ] && [ ! -f "${stamp}" ] && [ ! -f "${begun}" ]; then
+                fail "${prefix} was not made by install.sh, so it is not replaced; move it away"
+            fi
             log "creating ${prefix} with ${base_python}"
+            : > "${begun}"
             "${base_python}" -m venv --clear "${prefix}" ||
                 fail "'${base_python} -m venv' failed; on Debian and Ubuntu: apt-get install python3-venv"
+            : > "${stamp}"
+            rm "${begun}"
         fi
     fi
     pip() { "${env_python}" -m pip --disable-pip-version-check "$@"; }

@@ -58,8 +58,15 @@ for candidate in ${python:-python3 python3.12 python3.11}; do
     fi
 done
 [ -n "${chosen}" ] || fail "no Python 3.11 or 3.12 found (tried: ${python:-python3 python3.12 python3.11}); give one with --python"
+begun=${tools}/.venv-comet.begun  # while it has no stamp
+if [ -n "$(ls -A "${venv}" 2> /dev/null)" ] && [ ! -f "${stamp}" ] && [ ! -f "${begun}" ]; then
+    fail "${venv} was not made by install_comet.sh, so it is not replaced; move it away"
+fi
+: > "${begun}"
 "${chosen}" -m venv --clear "${venv}" ||
     fail "'${chosen} -m venv' failed; on Debian and Ubuntu: apt-get install python3-venv"
+: > "${stamp}"
+rm "${begun}"
 
 start=$(date +%s)
 log() { echo "install_comet.sh: $(($(date +%s) - start)) s: $*"; }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -10,6 +9,7 @@ from typing import Any, ClassVar
 from speechllm.pretrained.model_folder import (
     check_files,
     name_damaged_weights,
+    read_mapping,
     read_model_config,
 )
 from speechllm.utils.errors import UserError
@@ -114,7 +114,7 @@ class PretrainedSystem(Baseline):
         self.name, self.folder = str(model), resolve_model(model)
         self.beam_size, self.device, self.dtype = beam_size, device, dtype
         self.torch_dtype = resolve_dtype(dtype)
-        content = json.loads((self.folder / "config.json").read_text("utf-8"))
+        content = read_mapping(self.folder / "config.json")
         if content.get("model_type") not in self.model_types:
             raise UserError(
                 f"{model}: the model type is {content.get('model_type')!r}, but "

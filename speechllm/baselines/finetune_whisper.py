@@ -206,9 +206,11 @@ def tables_digest(folder: str | Path) -> str:
 def read_record(folder: Path) -> dict:
     """Return the record of an earlier training, empty if there is none."""
     try:
-        return json.loads((folder / RECORD).read_text("utf-8"))
+        record = json.loads((folder / RECORD).read_text("utf-8"))
     except (FileNotFoundError, ValueError):
         return {}
+    is_whole = isinstance(record, dict) and {"settings", "result"} <= record.keys()
+    return record if is_whole else {}
 
 
 def read_examples(

@@ -14,13 +14,14 @@ import random
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from speechllm.baselines.base import TextTranslator
 from speechllm.data.examples import read_utt2task, utterance_of
 from speechllm.utils.errors import UserError
-from speechllm.utils.io import read_yaml
+from speechllm.utils.io import atomic_open, read_yaml
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -156,13 +157,24 @@ class LLMTranslator(TextTranslator):
         self.llm.to(self.device).eval()
 
     def training_key_of_file(self) -> str | None:
-        """Return the :meth:`training_key` stored with the weights, None without any."""
-        from safetensors import safe_open
+        """Return the :meth:`training_key` stored with the weights, None without any.
+
+        Raises:
+            UserError: the file has none, or is damaged.
+        """
+        from safetensors import SafetensorError, safe_open
 
         if not self.weights_file.exists():
             return None
-        with safe_open(self.weights_file, "pt") as file:
-            return (file.metadata() or {}).get("training")
+        key = None
+        with suppress(SafetensorError), safe_open(self.weights_file, "pt") as file:
+            key = (file.metadata() or {}).get("training")
+        if key is None:
+            raise UserError(
+                f"{self.weights_file}: not the weights of this program, or damaged; "
+                "move it away"
+            )
+        return key
 
     def embed(self, texts: Sequence[str], languages: Sequence[str]) -> list[Tensor]:
         """Return the prompt embeddings (positions, hidden) of each sentence."""
@@ -183,7 +195,7 @@ class LLMTranslator(TextTranslator):
             UserError: the LLM is frozen.
         """
         import torch
-        from safetensors.torch import save_file
+        from safetensors.torch import save
         from transformers import get_cosine_schedule_with_warmup
 
         from speechllm.models.llm import LanguageModel, resolve_dtype
@@ -234,14 +246,9 @@ class LLMTranslator(TextTranslator):
                     file=sys.stderr,
                     flush=True,
                 )
-        self.weights_file.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.weights_file.with_suffix(".partial")
-        save_file(
-            {name: p.detach().cpu().contiguous() for name, p in trained.items()},
-            partial,
-            {"training": self.training_key()},
-        )
-        partial.replace(self.weights_file)
+        weights = {name: p.detach().cpu().contiguous() for name, p in trained.items()}
+        with atomic_open(self.weights_file, "wb") as stream:
+            stream.write(save(weights, {"training": self.training_key()}))
 
     def shuffled_batches(self, batch_size: int) -> list[list[tuple[str, str, str]]]:
         """Return an epoch's sentence pairs in shuffled batches of similar length."""

@@ -8,6 +8,7 @@ import numpy as np
 
 from speechllm.audio.io import SAMPLING_RATE
 from speechllm.baselines.base import PretrainedSystem, decode_tokens
+from speechllm.pretrained.model_folder import NO_CODE, read_mapping
 from speechllm.utils.errors import UserError
 
 
@@ -37,28 +38,35 @@ class Whisper(PretrainedSystem):
                 + ("" if self.multilingual() else " and does not translate")
             )
 
-    def generation_config(self):
-        """Return the checkpoint's generation config."""
-        from transformers import GenerationConfig
+    def generation_config(self) -> dict[str, Any]:
+        """Return the checkpoint's generation config.
 
-        return GenerationConfig.from_pretrained(self.folder)
+        Raises:
+            UserError: it is damaged, or has no languages.
+        """
+        path = self.folder / "generation_config.json"
+        content = read_mapping(path)
+        languages = content.get("lang_to_id")
+        if content.get("is_multilingual", True) and not isinstance(languages, dict):
+            raise UserError(f"{path}: no lang_to_id; download the model again")
+        return content
 
     def multilingual(self) -> bool:
         """Return True unless the checkpoint is an English-only one (``*.en``)."""
-        return bool(getattr(self.generation_config(), "is_multilingual", True))
+        return bool(self.generation_config().get("is_multilingual", True))
 
     def languages(self) -> list[str]:
         """Return the languages that the checkpoint was trained on."""
         if not self.multilingual():
             return ["en"]
-        return [code[2:-2] for code in self.generation_config().lang_to_id]
+        return [code[2:-2] for code in self.generation_config()["lang_to_id"]]
 
     def load(self) -> None:
         """Load the weights and the processor."""
         from transformers import WhisperProcessor
 
         super().load()
-        self.processor = WhisperProcessor.from_pretrained(self.folder)
+        self.processor = WhisperProcessor.from_pretrained(self.folder, **NO_CODE)
         self.window = self.processor.feature_extractor.n_samples  # samples
 
     def decode(

@@ -13,6 +13,7 @@ from speechllm.decoding.confidence import (
     expected_calibration_error,
     uncalibrated,
 )
+from speechllm.utils.io import atomic_open
 
 if TYPE_CHECKING:
     from speechllm.data.examples import Example
@@ -81,6 +82,7 @@ def reliability_picture(path: str | Path, curves: dict[str, Curve]) -> None:
     above.set(ylabel="share of correct words", ylim=(0, 1))
     below.set(xlabel="confidence", ylabel="words", xlim=(0, 1))
     above.legend()
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    form = Path(path).suffix[1:] or "png"
+    with atomic_open(path, "wb") as stream:
+        figure.savefig(stream, format=form, dpi=120)
     pyplot.close(figure)

@@ -25,7 +25,7 @@ from speechllm.corpora.own_data import (
     reading_options,
 )
 from speechllm.utils.errors import UserError, run_main
-from speechllm.utils.io import atomic_open
+from speechllm.utils.io import atomic_open, previous_name
 
 if TYPE_CHECKING:
     from speechllm.corpora.own_data.items import Item
@@ -118,18 +118,32 @@ def compare(model: SpeechToText, item: Item, language: str) -> dict[str, Any]:
 def open_output(path: Path, model: str) -> Iterator[tuple[set[tuple], IO[str]]]:
     """Open the output for more rows; yield the keys of its rows too.
 
-    The rows of another model, and one that a kill cut off, are removed.
+    A row that a kill cut off is removed. A file of another model is kept under the name
+    of :func:`~speechllm.utils.io.previous_name`.
+
+    Raises:
+        UserError: the file is not an output of this program.
     """
     rows: list[dict[str, Any]] = []
-    if path.is_file():
-        with open(path, encoding="utf-8") as stream:
+    if path.is_file() and path.stat().st_size:
+        with open(path, encoding="utf-8", errors="replace") as stream:
             for line in stream:
                 try:
                     rows.append(json.loads(line))
                 except json.JSONDecodeError:
                     break
-    if not rows or rows[0] != {"model": model}:
-        rows = [{"model": model}]
+        if not (rows and isinstance(rows[0], dict) and rows[0].keys() == {"model"}):
+            raise UserError(
+                f"{path}: not an output of this program, so it is not replaced; name "
+                "another --output"
+            )
+        keys = {"audio", "text"}
+        if not all(isinstance(row, dict) and keys <= row.keys() for row in rows[1:]):
+            raise UserError(f"{path}: damaged; move it away")
+    if rows and rows[0] != {"model": model}:
+        path.replace(previous_name(path))
+        rows = []
+    rows = rows or [{"model": model}]
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_open(path) as stream:
         stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

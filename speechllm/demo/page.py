@@ -70,6 +70,23 @@ document.addEventListener("click", (event) => {
 LOOKS = {"css": CSS, "head": SCRIPT, "footer_links": []}
 
 
+def refuse_addresses(component: gradio.Audio) -> None:
+    """Let a component take uploaded files only; Gradio downloads addresses, too.
+
+    A subclass would do the same, but Gradio writes a stub of it next to this file.
+    https://github.com/gradio-app/gradio/blob/main/gradio/processing_utils.py,
+    ``async_move_files_to_cache``.
+    """
+    take = component.async_move_resource_to_block_cache
+
+    async def take_upload(path: str | Path | None) -> str | None:
+        if "://" in str(path):
+            raise gradio.Error("A recording is a file, not an address.")
+        return await take(path)
+
+    component.async_move_resource_to_block_cache = take_upload  # type: ignore[method-assign]
+
+
 def run_demo(model_dir: str, device: str) -> None:
     """Load a model and serve its page on this machine, until an interrupt."""
     disable_progress_bar()  # for loading weights
@@ -117,6 +134,7 @@ def make_page(model: SpeechToText, title: str) -> gradio.Blocks:
             label="Speech",
             buttons=["download"],  # not the one that shares it on the hub
         )
+        refuse_addresses(source)
         with gradio.Row():
             output = gradio.Dropdown(outputs, label="Output")
             language = gradio.Dropdown(languages, label="Language of the speech")

@@ -187,17 +187,20 @@ def settings_key(
 
     It covers every file of the model folder except hidden ones, ``*.md`` and the
     settings, whose values are in ``generation`` (config, weights, whole or in shards,
-    prompts, tokenizer), but not the batch size.
+    prompts, tokenizer), and those of a fine-tuned first pass, but not the batch size.
     """
     from speechllm.decoding.options import ALIASES
     from speechllm.inference.loading import find_model
+    from speechllm.models.speech_decoder import FOLDER
 
     digest = hashlib.sha256()
-    for file in sorted(find_model(model_dir).iterdir()):
+    folder = find_model(model_dir)
+    for file in [*sorted(folder.iterdir()), *sorted((folder / FOLDER).glob("*"))]:
         if file.name.startswith((".", GENERATION_FILE)) or file.suffix == ".md":
             continue
         if file.is_file():
-            digest.update(f"{file.name}\0{file_sha256(file)}\n".encode())
+            name = file.relative_to(folder).as_posix()
+            digest.update(f"{name}\0{file_sha256(file)}\n".encode())
     # under their old names, so that decode dirs of earlier releases are resumed
     first_names = {new: old for old, new in ALIASES.items()}
     options = {first_names.get(k, k): value for k, value in generation.items()}

@@ -8,6 +8,7 @@ records a checksum of what was written, which tells whether a user has edited th
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -52,7 +53,7 @@ def read_settings(config: Config | None, folder: Path) -> dict[str, Any]:
         return check_decoding_options(config, "decoding config")
     if config is None:
         config = folder / GENERATION_FILE
-        if not config.is_file():
+        if not os.path.lexists(config):
             return {}
     return check_decoding_options(read_yaml(config), str(config))
 

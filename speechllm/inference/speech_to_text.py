@@ -522,7 +522,7 @@ def requested_task(
     Raises:
         UserError: there is no prompt for the task or a language.
     """
-    source = language or next(iter(prompts.languages))
+    source = next(iter(prompts.languages)) if language is None else language
     target = source if task == "asr" else target_language
     prompts.text(task, source, target or source)
     if target is None:

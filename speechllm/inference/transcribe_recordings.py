@@ -219,9 +219,15 @@ def name_place(recording: Recording, error: str) -> str:
 
 
 def file_states(model_dir: Path) -> dict[str, Any]:
-    """Return name, size and time of the files of a model folder."""
-    files = sorted(path for path in model_dir.iterdir() if path.is_file())
-    states = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+    """Return name, size and time of the files of a model folder and its first pass."""
+    from speechllm.models.speech_decoder import FOLDER
+
+    paths = [*model_dir.iterdir(), *(model_dir / FOLDER).glob("*")]
+    files = sorted(path for path in paths if path.is_file())
+    states = [
+        (str(p.relative_to(model_dir)), p.stat().st_size, p.stat().st_mtime_ns)
+        for p in files
+    ]
     return {"model": str(model_dir.resolve()), "files": states}
 
 

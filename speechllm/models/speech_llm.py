@@ -73,9 +73,14 @@ def build_speech_llm(config: Mapping) -> SpeechLLM:
     for part, module in (("encoder", encoder), ("llm", llm)):
         if module is not None:
             _check_pretrained(module, config[f"{part}_conf"])
-    return SpeechLLM(
+    model = SpeechLLM(
         encoder, ctc, bridge, llm, token_list, **config.get("model_conf") or {}
     )
+    for part, module in (("encoder", encoder), ("llm", llm)):
+        if module is not None and config[f"{part}_conf"].get("random_init"):
+            # also what is frozen is in no pretrained model
+            model.changed |= {f"{part}.{name}" for name, _ in module.named_parameters()}
+    return model
 
 
 def _check_pretrained(module: nn.Module, conf: Mapping) -> None:

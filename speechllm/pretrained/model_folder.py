@@ -92,11 +92,12 @@ def check_files(folder: str | Path) -> None:
             names the file.
     """
     for path in sorted(Path(folder).iterdir()):
-        if path.is_dir():
+        is_known = path.suffix in (".json", ".safetensors", ".bin", ".model", ".yaml")
+        if path.is_dir() and not is_known:
             continue
         if path.exists() and not path.is_file():
             raise UserError(f"{path}: not a regular file; remove it")
-        if path.suffix not in (".json", ".safetensors", ".bin", ".model", ".yaml"):
+        if not is_known:
             continue
         if path.name.startswith("."):
             continue
@@ -310,3 +311,15 @@ def read_json(path: Path) -> dict:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error})") from error
+
+
+def read_mapping(path: Path) -> dict:
+    """Read a JSON file with a mapping.
+
+    Raises:
+        UserError: it is something else.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not a JSON mapping; download the model again")
+    return content

@@ -132,7 +132,11 @@ def _read_shards(path: Path) -> dict[str, torch.Tensor]:
 
 def _read_deepspeed(path: Path) -> dict[str, torch.Tensor]:
     """Return the tensors of a checkpoint of DeepSpeed, joined by its own function."""
-    with weights_only(deepspeed_classes()):
+    try:
+        classes = deepspeed_classes()
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    with weights_only(classes):
         from deepspeed.utils.zero_to_fp32 import (
             get_fp32_state_dict_from_zero_checkpoint,
         )
@@ -160,7 +164,7 @@ def deepspeed_classes() -> list[Any]:
         from deepspeed.utils.tensor_fragment import fragment_address
     except ImportError:
         raise UserError(
-            "a checkpoint of DeepSpeed needs the package: pip install "
+            "checkpoints of DeepSpeed need the package: pip install "
             "'speechllm[deepspeed]'"
         ) from None
     return [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]

@@ -16,13 +16,25 @@ import numpy as np
 import torch
 from espnet2.tasks import abs_task
 from espnet2.train.reporter import Reporter
+from typeguard import TypeCheckError
 
 from speechllm.models.speech_llm import SpeechLLM
 from speechllm.pretrained.checkpoint import is_hub_id, load_tensors
 from speechllm.pretrained.model_folder import is_nue_asr
 from speechllm.text.ctc_labels import read_token_list
-from speechllm.utils.errors import UserError
+from speechllm.utils.errors import UserError, is_out_of_memory, reason_of
+from speechllm.utils.folders import FolderKind
 from speechllm.utils.io import atomic_open, read_yaml
+
+#: Folder of a training. Before it begins, the recipe writes its log, its config with
+#: other models, a file for distributed processes and, in a series, its time; a user may
+#: put a state there to resume from.
+TRAINING = FolderKind(
+    "training",
+    ("config.yaml", "*.pth"),
+    before=("train.log", "train_config.yaml", ".dist_init_*", "attempt", "seconds")
+    + ("checkpoint.pth", "mid_epoch.pth"),
+)
 
 #: Types besides tensors in the resume state of ESPnet's reporter (times and losses).
 _RESUME_TYPES = [
@@ -58,6 +70,8 @@ def safe_checkpoints() -> Iterator[None]:
     def load_safely(f, *args, **options):
         is_path = isinstance(f, (str, os.PathLike))
         options = {"mmap": is_path, **options}
+        if is_path and os.path.exists(f) and not os.path.isfile(f):
+            raise UserError(f"{f}: not a regular file; move it away")
         try:
             with torch.serialization.safe_globals(_RESUME_TYPES):
                 return load(f, *args, **{**options, "weights_only": True})
@@ -78,6 +92,29 @@ def safe_checkpoints() -> Iterator[None]:
     finally:
         torch.save, torch.load = save, load
         abs_task.load_pretrained_model = load_pretrained
+
+
+@contextmanager
+def name_foreign_state(path: Path) -> Iterator[None]:
+    """Turn the errors of a state that does not fit into one that names its file.
+
+    Raises:
+        UserError: the block has raised one of them.
+    """
+    try:
+        yield
+    except (
+        AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError,
+        TypeCheckError,
+    ) as error:  # fmt: skip
+        if is_out_of_memory(error):
+            raise
+        reason = f"{type(error).__name__}: {reason_of(error)}"[:200]
+        raise UserError(
+            f"{path}: not the state of this training, or damaged ({reason}); if the "
+            "model or its optimizer has changed, change that back; else move the file "
+            "away to resume without it"
+        ) from error
 
 
 def load_init_param(
@@ -187,23 +224,27 @@ def repair_checkpoint(output_dir: Path, criteria: Sequence[Sequence[str]] = ()) 
     Args:
         output_dir: ESPnet's output folder of the training.
         criteria: ``best_model_criterion``: (phase, name, ``min`` or ``max``) of each.
+
+    Raises:
+        UserError: ``checkpoint.pth`` is not the state of a training.
     """
     checkpoint = output_dir / "checkpoint.pth"
     if not checkpoint.exists():
         return
-    with safe_checkpoints():
+    with safe_checkpoints(), name_foreign_state(checkpoint):
         states = torch.load(checkpoint, map_location="cpu")
-    reporter = Reporter()
-    reporter.load_state_dict(states["reporter"])
-    model = output_dir / f"{reporter.get_epoch()}epoch.pth"
+        reporter = Reporter()
+        reporter.load_state_dict(states["reporter"])
+        trained = states["model"]
+        model = output_dir / f"{reporter.get_epoch()}epoch.pth"
+        targets = {"latest.pth": model.name}
+        for phase, name, mode in criteria:
+            if reporter.has(phase, name):
+                best = reporter.get_best_epoch(phase, name, mode)
+                targets[f"{phase}.{name}.best.pth"] = f"{best}epoch.pth"
     if not model.exists():
         with atomic_open(model, "wb") as stream:
-            torch.save(states["model"], stream)
-    targets = {"latest.pth": model.name}
-    for phase, name, mode in criteria:
-        if reporter.has(phase, name):
-            best = reporter.get_best_epoch(phase, name, mode)
-            targets[f"{phase}.{name}.best.pth"] = f"{best}epoch.pth"
+            torch.save(trained, stream)
     for link, target in targets.items():
         temporary = output_dir / f".{link}.new"
         temporary.unlink(missing_ok=True)

@@ -49,12 +49,18 @@ from speechllm.pretrained.trainer_checkpoint import (
 )
 from speechllm.text.ctc_labels import read_token_list
 from speechllm.training.initialization import (
+    TRAINING,
     load_init_param,
     require_same_labels,
     safe_checkpoints,
 )
-from speechllm.training.lightning_task import LightningTask, read_deepspeed_config
+from speechllm.training.lightning_task import (
+    LightningTask,
+    confine_checkpoints,
+    read_deepspeed_config,
+)
 from speechllm.utils.errors import UserError
+from speechllm.utils.folders import claim_directory
 from speechllm.utils.io import atomic_open
 
 TASK = "speechllm"
@@ -139,6 +145,10 @@ class LitSpeechLLM(lightning_espnet_model.LitESPnetModel):
         if batch_idx == 0:
             epoch = self.current_epoch * self.trainer.world_size
             set_all_random_seed(self.args.seed + epoch + self.global_rank)
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        """Check what the callbacks read next, see :func:`confine_checkpoints`."""
+        confine_checkpoints(checkpoint.get("callbacks"), self.args.output_dir)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         """Drop the pretrained weights."""
@@ -402,6 +412,9 @@ def build_callbacks(args: argparse.Namespace) -> list[Callback]:
 def build_model(args: argparse.Namespace) -> SpeechLLM:
     """Build and initialise the model; rank 0 writes ``config.yaml`` as ESPnet does."""
     output = Path(args.output_dir)
+    first = int(os.environ.get("RANK", 0)) == 0
+    if first:
+        claim_directory(output, TRAINING)
     set_all_random_seed(args.seed)
     if (output / "last.ckpt").exists() and args.resume and args.ctc_token_list:
         require_same_labels(output, read_token_list(args.ctc_token_list))
@@ -412,8 +425,7 @@ def build_model(args: argparse.Namespace) -> SpeechLLM:
                 parameter.requires_grad = False
     for path in args.init_param:
         load_init_param(path, model, args.ignore_init_mismatch, "cpu")
-    if int(os.environ.get("RANK", 0)) == 0:
-        output.mkdir(parents=True, exist_ok=True)
+    if first:
         with atomic_open(output / "config.yaml", "w") as stream:
             yaml_no_alias_safe_dump(vars(args), stream, indent=4, sort_keys=False)
     return model

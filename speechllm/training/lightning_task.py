@@ -101,6 +101,44 @@ def check_lightning(args: argparse.Namespace) -> None:
         )
 
 
+def confine_checkpoints(callbacks: object, folder: str | Path) -> None:
+    """Let the state of Lightning's callbacks name files of the training's folder only.
+
+    Lightning removes the files that ``ModelCheckpoint`` has saved before, also after
+    it has read their names in a checkpoint: a planted one could name any folder of this
+    machine. A folder that was moved keeps its list.
+
+    Args:
+        callbacks: states by callback, of a checkpoint; changed in place.
+        folder: of the training.
+
+    Raises:
+        UserError: a name is not that of a checkpoint.
+    """
+    folder = Path(folder).resolve()
+
+    def confined(path: object) -> str:
+        name = str(path).replace("\\", "/").rpartition("/")[2]
+        if not path or not isinstance(path, str):
+            return ""
+        if not name.endswith(".ckpt"):
+            raise UserError(
+                f"{folder}: its last.ckpt names {path!r} as a checkpoint; it is not "
+                "resumed, since that could be removed; move it away"
+            )
+        return str(folder / name)
+
+    states = callbacks.values() if isinstance(callbacks, dict) else ()
+    for state in states:
+        if not isinstance(state, dict) or "best_model_path" not in state:
+            continue
+        for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
+            state[name] = confined(state.get(name))
+        best = state.get("best_k_models") or {}
+        state["best_k_models"] = {confined(k): value for k, value in best.items()}
+        state["dirpath"] = str(folder)
+
+
 def read_deepspeed_config(path: str | Path) -> dict:
     """Read a configuration of DeepSpeed.
 

@@ -46,6 +46,7 @@ from speechllm.text.ctc_labels import CTCTokenizer, read_token_list
 from speechllm.text.prompts import read_prompts
 from speechllm.training.hotword_sampling import ListOptions, build_hotword_sampler
 from speechllm.training.initialization import (
+    TRAINING,
     repair_checkpoint,
     require_same_labels,
     safe_checkpoints,
@@ -61,6 +62,7 @@ from speechllm.training.signals import handle_stop_signals, send_to_children
 from speechllm.training.splits import SplitIterFactory
 from speechllm.training.trainer import FILE_NAME, SpeechLLMTrainer
 from speechllm.utils.errors import UserError, run_main
+from speechllm.utils.folders import claim_directory
 
 AbsESPnetModel.register(SpeechLLM)  # the trainer accepts only its subclasses
 encoder_choices = ClassChoices("encoder", ENCODERS, default="whisper")
@@ -376,7 +378,15 @@ class SpeechLLMTask(AbsTask):
 
     @classmethod
     def run_worker(cls, args: argparse.Namespace):
-        """Train or collect statistics, with atomic checkpoints; resume after a kill."""
+        """Train or collect statistics, with atomic checkpoints; resume after a kill.
+
+        Raises:
+            UserError: the output folder is not of a training, or a state in it is not
+                of this one.
+        """
+        first = get_rank(args.dist_rank, args.dist_launcher) in (None, 0)
+        if first and args.output_dir:
+            claim_directory(args.output_dir, TRAINING)
         if args.collect_stats:  # lengths only, no features to normalise
             args.model_conf = {"extract_feats_in_collect_stats": False}
         else:
@@ -385,7 +395,7 @@ class SpeechLLMTask(AbsTask):
             if any(path.exists() for path in states) and args.ctc_token_list:
                 labels = read_token_list(args.ctc_token_list)
                 require_same_labels(output_dir, labels)
-            if get_rank(args.dist_rank, args.dist_launcher) in (None, 0):
+            if first:
                 repair_checkpoint(output_dir, args.best_model_criterion)
         try:
             with safe_checkpoints():

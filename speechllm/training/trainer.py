@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from espnet2.train.reporter import SubReporter
 from espnet2.train.trainer import Trainer, TrainerOptions
 from espnet2.utils.build_dataclass import build_dataclass
 
+from speechllm.training.initialization import name_foreign_state
 from speechllm.training.mid_epoch import (
     SaveInterval,
     random_state,
@@ -75,6 +77,16 @@ class SpeechLLMTrainer(Trainer):
             super().run(**parts)
         cls.saver.remove()
 
+    @staticmethod
+    def resume(checkpoint: str | Path, *args: Any, **options: Any) -> None:
+        """Load ``checkpoint.pth``.
+
+        Raises:
+            UserError: it is of another model or optimizer, or damaged.
+        """
+        with name_foreign_state(Path(checkpoint)):
+            Trainer.resume(checkpoint, *args, **options)
+
     @classmethod
     def train_one_epoch(cls, **parts: Any) -> bool:
         """Train an epoch or the rest of one; return True if it had no valid step."""
@@ -121,8 +133,13 @@ class MidEpochSaver:
         self.stop = stop
         self.interval = SaveInterval(options.save_every)
         self.state: dict[str, Any] | None = None
+        if os.path.lexists(self.path) and not self.path.is_file():
+            raise UserError(f"{self.path}: not a regular file; move it away")
         if options.resume and self.path.exists():
             self.state = torch.load(self.path, map_location="cpu")
+            with name_foreign_state(self.path):
+                if not {"epoch", "all_batches", "gradients"} <= self.state.keys():
+                    raise ValueError("no epoch")
 
     def begin_epoch(
         self,
@@ -145,16 +162,18 @@ class MidEpochSaver:
         state, self.state = self.state, None
         if state is None:
             return
-        if state["epoch"] == reporter.epoch:
-            self.restore(state)
-        elif state["epoch"] == reporter.epoch - 1 and state["all_batches"]:
-            self.restore_gradients(state["gradients"])
+        with name_foreign_state(self.path):
+            if state["epoch"] == reporter.epoch:
+                self.restore(state)
+            elif state["epoch"] == reporter.epoch - 1 and state["all_batches"]:
+                self.restore_gradients(state["gradients"])
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue the epoch of a state.
 
         Raises:
             UserError: the batches or the number of processes have changed.
+            Exception: the state is damaged.
         """
         ranks = state["ranks"]
         world_size = torch.distributed.get_world_size() if self.distributed else 1
@@ -180,14 +199,21 @@ class MidEpochSaver:
         self.restore_gradients(state["gradients"])
         set_reporter_state(self.reporter, state["reporter"])
         self.random = ranks[self.rank]["random"]
+        before = random_state()
+        set_random_state(self.random)  # raises if it is damaged; used by ``step``
+        set_random_state(before)
+        size = self.batches.size
+        if not 0 <= state["done"] <= (state["done"] if size is None else size):
+            raise ValueError(f"{state['done']} batches of {size} done")
         self.batches.start = self.done = state["done"]
         logging.info(f"resumed after batch {self.done} with {self.path}")
 
     def restore_gradients(self, gradients: dict[str, torch.Tensor]) -> None:
         """Set gradients by parameter name."""
-        for name, parameter in self.model.named_parameters():
-            if name in gradients:
-                parameter.grad = gradients[name].to(parameter.device, copy=True)
+        parameters = dict(self.model.named_parameters())
+        for name, gradient in gradients.items():
+            parameter = parameters[name]
+            parameter.grad = gradient.to(parameter.device, copy=True)
 
     def gradients(self) -> dict[str, torch.Tensor]:
         """Return the accumulated gradients by parameter name; none after a step."""

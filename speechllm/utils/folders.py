@@ -15,6 +15,7 @@ import shutil
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,11 +42,14 @@ class FolderKind(NamedTuple):
             folder; they identify the folders of releases before 0.3, which have no
             marker.
         files: what those releases wrote there, where it is always the same.
+        before: patterns of files that other programs of the project write into such a
+            folder before it has a marker.
     """
 
     name: str
     signature: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
+    before: tuple[str, ...] = ()
 
 
 @contextmanager
@@ -148,7 +152,7 @@ def require_output(
     marker = read_marker(real)
     if marker is not None:
         reason = "" if marker.kind == kind.name else f"is a {marker.kind}"
-    elif not _has_content(real) or _has_signature(real, kind):
+    elif not _has_content(real, kind) or _has_signature(real, kind):
         reason = ""
     else:
         reason = "has content that this project did not write"
@@ -159,10 +163,11 @@ def require_output(
         )
 
 
-def _has_content(folder: Path) -> bool:
+def _has_content(folder: Path, kind: FolderKind) -> bool:
     """Tell if a folder has more than logs, a lock and unfinished markers."""
-    return any(
-        name not in ("log", ".lock") and not name.startswith(f".{MARKER}.")
+    expected = ("log", ".lock", f".{MARKER}.*", *kind.before)
+    return not all(
+        any(fnmatchcase(name, pattern) for pattern in expected)
         for name in os.listdir(folder)
     )
 

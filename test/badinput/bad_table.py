@@ -61,6 +61,9 @@ FAMILIES = (
     "bad_outputs",
     "bad_arrays",
     "bad_corpora",
+    "bad_trainings",
+    "bad_decoding",
+    "bad_serving",
 )
 NOBODY = 65534
 SEED = 16  # of the sample

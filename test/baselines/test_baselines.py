@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import soundfile
 import tiny_baselines
 import torch
+from safetensors.torch import save
 
 from speechllm.audio.io import load_audio
 from speechllm.baselines import nllb, seamless
@@ -356,6 +358,15 @@ def test_llm_is_trained_once_and_lowers_its_loss(
         again.check("st", "fr", "en")
 
 
+def test_other_weights_of_a_translator_are_not_replaced(tiny_model, tmp_path):
+    train, file = write_pairs(tmp_path / "train"), tmp_path / "translator.safetensors"
+    for content in (b"years of work", b"", save({"a": torch.zeros(2)})):
+        file.write_bytes(content)
+        with pytest.raises(UserError, match=f"{file}: not the weights of this"):
+            LLMTranslator(tiny_model, train, tmp_path, epochs=0).load()
+        assert file.read_bytes() == content
+
+
 def test_batch_does_not_affect_llm_translations(tiny_model, tmp_path):
     train = write_pairs(tmp_path / "train")
     translator = LLMTranslator(tiny_model, train, tmp_path, epochs=0)
@@ -419,6 +430,26 @@ def test_model_of_another_type_is_an_error(tiny_nllb):
         UserError, match="type is 'm2m_100', but whisper requires whisper"
     ):
         Whisper(tiny_nllb)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", "{"),
+        ("config.json", "[]"),
+        ("generation_config.json", "{"),
+        ("generation_config.json", "null"),
+        ("generation_config.json", "{}"),
+        ("generation_config.json", '{"lang_to_id": 5}'),
+    ],
+)
+def test_damaged_settings_of_whisper_are_one_error(
+    tiny_decoder, tmp_path, name, content
+):
+    shutil.copytree(tiny_decoder, tmp_path / "whisper")
+    (tmp_path / "whisper" / name).write_text(content)
+    with pytest.raises(UserError, match=name):
+        Whisper(str(tmp_path / "whisper")).check("asr", "en", "en")
 
 
 def test_malformed_task_is_an_error(tiny_seamless, examples):

@@ -7,8 +7,10 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
+import httpx2
 import pytest
 import soundfile
 
@@ -17,6 +19,8 @@ from speechllm.decoding.result import Result, Segment, Word
 from speechllm.inference.long_form import Transcription
 
 pytest.importorskip("gradio", reason="the extra demo is not installed")
+from gradio import processing_utils
+
 from speechllm.demo import page as demo
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -61,6 +65,37 @@ def test_progress_and_files_of_a_recording(tiny_model, speech_file, tmp_path):
     assert names == {f"agent-pass.{c}.{f}" for c in ("en", "fr") for f in forms}
     entry = json.loads((tmp_path / "agent-pass.en.json").read_text())
     assert entry["text"] == expected.text
+
+
+def test_recordings_are_uploads_only(monkeypatch):
+    """A request may name an address, which Gradio's own component downloads."""
+    fetched, transcribed = [], []
+
+    async def download(url, **_):
+        fetched.append(url)
+
+    monkeypatch.setattr(processing_utils, "async_ssrf_protected_download", download)
+    monkeypatch.setattr(demo, "transcribe_file", lambda _, s, *a: transcribed.append(s))
+    prompts = SimpleNamespace(tasks={"asr"}, languages={"en": "English"})
+    blocks = demo.make_page(SimpleNamespace(prompts=prompts), "tiny")
+    address = blocks.launch(**demo.LIMITS, prevent_thread_lock=True)[1]
+    try:
+        for path in ("http://93.184.215.14/a.wav", "https://a.test/b", "/etc/passwd"):
+            file = {"path": path, "meta": {"_type": "gradio.FileData"}}
+            content = {
+                "data": [file, "Transcript", "en", "en"],
+                "fn_index": 0,
+                "session_hash": "x",
+            }
+            httpx2.post(f"{address}gradio_api/queue/join", json=content)
+            with httpx2.stream(
+                "GET", f"{address}gradio_api/queue/data?session_hash=x", timeout=30
+            ) as events:
+                found = [x for x in events.iter_lines() if "process_completed" in x]
+            assert found and '"success":false' in found[0]
+    finally:
+        blocks.close()
+    assert fetched == transcribed == []
 
 
 def chromium() -> str:

@@ -11,7 +11,7 @@ import soundfile
 import torch
 from tiny_models import LABELS
 
-from speechllm.bin.align_recordings import main
+from speechllm.bin.align_recordings import main, open_output
 from speechllm.inference import align_transcript
 from speechllm.inference.align_transcript import (
     TimedWord,
@@ -119,6 +119,37 @@ def test_a_model_without_ctc_is_refused(tiny_model, monkeypatch):
 def test_ctc_error_is_the_character_error_rate():
     assert ctc_error("helo world", "Hello, world!", "en") == round(1 / 11, 4)
     assert ctc_error("", "abc", "en") == 1.0
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("years of work\n", "not an output"),
+        ('{"text": "years"}\n', "not an output"),
+        ("[1]\n", "not an output"),
+        ('{"model": "/m"}\n5\n', "damaged"),
+    ],
+)
+def test_the_command_replaces_no_other_file(tmp_path, content, message):
+    path = tmp_path / "out.jsonl"
+    path.write_text(content)
+    with pytest.raises(UserError, match=f"{path}: {message}"), open_output(path, "/m"):
+        pass
+    assert path.read_text() == content
+
+
+def test_segments_of_another_model_are_kept(tmp_path):
+    path = tmp_path / "out.jsonl"
+    content = '{"model": "/m"}\n{"audio": "a", "text": "b", "segments": []}\n{"aud'
+    path.write_text(content)
+    with open_output(path, "/m") as (done, _):
+        assert done == {("a", None, None, "b")}
+    with open_output(path, "/other") as (done, _):
+        assert not done
+    assert path.read_text() == '{"model": "/other"}\n'
+    assert (tmp_path / "out.jsonl.previous").read_text() == content[
+        : content.rfind("{")
+    ]
 
 
 def test_the_command_aligns_compares_and_resumes(tiny_model, tmp_path, capsys):

@@ -30,6 +30,25 @@ def test_missing_ctc_labels_are_named(copied):
         SpeechToText.from_pretrained(copied)
 
 
+@pytest.mark.parametrize(
+    "name", ["generation_config.yaml", "guard.yaml", "llm/generation_config.json"]
+)
+def test_folder_in_place_of_a_file_is_named(copied, name):
+    config = yaml.safe_load((copied / "config.yaml").read_text())
+    config["llm_conf"]["model"] = str(copied / "llm")
+    (copied / "config.yaml").write_text(yaml.safe_dump(config))
+    (copied / name).unlink(missing_ok=True)
+    (copied / name).mkdir()
+    with pytest.raises(UserError, match=f"{copied / name}: (not a|cannot be)"):
+        SpeechToText.from_pretrained(copied)
+
+
+def test_empty_language_is_not_the_default(tiny_model, speech_file):
+    model = SpeechToText.from_pretrained(tiny_model)
+    with pytest.raises(UserError, match="''"):
+        model.transcribe([speech_file], language="")
+
+
 def test_foreign_and_nan_pretrained_weights_are_errors(copied, tmp_path):
     encoder = write_tiny_whisper(tmp_path / "encoder")
     config = yaml.safe_load((copied / "config.yaml").read_text())

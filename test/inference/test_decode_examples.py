@@ -18,8 +18,9 @@ import soundfile
 from speechllm.audio.io import load_audio
 from speechllm.bin.decode import main
 from speechllm.data.kaldi_table import read_table, write_table
-from speechllm.inference.decode_examples import decode_examples
+from speechllm.inference.decode_examples import decode_examples, settings_key
 from speechllm.inference.speech_to_text import SpeechToText
+from speechllm.inference.transcribe_recordings import file_states
 from speechllm.utils.errors import UserError
 
 OPTIONS = {"tokens_per_second": 0.0, "extra_tokens": 6.0}  # six tokens at most
@@ -342,3 +343,18 @@ def test_invalid_config_is_an_error(tiny_model, examples, tmp_path, text, messag
         main([*arguments, str(tmp_path / "decode.yaml")])
     with pytest.raises(UserError, match="none.yaml: no such file"):
         main([*arguments, str(tmp_path / "none.yaml")])
+
+
+def test_hypotheses_depend_on_the_first_pass(tiny_model, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    keys, states = [settings_key(model, {}, "float32", {}, {})], [file_states(model)]
+    (model / "first_pass").mkdir()
+    for content in ("one", "two"):
+        (model / "first_pass" / "model.safetensors").write_text(content)
+        keys.append(settings_key(model, {}, "float32", {}, {}))
+        states.append(file_states(model))
+    (model / "first_pass" / "README.md").write_text("notes")
+    assert settings_key(model, {}, "float32", {}, {}) == keys[-1]
+    assert len(set(keys)) == 3
+    assert states[0] != states[1] != states[2]

@@ -277,6 +277,17 @@ def test_checkpoint_round_trip(make):
     assert set(second.state_dict()) == set(first.state_dict())
 
 
+@pytest.mark.parametrize("tuning", ["lora", "frozen", "full"])
+def test_checkpoint_has_random_weights_that_are_not_trained(make, tuning, tiny_llm):
+    conf = {"model": str(tiny_llm), "dtype": "float32", "tuning": tuning}
+    conf |= {"random_init": True, "lora": {"r": 2}}
+    first, second = make(seed=1, llm_conf=conf), make(seed=2, llm_conf=conf)
+    batch = make_batch(first)
+    expected = first(**batch)[0]
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(second(**batch)[0], expected)
+
+
 def test_checkpoint_keeps_tensors_of_the_warm_up(make, tiny_whisper):
     tuned = {"model": str(tiny_whisper), "trainable_layers": 1}
     warm = make(

@@ -19,7 +19,7 @@ ROOT = Path(speechllm.__file__).parent
 
 
 def calls() -> list[tuple[str, ast.Call]]:
-    """Return the calls of ``Auto….from_…``, and all calls that name the option."""
+    """Return the calls of ``Auto….from_…`` and of processors, which contain others."""
     found = []
     for path in ROOT.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
@@ -28,7 +28,7 @@ def calls() -> list[tuple[str, ast.Call]]:
             text = ast.unparse(node.func)
             if path.name == "model_folder.py" and text == "kind.from_pretrained":
                 found.append((f"{path.relative_to(ROOT)}:{node.lineno}", node))
-            if text.startswith("Auto") and ".from_" in text:
+            if text.startswith(("Auto", "WhisperProcessor")) and ".from_" in text:
                 found.append((f"{path.relative_to(ROOT)}:{node.lineno}", node))
     return found
 

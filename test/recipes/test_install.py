@@ -187,6 +187,23 @@ def test_a_moved_clone_gets_a_new_environment(clone):
     assert "venv 3.11" in install(moved)[1]
 
 
+@pytest.mark.parametrize(
+    ("installer", "venv"),
+    [("install.sh", "venv"), ("install_comet.sh", "venv-comet")],
+)
+def test_a_folder_of_the_user_is_not_replaced(clone, installer, venv):
+    mine = clone / "tools" / venv / "notes.txt"
+    mine.parent.mkdir()
+    mine.write_text("years of work")
+    done, calls = install(clone, installer=installer)
+    assert done.returncode == 1 and calls == []
+    assert done.stderr.endswith("so it is not replaced; move it away\n")
+    assert mine.read_text() == "years of work"
+    # but one of a killed run is
+    (clone / "tools" / f".{venv}.begun").touch()
+    assert install(clone, installer=installer)[0].returncode == 0
+
+
 def test_an_interrupted_run_is_resumed(clone):
     install(clone)
     (clone / "tools" / "venv" / ".speechllm-installed").unlink()

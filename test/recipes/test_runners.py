@@ -115,6 +115,18 @@ def test_pipes_and_redirections(tmp_path):
     assert call([log, "false", "|", "cat"]).returncode == 1
 
 
+def test_a_file_that_is_not_a_log_is_kept(tmp_path):
+    log = tmp_path / "train.log"
+    log.write_text("diary\n")
+    for words in (["echo", "one"], ["echo", "two"]):
+        assert call([log, *words]).returncode == 0
+    assert (tmp_path / "train.log.previous").read_text() == "diary\n"
+    assert "two" in log.read_text() and "one" not in log.read_text()
+    assert sorted(p.name for p in tmp_path.glob("train.log*")) == [
+        "train.log", "train.log.previous",
+    ]  # fmt: skip
+
+
 def test_an_array_of_jobs(tmp_path):
     log = tmp_path / "a.JOB.log"
     done = call(["--max-jobs-run", 2, "JOB=1:5", log, "echo", "job", "JOB."])

@@ -271,6 +271,24 @@ def test_a_resumed_training_runs_no_code(row, tmp_path, strategy, names):
 
 
 @needs_lightning
+@pytest.mark.slow
+def test_a_resumed_training_removes_no_file_of_the_user(row, tmp_path):
+    """A planted checkpoint names a folder as one that was saved before."""
+    run_rows(tmp_path, [row("exp", max_epoch=1)], processes=1)
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "notes.txt").write_text("years of work")
+    last = (tmp_path / "exp" / "last.ckpt").resolve()
+    state = torch.load(last, weights_only=True)
+    for saved in state["callbacks"].values():
+        if "best_model_path" in saved:
+            saved["best_model_path"] = f"local://{tmp_path}/home"
+    torch.save(state, last)
+    run_rows(tmp_path, [row("exp")], processes=1)
+    assert (tmp_path / "home" / "notes.txt").exists()
+    assert "could be removed" in (tmp_path / "exp" / "error.txt").read_text()
+
+
+@needs_lightning
 @pytest.mark.gpu
 @pytest.mark.parametrize(
     "strategy", ["ddp", "fsdp", pytest.param("deepspeed", marks=needs_deepspeed)]

@@ -9,6 +9,7 @@ import ending_processes
 import pytest
 
 from speechllm.training import lightning_launch
+from speechllm.training.lightning_task import confine_checkpoints
 from speechllm.utils.errors import UserError
 
 
@@ -26,6 +27,31 @@ def test_a_process_that_ends_takes_the_others_with_it(way, monkeypatch, capfd):
         assert ended.value.code == 1
         assert "error: no such file\n" in capfd.readouterr().err
     assert time.monotonic() - begin < 500  # by itself it would end after 600
+
+
+def test_a_checkpoint_names_files_of_its_training_only(tmp_path):
+    """Lightning would remove others, such as ``local:///home/user``."""
+    state = {
+        "dirpath": "/other/exp",
+        "best_model_path": "/other/exp/epoch1.ckpt",
+        "best_k_models": {"/x/../../epoch0.ckpt": 1.5, "local:///a/epoch1.ckpt": 1.0},
+        "kth_best_model_path": "..\\epoch0.ckpt",
+        "last_model_path": "",
+    }
+    callbacks = {"ModelCheckpoint": dict(state), "EarlyStopping": {"wait_count": 1}}
+    confine_checkpoints(callbacks, tmp_path)
+    assert callbacks["ModelCheckpoint"] == {
+        "dirpath": str(tmp_path),
+        "best_model_path": f"{tmp_path}/epoch1.ckpt",
+        "best_k_models": {f"{tmp_path}/epoch{n}.ckpt": 1.5 - n / 2 for n in (0, 1)},
+        "kth_best_model_path": f"{tmp_path}/epoch0.ckpt",
+        "last_model_path": "",
+    }
+    assert callbacks["EarlyStopping"] == {"wait_count": 1}
+    for name in ("local:///home/user", "/home/user/notes.txt", "x.ckpt/.."):
+        with pytest.raises(UserError, match="could be removed"):
+            confine_checkpoints({"a": {**state, "best_model_path": name}}, tmp_path)
+    confine_checkpoints(None, tmp_path)
 
 
 def test_machines_meet_at_the_first_of_a_job(tmp_path, monkeypatch):

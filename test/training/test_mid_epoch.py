@@ -257,6 +257,25 @@ def test_other_batches_are_refused(train, options, tmp_path, monkeypatch):
     assert (folder / "mid_epoch.pth").read_bytes() == before
 
 
+def test_a_state_of_something_else_is_refused(train, options, tmp_path):
+    exp = train(tmp_path / "exp", **options | {"max_epoch": 1})
+    states = torch.load(exp / "checkpoint.pth", weights_only=False)
+    foreign = {
+        "mid_epoch.pth": [None, [1], {}, {"epoch": 2}, {"model.weight": torch.ones(2)}],
+        "checkpoint.pth": [5, {}, {**states, "model": {}}, {**states, "reporter": 1}]
+        + [{**states, "optimizers": [{}]}],
+    }
+    for name, values in foreign.items():
+        for value in values:
+            torch.save(value, exp / name)
+            with pytest.raises(UserError, match=rf"{name}: not the state of this tra"):
+                train(exp, **options)
+            assert (exp / name).exists()
+        (exp / name).unlink()
+    torch.save(states, exp / "checkpoint.pth")
+    train(exp, **options | {"max_epoch": 1})
+
+
 def test_a_damaged_file_is_refused(train, options, tmp_path):
     path = tmp_path / "exp" / "mid_epoch.pth"
     path.parent.mkdir()

@@ -104,7 +104,7 @@ def read_cuts(path: Path, options: ReadOptions) -> Source:
 
     source = Source("Lhotse CutSet")
     bases = [path.parent, *path.absolute().parents[1:3], Path.cwd()]
-    for cut in CutSet.from_file(path):
+    for cut in CutSet.from_file(path.absolute()):  # it runs names like "pipe:…"
         if not isinstance(cut, MonoCut):
             source.drop(cut.id, "cut of another kind", type(cut).__name__)
             continue

@@ -190,6 +190,23 @@ def write(path: Path, mode: str, text: str) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from None
 
 
+def keep_other_file(log: Path) -> None:
+    """Rename a file that is not a log of a job runner: ``<name>.previous``."""
+    try:
+        with open(log, "rb") as stream:
+            head = stream.read(2)
+    except FileNotFoundError:
+        return
+    if head in (b"", b"# ", b"\n#"):
+        return
+    kept, number = log.with_name(f"{log.name}.previous"), 1
+    while os.path.lexists(kept):
+        number += 1
+        kept = log.with_name(f"{log.name}.previous.{number}")
+    os.rename(log, kept)
+    print(f"{runner()}: {log} is not a log; kept as {kept}", file=sys.stderr)
+
+
 def watch_caller() -> Callable[[], bool]:
     """Raise KeyboardInterrupt on SIGTERM, and on SIGHUP unless nohup ignores it.
 

@@ -22,7 +22,16 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs import Request, parse, report_failures, run, stop, watch_caller, write
+from jobs import (
+    Request,
+    keep_other_file,
+    parse,
+    report_failures,
+    run,
+    stop,
+    watch_caller,
+    write,
+)
 
 POLL_SECONDS = 0.2
 PROGRESS_SECONDS = 30.0
@@ -114,6 +123,7 @@ def start_job(request: Request, job: int, slot: str | None, threads: int) -> Run
     if slot is not None:
         environment["CUDA_VISIBLE_DEVICES"] = slot
     head = f"# {line}\n# Started at {time.ctime()} on {socket.gethostname()}\n#\n"
+    keep_other_file(log)
     write(log, "w", head)
     with open(log, "ab") as stream:
         process = subprocess.Popen(

@@ -24,6 +24,7 @@ from pathlib import Path
 from jobs import (
     OPERATORS,
     Request,
+    keep_other_file,
     parse,
     report_failures,
     run,
@@ -287,6 +288,7 @@ def main() -> int:
         stop(f"{shlex.join(error.cmd)} failed, status {error.returncode}")
     for job in request.jobs:
         request.log_of(job).parent.mkdir(parents=True, exist_ok=True)
+        keep_other_file(request.log_of(job))
         request.log_of(job).unlink(missing_ok=True)
     script = request.log_of(request.first).parent / "q" / f"{Path(log).stem}.sh"
     script.parent.mkdir(exist_ok=True)

@@ -73,10 +73,13 @@ table() { # write the table of the rows so far
 }
 elapsed() { # <folder>: add the seconds of an attempt that has ended to its file
     [ -f "$1/attempt" ] || return 0
-    local last
+    local last begin
+    begin=$(< "$1/attempt")
+    # Arithmetic would run what is not a number.
+    [[ ${begin} =~ ^[0-9]{1,12}$ ]] || fail "$1/attempt is damaged; remove it"
     # An attempt that was killed ended with the last file that it wrote.
     last=$(find "$1" -type f -printf '%T@\n' | sort -n | tail -n 1)
-    echo $((${last%.*} - $(< "$1/attempt"))) >> "$1/seconds"
+    echo $((${last%.*} - 10#${begin})) >> "$1/seconds"
     rm "$1/attempt"
 }
 run_row() { # <row>

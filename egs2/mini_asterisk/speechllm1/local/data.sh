@@ -18,6 +18,7 @@ help_message="Usage: local/data.sh [options]
   --folds N               number of parts of the prompts, of which one is test [${folds}]
   --fold N                number of the test part [${fold}]"
 . utils/parse_options.sh
+[ -z "${max_prompts}" ] || whole max_prompts 1 99999999
 find_corpus --asterisk_dir "${asterisk_dir}" ASTERISK \
     "of the unpacked packages, or 'downloads' to fetch them,"
 
