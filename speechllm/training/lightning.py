@@ -53,7 +53,9 @@ from speechllm.training.initialization import (
     require_same_labels,
     safe_checkpoints,
 )
+from speechllm.training.lightning_resume import LAST, ResumeCheckpoint
 from speechllm.training.lightning_task import LightningTask, read_deepspeed_config
+from speechllm.training.signals import StopRequest, handle_stop_signals
 from speechllm.utils.errors import UserError
 from speechllm.utils.io import atomic_open
 
@@ -78,13 +80,15 @@ class LitSpeechLLM(lightning_espnet_model.LitESPnetModel):
         self.model = model
         self.nan_countdown = 1
         self.factories: dict = {}
+        self.sums: dict[str, tuple[float, float]] = {}
 
     def training_step(self, batch: tuple, batch_idx: int) -> Tensor | None:
         """Return the loss, weighted by its share of the target tokens of all processes.
 
         ESPnet's trainer does so, too; its module for Lightning averages over processes.
         """
-        loss, weight = self.run_batch(batch, "train")
+        loss, weight, values = self.run_batch(batch, "train")
+        self.add(values, weight.item())
         if self._check_nan_inf_loss(loss, batch_idx):
             return None
         total = weight.to(loss.dtype)
@@ -92,14 +96,8 @@ class LitSpeechLLM(lightning_espnet_model.LitESPnetModel):
         return (loss * weight * self.trainer.world_size / total).sum()
 
     def validation_step(self, batch: tuple, batch_idx: int) -> None:
-        """Compute the statistics of the validation set."""
-        self.run_batch(batch, "valid")
-
-    def run_batch(self, batch: tuple, phase: str) -> tuple[Tensor, Tensor]:
-        """Return loss and weight, each (1,), and log the statistics of the epoch."""
-        names, tensors = batch
-        loss, stats, weight = self.model(utt_id=names, **tensors)
-        values = {f"{phase}/{k}": v.item() for k, v in stats.items() if v is not None}
+        """Log the statistics of the validation set."""
+        _, weight, values = self.run_batch(batch, "valid")
         self.log_dict(
             values,
             on_step=False,
@@ -107,7 +105,30 @@ class LitSpeechLLM(lightning_espnet_model.LitESPnetModel):
             sync_dist=True,
             batch_size=weight.item(),
         )
-        return loss, weight
+
+    def run_batch(
+        self, batch: tuple, phase: str
+    ) -> tuple[Tensor, Tensor, dict[str, float]]:
+        """Return loss and weight, each (1,), and the statistics of the batch."""
+        names, tensors = batch
+        loss, stats, weight = self.model(utt_id=names, **tensors)
+        values = {f"{phase}/{k}": v.item() for k, v in stats.items() if v is not None}
+        return loss, weight, values
+
+    def add(self, values: dict[str, float], weight: float) -> None:
+        """Add to the sums of the epoch: statistics times weights, and weights.
+
+        Lightning has such sums, too, but does not write them into checkpoints.
+        """
+        for name, value in values.items():
+            total, weights = self.sums.get(name, (0.0, 0.0))
+            self.sums[name] = (total + value * weight, weights + weight)
+
+    def log_means(self) -> None:
+        """Log the means of the epoch over all processes, and begin new sums."""
+        for name, (total, weight) in self.sums.items():
+            self.log(name, total / weight, sync_dist=True, batch_size=weight)
+        self.sums = {}
 
     def configure_model(self) -> None:
         """Shard the model if the strategy is FSDP."""
@@ -258,6 +279,21 @@ class ZeroStrategy(DeepSpeedStrategy):
         device = super().root_device
         return torch.device("cpu", 0) if device.type == "cpu" else device
 
+    @property
+    def handles_gradient_accumulation(self) -> bool:
+        """Let Lightning decide when to step, as with the other strategies.
+
+        DeepSpeed's own count of batches continues over epochs, is in no checkpoint,
+        and Lightning's losses are divided by ``accum_grad`` already.
+        """
+        return False
+
+    def backward(self, closure_loss, optimizer, *args, **kwargs) -> None:
+        """Add to the gradients, and prepare a step after the last batch of one."""
+        step = not self.lightning_module.trainer.fit_loop._should_accumulate()
+        self.deepspeed_engine.set_gradient_accumulation_boundary(step)
+        super().backward(closure_loss, optimizer, *args, scale_wrt_gas=False, **kwargs)
+
     def setup_distributed(self) -> None:
         """Connect the processes."""
         self.set_world_ranks()
@@ -291,6 +327,7 @@ class EpochResults(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the statistics of an epoch; only rank 0 does."""
+        pl_module.log_means()
         values = {k: float(v) for k, v in trainer.callback_metrics.items() if "/" in k}
         if not trainer.is_global_zero:
             return
@@ -368,8 +405,16 @@ class AverageCheckpoints(Callback):
             torch.save(state, stream)
 
 
-def build_callbacks(args: argparse.Namespace) -> list[Callback]:
-    """Return the callbacks: results, early stopping, checkpoints and their average."""
+def build_callbacks(
+    args: argparse.Namespace, stop: StopRequest, resumed: Path | None
+) -> list[Callback]:
+    """Return the callbacks: results, early stopping, checkpoints and their average.
+
+    Args:
+        args: options of the training.
+        stop: receives the signals that end the training.
+        resumed: checkpoint from which it resumes.
+    """
     options = {"dirpath": args.output_dir, "auto_insert_metric_name": False}
     numbers = args.keep_nbest_models
     numbers = [numbers] if isinstance(numbers, int) else list(numbers)
@@ -386,9 +431,7 @@ def build_callbacks(args: argparse.Namespace) -> list[Callback]:
         )
         for phase, name, mode in args.best_model_criterion
     ]
-    last = ModelCheckpoint(
-        filename="step{step}", save_last="link", save_on_train_epoch_end=True, **options
-    )
+    last = ResumeCheckpoint(args.output_dir, args.save_every, stop, resumed)
     callbacks: list[Callback] = [EpochResults()]
     if args.patience is not None:
         phase, name, mode = args.early_stopping_criterion
@@ -403,7 +446,7 @@ def build_model(args: argparse.Namespace) -> SpeechLLM:
     """Build and initialise the model; rank 0 writes ``config.yaml`` as ESPnet does."""
     output = Path(args.output_dir)
     set_all_random_seed(args.seed)
-    if (output / "last.ckpt").exists() and args.resume and args.ctc_token_list:
+    if (output / LAST).exists() and args.resume and args.ctc_token_list:
         require_same_labels(output, read_token_list(args.ctc_token_list))
     model = LightningTask.build_model(args)
     for name in args.freeze_param:
@@ -426,7 +469,6 @@ def train(args: argparse.Namespace) -> None:
         UserError: the model cannot be built or initialised, or the checkpoint to
             resume from is damaged.
     """
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     rank = int(os.environ.get("RANK", 0))
     logging.basicConfig(
         level=args.log_level if rank == 0 else "WARNING",
@@ -434,14 +476,23 @@ def train(args: argparse.Namespace) -> None:
         "%(message)s",
     )
     args.task = TASK
+    stop = StopRequest()
+    with handle_stop_signals(stop):
+        fit(args, stop)
+
+
+def fit(args: argparse.Namespace, stop: StopRequest) -> None:
+    """Build the model and train it; ``stop`` receives the signals that end this."""
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     model = build_model(args).train()  # pretrained parts are in evaluation mode
-    last = Path(args.output_dir) / "last.ckpt"
+    last = Path(args.output_dir) / LAST
+    resumed = last if args.resume and last.exists() else None
     trainer = Trainer(
         accelerator="gpu" if args.ngpu else "cpu",
         devices=local,
         num_nodes=int(os.environ.get("WORLD_SIZE", 1)) // local,
         strategy=build_strategy(args),
-        callbacks=build_callbacks(args),
+        callbacks=build_callbacks(args, stop, resumed),
         max_epochs=args.max_epoch,
         accumulate_grad_batches=args.accum_grad,
         gradient_clip_val=args.grad_clip if args.grad_clip > 0 else None,
@@ -453,11 +504,10 @@ def train(args: argparse.Namespace) -> None:
         reload_dataloaders_every_n_epochs=1,
         use_distributed_sampler=False,  # ESPnet splits the batches
     )
+    # Lightning's handler of SIGTERM calls a collective operation, which can wait for
+    # ever for a process that is elsewhere; its handler for Slurm saves at any point
+    trainer._signal_connector.register_signal_handlers = lambda: None
     with safe_checkpoints():
-        trainer.fit(
-            LitSpeechLLM(args, model),
-            ckpt_path=str(last) if args.resume and last.exists() else None,
-            weights_only=True,
-        )
+        trainer.fit(LitSpeechLLM(args, model), ckpt_path=resumed, weights_only=True)
     if trainer.interrupted:
         raise UserError("the training was interrupted; the same command resumes")

@@ -208,6 +208,51 @@ def test_two_machines_train_as_two_processes(row, tmp_path, strategy):
     assert losses(tmp_path / "nodes") == losses(tmp_path / "two")
 
 
+@needs_lightning
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "strategy", ["ddp", "fsdp", pytest.param("deepspeed", marks=needs_deepspeed)]
+)
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_training_resumes_where_it_was_stopped(row, tmp_path, strategy, processes):
+    """Stopped by a signal in an epoch and in a validation, then killed in an epoch.
+
+    An epoch has four batches: an optimizer step after three and one after the last.
+    """
+    options = {
+        "model_conf": {"ctc_weight": 0.3, "feature_dropout": 0.5},
+        "accum_grad": 3,
+        "batch_type": "unsorted",
+        "batch_size": 2,
+        "save_every": "none",
+    }
+    whole, stopped = row("whole", **options), row("stopped", **options)
+    often = [*stopped, "--save_every", "1 steps"]
+    stops = [
+        f"stop=SIGUSR1,1,{processes - 1}",
+        f"stop=SIGTERM,valid,{processes - 1}",
+        "stop=crash,2",
+        "stop=crash,10",
+    ]
+    rows = [[*(often if "crash" in stop else stopped), stop] for stop in stops]
+    rows = [[*words[:-1], "--strategy", strategy, words[-1]] for words in rows]
+    run_rows(tmp_path, [*rows, [*whole, "--strategy", strategy]], processes)
+    folder = tmp_path / "stopped"
+    where = ", where the same command resumes"
+    assert (folder / "error.txt").read_text().splitlines() == [
+        f"stopped by SIGUSR1; saved after batch 3 of epoch 1{where}",
+        f"stopped by SIGTERM; saved after batch 4 of epoch 1{where}",
+    ]
+    (folder / "error.txt").unlink()
+    states = [load_tensors(tmp_path / n / "last.ckpt") for n in ("whole", "stopped")]
+    assert tensors_differ(*states) == 0
+    assert losses(folder) == losses(tmp_path / "whole")
+    names = [
+        {path.name for path in (tmp_path / n).iterdir()} for n in ("whole", "stopped")
+    ]
+    assert names[0] == names[1]
+
+
 class Attack:
     """Creates a folder when it is unpickled."""
 
