@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_models import write_tiny_llm
 from torch.distributed.checkpoint import save
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
@@ -144,16 +145,22 @@ def test_a_strategy_trains_every_combination_as_espnet_does(row, tmp_path, strat
     "strategy", ["ddp", "fsdp", pytest.param("deepspeed", marks=needs_deepspeed)]
 )
 def test_training_resumes_and_every_checkpoint_can_be_exported(row, tmp_path, strategy):
-    """Resumed after an epoch, dropout, CTC and accumulation are as without a stop."""
+    """Resumed after an epoch, dropout, CTC and accumulation are as without a stop.
+
+    So is the learning rate, which a threshold of 1 lowers after each epoch.
+    """
     options = {
         "model_conf": {"ctc_weight": 0.3, "feature_dropout": 0.5},
         "accum_grad": 2,
+        "scheduler": "reducelronplateau",
+        "scheduler_conf": {"patience": 0, "threshold": 1.0},
     }
     whole, resumed = row("whole", **options), row("resumed", **options)
     rows = [whole, [*resumed, "--max_epoch", "1"], resumed]
     run_rows(tmp_path, [[*words, "--strategy", strategy] for words in rows])
     states = [load_tensors(tmp_path / n / "last.ckpt") for n in ("whole", "resumed")]
     assert tensors_differ(*states) == 0
+    assert losses(tmp_path / "resumed") == losses(tmp_path / "whole")
 
     folder = tmp_path / "resumed"
     epochs = [load_tensors(path) for path in folder.glob("epoch*.ckpt")]
@@ -206,6 +213,42 @@ def test_two_machines_train_as_two_processes(row, tmp_path, strategy):
     states = [load_tensors(tmp_path / n / "last.ckpt") for n in rows]
     assert tensors_differ(*states) == 0
     assert losses(tmp_path / "nodes") == losses(tmp_path / "two")
+
+
+@needs_lightning
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "strategy", ["ddp", pytest.param("deepspeed", marks=needs_deepspeed)]
+)
+def test_4_bit_weights_are_trained_exported_and_decoded(
+    row, tmp_path, smollm2, strategy
+):
+    """As ESPnet's trainer does, and FSDP, which cannot, refuses before the first step.
+
+    On a CPU 4-bit layers need a multiple of 64 inputs.
+    """
+    llm = {
+        "model": str(write_tiny_llm(tmp_path / "llm", smollm2, size=64)),
+        "tuning": "qlora",
+        "lora": {"r": 2, "lora_dropout": 0.0},
+    }
+    options = {"llm_conf": llm, "model_conf": {"ctc_weight": 0.0}}
+    fsdp = [*row("fsdp", **options), "--strategy", "fsdp"]
+    rows = [[*row("lightning", **options), "--strategy", strategy], fsdp]
+    run_rows(tmp_path, rows)
+    assert (tmp_path / "fsdp" / "error.txt").read_text() == (
+        "--strategy fsdp cannot shard 4-bit weights (llm_conf tuning: qlora); use "
+        "--strategy ddp or deepspeed, or tuning: lora\n"
+    )
+    assert not (tmp_path / "fsdp" / "config.yaml").exists()
+    folder = tmp_path / "lightning"
+    speechllm_train.main(row("espnet", **options))
+    assert len(losses(folder)) == 4
+    assert losses(folder) == pytest.approx(losses(tmp_path / "espnet"), abs=1e-3)
+    export_model(folder, "valid.loss.ave.pth", tmp_path / "model")
+    for dtype in ("float32", "4bit"):
+        model = SpeechToText.from_pretrained(tmp_path / "model", dtype=dtype)
+        model.transcribe([np.zeros(8000, dtype=np.float32)], language="en")
 
 
 @needs_lightning
