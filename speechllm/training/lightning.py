@@ -36,7 +36,7 @@ from speechllm.training.initialization import (
     require_same_labels,
     safe_checkpoints,
 )
-from speechllm.training.lightning_resume import LAST, ResumeCheckpoint
+from speechllm.training.lightning_resume import ResumeCheckpoint, find_checkpoint
 from speechllm.training.lightning_strategies import (
     ShardedStrategy,
     ZeroStrategy,
@@ -317,7 +317,7 @@ def build_model(args: argparse.Namespace) -> SpeechLLM:
     """Build and initialise the model; rank 0 writes ``config.yaml`` as ESPnet does."""
     output = Path(args.output_dir)
     set_all_random_seed(args.seed)
-    if (output / LAST).exists() and args.resume and args.ctc_token_list:
+    if args.resume and find_checkpoint(output) and args.ctc_token_list:
         require_same_labels(output, read_token_list(args.ctc_token_list))
     model = LightningTask.build_model(args)
     for name in args.freeze_param:
@@ -356,8 +356,7 @@ def fit(args: argparse.Namespace, stop: StopRequest) -> None:
     """Build the model and train it; ``stop`` receives the signals that end this."""
     local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     model = build_model(args).train()  # pretrained parts are in evaluation mode
-    last = Path(args.output_dir) / LAST
-    resumed = last if args.resume and last.exists() else None
+    resumed = find_checkpoint(args.output_dir) if args.resume else None
     trainer = Trainer(
         accelerator="gpu" if args.ngpu else "cpu",
         devices=local,

@@ -13,17 +13,25 @@ from speechllm.training.mid_epoch import SaveInterval, random_state, set_random_
 from speechllm.training.signals import SAVE, StopRequest, agree, end_on_signal
 from speechllm.utils.errors import UserError
 
-LAST = "last.ckpt"  # link to the newest checkpoint
+#: Links to the state within an epoch and to that after a whole one.
+MID_EPOCH, LAST = "mid_epoch.ckpt", "last.ckpt"
+
+
+def find_checkpoint(folder: str | Path) -> Path | None:
+    """Return the checkpoint from which a training in this folder resumes, if any."""
+    paths = (Path(folder) / name for name in (MID_EPOCH, LAST))
+    return next((path for path in paths if path.exists()), None)
 
 
 class ResumeCheckpoint(Checkpoint):
-    """Writes ``last.ckpt`` after each epoch and, within one, after an optimizer step.
+    """Writes ``last.ckpt`` after each epoch and ``mid_epoch.ckpt`` within one.
 
-    Within an epoch it saves every ``save_every`` and, on SIGTERM or SIGUSR1, before the
-    training ends. Lightning's checkpoint holds weights, optimizer, scheduler, the
-    position of its loops and of the data loader; this callback adds random numbers and
-    the sums for the means of the epoch. Lightning's ``ModelCheckpoint`` saves either by
-    time or after epochs, and also between the batches of one optimizer step.
+    Within an epoch it saves after an optimizer step, every ``save_every`` and, on
+    SIGTERM or SIGUSR1, before the training ends. Lightning's checkpoint holds weights,
+    optimizer, scheduler, the position of its loops and of the data loader; this
+    callback adds random numbers and the sums for the means of the epoch. Lightning's
+    ``ModelCheckpoint`` saves either by time or after epochs, and also between the
+    batches of one optimizer step.
 
     Args:
         output_dir: folder of the training.
@@ -73,8 +81,8 @@ class ResumeCheckpoint(Checkpoint):
             self.random, pl_module.sums = own["random"], own["sums"]
             return
         raise UserError(
-            f"{self.folder / LAST}: saved {change}; change that back, or move the file "
-            "away to begin again"
+            f"{self.folder / MID_EPOCH}: saved {change}; change that back, or move the "
+            "file away to resume from the last epoch"
         )
 
     def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
@@ -115,7 +123,7 @@ class ResumeCheckpoint(Checkpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save after the validation."""
-        self.save(trainer, f"step{trainer.global_step}.ckpt")
+        self.save(trainer, f"step{trainer.global_step}.ckpt", LAST)
 
     def save_on(
         self, request: int, trainer: Trainer, pl_module: LightningModule
@@ -133,24 +141,30 @@ class ResumeCheckpoint(Checkpoint):
         ranks = [own] * trainer.world_size
         torch.distributed.all_gather_object(ranks, own)
         self.state = {"ranks": ranks}
-        self.save(trainer, f"step{trainer.global_step}_mid_epoch.ckpt")
+        self.save(trainer, f"step{trainer.global_step}_{MID_EPOCH}", MID_EPOCH)
         self.state = {}
         if request > SAVE:
             end_on_signal(request, batches.done, trainer.current_epoch + 1)
 
-    def save(self, trainer: Trainer, name: str) -> None:
-        """Write a checkpoint, let ``last.ckpt`` point to it and remove the others."""
+    def save(self, trainer: Trainer, name: str, link: str) -> None:
+        """Write a checkpoint, link to it and remove those that it replaces.
+
+        A state within an epoch leaves that of the last epoch.
+        """
         self.interval.restart()
         path = self.folder.resolve() / name
         if path == self.newest:  # saved again where this run has resumed
             return
         trainer.save_checkpoint(path)
         if trainer.is_global_zero:
-            link = self.folder / f".{LAST}.new"
-            link.unlink(missing_ok=True)
-            link.symlink_to(name)
-            link.replace(self.folder / LAST)
-            for other in path.parent.glob("step*.ckpt"):
+            temporary = self.folder / f".{link}.new"
+            temporary.unlink(missing_ok=True)
+            temporary.symlink_to(name)
+            temporary.replace(self.folder / link)
+            if link == LAST:
+                (self.folder / MID_EPOCH).unlink(missing_ok=True)
+            pattern = "step*.ckpt" if link == LAST else f"step*_{MID_EPOCH}"
+            for other in path.parent.glob(pattern):
                 if other != path:
                     trainer.strategy.remove_checkpoint(other)
         trainer.strategy.barrier()

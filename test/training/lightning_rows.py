@@ -17,6 +17,7 @@ import json
 import os
 import signal
 import sys
+from importlib import import_module
 from pathlib import Path
 from unittest import mock
 
@@ -61,10 +62,9 @@ def train_rows(cmd: list[str]) -> None:
     from speechllm.utils.errors import UserError
 
     if "deepspeed" in Path(cmd[0]).read_text():
-        import deepspeed.comm.torch
-
-        # shared memory for CPUs, compiled for minutes at first use; gloo does it
-        deepspeed.comm.torch.build_shm_op = lambda: None
+        # shared memory for CPUs, compiled for minutes at first use; gloo does it.
+        # As an attribute of deepspeed.comm the module may be torch itself.
+        import_module("deepspeed.comm.torch").build_shm_op = lambda: None
     for words in json.loads(Path(cmd[0]).read_text()):
         stop = contextlib.nullcontext()
         if words[-1].startswith("stop="):
