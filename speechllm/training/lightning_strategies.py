@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import pickle
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -130,6 +131,10 @@ class ZeroStrategy(DeepSpeedStrategy):
         and Lightning's losses are divided by ``accum_grad`` already.
         """
         return False
+
+    def block_backward_sync(self) -> AbstractContextManager:
+        """Do nothing between the batches of a step; ``backward`` tells DeepSpeed."""
+        return nullcontext()
 
     def backward(self, closure_loss, optimizer, *args, **kwargs) -> None:
         """Add to the gradients, and prepare a step after the last batch of one."""
