@@ -150,7 +150,8 @@ class TranscriptLabels:
         language: str,
         separator: Separator | None = None,
     ):
-        self.tokenizer, self.ctc_tokenizer = tokenizer, ctc_tokenizer
+        self.decode = token_decoder(tokenizer)
+        self.ctc_tokenizer = ctc_tokenizer
         self.language, self.separator = language, separator
         self.size = 0  # tokens of the longest prefixes
         self.cached: list[dict[tuple[int, ...], _Prefix]] = [{}, {}]
@@ -201,7 +202,7 @@ class TranscriptLabels:
             before: normalised transcript of its beginning.
             labels: CTC labels of ``before``.
         """
-        text = head + str(self.tokenizer.decode(list(window)))
+        text = head + self.decode(window)
         transcript = text
         if self.separator is not None:
             transcript = self.separator.unescape(text.partition(self.separator.text)[0])
@@ -209,8 +210,26 @@ class TranscriptLabels:
         labels = self.ctc_tokenizer.extend(labels, before, spoken)
         if len(window) > WINDOW:
             last = window[-CONTEXT:]
-            end = str(self.tokenizer.decode(list(last)))
+            end = self.decode(last)
             # not in the midst of a character; some tokenizers strip a leading space
             if end and end[0] != INCOMPLETE and text.endswith(end):
                 window, head = last, text[: len(text) - len(end)]
         return _Prefix(window, head, text, spoken, labels)
+
+
+def token_decoder(
+    tokenizer: PreTrainedTokenizerBase,
+) -> Callable[[Sequence[int]], str]:
+    """Return ``tokenizer.decode``, special tokens included.
+
+    Of that of transformers most of the time goes into looking for arrays and lists of
+    lists, so the ``tokenizers`` library is called where nothing else would be done.
+    """
+    from transformers import PreTrainedTokenizerFast as Fast
+
+    kind = type(tokenizer)
+    plain = isinstance(tokenizer, Fast) and not tokenizer.clean_up_tokenization_spaces
+    if plain and (kind.decode, kind._decode) == (Fast.decode, Fast._decode):
+        decode = tokenizer.backend_tokenizer.decode
+        return lambda tokens: decode(tokens, skip_special_tokens=False)
+    return lambda tokens: str(tokenizer.decode(list(tokens)))

@@ -61,7 +61,8 @@ class CTCTokenizer:
 
     def __call__(self, text: str) -> list[int]:
         """Return the labels of a text; ``unknown`` for a token without one."""
-        return [self.label(token) for token in self.tokens(text)]
+        unknown = self.unknown
+        return [self.index.get(token, unknown) for token in self.tokens(text)]
 
     def scoring_units(self, text: str) -> list[int]:
         """Return the units by which CTC scores a text.

@@ -2,8 +2,7 @@
 
 ESPnet 202611's ``LitESPnetModel`` runs a task in Lightning. Here its loss is weighted
 as in ESPnet's own trainer, its optimizer is the task's, and checkpoints have only what
-training changes. FSDP is torch's FSDP2 (``fully_shard``), which shards parameters one
-by one, so that frozen and trained weights may have different precisions.
+training changes.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import pickle
+import sys
 from pathlib import Path
 
 import torch
@@ -26,27 +25,11 @@ from espnet2.train.distributed_utils import DistributedOption
 from espnet2.utils.yaml_no_alias_safe_dump import yaml_no_alias_safe_dump
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
-from lightning.pytorch.strategies import (
-    DDPStrategy,
-    DeepSpeedStrategy,
-    ModelParallelStrategy,
-    Strategy,
-)
-from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    get_optimizer_state_dict,
-    set_optimizer_state_dict,
-)
+from torch import Tensor
 
-from speechllm.models.adaptation import transformer_layers
 from speechllm.models.speech_llm import SpeechLLM
 from speechllm.pretrained.checkpoint import load_tensors
-from speechllm.pretrained.trainer_checkpoint import (
-    PREFIX,
-    UNTRAINED,
-    deepspeed_classes,
-    load_shards,
-)
+from speechllm.pretrained.trainer_checkpoint import UNTRAINED
 from speechllm.text.ctc_labels import read_token_list
 from speechllm.training.initialization import (
     TRAINING,
@@ -54,11 +37,16 @@ from speechllm.training.initialization import (
     require_same_labels,
     safe_checkpoints,
 )
-from speechllm.training.lightning_task import (
-    LightningTask,
-    confine_checkpoints,
-    read_deepspeed_config,
+from speechllm.training.lightning_resume import ResumeCheckpoint, find_checkpoint
+from speechllm.training.lightning_strategies import (
+    ShardedStrategy,
+    ZeroStrategy,
+    build_strategy,
+    changed_tensors,
+    shard,
 )
+from speechllm.training.lightning_task import LightningTask, confine_checkpoints
+from speechllm.training.signals import StopRequest, handle_stop_signals
 from speechllm.utils.errors import UserError
 from speechllm.utils.folders import claim_directory
 from speechllm.utils.io import atomic_open
@@ -84,13 +72,15 @@ class LitSpeechLLM(lightning_espnet_model.LitESPnetModel):
         self.model = model
         self.nan_countdown = 1
         self.factories: dict = {}
+        self.sums: dict[str, tuple[float, float]] = {}
 
     def training_step(self, batch: tuple, batch_idx: int) -> Tensor | None:
         """Return the loss, weighted by its share of the target tokens of all processes.
 
         ESPnet's trainer does so, too; its module for Lightning averages over processes.
         """
-        loss, weight = self.run_batch(batch, "train")
+        loss, weight, values = self.run_batch(batch, "train")
+        self.add(values, weight.item())
         if self._check_nan_inf_loss(loss, batch_idx):
             return None
         total = weight.to(loss.dtype)
@@ -98,14 +88,8 @@ class LitSpeechLLM(lightning_espnet_model.LitESPnetModel):
         return (loss * weight * self.trainer.world_size / total).sum()
 
     def validation_step(self, batch: tuple, batch_idx: int) -> None:
-        """Compute the statistics of the validation set."""
-        self.run_batch(batch, "valid")
-
-    def run_batch(self, batch: tuple, phase: str) -> tuple[Tensor, Tensor]:
-        """Return loss and weight, each (1,), and log the statistics of the epoch."""
-        names, tensors = batch
-        loss, stats, weight = self.model(utt_id=names, **tensors)
-        values = {f"{phase}/{k}": v.item() for k, v in stats.items() if v is not None}
+        """Log the statistics of the validation set."""
+        _, weight, values = self.run_batch(batch, "valid")
         self.log_dict(
             values,
             on_step=False,
@@ -113,7 +97,30 @@ class LitSpeechLLM(lightning_espnet_model.LitESPnetModel):
             sync_dist=True,
             batch_size=weight.item(),
         )
-        return loss, weight
+
+    def run_batch(
+        self, batch: tuple, phase: str
+    ) -> tuple[Tensor, Tensor, dict[str, float]]:
+        """Return loss and weight, each (1,), and the statistics of the batch."""
+        names, tensors = batch
+        loss, stats, weight = self.model(utt_id=names, **tensors)
+        values = {f"{phase}/{k}": v.item() for k, v in stats.items() if v is not None}
+        return loss, weight, values
+
+    def add(self, values: dict[str, float], weight: float) -> None:
+        """Add to the sums of the epoch: statistics times weights, and weights.
+
+        Lightning has such sums, too, but does not write them into checkpoints.
+        """
+        for name, value in values.items():
+            total, weights = self.sums.get(name, (0.0, 0.0))
+            self.sums[name] = (total + value * weight, weights + weight)
+
+    def log_means(self) -> None:
+        """Log the means of the epoch over all processes, and begin new sums."""
+        for name, (total, weight) in self.sums.items():
+            self.log(name, total / weight, sync_dist=True, batch_size=weight)
+        self.sums = {}
 
     def configure_model(self) -> None:
         """Shard the model if the strategy is FSDP."""
@@ -134,7 +141,17 @@ class LitSpeechLLM(lightning_espnet_model.LitESPnetModel):
         config = {"scheduler": scheduler, "interval": step}
         if isinstance(scheduler, AbsValEpochStepScheduler):
             config["monitor"] = "/".join(self.args.val_scheduler_criterion)
+            config["frequency"] = sys.maxsize  # see on_train_epoch_end
         return {"optimizer": optimizer, "lr_scheduler": config}
+
+    def on_train_epoch_end(self) -> None:
+        """Adapt the learning rate to the validation, which Lightning does after saving.
+
+        The step of the last epoch would be missing in a resumed training.
+        """
+        for config in self.trainer.lr_scheduler_configs:
+            if config.reduce_on_plateau:
+                config.scheduler.step(self.trainer.callback_metrics[config.monitor])
 
     def on_train_batch_start(self, batch: tuple, batch_idx: int) -> None:
         """Seed dropout by epoch and process, so that a resumed training is the same.
@@ -182,125 +199,12 @@ class LitSpeechLLM(lightning_espnet_model.LitESPnetModel):
         return self.factories[mode].build_iter(self.current_epoch + 1)
 
 
-def changed_tensors(module: LitSpeechLLM) -> set[str]:
-    """Return the names of the tensors of a checkpoint."""
-    return {PREFIX + name for name in module.model.changed}
-
-
-def shard(model: SpeechLLM, mesh) -> None:
-    """Shard a model over processes: each transformer layer is a unit, the rest another.
-
-    Zhao et al. 2023, "PyTorch FSDP"; torch.distributed.fsdp.fully_shard.
-    """
-    from torch.distributed.fsdp import fully_shard
-
-    for part in (model.encoder, model.llm):
-        if part is None:
-            continue
-        try:
-            layers = transformer_layers(part)
-        except ValueError:  # an encoder without such layers
-            layers = []
-        for layer in layers:
-            fully_shard(layer, mesh=mesh)
-    fully_shard(model, mesh=mesh)
-
-
-class ShardedStrategy(ModelParallelStrategy):
-    """FSDP2 over all processes, with sharded checkpoints that cannot run code."""
-
-    is_sharded = False
-
-    def setup_environment(self) -> None:
-        """Lay the processes out for data parallelism alone."""
-        self._data_parallel_size = self.num_nodes * self.num_processes
-        self._tensor_parallel_size = 1
-        super().setup_environment()
-
-    def lightning_module_state_dict(self) -> dict:
-        """Return this process's shards of what training changes."""
-        module = self.lightning_module
-        changed = changed_tensors(module)
-        state = nn.Module.state_dict(module)
-        return {name: tensor for name, tensor in state.items() if name in changed}
-
-    def optimizer_state(self, optimizer) -> dict:
-        """Return this process's shards of the optimizer state."""
-        return get_optimizer_state_dict(self.model, optimizer)
-
-    def load_checkpoint(self, checkpoint_path, weights_only=None) -> dict:
-        """Load model and optimizer; return the state of the loops.
-
-        Raises:
-            UserError: the checkpoint contains more than tensors and numbers.
-        """
-        path = Path(self.broadcast(checkpoint_path))
-        try:
-            return self.read_checkpoint(path)
-        except (pickle.UnpicklingError, UserError):
-            raise UserError(
-                f"{path}: not a checkpoint of this training, or damaged; it is not "
-                "read, since it could run code; move it away to resume without it"
-            ) from None
-
-    def read_checkpoint(self, path: Path) -> dict:
-        """Load the shards of model and optimizer, and ``meta.pt``."""
-        state = {"state_dict": self.lightning_module_state_dict()}
-        load_shards(state, path)  # into the model's tensors
-        for index, optimizer in enumerate(self.optimizers):
-            key = f"optimizer_{index}"
-            state = {key: self.optimizer_state(optimizer)}
-            load_shards(state, path)
-            set_optimizer_state_dict(self.model, optimizer, state[key])
-        return torch.load(path / "meta.pt", map_location="cpu")
-
-
-class ZeroStrategy(DeepSpeedStrategy):
-    """DeepSpeed's ZeRO, also on CPUs, which Lightning refuses."""
-
-    def setup_environment(self) -> None:
-        """Set the processes up."""
-        super(DeepSpeedStrategy, self).setup_environment()
-
-    @property
-    def root_device(self) -> torch.device:
-        """Device of this process, with an index, which DeepSpeed requires."""
-        device = super().root_device
-        return torch.device("cpu", 0) if device.type == "cpu" else device
-
-    def setup_distributed(self) -> None:
-        """Connect the processes."""
-        self.set_world_ranks()
-        self._init_deepspeed_distributed()
-
-
-def build_strategy(args: argparse.Namespace) -> Strategy:
-    """Return the strategy of ``--strategy``."""
-    if args.strategy == "fsdp":
-        return ShardedStrategy()
-    if args.strategy == "deepspeed":
-        if args.ngpu == 0:
-            os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        config = {"zero_optimization": {"stage": 2}}
-        if args.deepspeed_config is not None:
-            config = read_deepspeed_config(args.deepspeed_config)
-        torch.serialization.add_safe_globals(deepspeed_classes())
-        return ZeroStrategy(
-            config={
-                "zero_allow_untested_optimizer": True,
-                "train_micro_batch_size_per_gpu": 1,  # only of its throughput log
-                **config,
-            },
-            exclude_frozen_parameters=True,
-        )
-    return DDPStrategy(find_unused_parameters=args.unused_parameters)
-
-
 class EpochResults(Callback):
     """Log the means of each epoch, as ESPnet does, and write them for TensorBoard."""
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the statistics of an epoch; only rank 0 does."""
+        pl_module.log_means()
         values = {k: float(v) for k, v in trainer.callback_metrics.items() if "/" in k}
         if not trainer.is_global_zero:
             return
@@ -378,8 +282,16 @@ class AverageCheckpoints(Callback):
             torch.save(state, stream)
 
 
-def build_callbacks(args: argparse.Namespace) -> list[Callback]:
-    """Return the callbacks: results, early stopping, checkpoints and their average."""
+def build_callbacks(
+    args: argparse.Namespace, stop: StopRequest, resumed: Path | None
+) -> list[Callback]:
+    """Return the callbacks: results, early stopping, checkpoints and their average.
+
+    Args:
+        args: options of the training.
+        stop: receives the signals that end the training.
+        resumed: checkpoint from which it resumes.
+    """
     options = {"dirpath": args.output_dir, "auto_insert_metric_name": False}
     numbers = args.keep_nbest_models
     numbers = [numbers] if isinstance(numbers, int) else list(numbers)
@@ -396,9 +308,7 @@ def build_callbacks(args: argparse.Namespace) -> list[Callback]:
         )
         for phase, name, mode in args.best_model_criterion
     ]
-    last = ModelCheckpoint(
-        filename="step{step}", save_last="link", save_on_train_epoch_end=True, **options
-    )
+    last = ResumeCheckpoint(args.output_dir, args.save_every, stop, resumed)
     callbacks: list[Callback] = [EpochResults()]
     if args.patience is not None:
         phase, name, mode = args.early_stopping_criterion
@@ -416,7 +326,7 @@ def build_model(args: argparse.Namespace) -> SpeechLLM:
     if first:
         claim_directory(output, TRAINING)
     set_all_random_seed(args.seed)
-    if (output / "last.ckpt").exists() and args.resume and args.ctc_token_list:
+    if args.resume and find_checkpoint(output) and args.ctc_token_list:
         require_same_labels(output, read_token_list(args.ctc_token_list))
     model = LightningTask.build_model(args)
     for name in args.freeze_param:
@@ -438,7 +348,6 @@ def train(args: argparse.Namespace) -> None:
         UserError: the model cannot be built or initialised, or the checkpoint to
             resume from is damaged.
     """
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     rank = int(os.environ.get("RANK", 0))
     logging.basicConfig(
         level=args.log_level if rank == 0 else "WARNING",
@@ -446,14 +355,22 @@ def train(args: argparse.Namespace) -> None:
         "%(message)s",
     )
     args.task = TASK
+    stop = StopRequest()
+    with handle_stop_signals(stop):
+        fit(args, stop)
+
+
+def fit(args: argparse.Namespace, stop: StopRequest) -> None:
+    """Build the model and train it; ``stop`` receives the signals that end this."""
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     model = build_model(args).train()  # pretrained parts are in evaluation mode
-    last = Path(args.output_dir) / "last.ckpt"
+    resumed = find_checkpoint(args.output_dir) if args.resume else None
     trainer = Trainer(
         accelerator="gpu" if args.ngpu else "cpu",
         devices=local,
         num_nodes=int(os.environ.get("WORLD_SIZE", 1)) // local,
         strategy=build_strategy(args),
-        callbacks=build_callbacks(args),
+        callbacks=build_callbacks(args, stop, resumed),
         max_epochs=args.max_epoch,
         accumulate_grad_batches=args.accum_grad,
         gradient_clip_val=args.grad_clip if args.grad_clip > 0 else None,
@@ -465,11 +382,10 @@ def train(args: argparse.Namespace) -> None:
         reload_dataloaders_every_n_epochs=1,
         use_distributed_sampler=False,  # ESPnet splits the batches
     )
+    # Lightning's handler of SIGTERM calls a collective operation, which can wait for
+    # ever for a process that is elsewhere; its handler for Slurm saves at any point
+    trainer._signal_connector.register_signal_handlers = lambda: None
     with safe_checkpoints():
-        trainer.fit(
-            LitSpeechLLM(args, model),
-            ckpt_path=str(last) if args.resume and last.exists() else None,
-            weights_only=True,
-        )
+        trainer.fit(LitSpeechLLM(args, model), ckpt_path=resumed, weights_only=True)
     if trainer.interrupted:
         raise UserError("the training was interrupted; the same command resumes")

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from speechllm.training.lightning_task import LightningTask, check_lightning
+from speechllm.training.signals import handle_stop_signals, send_to_children
 from speechllm.utils.errors import UserError, run_main
 
 
@@ -55,9 +56,11 @@ def launch(cmd: Sequence[str], processes: int, num_nodes: int = 1) -> None:
         max_restarts=0,
         monitor_interval=0.2,
         start_method="spawn",
+        signals_to_handle="SIGINT,SIGHUP,SIGQUIT",  # without those that save first
     )
     try:
-        elastic_launch(config, run_worker)(list(cmd))
+        with handle_stop_signals(send_to_children):
+            elastic_launch(config, run_worker)(list(cmd))
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode >= 0:  # the process has printed its error

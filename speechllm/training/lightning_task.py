@@ -78,11 +78,6 @@ def check_lightning(args: argparse.Namespace) -> None:
             raise UserError(
                 f"{name}: with --trainer lightning only {value}, since {reason}"
             )
-    if args.save_every != "30m":  # the default
-        raise UserError(
-            "save_every: --trainer lightning saves at the end of each epoch; leave it "
-            "out"
-        )
     if args.deepspeed_config is not None:
         read_deepspeed_config(args.deepspeed_config)
         if args.strategy != "deepspeed":

@@ -59,17 +59,26 @@ class ProgressIterator:
     Attributes:
         start: number of batches to leave out, since an earlier run has processed them.
         on_step: called with the number of processed batches, first with ``start``.
+        done: number of processed batches, which a training with Lightning sets.
     """
 
     def __init__(self, batches: Iterable, size: int | None, epoch: int, owner):
         self.batches, self.size, self.epoch, self.owner = batches, size, epoch, owner
-        self.start = 0
+        self.start = self.done = 0
         self.on_step: Callable[[int], None] = lambda done: None
 
     def __len__(self) -> int:
         if self.size is None:
             raise TypeError("the number of batches is not known")
         return self.size
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the position, for a checkpoint of Lightning."""
+        return {"done": self.done}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Begin where a checkpoint was saved."""
+        self.start = self.done = state["done"]
 
     def __iter__(self) -> Iterator:
         if self.owner.started is None:

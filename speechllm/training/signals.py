@@ -6,15 +6,21 @@ import functools
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
 
+import torch
 from torch.utils.data import DataLoader
+
+from speechllm.utils.errors import UserError
 
 #: SIGUSR1 as in ``sbatch --signal=B:USR1@120``: the time limit or a preemption is near.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SAVE = 1  # a request, less than the number of any of these signals
 
 
 class StopRequest:
@@ -42,6 +48,41 @@ def handle_stop_signals(handler: Callable) -> Iterator[None]:
     finally:
         for number, previous in before.items():
             signal.signal(number, previous)
+
+
+def agree(request: int, device: torch.device | str) -> int:
+    """Return the greatest request of all processes: a signal, SAVE or 0.
+
+    Args:
+        request: of this process.
+        device: of the tensors that the processes exchange.
+    """
+    if not torch.distributed.is_initialized():
+        return request
+    found = torch.tensor(request, device=device)
+    torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
+    return int(found)
+
+
+def end_on_signal(number: int, done: int, epoch: int) -> NoReturn:
+    """End all processes after they have saved; the first one has the error.
+
+    Args:
+        number: the signal.
+        done: number of processed batches of the epoch.
+        epoch: counted from 1.
+
+    Raises:
+        UserError: always, in the first process.
+    """
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()  # an end of one process ends the others
+        if torch.distributed.get_rank() > 0:
+            sys.exit(0)
+    raise UserError(
+        f"stopped by {signal.Signals(number).name}; saved after batch {done} of epoch "
+        f"{epoch}, where the same command resumes"
+    )
 
 
 def send_to_children(number: int, frame: FrameType | None) -> None:

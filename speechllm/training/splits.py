@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+import torch
 from espnet2.iterators.abs_iter_factory import AbsIterFactory
 from espnet2.iterators.multiple_iter_factory import MultipleIterFactory
 from torch.utils.data import DataLoader
@@ -66,6 +67,8 @@ class SplitBatches:
             begin_epoch(factory, self.epoch)
             loader = factory.build_iter(self.epoch, self.shuffle)
             protect_workers(loader)
+            # of its own, or a split would take random numbers from the training
+            loader.generator = torch.Generator()
             size = len(loader)
             left_out = min(count, size)
             count -= left_out

@@ -6,8 +6,6 @@ import argparse
 import dataclasses
 import logging
 import os
-import signal
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,12 +27,17 @@ from speechllm.training.mid_epoch import (
     set_reporter_state,
 )
 from speechllm.training.progress import ProgressIterator
-from speechllm.training.signals import StopRequest, handle_stop_signals
+from speechllm.training.signals import (
+    SAVE,
+    StopRequest,
+    agree,
+    end_on_signal,
+    handle_stop_signals,
+)
 from speechllm.utils.errors import UserError
 
 #: Next to ESPnet's ``checkpoint.pth``, which holds the state after a whole epoch.
 FILE_NAME = "mid_epoch.pth"
-SAVE = 1  # less than the number of any signal in STOP_SIGNALS
 
 
 @dataclasses.dataclass
@@ -238,39 +241,23 @@ class MidEpochSaver:
             self.random = None
         if done % self.accum_grad == 0:
             passed = done > self.batches.start and self.interval.passed()
-            self.save_on(self.agree(self.stop.number or SAVE * passed))
+            self.save_on(agree(self.stop.number or SAVE * passed, self.device))
 
     def end_batches(self) -> None:
         """Save at the end of the batches what the next epoch needs of this one."""
-        request = self.agree(self.stop.number)
+        request = agree(self.stop.number, self.device)
         self.save_on(request or SAVE * bool(self.gradients()), all_batches=True)
 
     def stop_if_requested(self) -> None:
         """Save the state before the validation and end, if a signal asks for it."""
-        self.save_on(self.agree(self.stop.number), all_batches=True)
-
-    def agree(self, request: int) -> int:
-        """Return the greatest request of all processes: a signal, SAVE or 0."""
-        if not self.distributed:
-            return request
-        found = torch.tensor(request, device=self.device)
-        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
-        return int(found)
+        self.save_on(agree(self.stop.number, self.device), all_batches=True)
 
     def save_on(self, request: int, all_batches: bool = False) -> None:
         """Save if this is requested, and end on a signal."""
         if request:
             self.save(all_batches)
-        if request <= SAVE:
-            return
-        if self.distributed:
-            torch.distributed.barrier()  # an end of one process ends the others
-            if self.rank > 0:
-                sys.exit(0)
-        raise UserError(
-            f"stopped by {signal.Signals(request).name}; saved after batch {self.done} "
-            f"of epoch {self.reporter.epoch}, where the same command resumes"
-        )
+        if request > SAVE:
+            end_on_signal(request, self.done, self.reporter.epoch)
 
     def save(self, all_batches: bool = False) -> None:
         """Write the state of all processes.

@@ -7,7 +7,7 @@ import random
 import pytest
 from tiny_models import LABELS, write_tokenizer
 
-from speechllm.text.answer_codec import WINDOW, AnswerCodec
+from speechllm.text.answer_codec import WINDOW, AnswerCodec, token_decoder
 from speechllm.text.ctc_labels import END, PENDING, CTCTokenizer
 from speechllm.text.normalization import ctc_text
 from speechllm.text.t5_tokenizer import load_tokenizer
@@ -153,3 +153,21 @@ def test_incremental_labels_equal_those_of_the_whole_text(codec, tmp_path, kind,
     assert max(counting.sizes) <= WINDOW + 2
     # one for each candidate, a few for each step
     assert len(counting.sizes) < 200 * (len(candidates) + 3)
+
+
+def test_fast_decoding_is_that_of_transformers(smollm2):
+    """Of bytes of no character, special tokens, and with the spaces cleaned up."""
+    tokenizer = load_tokenizer(smollm2)
+    generator = random.Random(1)
+    lines = [generator.sample(range(len(tokenizer)), 12) for _ in range(200)]
+    lines += [
+        [],
+        [tokenizer.eos_token_id, 5],
+        tokenizer(" don 't , été 語 .").input_ids,
+    ]
+    for clean_up in (False, True):
+        tokenizer.clean_up_tokenization_spaces = clean_up
+        decode = token_decoder(tokenizer)
+        assert [decode(line) for line in lines] == [
+            tokenizer.decode(line) for line in lines
+        ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import time
 
 import ending_processes
@@ -52,6 +54,24 @@ def test_a_checkpoint_names_files_of_its_training_only(tmp_path):
         with pytest.raises(UserError, match="could be removed"):
             confine_checkpoints({"a": {**state, "best_model_path": name}}, tmp_path)
     confine_checkpoints(None, tmp_path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_reaches_all_processes_which_save(
+    number, tmp_path, monkeypatch, capfd
+):
+    monkeypatch.setattr(lightning_launch, "run_worker", ending_processes.save_and_end)
+
+    def send() -> None:
+        while len(list(tmp_path.iterdir())) < 2:
+            time.sleep(0.1)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=send).start()
+    with pytest.raises(SystemExit) as ended:
+        lightning_launch.launch([str(tmp_path)], 2)
+    assert ended.value.code == 1
+    assert capfd.readouterr().err.count(f"saved on {number.name}\n") == 2
 
 
 def test_machines_meet_at_the_first_of_a_job(tmp_path, monkeypatch):

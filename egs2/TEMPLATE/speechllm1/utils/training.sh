@@ -149,5 +149,5 @@ launch_lightning() { # <name> <folder> <arguments …>: train with Lightning
     fi
     ${cuda_cmd} "${options[@]}" "${dir}/train.log" "${command[@]}" \
         --strategy "${strategy}" --ngpu "${ngpu}" --num_nodes "${num_nodes}" "$@" ||
-        fail "stage ${current} stopped; log: ${dir}/train.log; the same command resumes from the last epoch"
+        fail "stage ${current} stopped; log: ${dir}/train.log; the same command resumes from the last checkpoint"
 }
