@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from speechllm.decoding.options import DECODING_SCHEMA, check_decoding_options
+from speechllm.utils.errors import UserError
 from speechllm.utils.io import atomic_open, previous_name, read_yaml
 
 GENERATION_FILE = "generation_config.yaml"
@@ -55,6 +56,8 @@ def read_settings(config: Config | None, folder: Path) -> dict[str, Any]:
         config = folder / GENERATION_FILE
         if not os.path.lexists(config):
             return {}
+        if config.exists() and not config.is_file():  # reading a FIFO would wait
+            raise UserError(f"{config}: not a regular file; remove it")
     return check_decoding_options(read_yaml(config), str(config))
 
 

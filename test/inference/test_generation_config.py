@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import fields
 from pathlib import Path
@@ -21,6 +22,7 @@ from speechllm.decoding.options import SearchOptions
 from speechllm.export.hub import model_card
 from speechllm.inference.generation_config import (
     GENERATION_FILE,
+    read_settings,
     write_generation_config,
 )
 from speechllm.utils.errors import UserError
@@ -270,3 +272,10 @@ def test_tune_without_ctc_succeeds_if_possible(tmp_path, model_dir, examples, ca
     tune.main([*command, "--if_possible"])
     printed = capsys.readouterr().out
     assert "no guard.yaml: " in printed and "no confidence.json: " in printed
+
+
+def test_settings_that_are_no_file_are_refused(tmp_path):
+    assert read_settings(None, tmp_path) == {}
+    os.mkfifo(tmp_path / GENERATION_FILE)
+    with pytest.raises(UserError, match=r"generation_config\.yaml: not a regular file"):
+        read_settings(None, tmp_path)
