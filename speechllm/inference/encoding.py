@@ -12,10 +12,15 @@ from torch.nn.utils.rnn import pad_sequence
 
 from speechllm.audio import SAMPLING_RATE
 from speechllm.decoding.encoded_batch import EncodedBatch, sampling_seed
-from speechllm.decoding.first_pass import FirstPass, choose_transcript
+from speechllm.decoding.first_pass import (
+    FirstPass,
+    choose_transcript,
+    language_probabilities,
+)
 from speechllm.decoding.options import SearchOptions
 from speechllm.decoding.rescoring import ctc_log_probs
 from speechllm.models.bridge import TranscriptBridge
+from speechllm.models.speech_decoder import SpeechDecoder
 from speechllm.models.speech_llm import SpeechLLM
 from speechllm.text.ctc_labels import CTCTokenizer, has_pieces
 from speechllm.text.hotword_lists import choose_hotwords
@@ -171,6 +176,30 @@ def best_transcripts(
             return ctc_log_probs(log_probs, [tokenizer(text) for text in texts])
 
         found.append(tokenizer(choose_transcript(first, ctc_scores, options)))
+    return found
+
+
+def language_probabilities_of(
+    batch: EncodedBatch,
+    decoder: SpeechDecoder,
+    known: dict[tuple[bytes, str], FirstPass] | None,
+    every: bool,
+) -> list[float | None]:
+    """Return the probability that each utterance is in its task's language.
+
+    Args:
+        decoder: of the first pass.
+        known: as for ``make_first_pass``.
+        every: compute it where there is no first pass, too.
+    """
+    passes = batch.first_pass or [None] * len(batch.tasks)
+    found = [None if first is None else first.language_probability for first in passes]
+    rows = [row for row, first in enumerate(passes) if first is None] if every else []
+    waves = [batch.waves[row] for row in rows]
+    languages = [batch.tasks[row].source for row in rows]
+    more = language_probabilities(decoder, waves, languages, known)
+    for row, probability in zip(rows, more, strict=True):
+        found[row] = probability
     return found
 
 

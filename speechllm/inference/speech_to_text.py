@@ -22,17 +22,18 @@ import torch
 from speechllm.audio.io import check_waveform
 from speechllm.decoding.confidence import Calibration, read_calibration
 from speechllm.decoding.encoded_batch import EncodedBatch
-from speechllm.decoding.first_pass import (
-    FirstPass,
-    language_probabilities,
-    make_first_pass,
-)
+from speechllm.decoding.first_pass import FirstPass, make_first_pass
 from speechllm.decoding.hypothesis import Hypothesis
 from speechllm.decoding.nbest_search import ctc_greedy_search, nbest_search
 from speechllm.decoding.options import DECODING_SCHEMA, SearchOptions, search_options
 from speechllm.decoding.result import Result
 from speechllm.inference.backends import choose_engine
-from speechllm.inference.encoding import QUEUE, device_of, encode_batch
+from speechllm.inference.encoding import (
+    QUEUE,
+    device_of,
+    encode_batch,
+    language_probabilities_of,
+)
 from speechllm.inference.generation_config import (
     LIMITS,
     Config,
@@ -53,7 +54,7 @@ from speechllm.models.speech_decoder import SpeechDecoder
 from speechllm.models.speech_llm import SpeechLLM
 from speechllm.text.answer_codec import AnswerCodec
 from speechllm.text.ctc_labels import CTCTokenizer, LabelTokenizer, has_pieces
-from speechllm.text.prompts import Prompts
+from speechllm.text.prompts import Prompts, requested_task
 from speechllm.text.tasks import Task
 from speechllm.utils.batching import batches_by_length
 from speechllm.utils.errors import UserError
@@ -443,32 +444,12 @@ class SpeechToText:
             self.model, self.prompts, waves, tasks, first_pass, options
         )
         if options is not None and options.first_pass_beam_size:
-            batch.language_probabilities = self.language_probabilities(batch, options)
-        return batch
-
-    def language_probabilities(
-        self, batch: EncodedBatch, options: SearchOptions
-    ) -> list[float | None]:
-        """Return the probability that each utterance is in its task's language.
-
-        Where there is no first pass it is computed only if the guard needs it.
-        """
-        passes = batch.first_pass or [None] * len(batch.tasks)
-        found = [
-            None if first is None else first.language_probability for first in passes
-        ]
-        guard = self.guard if options.guard is not False else None
-        rows = [row for row, first in enumerate(passes) if first is None]
-        if rows and guard and guard.thresholds.language_probability is not None:
-            more = language_probabilities(
-                self.speech_decoder,
-                [batch.waves[row] for row in rows],
-                [batch.tasks[row].source for row in rows],
-                self.first_passes,
+            guard = self.guard if options.guard is not False else None
+            needed = guard and guard.thresholds.language_probability is not None
+            batch.language_probabilities = language_probabilities_of(
+                batch, self.speech_decoder, self.first_passes, bool(needed)
             )
-            for row, probability in zip(rows, more):
-                found[row] = probability
-        return found
+        return batch
 
     @functools.cached_property
     def speech_decoder(self) -> SpeechDecoder:
@@ -508,23 +489,3 @@ class SpeechToText:
         if self.guard is None or options.guard is False:
             return [GuardDecision(nbest) for nbest in nbests]
         return self.guard.check(batch, nbests, options)
-
-
-def requested_task(
-    prompts: Prompts, task: str, language: str | None, target_language: str | None
-) -> Task:
-    """Return a task of a model's prompts.
-
-    Args:
-        language: of the speech; the first one of the prompts if None.
-        target_language: needed unless the task is ``asr``.
-
-    Raises:
-        UserError: there is no prompt for the task or a language.
-    """
-    source = next(iter(prompts.languages)) if language is None else language
-    target = source if task == "asr" else target_language
-    prompts.text(task, source, target or source)
-    if target is None:
-        raise UserError(f"task {task!r} needs a target_language")
-    return Task(task, source, target)

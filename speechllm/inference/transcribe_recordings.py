@@ -193,7 +193,7 @@ def check_request(
     """
     from speechllm.inference.language_detection import find_whisper
     from speechllm.inference.loading import model_prompts
-    from speechllm.inference.speech_to_text import requested_task
+    from speechllm.text.prompts import requested_task
 
     prompts = model_prompts(folder)
     whisper = None

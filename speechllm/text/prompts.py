@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from speechllm.text.joint_target import find_separator
-from speechllm.text.tasks import check_language
+from speechllm.text.tasks import Task, check_language
 from speechllm.utils.errors import UserError
 from speechllm.utils.io import read_yaml
 
@@ -222,3 +222,23 @@ def read_prompts(path: str | Path) -> Prompts:
         hotwords=hotwords,
         origin=str(path),
     )
+
+
+def requested_task(
+    prompts: Prompts, task: str, language: str | None, target_language: str | None
+) -> Task:
+    """Return a task of a model's prompts.
+
+    Args:
+        language: of the speech; the first one of the prompts if None.
+        target_language: needed unless the task is ``asr``.
+
+    Raises:
+        UserError: there is no prompt for the task or a language.
+    """
+    source = next(iter(prompts.languages)) if language is None else language
+    target = source if task == "asr" else target_language
+    prompts.text(task, source, target or source)
+    if target is None:
+        raise UserError(f"task {task!r} needs a target_language")
+    return Task(task, source, target)

@@ -69,7 +69,6 @@ LIGHTNING = {"espnet2.bin.lightning_train", "lightning"}
         ),
         (LIGHTNING, ["--use_amp", "true"], "use_amp: with --trainer lightning"),
         (LIGHTNING, ["--grad_clip_type", "1"], "clipped by their 2-norm"),
-        (LIGHTNING, ["--save_every", "10m"], "saves at the end of each epoch; leave"),
         (LIGHTNING, ["--multiple_iterator", "true"], "multiple_iterator: with --tr"),
         (
             LIGHTNING,
