@@ -278,8 +278,8 @@ def test_each_config_takes_a_step(
     }
     kind = "_nue_asr" if config["llm_conf"]["tuning"] == "full" else ""
     prompts = path.with_name(f"prompts{kind}.yaml")
-    train(tmp_path, "--prompts", str(prompts), **{**config, **small})
-    state = torch.load(tmp_path / "1epoch.pth", weights_only=True)
+    train(tmp_path / "exp", "--prompts", str(prompts), **{**config, **small})
+    state = torch.load(tmp_path / "exp" / "1epoch.pth", weights_only=True)
     parts = {name.split(".")[0] for name in state}
     trained = {"encoder"} if config["encoder_conf"]["trainable_layers"] else set()
     assert parts == {"bridge", "llm", "ctc"} | trained

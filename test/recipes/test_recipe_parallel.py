@@ -256,8 +256,8 @@ def test_each_config_takes_a_step(
     }
     kind = "_nue_asr" if "nue_asr" in path.name else ""
     prompts = path.with_name(f"prompts{kind}.yaml")
-    train(tmp_path, "--prompts", str(prompts), **{**config, **small})
-    state = torch.load(tmp_path / "1epoch.pth", weights_only=True)
+    train(tmp_path / "exp", "--prompts", str(prompts), **{**config, **small})
+    state = torch.load(tmp_path / "exp" / "1epoch.pth", weights_only=True)
     found = {name.split(".")[0] for name in state}
     expected = {"encoder"} if config["encoder_conf"]["trainable_layers"] else set()
     expected |= {"ctc"} | ({"bridge", "llm"} if config["llm"] else set())

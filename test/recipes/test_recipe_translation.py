@@ -226,7 +226,7 @@ def test_each_config_takes_a_step(path, tmp_path, train, tiny_models_of):
     )
     trained = yaml.safe_load((tmp_path / "config.yaml").read_text())
     assert trained["llm_conf"]["tuning"] == config["llm_conf"]["tuning"]
-    state = torch.load(tmp_path / "1epoch.pth", weights_only=True)
+    state = torch.load(tmp_path / "exp" / "1epoch.pth", weights_only=True)
     parts = {name.split(".")[0] for name in state}
     assert parts == {"bridge", "llm", "ctc"}
     assert any(value.any() for name, value in state.items() if "lora_B" in name)
