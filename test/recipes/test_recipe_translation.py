@@ -219,12 +219,12 @@ def test_each_config_takes_a_step(path, tmp_path, train, tiny_models_of):
     }
     prompts = path.with_name("prompts.yaml")
     train(
-        tmp_path,
+        tmp_path / "exp",
         "--prompts",
         str(prompts),
         **{**config, **small, "batch_bins": 100000, "accum_grad": 1},
     )
-    trained = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    trained = yaml.safe_load((tmp_path / "exp" / "config.yaml").read_text())
     assert trained["llm_conf"]["tuning"] == config["llm_conf"]["tuning"]
     state = torch.load(tmp_path / "exp" / "1epoch.pth", weights_only=True)
     parts = {name.split(".")[0] for name in state}
