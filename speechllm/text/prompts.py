@@ -178,6 +178,8 @@ def read_prompts(path: str | Path) -> Prompts:
     """
     if not Path(path).exists():
         raise UserError(f"{path}: no such prompts file")
+    if not Path(path).is_file():  # reading a FIFO would wait
+        raise UserError(f"{path}: not a regular file")
     content = read_yaml(path)
     unknown = set(content) - {"tasks", "languages", "chat", "hotwords"}
     if unknown:

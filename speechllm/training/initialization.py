@@ -32,7 +32,7 @@ from speechllm.utils.io import atomic_open, read_yaml
 TRAINING = FolderKind(
     "training",
     ("config.yaml", "*.pth"),
-    before=("train.log", "train_config.yaml", ".dist_init_*", "attempt", "seconds")
+    before=("train.log", "q", "train_config.yaml", ".dist_init_*", "attempt", "seconds")
     + ("checkpoint.pth", "mid_epoch.pth"),
 )
 

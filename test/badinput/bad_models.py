@@ -226,13 +226,12 @@ def config_values() -> Iterator[Case]:
 
     def swapped(place: Place) -> list[str]:
         copy_model(place.model, place.folder / "model")
-        from speechllm.pretrained.model_folder import model_fingerprint
+        from speechllm.pretrained.identity import model_identity
 
         path = place.folder / "model/config.yaml"
         config = yaml.safe_load(path.read_text())
         folder = place.folder / "model/llm"
-        # release 0.2's fingerprints, which are accepted, are without the tokenizer
-        config["stands_on"] = {str(folder): model_fingerprint(folder, tokenizer=True)}
+        config["stands_on"] = {str(folder): model_identity(folder, True)}
         path.write_text(yaml.safe_dump(config))
         tokenizer = json.loads((folder / "tokenizer.json").read_text())
         vocabulary = tokenizer["model"]["vocab"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -206,3 +207,9 @@ def test_date_in_a_chat_template_is_fixed(tokenizer):
     before, behind = prompts.tokens("asr", "en", "en", dated)
     assert tokenizer.decode(before) == "Today: 26 Jul 2024\n"
     assert tokenizer.decode(behind) == " Text:"
+
+
+def test_prompts_that_are_no_file_are_refused(tmp_path):
+    os.mkfifo(tmp_path / "prompts.yaml")
+    with pytest.raises(UserError, match=r"prompts\.yaml: not a regular file"):
+        read_prompts(tmp_path / "prompts.yaml")
