@@ -63,7 +63,8 @@ class Outcome:
             line
             for line in re.split(r"[\n\r]", self.err)
             if re.match(
-                r"(error: |(python -m |tools/)\S+.*: error: |speechllm.*: error: )", line
+                r"(error: |(python -m |tools/)\S+.*: error: |speechllm.*: error: )",
+                line,
             )
         ]
 
