@@ -23,6 +23,14 @@ def smollm2() -> Path:
 
 
 @pytest.fixture(scope="session")
+def tokenizer(smollm2):
+    """Tokenizer of SmolLM2."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(smollm2)
+
+
+@pytest.fixture(scope="session")
 def tiny_whisper(tmp_path_factory) -> Path:
     """Folder of a tiny random Whisper."""
     return tiny_models.write_tiny_whisper(tmp_path_factory.mktemp("tiny") / "whisper")

@@ -15,7 +15,7 @@ from speechllm.data.data_dir import select_utterances, split_table, write_data_d
 from speechllm.data.kaldi_table import write_table
 from speechllm.export.exported_model import export_model
 from speechllm.utils.errors import UserError
-from speechllm.utils.folders import MARKER
+from speechllm.utils.folders import MARKER, claim_directory
 
 
 @pytest.fixture
@@ -146,6 +146,18 @@ def test_formatting_again_keeps_what_was_added(corpus, tmp_path):
     format_audio_to(corpus, target)
     added = {"text.fr": b"s-a bonjour\n", "audio/mine.wav": b"mine"}
     assert snapshot(target) == tables | added
+
+
+def test_training_begins_in_a_folder_with_files_of_its_job(tmp_path):
+    """Those of run.pl, slurm.pl and of an earlier job that failed before it."""
+    from speechllm.training.initialization import TRAINING
+
+    for name in ("train.log", "train.log.previous", "q/train.sh", ".dist_init_1"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("kept")
+    claim_directory(tmp_path, TRAINING)
+    assert (tmp_path / "train.log.previous").read_text() == "kept"
+    assert (tmp_path / MARKER).exists()
 
 
 def test_formatting_refuses_tables_and_keeps_audio_of_the_user(corpus, tmp_path):

@@ -26,13 +26,20 @@ from speechllm.utils.errors import UserError, is_out_of_memory, reason_of
 from speechllm.utils.folders import FolderKind
 from speechllm.utils.io import atomic_open, read_yaml
 
-#: Folder of a training. Before it begins, the recipe writes its log, its config with
-#: other models, a file for distributed processes and, in a series, its time; a user may
-#: put a state there to resume from.
+#: Folder of a training. Before it begins, the recipe writes its log, Slurm's job files
+#: (``q``), its config with other models, a file for distributed processes and, in a
+#: series, its time; a user may put a state there to resume from.
 TRAINING = FolderKind(
     "training",
     ("config.yaml", "*.pth"),
-    before=("train.log", "q", "train_config.yaml", ".dist_init_*", "attempt", "seconds")
+    before=(
+        "train.log*",
+        "q",
+        "train_config.yaml",
+        ".dist_init_*",
+        "attempt",
+        "seconds",
+    )
     + ("checkpoint.pth", "mid_epoch.pth"),
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,6 +46,20 @@ class Place:
         data = content.encode() if isinstance(content, str) else content
         path.write_bytes(data)
         return name
+
+    def run_before(self, function: Callable[[], object]) -> None:
+        """Call a function in a silent fork in the working folder, before the case."""
+        child = os.fork()
+        if child == 0:
+            try:
+                os.chdir(self.folder)
+                null = os.open(os.devnull, os.O_RDWR)
+                for stream in range(3):
+                    os.dup2(null, stream)
+                function()
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
 
 
 @dataclass

@@ -251,19 +251,13 @@ def cases() -> Iterator[Case]:
 
 
 def run_before(arguments: list[str], place: Place) -> None:
-    """Run a command in a fork before the case."""
-    child = os.fork()
-    if child == 0:
-        try:
-            os.chdir(place.folder)
-            null = os.open(os.devnull, os.O_RDWR)
-            for stream in range(3):
-                os.dup2(null, stream)
-            sys.argv = arguments
-            runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
-        finally:
-            os._exit(0)
-    os.waitpid(child, 0)
+    """Run a command before the case."""
+
+    def run() -> None:
+        sys.argv = arguments
+        runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
+
+    place.run_before(run)
 
 
 def mode_kept(outcome: Outcome) -> str:

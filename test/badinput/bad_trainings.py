@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,21 +22,15 @@ def arguments(place: Place, **config: Any) -> list[str]:
 def train_before(place: Place) -> None:
     """Train one epoch and leave its last state within the epoch, as a kill does."""
     line = arguments(place, save_every="1 steps")
-    child = os.fork()
-    if child == 0:
-        try:
-            os.chdir(place.folder)
-            null = os.open(os.devnull, os.O_RDWR)
-            for stream in range(3):
-                os.dup2(null, stream)
-            from speechllm.training.task import SpeechLLMTask
-            from speechllm.training.trainer import MidEpochSaver
 
-            MidEpochSaver.remove = lambda self: None
-            SpeechLLMTask.main(cmd=line[1:])
-        finally:
-            os._exit(0)
-    os.waitpid(child, 0)
+    def train() -> None:
+        from speechllm.training.task import SpeechLLMTask
+        from speechllm.training.trainer import MidEpochSaver
+
+        MidEpochSaver.remove = lambda self: None
+        SpeechLLMTask.main(cmd=line[1:])
+
+    place.run_before(train)
     new = place.folder / "new"
     (new / "mid_epoch.pth").stat()
     for name in ("checkpoint.pth", "1epoch.pth", "latest.pth"):

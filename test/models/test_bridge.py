@@ -29,13 +29,6 @@ A, B, SPACE = LABELS.index("a"), LABELS.index("b"), LABELS.index("<space>")
 
 
 @pytest.fixture(scope="module")
-def tokenizer(smollm2):
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(smollm2)
-
-
-@pytest.fixture(scope="module")
 def bridges(tokenizer):
     """One bridge of each kind, with random weights."""
     torch.manual_seed(1)

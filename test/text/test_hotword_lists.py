@@ -8,13 +8,6 @@ from rapidfuzz.distance import LCSseq
 from speechllm.text.hotword_lists import choose_hotwords, letter_pairs, resemblance
 
 
-@pytest.fixture(scope="module")
-def tokenizer(smollm2):
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(smollm2)
-
-
 def test_resemblance():
     places = letter_pairs("please leave the asterix server")
     # pairs of " asterisk ": a, as, st, te, er, ri are in a row, is, sk, k_ are not

@@ -18,13 +18,6 @@ tasks:
 """
 
 
-@pytest.fixture(scope="module")
-def tokenizer(smollm2):
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(smollm2)
-
-
 def write(tmp_path, text: str):
     path = tmp_path / "prompts.yaml"
     path.write_text(text, "utf-8")

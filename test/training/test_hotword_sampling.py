@@ -34,13 +34,6 @@ tasks:
 """
 
 
-@pytest.fixture(scope="module")
-def tokenizer(smollm2):
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(smollm2)
-
-
 def sampler(tokenizer, **options) -> HotwordSampler:
     """Return a sampler over 400 words, of which "often" is frequent."""
     counts = Counter(
