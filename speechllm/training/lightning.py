@@ -11,6 +11,7 @@ import argparse
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -199,6 +200,27 @@ class LitSpeechLLM(lightning_espnet_model.LitESPnetModel):
         return self.factories[mode].build_iter(self.current_epoch + 1)
 
 
+class PatientStopping(EarlyStopping):
+    """Ends the training as ESPnet does, which waits one epoch longer than Lightning.
+
+    Args:
+        criterion: phase, statistic and mode, ``early_stopping_criterion``.
+        patience: number of epochs without an improvement that do not end it.
+    """
+
+    def __init__(self, criterion: Sequence[str], patience: int):
+        phase, name, mode = criterion
+        super().__init__(f"{phase}/{name}", patience=patience + 1, mode=mode)
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Resume with the patience of now."""
+        super().load_state_dict({**state_dict, "patience": self.patience})
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Train no further epoch if the training was ended before."""
+        trainer.should_stop = self.wait_count >= self.patience
+
+
 class EpochResults(Callback):
     """Log the means of each epoch, as ESPnet does, and write them for TensorBoard."""
 
@@ -311,10 +333,8 @@ def build_callbacks(
     last = ResumeCheckpoint(args.output_dir, args.save_every, stop, resumed)
     callbacks: list[Callback] = [EpochResults()]
     if args.patience is not None:
-        phase, name, mode = args.early_stopping_criterion
-        callbacks.append(
-            EarlyStopping(f"{phase}/{name}", patience=args.patience, mode=mode)
-        )
+        criterion = args.early_stopping_criterion
+        callbacks.append(PatientStopping(criterion, args.patience))
     # ``last`` comes after ``best``, whose state it contains
     return [*callbacks, *best, last, AverageCheckpoints(args.output_dir, numbers, best)]
 

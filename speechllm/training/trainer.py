@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from espnet2.torch_utils.set_all_random_seed import set_all_random_seed
 from espnet2.train.distributed_utils import DistributedOption
-from espnet2.train.reporter import SubReporter
+from espnet2.train.reporter import Reporter, SubReporter
 from espnet2.train.trainer import Trainer, TrainerOptions
 from espnet2.utils.build_dataclass import build_dataclass
 
@@ -60,6 +60,7 @@ class SpeechLLMTrainer(Trainer):
     """
 
     saver: MidEpochSaver
+    options: SpeechLLMTrainerOptions
 
     @classmethod
     def build_options(cls, args: argparse.Namespace) -> SpeechLLMTrainerOptions:
@@ -74,21 +75,24 @@ class SpeechLLMTrainer(Trainer):
             UserError: ended by a signal, or ``mid_epoch.pth`` is of another training.
         """
         stop = StopRequest()
-        options = parts["trainer_options"]
-        cls.saver = MidEpochSaver(options, parts["distributed_option"], stop)
+        cls.options = parts["trainer_options"]
+        cls.saver = MidEpochSaver(cls.options, parts["distributed_option"], stop)
         with handle_stop_signals(stop):
             super().run(**parts)
         cls.saver.remove()
 
-    @staticmethod
-    def resume(checkpoint: str | Path, *args: Any, **options: Any) -> None:
-        """Load ``checkpoint.pth``.
+    @classmethod
+    def resume(cls, checkpoint: str | Path, reporter: Reporter, **parts: Any) -> None:
+        """Load ``checkpoint.pth``; a training that ``patience`` ended stays ended.
 
         Raises:
             UserError: it is of another model or optimizer, or damaged.
         """
         with name_foreign_state(Path(checkpoint)):
-            Trainer.resume(checkpoint, *args, **options)
+            super().resume(checkpoint, reporter=reporter, **parts)
+        patience, criterion = cls.options.patience, cls.options.early_stopping_criterion
+        if patience is not None and reporter.check_early_stopping(patience, *criterion):
+            cls.options.max_epoch = reporter.get_epoch()
 
     @classmethod
     def train_one_epoch(cls, **parts: Any) -> bool:

@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 from recipe_clone import OUTPUTS, ROOT
 
+from speechllm.pretrained.resolve import resolve_model
+
 TIME_LIMIT = 2400  # seconds; with 25 other processes on two cores a run takes over 900
 
 
@@ -125,6 +127,21 @@ def test_a_rerun_gives_the_same_table(recipe, asterisk_dir):
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
     assert "up to date" in done.stdout
     assert table(recipe) == before
+
+
+@pytest.mark.slow
+def test_another_llm_shares_the_first_pass(recipe, asterisk_dir):
+    weights = recipe / "exp_tiny" / "first_pass" / "model.safetensors"
+    before = weights.stat().st_mtime_ns
+    llm = resolve_model("HuggingFaceTB/SmolLM2-135M-Instruct")
+    done = run(
+        recipe, asterisk_dir, "--stage", "8", "--stop_stage", "8", "--llm", str(llm)
+    )
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
+    assert weights.stat().st_mtime_ns == before
+    assert [p.name for p in weights.parent.parent.glob("first_pass*/")] == [
+        "first_pass"
+    ]
 
 
 @pytest.mark.slow

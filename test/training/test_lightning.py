@@ -178,6 +178,26 @@ def test_training_resumes_and_every_checkpoint_can_be_exported(row, tmp_path, st
 
 @needs_lightning
 @pytest.mark.slow
+def test_patience_ends_a_training_once_and_as_in_espnet(row, tmp_path):
+    """The falling loss never improves if the highest is the best."""
+    options = {
+        "patience": 1,
+        "early_stopping_criterion": ["valid", "loss", "max"],
+        "max_epoch": 5,
+    }
+    words = [*row("lightning", **options), "--strategy", "ddp"]
+    run_rows(tmp_path, [words])
+    last = tmp_path / "lightning" / "last.ckpt"
+    before = last.stat().st_mtime_ns
+    run_rows(tmp_path, [words])
+    assert last.stat().st_mtime_ns == before
+    speechllm_train.main(row("espnet", **options))
+    found, expected = losses(tmp_path / "lightning"), losses(tmp_path / "espnet")
+    assert len(found) == len(expected) == 2 * 3
+
+
+@needs_lightning
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "strategy", ["ddp", "fsdp", pytest.param("deepspeed", marks=needs_deepspeed)]
 )

@@ -75,6 +75,21 @@ def test_resuming_after_an_epoch_gives_the_same_model(train, whole, tmp_path):
         assert_same(killed / name, whole / name)
 
 
+def test_a_training_that_ran_out_of_patience_is_not_continued(train, tmp_path):
+    options = {
+        "patience": 0,
+        "early_stopping_criterion": ["valid", "loss", "max"],  # it falls
+        "max_epoch": 4,
+    }
+    stopped = train(tmp_path / "stopped", **options)
+    before = (stopped / "checkpoint.pth").stat().st_mtime_ns
+    train(stopped, **options)
+    assert (stopped / "checkpoint.pth").stat().st_mtime_ns == before
+    assert not (stopped / "3epoch.pth").exists()
+    train(stopped, **{**options, "patience": 1})
+    assert (stopped / "3epoch.pth").exists()
+
+
 @pytest.mark.parametrize("lost", ["1epoch.pth", "links"])
 def test_resuming_after_a_kill_behind_the_checkpoint(train, whole, tmp_path, lost):
     """checkpoint.pth is written, the model and the links are not."""
