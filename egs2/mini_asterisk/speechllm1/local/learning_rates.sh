@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-warmup_rates="2.7e-4 8e-4 2.4e-3"
+warmup_rates="8e-4 2.4e-3 7.2e-3"
 train_rates="2e-4 6e-4 1.8e-3"
 train_steps=240
 help_message="Usage: local/learning_rates.sh [options] [options of run.sh, such as --ngpu 1]
