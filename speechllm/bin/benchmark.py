@@ -1,9 +1,10 @@
-"""Benchmark decoding, training steps, the loss, long recordings, a server, a resume.
+"""Benchmark decoding, training, its parts, long recordings, a server, a resume.
 
     python -m speechllm.bin.benchmark decode --model exp/speechllm_train/model \\
         --examples dump/examples/test --against plain espnet
     python -m speechllm.bin.benchmark train --config exp/speechllm_train/config.yaml
     python -m speechllm.bin.benchmark loss --batch_size 16
+    python -m speechllm.bin.benchmark spans
     python -m speechllm.bin.benchmark memory --model exp/speechllm_train/model \\
         --examples dump/examples/test --minutes 10 40
     python -m speechllm.bin.benchmark serve --url http://127.0.0.1:8000 \\
@@ -96,6 +97,8 @@ def get_parser() -> argparse.ArgumentParser:
         default = getattr(defaults, name)
         add(f"--{name}", type=int, default=default, help=f"{text} [{default}]")
 
+    commands.add_parser("spans", help="mean over the frames of each CTC token")
+
     memory = commands.add_parser(
         "memory", help="peak memory while a long recording is transcribed"
     )
@@ -174,6 +177,10 @@ def main(argv: list[str] | None = None) -> None:
 
         batch = LossBatch(**{f.name: getattr(args, f.name) for f in fields(LossBatch)})
         print(loss_report(batch))
+    elif args.command == "spans":
+        from speechllm.benchmarks.spans import spans_report
+
+        print(spans_report())
     elif args.command == "serve":
         from speechllm.benchmarks.serving import serving_report
 

@@ -23,6 +23,7 @@ from pathlib import Path, PurePosixPath
 import yaml
 
 from speechllm.evaluation.report import git_hash, package_version
+from speechllm.pretrained.model_folder import require_no_foreign_links
 from speechllm.utils.errors import UserError, reason_of
 from speechllm.utils.folders import FolderKind, atomic_directory
 from speechllm.utils.io import atomic_open, file_sha256, require_plausible_size
@@ -54,12 +55,14 @@ def model_files(model_dir: str | Path) -> dict[str, Path]:
     Hidden files are left out.
 
     Raises:
-        UserError: the folder is missing or not an exported model.
+        UserError: the folder is missing or not an exported model, or has links that
+            lead out of it.
     """
     model_dir = Path(model_dir)
     for name in REQUIRED:
         if not (model_dir / name).is_file():
             raise UserError(f"{model_dir}: not an exported model, {name} is missing")
+    require_no_foreign_links(model_dir)
     files = {}
     for path in sorted(model_dir.rglob("*")):
         name = path.relative_to(model_dir)

@@ -35,6 +35,7 @@ from speechllm.inference.guard_thresholds import (
     Statistics,
     Thresholds,
     ctc_confidence,
+    may_agree_with_ctc,
     measure_text,
 )
 from speechllm.models.llm import LanguageModel
@@ -72,6 +73,28 @@ class Guard:
 
     def __init__(self, llm: LanguageModel, codec: AnswerCodec, thresholds: Thresholds):
         self.llm, self.codec, self.thresholds = llm, codec, thresholds
+
+    def withheld(self, batch: EncodedBatch) -> dict[int, str]:
+        """Return utterances whose every text is withheld, and why, before the search.
+
+        They have no CTC output that a text could be equal to, and no first pass that
+        one could agree with, or their speech is in another language. The flag is that
+        of :meth:`check`.
+        """
+        assert self.codec.ctc_tokenizer is not None
+        labels, found = self.codec.ctc_tokenizer.token_list, {}
+        for row in range(len(batch.tasks)):
+            confidence = ctc_confidence(batch.log_probs(row), labels)
+            first = None if batch.first_pass is None else batch.first_pass[row]
+            if (
+                confidence < self.thresholds.ctc_confidence
+                and not may_agree_with_ctc(confidence)
+                and not (first and first.texts and has_speech(batch.waves[row]))
+            ):
+                found[row] = NO_CTC_OUTPUT
+            elif self.is_other_language(batch, row):
+                found[row] = WITHHELD
+        return found
 
     def check(
         self,
@@ -247,10 +270,9 @@ class Guard:
 
         The texts are the hypotheses and the CTC transcript; all are improbable then.
         """
-        least = self.thresholds.language_probability
-        language = (batch.language_probabilities or {row: None})[row]
-        if least is not None and language is not None:
-            return language < least
+        other_language = self.is_other_language(batch, row)
+        if other_language is not None:
+            return other_language
         most = self.thresholds.limits(batch.tasks[row]).nll_per_second
         if most is None or self.nll_per_second(batch, row, nbest[0]) <= most:
             return False
@@ -258,6 +280,12 @@ class Guard:
             return True  # it does not depend on the hypothesis
         best = self.rank(batch, row, nbest)[0]
         return self.nll_per_second(batch, row, best) > most
+
+    def is_other_language(self, batch: EncodedBatch, row: int) -> bool | None:
+        """Return whether the speech is in another language; None if it is unknown."""
+        least = self.thresholds.language_probability
+        language = (batch.language_probabilities or {row: None})[row]
+        return None if least is None or language is None else language < least
 
     def nll_per_second(
         self, batch: EncodedBatch, row: int, hypothesis: Hypothesis

@@ -78,7 +78,7 @@ class Statistics:
     @property
     def agrees_with_ctc(self) -> bool:
         """True for a CTC transcript of more than half confidence."""
-        return self.ctc_confidence > 0.5 and self.ctc_margin == 0
+        return may_agree_with_ctc(self.ctc_confidence) and self.ctc_margin == 0
 
 
 @dataclass(frozen=True)
@@ -219,6 +219,11 @@ def count_repetition(text: str, language: str) -> int:
             run = run + 1 if units[place] == units[place - size] else 0
             most = max(most, run if run >= size else 0)
     return most
+
+
+def may_agree_with_ctc(ctc_confidence: float) -> bool:
+    """Return whether a CTC transcript is sure enough to confirm an equal text."""
+    return ctc_confidence > 0.5
 
 
 def ctc_confidence(log_probs: Tensor, token_list: Sequence[str]) -> float:

@@ -50,7 +50,7 @@ def transcribe_live(
     longest = cutting.longest - SECONDS_PER_WINDOW
     held = None
     for segment, samples in speech_segments(blocks, cutting, whole=False):
-        [result] = model.decode([samples], [task], options)
+        [result] = model.decode([samples], [task], options, unguarded=False)
         part = shift_times(result, segment)
         if held is not None:
             merge_overlaps([held, part], task.source, task.target)

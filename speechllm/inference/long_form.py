@@ -426,6 +426,7 @@ def decode_pieces(
             task=task.name,
             language=task.source,
             target_language=task.target,
+            unguarded=False,
             **request,
         )
     except caught as error:

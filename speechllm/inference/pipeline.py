@@ -163,7 +163,7 @@ class SpeechPipeline(AutomaticSpeechRecognitionPipeline):
         inputs = iter(inputs)
         while part := [samples_of(item) for item in islice(inputs, batch_size * QUEUE)]:
             for result in self.speech_to_text.transcribe(
-                part, batch_size=batch_size, **preprocess_params
+                part, batch_size=batch_size, unguarded=False, **preprocess_params
             ):
                 yield as_output(result)
 

@@ -214,6 +214,7 @@ class SpeechToText:
         language: str | None = None,
         target_language: str | None = None,
         batch_size: int | None = None,
+        unguarded: bool = True,
         **generation: Any,
     ) -> list[Result]:
         """Turn recordings into text.
@@ -226,6 +227,7 @@ class SpeechToText:
             target_language: of the translation; needed unless ``"asr"``.
             batch_size: utterances decoded concurrently; it does not change their text.
                 None: that of the model's settings, else 8.
+            unguarded: see :meth:`decode`.
             **generation: fields of ``SearchOptions`` that override the model's
                 settings: beam_size, ctc_weight, …
 
@@ -255,7 +257,7 @@ class SpeechToText:
         tasks = [self.request(task, language, target_language)] * len(audio)
         options = self.options(generation)
         waves = [check_waveform(a) for a in audio]
-        return self.decode_all(waves, tasks, options, batch_size)
+        return self.decode_all(waves, tasks, options, batch_size, unguarded)
 
     def request(
         self, task: str, language: str | None, target_language: str | None
@@ -347,8 +349,11 @@ class SpeechToText:
         tasks: Sequence[Task],
         options: SearchOptions,
         batch_size: int,
+        unguarded: bool = True,
     ) -> list[Result]:
         """Decode any number of utterances, a few batches of similar length at a time.
+
+        The arguments are those of :meth:`decode`.
 
         Returns:
             One result for each, in order.
@@ -360,6 +365,7 @@ class SpeechToText:
                 [tasks[i] for i in queue],
                 options,
                 batch_size,
+                unguarded=unguarded,
             )
             for index, result in zip(queue, found):
                 results[index] = result
@@ -373,6 +379,7 @@ class SpeechToText:
         options: SearchOptions,
         batch_size: int | None = None,
         on_finished: Callable[[int], object] | None = None,
+        unguarded: bool = True,
     ) -> list[Result]:
         """Decode utterances: encode, search, apply the guard, make results.
 
@@ -386,12 +393,14 @@ class SpeechToText:
             batch_size: utterances that the LLM decodes concurrently; all if None.
             on_finished: called with the index of each utterance whose search is
                 finished.
+            unguarded: False: do not search where the guard withholds every text, such
+                as in noise, which takes long. ``unguarded`` of these results is None.
         """
         batch = self.encode(waves, tasks, options)
         batch.batch_size = batch_size
-        nbests = self.search(batch, options, on_finished)
+        found = self.guarded_search(batch, options, on_finished, unguarded)
         results = []
-        for row, decision in enumerate(self.apply_guard(batch, nbests, options)):
+        for row, (nbest, decision) in enumerate(found):
             result = make_result(self.codec, batch, row, decision.nbest)
             if options.word_times:
                 add_words(
@@ -404,7 +413,7 @@ class SpeechToText:
                     self.calibration,
                 )
             if decision.flags:
-                before = make_result(self.codec, batch, row, nbests[row])
+                before = make_result(self.codec, batch, row, nbest)
                 if before.text != result.text:
                     result.unguarded = before.text
                 if not decision.nbest[0].tokens:
@@ -478,6 +487,38 @@ class SpeechToText:
         return nbest_search(
             self.llm, self.codec, batch, options, on_finished=on_finished
         )
+
+    def guarded_search(
+        self,
+        batch: EncodedBatch,
+        options: SearchOptions,
+        on_finished: Callable[[int], object] | None,
+        unguarded: bool,
+    ) -> list[tuple[list[Hypothesis], GuardDecision]]:
+        """Return the n-best hypotheses of each utterance and the guard's decision.
+
+        The arguments are those of :meth:`decode`.
+        """
+        withheld = {}
+        if self.guard is not None and options.guard is not False and not unguarded:
+            withheld = self.guard.withheld(batch)
+        rows = [row for row in range(len(batch.tasks)) if row not in withheld]
+
+        def finished(place: int) -> None:
+            if on_finished is not None:
+                on_finished(rows[place])
+
+        found = {}
+        if rows:
+            part = batch.select(rows) if withheld else batch
+            nbests = self.search(part, options, finished)
+            decisions = self.apply_guard(part, nbests, options)
+            found = dict(zip(rows, zip(nbests, decisions)))
+        for row, flag in withheld.items():
+            found[row] = [Hypothesis()], GuardDecision([Hypothesis()], [flag])
+            if on_finished is not None:
+                on_finished(row)
+        return [pair for _, pair in sorted(found.items())]
 
     def apply_guard(
         self,

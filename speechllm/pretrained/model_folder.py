@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -40,6 +41,31 @@ NO_CODE = {"trust_remote_code": False}
 #: Parameters that many checkpoints lack, since inference does not use them.
 NOT_IN_WEIGHTS = ("masked_spec_embed", "num_batches_tracked")
 FINGERPRINT_FILE = ".speechllm_fingerprint.json"
+
+
+def require_no_foreign_links(folder: str | Path) -> None:
+    """Raise UserError if a folder to publish has links that lead out of it.
+
+    Whoever wrote the folder chose their targets, which may be private files of this
+    machine. A snapshot in the hub's cache consists of links to the cache's ``blobs``;
+    they are followed. Links to folders are refused, since their files would be left
+    out. Hidden files are not published, so they are not checked.
+    """
+    folder = Path(folder)
+    root = folder.resolve()
+    roots = [root]
+    if root.parent.name == "snapshots":
+        roots.append(root.parents[1] / "blobs")
+    for path in sorted(folder.rglob("*")):
+        hidden = any(p.startswith(".") for p in path.relative_to(folder).parts)
+        if hidden or not path.is_symlink():
+            continue
+        target = Path(os.path.realpath(path))
+        if not (target.is_file() and any(map(target.is_relative_to, roots))):
+            raise UserError(
+                f"{path}: a link to {target}, which is not a file of this model; "
+                "replace the link with a copy, or remove it"
+            )
 
 
 def weight_files(folder: str | Path) -> list[Path]:

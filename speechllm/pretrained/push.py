@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from speechllm.pretrained.model_folder import require_no_foreign_links
 from speechllm.utils.errors import UserError
 
 
@@ -24,11 +25,13 @@ def push_folder(
         The URL of the commit.
 
     Raises:
-        UserError: no token, an invalid name, or the hub refuses or cannot be reached.
+        UserError: no token, an invalid name, links that lead out of the folder, or the
+            hub refuses or cannot be reached.
     """
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     api = hub_api(repo_id, api)
+    require_no_foreign_links(folder)
     try:
         api.create_repo(repo_id, private=private, exist_ok=True)
         commit = api.upload_folder(

@@ -231,6 +231,7 @@ class Batcher:
                 [piece.task for piece in pieces],
                 batch[0][0].options,
                 self.batch_size,
+                unguarded=False,
             )
         except Exception as error:
             if len(batch) == 1:

@@ -357,6 +357,7 @@ class SpeechLLMTask(AbsTask):
             UserError: the config is not YAML, or a value has another type or range.
         """
         parser = cls.get_parser()
+        parser.prog = f"python -m speechllm.bin.{Path(sys.argv[0]).stem}"
         first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         first.add_argument("--config")
         config = first.parse_known_args(cmd)[0].config

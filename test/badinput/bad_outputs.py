@@ -131,6 +131,14 @@ def kept(outcome: Outcome) -> str:
     return ""
 
 
+def json_added(outcome: Outcome) -> str:
+    """Check that the transcript is in the folder that was named."""
+    work = outcome.place.folder
+    if (work / "good.json").is_file() or (work.parent / "good.json").is_file():
+        return ""
+    return f"{SILENT}: no good.json"
+
+
 def situations() -> dict[str, tuple[Callable[[Place, str], str], Check, dict]]:
     """Return functions that prepare an output and return its path, and the check."""
 
@@ -243,6 +251,8 @@ def cases() -> Iterator[Case]:
                 "common_voice", "build_vocabulary", "decode", "format_audio",
             ):  # fmt: skip
                 check = kept
+            if name.startswith("the parent") and command == "transcribe to json":
+                check = passes(json_added)  # next to the recording
             yield Case(
                 "outputs", f"{command}: {name}", build, check, may_change,
                 **{"seconds": 25, **options},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import os
+import shutil
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -196,3 +197,16 @@ def packing() -> Iterator[Case]:
             return ["speechllm.bin.pack", *given, "--output", "new.zip"]
 
         yield Case("packs", f"pack {name}", build, refused())
+
+    for name, target in {
+        "the user's file": "user/notes.txt",
+        "the user's folder": "user",
+        "nothing": "nowhere",
+    }.items():
+
+        def linked(place: Place, target=target) -> list[str]:
+            shutil.copytree(place.model, place.folder / "m")
+            os.symlink(place.user.parent / target, place.folder / "m" / "notes")
+            return ["speechllm.bin.pack", "--model", "m", "--output", "new.zip"]
+
+        yield Case("packs", f"pack a link to {name}", linked, refused("m/notes"))

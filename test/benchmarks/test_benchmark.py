@@ -164,6 +164,14 @@ def test_both_methods_give_the_same_loss(tiny_llm, capsys):
     assert "× the speed" in lines[-1]
 
 
+def test_means_over_spans_are_compared(capsys):
+    main(["spans"])
+    heading, _, _, _, ours, dense, ratio = capsys.readouterr().out.splitlines()
+    assert float(heading.rsplit(" ", 1)[1]) < 1e-6
+    times = [float(row.split("|")[2]) for row in (ours, dense)]
+    assert float(ratio.split()[3]) == pytest.approx(times[1] / times[0], rel=0.1)
+
+
 @pytest.mark.parametrize("tuning", ["frozen", "full"])
 def test_loss_with_other_tunings(tiny_llm, tuning):
     batch = LossBatch(str(tiny_llm), tuning, 2, 5, 3, steps=1)

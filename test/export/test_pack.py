@@ -17,7 +17,8 @@ from speechllm.export.hub import (
     upload,
     write_model_card,
 )
-from speechllm.export.pack import MANIFEST, pack, unpack
+from speechllm.export.pack import MANIFEST, model_files, pack, unpack
+from speechllm.pretrained.push import push_folder
 from speechllm.utils.errors import UserError
 from speechllm.utils.io import file_sha256
 
@@ -142,6 +143,48 @@ def test_folder_without_a_model_is_refused(model_dir, tmp_path):
     (model_dir / "model.safetensors").unlink()
     with pytest.raises(UserError, match="model.safetensors is missing"):
         pack(model_dir, tmp_path / "model.zip")
+
+
+def test_links_out_of_the_folder_are_refused(model_dir, tmp_path):
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    (secret / "key").write_text("private")
+    for target in (
+        secret / "key",
+        "../secret/key",
+        secret,
+        "nowhere",
+        model_dir / "llm",
+    ):
+        link = model_dir / "llm" / "notes"
+        link.symlink_to(target)
+        for publish in (
+            lambda: pack(model_dir, tmp_path / "model.zip"),
+            lambda: push_folder(model_dir, "user/model", api=object()),
+        ):
+            with pytest.raises(UserError, match="notes: a link to .* not a file of th"):
+                publish()
+        assert not (tmp_path / "model.zip").exists()
+        link.unlink()
+
+
+def test_links_within_the_folder_and_the_hubs_cache_are_followed(model_dir, tmp_path):
+    (model_dir / "copy.yaml").symlink_to("config.yaml")
+    (model_dir / ".hidden").symlink_to(tmp_path)
+    config = (model_dir / "config.yaml").read_bytes()
+    commit = tmp_path / "models--user--model" / "snapshots" / "0123abc"
+    blobs = commit.parents[1] / "blobs"
+    blobs.mkdir(parents=True)
+    for number, (name, path) in enumerate(model_files(model_dir).items()):
+        (commit / name).parent.mkdir(parents=True, exist_ok=True)
+        (blobs / str(number)).write_bytes(path.read_bytes())
+        (commit / name).symlink_to(blobs / str(number))
+    for folder in (model_dir, commit):
+        output = tmp_path / f"{folder.name}.zip"
+        pack(folder, output)
+        copy = unpack(output, tmp_path / f"copy of {folder.name}")
+        assert (copy / "copy.yaml").read_bytes() == config
+        assert not any(path.is_symlink() for path in copy.rglob("*"))
 
 
 def test_included_files_must_exist_with_unique_names(model_dir, tmp_path):

@@ -76,6 +76,24 @@ def test_tree_is_mirrored_and_skipped_when_done(
     assert not decoded
 
 
+def test_folder_of_the_user_gets_the_outputs_and_loses_nothing(
+    capsys, tmp_path, model_dir, calls
+):
+    """``--output`` may be any folder, such as that of the recordings."""
+    (calls / "thesis.txt").write_text("years of work")
+    (calls / "a.json").write_text("mine")
+    before = {path: path.read_bytes() for path in calls.rglob("*") if path.is_file()}
+    command = ["--model", model_dir, "--format", "json", "--output", calls]
+    status, _ = run(capsys, *command, calls / "a.wav")
+    assert status == 0
+    assert json.loads((calls / "a.json").read_text("utf-8"))["segments"]
+    kept = {calls / "a.json": calls / "a.json.previous"}
+    found = {path: kept.get(path, path).read_bytes() for path in before}
+    assert found == before
+    new = {p for p in calls.rglob("*") if p.is_file()} - before.keys()
+    assert new == {calls / "a.json.previous", calls / JOURNAL_NAME}
+
+
 def test_other_settings_keep_what_was_edited(
     capsys, tmp_path, model_dir, calls, decoded
 ):

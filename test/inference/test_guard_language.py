@@ -10,10 +10,12 @@ import torch
 
 from speechllm import SpeechToText
 from speechllm.audio.io import load_audio
+from speechllm.decoding.encoded_batch import EncodedBatch
 from speechllm.decoding.first_pass import language_probabilities, make_first_pass
 from speechllm.inference import tuning
 from speechllm.inference.guard import Guard
 from speechllm.inference.guard_thresholds import (
+    NO_CTC_OUTPUT,
     WITHHELD,
     Limits,
     Thresholds,
@@ -90,6 +92,51 @@ def test_other_languages_are_withheld(model, speech):
     assert found[1].unguarded == plain[1].text
     (alone,) = model.decode(waves[1:2], tasks[1:2], options)
     assert (alone.text, alone.unguarded) == ("", plain[1].text)
+
+
+@pytest.mark.parametrize("language", [0.5, None])
+def test_speech_that_is_withheld_is_not_searched(model, speech, monkeypatch, language):
+    """English and French speech as English, and noise without CTC output."""
+    noise = np.random.default_rng(1).normal(0, 0.05, 16000).astype(np.float32)
+    waves = [speech["en"], noise, speech["fr"], speech["fr"]]
+    tasks = [ENGLISH, ENGLISH, ENGLISH, TRANSLATION]
+    set_limits(model, language)
+    options = model.options({**FIRST_PASS, **SHORT, "word_times": True})
+    encode = model.encode
+
+    def with_silent_noise(*arguments) -> EncodedBatch:
+        """Let CTC write blanks only for the noise."""
+        batch = encode(*arguments)
+        for row, wave in enumerate(batch.waves):
+            if wave is noise:
+                batch.logits[row, :, 0] = 1e4
+                batch.ctc_texts = [*batch.ctc_texts]
+                batch.ctc_texts[row] = ""
+        return batch
+
+    monkeypatch.setattr(model, "encode", with_silent_noise)
+    model.guard.thresholds = replace(model.guard.thresholds, ctc_confidence=1e-6)
+    every = model.decode(waves, tasks, options)
+    searched, finished = [], []
+    search = model.search
+
+    def spy(batch: EncodedBatch, *rest) -> list:
+        searched.extend(batch.waves)
+        return search(batch, *rest)
+
+    monkeypatch.setattr(model, "search", spy)
+    found = model.decode(waves, tasks, options, 2, finished.append, unguarded=False)
+    kept = [0] if language else [0, 2, 3]
+    assert [id(wave) for wave in searched] == [id(waves[row]) for row in kept]
+    assert sorted(finished) == [0, 1, 2, 3]
+    assert [r.text for r in found] == [r.text for r in every]
+    assert [found[row].entry() for row in kept] == [every[row].entry() for row in kept]
+    assert every[1].unguarded and every[1].flags == [NO_CTC_OUTPUT]
+    for row in {0, 1, 2, 3}.difference(kept):
+        assert (found[row].unguarded, found[row].words) == (None, every[row].words)
+        assert found[row].flags == [NO_CTC_OUTPUT if row == 1 else WITHHELD]
+    (alone,) = model.decode(waves[1:2], tasks[1:2], options, unguarded=False)
+    assert (alone.text, alone.flags) == ("", [NO_CTC_OUTPUT])
 
 
 def test_the_limit_replaces_that_of_improbable_texts(model, speech):

@@ -39,9 +39,9 @@ def stopped(model, monkeypatch):
     """Hold the decoding until the returned event is set."""
     go, decode = threading.Event(), model.decode_all
 
-    def wait_and_decode(*arguments):
+    def wait_and_decode(*arguments, **options):
         assert go.wait(60)
-        return decode(*arguments)
+        return decode(*arguments, **options)
 
     monkeypatch.setattr(model, "decode_all", wait_and_decode)
     yield go

@@ -295,11 +295,11 @@ def test_failure_of_one_recording_leaves_the_others_alone(
 
     errors = []
 
-    def fail(waves, *rest):
+    def fail(waves, *rest, **options):
         if any(len(wave) == RATE for wave in waves):
             assert stopped.wait(60)
             raise errors[-1]
-        return decode(waves, *rest)
+        return decode(waves, *rest, **options)
 
     monkeypatch.setattr(model, "decode_all", fail)
     for error, status in (
@@ -324,11 +324,11 @@ def test_failure_of_one_recording_leaves_the_others_alone(
 def test_failure_in_a_stream_is_an_event(model, lecture, monkeypatch):
     decode, calls = model.decode_all, []
 
-    def fail(*arguments):
+    def fail(*arguments, **options):
         calls.append(1)
         if len(calls) > 4:
             raise RuntimeError("secret")
-        return decode(*arguments)
+        return decode(*arguments, **options)
 
     monkeypatch.setattr(model, "decode_all", fail)
     with running_server(model, batch_size=2) as served:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -336,6 +337,16 @@ def test_unknown_key_in_the_config(train, tmp_path, capsys):
     assert caught.value.code == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert "unrecognized arguments: colour" in last and "config.yaml" in last
+
+
+def test_errors_name_the_command(monkeypatch, capsys):
+    """A command is named as it is called, also by a task with another program."""
+    monkeypatch.setattr(sys, "argv", ["/a/speechllm/bin/lightning_train.py"])
+    with pytest.raises(SystemExit):
+        load_task().parse(["no-such"])
+    program, _, last = capsys.readouterr().err.splitlines()[-1].partition(": ")
+    assert program == "python -m speechllm.bin.lightning_train"
+    assert last == "error: unrecognized arguments: no-such"
 
 
 @pytest.mark.parametrize(
