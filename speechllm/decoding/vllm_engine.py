@@ -258,6 +258,9 @@ def start_vllm(llm: LanguageModel, device: str) -> VLLMLanguageModel:
     else:
         free, total = torch.cuda.mem_get_info()
         memory = {"gpu_memory_utilization": MEMORY_SHARE * free / total}
+    causal_lm: Any = llm.causal_lm
+    for config in (causal_lm.config, llm.config, causal_lm.generation_config):
+        config.eos_token_id = llm.eos_id  # with min_tokens vLLM forbids all of these
     with tempfile.TemporaryDirectory(prefix="speechllm_vllm.") as folder:
         llm.save(Path(folder))
         llm.causal_lm = InputEmbeddings(llm.causal_lm)  # in place: bridges have the LLM

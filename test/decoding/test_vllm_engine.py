@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 from types import SimpleNamespace
 
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from tiny_models import write_tiny_model
 
 from speechllm import SpeechToText
 from speechllm.bin.decode import main as decode
@@ -101,29 +101,30 @@ def test_search_and_scores_equal_ours(family, in_vllm):
     ours = tiny(family)
     requests = requests_of(ours)
     longest = beam_search(ours, requests, SearchOptions())[5][0].tokens
-    ours.tokenizer.eos_token_id = longest[6]  # so that some outputs end before
-    finished: list[int] = []
-    other = in_vllm(copy.deepcopy(ours))
-    for options in (SearchOptions(), SearchOptions(min_tokens=9)):
-        expected = beam_search(ours, requests, options)
-        found = other.search(requests, options, finished.append)
-        for [ours_best], [vllm_best] in zip(expected, found, strict=True):
-            assert vllm_best.tokens == ours_best.tokens
-            assert vllm_best.truncated == ours_best.truncated
-            assert vllm_best.token_log_probs == pytest.approx(
-                ours_best.token_log_probs, abs=1e-3
-            )
-            assert vllm_best.llm_score == pytest.approx(ours_best.llm_score, abs=1e-2)
-            assert vllm_best.score == vllm_best.llm_score
-    assert finished == [*range(6)] * 2
-    assert {best.truncated for [best] in expected} == {True, False}, "test both"
+    if len(longest) > 6:
+        ours.tokenizer.eos_token_id = longest[6]  # so that an output ends early
+    searches = (SearchOptions(), SearchOptions(min_tokens=9))
+    expected = [beam_search(ours, requests, options) for options in searches]
     prompts = [request.prompt for request in requests[:2]]
     answers = [[5, 7, 9, ours.eos_id], [11, ours.eos_id]]
-    for mine, theirs in zip(
-        ours.answer_log_probs(prompts, answers),
-        other.answer_log_probs(prompts, answers),
-        strict=True,
-    ):
+    scores = ours.answer_log_probs(prompts, answers)
+    truncated = {best.truncated for nbests in expected for [best] in nbests}
+    assert truncated == {True, False}, "test both"
+    # ours comes first: vLLM changes the classes of transformers that it uses
+    other = in_vllm(ours)
+    finished: list[int] = []
+    for options, before in zip(searches, expected):
+        found = other.search(requests, options, finished.append)
+        for [our_best], [best] in zip(before, found, strict=True):
+            assert best.tokens == our_best.tokens
+            assert best.truncated == our_best.truncated
+            log_probs = pytest.approx(our_best.token_log_probs, abs=1e-3)
+            assert best.token_log_probs == log_probs
+            assert best.llm_score == pytest.approx(our_best.llm_score, abs=1e-2)
+            assert best.score == best.llm_score
+    assert finished == [*range(6)] * 2
+    found = other.answer_log_probs(prompts, answers)
+    for mine, theirs in zip(scores, found, strict=True):
         torch.testing.assert_close(theirs, mine, atol=1e-3, rtol=1e-3)
     own = {name for name, _ in other.named_parameters()}
     assert own == {"causal_lm.embeddings.weight"}, "the LLM is in memory twice"
@@ -146,23 +147,24 @@ def test_draws_do_not_depend_on_the_batch(in_vllm):
 
 @pytest.mark.vllm
 @pytest.mark.slow
-def test_results_are_those_of_our_own_engine(tiny_model, speech_file):
+def test_results_are_those_of_our_own_engine(tmp_path, smollm2, speech_file):
     """The guard flags the same; with vLLM it decodes nothing again, and ranks."""
     from speechllm.audio import load_audio
 
+    folder = write_tiny_model(tmp_path / "model", smollm2, size=128)
     wave = load_audio(speech_file)
     waves = [wave, wave[:20000], wave[10000:40000]]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     started = []
     results, guarded = {}, {}
     for engine in ("eager", "vllm"):
-        model = SpeechToText.from_pretrained(tiny_model, device, engine=engine)
+        model = SpeechToText.from_pretrained(folder, device, engine=engine)
         started += [model.llm] if engine == "vllm" else []
         results[engine] = model.transcribe(
             waves, language="en", word_times=True, batch_size=2, extra_tokens=12.0
         )
         limits = Limits(99.0, 0.0, 99.0, repetition=0)  # any repetition is flagged
-        model.set_thresholds(Thresholds(0.0, 0.4, {"asr en": limits}))
+        model.set_thresholds(Thresholds(0.0, 0.4, {"asr_en": limits}))
         guarded[engine] = model.transcribe(waves, language="en", extra_tokens=12.0)
     for ours, other in zip(results["eager"], results["vllm"], strict=True):
         assert (other.text, other.tokens, other.ctc_text, other.flags) == (
