@@ -171,8 +171,8 @@ def test_results_are_those_of_our_own_engine(tmp_path, smollm2, speech_file):
             (ours.text, ours.tokens, ours.ctc_text, ours.flags)
         )
         assert other.score == pytest.approx(ours.score, abs=1e-2)
-        assert [(w.word, w.start, w.end) for w in other.words] == (
-            [(w.word, w.start, w.end) for w in ours.words]
+        assert [(w.text, w.start, w.end) for w in other.words] == (
+            [(w.text, w.start, w.end) for w in ours.words]
         )
         confidences = [word.confidence for word in ours.words]
         assert [w.confidence for w in other.words] == pytest.approx(confidences)
