@@ -25,6 +25,8 @@ from speechllm.inference.recordings import find_recordings
 from speechllm.utils.errors import UserError, run_main
 from speechllm.utils.schema import check_options, integer, number, optional
 
+JOB_FLAGS = ("batch_size", "dtype", "engine")
+
 
 def get_parser() -> argparse.ArgumentParser:
     """Return the command-line parser."""
@@ -129,6 +131,10 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--dtype",
         help="float32, bfloat16, float16, 4bit (weights of the LLM) or auto [float32]",
+    )
+    add(
+        "--engine",
+        help="auto, eager, or vllm: the LLM runs in vLLM, with greedy search [auto]",
     )
     add(
         "--strict",
@@ -251,7 +257,7 @@ def transcribe(args: argparse.Namespace) -> int:
     from speechllm.inference.transcribe_recordings import transcribe_recordings
 
     options = given_flags(args)
-    check_decoding_options(given_flags(args, ("batch_size", "dtype")), "command line")
+    check_decoding_options(given_flags(args, JOB_FLAGS), "command line")
     check_options(
         {"--track": args.track}, {"--track": optional(integer(1))}, "command line"
     )
@@ -273,6 +279,7 @@ def transcribe(args: argparse.Namespace) -> int:
             args.debug,
             args.config,
             args.strict,
+            args.engine,
             **cutting_flags(args),
             **options,
         )
@@ -312,6 +319,7 @@ def transcribe_stream(args: argparse.Namespace, options: dict) -> int:
             args.dtype,
             args.config,
             args.strict,
+            args.engine,
             **cutting_flags(args),
             **options,
         )
@@ -324,7 +332,7 @@ def serve(args: argparse.Namespace) -> int:
     """Serve a model until a signal ends it."""
     from speechllm.decoding.options import check_decoding_options
 
-    check_decoding_options(given_flags(args, ("batch_size", "dtype")), "command line")
+    check_decoding_options(given_flags(args, JOB_FLAGS), "command line")
     limits = {
         "--port": integer(0, 65535),
         "--max_megabytes": integer(1, 10**6),
@@ -345,6 +353,7 @@ def serve(args: argparse.Namespace) -> int:
         args.batch_size,
         args.config,
         args.strict,
+        args.engine,
         args.max_megabytes,
         args.max_minutes,
         args.max_requests,

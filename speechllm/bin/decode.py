@@ -34,7 +34,11 @@ def get_parser() -> argparse.ArgumentParser:
         "--dtype",
         help="float32, bfloat16, float16, 4bit (weights of the LLM) or auto [float32]",
     )
-    add("--engine", help="inference backend: auto or eager [auto]")
+    add(
+        "--engine",
+        help="inference backend: auto, eager, or vllm: the LLM runs in vLLM, with "
+        "greedy search or sampling [auto]",
+    )
     add(
         "--strict",
         action="store_true",

@@ -11,6 +11,7 @@ from speechllm.decoding.hypothesis import Hypothesis, SearchRequest
 from speechllm.decoding.options import SearchOptions
 from speechllm.decoding.pooling import pool_nbest
 from speechllm.decoding.rescoring import rescore
+from speechllm.decoding.vllm_engine import VLLMLanguageModel
 from speechllm.models.llm import LanguageModel
 from speechllm.text.answer_codec import AnswerCodec
 from speechllm.text.ctc_labels import BLANK, label_runs
@@ -102,7 +103,10 @@ def search_up_to(
     if options.rescore_ctc_weight > 0 or pooled:
         nbest = options.beam_size if pooled else max(options.nbest, options.beam_size)
         wide = replace(options, nbest=nbest)
-    nbests = beam_search(llm, requests, wide, ctc, batch.batch_size, on_finished)
+    if isinstance(llm, VLLMLanguageModel):
+        nbests = llm.search(requests, wide, on_finished)
+    else:
+        nbests = beam_search(llm, requests, wide, ctc, batch.batch_size, on_finished)
     if pooled:
         nbests = [
             pool_nbest(llm, codec, batch, row, nbest, options)[: options.nbest]

@@ -136,7 +136,7 @@ DECODING_SCHEMA: Schema = {
     **SEARCH_SCHEMA,
     "batch_size": integer(1, 10**5),
     "dtype": choice("float32", "bfloat16", "float16", "auto", "4bit"),
-    "engine": choice("auto", "eager"),
+    "engine": choice("auto", "eager", "vllm"),
     "num_shards": integer(1, 10**6),
     "shard": integer(1, 10**6),
 }

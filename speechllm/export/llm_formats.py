@@ -103,6 +103,4 @@ def save_merged_llm(config: Mapping, state: Mapping[str, Any], folder: Path) -> 
     if lost := sorted(trained.intersection(missing)) + sorted(unknown):
         raise UserError(f"--merged: the checkpoint does not fit the LLM: {lost[0]}")
     merge_adapters(llm)
-    llm.causal_lm.config.use_cache = True  # off in training
-    llm.causal_lm.save_pretrained(folder)
-    llm.tokenizer.save_pretrained(folder)
+    llm.save(folder)

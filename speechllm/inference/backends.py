@@ -27,6 +27,12 @@ import torch
 from torch import Tensor, nn
 
 from speechllm.decoding.step_graphs import supports_step_graphs
+from speechllm.decoding.vllm_engine import (
+    VLLM,
+    VLLMLanguageModel,
+    check_vllm,
+    start_vllm,
+)
 from speechllm.models.llm import avoid_cudnn_attention
 from speechllm.models.speech_llm import SpeechLLM
 from speechllm.utils.errors import UserError
@@ -45,6 +51,7 @@ GROUPED = ("llama", "mistral", "qwen2", "qwen3")
 ENGINES = {
     "auto": "weights packed for oneDNN on a CPU, CUDA graphs on a GPU",
     "eager": "unmodified PyTorch and transformers",
+    "vllm": "as auto, but the LLM runs in vLLM (speechllm.decoding.vllm_engine)",
 }
 
 
@@ -83,22 +90,39 @@ def device_name(device: str) -> str:
     return f"{cpu_name()}, {threads} thread{'s' if threads > 1 else ''}"
 
 
-def choose_engine(model: nn.Module, engine: str = "auto") -> None:
-    """Prepare a model for inference, in place.
-
-    Args:
-        model: already on its device.
-        engine: one of ``ENGINES``.
-
-    Raises:
-        UserError: the engine is unknown or not available.
-    """
+def check_engine(engine: str, dtype: str, device: str) -> None:
+    """Raise UserError if the engine is unknown or not available."""
     if engine not in ENGINES:
         raise UserError(f"unknown engine {engine!r}: one of {', '.join(ENGINES)}")
-    if engine != "auto":
+    if engine == VLLM:
+        check_vllm(dtype, device)
+
+
+def place_model(model: SpeechLLM, device: str, engine: str) -> None:
+    """Move a model to its device and prepare it for inference, in place.
+
+    Raises:
+        UserError: vLLM cannot load the LLM.
+    """
+    if engine == VLLM and model.llm is not None:
+        model.llm = start_vllm(model.llm, device)
+    model.to(device=device)
+    choose_engine(model, engine)
+
+
+def choose_engine(model: nn.Module, engine: str = "auto") -> None:
+    """Prepare a model on its device for inference, in place.
+
+    Args:
+        model: with ``vllm``, all but its LLM.
+        engine: one of ``ENGINES``.
+    """
+    if engine == "eager":
         return
     avoid_cudnn_attention()
     llm = model.llm if isinstance(model, SpeechLLM) else None
+    if isinstance(llm, VLLMLanguageModel):
+        llm = None
     if llm is not None:
         llm.step_graphs = supports_step_graphs(llm)
     is_on_cpu = next(model.parameters()).device.type == "cpu"

@@ -23,6 +23,7 @@ from speechllm.inference.generation_config import (
     GENERATION_FILE,
     JOB_DEFAULTS,
     Config,
+    check_search,
     read_settings,
 )
 from speechllm.text.tasks import Task
@@ -104,7 +105,7 @@ def decode_examples(
     dtype = dtype or settings.get("dtype") or "float32"
     batch_size = batch_size or settings.get("batch_size") or 16
     chosen = {k: v for k, v in settings.items() if k not in JOB_DEFAULTS}
-    search_options(chosen | generation)
+    check_search(engine, settings, generation)
     wavs = read_table(examples / "wav.scp")
     tasks = read_utt2task(examples)
     if set(wavs) != set(tasks):
@@ -114,7 +115,10 @@ def decode_examples(
     ids = sorted(wavs)
     shards = shards_of_like_length([samples.get(name, 0) for name in ids], num_shards)
     mine = [ids[index] for index in shards[shard - 1]]
-    key = settings_key(model_dir, chosen | generation, dtype, wavs, tasks)
+    kind = dtype
+    if (engine or settings.get("engine")) == "vllm":
+        kind += " in vLLM"  # other engines write the same texts
+    key = settings_key(model_dir, chosen | generation, kind, wavs, tasks)
     path = output_dir / f"hypotheses.{shard}.jsonl"
     done = read_hypotheses(path, key)
     finished = read_finished(output_dir, key)
@@ -153,7 +157,7 @@ def decode_examples(
             decode,
             debug,
             Timing(
-                f"{device_name(device)}, {dtype}, batch size {batch_size}",
+                f"{device_name(device)}, {kind}, batch size {batch_size}",
                 lambda wave: len(wave) / SAMPLING_RATE,
             ),
         )

@@ -15,7 +15,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from speechllm.decoding.options import DECODING_SCHEMA, check_decoding_options
+from speechllm.decoding.options import (
+    DECODING_SCHEMA,
+    check_decoding_options,
+    search_options,
+)
 from speechllm.utils.errors import UserError
 from speechllm.utils.io import atomic_open, previous_name, read_yaml
 
@@ -72,6 +76,27 @@ def split_settings(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict]:
     if search.get("retry_truncated") is None and not LIMITS.isdisjoint(search):
         search["retry_truncated"] = False
     return search, job
+
+
+def check_search(
+    engine: str | None, settings: Mapping[str, Any], given: Mapping[str, Any]
+) -> None:
+    """Check the search options before a model is loaded.
+
+    Args:
+        engine: None: that of the settings.
+        settings: of :func:`read_settings`.
+        given: options that override them.
+
+    Raises:
+        UserError: an option is unknown or out of range, or the engine does not have it.
+    """
+    search, job = split_settings(settings)
+    options = search_options({**search, **given})
+    if (engine or job["engine"]) == "vllm":
+        from speechllm.decoding.vllm_engine import check_vllm_search
+
+        check_vllm_search(options)
 
 
 def write_generation_config(folder: str | Path, config: str | Path) -> str:

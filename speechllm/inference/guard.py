@@ -26,6 +26,7 @@ from speechllm.decoding.nbest_search import labels_of, nbest_search
 from speechllm.decoding.options import SearchOptions
 from speechllm.decoding.pooling import pool_nbest
 from speechllm.decoding.rescoring import hotword_bonus, joint_score, rescore
+from speechllm.decoding.vllm_engine import VLLMLanguageModel
 from speechllm.inference.guard_thresholds import (
     NO_CTC_OUTPUT,
     REPETITION,
@@ -179,13 +180,15 @@ class Guard:
     ) -> list[list[Hypothesis]]:
         """Decode utterances jointly with CTC, no longer than its transcript allows.
 
+        vLLM has no such search: its first hypothesis and the CTC transcript are ranked.
+
         Args:
             rows: the utterances.
             options: of the first search.
             no_repeat_ngram_size: of the second search.
         """
-        if not rows:
-            return []
+        if not rows or isinstance(self.llm, VLLMLanguageModel):
+            return [[] for _ in rows]
         max_tokens = []
         for row in rows:
             task = batch.tasks[row]

@@ -14,7 +14,7 @@ from speechllm.audio.segmentation import MAX_SECONDS, Cutting, speech_segments
 from speechllm.audio.vad import SECONDS_PER_WINDOW
 from speechllm.decoding.options import SearchOptions
 from speechllm.decoding.result import Result, Segment
-from speechllm.inference.generation_config import Config, read_settings
+from speechllm.inference.generation_config import Config, check_search, read_settings
 from speechllm.inference.joining import merge_overlaps, shift_times
 from speechllm.inference.loading import choose_device, find_model
 from speechllm.inference.long_form import cutting_for
@@ -81,6 +81,7 @@ def transcribe_stream(
     dtype: str | None = None,
     config: Config | None = None,
     strict: bool = False,
+    engine: str | None = None,
     max_seconds: float = MAX_SECONDS,
     pause_seconds: float = PAUSE_SECONDS,
     **options: Any,
@@ -89,8 +90,9 @@ def transcribe_stream(
 
     Args:
         source: of :func:`speechllm.audio.live.live_blocks`.
-        model_dir, task, language, target_language, device, dtype, config, strict: as
-            for :func:`speechllm.inference.transcribe_recordings.transcribe_recordings`;
+        model_dir, task, language, target_language, device, dtype, config, strict,
+            engine: as for
+            :func:`speechllm.inference.transcribe_recordings.transcribe_recordings`;
             the language cannot be detected.
         as_json: print the segment as a JSON object with Whisper's names.
         max_seconds, pause_seconds: options of the segmentation.
@@ -103,10 +105,10 @@ def transcribe_stream(
         raise UserError("--language auto: --stream needs the code of the language")
     folder = find_model(model_dir)
     requested, _ = check_request(folder, task, language, target_language, "text")
-    read_settings(config, folder)
+    check_search(engine, read_settings(config, folder), options)
     Cutting(max_seconds, pause_seconds)
     model = SpeechToText.from_pretrained(
-        folder, choose_device(device), dtype, config=config, strict=strict
+        folder, choose_device(device), dtype, engine, config=config, strict=strict
     )
     search = model.options(options)
     model.load_first_pass(options)

@@ -27,7 +27,8 @@ from speechllm.decoding.hypothesis import Hypothesis
 from speechllm.decoding.nbest_search import ctc_greedy_search, nbest_search
 from speechllm.decoding.options import DECODING_SCHEMA, SearchOptions, search_options
 from speechllm.decoding.result import Result
-from speechllm.inference.backends import choose_engine
+from speechllm.decoding.vllm_engine import VLLMLanguageModel, check_vllm_search
+from speechllm.inference.backends import check_engine, place_model
 from speechllm.inference.encoding import (
     QUEUE,
     device_of,
@@ -141,7 +142,8 @@ class SpeechToText:
                 None: that of the settings, else float32. In float32 the text of an
                 utterance does not depend on its batch.
             engine: kernels of matrix products; ``auto`` selects the fastest for the
-                device, :data:`speechllm.inference.backends.ENGINES` lists them. None:
+                device, :data:`speechllm.inference.backends.ENGINES` lists them.
+                ``vllm``: the LLM runs in vLLM, with greedy search and sampling. None:
                 that of the settings, else ``auto``.
             revision: commit of a hub id; the newest that is known here if None.
             config: decoding settings, a YAML file or its content, in place of the
@@ -151,15 +153,15 @@ class SpeechToText:
 
         Raises:
             UserError: no such model, or one that is based on another vocabulary, or
-                with ``strict`` on other weights.
+                with ``strict`` on other weights; or the engine cannot be used.
         """
         folder = find_model(path, revision)
         device = choose_device(device)
         search, job = split_settings(read_settings(config, folder))
-        dtype = dtype or job["dtype"]
+        dtype, engine = dtype or job["dtype"], engine or job["engine"]
+        check_engine(engine, dtype, device)
         model, prompts, generation = load_model(folder, dtype, strict)
-        model.to(device=device)
-        choose_engine(model, engine or job["engine"])
+        place_model(model, device, engine)
         bpe_model = folder / "bpe.model"
         loaded = cls(
             model,
@@ -169,7 +171,7 @@ class SpeechToText:
             read_calibration(folder),
             bpe_model if bpe_model.is_file() else None,
             job["batch_size"],
-            speech_decoder_loader(folder, device, dtype, engine or job["engine"]),
+            speech_decoder_loader(folder, device, dtype, engine),
             read_score_weights(folder),
         )
         loaded.folder = folder
@@ -295,6 +297,8 @@ class SpeechToText:
             UserError: an unknown option, or one that this model does not support.
         """
         options = search_options({**self.generation, **generation})
+        if isinstance(self.llm, VLLMLanguageModel):
+            check_vllm_search(options)
         if options.retry_truncated is None:
             options = replace(options, retry_truncated=LIMITS.isdisjoint(generation))
         for name in ("ctc_weight", "rescore_ctc_weight", "word_times", "guard"):

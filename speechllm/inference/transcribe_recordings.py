@@ -9,8 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from speechllm.decoding.options import search_options
-from speechllm.inference.generation_config import Config, read_settings, split_settings
+from speechllm.inference.generation_config import Config, check_search, read_settings
 from speechllm.inference.output_formats import WORD_FORMATS, format_transcription
 from speechllm.inference.outputs import open_output
 from speechllm.inference.recordings import STANDARD_INPUT, Recording
@@ -37,6 +36,7 @@ def transcribe_recordings(
     debug: bool = False,
     config: Config | None = None,
     strict: bool = False,
+    engine: str | None = None,
     **options: Any,
 ) -> int:
     """Transcribe or translate recordings; write each text as soon as it is complete.
@@ -52,7 +52,7 @@ def transcribe_recordings(
         form: one of ``speechllm.inference.output_formats.FORMATS``.
         task, target_language: as for ``SpeechToText.transcribe``.
         language: as there, or ``auto`` to detect it for each recording.
-        device, dtype, config, strict: as for ``SpeechToText.from_pretrained``.
+        device, dtype, config, strict, engine: as for ``SpeechToText.from_pretrained``.
         batch_size: segments decoded concurrently.
         debug: raise unexpected errors instead of listing them.
         **options: of :func:`speechllm.inference.long_form.transcribe_long`.
@@ -78,7 +78,6 @@ def transcribe_recordings(
             folder, task, language, target_language, form
         )
         language = None if whisper else language
-        search, _ = split_settings(settings)
         cutting = {
             name: options.pop(name, default)
             for name, default in (
@@ -87,7 +86,7 @@ def transcribe_recordings(
             )
         }
         Cutting(*cutting.values())
-        search_options({**search, **options})
+        check_search(engine, settings, options)
         device = choose_device(device)
         if form == "ctm":
             options["word_times"] = True
@@ -99,6 +98,7 @@ def transcribe_recordings(
                 **cutting,
                 "form": form,
                 "given dtype": dtype,
+                **({"given engine": engine} if engine else {}),
                 **file_states(folder),
             }
         )
@@ -116,7 +116,7 @@ def transcribe_recordings(
 
             disable_progress_bar()  # for loading weights
             model = SpeechToText.from_pretrained(
-                folder, device, dtype, config=config, strict=strict
+                folder, device, dtype, engine, config=config, strict=strict
             )
             model.load_first_pass(options)
             detector = None

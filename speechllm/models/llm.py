@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -172,6 +173,12 @@ class LanguageModel(nn.Module):
         device = self.causal_lm.get_input_embeddings().weight.device
         tokens = torch.tensor([t for ids in lists for t in ids], device=device)
         return list(self.embed(tokens.long()).split([len(ids) for ids in lists]))
+
+    def save(self, folder: Path) -> None:
+        """Write the LLM and its tokenizer as a folder of transformers."""
+        self.causal_lm.config.use_cache = True  # off in training
+        self.causal_lm.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
 
     def body(self, embeddings: Tensor, mask: Tensor, cache=None, positions=None):
         """Run all layers but the head.

@@ -14,6 +14,7 @@ from typing import Any
 import uvicorn
 from transformers.utils.logging import disable_progress_bar
 
+from speechllm.inference.generation_config import check_search, read_settings
 from speechllm.inference.language_detection import LanguageDetector, find_whisper
 from speechllm.inference.loading import choose_device, find_model
 from speechllm.inference.long_form import cutting_for
@@ -60,6 +61,7 @@ def serve(
     batch_size: int | None,
     config: str | None,
     strict: bool,
+    engine: str | None,
     max_megabytes: int,
     max_minutes: float,
     max_requests: int,
@@ -69,7 +71,8 @@ def serve(
     """Load a model and serve it until SIGTERM or SIGINT.
 
     Args:
-        model_dir, device, dtype, config, strict: of ``SpeechToText.from_pretrained``.
+        model_dir, device, dtype, config, strict, engine: of
+            ``SpeechToText.from_pretrained``.
         host, port: to listen on; port 0: any free one.
         language: of requests without one; ``auto`` to detect it; None: the model's
             first.
@@ -91,8 +94,9 @@ def serve(
                 "%s: others can reach this server and it has no key; set %s", host, KEY
             )
         disable_progress_bar()  # for loading weights
+        check_search(engine, read_settings(config, folder), options)
         model = SpeechToText.from_pretrained(
-            folder, device, dtype, config=config, strict=strict
+            folder, device, dtype, engine, config=config, strict=strict
         )
         detect = None
         if language == AUTO and AUTO not in model.prompts.languages:

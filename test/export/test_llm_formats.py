@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from tiny_models import LABELS
+from tiny_models import LABELS, write_tiny_model
 
 from speechllm.bin.export_model import main
 from speechllm.inference.loading import load_exported
@@ -18,6 +24,10 @@ TOKENS = torch.tensor([[3, 7, 1, 9, 4]])
 @pytest.fixture
 def training(tiny_model, tmp_path):
     """Folder of a training whose adapters differ from zero."""
+    return write_training(tiny_model, tmp_path)
+
+
+def write_training(tiny_model: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "exp"
     folder.mkdir()
     config = yaml.safe_load((tiny_model / "config.yaml").read_text())
@@ -86,6 +96,57 @@ def test_transformers_loads_the_merged_llm(training):
         AutoTokenizer.from_pretrained(folder)("a b")["input_ids"]
         == (original("a b")["input_ids"])
     )
+
+
+PLAIN = """
+import json, os, sys
+os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
+os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+import torch
+from transformers import AutoModelForCausalLM
+from vllm import LLM, SamplingParams
+folder, prompt, cpu = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3] == "cpu"
+model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+inputs = torch.tensor([prompt])
+greedy = model.generate(
+    inputs, attention_mask=inputs * 0 + 1, max_new_tokens=20, do_sample=False
+)[0, len(prompt):].tolist()
+memory = {"kv_cache_memory_bytes": 1 << 28} if cpu else {"gpu_memory_utilization": 0.3}
+llm = LLM(folder, dtype="float32", max_model_len=256, enforce_eager=True, **memory)
+options = SamplingParams(temperature=0, max_tokens=20, prompt_logprobs=0)
+[output] = llm.generate([{"prompt_token_ids": prompt}], options)
+scores = [e[t].logprob for e, t in zip(output.prompt_logprobs[1:], prompt[1:])]
+assert not [name for name in sys.modules if name.startswith("speechllm")]
+print(json.dumps([greedy, list(output.outputs[0].token_ids), scores]))
+"""
+
+
+@pytest.mark.vllm
+@torch.no_grad()
+def test_plain_vllm_and_transformers_load_the_merged_llm(tmp_path, smollm2):
+    """In a process without this package."""
+    # vLLM has no kernel for the heads of the smaller one on a CPU
+    model = write_tiny_model(tmp_path / "model", smollm2, size=128)
+    training = write_training(model, tmp_path)
+    logits = expected_logits(training)[0]
+    export(training, "--merged", name="merged")
+    prompt = TOKENS[0].tolist()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    words = [str(training / "merged"), json.dumps(prompt), device]
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", PLAIN, *words],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=training,
+    )
+    assert done.returncode == 0, done.stderr
+    by_transformers, by_vllm, scores = json.loads(done.stdout.splitlines()[-1])
+    assert by_vllm == by_transformers
+    assert by_vllm[0] == logits[-1].argmax()
+    expected = logits.log_softmax(1)[range(len(prompt) - 1), prompt[1:]]
+    assert scores == pytest.approx(expected.tolist(), abs=1e-3)
 
 
 def test_a_model_without_llm_has_nothing_to_merge(training):
