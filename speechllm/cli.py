@@ -1,15 +1,11 @@
-"""The command ``speechllm``: speech to text on the command line.
+"""Transcribe and translate recordings with a trained model; the command `speechllm`.
 
-    speechllm transcribe --model exp/speechllm_train/model a.wav b.flac recordings/
-    speechllm transcribe --model M --task st --language en --target_language fr a.mp3
-    speechllm transcribe --model M --format srt --output subtitles film.mkv talk.mp3
-    speechllm transcribe --model M --language auto --format all --output texts calls/
-    speechllm demo --model exp/speechllm_train/model
-    ffmpeg -i film.mkv -f wav - | speechllm transcribe --model M --format json -
-    speechllm transcribe --model M --stream mic
-    speechllm serve --model M --port 8000
+    speechllm transcribe --model exp/speechllm_train a.wav b.flac recordings/
+    speechllm demo --model exp/speechllm_train
+    speechllm serve --model exp/speechllm_train --port 8000
+    speechllm estimate --config conf/train.yaml --gpu 80
 
-Each command has its own --help.
+Each command has its own --help, with more examples.
 """
 
 from __future__ import annotations
@@ -17,9 +13,14 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from textwrap import fill, indent
 
 import speechllm
-from speechllm.decoding.option_flags import add_search_flags, given_flags
+from speechllm.decoding.option_flags import (
+    add_device_flag,
+    add_search_flags,
+    given_flags,
+)
 from speechllm.inference.output_formats import FORMATS
 from speechllm.inference.recordings import find_recordings
 from speechllm.utils.errors import UserError, run_main
@@ -52,14 +53,41 @@ def main(argv: list[str] | None = None) -> int:
     return args.run(args)
 
 
+def add_command(
+    commands,
+    name: str,
+    help: str,
+    description: str,
+    examples: str,
+    usage: str | None = None,
+) -> argparse.ArgumentParser:
+    """Add a command, whose ``--help`` shows examples below the description."""
+    return commands.add_parser(
+        name,
+        usage=usage,
+        help=help,
+        description=f"{fill(description, 79)}\n\n{indent(examples, '    ')}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
 def add_transcribe(commands) -> None:
     """Add the command ``transcribe``."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "transcribe",
-        help="transcribe or translate recordings",
-        description="Transcribe or translate recordings of any length. A recording "
-        "that cannot be read is reported and skipped; a truncated one is transcribed "
-        "as far as it goes. In both cases the exit status is 1.",
+        "transcribe or translate recordings",
+        "Transcribe or translate recordings of any length. A recording that cannot be "
+        "read is reported and skipped; a truncated one is transcribed as far as it "
+        "goes. In both cases the exit status is 1.",
+        """\
+speechllm transcribe --model exp/speechllm_train a.wav b.flac recordings/
+speechllm transcribe --model M --task st --language en --target_language fr a.mp3
+speechllm transcribe --model M --format srt --output subtitles film.mkv talk.mp3
+speechllm transcribe --model M --language auto --format all --output texts calls/
+ffmpeg -i film.mkv -f wav - | speechllm transcribe --model M --format json -
+speechllm transcribe --model M --stream mic""",
+        "speechllm transcribe --model MODEL [options] INPUT ...",
     )
     add = parser.add_argument
     add(
@@ -76,7 +104,7 @@ def add_transcribe(commands) -> None:
         help="code of the spoken language, or auto to detect it with Whisper's "
         "decoder, for models with a Whisper encoder [the model's first]",
     )
-    add("--target_language", help="code of the language to translate into")
+    add("--target_language", help="code of the language to translate into [none]")
     add(
         "--stream",
         choices=("-", "raw", "mic"),
@@ -116,18 +144,14 @@ def add_model_and_device(parser: argparse.ArgumentParser) -> None:
     """Add the options of a model and its device."""
     add = parser.add_argument
     add("--model", required=True, help="folder of a trained model, or a hub id")
-    add(
-        "--device",
-        default="auto",
-        help="cpu, cuda, mps, or auto: a GPU if there is one [auto]",
-    )
+    add_device_flag(parser, "auto")
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
     """Add the options of a model and of its decoding."""
     add_model_and_device(parser)
     add = parser.add_argument
-    add("--batch_size", type=int, help="utterances per batch [8]")
+    add("--batch_size", type=int, help="utterances decoded together [8]")
     add(
         "--dtype",
         help="float32, bfloat16, float16, 4bit (weights of the LLM) or auto [float32]",
@@ -145,27 +169,33 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         "--max_seconds",
         type=float,
         default=15.0,
-        help="maximum length of a segment of a longer recording [15]",
+        help="maximum length of a segment of a longer recording, in seconds [15]",
     )
     add(
         "--pause_seconds",
         type=float,
-        help="minimum pause between two segments; larger for a model trained on long "
-        "utterances [0.1; 0.5 with --stream]",
+        help="minimum pause between two segments, in seconds; larger for a model "
+        "trained on long utterances [0.1; 0.5 with --stream]",
     )
     add_search_flags(parser)
 
 
 def add_serve(commands) -> None:
     """Add the command ``serve``."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "serve",
-        help="serve a model over HTTP, with the OpenAI audio API",
-        description="Serve a model over HTTP, with the OpenAI audio API: POST "
+        "serve a model over HTTP, with the OpenAI audio API",
+        "Serve a model over HTTP, with the OpenAI audio API: POST "
         "/v1/audio/transcriptions and /v1/audio/translations, GET /v1/models, /health "
         "and /metrics. Segments of all requests are decoded together. If the "
         "environment variable SPEECHLLM_API_KEY is set, requests to /v1 need this key. "
-        "SIGTERM and Ctrl-C end the server after the requests in work.",
+        "SIGTERM and Ctrl-C end the server after the requests in work. It needs pip "
+        "install 'speechllm[serve]'.",
+        """\
+speechllm serve --model exp/speechllm_train --port 8000
+curl http://127.0.0.1:8000/v1/audio/transcriptions -F file=@a.wav -F language=en""",
+        "speechllm serve --model MODEL [options]",
     )
     add = parser.add_argument
     add("--host", default="127.0.0.1", help="address to listen on [127.0.0.1]")
@@ -178,8 +208,8 @@ def add_serve(commands) -> None:
     add_model_flags(parser)
     limits = parser.add_argument_group("limits of requests")
     for name, default, help in (
-        ("max_megabytes", 100, "size of an upload"),
-        ("max_minutes", 120, "length of a recording"),
+        ("max_megabytes", 100, "largest upload; others get 413"),
+        ("max_minutes", 120, "longest recording; others get 400"),
         ("max_requests", 64, "uploads at once, in work or waiting; others get 429"),
     ):
         kind = float if name == "max_minutes" else int
@@ -190,12 +220,14 @@ def add_serve(commands) -> None:
 
 def add_demo(commands) -> None:
     """Add the command ``demo``."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "demo",
-        help="show a web page that transcribes recordings",
-        description="Serve a web page on this machine, for a recording of the "
-        "microphone or a file: its text, coloured by confidence, and subtitles. It "
-        "needs pip install 'speechllm[demo]'.",
+        "show a web page that transcribes recordings",
+        "Serve a web page on this machine, for a recording of the microphone or a "
+        "file: its text, coloured by confidence, and subtitles. It needs pip install "
+        "'speechllm[demo]'.",
+        "speechllm demo --model exp/speechllm_train",
     )
     add_model_and_device(parser)
     parser.set_defaults(run=demo)
@@ -203,11 +235,13 @@ def add_demo(commands) -> None:
 
 def add_to_nue_asr(commands) -> None:
     """Add the command ``to_nue_asr``."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "to_nue_asr",
-        help="convert a model to Nue-ASR's released format",
-        description="Convert a model of HuBERT, convolution bridge and GPT-NeoX to the "
-        "format of yky-h/nue-asr, with a model card and merged adapters.",
+        "convert a model to Nue-ASR's released format",
+        "Convert a model of HuBERT, convolution bridge and GPT-NeoX to the format of "
+        "yky-h/nue-asr, with a model card and merged adapters.",
+        "speechllm to_nue_asr --model exp/speechllm_train_nue_asr --output nue_asr",
     )
     parser.add_argument("--model", required=True, help="folder of a trained model")
     parser.add_argument("--output", required=True, help="folder to write")
@@ -219,15 +253,19 @@ def add_to_nue_asr(commands) -> None:
 
 def add_estimate(commands) -> None:
     """Add the command ``estimate``."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "estimate",
-        help="estimate memory and time of a training",
-        description="Estimate parameters, memory and time of a training from its "
-        "config, without loading weights. The exit status is 1 if it does not fit.",
+        "estimate memory and time of a training",
+        "Estimate parameters, memory and time of a training from its config, without "
+        "loading weights. The exit status is 1 if it does not fit.",
+        """\
+speechllm estimate --config conf/train.yaml --gpu 80
+speechllm estimate --config conf/train.yaml --llm google/gemma-2-9b --hours 400""",
     )
     parser.add_argument("--config", required=True, help="training config, YAML")
     parser.add_argument(
-        "--gpu", type=float, help="memory of the GPU in GiB, to check the fit"
+        "--gpu", type=float, help="GiB of memory of the GPU, to check the fit [none]"
     )
     parser.add_argument(
         "--tflops",
@@ -238,15 +276,16 @@ def add_estimate(commands) -> None:
     parser.add_argument(
         "--hours",
         type=float,
-        help="speech in the training set, for the time of the whole training",
+        help="hours of speech in the training set, for the time of the training [none]",
     )
-    parser.add_argument("--encoder", metavar="NAME", help="in place of the config's")
-    parser.add_argument("--llm", metavar="NAME", help="in place of the config's")
+    for part in ("encoder", "llm"):
+        help = f"hub id or folder, in place of the {part} of the config"
+        parser.add_argument(f"--{part}", metavar="NAME", help=help)
     parser.add_argument(
         "--train_args",
         default="",
         metavar="ARGS",
-        help="more arguments of the training program; needs ESPnet",
+        help="more arguments of the training program; needs ESPnet [none]",
     )
     parser.set_defaults(run=estimate)
 

@@ -169,7 +169,7 @@ if "${stale}"; then
         log "pip"
         pip install -qq --require-hashes -r "${tools}/requirements/pip.txt"
         # The hashed files list all dependencies except torch.
-        log "libraries"
+        log "libraries: $(grep -c == "${tools}/requirements/base.txt") packages"
         pip install -qq --no-deps --require-hashes -r "${tools}/requirements/base.txt"
         # Only the CUDA libraries are left of torch's dependencies, if its wheel has CUDA.
         log "torch"

@@ -3,6 +3,14 @@
 # Run it after a change of a pin. It needs the package registry and creates a temporary
 # environment with uv.
 set -euo pipefail
+
+if [ $# -gt 0 ]; then
+    echo "Usage: tools/lock.sh
+Resolves tools/requirements/*.in into hashed *.txt files, for Python 3.11 and later; takes
+no options."
+    [ "$1" = --help ] || [ "$1" = -h ]
+    exit
+fi
 cd "$(dirname "$0")/requirements"
 
 scratch=$(mktemp -d)

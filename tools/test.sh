@@ -2,6 +2,14 @@
 # Install the environment, then run the linters and the tests. Arguments go to pytest.
 set -euo pipefail
 
+case ${1:-} in
+    --help | -h)
+        echo "Usage: tools/test.sh [arguments of pytest, such as -k guard]
+Installs the environment with the extras dev, demo and serve into tools/venv, then runs
+the linters (shellcheck, ruff, mypy, codespell) and the tests, about half an hour."
+        exit 0 ;;
+esac
+
 root=$(cd "$(dirname "$0")/.." && pwd)
 cd "${root}"
 tools/install.sh --extras "dev demo serve"

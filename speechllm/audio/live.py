@@ -9,6 +9,7 @@ import queue
 import sys
 import threading
 from collections.abc import Iterator
+from types import ModuleType
 from typing import BinaryIO
 
 import numpy as np
@@ -89,7 +90,12 @@ def _mono(pipe: BinaryIO) -> Iterator[np.ndarray]:
         yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
 
 
-def _microphone() -> Iterator[np.ndarray]:
+def import_sounddevice() -> ModuleType:
+    """Return the module that reads the microphone.
+
+    Raises:
+        UserError: it, or its library PortAudio, is not installed.
+    """
     try:
         import sounddevice
     except ImportError:
@@ -98,6 +104,11 @@ def _microphone() -> Iterator[np.ndarray]:
         ) from None
     except OSError as error:  # the library PortAudio
         raise UserError(f"the microphone cannot be used: {error}") from None
+    return sounddevice
+
+
+def _microphone() -> Iterator[np.ndarray]:
+    sounddevice = import_sounddevice()
     try:
         with sounddevice.InputStream(SAMPLING_RATE, _BLOCK, channels=1) as stream:
             while True:

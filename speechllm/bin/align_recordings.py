@@ -24,6 +24,7 @@ from speechllm.corpora.own_data import (
     add_reading_arguments,
     reading_options,
 )
+from speechllm.decoding.option_flags import add_device_flag
 from speechllm.utils.errors import UserError, run_main
 from speechllm.utils.io import atomic_open, previous_name
 
@@ -44,7 +45,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--model", required=True, help="model folder with a trained CTC branch")
     add("--output", required=True, type=Path, help="file to write, JSON lines")
     add("--max_seconds", type=float, default=MAX_SECONDS, help="longest utterance [30]")
-    add("--device", default="cpu", help="cpu, cuda, … [cpu]")
+    add_device_flag(parser)
     return parser
 
 

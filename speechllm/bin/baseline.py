@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from speechllm.decoding.option_flags import add_device_flag
 from speechllm.utils.errors import run_main
 from speechllm.utils.schema import Schema, check_options, integer, number
 
@@ -74,14 +75,14 @@ def get_parser() -> argparse.ArgumentParser:
                 help="decode dir of the recognition, or an example dir for the "
                 "reference transcripts",
             )
-        add("--batch_size", type=int, default=8, help="examples per batch [8]")
+        add("--batch_size", type=int, default=8, help="examples decoded together [8]")
         add(
             "--beam_size",
             type=int,
             default=1,
             help="hypotheses in the beam, 1 is greedy search [1]",
         )
-        add("--device", default="cpu", help="cpu, cuda, … [cpu]")
+        add_device_flag(system)
         add(
             "--dtype",
             default="float32",

@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
         options = model.options({"word_times": True})
         calibration = calibrate(model, examples, options, args.batch_size, made_from)
         write_calibration(calibration, path.parent)
-        print(f"{path}: {calibration.weights}")
+        print(f"{path}: calibrated on {made_from}")
         if not args.test_examples:
             return
         test = read_examples(args.test_examples)

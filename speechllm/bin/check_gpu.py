@@ -27,10 +27,26 @@ def get_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--device", choices=["cuda", "cpu"], default="cuda", help="device [cuda]")
-    add("--size", choices=["full", "tiny"], default="full", help="models [full]")
-    add("--output", default="gpu_report.md", help="the report [gpu_report.md]")
-    add("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="parts [all]")
+    add(
+        "--device",
+        choices=["cuda", "cpu"],
+        default="cuda",
+        help="device [cuda]",
+    )
+    add(
+        "--size",
+        choices=["full", "tiny"],
+        default="full",
+        help="model sizes [full]",
+    )
+    add("--output", default="gpu_report.md", help="file to write [gpu_report.md]")
+    add(
+        "--parts",
+        nargs="+",
+        choices=PARTS,
+        default=list(PARTS),
+        help="parts [all]",
+    )
     add("--part", choices=PARTS, help=argparse.SUPPRESS)  # in a process of its own
     return parser
 

@@ -9,7 +9,11 @@ from __future__ import annotations
 
 import argparse
 
-from speechllm.decoding.option_flags import add_search_flags, given_flags
+from speechllm.decoding.option_flags import (
+    add_device_flag,
+    add_search_flags,
+    given_flags,
+)
 from speechllm.decoding.options import check_decoding_options
 from speechllm.utils.errors import run_main
 
@@ -18,6 +22,7 @@ def get_parser() -> argparse.ArgumentParser:
     """Return the command-line parser."""
     parser = argparse.ArgumentParser(
         prog="python -m speechllm.bin.decode",
+        usage="%(prog)s --model MODEL --examples DIR --output_dir DIR [options]",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -26,10 +31,10 @@ def get_parser() -> argparse.ArgumentParser:
     add("--examples", required=True, help="example dir")
     add("--output_dir", required=True, help="decode dir to write")
     add_search_flags(parser)
-    add("--batch_size", type=int, help="utterances decoded concurrently [16]")
+    add("--batch_size", type=int, help="utterances decoded together [16]")
     add("--num_shards", type=int, default=1, help="shards of the example dir [1]")
     add("--shard", type=int, default=1, help="shard to decode, from 1 [1]")
-    add("--device", default="cpu", help="cpu, cuda, …, or auto [cpu]")
+    add_device_flag(parser)
     add(
         "--dtype",
         help="float32, bfloat16, float16, 4bit (weights of the LLM) or auto [float32]",

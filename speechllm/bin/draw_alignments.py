@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from speechllm.decoding.option_flags import add_device_flag
 from speechllm.utils.errors import UserError, run_main
 
 NUMBER = 10  # of pictures
@@ -27,7 +28,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", required=True, help="exported model folder")
     parser.add_argument("--examples", required=True, help="example dir")
     parser.add_argument("--decode_dir", required=True, help="its decode dir")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, … [auto]")
+    add_device_flag(parser, "auto")
     return parser
 
 

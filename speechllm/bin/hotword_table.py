@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 
+from speechllm.decoding.option_flags import add_decoding_flags
 from speechllm.utils.errors import run_main
 from speechllm.utils.io import atomic_open
 
@@ -37,10 +38,7 @@ def get_parser() -> argparse.ArgumentParser:
         default=[],
         help="score added per token of a hotword [that of the model]",
     )
-    add("--limit", type=int, help="number of utterances that are decoded [all]")
-    add("--config", help="decoding config, YAML [that of the model]")
-    add("--batch_size", type=int, default=8, help="utterances per batch [8]")
-    add("--device", default="cpu", help="cpu, cuda, … [cpu]")
+    add_decoding_flags(parser)
     add("--output", help="Markdown file to write")
     return parser
 

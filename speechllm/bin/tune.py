@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 
+from speechllm.decoding.option_flags import add_decoding_flags
 from speechllm.utils.errors import run_main
 
 
@@ -30,10 +31,7 @@ def tuning_parser(name: str, description: str | None) -> argparse.ArgumentParser
     add = parser.add_argument
     add("--model", required=True, help="model folder of stage 10")
     add("--examples", required=True, help="example dir of the development set")
-    add("--limit", type=int, help="number of examples, evenly spaced [all]")
-    add("--config", help="decoding config, YAML [that of the model]")
-    add("--batch_size", type=int, default=8, help="utterances per batch [8]")
-    add("--device", default="cpu", help="cpu, cuda, …, or auto [cpu]")
+    add_decoding_flags(parser)
     add(
         "--if_possible",
         action="store_true",
@@ -101,7 +99,11 @@ def main(argv: list[str] | None = None) -> None:
                 nbests,
             )
             write_score_weights(model.score_weights, folder)
-            print(f"{folder / WEIGHTS_FILE}: {model.score_weights}")
+            decoder, ctc = model.score_weights.decoder, model.score_weights.ctc
+            print(
+                f"{folder / WEIGHTS_FILE}: decoder {decoder:g}, CTC {ctc:g}, "
+                f"LLM {1 - decoder - ctc:.1g}, from {made_from}"
+            )
     with new_version(guard, args.if_possible):
         thresholds = find_thresholds(
             model,
@@ -113,7 +115,7 @@ def main(argv: list[str] | None = None) -> None:
         )
         write_thresholds(thresholds, folder)
         model.set_thresholds(thresholds)
-        print(f"{guard}: written")
+        print(f"{guard}: thresholds from {made_from}")
     with new_version(confidence, args.if_possible):
         calibration = calibrate(
             model,
@@ -124,7 +126,7 @@ def main(argv: list[str] | None = None) -> None:
             nbests,
         )
         write_calibration(calibration, folder)
-        print(f"{confidence}: {calibration.weights}")
+        print(f"{confidence}: calibrated on {calibration.made_from}")
 
 
 if __name__ == "__main__":

@@ -48,6 +48,21 @@ DEPENDENT = {
 SHORT = {"word_times": ["--words"]}
 
 
+def add_device_flag(parser: argparse.ArgumentParser, default: str = "cpu") -> None:
+    """Add ``--device``, for ``choose_device`` of ``speechllm.inference.loading``."""
+    help = f"cpu, cuda, mps, or auto: a GPU if there is one [{default}]"
+    parser.add_argument("--device", default=default, help=help)
+
+
+def add_decoding_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a program that decodes examples for a measurement."""
+    add = parser.add_argument
+    add("--limit", type=int, help="number of examples, evenly spaced [all]")
+    add("--config", metavar="FILE", help="decoding config, YAML [that of the model]")
+    add("--batch_size", type=int, default=8, help="utterances decoded together [8]")
+    add_device_flag(parser)
+
+
 def add_search_flags(parser: argparse.ArgumentParser) -> None:
     """Add ``--config`` and a flag for every search option; their default is None."""
     parser.add_argument(

@@ -176,7 +176,7 @@ def write_hypotheses(
     failed.unlink(missing_ok=True)
     total = sum(map(len, queues))
     bar = tqdm(total=total, unit="utt", desc=str(path), mininterval=5)
-    report = _ProgressReport(bar)
+    report = ProgressReport(bar)
     caught = UserError if debug else Exception
     with (
         name_full_disk(path),
@@ -333,7 +333,7 @@ def _write_timing(path: Path, entries: Sequence[dict]) -> None:
     write_json(path, content)
 
 
-class _ProgressReport:
+class ProgressReport:
     """Progress of the decoding, which advances with every finished utterance.
 
     Args:

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
+from transformers.utils.logging import disable_progress_bar
 
-from speechllm.audio.live import live_blocks
+from speechllm.audio.live import import_sounddevice, live_blocks
 from speechllm.audio.segmentation import MAX_SECONDS, Cutting, speech_segments
 from speechllm.audio.vad import SECONDS_PER_WINDOW
 from speechllm.decoding.options import SearchOptions
@@ -107,6 +108,9 @@ def transcribe_stream(
     requested, _ = check_request(folder, task, language, target_language, "text")
     check_search(engine, read_settings(config, folder), options)
     Cutting(max_seconds, pause_seconds)
+    if source == "mic":
+        import_sounddevice()  # its error comes before the model is loaded
+    disable_progress_bar()  # for loading weights
     model = SpeechToText.from_pretrained(
         folder, choose_device(device), dtype, engine, config=config, strict=strict
     )

@@ -120,10 +120,14 @@ def find_recordings(
 
     Raises:
         UserError: a folder or table has no recordings, a table is malformed, there
-            are no inputs, or ``-`` is repeated. Missing audio files are not checked
-            here; reading them raises the error.
+            are no inputs or none of them exists, or ``-`` is repeated. A missing file
+            among others is not checked here; reading it raises the error.
     """
     note = note or print_note
+    if inputs and all(map(is_missing, inputs)):
+        from speechllm.audio.sources import check_file
+
+        check_file(inputs[0])  # raises the error before a model is loaded
     recordings: list[Recording] = []
     for given in inputs:
         if given != STANDARD_INPUT and os.path.isdir(given):
@@ -149,6 +153,19 @@ def find_recordings(
     if sum(r.source == STANDARD_INPUT for r in recordings) > 1:
         raise UserError("standard input (-) can be read only once")
     return [replace(recording, track=track) for recording in recordings]
+
+
+def is_missing(given: str) -> bool:
+    """Return True for the name of a file or folder that does not exist."""
+    from speechllm.audio.sources import archive_file  # imports NumPy
+
+    return not (
+        given == STANDARD_INPUT
+        or os.path.exists(given)
+        or Path(given).suffix == ".scp"
+        or archive_file(given)
+        or given.rstrip().endswith("|")
+    )
 
 
 def print_note(message: str) -> None:

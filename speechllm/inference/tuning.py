@@ -53,16 +53,19 @@ def encoded_batches(
     batch_size: int,
     options: SearchOptions | None = None,
 ) -> Iterator[tuple[list[Example], EncodedBatch]]:
-    """Yield encoded batches of similar length, with progress on stderr."""
+    """Yield encoded batches of similar length; progress is printed."""
     from tqdm import tqdm
+
+    from speechllm.inference.decode_dir import ProgressReport
 
     lengths = [len(example.wave) for example in examples]
     with tqdm(total=len(examples), unit="utt", mininterval=5) as bar:
+        report = ProgressReport(bar)
         for indices in batches_by_length(lengths, batch_size):
             part = [examples[i] for i in indices]
             waves, tasks = [e.wave for e in part], [e.task for e in part]
             yield part, model.encode(waves, tasks, options)
-            bar.update(len(part))
+            report.queue_done(len(part))
 
 
 def search_once(

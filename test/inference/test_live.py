@@ -197,6 +197,13 @@ def test_microphone_without_its_package(monkeypatch):
         next(live_blocks("mic"))
 
 
+def test_microphone_is_checked_before_the_model_is_loaded(monkeypatch, tiny_model):
+    monkeypatch.setitem(sys.modules, "sounddevice", None)
+    monkeypatch.setattr(SpeechToText, "from_pretrained", None)
+    with pytest.raises(UserError, match="pip install sounddevice"):
+        run(["--model", str(tiny_model), "--stream", "mic"])
+
+
 def test_microphone(monkeypatch, talk):
     from types import SimpleNamespace
 

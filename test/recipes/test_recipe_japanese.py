@@ -213,9 +213,10 @@ def test_stage_1_downloads_reazonspeech(tmp_path):
 @pytest.mark.parametrize(("name", "line"), list(zip(RECIPES, LINES, strict=True)))
 def test_a_missing_line_in_db_sh(tmp_path, name, line):
     recipes = clone(tmp_path / "clone", *{name, "reazonspeech"})
-    done = run(recipes / name / "speechllm1", "./run.sh", "--stop_stage", "1")
+    folder = recipes / name / "speechllm1"
+    done = run(folder, "./run.sh", "--stop_stage", "1")
     assert done.returncode == 1
-    assert f"{line}= in db.sh is empty; write the folder" in done.stderr
+    assert f"{line}= in {folder}/db.sh is empty; write the folder" in done.stderr
 
 
 @pytest.mark.parametrize("name", ["csj", "reazonspeech"])

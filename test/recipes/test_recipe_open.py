@@ -101,8 +101,9 @@ def test_a_missing_folder_is_named_with_the_download(tmp_path: Path, name: str) 
     folder = clone(tmp_path, name) / name / "speechllm1"
     done = run(folder, "./run.sh", "--stop_stage", "1")
     assert done.returncode == 1
-    assert f"{name.upper()}= in db.sh is empty; write the folder" in done.stderr
-    assert "(--download true fetches it)" in done.stderr
+    line = f"{name.upper()}= in {folder}/db.sh is empty; write the folder"
+    assert line in done.stderr
+    assert f"or give --{name}_dir or --download true" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -152,8 +152,8 @@ def test_a_missing_folder_is_named_with_the_download(tmp_path):
     folder = recipe_folder(tmp_path, "europarl_st")
     done = run(folder, "./run.sh", "--stop_stage", "1")
     assert done.returncode == 1
-    assert "EUROPARL_ST= in db.sh is empty; write the folder" in done.stderr
-    assert "(--download true fetches it)" in done.stderr
+    assert f"EUROPARL_ST= in {folder}/db.sh is empty; write the folder" in done.stderr
+    assert "or give --europarl_st_dir or --download true" in done.stderr
 
 
 def test_a_download_stays_in_the_folder_of_the_recipe(tmp_path):

@@ -107,7 +107,7 @@ def test_a_missing_line_in_db_sh(tmp_path, name, line):
         check=False,
     )
     assert done.returncode == 1
-    assert f"{line}= in db.sh is empty; write the folder" in done.stderr
+    assert f"{line}= in {folder}/db.sh is empty; write the folder" in done.stderr
 
 
 def test_options_of_stage_1_are_combined_with_the_languages(tmp_path):

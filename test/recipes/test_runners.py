@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -503,6 +504,14 @@ def test_the_partition_decides_on_gpus(tmp_path, slurm, monkeypatch):
         "slurm.pl: error: sinfo --noheader --format=%G --partition=gpu failed, status "
         "1\n"
     )
+    (tmp_path / "bin/sinfo").unlink()
+    if shutil.which("sinfo") is None:
+        done = call(["--count", "gpus"], SLURM, cwd=folder)
+        assert done.returncode != 0
+        assert done.stderr == (
+            "slurm.pl: error: sinfo is not installed here; set cmd_backend=local in "
+            "cmd.sh\n"
+        )
 
 
 @pytest.fixture

@@ -252,6 +252,28 @@ def test_the_help_starts_no_program_that_takes_long(script, tmp_path):
     assert seconds < 1
 
 
+PROGRAMS = [
+    *sorted(ROOT.glob("egs2/*/speechllm1/local/*.sh")),
+    *(ROOT / "tools" / f"{name}.sh" for name in ("test", "lock", "install")),
+]
+
+
+@pytest.mark.parametrize(
+    "script",
+    [path for path in PROGRAMS if os.access(path, os.X_OK)],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_every_script_answers_help_and_does_nothing(script, tmp_path):
+    for name in ("python3", "apt-get"):
+        (tmp_path / name).write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = bash(script, "--help", cwd=script.parents[1], env=environment)
+    assert done.returncode == 0 and done.stderr == ""
+    assert done.stdout.startswith("Usage: ")
+    assert not (tmp_path / "started").exists()
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_stray_words_of_data_preparation_are_refused(recipe):
     folder = ROOT / "egs2" / recipe / "speechllm1"
@@ -269,6 +291,36 @@ def test_the_help_of_data_preparation(recipe):
     assert done.returncode == 0
     assert done.stdout.startswith("Usage: local/data.sh [options]\n")
     assert "\n  --datadir DIR " in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("tasks", "options"),
+    [
+        ("asr:en asr:fr", "--language en"),
+        ("st:en:fr", "--task st --target_language fr --language en"),
+        (
+            "asr_st:cs:en asr_st:nl:en",
+            "--task asr_st --target_language en --language cs",
+        ),
+    ],
+)
+def test_the_end_of_a_recipe_says_how_to_transcribe(tmp_path, tasks, options):
+    model = tmp_path / "my model"
+    model.mkdir()
+    (model / "config.yaml").touch()
+    script = f"""set -euo pipefail
+. {TEMPLATE}/utils/model_folder.sh
+model="my model" test_tasks="{tasks}" MAIN_ROOT=/clone
+show_use
+"""
+    done = bash("bash", "-c", script, cwd=tmp_path)
+    assert done.stderr == ""
+    where = str(model).replace(" ", "\\ ")
+    assert done.stdout.splitlines() == [
+        f"model: {model}",
+        "transcribe: . /clone/tools/activate_python.sh && speechllm transcribe "
+        f"--model {where} {options} FILE",
+    ]
 
 
 @pytest.mark.parametrize("recipe", ["common_voice", "jsut"])
@@ -382,7 +434,7 @@ def test_a_missing_line_in_db_sh(tmp_path):
     assert "db.sh has no line ASTERISK=" in done.stderr
     (root / "db.sh").write_text("CSJ=\nASTERISK=\n")
     done = bash("bash", "local/data.sh", cwd=root)
-    assert "ASTERISK= in db.sh is empty; write the folder" in done.stderr
+    assert f"ASTERISK= in {root}/db.sh is empty; write the folder" in done.stderr
 
 
 def test_a_missing_environment_is_reported_in_one_line(tmp_path):
@@ -428,7 +480,7 @@ def test_a_new_recipe_runs_and_keeps_its_edits(clone):
     for name in ("path.sh", "speechllm.sh", "baselines.sh", "utils"):
         assert str((recipe / name).readlink()) == f"../../TEMPLATE/speechllm1/{name}"
     done = bash("local/data.sh", cwd=recipe)
-    assert "MY_TALKS= in db.sh is empty; write the folder of" in done.stderr
+    assert f"MY_TALKS= in {recipe}/db.sh is empty; write the folder of" in done.stderr
 
     edited = {"cmd.sh": "cmd_backend=slurm\n", "db.sh": "MY_TALKS=/talks\n"}
     for name, text in edited.items():

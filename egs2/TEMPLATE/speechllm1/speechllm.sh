@@ -612,6 +612,7 @@ if running 13; then
     for name in ${decoded_sets}; do draw_alignments "${name}"; done
     cat "${expdir}/RESULTS.md"
     finish "${expdir}/RESULTS.md and RESULTS.json" "${expdir}/log/report.log"
+    show_use
 fi
 
 if running 14; then

@@ -97,16 +97,3 @@ mv "${options}.new" "${options}"
     --inference_config conf/decode.yaml \
     "${adapting[@]}" \
     "${other_options[@]}"
-
-# The model that was exported last.
-model=
-for folder in "exp_${data_name}"/speechllm_*/model; do
-    if [ -f "${folder}/config.yaml" ] && [ "${folder}/config.yaml" -nt "${model:+${model}/config.yaml}" ]; then
-        model=${folder}
-    fi
-done
-if [ -n "${model}" ]; then
-    root=$(cd ../../.. && pwd)
-    echo "model: ${PWD}/${model}"
-    echo "transcribe: . ${root}/tools/activate_python.sh && speechllm transcribe --model ${PWD}/${model} --language ${lang} FILE"
-fi

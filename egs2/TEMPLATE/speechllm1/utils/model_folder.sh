@@ -32,7 +32,17 @@ tune() { # <examples>: fit score weights, guard and confidence unless up to date
         python3 -m speechllm.bin.tune --if_possible --model "${model}" --examples "$1" \
         --limit 500 --device "${inference_device}"
     echo "${key}" > "${done}"
-    log "Stage ${current}: $(last_line "${final_exp}/tune.log")"
+    show '^[^#].*\(score_weights.json\|guard.yaml\|confidence.json\): ' "${final_exp}/tune.log"
+}
+show_use() { # print how to transcribe with the model, in the first of the test tasks
+    local folder task source target options=
+    [ -f "${model}/config.yaml" ] || return 0
+    folder=$(cd "${model}" && pwd)
+    IFS=': ' read -r task source target _ <<< "${test_tasks}"
+    [ "${task}" = asr ] || options="--task ${task} --target_language ${target} "
+    echo "model: ${folder}"
+    printf 'transcribe: . %q && speechllm transcribe --model %q %s--language %s FILE\n' \
+        "${MAIN_ROOT}/tools/activate_python.sh" "${folder}" "${options}" "${source}"
 }
 draw_alignments() { # <test set>: draw its worst utterances, if CTC was trained
     local dir=${decode_dir}/$1

@@ -107,10 +107,10 @@ find_corpus() { # <--option> <its value> <variable in db.sh> <description of the
     . ./db.sh
     corpus_dir=${2:-${!3:-}}
     if [ -z "${corpus_dir}" ] && grep -q "^ *$3=" db.sh; then
-        fail "$3= in db.sh is empty; write the folder $4 there, or give $1"
+        fail "$3= in ${PWD}/db.sh is empty; write the folder $4 there, or give $1"
     fi
     if [ -z "${corpus_dir}" ]; then
-        fail "db.sh has no line $3=…; write the folder $4 there, or give $1"
+        fail "${PWD}/db.sh has no line $3=…; write the folder $4 there, or give $1"
     fi
     # shellcheck source=/dev/null
     . ./path.sh

@@ -286,6 +286,8 @@ def main() -> int:
         stop(str(error))
     except subprocess.CalledProcessError as error:
         stop(f"{shlex.join(error.cmd)} failed, status {error.returncode}")
+    except FileNotFoundError as error:
+        stop(f"{error.filename} is not installed here; set cmd_backend=local in cmd.sh")
     for job in request.jobs:
         request.log_of(job).parent.mkdir(parents=True, exist_ok=True)
         keep_other_file(request.log_of(job))

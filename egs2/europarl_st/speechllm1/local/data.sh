@@ -25,8 +25,8 @@ if "${download}"; then
     europarl_st_dir=${europarl_st_dir:-${EUROPARL_ST:-downloads}}
     options+=(--download ${url:+--url "${url}"})
 fi
-find_corpus --europarl_st_dir "${europarl_st_dir}" EUROPARL_ST \
-    "that holds v1.1 (--download true fetches it)"
+find_corpus "--europarl_st_dir or --download true" "${europarl_st_dir}" EUROPARL_ST \
+    "that holds v1.1"
 
 # shellcheck disable=SC2086 # one word per language
 python3 -m speechllm.bin.prepare_data europarl_st --europarl_st_dir "${corpus_dir}" \

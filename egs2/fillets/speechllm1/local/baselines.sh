@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
-# After stage 5: decode and score Whisper-base's own decoder, zero-shot, with the language
-# given, on the test set: transcripts, and translations into English. Scores go into
-# exp/RESULTS.md.
+# Decode and score the baseline; see the usage below.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+help_message="Usage: local/baselines.sh
+After stage 5: decodes and scores Whisper-base's own decoder, zero-shot, with the language
+given, on the test set: transcripts, and translations into English. Scores go into
+exp/RESULTS.md. It takes no options."
+. utils/parse_options.sh
 . ./path.sh
 
 if [ ! -f dump/raw/test/text ]; then

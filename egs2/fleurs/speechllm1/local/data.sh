@@ -23,8 +23,8 @@ if "${download}"; then
     unpack_dir=${unpack_dir:-${fleurs_dir}}
     options=(--download)
 fi
-find_corpus --fleurs_dir "${fleurs_dir}" FLEURS \
-    "that holds data/en_us, … (--download true fetches it)"
+find_corpus "--fleurs_dir or --download true" "${fleurs_dir}" FLEURS \
+    "that holds data/en_us, …"
 
 # shellcheck disable=SC2086 # one word per language
 python3 -m speechllm.bin.prepare_data fleurs --fleurs_dir "${corpus_dir}" \

@@ -21,8 +21,8 @@ if "${download}"; then
     . ./db.sh
     librispeech_dir=${librispeech_dir:-${LIBRISPEECH:-downloads}}
 fi
-find_corpus --librispeech_dir "${librispeech_dir}" LIBRISPEECH \
-    "that holds dev-clean, … (--download true fetches it)"
+find_corpus "--librispeech_dir or --download true" "${librispeech_dir}" LIBRISPEECH \
+    "that holds dev-clean, …"
 
 options=()
 "${download}" && options+=(--download)

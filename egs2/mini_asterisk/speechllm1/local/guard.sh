@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# After ./run.sh: evaluate the guard and the confidence of words, which stage 11 derives
-# from dev, on silence, noise, hold music, the three untrained languages, short clips,
-# clipped audio, one word repeated thirty times, and the clean test set: exp/GUARD.md and
-# exp/reliability.png.
-# Takes the options of speechllm.bin.guard_table (--limit 60, --config conf/decode.yaml).
+# Evaluate guard and confidence; see the usage below.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+help_message="Usage: local/guard.sh [options of python -m speechllm.bin.guard_table, such as --limit 60]
+After ./run.sh: evaluates the guard and the confidence of words, which stage 11 derives
+from dev, on silence, noise, hold music, the three untrained languages, short clips,
+clipped audio, one word repeated thirty times, and the clean test set. Writes exp/GUARD.md
+and exp/reliability.png."
 options=("$@")
-set --
+case " $* " in *" --help "* | *" -h "*) set -- --help ;; *) set -- ;; esac
 . utils/parse_options.sh
 . utils/locks.sh
 . ./path.sh

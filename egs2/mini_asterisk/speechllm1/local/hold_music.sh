@@ -2,6 +2,10 @@
 # Download hold music (CC-BY-SA-3.0) from Debian's package if missing; print its folder.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+help_message="Usage: local/hold_music.sh
+Downloads hold music (CC-BY-SA-3.0) from Debian's package if it is missing, and prints its
+folder; takes no options."
+. utils/parse_options.sh
 
 music=downloads/asterisk-moh-opsound-2.03
 if [ ! -d "${music}" ]; then

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# After ./run.sh: join the test prompts to long recordings, with pauses, with hold music
-# between them, and without pauses; write WER and word times to exp/LONG_FORM.md.
-# Takes the options of speechllm.bin.benchmark_long_form (--minutes 60 --joins none).
+# Evaluate long recordings; see the usage below.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+help_message="Usage: local/long_form.sh [options of python -m speechllm.bin.benchmark_long_form, such as --minutes 60]
+After ./run.sh: joins the test prompts to long recordings, with pauses, with hold music
+between them, and without pauses. Writes WER and word times to exp/LONG_FORM.md."
 options=("$@")
-set --
+case " $* " in *" --help "* | *" -h "*) set -- --help ;; *) set -- ;; esac
 . utils/parse_options.sh
 . utils/locks.sh
 . ./path.sh
