@@ -16,7 +16,7 @@ speech.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from speechllm.audio.segmentation import has_speech
@@ -61,6 +61,10 @@ class GuardDecision:
 
     nbest: list[Hypothesis]
     flags: list[str] = field(default_factory=list)
+
+
+#: n-best hypotheses of a search and the guard's decision on them.
+Outcome = tuple[list[Hypothesis], GuardDecision]
 
 
 class Guard:
@@ -369,3 +373,38 @@ def ctc_nll_per_second(codec: AnswerCodec, batch: EncodedBatch, row: int) -> flo
     spelt = codec.ctc_tokenizer.scoring_units(batch.ctc_text(row))
     (score,) = batch.ctc_scores(row, [spelt])
     return -score / batch.seconds[row]
+
+
+def search_if_kept(
+    guard: Guard | None,
+    batch: EncodedBatch,
+    search: Callable[[EncodedBatch, Callable[[int], object] | None], list[Outcome]],
+    on_finished: Callable[[int], object] | None = None,
+) -> list[Outcome]:
+    """Search utterances, but not those of which the guard withholds every text.
+
+    Args:
+        guard: None: search all.
+        batch: the utterances.
+        search: returns the outcomes of a batch and calls the second argument with the
+            index of each finished utterance.
+        on_finished: called with the index of each utterance of ``batch``.
+
+    Returns:
+        Hypotheses and decision of each utterance.
+    """
+    withheld = {} if guard is None else guard.withheld(batch)
+    if not withheld:
+        return search(batch, on_finished)
+    rows = [row for row in range(len(batch.tasks)) if row not in withheld]
+
+    def finished(place: int) -> None:
+        if on_finished is not None:
+            on_finished(rows[place])
+
+    found = dict(zip(rows, search(batch.select(rows), finished))) if rows else {}
+    for row, flag in withheld.items():
+        found[row] = [Hypothesis()], GuardDecision([Hypothesis()], [flag])
+        if on_finished is not None:
+            on_finished(row)
+    return [outcome for _, outcome in sorted(found.items())]

@@ -22,6 +22,7 @@ from speechllm.decoding.forced_alignment import (
 )
 from speechllm.decoding.hypothesis import Hypothesis
 from speechllm.decoding.result import Result, Word
+from speechllm.inference.guard import GuardDecision
 from speechllm.text.answer_codec import AnswerCodec
 
 MALFORMED = "malformed"  # flag of an asr_st output without separator or cut off
@@ -53,6 +54,30 @@ def make_result(
         if not answer.whole or best.truncated:
             result.flags.append(MALFORMED)
     return result
+
+
+def add_decision(
+    result: Result,
+    codec: AnswerCodec,
+    batch: EncodedBatch,
+    row: int,
+    nbest: Sequence[Hypothesis],
+    decision: GuardDecision,
+) -> None:
+    """Add the guard's flags, and the text without the guard where that is another.
+
+    Args:
+        nbest: of the search, before the guard.
+        decision: of the guard, whose hypotheses the result has.
+    """
+    if not decision.flags:
+        return
+    before = make_result(codec, batch, row, nbest)
+    if before.text != result.text:
+        result.unguarded = before.text
+    if not decision.nbest[0].tokens:
+        result.flags.clear()  # an empty text is not malformed
+    result.flags += decision.flags
 
 
 def add_words(

@@ -41,7 +41,7 @@ from speechllm.inference.generation_config import (
     read_settings,
     split_settings,
 )
-from speechllm.inference.guard import Guard, GuardDecision
+from speechllm.inference.guard import Guard, GuardDecision, search_if_kept
 from speechllm.inference.guard_thresholds import Thresholds, read_thresholds
 from speechllm.inference.loading import (
     choose_device,
@@ -49,7 +49,7 @@ from speechllm.inference.loading import (
     load_model,
     speech_decoder_loader,
 )
-from speechllm.inference.results import add_words, make_result
+from speechllm.inference.results import add_decision, add_words, make_result
 from speechllm.inference.score_weights import ScoreWeights, read_score_weights
 from speechllm.models.speech_decoder import SpeechDecoder
 from speechllm.models.speech_llm import SpeechLLM
@@ -402,27 +402,20 @@ class SpeechToText:
         """
         batch = self.encode(waves, tasks, options)
         batch.batch_size = batch_size
-        found = self.guarded_search(batch, options, on_finished, unguarded)
+        guard = None if unguarded or options.guard is False else self.guard
+
+        def search(part: EncodedBatch, done: Callable[[int], object] | None):
+            nbests = self.search(part, options, done)
+            return list(zip(nbests, self.apply_guard(part, nbests, options)))
+
+        found = search_if_kept(guard, batch, search, on_finished)
         results = []
         for row, (nbest, decision) in enumerate(found):
             result = make_result(self.codec, batch, row, decision.nbest)
             if options.word_times:
-                add_words(
-                    result,
-                    self.codec,
-                    batch,
-                    row,
-                    decision.nbest[0],
-                    self.model.encoder.num_frames_per_second,
-                    self.calibration,
-                )
-            if decision.flags:
-                before = make_result(self.codec, batch, row, nbest)
-                if before.text != result.text:
-                    result.unguarded = before.text
-                if not decision.nbest[0].tokens:
-                    result.flags.clear()  # an empty text is not malformed
-                result.flags += decision.flags
+                best, rate = decision.nbest[0], self.model.encoder.num_frames_per_second
+                add_words(result, self.codec, batch, row, best, rate, self.calibration)
+            add_decision(result, self.codec, batch, row, nbest, decision)
             results.append(result)
         return results
 
@@ -491,38 +484,6 @@ class SpeechToText:
         return nbest_search(
             self.llm, self.codec, batch, options, on_finished=on_finished
         )
-
-    def guarded_search(
-        self,
-        batch: EncodedBatch,
-        options: SearchOptions,
-        on_finished: Callable[[int], object] | None,
-        unguarded: bool,
-    ) -> list[tuple[list[Hypothesis], GuardDecision]]:
-        """Return the n-best hypotheses of each utterance and the guard's decision.
-
-        The arguments are those of :meth:`decode`.
-        """
-        withheld = {}
-        if self.guard is not None and options.guard is not False and not unguarded:
-            withheld = self.guard.withheld(batch)
-        rows = [row for row in range(len(batch.tasks)) if row not in withheld]
-
-        def finished(place: int) -> None:
-            if on_finished is not None:
-                on_finished(rows[place])
-
-        found = {}
-        if rows:
-            part = batch.select(rows) if withheld else batch
-            nbests = self.search(part, options, finished)
-            decisions = self.apply_guard(part, nbests, options)
-            found = dict(zip(rows, zip(nbests, decisions)))
-        for row, flag in withheld.items():
-            found[row] = [Hypothesis()], GuardDecision([Hypothesis()], [flag])
-            if on_finished is not None:
-                on_finished(row)
-        return [pair for _, pair in sorted(found.items())]
 
     def apply_guard(
         self,
