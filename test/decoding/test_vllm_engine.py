@@ -175,7 +175,9 @@ def test_results_are_those_of_our_own_engine(tmp_path, smollm2, speech_file):
             [(w.text, w.start, w.end) for w in ours.words]
         )
         confidences = [word.confidence for word in ours.words]
-        assert [w.confidence for w in other.words] == pytest.approx(confidences)
+        assert [w.confidence for w in other.words] == (
+            pytest.approx(confidences, abs=1e-4)
+        )
     for ours, other in zip(guarded["eager"], guarded["vllm"], strict=True):
         assert other.flags == ours.flags
         assert np.isfinite(other.score)
