@@ -338,10 +338,12 @@ class ProgressReport:
 
     Args:
         bar: of all utterances.
+        stream: to which lines are printed; None: standard output.
     """
 
-    def __init__(self, bar: tqdm):
-        self.bar, self.done, self.printed = bar, 0, time.monotonic()
+    def __init__(self, bar: tqdm, stream: TextIO | None = None):
+        self.bar, self.stream = bar, stream
+        self.done, self.printed = 0, time.monotonic()
 
     def finished(self, index: int) -> None:
         """Count an utterance of the queue."""
@@ -349,14 +351,14 @@ class ProgressReport:
         now = time.monotonic()
         if now - self.printed >= PROGRESS_SECONDS:
             self.printed = now
-            print(self.line(), flush=True)
+            print(self.line(), file=self.stream, flush=True)
 
     def queue_done(self, size: int) -> None:
         """Count the utterances of the queue that were not counted one by one."""
         self.done += size
         self.bar.update(self.done - self.bar.n)
         self.printed = time.monotonic()
-        print(self.line(), flush=True)
+        print(self.line(), file=self.stream, flush=True)
 
     def line(self) -> str:
         """Return e.g. ``progress: 32/152 utterances, about 1 min left``."""

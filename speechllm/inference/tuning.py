@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -53,14 +54,14 @@ def encoded_batches(
     batch_size: int,
     options: SearchOptions | None = None,
 ) -> Iterator[tuple[list[Example], EncodedBatch]]:
-    """Yield encoded batches of similar length; progress is printed."""
+    """Yield encoded batches of similar length, with progress on stderr."""
     from tqdm import tqdm
 
     from speechllm.inference.decode_dir import ProgressReport
 
     lengths = [len(example.wave) for example in examples]
     with tqdm(total=len(examples), unit="utt", mininterval=5) as bar:
-        report = ProgressReport(bar)
+        report = ProgressReport(bar, sys.stderr)  # tables go to standard output
         for indices in batches_by_length(lengths, batch_size):
             part = [examples[i] for i in indices]
             waves, tasks = [e.wave for e in part], [e.task for e in part]
