@@ -116,4 +116,7 @@ def test_other_encoders_are_refused(tmp_path, tiny_model):
     config = yaml.safe_load((folder / "config.yaml").read_text())
     (folder / "config.yaml").write_text(yaml.safe_dump({**config, "encoder": "hubert"}))
     with pytest.raises(UserError, match="needs a Whisper encoder, and that of"):
-        cli.main(["transcribe", "--model", str(folder), "--language", "auto", "a.wav"])
+        recording = tmp_path / "a.wav"
+        recording.touch()
+        words = ["--model", str(folder), "--language", "auto", str(recording)]
+        cli.main(["transcribe", *words])

@@ -174,7 +174,7 @@ def broken_rate(folder: Path) -> Path:
             ["{wav}"],
             r"1 weights are of another shape.*bridge_proj\.bias \(3,\)",
         ),
-        (None, ["{folder}/none"], None),
+        (None, ["{folder}/none"], "the audio file does not exist"),
         (None, ["{zero}"], None),
         (None, [], "nothing to transcribe"),
         (None, ["{wav}", "--task", "tts"], "no prompt for task 'tts'"),
