@@ -179,7 +179,8 @@ def test_results_are_those_of_our_own_engine(tmp_path, smollm2, speech_file):
             pytest.approx(confidences, abs=1e-4)
         )
     for ours, other in zip(guarded["eager"], guarded["vllm"], strict=True):
-        assert other.flags == ours.flags
+        # the chosen text may be another one, and cut off or not
+        assert {*other.flags, "truncated"} == {*ours.flags, "truncated"}
         assert np.isfinite(other.score)
     with pytest.raises(UserError, match="greedy search and sampling only: set beam"):
         model.transcribe(waves, beam_size=2)
