@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 import json
-import resource
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -58,13 +58,11 @@ def run(capsys, *arguments) -> tuple[int, str, str]:
 
 
 def test_help_is_fast_and_does_not_import_torch():
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    begin = time.monotonic()
     command = [sys.executable, "-m", "speechllm.cli", "transcribe", "--help"]
     printed = subprocess.run(command, capture_output=True, text=True, check=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert "--target_language" in printed.stdout
-    # CPU time, since other processes share the cores
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2
+    assert time.monotonic() - begin < 2
     code = "import sys, speechllm.cli; assert not {'torch', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 

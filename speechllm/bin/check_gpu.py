@@ -27,26 +27,10 @@ def get_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add(
-        "--device",
-        choices=["cuda", "cpu"],
-        default="cuda",
-        help="device [cuda]",
-    )
-    add(
-        "--size",
-        choices=["full", "tiny"],
-        default="full",
-        help="model sizes [full]",
-    )
+    add("--device", choices=["cuda", "cpu"], default="cuda", help="device [cuda]")
+    add("--size", choices=["full", "tiny"], default="full", help="model sizes [full]")
     add("--output", default="gpu_report.md", help="file to write [gpu_report.md]")
-    add(
-        "--parts",
-        nargs="+",
-        choices=PARTS,
-        default=list(PARTS),
-        help="parts [all]",
-    )
+    add("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="parts [all]")
     add("--part", choices=PARTS, help=argparse.SUPPRESS)  # in a process of its own
     return parser
 

@@ -162,8 +162,9 @@ class SpeechPipeline(AutomaticSpeechRecognitionPipeline):
         """Yield the result of each input, ``batch_size`` decoded at a time."""
         inputs = iter(inputs)
         while part := [samples_of(item) for item in islice(inputs, batch_size * QUEUE)]:
+            given = {"unguarded": False, **preprocess_params}
             for result in self.speech_to_text.transcribe(
-                part, batch_size=batch_size, unguarded=False, **preprocess_params
+                part, batch_size=batch_size, **given
             ):
                 yield as_output(result)
 

@@ -218,7 +218,8 @@ class PatientStopping(EarlyStopping):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Train no further epoch if the training was ended before."""
-        trainer.should_stop = self.wait_count >= self.patience
+        if self.wait_count >= self.patience:
+            trainer.should_stop = True
 
 
 class EpochResults(Callback):

@@ -535,7 +535,9 @@ def test_a_recipe_has_its_own_settings(recipe):
         assert (folder / name).is_file() and not (folder / name).is_symlink()
     lines = re.findall(r"^([A-Z_0-9]+)=", (folder / "db.sh").read_text(), re.MULTILINE)
     scripts = (folder / "run.sh").read_text() + (folder / "local/data.sh").read_text()
-    used = re.search(r'find_corpus (?:--\w+|"[^"]+") \S+ (\w+)', scripts).group(1)
+    used = re.search(
+        r'find_corpus (?:--\w+|"--\w+ or --download true") \S+ (\w+)', scripts
+    ).group(1)
     assert used in lines
     assert all(name == used or f"${{{name}:-" in scripts for name in lines)
 
