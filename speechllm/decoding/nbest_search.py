@@ -1,7 +1,8 @@
-"""N-best search on an encoded batch: beam search, then rescoring with CTC."""
+"""N-best search on an encoded batch: beam search, CTC transcripts, rescoring."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ from speechllm.decoding.encoded_batch import EncodedBatch
 from speechllm.decoding.hypothesis import Hypothesis, SearchRequest
 from speechllm.decoding.options import SearchOptions
 from speechllm.decoding.pooling import pool_nbest
-from speechllm.decoding.rescoring import rescore
+from speechllm.decoding.rescoring import rescore, score_outputs
 from speechllm.decoding.vllm_engine import VLLMLanguageModel
 from speechllm.models.llm import LanguageModel
 from speechllm.text.answer_codec import AnswerCodec
@@ -107,6 +108,8 @@ def search_up_to(
         nbests = llm.search(requests, wide, on_finished)
     else:
         nbests = beam_search(llm, requests, wide, ctc, batch.batch_size, on_finished)
+        if ctc is not None and not options.no_repeat_ngram_size:
+            replace_failures(llm, codec, batch, nbests, wide, max_tokens)
     if pooled:
         nbests = [
             pool_nbest(llm, codec, batch, row, nbest, options)[: options.nbest]
@@ -118,6 +121,47 @@ def search_up_to(
             for row, nbest in enumerate(nbests)
         ]
     return nbests
+
+
+def replace_failures(
+    llm: LanguageModel,
+    codec: AnswerCodec,
+    batch: EncodedBatch,
+    nbests: list[list[Hypothesis]],
+    options: SearchOptions,
+    max_tokens: Sequence[int],
+) -> None:
+    """Put the CTC transcript first where joint search has lost all good hypotheses.
+
+    Joint search prunes after every token, and where LLM and CTC disagree it may prune
+    every hypothesis that fits the speech. Its best text then has a lower score than the
+    CTC transcript would have with an LLM that finds all tokens equally probable. That
+    transcript is then scored by the LLM, and is first if its score is higher.
+
+    Args:
+        nbests: hypotheses of each utterance, best first; changed in place.
+        max_tokens: maximum length of each output.
+    """
+    weight, penalty = options.ctc_weight, options.penalty
+    per_token = -math.log(len(codec.tokenizer))
+    for row, (task, nbest) in enumerate(zip(batch.tasks, nbests)):
+        if batch.first_pass is not None and batch.first_pass[row] is not None:
+            continue  # its pool has the CTC transcript
+        tokens = codec.encode(batch.ctc_text(row))
+        labels = codec.ctc_labels(tokens, task) if task.name == "asr" else None
+        if not labels or not options.min_tokens <= len(tokens) <= max_tokens[row]:
+            continue
+        ctc_scores = batch.ctc_scores(row, [labels])
+        guess = Hypothesis(tokens, llm_score=per_token * (len(tokens) + 1))
+        (guess,) = rescore([guess], ctc_scores, weight, penalty)
+        if nbest[0].score >= guess.score:
+            continue
+        scored = score_outputs(
+            llm, codec, [batch.prompt_embeds[row]], [tokens], options
+        )
+        best = rescore(scored, ctc_scores, weight, penalty) + nbest
+        best.sort(key=lambda hypothesis: -hypothesis.score)
+        nbests[row] = best[: options.nbest]
 
 
 def rescore_nbest(

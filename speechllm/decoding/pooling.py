@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from speechllm.decoding.encoded_batch import EncodedBatch
 from speechllm.decoding.hypothesis import Hypothesis
 from speechllm.decoding.options import SearchOptions
-from speechllm.decoding.rescoring import hotword_bonus, pooled_score
+from speechllm.decoding.rescoring import pooled_score, score_outputs
 from speechllm.models.llm import LanguageModel
 from speechllm.text.answer_codec import AnswerCodec
 from speechllm.text.normalization import ctc_text
@@ -54,20 +54,11 @@ def pool_nbest(
         if spoken and spoken not in hypotheses:
             new.setdefault(spoken, spoken if plain else text)
     if new:
-        tokens = [codec.encode(text) for text in new.values()]
-        prompts = [batch.prompt_embeds[row]] * len(tokens)
-        answers = [[*ids, llm.eos_id] for ids in tokens]
-        for spoken, ids, scores in zip(
-            new, tokens, llm.answer_log_probs(prompts, answers), strict=True
-        ):
-            *each, _ = scores.tolist()
-            hypothesis = Hypothesis(
-                ids,
-                llm_score=scores.sum().item(),
-                token_log_probs=each,
-                bonus=hotword_bonus(codec, ids, options),
-            )
-            hypotheses[spoken] = (new[spoken], hypothesis)
+        outputs = [codec.encode(text) for text in new.values()]
+        prompts = [batch.prompt_embeds[row]] * len(outputs)
+        scored = score_outputs(llm, codec, prompts, outputs, options)
+        for (spoken, text), hypothesis in zip(new.items(), scored):
+            hypotheses[spoken] = (text, hypothesis)
     texts = list(hypotheses)
     by_decoder = first.scores(texts)
     weight = options.rescore_decoder_weight or 0.0

@@ -11,6 +11,7 @@ from torch import Tensor
 from speechllm.decoding.hypothesis import Hypothesis
 from speechllm.decoding.options import SearchOptions
 from speechllm.models.ctc_alignment import frames_needed
+from speechllm.models.llm import LanguageModel
 from speechllm.text.answer_codec import AnswerCodec
 from speechllm.text.ctc_labels import BLANK, NEVER
 
@@ -55,6 +56,31 @@ def hotword_bonus(
     """Return the bonus that the hotwords in a complete output earn."""
     trie = codec.hotword_trie(options.hotwords)
     return 0.0 if trie is None else options.hotword_bonus * trie.count(tokens)
+
+
+def score_outputs(
+    llm: LanguageModel,
+    codec: AnswerCodec,
+    prompts: Sequence[Tensor],
+    outputs: Sequence[list[int]],
+    options: SearchOptions,
+) -> list[Hypothesis]:
+    """Return outputs as hypotheses, with the LLM's scores and the bonus of hotwords.
+
+    Args:
+        prompts: embeddings (positions, hidden) before each output.
+        outputs: tokens of each.
+    """
+    found = []
+    answers = [[*tokens, llm.eos_id] for tokens in outputs]
+    log_probs = llm.answer_log_probs(prompts, answers)
+    for tokens, scores in zip(outputs, log_probs, strict=True):
+        *each, _ = scores.tolist()
+        total, bonus = scores.sum().item(), hotword_bonus(codec, tokens, options)
+        found.append(
+            Hypothesis(tokens, llm_score=total, token_log_probs=each, bonus=bonus)
+        )
+    return found
 
 
 def joint_score(llm_score: float, ctc_score: float, weight: float) -> float:

@@ -14,7 +14,8 @@ Trains and tests the model of run.sh on N folds of the prompts and scores all pr
 together. Takes N times the time of run.sh; 0.3 GB of formatted audio per fold.
 Options [default]:
   --folds N               number of folds, 2 to 20 [${folds}]
-  --whisper BOOL          decode all prompts with Whisper-base's own decoder, too [${whisper}]
+  --whisper BOOL          decode all prompts with Whisper-base, too, zero-shot and with
+                          that which stage 8 of each fold fine-tunes [${whisper}]
   --tiny BOOL             run all stages in minutes, on a few prompts and batches [${tiny}]
   --asterisk_dir DIR      unpacked sound and text packages [ASTERISK in db.sh]"
 pass_to=./run.sh
@@ -26,34 +27,58 @@ suffix=_folds
 [ "${folds}" = 5 ] || suffix+="${folds}"
 "${tiny}" && suffix+=_tiny
 
+. ./path.sh
+make_examples() { # <output> <tasks> <sets>...
+    python3 -m speechllm.bin.make_examples --output "$1" --tasks "$2" --input "${@:3}" \
+        --keep_empty
+}
+whisper_decode() { # <model> <examples> <system>
+    local search
+    for search in "greedy 1" "beam5 5"; do
+        python3 -m speechllm.bin.baseline whisper --model "$1" --beam_size "${search#* }" \
+            --examples "$2" --output "$3/decode_${search% *}/test"
+    done
+}
+tasks_of() { # <examples> <pattern>: the tasks that begin with it
+    local tasks
+    tasks=$(awk '{ print $2 ":" $3 ($2 == "asr" ? "" : ":" $4) }' "$1/utt2task" |
+        grep "^$2" | sort -u)
+    echo "${tasks//$'\n'/ }"
+}
+
 for ((fold = 1; fold <= folds; fold++)); do
-    if [ -f "exp${suffix}/${fold}/finished" ]; then
+    exp=exp${suffix}/${fold}
+    dump=dump${suffix}/${fold}
+    if [ -f "${exp}/finished" ]; then
         log "fold ${fold} of ${folds}: finished"
         continue
     fi
-    log "fold ${fold} of ${folds}: exp${suffix}/${fold}"
+    log "fold ${fold} of ${folds}: ${exp}"
     ./run.sh "${other_options[@]}" --tiny "${tiny}" --asterisk_dir "${asterisk_dir}" \
-        --datadir "data${suffix}/${fold}" --dumpdir "dump${suffix}/${fold}" \
-        --expdir "exp${suffix}/${fold}" --local_data_opts "--folds ${folds} --fold ${fold}"
-    touch "exp${suffix}/${fold}/finished"
+        --datadir "data${suffix}/${fold}" --dumpdir "${dump}" --expdir "${exp}" \
+        --local_data_opts "--folds ${folds} --fold ${fold}"
+    if "${whisper}" && [ -d "${exp}/first_pass" ]; then # fine-tuned by stage 8
+        lock "${dump}/examples" "${exp}/whisper_finetuned"
+        make_examples "${dump}/examples/test_asr" "$(tasks_of "${dump}/examples/test" asr)" \
+            "${dump}/raw/test"
+        whisper_decode "${exp}/first_pass" "${dump}/examples/test_asr" \
+            "${exp}/whisper_finetuned"
+        unlock
+    fi
+    touch "${exp}/finished"
 done
 
-. ./path.sh
 pooled=exp${suffix}/pooled
 examples=dump${suffix}/pooled/examples/test
 sets=()
 for ((fold = 1; fold <= folds; fold++)); do sets+=("dump${suffix}/${fold}/raw/test"); done
-make_examples() { # <name> <tasks>
-    python3 -m speechllm.bin.make_examples --input "${sets[@]}" --tasks "$2" \
-        --output "${examples}$1" --keep_empty
-}
 score() { # <examples> <decode dir>
     python3 -m speechllm.bin.score --examples "$1" --decode_dir "$2"
 }
 lock "dump${suffix}/pooled" "${pooled}"
-tasks=$(awk '{ print $2 ":" $3 ($2 == "asr" ? "" : ":" $4) }' \
-    "dump${suffix}/1/examples/test/utt2task" | sort -u)
-make_examples '' "${tasks//$'\n'/ }"
+first_examples=dump${suffix}/1/examples/test
+make_examples "${examples}" "$(tasks_of "${first_examples}" '')" "${sets[@]}"
+make_examples "${examples}_asr" "$(tasks_of "${first_examples}" asr)" "${sets[@]}"
 
 # All systems of the first fold; each must have been decoded in all folds.
 for first in "exp${suffix}"/1/*/*/test/text; do
@@ -63,16 +88,19 @@ for first in "exp${suffix}"/1/*/*/test/text; do
     for ((fold = 1; fold <= folds; fold++)); do dirs+=("exp${suffix}/${fold}/${system}"); done
     python3 -m speechllm.bin.pool_decode_dirs --decode_dirs "${dirs[@]}" \
         --output "${pooled}/${system}"
-    score "${examples}" "${pooled}/${system}"
+    if [[ "${system}" == whisper_* ]]; then
+        score "${examples}_asr" "${pooled}/${system}"
+    else
+        score "${examples}" "${pooled}/${system}"
+        compared=${pooled}/${system%/test}
+    fi
 done
-compared=${pooled}/${system%/test}
 
 if "${whisper}"; then
-    recognition=$(grep '^asr:' <<< "${tasks}")
-    make_examples _asr "${recognition//$'\n'/ }"
-    system=${pooled}/whisper_base/decode_greedy/test
-    python3 -m speechllm.bin.baseline whisper --examples "${examples}_asr" --output "${system}"
-    score "${examples}_asr" "${system}"
+    whisper_decode openai/whisper-base "${examples}_asr" "${pooled}/whisper_base"
+    for search in greedy beam5; do
+        score "${examples}_asr" "${pooled}/whisper_base/decode_${search}/test"
+    done
 fi
 python3 -m speechllm.bin.report --exp_root "${pooled}" --output "exp${suffix}/RESULTS" \
     --compare_with "${compared}"
