@@ -38,6 +38,7 @@ from speechllm.decoding.result import Result
 from speechllm.inference.joining import join
 from speechllm.text.tasks import Task
 from speechllm.utils.errors import UserError, describe_error, is_out_of_memory
+from speechllm.utils.free_memory import return_free_memory
 
 if TYPE_CHECKING:
     from speechllm.inference.speech_to_text import SpeechToText
@@ -126,6 +127,7 @@ def transcribe_long(
     def decode() -> None:
         decode_pieces(model, pending, request, caught)
         pending.clear()
+        return_free_memory()
         for recording in opened:
             recording.report(progress)
 

@@ -89,8 +89,7 @@ def test_outputs_that_the_ctc_transcript_cannot_replace_are_kept(case):
 
 
 def test_an_llm_that_rejects_the_ctc_transcript_keeps_its_text(monkeypatch):
-    monkeypatch.setattr(
-        FixedLLM, "answer_log_probs", lambda *args: [torch.tensor([-99.0, 0.0, 0.0, 0.0])]
-    )
+    log_probs = torch.tensor([-99.0, 0.0, 0.0, 0.0])
+    monkeypatch.setattr(FixedLLM, "answer_log_probs", lambda *args: [log_probs])
     found, _ = first_texts(-40.0)
     assert [text for text, _ in found] == ["ruin", "wreck"]

@@ -20,6 +20,7 @@ from speechllm import SpeechToText
 from speechllm.audio.io import load_audio, stream_audio
 from speechllm.audio.segmentation import Cutting, SpeechSegment, speech_segments
 from speechllm.decoding.result import Result, Segment, Word
+from speechllm.inference import long_form
 from speechllm.inference.joining import join, merge_texts, remove_overlaps
 from speechllm.inference.long_form import (
     Piece,
@@ -161,8 +162,9 @@ def test_silence_gives_an_empty_text(model):
         assert found.result.flags == ["no speech"]
 
 
-def test_results_are_yielded_as_they_complete(model, speech):
-    read = []
+def test_results_are_yielded_as_they_complete(model, speech, monkeypatch):
+    read, returned = [], []
+    monkeypatch.setattr(long_form, "return_free_memory", lambda: returned.append(1))
 
     def streams():
         for number in range(20):
@@ -173,6 +175,7 @@ def test_results_are_yielded_as_they_complete(model, speech):
     assert isinstance(next(found), Transcription)
     assert len(read) == 8  # 4 batches are read ahead
     assert len(list(found)) == 19
+    assert len(returned) >= 3  # after every group, not only at the end
 
 
 def test_audio_before_an_error_is_transcribed(model, lecture):
