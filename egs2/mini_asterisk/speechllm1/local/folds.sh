@@ -32,12 +32,9 @@ make_examples() { # <output> <tasks> <sets>...
     python3 -m speechllm.bin.make_examples --output "$1" --tasks "$2" --input "${@:3}" \
         --keep_empty
 }
-whisper_decode() { # <model> <examples> <system>
-    local search
-    for search in "greedy 1" "beam5 5"; do
-        python3 -m speechllm.bin.baseline whisper --model "$1" --beam_size "${search#* }" \
-            --examples "$2" --output "$3/decode_${search% *}/test"
-    done
+whisper_decode() { # <model> <beam size> <examples> <output>
+    python3 -m speechllm.bin.baseline whisper --model "$1" --beam_size "$2" \
+        --examples "$3" --output "$4"
 }
 tasks_of() { # <examples> <pattern>: the tasks that begin with it
     local tasks
@@ -61,8 +58,10 @@ for ((fold = 1; fold <= folds; fold++)); do
         lock "${dump}/examples" "${exp}/whisper_finetuned"
         make_examples "${dump}/examples/test_asr" "$(tasks_of "${dump}/examples/test" asr)" \
             "${dump}/raw/test"
-        whisper_decode "${exp}/first_pass" "${dump}/examples/test_asr" \
-            "${exp}/whisper_finetuned"
+        whisper_decode "${exp}/first_pass" 1 "${dump}/examples/test_asr" \
+            "${exp}/whisper_finetuned/decode_greedy/test"
+        whisper_decode "${exp}/first_pass" 5 "${dump}/examples/test_asr" \
+            "${exp}/whisper_finetuned/decode_beam5/test"
         unlock
     fi
     touch "${exp}/finished"
@@ -97,10 +96,9 @@ for first in "exp${suffix}"/1/*/*/test/text; do
 done
 
 if "${whisper}"; then
-    whisper_decode openai/whisper-base "${examples}_asr" "${pooled}/whisper_base"
-    for search in greedy beam5; do
-        score "${examples}_asr" "${pooled}/whisper_base/decode_${search}/test"
-    done
+    system=${pooled}/whisper_base/decode_greedy/test
+    whisper_decode openai/whisper-base 1 "${examples}_asr" "${system}"
+    score "${examples}_asr" "${system}"
 fi
 python3 -m speechllm.bin.report --exp_root "${pooled}" --output "exp${suffix}/RESULTS" \
     --compare_with "${compared}"
