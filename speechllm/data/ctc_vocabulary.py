@@ -31,6 +31,9 @@ def build_character_vocabulary(
 ) -> list[str]:
     """Write ``tokens.txt`` with the characters of text tables, most frequent first.
 
+    A list of the same characters that is already there is kept: models may have been
+    trained with its order, and more text would change it.
+
     Args:
         texts: tables such as ``text_ctc``.
         output: folder to write.
@@ -54,6 +57,9 @@ def build_character_vocabulary(
         raise UserError(f"no character occurs {min_count} times; use a lower count")
     tokens = [SPACE if character == " " else character for character in characters]
     tokens = [BLANK, UNKNOWN, *tokens, END]
+    before = _earlier_tokens(Path(output))
+    if sorted(before) == sorted(tokens):
+        tokens = before
     with atomic_directory(output, VOCABULARY, texts) as new:
         _write_tokens(new, tokens)
     return tokens
@@ -226,6 +232,14 @@ def _read_texts(texts: Iterable[str | Path]) -> Iterator[str]:
                 yield text
     if empty:
         raise UserError(f"{', '.join(map(str, texts))}: no text to build tokens from")
+
+
+def _earlier_tokens(folder: Path) -> list[str]:
+    """Return the tokens of a vocabulary that was built before; none if it is damaged."""
+    try:
+        return read_token_list(folder / "tokens.txt")
+    except (OSError, UserError):
+        return []
 
 
 def _write_tokens(folder: Path, tokens: list[str]) -> None:

@@ -41,6 +41,17 @@ def test_characters_are_sorted_by_frequency(text, tmp_path):
         build_character_vocabulary([text], tmp_path / "none", 30)
 
 
+def test_more_text_with_the_same_characters_keeps_their_order(text, tmp_path):
+    """A model that was trained with the list can be trained further."""
+    tokens = build_character_vocabulary([text], tmp_path / "char")
+    more = tmp_path / "more"
+    more.write_text("a vvvvvvv\n", encoding="utf-8")
+    assert build_character_vocabulary([more, text], tmp_path / "other")[2] == "v"
+    assert build_character_vocabulary([more, text], tmp_path / "char") == tokens
+    more.write_text("a vvvvvvv z\n", encoding="utf-8")
+    assert build_character_vocabulary([more, text], tmp_path / "char")[2] == "v"
+
+
 def test_all_characters_of_a_japanese_corpus_have_a_label(tmp_path, capsys):
     """CSJ has 2,880 characters; 500 were kept."""
     kanji = [chr(0x4E00 + number) for number in range(2880)]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from warm_python import warm_python
 from speechllm.data.kaldi_table import read_table
 
 SETS = {"train": 6, "more": 4, "dev": 2, "test": 3}
+MODEL = ("tokens.txt", "bpe.model")
 WORDS = "good morning evening all of you here and there".split()
 DATA = """#!/usr/bin/env bash
 # Copy the data dirs of the corpus.
@@ -295,6 +297,26 @@ def test_the_folders_of_a_training_can_be_chosen(recipe, second):
     assert again.read_text() == (second / text).read_text()
     rows = json.loads((recipe.folder / "third exp/RESULTS.json").read_text("utf-8"))
     assert {row["system"] for row in rows} == {"my run_my second"}
+
+
+def test_a_second_training_on_the_same_set_keeps_the_vocabulary(recipe):
+    """It can be added to a finished recipe; BPE pieces depend on the counts of words."""
+    for name in ("data", "dump"):
+        folder = recipe.folder / f"vocabulary {name}"
+        shutil.copytree(recipe.folder / f"my {name}", folder)
+    words = ["--datadir", "vocabulary data", "--dumpdir", "vocabulary dump"]
+    words += ["--stage", "5", "--stop_stage", "5"]
+    files = []
+    for more in (
+        ["--second_config", ""],
+        ["--second_set", "train", "--second_tasks", "asr:en"],
+        ["--second_set", "more", "--second_tasks", "asr:en"],
+    ):
+        recipe.run(*words, *more, expdir="vocabulary exp")
+        folder = recipe.folder / "vocabulary data/token_list/bpe_unigram20"
+        files.append([(folder / name).read_bytes() for name in MODEL])
+    assert files[0] == files[1]
+    assert files[0] != files[2]  # other texts
 
 
 @pytest.fixture(scope="module")

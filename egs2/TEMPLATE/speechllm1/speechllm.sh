@@ -447,7 +447,11 @@ if running 5; then
         [ "${phase}" != warmup ] || extra=
         make_examples "${phase}" "${!set}" "${!tasks}" "${extra}"
         make_examples "${phase}" "${valid_set}" "$(without_weights "${!tasks}")"
-        texts+=("$(examples "${phase}" "${!set}")/text_ctc")
+        # The same texts in a second training must not change the labels of the first.
+        if [ "${phase}" != second ] ||
+            [ "${!set} ${!tasks}" != "${train_train_set} ${train_tasks}" ]; then
+            texts+=("$(examples "${phase}" "${!set}")/text_ctc")
+        fi
         covered+=("$(examples "${phase}" "${valid_set}")/text_ctc")
     done
     for name in ${decoded_sets}; do
