@@ -235,7 +235,7 @@ def _read_texts(texts: Iterable[str | Path]) -> Iterator[str]:
 
 
 def _earlier_tokens(folder: Path) -> list[str]:
-    """Return the tokens of a vocabulary that was built before; none if it is damaged."""
+    """Return the tokens of an earlier vocabulary; none if it is damaged."""
     try:
         return read_token_list(folder / "tokens.txt")
     except (OSError, UserError):

@@ -300,7 +300,7 @@ def test_the_folders_of_a_training_can_be_chosen(recipe, second):
 
 
 def test_a_second_training_on_the_same_set_keeps_the_vocabulary(recipe):
-    """It can be added to a finished recipe; BPE pieces depend on the counts of words."""
+    """It can be added to a finished recipe. BPE pieces depend on counts of words."""
     for name in ("data", "dump"):
         folder = recipe.folder / f"vocabulary {name}"
         shutil.copytree(recipe.folder / f"my {name}", folder)
