@@ -55,11 +55,11 @@ def build_character_vocabulary(
     )
     if not characters:
         raise UserError(f"no character occurs {min_count} times; use a lower count")
-    tokens = [SPACE if character == " " else character for character in characters]
-    tokens = [BLANK, UNKNOWN, *tokens, END]
-    before = _earlier_tokens(Path(output))
-    if sorted(before) == sorted(tokens):
-        tokens = before
+    labels = [SPACE if character == " " else character for character in characters]
+    before = _earlier_tokens(Path(output))[2:-1]
+    if sorted(before) == sorted(labels):
+        labels = before
+    tokens = [BLANK, UNKNOWN, *labels, END]
     with atomic_directory(output, VOCABULARY, texts) as new:
         _write_tokens(new, tokens)
     return tokens
@@ -238,7 +238,7 @@ def _earlier_tokens(folder: Path) -> list[str]:
     """Return the tokens of an earlier vocabulary; none if it is damaged."""
     try:
         return read_token_list(folder / "tokens.txt")
-    except (OSError, UserError):
+    except UserError:
         return []
 
 

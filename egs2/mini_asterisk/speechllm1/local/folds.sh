@@ -45,26 +45,32 @@ tasks_of() { # <examples> <pattern>: the tasks that begin with it
 
 for ((fold = 1; fold <= folds; fold++)); do
     exp=exp${suffix}/${fold}
-    dump=dump${suffix}/${fold}
     if [ -f "${exp}/finished" ]; then
         log "fold ${fold} of ${folds}: finished"
         continue
     fi
     log "fold ${fold} of ${folds}: ${exp}"
     ./run.sh "${other_options[@]}" --tiny "${tiny}" --asterisk_dir "${asterisk_dir}" \
-        --datadir "data${suffix}/${fold}" --dumpdir "${dump}" --expdir "${exp}" \
-        --local_data_opts "--folds ${folds} --fold ${fold}"
-    if "${whisper}" && [ -d "${exp}/first_pass" ]; then # fine-tuned by stage 8
-        lock "${dump}/examples" "${exp}/whisper_finetuned"
-        make_examples "${dump}/examples/test_asr" "$(tasks_of "${dump}/examples/test" asr)" \
-            "${dump}/raw/test"
-        whisper_decode "${exp}/first_pass" 1 "${dump}/examples/test_asr" \
-            "${exp}/whisper_finetuned/decode_greedy/test"
-        whisper_decode "${exp}/first_pass" 5 "${dump}/examples/test_asr" \
-            "${exp}/whisper_finetuned/decode_beam5/test"
-        unlock
-    fi
+        --datadir "data${suffix}/${fold}" --dumpdir "dump${suffix}/${fold}" \
+        --expdir "${exp}" --local_data_opts "--folds ${folds} --fold ${fold}"
     touch "${exp}/finished"
+done
+
+# The Whisper that stage 8 of each fold fine-tuned.
+for ((fold = 1; fold <= folds; fold++)); do
+    exp=exp${suffix}/${fold}
+    recognition=dump${suffix}/${fold}/examples/test_asr
+    if ! "${whisper}" || [ ! -d "${exp}/first_pass" ]; then
+        continue
+    fi
+    lock "${recognition%/*}" "${exp}/whisper_finetuned"
+    make_examples "${recognition}" "$(tasks_of "${recognition%_asr}" asr)" \
+        "dump${suffix}/${fold}/raw/test"
+    for search in "greedy 1" "beam5 5"; do
+        whisper_decode "${exp}/first_pass" "${search#* }" "${recognition}" \
+            "${exp}/whisper_finetuned/decode_${search% *}/test"
+    done
+    unlock
 done
 
 pooled=exp${suffix}/pooled
