@@ -7,6 +7,9 @@ whisper`` decodes with, too.
 Whisper's encoder takes 30 s of input however short the speech is. Here a batch is
 padded to little more than its longest utterance, which is several times faster for
 short prompts: the encoder then uses the first of its position embeddings.
+
+The fine-tuned weights can be averaged with the pretrained ones (Wortsman et al. 2022,
+"Robust fine-tuning of zero-shot models", equation 1).
 """
 
 from __future__ import annotations
@@ -58,6 +61,8 @@ class FinetuneOptions:
             takes seconds more); None is no limit. The learning rate decays over what
             ends first, the time or the epochs.
         batch_size: examples per step.
+        pretrained_share: weight of the pretrained weights in the average that is
+            written, from 0 to 1; 0 writes the fine-tuned weights.
         seed: of the order of the examples and of LoRA's initial weights.
     """
 
@@ -66,6 +71,7 @@ class FinetuneOptions:
     epochs: int = 3
     max_minutes: float | None = None
     batch_size: int = 16
+    pretrained_share: float = 0.0
     seed: int = 1
 
 
@@ -105,7 +111,8 @@ def finetune_whisper(
         options: see :class:`FinetuneOptions`.
 
     Returns:
-        Number of examples, steps, epochs and seconds, and the validations.
+        Number of examples, steps, epochs and seconds, the validations, and that of the
+        average with the pretrained weights (``averaged``), if they have a share.
 
     Raises:
         UserError: no example can be used, Whisper does not support a language, or the
@@ -173,6 +180,12 @@ def finetune_whisper(
         whisper = trainer.model
         if options.tuning == "lora":
             whisper = whisper.merge_and_unload()
+        averaged = {}
+        if options.pretrained_share:
+            average_weights(whisper, system.folder, options.pretrained_share)
+            trainer.model = trainer.model_wrapped = whisper
+            trainer.evaluate()
+            averaged = {"averaged": pace.validation.pop()}
         set_positions(whisper, LONGEST // HOP // 2)
         whisper.config.use_cache = True
         whisper.half().save_pretrained(folder)
@@ -188,10 +201,21 @@ def finetune_whisper(
             "epochs": round(trainer.state.epoch, 2),
             "trained_parameters": pace.trained_parameters,
             "validation": pace.validation,
+            **averaged,
             "seconds": round(time.monotonic() - begin, 1),
         }
         write_json(folder / RECORD, {"settings": settings, "result": result})
     return result
+
+
+def average_weights(whisper: Any, folder: str | Path, share: float) -> None:
+    """Average the weights with those in ``folder``, which get ``share``."""
+    pretrained = Whisper(folder)
+    pretrained.load()
+    weights = dict(pretrained.model.named_parameters())
+    with torch.no_grad():
+        for name, weight in whisper.named_parameters():
+            weight.lerp_(weights[name].to(weight), share)
 
 
 def tables_digest(folder: str | Path) -> str:

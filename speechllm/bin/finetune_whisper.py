@@ -28,6 +28,7 @@ OPTIONS: Schema = {
     "epochs": integer(1),
     "max_minutes": optional(number(above=0)),
     "batch_size": integer(1),
+    "pretrained_share": number(0, below=1),
     "seed": integer(0, 2**32 - 1),
 }
 
@@ -67,6 +68,13 @@ def get_parser() -> argparse.ArgumentParser:
         "time or the epochs, whichever ends first [no limit]",
     )
     add("--batch_size", type=int, default=16, help="examples per step [%(default)s]")
+    add(
+        "--pretrained_share",
+        type=float,
+        default=0.0,
+        help="average the trained weights with the pretrained ones, which get this "
+        "share; fewer errors after a training on little speech [%(default)s]",
+    )
     add("--seed", type=int, default=1, help="random seed [%(default)s]")
     return parser
 
@@ -102,11 +110,15 @@ def main(argv: list[str] | None = None) -> None:
     options = FinetuneOptions(**{name: getattr(args, name) for name in OPTIONS})
     result = finetune_whisper(model, args.examples, args.valid, args.output, options)
     first, *validations = [entry["accuracy"] for entry in result["validation"]]
+    averaged = ""
+    if args.pretrained_share:
+        accuracy = result["averaged"]["accuracy"]
+        averaged = f", {accuracy:.1%} averaged with the pretrained weights"
     print(
         f"{args.output}: {result['examples']} examples, {result['epochs']} epochs, "
         f"{result['steps']} steps, {result['seconds'] / 60:.1f} min; token accuracy on "
         f"{args.valid}: {first:.1%} before, {max(validations):.1%} in step "
-        f"{result['best_step']}"
+        f"{result['best_step']}{averaged}"
     )
 
 

@@ -212,10 +212,10 @@ def find_thresholds(
     ``margin``; the CTC confidence may not be below that of any utterance with CTC
     output. Utterances flagged by these limits are decoded again, and the CTC weight
     that ranks their candidates with the fewest errors is chosen. An output is withheld
-    if its speech is in the task's language with a lower probability than all of the set
-    (:func:`least_language_probability`), or without that limit if its negative log
+    if its speech is in the task's language with a lower probability than that of
+    :func:`least_language_probability`, or without that limit if its negative log
     probability per second exceeds that of the best candidate of every utterance of the
-    set: none of the set is withheld, and of n similar utterances seldom more than
+    set: then none of the set is withheld, and of n similar utterances seldom more than
     3 n / (size of the set). With fewer than ``LEAST_TO_WITHHOLD`` examples of a task
     none of its outputs is.
 
@@ -274,14 +274,16 @@ def find_thresholds(
 def least_language_probability(found: Sequence[float | None]) -> float | None:
     """Return the limit of the probability that speech is in its task's language.
 
-    It is the least of the set. None where that is unknown, of less than
-    ``LEAST_TO_WITHHOLD`` utterances, or at most one half: a decoder that prefers
-    another language for speech of the set does not know its languages.
+    It is the least of the set but for one in fifty: a single letter can sound like
+    another language. None where that is unknown, of less than ``LEAST_TO_WITHHOLD``
+    utterances, or at most one half: a decoder that prefers another language for speech
+    of the set does not know its languages.
     """
-    known = [value for value in found if value is not None]
-    if len(known) < max(len(found), LEAST_TO_WITHHOLD) or min(known) <= 0.5:
+    known = sorted(value for value in found if value is not None)
+    if len(known) < max(len(found), LEAST_TO_WITHHOLD):
         return None
-    return math.floor(1000 * min(known)) / 1000
+    least = known[len(known) // 50]
+    return math.floor(1000 * least) / 1000 if least > 0.5 else None
 
 
 def measure_reference(

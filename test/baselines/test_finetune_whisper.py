@@ -12,6 +12,7 @@ import pytest
 import soundfile
 import tiny_baselines
 import torch
+from safetensors.torch import load_file
 from tiny_models import write_tiny_hubert
 
 from speechllm.audio.io import load_audio
@@ -131,6 +132,45 @@ def test_loss_falls_and_the_folder_is_decoded(tiny_decoder, examples, tmp_path, 
     assert run_baseline(tuned, examples, decoded) == 2
     assert read_table(decoded / "text").keys() == tasks.keys()
     assert list(output.glob("tmp*")) == []
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_weights_are_averaged_with_the_pretrained_ones(
+    tiny_decoder, examples, tmp_path, tuning
+):
+    """Compare with the weights of the same training, and with their validation."""
+    weights, results = {}, {}
+    for share in (0.0, 0.25):
+        folder = tmp_path / f"share_{share}"
+        options = FinetuneOptions(
+            tuning, lr=0.01, epochs=8, batch_size=2, pretrained_share=share
+        )
+        results[share] = finetune_whisper(
+            tiny_decoder, examples, examples, folder, options
+        )
+        weights[share] = load_file(folder / "model.safetensors")
+    pretrained = load_file(tiny_decoder / "model.safetensors")
+    changed = 0
+    for name, tuned in weights[0.0].items():
+        expected = 0.25 * pretrained[name].float() + 0.75 * tuned.float()
+        torch.testing.assert_close(
+            weights[0.25][name].float(),
+            expected,
+            rtol=2e-3,
+            atol=1e-3,  # float16
+        )
+        changed += not torch.equal(weights[0.25][name], tuned)
+    assert changed > 10
+    assert "averaged" not in results[0.0]
+    averaged = results[0.25]["averaged"]
+    system = Whisper(tiny_decoder)
+    system.load()
+    data = read_examples(examples, system, {})
+    inputs = [e.wave for e in data], [e.labels for e in data]
+    loss, accuracy = plain_validation(tmp_path / "share_0.25", *inputs, seconds=4)
+    # the Trainer averages over examples of batches of two
+    assert loss == pytest.approx(averaged["loss"], abs=0.3)
+    assert accuracy == pytest.approx(averaged["accuracy"], abs=0.08)
 
 
 def test_labels_are_those_of_pretraining(tiny_decoder, examples):
@@ -263,7 +303,9 @@ def test_options_come_from_a_file_and_the_model_from_a_training_config(
     training.write_text(f"encoder_conf: {{model: {tiny_decoder}}}\n")
     arguments = ["--model", str(training), "--examples", str(examples)]
     arguments += ["--valid", str(examples), "--output", str(tmp_path / "model")]
+    config.write_text(config.read_text() + "pretrained_share: 0.3\n")
     main([*arguments, "--config", str(config), "--epochs", "1"])
+    assert "averaged with the pretrained weights" in capsys.readouterr().out
     settings = json.loads((tmp_path / "model/finetuning.json").read_text())["settings"]
     assert (settings["epochs"], settings["batch_size"]) == (1, 3)
     assert settings["lr"] == 6e-4

@@ -177,6 +177,8 @@ def test_the_limit_is_the_least_of_the_development_set(model, speech, monkeypatc
         ([0.9876, *[0.99] * 19], 0.987),
         ([0.99] * 19, None),  # too few
         ([0.5, *[0.99] * 19], None),  # the decoder may prefer another language
+        ([0.1, *[0.99] * 48], None),
+        ([0.99, 0.1, 0.7654, *[0.99] * 47], 0.765),  # but for one of fifty
         ([None, *[0.99] * 20], None),
         ([], None),
     ],
