@@ -156,6 +156,7 @@ def test_the_limit_is_the_least_of_the_development_set(model, speech, monkeypatc
     from speechllm.data.examples import Example
 
     monkeypatch.setattr(tuning, "LEAST_TO_WITHHOLD", 2)
+    monkeypatch.setattr(tuning, "MOST_CERTAIN", 1.0)
     examples = [
         Example("a", speech["en"], ENGLISH, "your message was too short"),
         Example("b", speech["en"][4000:], ENGLISH, "message was too short"),
@@ -174,7 +175,8 @@ def test_the_limit_is_the_least_of_the_development_set(model, speech, monkeypatc
 @pytest.mark.parametrize(
     ("probabilities", "limit"),
     [
-        ([0.9876, *[0.99] * 19], 0.987),
+        ([0.7896, *[0.99] * 19], 0.789),
+        ([0.99] * 20, 0.8),  # at most
         ([0.99] * 19, None),  # too few
         ([0.5, *[0.99] * 19], None),  # the decoder may prefer another language
         ([0.1, *[0.99] * 48], None),
