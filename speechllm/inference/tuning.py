@@ -276,10 +276,10 @@ def least_language_probability(found: Sequence[float | None]) -> float | None:
     """Return the limit of the probability that speech is in its task's language.
 
     It is the least of the set but for one in fifty, since a single letter can sound
-    like another language, and at most ``MOST_CERTAIN``: the set is too small to show how
-    uncertain short words are. None where that is unknown, of less than
-    ``LEAST_TO_WITHHOLD`` utterances, or at most one half: a decoder that prefers another
-    language for speech of the set does not know its languages.
+    like another language, and at most ``MOST_CERTAIN``: the set is too small to show
+    how uncertain short words are. None where that is unknown, of less than
+    ``LEAST_TO_WITHHOLD`` utterances, or at most one half: a decoder that prefers
+    another language for speech of the set does not know its languages.
     """
     known = sorted(value for value in found if value is not None)
     if len(known) < max(len(found), LEAST_TO_WITHHOLD):
