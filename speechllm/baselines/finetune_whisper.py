@@ -32,7 +32,7 @@ from speechllm.baselines.whisper import Whisper
 from speechllm.data.examples import read_utt2task
 from speechllm.data.kaldi_table import read_table
 from speechllm.models.speech_decoder import LONGEST, padded_samples
-from speechllm.pretrained.model_folder import model_fingerprint
+from speechllm.pretrained.model_folder import load_pretrained, model_fingerprint
 from speechllm.utils.errors import UserError, describe_error
 from speechllm.utils.folders import FolderKind, atomic_directory, require_output
 from speechllm.utils.io import write_json
@@ -210,9 +210,8 @@ def finetune_whisper(
 
 def average_weights(whisper: Any, folder: str | Path, share: float) -> None:
     """Average the weights with those in ``folder``, which get ``share``."""
-    pretrained = Whisper(folder)
-    pretrained.load()
-    weights = dict(pretrained.model.named_parameters())
+    pretrained = load_pretrained(type(whisper), folder, dtype=torch.float32)
+    weights = dict(pretrained.named_parameters())
     with torch.no_grad():
         for name, weight in whisper.named_parameters():
             weight.lerp_(weights[name].to(weight), share)
