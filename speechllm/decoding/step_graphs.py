@@ -24,19 +24,25 @@ logger = logging.getLogger(__name__)
 def supports_step_graphs(llm: LanguageModel) -> bool:
     """Return whether the steps of an LLM can be CUDA graphs.
 
-    It has weights on an NVIDIA GPU that are not quantised, and attention to all
-    positions, computed by PyTorch.
+    Its weights are on an NVIDIA GPU, whole or in bitsandbytes' 4 bits, and PyTorch
+    computes its attention, which is to all positions.
     """
     config, weights = llm.config, list(llm.causal_lm.parameters())
     layers = getattr(config, "layer_types", None)
     if layers is None and getattr(config, "sliding_window", None):
         return False
     return (
-        all(w.is_cuda and w.dtype.is_floating_point for w in weights)
+        all(w.is_cuda for w in weights)
+        and all(w.dtype.is_floating_point or is_4bit(w) for w in weights)
         and torch.version.hip is None
         and set(layers or ()) <= {"full_attention"}
         and config._attn_implementation in ("sdpa", "eager")
     )
+
+
+def is_4bit(weight: Tensor) -> bool:
+    """Return whether bitsandbytes quantised a weight to 4 bits."""
+    return getattr(weight, "quant_state", None) is not None
 
 
 class StepGraphs:

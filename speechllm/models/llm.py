@@ -423,10 +423,10 @@ def attention_implementation(name: str | None = None) -> str | None:
 def avoid_cudnn_attention() -> None:
     """Exclude cuDNN from scaled dot-product attention in this process.
 
-    It compiles a plan for each new shape, and batches of speech have many: 43 ms in a
-    forward pass on an H200, and on a B200 a second in a training step (FunASR's issue
-    3704). Of the kernels without plans, flash takes 1.1 times as long as cuDNN on an
-    H200, memory-efficient attention 1.8 times.
+    It compiles a plan for each new shape, and batches of speech have many: a training
+    step of HuBERT base with a new shape takes twice as long on an H200, and on a B200 a
+    second more (FunASR's issue 3704). Of the kernels without plans, flash takes 1.1
+    times as long as cuDNN on an H200, memory-efficient attention 1.8 times.
     """
     torch.backends.cuda.enable_cudnn_sdp(False)
 

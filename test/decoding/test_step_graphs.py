@@ -20,13 +20,14 @@ from speechllm.decoding.kv_cache import BeamKVCache
 from speechllm.decoding.options import SearchOptions
 from speechllm.decoding.step_graphs import StepGraphs, supports_step_graphs
 from speechllm.models.llm import LanguageModel
+from speechllm.models.quantization import quantize_layers
 
 SIZES = {
     "vocab_size": 40,
-    "hidden_size": 32,
+    "hidden_size": 64,  # bitsandbytes quantises blocks of 64
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
-    "intermediate_size": 48,
+    "intermediate_size": 64,
 }
 GROUPED = {**SIZES, "num_key_value_heads": 2}
 FAMILIES = {
@@ -61,7 +62,12 @@ def language_model(family: str, device: str = "cpu", attention: str = "sdpa"):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_hypotheses_are_those_of_usual_steps(family, name, device):
     """Rows join and leave, and buffers are replaced."""
-    llm = language_model(family, device)
+    check_hypotheses(language_model(family, device), SEARCHES[name])
+
+
+def check_hypotheses(llm: LanguageModel, options: SearchOptions) -> None:
+    """Search with usual steps and with those of fixed shape, and compare."""
+    device = llm.causal_lm.device
     sizes = [3, 9, 4, 30, 5, 6, 1]
     prompts = [random_prompt(llm, n, n).to(device) for n in sizes]
     limits = [200, 2, 30, 8, 5, 1, 12]
@@ -73,7 +79,7 @@ def test_hypotheses_are_those_of_usual_steps(family, name, device):
                     llm,
                     prompts,
                     limits,
-                    SEARCHES[name],
+                    options,
                     None,
                     None,
                     sizes,
@@ -135,6 +141,19 @@ def test_only_full_attention_on_a_gpu_is_supported():
     llm = LanguageModel(window, "frozen", tokenizer=language_model("gpt2").tokenizer)
     weight = llm.causal_lm.get_input_embeddings().weight
     assert weight.device.type == "cpu" and not supports_step_graphs(llm)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["greedy", "beam"])
+def test_an_llm_in_4_bits_has_graphs(name):
+    """Of its layers in float32, so that the order of sums cannot change a text."""
+    llm = language_model("llama", "cuda")
+    quantize_layers(llm.causal_lm)
+    for layer in llm.causal_lm.modules():
+        if hasattr(layer, "compute_dtype"):
+            layer.compute_dtype = torch.float32
+    assert supports_step_graphs(llm)
+    check_hypotheses(llm, SEARCHES[name])
 
 
 @pytest.mark.gpu
