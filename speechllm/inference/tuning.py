@@ -43,7 +43,8 @@ WEIGHTS = (0.5, 0.7, 0.3, 0.9)  # CTC weights tried in ranking the candidates
 #: Enough examples of a task to withhold improbable texts: the highest cost of n of them
 #: is exceeded by 1 / (n + 1) of similar utterances on average.
 LEAST_TO_WITHHOLD = 20
-MOST_CERTAIN = 0.8  # most that is asked of the probability of a language
+LANGUAGE_PROBABILITY = 0.5  # more than all other languages together
+KNOWN_LANGUAGE = 0.9  # least share of the set with more than that
 MOST_CANDIDATES = 1000  # of a pooled n-best list that weights are fitted to
 #: Hypotheses of the first search by the name of the example, to search only once.
 NBests = dict[str, list[Hypothesis]]
@@ -275,17 +276,16 @@ def find_thresholds(
 def least_language_probability(found: Sequence[float | None]) -> float | None:
     """Return the limit of the probability that speech is in its task's language.
 
-    It is the least of the set but for one in fifty, since a single letter can sound
-    like another language, and at most ``MOST_CERTAIN``: the set is too small to show
-    how uncertain short words are. None where that is unknown, of less than
-    ``LEAST_TO_WITHHOLD`` utterances, or at most one half: a decoder that prefers
-    another language for speech of the set does not know its languages.
+    It is one half, since a decoder is certain of the language of most speech, but not
+    of single letters and names. None where the probability is unknown, of less than
+    ``LEAST_TO_WITHHOLD`` utterances, or where less than ``KNOWN_LANGUAGE`` of the set
+    are above one half: such a decoder does not know the languages.
     """
-    known = sorted(value for value in found if value is not None)
+    known = [value for value in found if value is not None]
     if len(known) < max(len(found), LEAST_TO_WITHHOLD):
         return None
-    least = min(known[len(known) // 50], MOST_CERTAIN)
-    return math.floor(1000 * least) / 1000 if least > 0.5 else None
+    sure = sum(value > LANGUAGE_PROBABILITY for value in known)
+    return LANGUAGE_PROBABILITY if sure >= KNOWN_LANGUAGE * len(known) else None
 
 
 def measure_reference(

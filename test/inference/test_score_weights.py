@@ -33,7 +33,7 @@ def test_the_model_that_knows_best_gets_the_weight():
     assert fitted.decoder > 0.5
     assert fitted.made_from == "one utterance"
     right_by_ctc = [[ScoredText(-1.0, -9.0, -1.0, 2), ScoredText(-9.0, -1.0, -9.0, 0)]]
-    assert fit_score_weights(right_by_ctc).ctc > 0.5
+    assert fit_score_weights(right_by_ctc).ctc >= 0.5
     right_by_llm = [[ScoredText(-9.0, -1.0, -1.0, 2), ScoredText(-1.0, -9.0, -9.0, 0)]]
     fitted = fit_score_weights(right_by_llm)
     assert fitted.ctc + fitted.decoder < 0.5
@@ -49,17 +49,34 @@ texts = st.builds(ScoredText, numbers, numbers, numbers, st.integers(0, 5))
 
 
 @given(st.lists(st.lists(texts, min_size=1, max_size=4), min_size=1, max_size=4))
-def test_no_other_weights_on_the_grid_make_fewer_errors(pools):
+def test_no_weights_nearer_to_the_usual_ones_make_as_few_errors(pools):
     def errors(weights):
         return sum(max(pool, key=lambda t: t.score(weights)).errors for pool in pools)
 
-    fitted = fit_score_weights(pools)
+    def distance(weights):
+        steps = (weights.decoder - usual.decoder, weights.ctc - usual.ctc)
+        return sum(round(STEPS * step) ** 2 for step in steps)
+
+    usual, fitted = ScoreWeights(), fit_score_weights(pools)
     tried = [
         ScoreWeights(a / STEPS, b / STEPS)
         for a in range(STEPS + 1)
         for b in range(STEPS + 1 - a)
     ]
-    assert errors(fitted) == min(map(errors, tried))
+    least = min(map(errors, tried))
+    assert errors(fitted) <= least + least**0.5
+    for weights in tried:
+        if errors(weights) <= least + least**0.5:
+            assert distance(weights) >= distance(fitted)
+
+
+@pytest.mark.parametrize(("utterances", "usual"), [(4, True), (5, False)])
+def test_few_errors_do_not_change_the_weights(utterances, usual):
+    """Four errors with the LLM alone; the usual weights make 2 or 3 more: 2 = √4."""
+    wrong_anyway = [[ScoredText(-1.0, -1.0, -1.0, 4)]]
+    right_by_llm = [ScoredText(-9.0, -1.0, -1.0, 1), ScoredText(-1.0, -9.0, -9.0, 0)]
+    fitted = fit_score_weights([*wrong_anyway, *[right_by_llm] * (utterances - 2)])
+    assert (fitted == ScoreWeights()) is usual
 
 
 def test_no_recognition_is_an_error():
@@ -104,7 +121,7 @@ def test_options_take_the_weights_of_the_model(tiny_model, tmp_path):
 
     model = load()
     options = model.options(given)
-    assert (options.rescore_decoder_weight, options.rescore_ctc_weight) == (0.5, 0.2)
+    assert (options.rescore_decoder_weight, options.rescore_ctc_weight) == (0.8, 0.1)
     write_score_weights(ScoreWeights(0.3, 0.1), folder)
     model = load()
     options = model.options(given)
