@@ -16,6 +16,7 @@ from torch import Tensor
 
 from speechllm.decoding.kv_cache import BeamKVCache
 from speechllm.models.llm import LanguageModel
+from speechllm.models.quantization import is_4bit
 
 SPARE = 128  # positions that a full buffer grows by; new buffers need new graphs
 logger = logging.getLogger(__name__)
@@ -38,11 +39,6 @@ def supports_step_graphs(llm: LanguageModel) -> bool:
         and set(layers or ()) <= {"full_attention"}
         and config._attn_implementation in ("sdpa", "eager")
     )
-
-
-def is_4bit(weight: Tensor) -> bool:
-    """Return whether bitsandbytes quantised a weight to 4 bits."""
-    return getattr(weight, "quant_state", None) is not None
 
 
 class StepGraphs:

@@ -34,6 +34,11 @@ def quantize_layers(causal_lm: nn.Module) -> None:
     check_cpu_layers(causal_lm)
 
 
+def is_4bit(weight: torch.Tensor) -> bool:
+    """Return whether bitsandbytes quantised a weight to 4 bits."""
+    return getattr(weight, "quant_state", None) is not None
+
+
 def check_cpu_layers(causal_lm: nn.Module) -> None:
     """Work around defects of bitsandbytes' CPU kernels (0.50.2).
 
