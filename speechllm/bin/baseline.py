@@ -82,7 +82,7 @@ def get_parser() -> argparse.ArgumentParser:
             default=1,
             help="hypotheses in the beam, 1 is greedy search [1]",
         )
-        add_device_flag(system)
+        add_device_flag(system, "auto")
         add(
             "--dtype",
             default="float32",
