@@ -91,12 +91,11 @@ def _check_tokenizer(source: Path, fields: dict[str, Any]) -> None:
     Raises:
         UserError: it is unknown.
     """
-    from transformers.integrations.gguf.gguf_tokenizer_mapping import (
-        GGUF_PRE_TOKENIZER_SPLITS,
-    )
+    from transformers.integrations.gguf import gguf_tokenizer_mapping
 
     split = fields.get("tokenizer.ggml.pre", "gpt-2")
-    known = {"gpt-2", *GGUF_PRE_TOKENIZER_SPLITS}
+    # transformers 5.17 has no such table, and splits all as GPT-2.
+    known = {"gpt-2", *getattr(gguf_tokenizer_mapping, "GGUF_PRE_TOKENIZER_SPLITS", ())}
     if fields.get("general.architecture") == "llama":
         known.add(_SMOLLM)
     if fields.get("tokenizer.ggml.model") == "gpt2" and split not in known:

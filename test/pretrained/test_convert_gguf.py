@@ -262,6 +262,19 @@ def test_gemma_is_read_by_transformers(tmp_path):
     assert back.config.eos_token_id == 1 and back.config.rms_norm_eps == 1e-6
 
 
+def test_transformers_5_17_converts_smollm_but_no_split_of_its_own(
+    small_llama, tmp_path, monkeypatch
+):
+    from transformers.integrations.gguf import gguf_tokenizer_mapping
+
+    monkeypatch.delattr(gguf_tokenizer_mapping, "GGUF_PRE_TOKENIZER_SPLITS")
+    convert_gguf(write_gguf(tmp_path / "a.gguf", small_llama), tmp_path / "a")
+    assert (tmp_path / "a" / "tokenizer.json").exists()
+    path = write_gguf(tmp_path / "b.gguf", small_llama, pre="llama-bpe")
+    with pytest.raises(UserError, match="splits text as 'llama-bpe', which transf"):
+        convert_gguf(path, tmp_path / "b")
+
+
 def test_unsupported_models_are_rejected(small_llama, tmp_path):
     path = write_gguf(tmp_path / "a.gguf", small_llama, architecture="gptj")
     with pytest.raises(UserError, match="a.gguf: transformers cannot read it.*gptj"):
