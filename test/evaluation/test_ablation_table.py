@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import yaml
+from training_log import log_training
 
 from speechllm.bin.ablation_table import main
 from speechllm.evaluation.ablation_table import describe, minutes
@@ -42,7 +43,7 @@ def write(path, table):
     path.write_text("".join(f"{key} {value}\n" for key, value in table.items()))
 
 
-def test_lines_have_scores_p_values_and_minutes(tmp_path):
+def test_lines_have_scores_p_values_accuracies_and_minutes(tmp_path):
     names = [f"u{number:02}-asr-nl" for number in range(20)]
     examples = tmp_path / "examples"
     write(examples / "text", dict.fromkeys(names, "een twee drie vier"))
@@ -57,6 +58,8 @@ def test_lines_have_scores_p_values_and_minutes(tmp_path):
         score_decode_dir(examples, folder)
         config = {"bridge": "convolution", "llm": "causal_lm", "model_conf": {}}
         (tmp_path / "exp" / system / "config.yaml").write_text(yaml.safe_dump(config))
+    accuracies = [{"acc": value} for value in (0.25, 0.375, 0.3125)]
+    log_training(tmp_path / "exp/other/tensorboard", [[{"loss": 1.0}]] * 3, accuracies)
     (tmp_path / "exp" / "other" / "seconds").write_text("90\n60\n")
     output = tmp_path / "ABLATIONS.md"
     main([
@@ -64,12 +67,14 @@ def test_lines_have_scores_p_values_and_minutes(tmp_path):
         "--compare_with", "conv", "--output", str(output),
     ])  # fmt: skip
     lines = output.read_text().splitlines()
-    assert lines[2].endswith("| WER | CER | CTC CER | p of WER (conv) | minutes |")
+    assert lines[2].endswith(
+        "| CTC CER | p of WER (conv) | different texts | dev accuracy | minutes |"
+    )
     assert lines[4].startswith("| conv | convolution | no | LoRA | trained | nl | 2.5")
-    assert lines[4].endswith(" | – | – | – |")
+    assert lines[4].endswith(" | – | – | 2 of 20 | – | – |")
     assert lines[5].startswith("| none | not run | – |")
     assert lines[6].startswith("| other | ") and " | 22.5 ± " in lines[6]
-    assert lines[6].endswith(" | – | 0.001 | 2.5 |")
+    assert lines[6].endswith(" | – | 0.001 | 2 of 20 | 37.5 % | 2.5 |")
     assert "20 utterances, 80 reference words" in lines[8]
 
 

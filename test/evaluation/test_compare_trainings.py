@@ -6,6 +6,7 @@ import struct
 
 import pytest
 import yaml
+from training_log import log_training
 
 from speechllm.bin.compare_trainings import main
 from speechllm.evaluation.compare_trainings import read_training
@@ -20,34 +21,22 @@ def write_training(folder, rate, valid, criterion="acc", mode="max"):
         rate: learning rate.
         valid: {"loss": per epoch, criterion: per epoch}.
     """
-    from espnet2.train.reporter import Reporter
-    from torch.utils.tensorboard import SummaryWriter
-
     folder.mkdir(parents=True)
     config = {
         "optim_conf": {"lr": rate},
         "best_model_criterion": [["valid", criterion, mode]],
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    writers = {
-        split: SummaryWriter(str(folder / "tensorboard" / split))
-        for split in ("train", "valid")
-    }
-    reporter = Reporter()
-    for epoch in range(1, len(valid["loss"]) + 1):
-        reporter.set_epoch(epoch)
-        with reporter.observe("train") as observed:
-            for norm, clip in ((2.0 * epoch, 0.0), (4.0 * epoch, 100.0)):
-                values = {"loss": 8.0 / epoch, "grad_norm": norm, "clip": clip}
-                observed.register(values)
-                observed.next()
-        with reporter.observe("valid") as observed:
-            observed.register({name: of[epoch - 1] for name, of in valid.items()})
-            observed.next()
-        for split, writer in writers.items():
-            reporter.tensorboard_add_scalar(writer, key1=split)
-    for writer in writers.values():
-        writer.close()
+    epochs = range(1, len(valid["loss"]) + 1)
+    train = [
+        [
+            {"loss": 8.0 / epoch, "grad_norm": norm * epoch, "clip": clip}
+            for norm, clip in ((2.0, 0.0), (4.0, 100.0))
+        ]
+        for epoch in epochs
+    ]
+    after = [{name: of[epoch - 1] for name, of in valid.items()} for epoch in epochs]
+    log_training(folder / "tensorboard", train, after)
 
 
 def test_table_and_picture_by_learning_rate(tmp_path, capsys):

@@ -72,10 +72,13 @@ def test_rows_become_lines_of_the_table_and_a_rerun_resumes(
         "encoder_frozen": ["convolution", "no", "fine-tuned", "frozen", "nl"],
     }
     for row in ROWS:
-        wer, cer, cer_ctc, p, minutes = found[row][5:]
+        wer, cer, cer_ctc, p, texts, accuracy, minutes = found[row][5:]
         for cell in (wer, cer, cer_ctc):
             assert re.fullmatch(r"\d+\.\d+ ± \d+\.\d+", cell), (row, cell)
         assert p == "–" if row == "conv" else 0 < float(p) <= 1
+        assert re.fullmatch(r"[1-9]\d* of [1-9]\d*", texts), (row, texts)
+        expected = "–" if row == "ctc" else r"\d+\.\d %"
+        assert re.fullmatch(expected, accuracy), (row, accuracy)
         assert float(minutes) > 0
     config = read_yaml(folder / "exp/ablations_tiny/removal_ctc/config.yaml")
     assert config["bridge_conf"] == {"mode": "remove"}
