@@ -105,7 +105,7 @@ class PretrainedSystem(Baseline):
         dtype: str = "float32",
     ):
         from speechllm.inference.loading import choose_device
-        from speechllm.models.llm import resolve_dtype
+        from speechllm.models.precision import resolve_dtype
         from speechllm.pretrained.resolve import resolve_model
 
         device = choose_device(device)

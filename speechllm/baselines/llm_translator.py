@@ -198,7 +198,8 @@ class LLMTranslator(TextTranslator):
         from safetensors.torch import save
         from transformers import get_cosine_schedule_with_warmup
 
-        from speechllm.models.llm import LanguageModel, resolve_dtype
+        from speechllm.models.llm import LanguageModel
+        from speechllm.models.precision import resolve_dtype
 
         random.seed(1)
         torch.manual_seed(1)

@@ -14,7 +14,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from speechllm.models.llm import resolve_dtype
+from speechllm.models.precision import resolve_dtype
 
 if TYPE_CHECKING:
     from torch import Tensor

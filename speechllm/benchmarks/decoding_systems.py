@@ -302,8 +302,8 @@ def random_nue_asr(content: DecodingSet) -> NueASRModel:
     """
     import torch
 
-    from speechllm.models.llm import resolve_dtype
     from speechllm.models.nue_asr import NueASRConfig, NueASRModel
+    from speechllm.models.precision import resolve_dtype
 
     audio, llm = RANDOM[content.model]
     torch.manual_seed(1)

@@ -22,7 +22,7 @@ from speechllm.models.config import (
     read_config,
 )
 from speechllm.models.hubert_encoder import HubertEncoder
-from speechllm.models.llm import LanguageModel, resolve_dtype
+from speechllm.models.llm import LanguageModel
 from speechllm.models.nue_asr import (
     GENERATION,
     PREFIX,
@@ -31,6 +31,7 @@ from speechllm.models.nue_asr import (
     load_feature_extractor,
     read_weights,
 )
+from speechllm.models.precision import resolve_dtype
 from speechllm.models.quantization import quantization_obstacle, quantize_layers
 from speechllm.models.speech_decoder import FOLDER as FIRST_PASS
 from speechllm.models.speech_decoder import SpeechDecoder, has_speech_decoder
@@ -131,7 +132,7 @@ def load_model(
         dtype: of the weights. ``4bit``: those of the LLM's linear layers but the head
             are in 4 bits (:class:`~speechllm.models.llm.LanguageModel`), with their
             adapters as separate layers; all else in that of
-            :func:`~speechllm.models.llm.resolve_dtype`.
+            :func:`~speechllm.models.precision.resolve_dtype`.
         strict: as for :func:`verify_pretrained`.
 
     Returns:

@@ -18,6 +18,7 @@ from speechllm.models.adaptation import (
     transformer_layers,
 )
 from speechllm.models.encoder import length_mask
+from speechllm.models.precision import resolve_dtype
 from speechllm.models.quantization import check_cpu_layers, quantization_obstacle
 from speechllm.pretrained.model_folder import (
     NO_CODE,
@@ -49,7 +50,7 @@ class LanguageModel(nn.Module):
         lora: options of ``peft.LoraConfig`` (``r``, ``lora_alpha``, ``lora_dropout``,
             ``target_modules``; all linear layers by default).
         dtype: precision of the frozen weights: ``"float32"``, ``"bfloat16"``, or
-            ``"auto"``: bfloat16 if the hardware multiplies it. They keep it when a
+            ``"auto"``: bfloat16 if it is the faster one. They keep it when a
             trainer casts the whole model. ``"4bit"``, for ``decoding``: those of
             ``qlora``, and the rest in the precision of :func:`resolve_dtype`.
         random_init: build the architecture from its config, without its weights.
@@ -474,26 +475,3 @@ def load_quantized_llm(
             causal_lm, use_gradient_checkpointing=False
         )
     return load_llm_tokenizer(model), causal_lm
-
-
-def resolve_dtype(name: str) -> torch.dtype:
-    """Convert ``float32``, ``bfloat16``, ``float16``, ``auto`` or ``4bit`` to a dtype.
-
-    ``auto`` is bfloat16 if the hardware multiplies it, else float32. With ``4bit`` it
-    is that of all that is not quantised: bfloat16 if there is a GPU, else float32.
-
-    Raises:
-        ValueError: another name.
-    """
-    if name == "4bit":
-        return torch.bfloat16 if torch.cuda.is_available() else torch.float32
-    if name != "auto":
-        if name not in ("float32", "bfloat16", "float16"):
-            raise ValueError(f"dtype {name!r}: float32, bfloat16, float16 or auto")
-        return getattr(torch, name)
-    if torch.cuda.is_available():
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:  # PyTorch for macOS has no oneDNN
-        fast = torch.backends.mkldnn.is_available()
-        fast = fast and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return torch.bfloat16 if fast else torch.float32

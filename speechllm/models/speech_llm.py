@@ -22,7 +22,8 @@ from speechllm.models.ctc import CTC, ctc_options
 from speechllm.models.distributed_mean import divisors
 from speechllm.models.encoder import SpeechEncoder
 from speechllm.models.encoders import ENCODERS
-from speechllm.models.llm import LanguageModel, resolve_dtype
+from speechllm.models.llm import LanguageModel
+from speechllm.models.precision import resolve_dtype
 from speechllm.pretrained.checkpoint import require_finite
 from speechllm.pretrained.model_folder import check_files, weight_files
 from speechllm.pretrained.resolve import resolve_model
@@ -107,7 +108,7 @@ class SpeechLLM(nn.Module):
         label_smoothing: probability mass spread over the vocabulary.
         feature_dropout: dropout on the features in training.
         autocast: precision of matrix products in training: ``"float32"``,
-            ``"bfloat16"``, or ``"auto"``: bfloat16 if the hardware multiplies it.
+            ``"bfloat16"``, or ``"auto"``: bfloat16 if it is the faster one.
             Losses are always in float32, and decoding does not use it.
 
     Raises:

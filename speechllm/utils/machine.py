@@ -10,13 +10,23 @@ from pathlib import Path
 
 def cpu_name() -> str:
     """Return the model of the CPU, or its architecture where it is unknown."""
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def cpu_vendor() -> str:
+    """Return ``AuthenticAMD``, ``GenuineIntel``, …; empty where it is unknown."""
+    return _cpuinfo("vendor_id") or platform.processor().partition(", ")[2]
+
+
+def _cpuinfo(field: str) -> str:
+    """Return a field of Linux' description of the first CPU; empty without one."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
+            if line.startswith(field):
                 return line.split(":", 1)[1].strip()
     except (OSError, ValueError):
         pass
-    return platform.processor() or platform.machine()
+    return ""
 
 
 def machine() -> str:
