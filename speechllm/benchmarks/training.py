@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from speechllm.benchmarks.loss import METHODS, output_with_labels
 from speechllm.benchmarks.resources import MEBIBYTE, PeakMemory, measure_in_process
+from speechllm.utils.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,14 +68,21 @@ class TrainingCost:
 
 
 def training_report(steps: TrainingSteps) -> str:
-    """Measure each method on the same batches and return a table with a heading."""
-    padding = padding_share(training_options(steps.config))
+    """Measure each method on the same batches and return a table with a heading.
+
+    Raises:
+        UserError: the training has no LLM, as a warm-up.
+    """
+    options = training_options(steps.config)
+    if not options.llm:
+        raise UserError(f"{steps.config}: no LLM, so there is no loss to compare")
+    padding = padding_share(options)
     costs = {
         method: measure_in_process("train", method, steps, TrainingCost)
         for method in METHODS
     }
     heading = f"{steps.config}, {steps.device}: {steps.steps} steps"
-    if training_options(steps.config).multiple_iterator:
+    if options.multiple_iterator:
         heading += ", of the first split of the tables"
     return f"{heading}\n\n{training_table(costs, padding)}"
 

@@ -261,6 +261,13 @@ def test_both_methods_train_alike(training):
     assert "× the speed" in table.splitlines()[-1]
 
 
+def test_a_training_without_an_llm_is_an_error(training):
+    content = yaml.safe_load(training.read_text())
+    training.write_text(yaml.safe_dump({**content, "bridge": None, "llm": None}))
+    with pytest.raises(UserError, match="config.yaml: no LLM, so there is no loss"):
+        main(["train", "--config", str(training)])
+
+
 def test_training_in_separate_processes(training, capsys, monkeypatch):
     """ESPnet's own parser does not read the benchmark's arguments."""
     arguments = ["train", "--config", str(training), "--steps", "1"]

@@ -1,11 +1,10 @@
-"""The ablations of Fish Fillets: rows of tiny models, resumed, in one table."""
+"""The ablations on English prompts: rows of tiny models, resumed, in one table."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
 
-import fillets_corpus
 import pytest
 import yaml
 from recipe_clone import clone, run, train_two_steps
@@ -33,14 +32,14 @@ def table(folder) -> dict[str, list[str]]:
 
 @pytest.mark.slow
 def test_rows_become_lines_of_the_table_and_a_rerun_resumes(
-    tmp_path, environment, tiny_whisper, tiny_llm
+    tmp_path, environment, asterisk_dir, tiny_whisper, tiny_llm
 ):
-    folder = clone(tmp_path / "clone", "fillets") / "fillets" / "speechllm1"
-    corpus = fillets_corpus.write_corpus(tmp_path / "corpus", keys=2)
+    folder = clone(tmp_path, "mini_asterisk") / "mini_asterisk" / "speechllm1"
     for name in ("ablation", "ablation_ctc"):
         train_two_steps(folder / "conf" / f"{name}.yaml", tiny_whisper, tiny_llm)
     (folder / "conf/ablation_decode.yaml").write_text(yaml.safe_dump(DECODING))
-    words = ["local/ablations.sh", "--tiny", "true", "--fillets_dir", str(corpus)]
+    words = ["local/ablations.sh", "--tiny", "true"]
+    words += ["--asterisk_dir", str(asterisk_dir)]
     words += ["--nj", "1", "--ngpu", "0"]
     done = run(folder, *words, "--rows", "conv removal_ctc", env=environment)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
@@ -64,12 +63,12 @@ def test_rows_become_lines_of_the_table_and_a_rerun_resumes(
     settings = {row: cells[:5] for row, cells in found.items() if cells[0] != "not run"}
     top = "top 2 layers"
     assert settings == {
-        "ctc": ["–", "yes", "–", top, "nl"],
-        "conv": ["convolution", "no", "fine-tuned", top, "nl"],
-        "removal_ctc": ["CTC removal", "yes", "fine-tuned", top, "nl"],
-        "llm_random": ["convolution", "no", "random", top, "nl"],
-        "llm_lora": ["convolution", "no", "LoRA", top, "nl"],
-        "encoder_frozen": ["convolution", "no", "fine-tuned", "frozen", "nl"],
+        "ctc": ["–", "yes", "–", top, "en"],
+        "conv": ["convolution", "no", "fine-tuned", top, "en"],
+        "removal_ctc": ["CTC removal", "yes", "fine-tuned", top, "en"],
+        "llm_random": ["convolution", "no", "random", top, "en"],
+        "llm_lora": ["convolution", "no", "LoRA", top, "en"],
+        "encoder_frozen": ["convolution", "no", "fine-tuned", "frozen", "en"],
     }
     for row in ROWS:
         wer, cer, cer_ctc, p, texts, accuracy, minutes = found[row][5:]
@@ -87,7 +86,7 @@ def test_rows_become_lines_of_the_table_and_a_rerun_resumes(
 
 
 def test_unknown_rows_are_named(tmp_path):
-    folder = clone(tmp_path, "fillets") / "fillets" / "speechllm1"
+    folder = clone(tmp_path, "mini_asterisk") / "mini_asterisk" / "speechllm1"
     done = run(folder, "local/ablations.sh", "--rows", "conv x")
     assert done.returncode == 1
     assert "--rows: no row 'x'; there are: ctc conv" in done.stderr

@@ -1,32 +1,28 @@
 #!/usr/bin/env bash
-# The ablations of Nue-ASR (Hono et al. 2024, arXiv 2312.03668) in small, on real speech:
-# bridges with and without CTC loss, tuning of the LLM, frozen or trained encoder. Writes
-# exp/ABLATIONS.md after each row. A re-run resumes and skips finished rows.
+# The ablations of Nue-ASR (Hono et al. 2024, arXiv 2312.03668) in small, on the English
+# prompts: bridges with and without CTC loss, tuning of the LLM, frozen or trained encoder.
+# Writes exp/ABLATIONS.md after each row. A re-run resumes and skips finished rows.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-src_lang="nl"
 rows=
 tiny=false
-fillets_dir=
+asterisk_dir=
 all="ctc conv conv_ctc removal removal_ctc averaging averaging_ctc llm_frozen llm_lora llm_random encoder_frozen"
 help_message="Usage: local/ablations.sh [options] [options of run.sh, such as --ngpu 1 or --nj 4]
 Trains and tests each row of the table of ablations, at most 20 minutes a row on two
-cores, and writes exp/ABLATIONS.md (with another language or --tiny, exp/ABLATIONS_….md).
+cores, and writes exp/ABLATIONS.md (with --tiny, exp/ABLATIONS_tiny.md).
 Options [default]:
-  --src_lang LANG     spoken language, nl or cs [${src_lang}]
   --rows \"NAME …\"     rows to run, after ctc, from which all are initialised [${all}]
-  --tiny BOOL         run all rows in minutes, on a few utterances and batches [${tiny}]
-  --fillets_dir DIR   unpacked packages [FILLETS in db.sh]"
+  --tiny BOOL         run all rows in minutes, on a few prompts and batches [${tiny}]
+  --asterisk_dir DIR  unpacked sound and text packages [ASTERISK in db.sh]"
 pass_to=./run.sh
 . utils/parse_options.sh
 
-case ${src_lang} in cs | nl) ;; *) fail "--src_lang takes cs or nl, not '${src_lang}'" ;; esac
-choice=
-[ "${src_lang}" = nl ] || choice=_${src_lang}
-"${tiny}" && choice+=_tiny
-exp=exp/ablations${choice}
-report=exp/ABLATIONS${choice}.md
+suffix=
+"${tiny}" && suffix=_tiny
+exp=exp/ablations${suffix}
+report=exp/ABLATIONS${suffix}.md
 
 # Arguments of each row's training: bridge, CTC loss, LLM and encoder. Parts trained from
 # random weights have the learning rate of conf/ablation.yaml; pretrained ones less.
@@ -60,9 +56,9 @@ for row in ${rows}; do
 done
 
 run() { # <options of run.sh …>
-    ./run.sh --src_lang "${src_lang}" --tgt_lang "" --joint false --tiny "${tiny}" \
-        --fillets_dir "${fillets_dir}" --datadir "data_ablations${choice}" \
-        --dumpdir "dump_ablations${choice}" --expdir "${exp}" --warmup_config "" \
+    ./run.sh --tiny "${tiny}" --asterisk_dir "${asterisk_dir}" --train_tasks asr:en \
+        --datadir "data_ablations${suffix}" --dumpdir "dump_ablations${suffix}" \
+        --expdir "${exp}" --warmup_config "" --first_pass_config "" \
         --inference_config conf/ablation_decode.yaml "${other_options[@]}" "$@"
 }
 table() { # write the table of the rows so far
@@ -109,7 +105,7 @@ run_row() { # <row>
 }
 
 . ./path.sh
-if [ ! -f "data_ablations${choice}/token_list/char/tokens.txt" ]; then
+if [ ! -f "data_ablations${suffix}/token_list/char/tokens.txt" ]; then
     run --stop_stage 5 --train_config conf/ablation.yaml
 fi
 run_row ctc
