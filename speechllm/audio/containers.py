@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
-from speechllm.audio.mpeg_frames import find_frame, walk_adts, walk_mpeg
+from speechllm.audio.mpeg_frames import find_frame, mpeg_seconds, walk_adts, walk_mpeg
 from speechllm.utils.errors import UserError
 
 _UNKNOWN_LENGTH = 0x7FFF0000  # from here on: sox and ffmpeg writing to a pipe
@@ -88,6 +88,15 @@ def check_container(path: str) -> Container:
         return _check(path, status.st_size, status.st_mtime_ns)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def seconds_by_frames(path: str) -> float | None:
+    """Return the length of an MP3 file by its frames; None for other files."""
+    with open(path, "rb") as stream:
+        data = FileBytes(stream.fileno())
+        if _find_check(data) is not _check_mpeg:
+            return None
+        return mpeg_seconds(data.read, data.size)
 
 
 @lru_cache(maxsize=1024)

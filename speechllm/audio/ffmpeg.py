@@ -338,6 +338,15 @@ def open_container(
             yield container
 
 
+def has_length(container: InputContainer) -> bool:
+    """Return whether a file's header or time stamps tell its length.
+
+    That of others FFmpeg estimates by the bit rate of the first frames.
+    """
+    formats = set(container.format.name.split(","))
+    return bool(formats & (_TIMED_FORMATS | _EXACT_FORMATS))
+
+
 def stated_seconds(path: str) -> float:
     """Return the length that a media file states, without decoding it.
 

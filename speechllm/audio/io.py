@@ -21,7 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-from speechllm.audio.ffmpeg import Block, ffmpeg_blocks, open_container
+from speechllm.audio.containers import seconds_by_frames
+from speechllm.audio.ffmpeg import Block, ffmpeg_blocks, has_length, open_container
 from speechllm.audio.reader import is_g722, open_recording, open_sound
 from speechllm.audio.signal_checks import (
     ChannelMixer,
@@ -265,8 +266,13 @@ def audio_info(source: str | Path) -> AudioInfo:
     return AudioInfo(seconds, rate, channels)
 
 
-def seconds_by_header(source: str | Path) -> float | None:
-    """Return the length in seconds that a file's header states; None without one."""
+def seconds_by_header(source: str | Path, estimated: bool = False) -> float | None:
+    """Return the length in seconds of a file without decoding it; None if unknown.
+
+    Args:
+        estimated: where the length is not stated, as in raw AAC, return FFmpeg's
+            estimate by the bit rate of the first frames, which can be far off.
+    """
     name = str(source)
     if not os.path.isfile(name):
         return None
@@ -277,7 +283,9 @@ def seconds_by_header(source: str | Path) -> float | None:
             with sound:
                 return sound.frames / sound.samplerate
         with open_container(name) as container:
-            return container.duration / av.time_base if container.duration else None
+            if estimated or has_length(container):
+                return container.duration / av.time_base if container.duration else None
+        return seconds_by_frames(name)
     return None
 
 

@@ -148,6 +148,23 @@ def walk_mpeg(read: Read, size: int) -> Frames:
     return Frames(count, stated, incomplete, first.samples / first.rate)
 
 
+def mpeg_seconds(read: Read, size: int) -> float:
+    """Return the length of a file by the number of frames, stated or counted.
+
+    The arguments are those of :func:`walk_mpeg`. The silence that the encoder adds at
+    both ends, some hundredths of a second, is part of it.
+    """
+    position = find_frame(read)
+    assert position is not None
+    first = parse_frame(read(position, 4))
+    assert first is not None
+    stated = _stated_frames(read(position, min(first.length, 256)))
+    if stated is not None:
+        return stated * first.samples / first.rate
+    frames = walk_mpeg(read, size)
+    return frames.count * frames.seconds_per_frame
+
+
 def walk_adts(read: Read, size: int) -> bool:
     """Follow the frames of an AAC file; return True if it ends within a frame."""
     position = 0

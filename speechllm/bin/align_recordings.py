@@ -55,6 +55,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from tqdm import tqdm
 
+    from speechllm.corpora.own_data.items import file_version
     from speechllm.corpora.own_data.source import measure, read_source, too_long
     from speechllm.inference.align_transcript import require_ctc
     from speechllm.inference.speech_to_text import SpeechToText
@@ -68,10 +69,13 @@ def main(argv: list[str] | None = None) -> None:
     with open_output(args.output, str(Path(args.model).absolute())) as (done, stream):
         bar = tqdm(items, "align", unit="utterance", mininterval=5)
         for item in bar:
-            if (item.audio, item.start, item.end, item.text) in done:
+            aligned = too_long(item, args.max_seconds)
+            version = file_version(item.audio)
+            place = (item.audio, item.start, item.end, item.text)
+            if (*place, aligned, version and tuple(version)) in done:
                 continue
             try:
-                if too_long(item, args.max_seconds):
+                if aligned:
                     row = align(model, item, options.language)
                     counts["aligned"] += 1
                 else:
@@ -81,6 +85,7 @@ def main(argv: list[str] | None = None) -> None:
                 counts["failed"] += 1
                 print(f"{item.origin}: not aligned: {error}", file=sys.stderr)
                 continue
+            row["file"] = version
             stream.write(json.dumps(row, ensure_ascii=False) + "\n")
             stream.flush()
     print(
@@ -119,7 +124,8 @@ def compare(model: SpeechToText, item: Item, language: str) -> dict[str, Any]:
 def open_output(path: Path, model: str) -> Iterator[tuple[set[tuple], IO[str]]]:
     """Open the output for more rows; yield the keys of its rows too.
 
-    A row that a kill cut off is removed. A file of another model is kept under the name
+    A key is audio, start, end, text, whether it was aligned, and the version of the
+    file. A row that a kill cut off is removed. A file of another model is kept under the name
     of :func:`~speechllm.utils.io.previous_name`.
 
     Raises:
@@ -148,10 +154,11 @@ def open_output(path: Path, model: str) -> Iterator[tuple[set[tuple], IO[str]]]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_open(path) as stream:
         stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    done = {
-        (row["audio"], row.get("start"), row.get("end"), row["text"])
-        for row in rows[1:]
-    }
+    done = set()
+    for row in rows[1:]:
+        place = (row["audio"], row.get("start"), row.get("end"), row["text"])
+        version = row.get("file")
+        done.add((*place, "segments" in row, version and tuple(version)))
     with open(path, "a", encoding="utf-8") as stream:
         yield done, stream
 

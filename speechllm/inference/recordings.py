@@ -79,7 +79,7 @@ class Recording:
         if self.problem is not None or not os.path.isfile(self.source):
             return None
         try:
-            seconds = seconds_by_header(self.source)
+            seconds = seconds_by_header(self.source, estimated=True)
         except Exception:  # it is for display only; reading reports the error
             return None
         if seconds is None or not math.isfinite(seconds) or seconds <= 0:

@@ -284,6 +284,35 @@ def test_stream_equals_loaded_recording(tmp_path, speech, suffix, rate):
         assert seconds_by_header(path) == pytest.approx(len(found) / RATE, abs=0.2)
 
 
+@pytest.mark.parametrize("quiet", ["first", "last"])
+@pytest.mark.parametrize("xing", ["0", "1"])
+def test_length_of_variable_bit_rates(tmp_path, quiet, xing):
+    """FFmpeg estimates it by the bit rate of the first frames."""
+    import av
+
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 6 * RATE)
+    noise[: 3 * RATE] = 0
+    samples = noise if quiet == "first" else noise[::-1]
+    options = {"bitrate_mode": "VARIABLE", "compression_level": 0.5}
+    encoded = write(tmp_path / "whole.mp3", samples, **options)
+    path = tmp_path / "a.mp3"
+    with (
+        av.open(encoded) as whole,
+        av.open(path, "w", options={"write_xing": xing}) as copy,
+    ):
+        stream = copy.add_stream_from_template(whole.streams.audio[0])
+        for packet in whole.demux():
+            if packet.dts is not None:
+                packet.stream = stream
+                copy.mux(packet)
+    assert seconds_by_header(path) == pytest.approx(6.0, abs=0.2)
+    if xing == "0":
+        assert abs(seconds_by_header(path, estimated=True) - 6.0) > 0.5
+    aac = encode_with_ffmpeg(tmp_path / "a.aac", samples, "aac")
+    assert seconds_by_header(aac) is None
+    assert audio_info(aac).seconds == pytest.approx(6.0, abs=0.2)
+
+
 def test_stream_of_a_kaldi_archive(tmp_path, speech):
     with kaldiio.WriteHelper(f"ark,scp:{tmp_path}/a.ark,{tmp_path}/a.scp") as writer:
         writer("one", (8000, (speech * 32768).astype(np.int16)))

@@ -20,10 +20,14 @@ from speechllm.corpora.own_data.checks import (
     check_utterances,
     foreign_letters,
 )
-from speechllm.corpora.own_data.items import ReadOptions, set_of_file
+from speechllm.corpora.own_data.items import ReadOptions, file_version, set_of_file
 from speechllm.corpora.own_data.manifest import read_manifest
 from speechllm.corpora.own_data.sets import make_ids
-from speechllm.corpora.own_data.source import read_source
+from speechllm.corpora.own_data.source import (
+    apply_alignments,
+    measure,
+    read_source,
+)
 from speechllm.corpora.own_data.splits import Member, split_members
 from speechllm.data.kaldi_table import read_dropped, read_table
 from speechllm.data.validation import validate_data_dir
@@ -170,6 +174,25 @@ def test_a_long_recording_needs_times(tmp_path):
     merged = {k: v for t in texts(tmp_path / "out").values() for k, v in t.items()}
     assert {"a long", "talk"} <= set(merged.values())
     assert "text does not fit the audio by CTC: 1 utterance:" in report
+    # a later row, or another version of the file, makes the row void
+    row["file"] = file_version(row["audio"])
+    later = {key: row[key] for key in ("audio", "text", "file")}
+    later |= {"start": None, "end": None, "ctc_error": 0.2}
+    for rows, kept in (([row], 2), ([row, later], 0), ([later, row], 2)):
+        path.write_text("".join(json.dumps(one) + "\n" for one in rows))
+        source = read_source(data, OPTIONS)
+        source.items = measure(source)
+        apply_alignments(source, path)
+        assert (
+            sum(
+                "talk.wav" in item.audio and item.start is not None
+                for item in source.items
+            )
+            == kept
+        )
+    write_wav(data / "talk.wav", 90.0)
+    apply_alignments(source := read_source(data, OPTIONS), path)
+    assert all(item.start is None for item in source.items)
 
 
 def test_a_few_long_utterances_are_left_out_and_listed(tmp_path):
@@ -378,6 +401,50 @@ def test_formats_with_given_sets(tmp_path, write):
     if write is cut_set:
         values = read_table(tmp_path / "out" / "train" / "segments").values()
         assert {tuple(value.split()[1:]) for value in values} == {("0.750", "2.750")}
+
+
+def test_cuts_whose_audio_is_not_that_of_the_file(tmp_path):
+    """Copies at another speed, and one channel of two, as icefall makes them."""
+    from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
+
+    write_folder(tmp_path / "mono", 9)
+    path = tmp_path / "stereo.wav"
+    soundfile.write(path, np.zeros((32000, 2)), 16000)
+    cuts = []
+    for file in [*sorted((tmp_path / "mono").glob("*.wav")), path]:
+        recording = Recording.from_file(file)
+        own = SupervisionSegment(
+            f"s-{file.stem}", recording.id, 0.5, 1.0, recording.num_channels - 1,
+            text=f"spoken in {file.stem}",
+        )  # fmt: skip
+        cuts.append(
+            MonoCut(f"c-{file.stem}", 0.5, 1.0, own.channel, [own.with_offset(-0.5)],
+                    recording=recording)
+        )  # fmt: skip
+    mono = CutSet.from_cuts(cuts[:-1])
+    copies = mono + mono.perturb_speed(0.9) + mono.perturb_tempo(1.1)
+    (copies + CutSet.from_cuts(cuts[-1:])).to_file(tmp_path / "cuts.jsonl.gz")
+    report = prepare(tmp_path / "cuts.jsonl.gz", tmp_path / "out")
+    assert "18 copy at another speed, 1 one channel of several" in report
+    times = [
+        tuple(value.split()[1:])
+        for name in ("train", "dev", "test")
+        for value in read_table(tmp_path / "out" / name / "segments").values()
+    ]
+    assert times == [("0.500", "1.500")] * 9
+    dropped = {d.reason: d.detail for d in read_dropped(tmp_path / "out" / "train")}
+    assert re.search(r"stereo\.wav: channel 1 of 2", dropped["one channel of several"])
+
+
+def test_kaldis_end_of_a_recording(tmp_path):
+    kaldi(tmp_path)
+    for name in ("train", "dev", "test"):
+        ids = read_table(tmp_path / name / "wav.scp")
+        rows = "".join(f"{key} {key} 0.25 -1\n" for key in ids)
+        (tmp_path / name / "segments").write_text(rows)
+    prepare(tmp_path, tmp_path / "out")
+    values = read_table(tmp_path / "out" / "test" / "segments").values()
+    assert {tuple(value.split()[1:]) for value in values} == {("0.250", "1.000")}
 
 
 def test_columns_are_overridden_and_bad_rows_are_listed(tmp_path):

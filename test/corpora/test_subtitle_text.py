@@ -109,3 +109,34 @@ def test_files_that_are_no_subtitles(tmp_path):
 )
 def test_descriptions_of_sounds(text, expected):
     assert is_sound(text) is expected
+
+
+@pytest.mark.parametrize("is_vtt", [True, False])
+def test_repeated_lines_of_rolling_captions_are_removed(is_vtt):
+    """As YouTube writes them: each line once while it is spoken, then 10 ms, above."""
+    lines = [f"line number {word}" for word in "one two three four five six".split()]
+    cues, before = [], " "
+    for second, line in enumerate(lines):
+        cues += [
+            (second, second + 0.99, before, line.replace("number", "<c>number</c>"))
+        ]
+        cues += [(second + 0.99, second + 1, line, " ")]
+        before = line
+    stamp = "00:00:{:06.3f} --> 00:00:{:06.3f}"
+    blocks = []
+    for number, (start, end, *shown) in enumerate(cues, 1):
+        times = stamp.format(start, end)
+        times = times if is_vtt else f"{number}\n{times.replace('.', ',')}"
+        blocks.append("\n".join([times, *shown, ""]))
+    found = parse_subtitles("\n".join(blocks), is_vtt)
+    assert [cue.text for cue in found] == lines
+    assert [(cue.start, cue.end) for cue in found] == [(n, n + 0.99) for n in range(6)]
+
+
+def test_lines_that_are_spoken_twice_are_kept():
+    spoken = ["No.", "No.", "No.\nYes.", "Yes.", "Yes.", "Yes.\nNo.", "No."] * 3
+    text = "".join(
+        f"00:{n:02d}.000 --> 00:{n:02d}.900\n{s}\n\n" for n, s in enumerate(spoken)
+    )
+    found = parse_subtitles(text, is_vtt=True)
+    assert [cue.text for cue in found] == [s.replace("\n", " ") for s in spoken]

@@ -143,7 +143,7 @@ def test_segments_of_another_model_are_kept(tmp_path):
     content = '{"model": "/m"}\n{"audio": "a", "text": "b", "segments": []}\n{"aud'
     path.write_text(content)
     with open_output(path, "/m") as (done, _):
-        assert done == {("a", None, None, "b")}
+        assert done == {("a", None, None, "b", True, None)}
     with open_output(path, "/other") as (done, _):
         assert not done
     assert path.read_text() == '{"model": "/other"}\n'
@@ -181,3 +181,8 @@ def test_the_command_aligns_compares_and_resumes(tiny_model, tmp_path, capsys):
     main(options)
     assert "0 recordings aligned, 1 utterances compared" in capsys.readouterr().out
     assert len(output.read_text().splitlines()) == 4
+    main([*options, "--max_seconds", "1.5"])  # the short one is too long now
+    assert "1 recordings aligned, 0 utterances compared" in capsys.readouterr().out
+    soundfile.write(data / "short.wav", wave, 16000)
+    main(options)
+    assert "0 recordings aligned, 1 utterances compared" in capsys.readouterr().out

@@ -145,6 +145,15 @@ def speaker_of(path: Path, speaker_from: str) -> str:
     return ""
 
 
+def file_version(audio: str) -> list[int] | None:
+    """Return size and modification time (ns) of a file; None for other audio."""
+    try:
+        status = os.stat(audio)
+    except OSError:
+        return None
+    return [status.st_size, status.st_mtime_ns]
+
+
 def find_audio(value: str, folders: list[Path]) -> str | None:
     """Return the absolute path of an audio file that an input names.
 

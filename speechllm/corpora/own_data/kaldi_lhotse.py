@@ -57,6 +57,8 @@ def read_kaldi(folder: Path, options: ReadOptions) -> Source:
             except ValueError:
                 source.drop(key, "bad row", f"{folder / 'segments'}: {segments[key]}")
                 continue
+            if end == -1:  # Kaldi's end of the recording
+                end = None
         if recording not in recordings:
             source.drop(key, "no audio file", f"{folder / 'wav.scp'}: {recording}")
             continue
@@ -98,7 +100,9 @@ def read_cuts(path: Path, options: ReadOptions) -> Source:
     """Read the supervisions of a Lhotse CutSet; each is an utterance.
 
     A translation is in the supervision's custom field ``translation``,
-    ``translation_<lang>`` or ``text_<lang>``.
+    ``translation_<lang>`` or ``text_<lang>``. Left out are copies at another speed,
+    whose times are not those of the file (stage 2 makes such copies), and single
+    channels of a file with several.
     """
     from lhotse import CutSet, MonoCut
 
@@ -108,9 +112,21 @@ def read_cuts(path: Path, options: ReadOptions) -> Source:
         if not isinstance(cut, MonoCut):
             source.drop(cut.id, "cut of another kind", type(cut).__name__)
             continue
-        audio = _audio_of(cut, bases)
+        transforms = cut.recording.transforms if cut.recording else None
+        if any(_changes_times(transform) for transform in transforms or ()):
+            source.drop(cut.id, "copy at another speed", f"{path}: {cut.id}")
+            continue
+        audio, channels = _audio_of(cut, bases)
         if audio is None:
             source.drop(cut.id, "no audio file", f"{path}: {cut.id}")
+            continue
+        if channels > 1:
+            source.drop(
+                cut.id,
+                "one channel of several",
+                f"{audio}: channel {cut.channel} of {channels}; write each as a file "
+                "of its own with Lhotse's CutSet.save_audios",
+            )
             continue
         for supervision in cut.supervisions:
             start = max(cut.start + supervision.start, 0.0)
@@ -138,14 +154,19 @@ def read_cuts(path: Path, options: ReadOptions) -> Source:
     return source
 
 
-def _audio_of(cut: Any, bases: list[Path]) -> str | None:
-    """Return the local file of a cut's recording."""
-    if cut.recording is None:
-        return None
-    for part in cut.recording.sources:
+def _changes_times(transform: Any) -> bool:
+    """Return True for a change of speed, an object of Lhotse or its JSON."""
+    if isinstance(transform, dict):
+        return transform.get("name") in ("Speed", "Tempo")
+    return type(transform).__name__ in ("Speed", "Tempo")
+
+
+def _audio_of(cut: Any, bases: list[Path]) -> tuple[str | None, int]:
+    """Return the local file of a cut's recording, and its number of channels."""
+    for part in cut.recording.sources if cut.recording else ():
         if part.type == "file" and cut.channel in part.channels:
-            return find_audio(str(part.source), bases)
-    return None
+            return find_audio(str(part.source), bases), len(part.channels)
+    return None, 0
 
 
 def _translation(custom: dict[str, Any] | None, target: str) -> str:

@@ -14,6 +14,7 @@ from speechllm.corpora.own_data.items import (
     Item,
     ReadOptions,
     Source,
+    file_version,
     set_of,
     set_of_file,
 )
@@ -110,6 +111,8 @@ def too_long(item: Item, max_seconds: float) -> bool:
 def apply_alignments(source: Source, path: Path) -> None:
     """Replace recordings by their aligned segments, and add CTC's error rates.
 
+    Of several rows the last one counts. Rows of a file that has changed do not.
+
     Args:
         path: output of ``speechllm.bin.align_recordings``, one JSON object per line.
     """
@@ -123,11 +126,15 @@ def apply_alignments(source: Source, path: Path) -> None:
                 raise UserError(
                     f"{path}:{number_}: damaged; remove the file, and run stage 1 again"
                 ) from None
+            if "file" in row and row["file"] != file_version(row["audio"]):
+                continue
             if "segments" in row:
                 segments[row["audio"], row["text"]] = row["segments"]
             elif "ctc_error" in row:
                 key = (row["audio"], row["start"], row["end"], row["text"])
                 errors[key] = row["ctc_error"]
+                if row["start"] is None:  # it is no longer too long
+                    segments.pop((row["audio"], row["text"]), None)
     items = []
     for item in source.items:
         own = segments.get((item.audio, item.text))
