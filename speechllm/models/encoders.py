@@ -56,6 +56,9 @@ class AutoEncoder(SpeechEncoder):
         # time masks inside the model use numpy's global random state
         encoder.config.apply_spec_augment = False
         encoder.config.layerdrop = 0.0
+        for module in encoder.modules():
+            if hasattr(module, "layerdrop"):  # a copy of the config's
+                module.layerdrop = 0.0
         positions = getattr(self.owner_of_layers(encoder), "embed_positions", None)
         if positions is not None:  # its tables grow with the input
             positions.forward = functools.partial(locked, positions.forward)

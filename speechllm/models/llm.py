@@ -209,7 +209,9 @@ class LanguageModel(nn.Module):
         """Return the float32 logits (…, vocabulary) of hidden states (…, hidden)."""
         logits = self.causal_lm.get_output_embeddings()(hidden).float()
         config = self.config
-        if getattr(config, "logits_scaling", None):  # Granite
+        if config.model_type == "hyperclovax":
+            logits = logits * config.logits_scaling
+        elif getattr(config, "logits_scaling", None):  # Granite
             logits = logits / config.logits_scaling
         if getattr(config, "logit_scale", None):  # Cohere
             logits = logits * config.logit_scale

@@ -293,10 +293,10 @@ class SpeechLLM(nn.Module):
             loss = loss_ctc
         else:
             loss = self.ctc_weight * loss_ctc + (1 - self.ctc_weight) * loss_att
-        for name, value in (("loss_ctc", loss_ctc), ("loss_att", loss_att)):
-            stats[name] = None if value is None else value.detach()
-        # ESPnet's trainer divides the loss by accum_grad in place
-        stats["loss"] = loss.detach().clone()
+        # copies: ESPnet's trainer divides the loss by accum_grad in place
+        losses = {"loss_ctc": loss_ctc, "loss_att": loss_att, "loss": loss}
+        for name, value in losses.items():
+            stats[name] = None if value is None else value.detach().clone()
         # ESPnet's trainer averages vectors
         stats = {k: v if v is None else v.reshape(1) for k, v in stats.items()}
         return loss.reshape(1), stats, torch.tensor([weight], device=loss.device)

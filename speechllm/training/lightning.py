@@ -384,6 +384,8 @@ def train(args: argparse.Namespace) -> None:
 def fit(args: argparse.Namespace, stop: StopRequest) -> None:
     """Build the model and train it; ``stop`` receives the signals that end this."""
     local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if args.ngpu:  # 4-bit weights are made on the current GPU
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     model = build_model(args).train()  # pretrained parts are in evaluation mode
     resumed = find_checkpoint(args.output_dir) if args.resume else None
     trainer = Trainer(

@@ -70,6 +70,14 @@ bridge_choices = ClassChoices("bridge", BRIDGES, default="convolution", optional
 llm_choices = ClassChoices(
     "llm", {"causal_lm": LanguageModel}, default="causal_lm", optional=True
 )
+#: Schedulers whose options set one learning rate, in place of the optimizer's.
+ONE_RATE = {
+    "cosineannealingwarmuprestarts",
+    "cycliclr",
+    "exponentialdecaywarmup",
+    "onecyclelr",
+    "piecewiselinearwarmuplr",
+}
 
 
 def paged_adamw(
@@ -93,7 +101,23 @@ def paged_adamw(
             "optim paged_adamw needs bitsandbytes (pip install bitsandbytes); adamw is "
             "the same without paging"
         ) from None
-    return PagedAdamW32bit(
+
+    class PagedAdamW(PagedAdamW32bit):
+        """AdamW that can be resumed: loaded tensors are ordinary memory.
+
+        They still carry the mark of paged memory, with which the next step would end
+        the process (bitsandbytes' issues 782 and 1708).
+        """
+
+        def load_state_dict(self, state_dict: dict, move_to_device: bool = True):
+            """Copy the state into buffers of this optimizer."""
+            super().load_state_dict(state_dict, move_to_device=False)
+            for parameter, state in self.state.items():
+                for name in ("state1", "state2"):
+                    buffer = self.get_state_buffer(parameter)
+                    state[name] = buffer.copy_(state[name])
+
+    return PagedAdamW(
         params, lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay
     )
 
@@ -237,7 +261,8 @@ class SpeechLLMTask(AbsTask):
 
         Raises:
             UserError: an unknown optimizer, scheduler or option, an ``lr_scales``
-                prefix without trained parameters, or no trained parameter at all.
+                prefix without trained parameters, ``lr_scales`` that the scheduler
+                ignores, or no trained parameter at all.
         """
         scheduler = None
         try:
@@ -261,6 +286,12 @@ class SpeechLLMTask(AbsTask):
             raise UserError(f"lr_scales: no trained parameter begins with {prefix}")
         if not groups:
             raise UserError("nothing to train: every part of the model is frozen")
+        if len(groups) > 1 and args.scheduler in ONE_RATE:
+            raise UserError(
+                f"lr_scales: scheduler {args.scheduler} sets one learning rate for all "
+                "parameters; use warmuplr, tristagelr or cosineannealinglr, which keep "
+                "the factors, or leave lr_scales out"
+            )
         check_options("optim_conf", optimizer, args.optim_conf)
         if scheduler is not None:
             check_options("scheduler_conf", scheduler, args.scheduler_conf)

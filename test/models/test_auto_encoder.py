@@ -11,6 +11,7 @@ from test_encoder import (
     pad,
 )
 from tiny_models import (
+    SIZES,
     write_tiny_conformer,
     write_tiny_w2v_bert,
     write_tiny_wavlm,
@@ -156,6 +157,31 @@ def test_every_trained_parameter_has_a_gradient(folders, kind, layer):
         trained = [(n, p) for n, p in encoder.named_parameters() if p.requires_grad]
         assert trained
         assert not [n for n, p in trained if p.grad is None]
+
+
+@pytest.mark.parametrize("kind", ["parakeet", "adapter"])
+def test_no_layer_is_dropped_in_training(tmp_path, kind):
+    """Modules of some models copy ``layerdrop`` of the config."""
+    import transformers
+
+    if kind == "parakeet":
+        options = {"subsampling_conv_channels": 16, "num_mel_bins": 80}
+        config = transformers.ParakeetEncoderConfig(**SIZES, **options, layerdrop=1.0)
+        transformers.ParakeetFeatureExtractor().save_pretrained(tmp_path)
+    else:
+        options = {"add_adapter": True, "conv_depthwise_kernel_size": 3}
+        config = transformers.Wav2Vec2BertConfig(**SIZES, **options, layerdrop=1.0)
+        transformers.SeamlessM4TFeatureExtractor().save_pretrained(tmp_path)
+    transformers.AutoModel.from_config(config).save_pretrained(tmp_path)
+    encoder = AutoEncoder(str(tmp_path), trainable_layers="all").train()
+    layers = list(encoder.layers)
+    if kind == "adapter":
+        layers += encoder.encoder.adapter.layers
+    calls = []
+    for layer in layers:
+        layer.register_forward_hook(lambda module, *_: calls.append(module))
+    encoder(*pad(noise(16000)))
+    assert calls == layers
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -140,6 +140,24 @@ def test_cached_decoding_equals_transformers(family):
         torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        transformers.GraniteConfig(**SIZES, logits_scaling=8.0),
+        transformers.HyperCLOVAXConfig(**SIZES, logits_scaling=0.125),
+        transformers.Cohere2Config(**SIZES, logit_scale=0.125),
+        transformers.Gemma2Config(**SIZES, final_logit_softcapping=0.1),
+    ],
+    ids=lambda config: config.model_type,
+)
+@torch.no_grad()
+def test_scaled_logits_equal_transformers(config):
+    llm = build(config, tuning="frozen")
+    rows = torch.stack([row[:6] for row in prompts(llm)])
+    found = llm.head(llm.body(rows, torch.ones(2, 6, dtype=torch.long)))
+    torch.testing.assert_close(found, llm.causal_lm(inputs_embeds=rows).logits)
+
+
 @pytest.mark.parametrize("family", refused_configs())
 def test_unsupported_families_are_refused_by_name(family):
     with pytest.raises(ValueError, match=f"llm {family}: .* not supported; choose"):

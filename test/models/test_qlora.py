@@ -19,6 +19,8 @@ from speechllm import SpeechToText
 from speechllm.export.exported_model import export_model
 from speechllm.models.llm import LanguageModel
 from speechllm.models.quantization import quantization_obstacle
+from speechllm.training.initialization import safe_checkpoints
+from speechllm.training.task import paged_adamw
 from speechllm.utils.errors import UserError
 
 # Dettmers et al. 2023, appendix E
@@ -108,6 +110,70 @@ def test_training_export_and_decoding(train, tmp_path, tiny_llm):
         assert not [name for name in stream.keys() if "absmax" in name]
 
 
+@pytest.mark.parametrize("resumed_on", ["gpu", "cpu"])
+def test_resumed_optimizer_has_paged_buffers_of_its_own(
+    monkeypatch, tmp_path, resumed_on
+):
+    """Loaded tensors carry the mark of paged memory, but are ordinary memory."""
+    from bitsandbytes import functional
+    from bitsandbytes.optim.optimizer import Optimizer8bit
+
+    buffers = []
+
+    def paged_buffer(self, parameter, dtype=torch.float32):
+        buffer = torch.zeros_like(parameter, dtype=dtype)
+        buffer.is_paged, buffer.page_deviceid = True, 0
+        buffers.append(buffer)
+        return buffer
+
+    def prefetch(tensor):  # on a GPU this ends the process if the memory is ordinary
+        assert any(tensor is buffer for buffer in buffers)
+
+    def step(optimizer, parameter):
+        parameter.grad = torch.full_like(parameter, 0.1)
+        optimizer.step()
+
+    weights = [torch.nn.Parameter(torch.ones(400, 400)) for _ in range(2)]
+    whole, resumed = (paged_adamw([parameter]) for parameter in weights)
+    with monkeypatch.context() as gpu, safe_checkpoints():
+        gpu.setattr(Optimizer8bit, "get_state_buffer", paged_buffer)
+        gpu.setattr(functional, "prefetch_tensor", prefetch)
+        step(whole, weights[0])
+        torch.save(whole.state_dict(), tmp_path / "optimizer.pth")
+        state = torch.load(tmp_path / "optimizer.pth", map_location="cpu")
+        weights[1].data.copy_(weights[0])
+        step(whole, weights[0])
+        buffers.clear()
+        if resumed_on == "gpu":
+            resumed.load_state_dict(state)
+            step(resumed, weights[1])
+            assert len(buffers) == 2
+    if resumed_on == "cpu":
+        resumed.load_state_dict(state)
+        step(resumed, weights[1])
+    assert torch.equal(*weights)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("place", ["cuda", "cpu"])  # checkpoint.pth and mid_epoch.pth
+def test_paged_optimizer_resumes_on_a_gpu(tmp_path, place):
+    weights = [torch.nn.Parameter(torch.ones(400, 400).cuda()) for _ in range(2)]
+    optimizers = [paged_adamw([parameter]) for parameter in weights]
+    for parameter in weights:
+        parameter.grad = torch.full_like(parameter, 0.1)
+    optimizers[0].step()
+    with safe_checkpoints():
+        torch.save(optimizers[0].state_dict(), tmp_path / "optimizer.pth")
+        state = torch.load(tmp_path / "optimizer.pth", map_location=place)
+    weights[1].data.copy_(weights[0])
+    optimizers[1].load_state_dict(state)
+    for optimizer in optimizers:
+        optimizer.step()
+    found = optimizers[1].state[weights[1]]
+    assert found["state1"].is_paged and found["state2"].is_paged
+    assert torch.equal(*weights)
+
+
 def test_fallback_to_lora_without_4_bit_weights(
     train, tmp_path, monkeypatch, caplog, tiny_llm
 ):
@@ -131,7 +197,7 @@ def test_missing_bitsandbytes(monkeypatch, tiny_llm):
     with pytest.raises(ValueError, match="needs bitsandbytes"):
         LanguageModel(str(tiny_llm), tuning="qlora")
     with pytest.raises(UserError, match="adamw is the same without paging"):
-        speechllm.training.task.paged_adamw([torch.nn.Parameter(torch.ones(1))])
+        paged_adamw([torch.nn.Parameter(torch.ones(1))])
 
 
 def test_unsupported_gpu(monkeypatch):

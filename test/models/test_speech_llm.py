@@ -224,6 +224,17 @@ def test_statistics_of_a_perfect_model(make):
     assert model.ctc_transcripts(logits, frames) == list(SENTENCES)
 
 
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+def test_statistics_do_not_change_with_the_loss(make, weight):
+    """ESPnet's trainer divides the loss by ``accum_grad`` in place."""
+    model = make(model_conf={"ctc_weight": weight, "autocast": "float32"})
+    loss, stats, _ = model(**make_batch(model))
+    before = {k: v.clone() for k, v in stats.items() if v is not None}
+    with torch.no_grad():
+        loss /= 4
+    assert all(torch.equal(stats[name], value) for name, value in before.items())
+
+
 def test_text_longer_than_the_speech_gives_a_finite_loss(make):
     """No CTC path exists; loss and gradients must be finite."""
     model = make(llm=None, bridge=None, model_conf={"ctc_weight": 1.0}).train()

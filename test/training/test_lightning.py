@@ -11,6 +11,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,6 +25,8 @@ from speechllm.bin import speechllm_train
 from speechllm.evaluation.training_curves import epoch_curves
 from speechllm.export.exported_model import export_model
 from speechllm.pretrained.checkpoint import load_tensors
+from speechllm.training.signals import StopRequest
+from speechllm.utils.errors import UserError
 
 ROWS = Path(__file__).with_name("lightning_rows.py")
 TUNINGS = ("full", "lora", "frozen")
@@ -174,6 +177,24 @@ def test_training_resumes_and_every_checkpoint_can_be_exported(row, tmp_path, st
         assert tensors_differ(load_tensors(tmp_path / "model"), state) == 0
     model = SpeechToText.from_pretrained(tmp_path / "model")
     model.transcribe([np.zeros(8000, dtype=np.float32)], language="en")
+
+
+@needs_lightning
+def test_the_model_is_built_on_the_gpu_of_its_process(monkeypatch):
+    """transformers quantises on the current GPU."""
+    from speechllm.training import lightning
+
+    devices: list[int] = []
+
+    def build_model(args):
+        raise UserError(f"built on {devices}")
+
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr(torch.cuda, "set_device", devices.append)
+    monkeypatch.setattr(lightning, "build_model", build_model)
+    for ngpu, message in ((0, r"built on \[\]"), (4, r"built on \[3\]")):
+        with pytest.raises(UserError, match=message):
+            lightning.fit(SimpleNamespace(ngpu=ngpu), StopRequest())
 
 
 @needs_lightning

@@ -1,8 +1,11 @@
-"""Checks of the options of a training: DeepSpeed, Lightning."""
+"""Checks of the options of a training: DeepSpeed, Lightning, learning rates."""
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
+import torch
 
 from speechllm.training import lightning_launch, lightning_task
 from speechllm.training.lightning_task import (
@@ -102,3 +105,61 @@ def test_a_deepspeed_configuration_needs_the_strategy(tmp_path, installed):
     words = ["--deepspeed_config", str(config), "--output_dir", str(tmp_path)]
     with pytest.raises(UserError, match="--deepspeed_config goes with --strategy"):
         check_lightning(LightningTask.parse(words))
+
+
+#: Options of each scheduler of ESPnet, short enough for all its phases in 60 steps.
+SCHEDULERS = {
+    "cosineannealinglr": {"T_max": 50},
+    "cosineannealingwarmrestarts": {"T_0": 20},
+    "cosineannealingwarmuprestarts": {"first_cycle_steps": 50, "max_lr": 0.1},
+    "cycliclr": {"base_lr": 0.01, "max_lr": 0.1},
+    "exponentialdecaywarmup": {
+        "max_lr": 0.1,
+        "min_lr": 0.01,
+        "total_steps": 50,
+        "warmup_steps": 10,
+    },
+    "exponentiallr": {"gamma": 0.9},
+    "multisteplr": {"milestones": [10, 20]},
+    "noamlr": {"model_size": 32, "warmup_steps": 10},
+    "onecyclelr": {"max_lr": 0.1, "total_steps": 60},
+    "piecewiselinearwarmuplr": {
+        "warmup_steps_list": [0, 10, 20],
+        "warmup_lr_list": [0.0, 0.01, 0.1],
+    },
+    "reducelronplateau": {"patience": 2, "cooldown": 2},
+    "steplr": {"step_size": 5},
+    "tristagelr": {"max_steps": 50},
+    "warmuplr": {"warmup_steps": 10},
+    "warmupreducelronplateau": {"warmup_steps": 10},
+    "warmupsteplr": {"warmup_steps": 10, "steps_per_epoch": 5},
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_scheduler_keeps_the_factors_on_the_learning_rate_or_is_refused(name):
+    from espnet2.tasks.abs_task import scheduler_classes
+
+    assert set(scheduler_classes) == {*SCHEDULERS, "lambdalr"}  # not from a config
+    model = torch.nn.ModuleDict({n: torch.nn.Linear(1, 1) for n in ("encoder", "ctc")})
+    args = SimpleNamespace(
+        optim="adamw",
+        optim_conf={"lr": 0.1},
+        scheduler=name,
+        scheduler_conf=SCHEDULERS[name],
+        lr_scales={"encoder": 0.25},
+    )
+    try:
+        (optimizer,) = SpeechLLMTask.build_optimizers(args, model)
+    except UserError as error:
+        assert f"lr_scales: scheduler {name} sets one learning rate" in str(error)
+        args.lr_scales = {}
+        SpeechLLMTask.build_optimizers(args, model)
+        return
+    scheduler = scheduler_classes[name](optimizer, **args.scheduler_conf)
+    value = [1.0] if name == "reducelronplateau" else []
+    for _ in range(60):
+        optimizer.step()
+        scheduler.step(*value)
+        low, high = (group["lr"] for group in optimizer.param_groups)
+        assert low == pytest.approx(0.25 * high)
