@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 EVALUATIONS = 6  # on the validation examples, evenly spread over the training
 PROGRESS_SECONDS = 15  # between two progress lines
+WARMUP_STEPS = 10  # minimum within limited time: the first steps may be slow
 
 
 def set_positions(whisper: Any, positions: int) -> None:
@@ -104,11 +105,17 @@ class Pace(TrainerCallback):
         return min(1.0, max(step / steps, by_time))
 
     def lr_factor(self, steps: int) -> Callable[[int], float]:
-        """Return the learning rate as a share of its peak, by step."""
+        """Return the learning rate as a share of its peak, by step.
+
+        It rises over the first tenth of the training and then falls to 0.
+        """
+        warmup = 0.1 * steps
+        if self.deadline < math.inf:  # which may end the training after few of them
+            warmup = min(warmup, WARMUP_STEPS)
 
         def factor(step: int) -> float:
             done = self.done(step, steps)
-            return min((step + 1) / (0.1 * steps), 10 * done + 0.01, (1 - done) / 0.9)
+            return min((step + 1) / warmup, 10 * done + 0.01, (1 - done) / 0.9)
 
         return factor
 

@@ -9,7 +9,9 @@ and its WER is compared with that of the same prompts decoded one by one.
 The reference of word times is the position of the prompt in the recording, from the
 first to the last 10 ms frame that is at most 35 dB below the prompt's loudest frame. A
 recognised word is *inside* if it exceeds its prompt by at most 100 ms at either end;
-first and last words of a prompt must begin and end within 100 ms of its limits.
+first and last words of a prompt must begin and end within 100 ms of its limits. In
+languages written without spaces, characters take the place of words, and the CER that
+of the WER.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ SILENCE_DB = -35.0  # threshold at a prompt's edges, relative to its loudest fra
 FRAME = SAMPLING_RATE // 100  # samples
 NOISE = 10 ** (-70 / 20)  # root mean square of the near silence
 COLUMNS = (
-    "join", "minutes", "prompts", "segments", "WER", "one by one", "difference",
+    "join", "minutes", "prompts", "segments", "{metric}", "one by one", "difference",
     "inside", "first", "last", "seconds",
 )  # fmt: skip
 
@@ -73,7 +75,10 @@ class LongFormSet:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt: its words, its samples, and the limits (first, last + 1) of speech."""
+    """A prompt: its words, its samples, and the limits (first, last + 1) of speech.
+
+    Its words are normalised, and characters in languages written without spaces.
+    """
 
     words: list[str]
     samples: np.ndarray
@@ -90,7 +95,7 @@ class Placed:
 
 
 def benchmark_long_form(model_dir: str, content: LongFormSet, options: dict) -> None:
-    """Print the WER of the prompts one by one, then a table row for each recording.
+    """Print the error rate of the prompts, then a table row for each recording.
 
     Args:
         model_dir: folder of a trained model.
@@ -100,7 +105,7 @@ def benchmark_long_form(model_dir: str, content: LongFormSet, options: dict) -> 
         UserError: no prompts in the language, or no music for the join ``music``.
     """
     from speechllm.inference.speech_to_text import SpeechToText
-    from speechllm.text.normalization import normalize
+    from speechllm.text.normalization import LANGUAGES_WITHOUT_SPACES
 
     if "music" in content.joins and not content.music:
         raise UserError("--joins music needs a folder of hold music: give --music")
@@ -111,16 +116,17 @@ def benchmark_long_form(model_dir: str, content: LongFormSet, options: dict) -> 
     single = model.transcribe(
         [prompt.samples for prompt in prompts], language=content.language, **options
     )
-    texts = [normalize(result.text, content.language).split() for result in single]
+    texts = [scored_words(result.text, content.language) for result in single]
     seconds = sum(len(prompt.samples) for prompt in prompts) / SAMPLING_RATE
     elapsed = time.monotonic() - begin
     print(
         f"{len(prompts)} prompts, {seconds:.0f} s of audio, one by one in "
         f"{elapsed:.0f} s"
     )
-    rate = word_error_rate([p.words for p in prompts], texts)
-    print(f"WER one by one, each once: {rate:.1f}\n")
-    print(f"| {' | '.join(COLUMNS)} |")
+    metric = "CER" if content.language in LANGUAGES_WITHOUT_SPACES else "WER"
+    rate = error_rate([p.words for p in prompts], texts)
+    print(f"{metric} one by one, each once: {rate:.1f}\n")
+    print(f"| {' | '.join(COLUMNS).format(metric=metric)} |")
     print("| --- " * len(COLUMNS) + "|")
     for join in content.joins:
         row = [join, *measure_join(model, prompts, texts, join, content, options)]
@@ -142,7 +148,6 @@ def measure_join(
     """
     from speechllm.inference.long_form import transcribe_long
     from speechllm.inference.subtitles import format_srt, make_cues
-    from speechllm.text.normalization import normalize
     from speechllm.utils.io import atomic_open
 
     language, minutes = content.language, content.minutes
@@ -164,10 +169,8 @@ def measure_join(
     with atomic_open(path.with_suffix(".srt")) as stream:
         stream.write(format_srt(make_cues(found.result, language)))
     reference = [word for p in placed for word in prompts[p.prompt].words]
-    rate = word_error_rate(
-        [reference], [normalize(found.result.text, language).split()]
-    )
-    alone = word_error_rate(
+    rate = error_rate([reference], [scored_words(found.result.text, language)])
+    alone = error_rate(
         [prompts[p.prompt].words for p in placed], [texts[p.prompt] for p in placed]
     )
     shares = ["-"] * 3
@@ -190,7 +193,6 @@ def read_prompts(examples: Path, language: str) -> list[Prompt]:
     """
     from speechllm.data.examples import read_utt2task
     from speechllm.data.kaldi_table import read_table
-    from speechllm.text.normalization import normalize
     from speechllm.text.tasks import Task
 
     tasks, wanted = read_utt2task(examples), Task("asr", language, language)
@@ -203,9 +205,17 @@ def read_prompts(examples: Path, language: str) -> list[Prompt]:
     prompts = []
     for name in names:
         samples = load_audio(wavs[name])
-        words = normalize(texts[name], language).split()
+        words = scored_words(texts[name], language)
         prompts.append(Prompt(words, samples, speech_limits(samples)))
     return prompts
+
+
+def scored_words(text: str, language: str) -> list[str]:
+    """Return normalised words; characters in languages written without spaces."""
+    from speechllm.text.normalization import LANGUAGES_WITHOUT_SPACES, normalize
+
+    text = normalize(text, language)
+    return list(text) if language in LANGUAGES_WITHOUT_SPACES else text.split()
 
 
 def speech_limits(samples: np.ndarray) -> tuple[int, int]:
@@ -274,10 +284,10 @@ def make_gaps(
             yield samples[begin : begin + count]
 
 
-def word_error_rate(
+def error_rate(
     references: Sequence[list[str]], hypotheses: Sequence[list[str]]
 ) -> float:
-    """Return the word error rate in percent."""
+    """Return the error rate of words (see :func:`scored_words`) in percent."""
     import jiwer
 
     def joined(texts: Sequence[list[str]]) -> list[str]:
@@ -300,17 +310,13 @@ def time_shares(
     """
     import jiwer
 
-    from speechllm.text.normalization import normalize
-
     expected = [  # (word, position of its prompt, is first, is last)
         (word, place, number == 0, number == len(prompts[place.prompt].words) - 1)
         for place in placed
         for number, word in enumerate(prompts[place.prompt].words)
     ]
     recognised = [
-        (part, word)
-        for word in words
-        for part in normalize(word.text, language).split()
+        (part, word) for word in words for part in scored_words(word.text, language)
     ]
     aligned = jiwer.process_words(
         [" ".join(word for word, *_ in expected)],

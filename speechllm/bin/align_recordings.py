@@ -125,8 +125,8 @@ def open_output(path: Path, model: str) -> Iterator[tuple[set[tuple], IO[str]]]:
     """Open the output for more rows; yield the keys of its rows too.
 
     A key is audio, start, end, text, whether it was aligned, and the version of the
-    file. A row that a kill cut off is removed. A file of another model is kept under the name
-    of :func:`~speechllm.utils.io.previous_name`.
+    file. A row that a kill cut off is removed. A file of another model is kept under
+    the name of :func:`~speechllm.utils.io.previous_name`.
 
     Raises:
         UserError: the file is not an output of this program.

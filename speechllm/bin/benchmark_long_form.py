@@ -5,9 +5,9 @@
         --output_dir exp/long_form --config conf/decode.yaml
 
 Joins: "pauses" (near silence between the prompts), "music" (hold music), "none" (no
-gap) and "trimmed" (no gap and no silence at the edges). The table has the WER, compared
-with that of the same prompts decoded one by one, and shares of correct word times;
-speechllm.benchmarks.long_form defines them.
+gap) and "trimmed" (no gap and no silence at the edges). The table has the WER (CER
+in languages written without spaces), compared with that of the same prompts decoded one
+by one, and shares of correct word times; speechllm.benchmarks.long_form defines them.
 """
 
 from __future__ import annotations

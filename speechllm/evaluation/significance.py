@@ -9,6 +9,8 @@ is the share of samples in which B is better.
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +71,21 @@ class Comparison:
     improvement: float | None = None
 
 
+@dataclass(frozen=True)
+class CometScores:
+    """COMET of a score folder, and the texts that it is of.
+
+    Attributes:
+        signature: model and version.
+        values: example -> COMET in its own scale, about 0 to 1.
+        texts: example -> (reference, hypothesis).
+    """
+
+    signature: str
+    values: dict[str, float]
+    texts: dict[str, tuple[str, str]]
+
+
 def compare(
     examples: str | Path,
     a: str | Path,
@@ -77,6 +94,9 @@ def compare(
     normalizer: Normalizer = SPOKEN,
 ) -> list[Comparison]:
     """Compare two decode dirs on an example dir.
+
+    COMET is that of the last scoring. It is left out, with a warning on stderr, if the
+    texts have changed since or the systems were scored with different models.
 
     Args:
         examples: example dir. Both decode dirs must contain all of its examples and may
@@ -87,8 +107,8 @@ def compare(
         normalizer: of the texts whose error rates are compared.
 
     Raises:
-        UserError: a decode dir lacks an example, no example has a known task, or
-            a task is malformed.
+        UserError: a decode dir lacks an example, no example has a known task, a task
+            is malformed, or scores are damaged.
     """
     if not 100 <= samples <= MAX_SAMPLES:
         raise UserError(f"samples {samples}: from 100 to {MAX_SAMPLES}")
@@ -108,11 +128,11 @@ def compare(
             values += compare_recognition(one.source, texts[0], texts[1], samples)
         if one.task != "asr":
             values += compare_translation(one, other, samples)
-            tables = [
-                comet_column(Path(folder) / f"score_{one.name}" / "scores.tsv")
-                for folder in (a, b)
-            ]
-            values += compare_comet(one.ids, tables[0], tables[1], samples)
+            folders = [Path(folder) / f"score_{one.name}" for folder in (a, b)]
+            comet, problem = compare_comet(one, other, folders, samples)
+            values += comet
+            if problem:
+                print(f"warning: {one.name}: {problem}", file=sys.stderr)
         place = one.task, one.source, one.target
         rows += [Comparison(*place, *value) for value in values]
     if not rows:
@@ -173,19 +193,33 @@ def compare_translation(
 
 
 def compare_comet(
-    ids: Sequence[str], one: dict[str, float], other: dict[str, float], samples: int
-) -> list[tuple]:
-    """Compare COMET if both systems were scored with it.
+    one: Group, other: Group, folders: Sequence[Path], samples: int
+) -> tuple[list[tuple], str | None]:
+    """Compare COMET if both systems were scored with it, on these texts.
 
     Args:
-        ids: the examples.
-        one, other: from :func:`comet_column`.
+        one, other: the same examples with the texts of each system.
+        folders: score folder of each system.
         samples: number of bootstrap samples.
+
+    Returns:
+        The comparison, and the reason if it is empty although both have COMET.
+
+    Raises:
+        UserError: a file of scores is damaged.
     """
-    if not all(set(ids) <= table.keys() for table in (one, other)):
-        return []
-    first, second = ([table[i] for i in ids] for table in (one, other))
-    return [("comet", *ratio_bootstrap(first, second, [1] * len(ids), samples))]
+    first, second = (read_comet(folder) for folder in folders)
+    if first is None or second is None:
+        return [], None
+    if first.signature != second.signature:
+        return [], f"different COMETs: {first.signature} and {second.signature}"
+    for group, scored, folder in zip((one, other), (first, second), folders):
+        texts = list(zip(group.references, group.hypotheses))
+        if [scored.texts.get(i) for i in group.ids] != texts:
+            again = "score this set again (stage 13)"
+            return [], f"COMET in {folder} is of other texts; {again}"
+    a, b = ([scored.values[i] for i in one.ids] for scored in (first, second))
+    return [("comet", *ratio_bootstrap(a, b, [1] * len(a), samples))], None
 
 
 def ratio_bootstrap(
@@ -242,18 +276,32 @@ def sacrebleu_p_value(differences: np.ndarray, observed: float) -> float:
     return (beyond + 1) / (len(differences) + 1)
 
 
-def comet_column(path: Path) -> dict[str, float]:
-    """Read COMET of each sentence from a ``scores.tsv``; empty if it has no COMET.
+def read_comet(folder: Path) -> CometScores | None:
+    """Read COMET of a score folder, which contains it times 100; None if it has none.
 
-    The file contains it times 100; the result is in COMET's own scale.
+    Raises:
+        UserError: a file of scores is damaged.
     """
+    path = folder / "scores.tsv"
     if not path.exists():
-        return {}
-    header, *lines = (line.split("\t") for line in path.read_text("utf-8").splitlines())
+        return None
+    lines = path.read_text("utf-8").rstrip("\n").split("\n")
+    header = lines[0].split("\t")
     if "comet" not in header:
-        return {}
-    column = header.index("comet")
-    return {line[0]: float(line[column]) / 100 for line in lines}
+        return None
+    values, texts = {}, {}
+    try:
+        rows = json.loads((folder / "scores.json").read_text("utf-8"))
+        [row] = [row for row in rows if row["metric"] == "comet"]
+        for line in lines[1:]:
+            cells = dict(zip(header, line.split("\t"), strict=True))
+            values[cells["id"]] = float(cells["comet"]) / 100
+            texts[cells["id"]] = cells["reference"], cells["hypothesis"]
+    except (OSError, KeyError, TypeError, ValueError):
+        raise UserError(
+            f"{folder}: damaged scores; score this set again (stage 13)"
+        ) from None
+    return CometScores(row.get("signature", ""), values, texts)
 
 
 def comparison_table(

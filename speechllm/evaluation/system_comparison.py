@@ -2,7 +2,7 @@
 
 The texts are those in the score folders, so that no example dir is needed. Two systems
 are compared on a set, task and language pair if they have the same examples with the
-same references and, for error rates, the same normaliser.
+same references and, for error rates, the same normaliser; by COMET, the same model.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from pathlib import Path
 from speechllm.evaluation.bootstrap import SAMPLES
 from speechllm.evaluation.groups import Group
 from speechllm.evaluation.significance import (
-    comet_column,
     compare_comet,
     compare_recognition,
     compare_translation,
@@ -94,7 +93,7 @@ def _compare(own: list[dict], base: list[dict], name: str) -> str | None:
     """Compare two systems on one group and add the results to the rows of the first.
 
     Returns:
-        The reason if they cannot be compared.
+        The reason if they, or only their COMET, cannot be compared.
     """
     scored = {row["metric"]: row for row in own}
     others = {row["metric"]: row for row in base}
@@ -104,7 +103,7 @@ def _compare(own: list[dict], base: list[dict], name: str) -> str | None:
         return "no scores.tsv"
     if first.ids != second.ids:
         return "other examples"
-    values = []
+    values, problem = [], None
     if first.task != "st":
         one, other = first.transcript or first, second.transcript or second
         normalizers = {
@@ -121,8 +120,8 @@ def _compare(own: list[dict], base: list[dict], name: str) -> str | None:
         if first.references != second.references:
             return "other references"
         values += compare_translation(first, second, SAMPLES, ("bleu", "chrf"))
-        tables = [comet_column(folder / "scores.tsv") for folder in folders]
-        values += compare_comet(first.ids, tables[0], tables[1], SAMPLES)
+        comet, problem = compare_comet(first, second, folders, SAMPLES)
+        values += comet
     for metric, a, b, _, _, p, *_ in values:
         if metric in scored:
             scored[metric] |= {
@@ -130,7 +129,7 @@ def _compare(own: list[dict], base: list[dict], name: str) -> str | None:
                 "p_value": round(p, 4),
                 "compared_with": name,
             }
-    return None
+    return problem
 
 
 def score_folder(row: dict) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,9 @@ from speechllm.benchmarks.long_form import (
     JOINS,
     Placed,
     Prompt,
+    error_rate,
     read_prompts,
+    scored_words,
     speech_limits,
     time_shares,
     write_recording,
@@ -120,6 +123,35 @@ def test_table_has_all_joins(examples, tmp_path, tiny_model, capsys):
     assert names == sorted(
         f"{join}_0.1.{suffix}" for join in JOINS for suffix in ("wav", "srt")
     )
+
+
+def test_languages_without_spaces_are_scored_by_characters(
+    examples, tmp_path, tiny_model, capsys
+):
+    folder = tmp_path / "japanese"
+    write_table(folder / "wav.scp", {"u1": str(examples / "u1.wav")})
+    write_table(folder / "text", {"u1": "右、ひだり。"})
+    write_table(folder / "utt2task", {"u1": "asr ja ja"})
+    [prompt] = read_prompts(folder, "ja")
+    assert prompt.words == ["右", "ひ", "だ", "り"]
+    words = [Word("右、", 0.8, 1.1, 1.0), Word("ひ", 1.1, 1.3, 1.0)]
+    words += [Word("た", 1.3, 1.5, 1.0), Word("り。", 1.5, 2.0, 1.0)]
+    shares = time_shares([prompt], [Placed(0, 1.0, 2.0)], words, "ja")
+    assert shares == (2 / 3, 0, 1)  # three of four are recognised, one begins early
+    recognised = scored_words("".join(word.text for word in words), "ja")
+    assert error_rate([prompt.words], [recognised]) == 25.0
+    model, config = tmp_path / "model", tmp_path / "short.yaml"
+    shutil.copytree(tiny_model, model)
+    prompts = (model / "prompts.yaml").read_text()
+    (model / "prompts.yaml").write_text(prompts.replace("fr:", "ja:"))
+    config.write_text("tokens_per_second: 0.5\nextra_tokens: 2\n")
+    main(
+        ["--model", str(model), "--examples", str(folder), "--minutes", "0.1"]
+        + ["--language", "ja", "--joins", "none", "--config", str(config)]
+        + ["--output_dir", str(tmp_path / "out")]
+    )
+    output = capsys.readouterr().out
+    assert "CER one by one" in output and "| CER |" in output and "WER" not in output
 
 
 def test_missing_music_is_an_error(tiny_model, examples, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 import subprocess
@@ -217,24 +218,65 @@ def test_additional_tasks_of_a_system_are_ignored(case, tmp_path):
     assert {row.task for row in found} == {"asr"}
 
 
-def test_comet_is_compared_if_both_systems_have_it(case, tmp_path):
-    """Sentence scores are read from scores.tsv; B is better by half a point in each."""
+def write_comet(folder, gain: float, signature: str = "model:x") -> None:
+    """Add COMET to the scores of a group: 60, 61, … plus ``gain``."""
+    path = folder / "score_st_en_de" / "scores.tsv"
+    header, *lines = [line.split("\t") for line in path.read_text().splitlines()]
+    header.insert(3, "comet")
+    for number, line in enumerate(lines):
+        line.insert(3, f"{60 + number + gain:.2f}")
+    path.write_text("".join("\t".join(line) + "\n" for line in [header, *lines]))
+    row = {"metric": "comet", "signature": signature}
+    path = path.with_name("scores.json")
+    path.write_text(json.dumps([*json.loads(path.read_text()), row]))
+
+
+@pytest.fixture
+def scored(case, tmp_path):
+    """Decode dirs with COMET; B is better by half a point in each sentence."""
     folders = {}
     for label, gain in (("a", 0.0), ("b", 0.5)):
         folders[label] = tmp_path / label
         for name in ("text", "text.transcript"):
             write(folders[label] / name, read(case[label] / name))
         score_decode_dir(case["examples"], folders[label])
-        path = folders[label] / "score_st_en_de" / "scores.tsv"
-        header, *lines = [line.split("\t") for line in path.read_text().splitlines()]
-        header.insert(3, "comet")
-        for number, line in enumerate(lines):
-            line.insert(3, f"{60 + number + gain:.2f}")
-        path.write_text("".join("\t".join(line) + "\n" for line in [header, *lines]))
-    found = compare(case["examples"], folders["a"], folders["b"], samples=200)
+        write_comet(folders[label], gain)
+    return folders
+
+
+def test_comet_is_compared_if_both_systems_have_it(case, scored, capsys):
+    found = compare(case["examples"], scored["a"], scored["b"], samples=200)
     (row,) = [row for row in found if row.metric == "comet"]
     assert (row.task, row.a, row.b) == ("st", pytest.approx(79.5), pytest.approx(80.0))
     assert row.improvement == 1.0 and row.p < 0.01
+    assert capsys.readouterr().err == ""
+
+
+def test_comet_of_other_texts_is_left_out(case, scored, capsys):
+    """B was decoded again after it was scored: one sentence is another."""
+    texts = read(scored["b"] / "text")
+    write(scored["b"] / "text", texts | {"u07-st-de": "now perfect"})
+    found = compare(case["examples"], scored["a"], scored["b"], samples=100)
+    assert {row.metric for row in found if row.task == "st"} == {"bleu", "chrf", "ter"}
+    folder = scored["b"] / "score_st_en_de"
+    assert capsys.readouterr().err == (
+        f"warning: st_en_de: COMET in {folder} is of other texts; score this "
+        "set again (stage 13)\n"
+    )
+
+
+def test_comet_of_different_models_is_left_out(case, scored, capsys):
+    score_decode_dir(case["examples"], scored["b"])
+    write_comet(scored["b"], 0.5, "model:y")
+    found = compare(case["examples"], scored["a"], scored["b"], samples=100)
+    assert {row.metric for row in found if row.task == "st"} == {"bleu", "chrf", "ter"}
+    assert "different COMETs: model:x and model:y" in capsys.readouterr().err
+
+
+def test_damaged_comet_scores_are_an_error(case, scored):
+    (scored["b"] / "score_st_en_de" / "scores.json").unlink()
+    with pytest.raises(UserError, match="score_st_en_de: damaged scores; score this"):
+        compare(case["examples"], scored["a"], scored["b"], samples=100)
 
 
 def test_command_prints_a_table(case, capsys):

@@ -122,6 +122,29 @@ def test_other_references_are_named_and_not_compared(root):
     assert note == "worse/decode, test asr en: no scores.tsv"
 
 
+def test_comet_of_different_models_is_not_compared(root):
+    for system, version in (("final", "1"), ("worse", "2")):
+        path = root / "exp" / system / "decode" / "test" / "score_st_en_fr/scores.tsv"
+        header, *lines = path.read_text().splitlines()
+        columns = [f"comet\t{header}", *(f"{70 + n}\t{x}" for n, x in enumerate(lines))]
+        path.write_text("".join(f"{line}\n" for line in columns))
+        path = path.with_name("scores.json")
+        rows = json.loads(path.read_text())
+        comet = rows[0] | {"metric": "comet", "signature": f"version:{version}"}
+        path.write_text(json.dumps([*rows, comet]))
+    rows = collect_results(root / "exp")
+    (note,) = compare_systems(rows, root / "exp")
+    assert note == (
+        "worse/decode, test st en → fr: different COMETs: version:1 and version:2"
+    )
+    found = by_metric(rows, "worse")
+    assert "p_value" not in found["st", "comet"] and "p_value" in found["st", "bleu"]
+    path.write_text(path.read_text().replace("version:2", "version:1"))
+    rows = collect_results(root / "exp")
+    assert compare_systems(rows, root / "exp") == []
+    assert by_metric(rows, "worse")["st", "comet"]["p_value"] == 1.0
+
+
 def test_the_model_exported_last_is_the_reference(root):
     config = root / "exp" / "worse" / "model" / "config.yaml"
     config.parent.mkdir()

@@ -17,6 +17,12 @@ from speechllm.audio.io import load_audio
 from speechllm.data.examples import make_examples
 from speechllm.data.kaldi_table import write_table
 
+RECORDER = """#!/usr/bin/env bash
+# Records the programs that a script runs.
+if [ "$1" != -m ]; then exec {python} "$@"; fi
+echo "${{@:2}}" >> calls
+"""
+
 
 def write_stage_5(folder: Path, name: str, speech_file: Path) -> None:
     """Write the output of stages 3 to 5 for a set with two English utterances."""
@@ -40,11 +46,13 @@ def write_stage_5(folder: Path, name: str, speech_file: Path) -> None:
     make_examples([raw], folder / "dump" / "examples" / name, tasks)
 
 
-def run_script(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+def run_script(
+    folder: Path, *arguments: str, script: str = "baselines.sh"
+) -> subprocess.CompletedProcess:
     environment = dict(os.environ, OMP_NUM_THREADS="1")
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
     return subprocess.run(
-        ["local/baselines.sh", *arguments],
+        [f"local/{script}", *arguments],
         cwd=folder,
         env=environment,
         capture_output=True,
@@ -93,3 +101,37 @@ def test_an_unknown_option_prints_one_line(tmp_path):
     )
     assert done.returncode == 1
     assert "unknown option '--wisper'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("recipe", "script", "dump"),
+    [
+        ("covost2", "baselines.sh", "dump"),
+        ("fillets", "baselines.sh", "dump"),
+        ("mini_asterisk", "baselines.sh", "dump"),
+        ("mini_asterisk", "joint_baselines.sh", "dump_asr_st"),
+    ],
+)
+def test_test_sets_of_whisper_keep_empty_transcripts(tmp_path, recipe, script, dump):
+    """As those of stage 5 do, or the systems have other test sets."""
+    folder = clone(tmp_path, recipe) / recipe / "speechllm1"
+    for program, text in (
+        ("utils/python3", RECORDER.format(python=sys.executable)),
+        ("run_asr_st.sh", "#!/usr/bin/env bash\n"),
+    ):
+        (folder / program).write_text(text)
+        (folder / program).chmod(0o755)
+    joint = "exp_asr_st/speechllm_train_asr_st/decode_asr_st/test/text"
+    for name in (
+        *("dump/raw/test/text", "dump/examples/test/utt2task", joint),
+        *("exp/speechllm_train/decode/test/text", "exp/RESULTS.md"),
+        "exp_asr_st/RESULTS.md",
+    ):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("u0-asr-en asr en en\n")
+    done = run_script(folder, script=script)
+    assert done.returncode == 0, done.stderr
+    calls = (folder / "calls").read_text().splitlines()
+    (call,) = (call for call in calls if call.startswith("speechllm.bin.make_examples"))
+    assert f"--input {dump}/raw/test " in call
+    assert "--keep_empty" in call.split()

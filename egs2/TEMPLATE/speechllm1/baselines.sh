@@ -60,7 +60,7 @@ for name in ${test_sets}; do
         "${examples}/utt2task" | sort -u)
     lock "${dumpdir}"
     python3 -m speechllm.bin.make_examples --input "${dumpdir}/raw/${name}" \
-        --tasks "${tasks//$'\n'/ }" --output "${examples}_whisper"
+        --tasks "${tasks//$'\n'/ }" --output "${examples}_whisper" --keep_empty
     unlock
     decode_and_score whisper "${whisper}" "$(name_of "${whisper}")" "${name}" "${examples}_whisper"
     if [ -n "${nllb}" ]; then

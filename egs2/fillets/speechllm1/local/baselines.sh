@@ -16,7 +16,7 @@ fi
 examples=dump/examples/test_whisper
 whisper=exp/whisper_base/decode_greedy/test
 python3 -m speechllm.bin.make_examples --input dump/raw/test \
-    --tasks "asr_st:cs:en asr_st:nl:en" --output "${examples}"
+    --tasks "asr_st:cs:en asr_st:nl:en" --output "${examples}" --keep_empty
 python3 -m speechllm.bin.baseline whisper --examples "${examples}" --output "${whisper}"
 python3 -m speechllm.bin.score --examples "${examples}" --decode_dir "${whisper}"
 python3 -m speechllm.bin.report --exp_root exp --output exp/RESULTS

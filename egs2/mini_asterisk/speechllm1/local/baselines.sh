@@ -21,7 +21,7 @@ fi
 # Whisper's own decoder with the language given: zero-shot, and fine-tuned (the first pass).
 lock dump
 python3 -m speechllm.bin.make_examples --input dump/raw/test --tasks "asr:en asr:fr" \
-    --output dump/examples/test_asr
+    --output dump/examples/test_asr --keep_empty
 unlock
 decode_whisper() { # <system> <model>
     local search output

@@ -34,7 +34,7 @@ tasks="asr_st:es:en asr_st:fr:en asr_st:it:en asr_st:ru:en"
 test=dump_asr_st/examples/test_into_en
 lock dump_asr_st exp_asr_st/whisper_base/decode_greedy
 python3 -m speechllm.bin.make_examples --input dump_asr_st/raw/test --tasks "${tasks}" \
-    --output "${test}"
+    --output "${test}" --keep_empty
 whisper=exp_asr_st/whisper_base/decode_greedy/test
 python3 -m speechllm.bin.baseline whisper --examples "${test}" --output "${whisper}"
 score "${whisper}"
