@@ -181,7 +181,7 @@ def transcribe_file(
     def report(more: float) -> None:
         nonlocal done
         done = min(done + more, total)
-        progress(done / total, f"{done:.0f} of {total:.0f} s of audio")
+        progress(done / (total or 1), f"{done:.0f} of {total:.0f} s of audio")
 
     report(0.0)
     found = {}

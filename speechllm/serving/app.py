@@ -9,7 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -48,8 +55,9 @@ from speechllm.utils.errors import UserError
 
 OPENAI_NAME = "whisper-1"  # many clients send no other name
 AUTO = "auto"  # language that is to be detected
-#: Of a form; the API has nine fields, and hotwords.
-_FORM_LIMITS = {"max_files": 1, "max_fields": 50, "max_part_size": 64 * 1024}
+#: Of a form; the API has a dozen fields, one of them repeated for each keyword.
+_FORM_LIMITS = {"max_files": 1, "max_fields": 1000, "max_part_size": 64 * 1024}
+_MAX_HOTWORD_CHARACTERS = 128 * 1024  # of all hotwords of a request
 
 logger = logging.getLogger(__name__)
 
@@ -73,17 +81,27 @@ class Upload:
     temperature: Annotated[float, Form()] = 0.0
     stream: Annotated[bool, Form()] = False
     hotwords: Text = ""
+    keywords: Annotated[tuple[str, ...], Form(alias="keywords[]")] = ()
+    languages: Annotated[tuple[str, ...], Form(alias="languages[]")] = ()
 
     @property
     def hotword_list(self) -> list[str]:
-        """The hotwords, which commas or line ends separate, and those of the prompt.
+        """The hotwords and those of the prompt, and the keywords.
 
+        Commas or line ends separate hotwords; each keyword is a field of its own.
         To OpenAI's whisper-1 a prompt is a list of keywords, whose spelling it shows.
         It may have a heading with a colon and end with a full stop.
         """
-        keywords = self.prompt.strip().removesuffix(".").rpartition(":")[2]
-        words = f"{self.hotwords},{keywords}".replace("\n", ",").split(",")
-        return [" ".join(word.split()) for word in words if word.strip()]
+        prompt = self.prompt.strip().removesuffix(".").rpartition(":")[2]
+        words = f"{self.hotwords},{prompt}".replace("\n", ",").split(",")
+        return [" ".join(w.split()) for w in (*words, *self.keywords) if w.strip()]
+
+    @property
+    def hotword_field(self) -> str:
+        """Name of the first field with hotwords."""
+        if self.hotwords.strip():
+            return "hotwords"
+        return "keywords[]" if self.keywords else "prompt"
 
 
 @dataclass(frozen=True)
@@ -107,46 +125,58 @@ class ServedModel:
         """Prompts of the model."""
         return self.batcher.model.prompts
 
-    def transcription_task(self, language: str) -> tuple[Task, str | None]:
-        """Return the task of a request, and the language; None: to be detected."""
-        language = language or self.language
+    def transcription(self, upload: Upload) -> tuple[dict[str, Task], list[str]]:
+        """Return the tasks of a request, by language, and the languages of the speech.
+
+        The latter are one language, or those to choose from; none: any.
+        """
         if "asr" not in self.prompts.tasks:
             raise UserError("this model translates only: POST /v1/audio/translations")
-        if self.detects(language):
-            return self.batcher.model.request("asr", None, None), None
-        if language not in self.prompts.languages:
-            known = ", ".join(self.prompts.languages)
-            raise UserError(f"language: the model has {known}; not {language!r}")
-        return Task("asr", language, language), language
+        tasks = {code: Task("asr", code, code) for code in self.prompts.languages}
+        return tasks, self.languages_of(upload, tasks, self.language)
 
-    def translation_task(self, language: str) -> tuple[Task, str | None]:
-        """Return the same for a translation into English."""
+    def translation(self, upload: Upload) -> tuple[dict[str, Task], list[str]]:
+        """Return the same for a translation into English.
+
+        Where the server's language is none to translate from, the default is another.
+        """
         guard = self.batcher.model.guard
         tasks = tasks_into_english(self.prompts, guard.thresholds if guard else None)
         if not tasks:
             raise UserError("this model was not trained to translate into English")
-        language = language or self.language
-        if language == self.language and language not in (*tasks, AUTO):
-            language = next(iter(tasks))
-        if self.detects(language):
-            return next(iter(tasks.values())), None
-        if language not in tasks:
-            raise UserError(
-                f"language: translations into English are from {', '.join(tasks)}"
-            )
-        return tasks[language], language
+        known = self.language in (*tasks, AUTO)
+        default = self.language if known else next(iter(tasks))
+        return tasks, self.languages_of(upload, tasks, default)
 
-    def detects(self, language: str) -> bool:
-        """Return whether a language is to be detected.
+    def languages_of(
+        self, upload: Upload, tasks: Mapping[str, Task], default: str
+    ) -> list[str]:
+        """Return the languages that the speech of a request may have; none: any.
 
         Raises:
-            UserError: it is, and this server cannot.
+            UserError: the model has no task for one, or this server cannot detect
+                which it is.
         """
-        if language != AUTO or AUTO in self.prompts.languages:
-            return False
-        if self.batcher.detect is None:
-            raise UserError("language: auto needs a server with --language auto")
-        return True
+        field = "languages[]"
+        languages = [code for code in dict.fromkeys(upload.languages) if code]
+        if not languages or upload.language not in ("", AUTO):
+            field, languages = "language", [upload.language or default]
+        if languages == [AUTO] and AUTO not in self.prompts.languages:
+            languages = []
+        known = list(tasks)
+        if len(languages) != 1:
+            detect = self.batcher.detect
+            if detect is None:
+                message = "detection needs a server with --language auto"
+                raise UserError(f"{field}: {message}")
+            known = [code for code in known if code in detect.languages]
+        for code in languages:
+            if code not in known:
+                raise UserError(
+                    f"{field}: the model has this task for {', '.join(known)}; "
+                    f"not for {code!r}"
+                )
+        return languages
 
     def check_name(self, model: str) -> None:
         """Raise HTTPException for the name of another model."""
@@ -167,9 +197,12 @@ class ServedModel:
         if upload.stream and upload.response_format not in ("json", "text"):
             message = "stream: only with the response formats json and text"
             raise refusal(400, message, "stream")
-        if upload.hotword_list and not self.batcher.takes_hotwords:
-            field = "hotwords" if upload.hotwords.strip() else "prompt"
-            message = "hotwords need an LLM, and a search without sampling"
+        words, field = upload.hotword_list, upload.hotword_field
+        if words and not self.batcher.takes_hotwords:
+            message = "hotwords need an LLM and a search without sampling or vLLM"
+            raise refusal(400, f"{field}: {message}", field)
+        if sum(map(len, words)) > _MAX_HOTWORD_CHARACTERS:
+            message = f"hotwords have {_MAX_HOTWORD_CHARACTERS:,} characters at most"
             raise refusal(400, f"{field}: {message}", field)
 
 
@@ -214,6 +247,10 @@ def create_app(served: ServedModel, admission: Admission, metrics: Metrics) -> G
     async def handle(_: Request, error: Exception) -> Response:
         if isinstance(error, Cancelled):
             return Response(status_code=499)  # to nobody
+        if isinstance(error, HTTPException):
+            cause = error.__cause__
+            if isinstance(cause, (OSError, MemoryError)):  # to FastAPI a bad form
+                raise cause
         return error_response(error)
 
     for kind in (UserError, RequestValidationError, HTTPException, Cancelled):
@@ -222,12 +259,12 @@ def create_app(served: ServedModel, admission: Admission, metrics: Metrics) -> G
 
     async def transcribe(
         upload: Upload,
-        task: Task,
-        language: str | None,
+        tasks: Mapping[str, Task],
+        languages: Sequence[str],
         on_text: Callable[[str], object] | None = None,
     ) -> Transcription:
         """Transcribe an upload; drop it when the client leaves."""
-        job = served.batcher.job(task, language, on_text, upload.hotword_list)
+        job = served.batcher.job(tasks, languages, on_text, upload.hotword_list)
         blocks = stream_pipe(upload.file.file, "file")
         work: asyncio.Future = asyncio.get_running_loop().run_in_executor(
             readers,
@@ -250,17 +287,18 @@ def create_app(served: ServedModel, admission: Admission, metrics: Metrics) -> G
 
     async def respond(
         upload: Upload,
-        task: Task,
-        language: str | None,
+        tasks: Mapping[str, Task],
+        languages: Sequence[str],
         granularities: Sequence[str] = ("segment",),
     ) -> Response:
         if upload.stream:
-            events = text_events(partial(transcribe, upload, task, language))
+            events = text_events(partial(transcribe, upload, tasks, languages))
             first = await anext(events)  # a broken file is an error, not a stream
             return StreamingResponse(
                 _chain(first, events), media_type="text/event-stream"
             )
-        found = await transcribe(upload, task, language)
+        found = await transcribe(upload, tasks, languages)
+        task = next(iter(tasks.values()))  # its name and target are those of the others
         return transcription_response(
             found, upload.response_format, task, granularities
         )
@@ -274,13 +312,13 @@ def create_app(served: ServedModel, admission: Admission, metrics: Metrics) -> G
         if "word" in granularities and not served.batcher.options.word_times:
             message = "timestamp_granularities[]: this model has no times of words"
             raise refusal(400, message, "timestamp_granularities[]")
-        task, language = served.transcription_task(upload.language)
-        return await respond(upload, task, language, granularities)
+        tasks, languages = served.transcription(upload)
+        return await respond(upload, tasks, languages, granularities)
 
     @app.post("/v1/audio/translations")
     async def translations(upload: Annotated[Upload, Depends()]) -> Response:
         served.check(upload)
-        return await respond(upload, *served.translation_task(upload.language))
+        return await respond(upload, *served.translation(upload))
 
     card = {
         "id": served.name,

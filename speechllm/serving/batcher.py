@@ -10,21 +10,30 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import count
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from speechllm.audio.segmentation import Cutting
 from speechllm.decoding.options import SearchOptions
+from speechllm.decoding.vllm_engine import VLLMLanguageModel
 from speechllm.inference.joining import join_texts
 from speechllm.inference.long_form import Piece, RecordingState, Transcription
 from speechllm.text.tasks import Task
 from speechllm.utils.errors import UserError
+from speechllm.utils.free_memory import return_free_memory
 
 if TYPE_CHECKING:
+    from speechllm.inference.language_detection import LanguageDetector
     from speechllm.inference.speech_to_text import SpeechToText
+
+#: After which free memory is returned, as when no segment waits; it takes 50 ms.
+_BATCHES_BETWEEN_RETURNS = 8
 
 
 class Cancelled(Exception):
@@ -37,6 +46,8 @@ class Job:
 
     Attributes:
         recording: its state.
+        tasks: by language of the speech, of which a detected one has its own.
+        languages: that the speech may have; none: any.
         options: of the search.
         on_text: called in the decoding thread with each part of the text that is final.
         waiting: segments to decode.
@@ -46,6 +57,8 @@ class Job:
     """
 
     recording: RecordingState
+    tasks: Mapping[str, Task]
+    languages: Sequence[str]
     options: SearchOptions
     on_text: Callable[[str], object] | None = None
     waiting: deque[Piece] = field(default_factory=deque)
@@ -77,7 +90,7 @@ class Batcher:
         options: SearchOptions,
         cutting: Cutting,
         batch_size: int,
-        detect: Callable[[np.ndarray], tuple[str, float]] | None = None,
+        detect: LanguageDetector | None = None,
         on_batch: Callable[[int], object] = lambda size: None,
     ):
         """Start the thread.
@@ -86,8 +99,7 @@ class Batcher:
             options: of the search, but for the hotwords of a request.
             cutting: options of the segmentation.
             batch_size: segments decoded together.
-            detect: as for :func:`speechllm.inference.long_form.transcribe_long`, for
-                jobs without a language.
+            detect: for jobs whose language is not known.
             on_batch: called with the number of segments of each batch.
         """
         self.model, self.options, self.cutting = model, options, cutting
@@ -100,23 +112,26 @@ class Batcher:
 
     def job(
         self,
-        task: Task,
-        language: str | None,
+        tasks: Mapping[str, Task],
+        languages: Sequence[str],
         on_text: Callable[[str], object] | None = None,
         hotwords: Sequence[str] = (),
     ) -> Job:
         """Return a job for :meth:`transcribe`.
 
         Args:
-            task: of the recording.
-            language: of the speech; None to detect it.
+            tasks: of the recording, by language of the speech.
+            languages: one that it has, or some of which to detect it; none: any.
             on_text: see :class:`Job`.
             hotwords: of the recording, in addition to those of all requests.
         """
         known = self.options.hotwords
         words = tuple(dict.fromkeys([*known, *hotwords]))
         options = replace(self.options, hotwords=words)
-        return Job(RecordingState(UserError, task, language), options, on_text)
+        language = languages[0] if len(languages) == 1 else None
+        task = tasks[language] if language else next(iter(tasks.values()))
+        recording = RecordingState(UserError, task, language)
+        return Job(recording, tasks, languages, options, on_text)
 
     def transcribe(self, job: Job, stream: Iterable[np.ndarray]) -> Transcription:
         """Cut a recording, and wait until its segments are decoded.
@@ -133,7 +148,8 @@ class Batcher:
         recording = job.recording
         pieces = recording.cut(stream, self.cutting)
         if recording.language is None and self.detect is not None:
-            pieces = recording.detect_language(pieces, self.detect, self.model)
+            detect = partial(self._detect, self.detect, job)
+            pieces = recording.detect_language(pieces, detect, self.model)
         for piece in pieces:
             self._add(job, piece)
         recording.ended = True
@@ -164,12 +180,35 @@ class Batcher:
     @property
     def takes_hotwords(self) -> bool:
         """True if jobs can have hotwords."""
-        return self.model.llm is not None and not self.options.sampling
+        llm, options = self.model.llm, self.options
+        if isinstance(llm, VLLMLanguageModel) and options.hotword_bonus:
+            return False
+        return llm is not None and not options.sampling
 
     @property
     def waiting(self) -> int:
         """Number of segments that wait."""
         return sum(len(job.waiting) for job in list(self.turns))
+
+    def _detect(
+        self, detect: LanguageDetector, job: Job, samples: np.ndarray
+    ) -> tuple[str, float]:
+        """Return the language of speech and its probability; give the job its task.
+
+        Raises:
+            UserError: there is no task for it.
+        """
+        if job.languages:
+            detect = copy(detect)  # with the same weights
+            detect.languages = list(job.languages)
+        found, probability = detect(samples)
+        if found not in job.tasks:
+            raise UserError(
+                f"language: {found} was detected; the model has this task for "
+                f"{', '.join(job.tasks)}"
+            )
+        job.recording.task = job.tasks[found]
+        return found, probability
 
     def _add(self, job: Job, piece: Piece) -> None:
         """Add a segment when there is room; each job may have one in any case."""
@@ -188,7 +227,7 @@ class Batcher:
             self.changed.notify_all()
 
     def _run(self) -> None:
-        while True:
+        for number in count(1):
             with self.changed:
                 self.changed.wait_for(lambda: self.turns or self.closed)
                 if not self.turns:
@@ -203,6 +242,8 @@ class Batcher:
                 for job, _ in batch:
                     job.unfinished -= 1
                 self.changed.notify_all()
+            if not self.turns or number % _BATCHES_BETWEEN_RETURNS == 0:
+                return_free_memory()
 
     def _take(self) -> list[tuple[Job, Piece]]:
         """Remove the next segments from the queue, one of each job in turn.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,7 +17,7 @@ from speechllm.text.tasks import Task
 from speechllm.utils.errors import UserError, is_out_of_memory, reason_of
 
 RETRY_SECONDS = 5  # after which a refused client may try again
-_KINDS = {429: "rate_limit_error", 500: "server_error", 503: "server_error"}
+_KINDS = {429: "rate_limit_error"} | dict.fromkeys((500, 503, 507), "server_error")
 _MESSAGES = {
     404: "no such address; the API has /v1/audio/transcriptions, "
     "/v1/audio/translations and /v1/models",
@@ -24,7 +25,9 @@ _MESSAGES = {
     413: "the upload is larger than this server allows (--max_megabytes)",
     500: "internal error; the log of the server has the details",
     503: "the memory of the server is full; send less at once, or try again later",
+    507: "the disk of the server for uploads (TMPDIR) is full; try again later",
 }
+_FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def refusal(
@@ -39,7 +42,7 @@ def refusal(
         code: short name of the error.
     """
     headers = {}
-    if status in (429, 503):
+    if status in (429, 503, 507):
         headers["Retry-After"] = str(RETRY_SECONDS)
     if status == 413:  # read no more of the upload
         headers["Connection"] = "close"
@@ -65,6 +68,8 @@ def as_refusal(error: Exception) -> HTTPException:
             error.status_code, _MESSAGES.get(error.status_code, str(error.detail))
         )
     status = 503 if is_out_of_memory(error) else 500
+    if isinstance(error, OSError) and error.errno in _FULL_DISK:
+        status = 507
     return refusal(status, _MESSAGES[status])
 
 

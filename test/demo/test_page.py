@@ -17,6 +17,7 @@ import soundfile
 from speechllm import SpeechToText, load_audio
 from speechllm.decoding.result import Result, Segment, Word
 from speechllm.inference.long_form import Transcription
+from speechllm.utils.errors import UserError
 
 pytest.importorskip("gradio", reason="the extra demo is not installed")
 from gradio import processing_utils
@@ -65,6 +66,15 @@ def test_progress_and_files_of_a_recording(tiny_model, speech_file, tmp_path):
     assert names == {f"agent-pass.{c}.{f}" for c in ("en", "fr") for f in forms}
     entry = json.loads((tmp_path / "agent-pass.en.json").read_text())
     assert entry["text"] == expected.text
+
+
+def test_recording_without_samples_is_an_error(tiny_model, tmp_path):
+    model = SpeechToText.from_pretrained(tiny_model)
+    soundfile.write(tmp_path / "a.wav", [], 16000)
+    with pytest.raises(UserError, match="no samples"):
+        demo.transcribe_file(
+            model, str(tmp_path / "a.wav"), ("asr",), "en", "fr", lambda *_: None
+        )
 
 
 def test_recordings_are_uploads_only(monkeypatch):

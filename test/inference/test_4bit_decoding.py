@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import write_tiny_llm
+import yaml
+from tiny_models import write_tiny_llm, write_tiny_model
 from torch import nn
 
 from speechllm import SpeechToText
@@ -60,6 +61,22 @@ def layers(model: SpeechToText) -> dict[str, nn.Module]:
         for name, layer in model.llm.causal_lm.named_modules()
         if hasattr(layer, "in_features") and "lora_" not in name
     }
+
+
+def test_a_pinned_llm_is_that_of_the_commit(tmp_path, smollm2, monkeypatch):
+    """Also where the hub's cache has no other commit, and there is no hub."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    folder = write_tiny_model(tmp_path / "model", smollm2, size=64)
+    snapshot = tmp_path / "hub/models--some--llm/snapshots" / ("1" * 40)
+    snapshot.parent.mkdir(parents=True)
+    (folder / "llm").rename(snapshot)
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["llm_conf"]["model"] = "some/llm"
+    config["revisions"] = {"some/llm": snapshot.name}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    model = SpeechToText.from_pretrained(folder, dtype="4bit")
+    assert not model.llm.causal_lm.get_submodule(LAYER).weight.is_floating_point()
 
 
 def test_a_qlora_model_has_the_weights_and_logits_of_its_training(tmp_path, wide_llm):

@@ -116,6 +116,30 @@ def test_revision_is_requested_from_the_hub(repository, monkeypatch):
     assert requests == [(NAME, third)] * 3
 
 
+def test_revision_is_requested_before_another_copy_is_used(
+    repository, tmp_path, monkeypatch
+):
+    """A copy in the cache of this package is for machines without the hub."""
+    third, found = "3" * 40, []
+
+    def download(name, revision=None):
+        found.append((name, revision))
+        return None, "no hub"
+
+    monkeypatch.setattr("speechllm.pretrained.hub.download", download)
+    copy = tmp_path / "cache/models/some--encoder"
+    tiny_models.write_tiny_whisper(copy)
+    main = repository / "snapshots" / OLD
+    assert resolve_model(NAME, revision=third) == main
+    shutil.rmtree(repository / "refs")
+    assert resolve_model(NAME) == copy
+    assert found == [(NAME, third)]
+    assert resolve_model(NAME, revision=third) == copy
+    monkeypatch.setattr("speechllm.pretrained.hub.download", lambda *_: (main, ""))
+    assert resolve_model(NAME, revision=third) == main
+    assert resolve_model(NAME) == copy
+
+
 def test_stage_6_shows_the_commit(repository, tiny_llm, capsys):
     fetch_models([NAME, str(tiny_llm)])
     folder = repository / "snapshots" / OLD

@@ -8,13 +8,26 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from processes import wait_until
 from served import RATE, SHORT, Served, running_server, wav
 
 from speechllm import transcribe_long
 from speechllm.audio.io import load_audio
 from speechllm.inference.long_form import cutting_for
 from speechllm.inference.output_formats import format_transcription, json_segments
+from speechllm.serving import batcher as batcher_module
 from speechllm.serving.batcher import Batcher
+from speechllm.text.tasks import Task
+
+
+class Detector:
+    """Stand-in for ``LanguageDetector`` that finds the first of its languages."""
+
+    def __init__(self, *languages: str):
+        self.languages = list(languages)
+
+    def __call__(self, samples: np.ndarray) -> tuple[str, float]:
+        return self.languages[0], 0.9
 
 
 @pytest.fixture(scope="module")
@@ -101,15 +114,68 @@ def test_translation_into_english(served, model, prompt, tmp_path):
     assert (found.text, found.language) == (expected, "fr")
 
 
+@pytest.mark.parametrize("language", ["en", "fr"])
+def test_only_the_default_language_of_a_translation_is_replaced(
+    model, prompt, language
+):
+    with running_server(model, language=language) as served:
+        for fields in ({"language": "en"}, {"languages[]": "en"}):
+            response = served.post(prompt, path="translations", **fields)
+            assert response.status_code == 400
+            assert "has this task for fr; not for 'en'" in response.text
+        for fields in ({}, {"language": "fr"}):
+            response = served.post(prompt, path="translations", **fields)
+            assert response.status_code == 200
+
+
+def test_detected_language_that_is_not_translated_is_an_error(model, prompt):
+    with running_server(model, language="auto") as served:
+        for detector, status in ((Detector("en"), 400), (Detector("fr"), 200)):
+            served.batcher.detect = detector
+            response = served.post(prompt, path="translations")
+            assert response.status_code == status
+            if status == 400:
+                assert "en was detected" in response.json()["error"]["message"]
+
+
+def test_detected_language_has_its_own_task(model, speech):
+    batcher = Batcher(model, model.options(SHORT), cutting_for(model), 3)
+    batcher.detect = Detector("fr")
+    tasks = {"en": Task("asr", "en", "en"), "fr": Task("st", "fr", "en")}
+    job = batcher.job(tasks, [])
+    batcher.transcribe(job, [speech])
+    batcher.close()
+    assert {piece.task for piece in job.recording.pieces} == {tasks["fr"]}
+
+
 def test_language_of_a_request(served, model, prompt, tmp_path):
     expected = alone(model, prompt, tmp_path, language="fr").result.text
     found = served.post(prompt, language="fr", response_format="verbose_json").json()
     assert (found["text"], found["language"]) == (expected, "fr")
+    for fields in ({}, {"language": "auto"}):
+        found = served.client().audio.transcriptions.create(
+            file=("a.wav", prompt), model="tiny", languages=["fr"], **fields
+        )
+        assert found.text == expected
+
+
+def test_language_is_detected_among_those_of_a_request(model, prompt):
+    with running_server(model) as served:
+        fields = {"response_format": "verbose_json", "languages[]": ["fr", "en"]}
+        response = served.post(prompt, **fields)
+        assert response.status_code == 400
+        assert "languages[]: detection needs" in response.json()["error"]["message"]
+        served.batcher.detect = Detector("de", "fr", "en")
+        assert served.post(prompt, **fields).json()["language"] == "fr"
+        assert served.post(prompt, language="en", **fields).json()["language"] == "en"
+        fields["languages[]"] = ["en", "de"]
+        assert "not for 'de'" in served.post(prompt, **fields).text
+        assert served.batcher.detect.languages == ["de", "fr", "en"]
 
 
 def test_language_is_detected(model, prompt, monkeypatch):
     with running_server(model, language="auto") as served:
-        served.batcher.detect = lambda samples: ("fr", 0.9)
+        served.batcher.detect = Detector("fr")
         found = served.post(prompt, response_format="verbose_json").json()
         assert found["language"] == "fr"
         assert found["text"] == served.post(prompt, language="fr").json()["text"]
@@ -176,6 +242,7 @@ def test_hotwords_are_those_of_the_request(model, prompt, tmp_path):
         for keywords in (f"{one}, {other}", f"Glossary: {one},\n{other}."):
             assert send("", prompt=keywords) == expected["Asterisk, New  York"]
         assert send(one, prompt=other) == expected["Asterisk, New  York"]
+        assert send("", keywords=[one, other] * 300) == expected["Asterisk, New  York"]
 
 
 def test_batches_have_the_same_hotwords(model, prompt, monkeypatch):
@@ -186,9 +253,9 @@ def test_batches_have_the_same_hotwords(model, prompt, monkeypatch):
     )
     monkeypatch.setattr(Batcher, "_report", lambda self, job: None)
     batcher = Batcher(model, model.options(SHORT), cutting_for(model), 3)
-    task = model.request("asr", "en", None)
+    tasks = {"en": model.request("asr", "en", None)}
     lists = ["a", "a", "b", "a", "a", "c", "b"]
-    jobs = [batcher.job(task, "en", hotwords=[word]) for word in lists]
+    jobs = [batcher.job(tasks, ["en"], hotwords=[word]) for word in lists]
     with batcher.changed:
         for job in jobs:
             job.waiting.append(None)
@@ -197,6 +264,23 @@ def test_batches_have_the_same_hotwords(model, prompt, monkeypatch):
     batcher.close()
     numbers = [[jobs.index(job) for job in batch] for batch in batches]
     assert numbers == [[0, 1, 3], [2, 6], [4], [5]]
+
+
+def test_free_memory_is_returned(model, prompt, lecture, monkeypatch):
+    """When no segment waits, and every few batches."""
+    returned = []
+    monkeypatch.setattr(
+        batcher_module, "return_free_memory", lambda: returned.append(1)
+    )
+    with running_server(model) as served:
+        assert served.post(prompt).status_code == 200
+        wait_until(lambda: returned)
+    monkeypatch.setattr(batcher_module, "_BATCHES_BETWEEN_RETURNS", 1)
+    returned.clear()
+    with running_server(model, batch_size=1) as served:
+        assert served.post(lecture).status_code == 200
+        batches = served.metric("speechllm_batch_segments_count")
+        wait_until(lambda: len(returned) == batches)
 
 
 def test_long_recording_does_not_delay_short_ones(

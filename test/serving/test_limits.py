@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
 import json
 import os
@@ -14,6 +15,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import Mock
 
 import httpx2
 import numpy as np
@@ -24,6 +26,7 @@ from processes import wait_until
 from served import RATE, Served, running_server, wav
 
 from speechllm import cli
+from speechllm.serving import batcher
 from speechllm.serving.server import is_loopback, listen
 from speechllm.utils.errors import UserError
 
@@ -89,6 +92,9 @@ def test_bad_files_are_refused(served, prompt):
         ("language", "xx", 400),
         ("language", "../../etc", 400),
         ("language", "auto", 400),
+        ("languages[]", "xx", 400),
+        ("languages[]", ["en", "fr"], 400),
+        ("keywords[]", ["x" * 60_000] * 3, 400),
         ("temperature", "x", 400),
         ("temperature", "nan", 400),
         ("temperature", "0.7", 400),
@@ -103,7 +109,7 @@ def test_bad_fields_are_refused(served, prompt, field, value, status):
     response = served.post(prompt, **{field: value})
     assert response.status_code == status
     error = error_of(response)
-    if "x" * 100 not in value:
+    if value != "x" * 100_000:  # a part that is too long
         assert field in error["message"]
 
 
@@ -120,7 +126,7 @@ def test_other_bodies_and_addresses(served, prompt):
         ({"data": {"file": "text"}}, 400),
         ({"files": [("file", ("a", prompt)), ("file", ("b", prompt))]}, 400),
         ({"content": b"x", "headers": {"content-type": "multipart/form-data"}}, 400),
-        ({"files": {"file": ("a", prompt)}, "data": {f"f{n}": "" for n in range(99)}},
+        ({"files": {"file": ("a", prompt)}, "data": {f"f{n}": "" for n in range(1001)}},
          400),
     ):  # fmt: skip
         response = httpx2.post(url, **request)
@@ -337,6 +343,47 @@ def test_failure_in_a_stream_is_an_event(model, lecture, monkeypatch):
         assert events[0]["type"] == "transcript.text.delta"
         assert events[-1]["error"]["type"] == "server_error"
         assert "secret" not in response.text
+
+
+@pytest.mark.parametrize(
+    "place", ["tempfile.SpooledTemporaryFile.rollover", "shutil.copyfileobj"]
+)
+def test_upload_that_cannot_be_stored_is_an_error_of_the_server(
+    model, prompt, monkeypatch, capfd, place
+):
+    content = wav(np.zeros(40 * RATE, np.float32))  # 1.3 MB, not kept in memory
+    full = OSError(errno.ENOSPC, "full")
+    with running_server(model) as served:
+        for error, status, stream in (
+            (full, 507, "false"),
+            (full, 507, "true"),
+            (OSError(errno.EIO, "secret of /tmp"), 500, "false"),
+            (MemoryError(), 503, "true"),
+        ):
+            with monkeypatch.context() as patch:
+                patch.setattr(place, Mock(side_effect=error))
+                response = served.post(content, stream=stream)
+            assert response.status_code == status
+            message = error_of(response)["message"]
+            assert "secret" not in message
+            assert ("disk of the server" in message) == (error is full)
+            assert response.json()["error"]["type"] == "server_error"
+        assert served.post(prompt).status_code == 200
+    log = capfd.readouterr().err
+    assert log.count("Exception in ASGI application") == 4
+    assert log.count("[Errno 28] full") >= 2 and "secret of /tmp" in log
+
+
+def test_hotwords_need_a_search_that_takes_them(model, prompt, monkeypatch):
+    with running_server(model) as served:
+        monkeypatch.setattr(batcher, "VLLMLanguageModel", type(model.llm))
+        for field in ("hotwords", "keywords[]", "prompt"):
+            response = served.post(prompt, **{field: "Asterisk"})
+            assert response.status_code == 400
+            assert error_of(response)["param"] == field
+        assert served.post(prompt).status_code == 200
+    with running_server(model, hotword_bonus=0) as served:  # in the prompt only
+        assert served.post(prompt, hotwords="Asterisk").status_code == 200
 
 
 def test_end_of_the_server(model, prompt, stopped):
