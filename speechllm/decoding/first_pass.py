@@ -46,12 +46,16 @@ class FirstPass:
     def scores(self, texts: Sequence[str]) -> list[float]:
         """Return the log probability of each transcript, in its best written form.
 
-        A transcript of the first pass may be given normalised: its own form counts.
+        The forms are the text as given, normalised, and as a sentence, and those of the
+        first pass that differ in case and punctuation only.
         """
         own_forms: dict[str, list[str]] = {}
         for own in self.texts:
             own_forms.setdefault(ctc_text(own, self.language), []).append(own)
-        forms = [[*written_forms(text), *own_forms.get(text, ())] for text in texts]
+        forms = []
+        for text in texts:
+            plain = ctc_text(text, self.language)
+            forms.append([text, *written_forms(plain), *own_forms.get(plain, ())])
         known = self.known_scores
         new = sorted({f for group in forms for f in group} - known.keys())
         if new:
@@ -88,7 +92,10 @@ def make_first_pass(
     """
     keys = [speech_key(*pair) for pair in zip(waves, languages, strict=True)]
     passes = dict(known or {})
-    trie = hotword_trie(decoder.tokenizer, hotwords) if hotwords else None
+    trie = None
+    if hotwords:
+        tokenizer, *others = decoder.tokenizers
+        trie = hotword_trie(tokenizer, hotwords, tuple(others))
     new = {key: row for row, key in enumerate(keys) if key not in passes}
     for part in equally_padded(decoder, waves, list(new.values())):
         states = decoder.encode([waves[row] for row in part])

@@ -10,6 +10,7 @@ acoustic evidence (Radhakrishnan et al. 2023, "Whispering LLaMA"; Chen et al. 20
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from speechllm.pretrained.model_folder import (
     load_pretrained,
     read_model_config,
 )
+from speechllm.text.whisper_tokens import with_first_merge
 from speechllm.utils.errors import UserError
 
 FOLDER = "first_pass"  # of the fine-tuned model, in a model folder of stage 10
@@ -95,6 +97,9 @@ class SpeechDecoder:
             reason = str(error).partition("\n")[0]
             raise UserError(f"{folder}: Whisper cannot be loaded: {reason}") from error
         self.tokenizer = self.processor.tokenizer
+        merged = with_first_merge(self.tokenizer)
+        #: A text is scored in the tokens of each: a model writes one or the other.
+        self.tokenizers = tuple({id(t): t for t in (self.tokenizer, merged)}.values())
         self.folder = folder
         self.finetuned = finetuned
         shared = self.model.generation_config
@@ -228,7 +233,8 @@ class SpeechDecoder:
     ) -> list[float]:
         """Return the log probability of each text given the speech, end included.
 
-        That of a text with more tokens than the decoder has positions is extrapolated
+        It is that of the more probable tokens, where two tokenizers differ. That of a
+        text with more tokens than the decoder has positions is extrapolated
         from its beginning, in proportion to the tokens.
 
         Args:
@@ -239,13 +245,18 @@ class SpeechDecoder:
         prefix = self.prefix(language)
         eos = self.tokenizer.eos_token_id
         most = self.model.config.max_target_positions + 1  # the last one is not read
-        sequences, ratios = [], []
-        for text in texts:
+        sequences, ratios, owners = [], [], []
+        for owner, text in enumerate(texts):
             spaced = f" {text}" if text else ""
-            ids = [*self.tokenizer.encode(spaced, add_special_tokens=False), eos]
-            read = ids[: most - len(prefix)]
-            ratios.append(len(ids) / len(read))
-            sequences.append(torch.tensor([*prefix, *read], device=states.device))
+            for tokens in {
+                tuple(tokenizer.encode(spaced, add_special_tokens=False))
+                for tokenizer in self.tokenizers
+            }:
+                ids = [*tokens, eos]
+                read = ids[: most - len(prefix)]
+                ratios.append(len(ids) / len(read))
+                sequences.append(torch.tensor([*prefix, *read], device=states.device))
+                owners.append(owner)
         scores: list[float] = []
         for begin in range(0, len(sequences), SCORED):
             part = sequences[begin : begin + SCORED]
@@ -260,7 +271,10 @@ class SpeechDecoder:
                 logits = self.model.proj_out(hidden[row, wanted]).float()
                 targets = sequence[len(prefix) :, None]
                 scores.append(logits.log_softmax(1).gather(1, targets).sum().item())
-        return [score * ratio for score, ratio in zip(scores, ratios, strict=True)]
+        best = [-math.inf] * len(texts)
+        for owner, score, ratio in zip(owners, scores, ratios, strict=True):
+            best[owner] = max(best[owner], score * ratio)
+        return best
 
 
 def written_forms(text: str) -> list[str]:

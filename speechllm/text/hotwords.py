@@ -10,6 +10,7 @@ match breaks off.
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -167,21 +168,27 @@ class HotwordTrie:
 
 @functools.lru_cache(maxsize=4)  # a search of LLM and first pass needs two, many times
 def hotword_trie(
-    tokenizer: PreTrainedTokenizerBase, words: tuple[str, ...]
+    tokenizer: PreTrainedTokenizerBase,
+    words: tuple[str, ...],
+    others: tuple[PreTrainedTokenizerBase, ...] = (),
 ) -> HotwordTrie:
     """Build the automaton of hotwords, as they are, in lower case and capitalised.
 
     Each begins after a space, as an output does, or anywhere in a script without
     spaces. A form that the tokenizer cannot write is left out, as is one with a special
     token, such as ``<|im_end|>``: its bonus would end outputs.
+
+    Args:
+        others: tokenizers with the same vocabulary that may split a word otherwise.
     """
     special = {*tokenizer.all_special_ids}  # the unknown token is one
     entries: dict[tuple[int, ...], bool] = {}
     for word in words:
         spaceless = _WITHOUT_SPACES.search(word) is not None
         for form in {word, word.lower(), word[:1].upper() + word[1:]}:
-            for text in (f" {form}", form) if spaceless else (f" {form}",):
-                tokens = tuple(encode(tokenizer, text))
+            written = (f" {form}", form) if spaceless else (f" {form}",)
+            for text, encoder in itertools.product(written, (tokenizer, *others)):
+                tokens = tuple(encode(encoder, text))
                 if tokens and special.isdisjoint(tokens):
                     entries[tokens] = not spaceless
 

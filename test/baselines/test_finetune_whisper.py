@@ -19,10 +19,13 @@ from speechllm.audio.io import load_audio
 from speechllm.baselines import finetune_whisper as finetuning
 from speechllm.baselines import whisper_trainer
 from speechllm.baselines.finetune_whisper import (
+    Example,
     FinetuneOptions,
     collate_examples,
     finetune_whisper,
+    in_likelier_tokens,
     read_examples,
+    target_tokens,
 )
 from speechllm.baselines.runner import run_baseline
 from speechllm.baselines.whisper import Whisper
@@ -190,6 +193,32 @@ def test_labels_are_those_of_pretraining(tiny_decoder, examples):
     )
 
 
+def test_labels_are_the_tokens_that_the_model_writes(whisper_base, speech):
+    """OpenAI's weights write `` to`` in one token, transformers' tokenizer in two."""
+    system = Whisper(whisper_base)
+    system.load()
+    plain = system.processor.tokenizer
+    labels = target_tokens(
+        system, "asr", "en", "Please enter the password to the tent."
+    )
+    examples = [Example(speech, labels)]
+    trained, validated = in_likelier_tokens(system, examples, examples)
+    assert trained[0].labels == validated[0].labels
+    assert len(trained[0].labels) == len(labels) - 5  # "tent" has three
+    tokenizer = system.processor.tokenizer
+    assert tokenizer.decode(trained[0].labels) == plain.decode(labels)
+    written = tokenizer.convert_ids_to_tokens(trained[0].labels)
+    assert written[4:-2] == ["Ġenter", "Ġthe", "Ġpassword", "Ġto", "Ġthe", "Ġtent"]
+    # of a model that splits these words, the labels stay
+    system.processor.tokenizer = plain
+    with torch.no_grad():
+        table = system.model.model.decoder.embed_tokens.weight
+        for token in ("Ġthe", "Ġto", "Ġtent"):
+            table[tokenizer.convert_tokens_to_ids(token)] *= -20
+    assert in_likelier_tokens(system, examples, examples)[0] == examples
+    assert system.processor.tokenizer is plain
+
+
 def test_fewer_positions_equal_a_model_of_that_size(tiny_decoder, speech):
     """Compare with a model whose configuration has 100 positions."""
     from transformers import WhisperConfig, WhisperForConditionalGeneration
@@ -242,6 +271,31 @@ def test_learning_rate_decays_over_time_or_steps(monkeypatch, seconds, step, exp
     if (seconds, step) == (50, 200):
         step = 50
     assert factor(step) == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize("first_step", [2.0, 100.0])
+def test_learning_rate_reaches_its_peak_within_the_time(monkeypatch, first_step):
+    """1000 s for 400 or 360 of 100,000 steps; the first step may be slow."""
+    now = [0.0]
+    clock = SimpleNamespace(monotonic=lambda: now[0])
+    monkeypatch.setattr(whisper_trainer, "time", clock)
+    pace = Pace(0.0, 1000 / 60)
+    factor, rates = pace.lr_factor(100_000), []
+    while pace.done(len(rates), 100_000) < 1:
+        rates.append(factor(len(rates)))
+        now[0] += 2.5 if rates[1:] else first_step
+    assert max(rates) > 0.95
+    assert rates[:10] == sorted(rates[:10]) and rates[4] <= 0.5
+    assert rates[len(rates) // 2] == pytest.approx(0.5 / 0.9, abs=0.06)
+
+
+@pytest.mark.parametrize("steps", [50, 324, 5000])
+def test_learning_rate_without_a_time_limit_depends_on_steps_only(steps):
+    factor = Pace(0.0, None).lr_factor(steps)
+    for step in range(steps):
+        rise = min((step + 1) / (0.1 * steps), step / (0.1 * steps) + 0.01)
+        expected = min(rise, (1 - step / steps) / 0.9)
+        assert factor(step) == pytest.approx(expected)
 
 
 def test_unusable_examples_are_listed(tiny_decoder, examples, tmp_path, speech, capsys):

@@ -74,6 +74,7 @@ def test_beam_search_gives_distinct_texts_that_do_not_depend_on_the_batch(
 def test_log_probs_are_the_loss_that_transformers_computes(decoder, waves):
     too_long = "Please enter your password. " * 120  # Whisper has 448 positions
     texts = ["Please enter your password.", "please", "", too_long]
+    assert len(decoder.tokenizers) == 2  # they split words with "t" only
     (states,) = decoder.encode(waves[:1])
     found = decoder.log_probs(states, texts, "en")
     features = decoder.processor(waves[:1], sampling_rate=16000, return_tensors="pt")
@@ -94,6 +95,24 @@ def test_log_probs_are_the_loss_that_transformers_computes(decoder, waves):
             ).loss
         assert score == pytest.approx(-loss.item() * count, rel=1e-4, abs=1e-3)
     assert found[0] == max(found)
+
+
+def test_a_text_is_scored_in_the_tokens_that_the_model_writes(decoder, waves):
+    """Words that begin with "t", whose merge is missing in transformers' file."""
+    (states,) = decoder.encode(waves[:1])
+    plain, merged = decoder.tokenizers
+    text = "Please enter the password to your tent."
+    scores = []
+    for tokenizer in (plain, merged):
+        decoder.tokenizers = (tokenizer,)
+        scores += decoder.log_probs(states, [text], "en")
+    decoder.tokenizers = (plain, merged)
+    both = decoder.log_probs(states, ["please", text], "en")
+    assert scores[1] > scores[0] + 10  # nats
+    assert both[1] == pytest.approx(scores[1], abs=1e-3)
+    assert both[0] == pytest.approx(
+        decoder.log_probs(states, ["please"], "en")[0], abs=1e-3
+    )
 
 
 def test_unknown_language_and_other_models_are_refused(decoder, tmp_path):
