@@ -35,10 +35,15 @@ LEAST_MAX_SECONDS = 1.0  # shorter segments would cut words
 
 @dataclass(frozen=True)
 class SpeechSegment:
-    """A part of a recording, in seconds from its beginning."""
+    """A part of a recording, in seconds from its beginning.
+
+    Attributes:
+        continues: it was cut without a pause, so the next one may overlap it.
+    """
 
     start: float
     end: float
+    continues: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,18 +95,19 @@ def speech_segments(
     cutter = Cutter(cutting)
     held, origin = np.zeros(0, np.float32), 0  # samples, and index of the first one
     highest = 0.0
-    waiting: list[tuple[int, int]] = []
+    waiting: list[tuple[int, int, bool]] = []  # windows, and whether speech continues
 
     for samples, probabilities in speech_probabilities(blocks):
         held = np.concatenate([held, samples])
         highest = max(highest, float(probabilities[0].max()))
         for probability, recent in probabilities.T.tolist():
-            waiting.extend(cutter.push(probability, recent))
+            for first, last in [*cutter.push(probability, recent)]:
+                waiting.append((first, last, cutter.needed < last))
         if whole and len(held) <= cutting.longest * SAMPLING_RATE:
             continue
         whole = False
         for window in waiting:
-            yield _cut_out(held, origin, window)
+            yield _cut_out(held, origin, *window)
         waiting.clear()
         done = cutter.needed * WINDOW - origin
         held, origin = held[done:], origin + done
@@ -110,7 +116,7 @@ def speech_segments(
             yield SpeechSegment(0.0, len(held) / SAMPLING_RATE), held
         return
     for window in cutter.close():
-        yield _cut_out(held, origin, window)
+        yield _cut_out(held, origin, *window)
 
 
 class Cutter:
@@ -235,17 +241,19 @@ class Cutter:
 
 
 def _cut_out(
-    held: np.ndarray, origin: int, windows: tuple[int, int]
+    held: np.ndarray, origin: int, first: int, last: int, continues: bool = False
 ) -> tuple[SpeechSegment, np.ndarray]:
-    """Return the segment of some windows (first, last + 1) and a copy of its samples.
+    """Return the segment of some windows and a copy of its samples.
 
     Args:
         held: samples, the first of which has index ``origin`` in the recording.
+        first, last: first window, and last window + 1.
+        continues: as in :class:`SpeechSegment`.
     """
-    first, last = (window * WINDOW for window in windows)
-    samples = held[first - origin : last - origin].copy()
-    start = first / SAMPLING_RATE
-    return SpeechSegment(start, start + len(samples) / SAMPLING_RATE), samples
+    samples = held[first * WINDOW - origin : last * WINDOW - origin].copy()
+    start = first * WINDOW / SAMPLING_RATE
+    end = start + len(samples) / SAMPLING_RATE
+    return SpeechSegment(start, end, continues), samples
 
 
 def has_speech(wave: np.ndarray) -> bool:

@@ -119,7 +119,7 @@ def make_conditions(
     pieces: int = 3,
     seed: int = 0,
 ) -> list[Condition]:
-    """Make the conditions of the table.
+    """Make the conditions of the table; one without utterances is left out.
 
     Args:
         clean: the test set; every utterance is decoded with all of its tasks.
@@ -175,7 +175,7 @@ def make_conditions(
     for task in tasks:
         chosen = [example for example in clean if example.task == task]
         conditions.append(Condition(f"clean {task.group}", chosen, spoken=True))
-    return conditions
+    return [condition for condition in conditions if condition.examples]
 
 
 def white_noise(samples: int, rng: np.random.Generator) -> np.ndarray:
@@ -209,7 +209,7 @@ def guard_rows(
     conditions: Sequence[Condition],
     batch_size: int = 8,
 ) -> list[Row]:
-    """Decode each condition with the guard, whose results keep the unguarded text too.
+    """Decode each condition with the guard; results keep the unguarded texts too.
 
     Raises:
         UserError: the model has no thresholds.
@@ -226,16 +226,16 @@ def guard_rows(
             model.options({"guard": True}),
             batch_size,
         )
-        unguarded = [
-            result
-            if result.unguarded is None
-            else replace(result, text=result.unguarded)
-            for result in guarded
-        ]
-        results = (unguarded, guarded)
+        results = [without_guard(result) for result in guarded], guarded
         rows.append(evaluate(condition, results, model.guard.thresholds))
         print(table_line(rows[-1]), flush=True)
     return rows
+
+
+def without_guard(result: Result) -> Result:
+    """Return a result with the texts from before the guard."""
+    texts = {"text": result.unguarded, "transcript": result.unguarded_transcript}
+    return replace(result, **{k: text for k, text in texts.items() if text is not None})
 
 
 def evaluate(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from speechllm.models.precision import to_float64_device
 from speechllm.text.ctc_labels import BLANK, NEVER
 
 BLOCK = 16  # frames that are summed relative to the largest of them
@@ -77,11 +78,12 @@ class CTCPrefixScorer:
     """
 
     def __init__(self, logits: Tensor, lengths: Tensor):
-        self.logits, self.lengths = logits, lengths
+        self.logits = to_float64_device(logits)
+        self.lengths = to_float64_device(lengths)
         self.normalizers = torch.stack(  # (batch, frames), one utterance at a time
-            [row.double().logsumexp(1) for row in logits]
+            [row.double().logsumexp(1) for row in self.logits]
         )
-        blank = logits[..., BLANK].double() - self.normalizers
+        blank = self.logits[..., BLANK].double() - self.normalizers
         self.blank_sums = blank.cumsum(1)  # (batch, frames)
 
     def log_probs(self, rows: Tensor, labels: Tensor, size: int) -> Tensor:

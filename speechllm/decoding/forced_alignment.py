@@ -117,7 +117,8 @@ def align_spans(
         log_probs: (frames, labels) of the CTC branch, blank first.
         unknown: the wildcard label.
         space: the label between two words, or None. In a word it has no length.
-        join: put it between two words; pieces have their own.
+        join: put it between two words; pieces have their own, and languages without
+            spaces have none.
         open_end: the frames may contain the beginning of the text only.
 
     Returns:
@@ -193,7 +194,8 @@ def align_texts(
         open_end: as for :func:`align_spans`.
     """
     unknown = tokenizer.unknown
-    if tokenizer.bpe and language in LANGUAGES_WITHOUT_SPACES:
+    spaced = language not in LANGUAGES_WITHOUT_SPACES
+    if tokenizer.bpe and not spaced:
         units = pieces_of_characters(words, language, tokenizer)
         labels = [own for own, _ in units]
         found = align_spans(labels, log_probs, unknown, None, open_end=open_end)
@@ -205,7 +207,7 @@ def align_texts(
         log_probs,
         unknown,
         None if space == unknown else space,
-        join=not tokenizer.bpe,
+        join=spaced and not tokenizer.bpe,
         open_end=open_end,
     )
 

@@ -31,8 +31,9 @@ def pool_nbest(
 
     score = rescore_decoder_weight · decoder + rescore_ctc_weight · CTC + rest · LLM
     + hotword_bonus · tokens of hotwords.
-    Transcripts of the first pass are normalised if the LLM's best one is, as of a model
-    that was trained on plain transcripts. Without a first pass the list is kept.
+    Transcripts of the first pass are normalised if the LLM's best one with words is, as
+    of a model that was trained on plain transcripts. Without a first pass the list is
+    kept.
 
     Args:
         row: of the utterance.
@@ -46,8 +47,7 @@ def pool_nbest(
     for hypothesis in nbest:
         text = codec.decode(hypothesis.tokens).strip()
         hypotheses.setdefault(ctc_text(text, language), (text, hypothesis))
-    best = codec.decode(nbest[0].tokens).strip()
-    plain = best == ctc_text(best, language)
+    plain = next((text == key for key, (text, _) in hypotheses.items() if key), False)
     new: dict[str, str] = {}
     for text in [*first.texts, batch.ctc_text(row)]:
         spoken = ctc_text(text, language)
@@ -60,7 +60,7 @@ def pool_nbest(
         for (spoken, text), hypothesis in zip(new.items(), scored):
             hypotheses[spoken] = (text, hypothesis)
     texts = list(hypotheses)
-    by_decoder = first.scores(texts)
+    by_decoder = first.scores([text for text, _ in hypotheses.values()])
     weight = options.rescore_decoder_weight or 0.0
     ctc_weight = options.rescore_ctc_weight
     by_ctc = [0.0] * len(texts)

@@ -12,6 +12,7 @@ from speechllm.decoding.hypothesis import Hypothesis
 from speechllm.decoding.options import SearchOptions
 from speechllm.models.ctc_alignment import frames_needed
 from speechllm.models.llm import LanguageModel
+from speechllm.models.precision import to_float64_device
 from speechllm.text.answer_codec import AnswerCodec
 from speechllm.text.ctc_labels import BLANK, NEVER
 
@@ -26,6 +27,7 @@ def ctc_log_probs(log_probs: Tensor, texts: Sequence[Sequence[int]]) -> list[flo
     Returns:
         One for each text; ``NEVER`` for one that does not fit into the frames.
     """
+    log_probs = to_float64_device(log_probs)
     scores = [NEVER] * len(texts)
     score_of_blanks = float(log_probs[:, BLANK].double().sum())
     fitting = []

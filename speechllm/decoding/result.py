@@ -47,6 +47,7 @@ class Result:
             length), ``"malformed"`` (an ``asr_st`` output without its separator, or
             cut off) and those of the guard.
         unguarded: the text before the guard changed it, or None.
+        unguarded_transcript: the same of ``transcript``, for one utterance.
         words: the words with their times, if requested.
         confidence: mean confidence of the words, or None if it was not requested.
         passages: segments in which a recording was decoded, else None.
@@ -60,6 +61,7 @@ class Result:
     transcript: str | None = None
     flags: list[str] = field(default_factory=list)
     unguarded: str | None = None
+    unguarded_transcript: str | None = None
     words: list[Word] | None = None
     confidence: float | None = None
     passages: list[Segment] | None = None

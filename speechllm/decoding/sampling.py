@@ -11,6 +11,7 @@ from torch import Tensor
 
 from speechllm.decoding.hypothesis import BeamState, Candidate
 from speechllm.decoding.options import SearchOptions
+from speechllm.models.precision import to_float64_device
 
 
 def sample(
@@ -25,7 +26,7 @@ def sample(
         log_probs: (rows, vocabulary) of the next token.
     """
     rows = [beam.hypotheses[0].row for beam in beams]
-    scores = log_probs[rows].double()  # (utterances, vocabulary)
+    scores = to_float64_device(log_probs[rows]).double()  # (utterances, vocabulary)
     for place, beam in enumerate(beams):
         if not beam.allows(True, options):
             scores[place, eos] = -math.inf

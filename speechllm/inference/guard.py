@@ -142,8 +142,9 @@ class Guard:
             for row, found in zip(rows, again):
                 candidates = [*decisions[row].nbest, *found]
                 ranked = self.rank(batch, row, candidates, options)
-                ranked = pool_nbest(self.llm, self.codec, batch, row, ranked, options)
-                decisions[row].nbest = ranked[: options.nbest]
+                pool = pool_nbest(self.llm, self.codec, batch, row, ranked, options)
+                fitting = [h for h in pool if not self.is_too_long(batch, row, h)]
+                decisions[row].nbest = (fitting or ranked)[: options.nbest]
         for row in with_output:
             nbest = decisions[row].nbest
             if nbest[0].tokens and self.is_improbable(batch, row, nbest):
@@ -164,6 +165,13 @@ class Guard:
         text = ctc_text(self.codec.decode(hypothesis.tokens), first.language)
         heard = {ctc_text(own, first.language) for own in first.texts}
         return text in heard and has_speech(batch.waves[row])
+
+    def is_too_long(
+        self, batch: EncodedBatch, row: int, hypothesis: Hypothesis
+    ) -> bool:
+        """Return whether a hypothesis is beyond the limits of length."""
+        limits = self.thresholds.limits(batch.tasks[row])
+        return TOO_LONG in limits.flags(measure(self.codec, batch, row, hypothesis))
 
     def ngram_size(self, ctc_transcript: str) -> int:
         """Return the size of the n-grams that the second search does not repeat.

@@ -137,8 +137,8 @@ def merge_words(
 ) -> tuple[list[Word], list[Word]]:
     """Split the words of an overlap at its middle.
 
-    A word across the middle can be on different sides in the two segments; it is kept
-    once.
+    A word across the middle can be on different sides in the two segments, and beyond
+    the middle in both; it is kept once.
 
     Args:
         left, right: words of the two segments, with times in the recording.
@@ -147,13 +147,34 @@ def merge_words(
     Returns:
         The remaining words of each segment.
     """
-    left = [w for w in left if w.start + w.end < 2 * middle]
-    right = [w for w in right if w.start + w.end >= 2 * middle]
-    if left and right:
-        one, two = left[-1], right[0]
-        if one.end > two.start and _normalise(one.text) == _normalise(two.text):
-            right = right[1:]
+    left, cut_left = _divide(left, middle)
+    cut_right, right = _divide(right, middle)
+    around = [*cut_right[-1:], *right[:1]]
+    if cut_left and cut_right and _same_word(cut_left[0], around) is cut_right[-1]:
+        left.append(cut_left[0])
+    if left and right and _same_word(left[-1], around) is right[0]:
+        right = right[1:]
     return left, right
+
+
+def _divide(words: Sequence[Word], middle: float) -> tuple[list[Word], list[Word]]:
+    """Return the words whose centre is before the middle, and the others."""
+    is_left = [w.start + w.end < 2 * middle for w in words]
+    return (
+        [w for w, before in zip(words, is_left) if before],
+        [w for w, before in zip(words, is_left) if not before],
+    )
+
+
+def _same_word(word: Word, others: Sequence[Word]) -> Word | None:
+    """Return the word that overlaps ``word`` most and has its text, or None."""
+
+    def overlap(other: Word) -> float:
+        return min(word.end, other.end) - max(word.start, other.start)
+
+    text = _normalise(word.text)
+    same = [w for w in others if overlap(w) > 0 and _normalise(w.text) == text]
+    return max(same, key=overlap, default=None)
 
 
 def remove_overlaps(words: Sequence[Word]) -> list[Word]:

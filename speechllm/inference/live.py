@@ -12,7 +12,6 @@ from transformers.utils.logging import disable_progress_bar
 
 from speechllm.audio.live import import_sounddevice, live_blocks
 from speechllm.audio.segmentation import MAX_SECONDS, Cutting, speech_segments
-from speechllm.audio.vad import SECONDS_PER_WINDOW
 from speechllm.decoding.options import SearchOptions
 from speechllm.decoding.result import Result, Segment
 from speechllm.inference.generation_config import Config, check_search, read_settings
@@ -37,7 +36,7 @@ def transcribe_live(
 ) -> Iterator[Result]:
     """Decode the segments of a stream as their pauses come.
 
-    A segment that was cut without a pause is held until the next one, which overlaps
+    A segment that was cut without a pause is held until the next one, which may overlap
     it, is decoded, so that no word is repeated.
 
     Args:
@@ -48,7 +47,6 @@ def transcribe_live(
     Yields:
         The result of each segment, with one passage; none for an empty text.
     """
-    longest = cutting.longest - SECONDS_PER_WINDOW
     held = None
     for segment, samples in speech_segments(blocks, cutting, whole=False):
         [result] = model.decode([samples], [task], options, unguarded=False)
@@ -57,7 +55,7 @@ def transcribe_live(
             merge_overlaps([held, part], task.source, task.target)
             yield from _with_passage(held)
         held = part
-        if segment.end - segment.start < longest:
+        if not segment.continues:
             yield from _with_passage(held)
             held = None
     if held is not None:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -353,7 +353,7 @@ def merge_with_previous(
         return None
     silence = np.zeros(round(gap * SAMPLING_RATE), np.float32)
     samples = np.concatenate([left_samples, silence, right_samples])
-    return Piece(SpeechSegment(left.start, right.end), samples, task=task)
+    return Piece(replace(right, start=left.start), samples, task=task)
 
 
 def choose_most_probable(pieces: Sequence[Piece]) -> list[Piece]:

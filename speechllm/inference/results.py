@@ -64,7 +64,7 @@ def add_decision(
     nbest: Sequence[Hypothesis],
     decision: GuardDecision,
 ) -> None:
-    """Add the guard's flags, and the text without the guard where that is another.
+    """Add the guard's flags, and the texts without the guard where these are others.
 
     Args:
         nbest: of the search, before the guard.
@@ -75,6 +75,8 @@ def add_decision(
     before = make_result(codec, batch, row, nbest)
     if before.text != result.text:
         result.unguarded = before.text
+    if before.transcript != result.transcript:
+        result.unguarded_transcript = before.transcript
     if not decision.nbest[0].tokens:
         result.flags.clear()  # an empty text is not malformed
     result.flags += decision.flags

@@ -14,6 +14,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from speechllm.models.precision import to_float64_device
 from speechllm.text.ctc_labels import BLANK, NEVER
 
 
@@ -37,6 +38,7 @@ def forced_align(
         ValueError: the text needs more frames than there are (two equal labels need
             a blank between them), or it contains a blank.
     """
+    log_probs = to_float64_device(log_probs)
     labels = torch.as_tensor(labels, dtype=torch.long, device=log_probs.device)
     if (labels == blank).any():
         raise ValueError("a text has no blanks")

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from speechllm.audio.io import SAMPLING_RATE
 from speechllm.models.adaptation import linear_layers
 from speechllm.models.encoder import SpeechEncoder, length_mask
+from speechllm.models.precision import to_float64_device
 from speechllm.pretrained.model_folder import (
     NO_CODE,
     is_nue_asr,
@@ -109,12 +110,13 @@ class NormalizedConvolution(nn.Module):
         Returns:
             (batch, width, channels) and (batch, 1, channels).
         """
-        kernel = self.conv.weight[:, 0].double()  # (channels, width)
-        scale, shift = self.layer_norm.weight.double(), self.layer_norm.bias.double()
+        kernel = to_float64_device(self.conv.weight[:, 0]).double()  # (channels, width)
+        scale = to_float64_device(self.layer_norm.weight).double()
+        shift = to_float64_device(self.layer_norm.bias).double()
         weights, biases = [], []
         for wave, length in zip(speech, lengths.tolist()):
             (windows,) = self.windows(wave[None, :length])  # (frames, width)
-            windows = windows.double()
+            windows = to_float64_device(windows).double()
             centre = windows.mean(0)  # (width,)
             windows = windows - centre
             covariance = windows.T @ windows / len(windows)  # (width, width)
@@ -122,8 +124,7 @@ class NormalizedConvolution(nn.Module):
             gain = scale * torch.rsqrt(variance + self.layer_norm.eps)  # (channels,)
             weights.append(gain * kernel.T)  # (width, channels)
             biases.append(shift - gain * (kernel @ centre))
-        weight = torch.stack(weights).to(speech.dtype)
-        return weight, torch.stack(biases).to(speech.dtype)[:, None]
+        return torch.stack(weights).to(speech), torch.stack(biases).to(speech)[:, None]
 
     def forward(self, speech: Tensor, folded: tuple[Tensor, Tensor]) -> Tensor:
         """Map a chunk (batch, 1, samples) to (batch, channels, frames).

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 
 import torch
+from torch import Tensor
 
 from speechllm.utils.machine import cpu_vendor
 
@@ -32,6 +33,11 @@ def resolve_dtype(name: str) -> torch.dtype:
     else:
         fast = is_bfloat16_fast_on_cpu()
     return torch.bfloat16 if fast else torch.float32
+
+
+def to_float64_device(values: Tensor) -> Tensor:
+    """Return a tensor that can be cast to float64: of Apple's GPU a copy on the CPU."""
+    return values.cpu() if values.device.type == "mps" else values
 
 
 def is_bfloat16_fast_on_cpu() -> bool:

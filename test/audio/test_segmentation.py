@@ -145,6 +145,26 @@ def test_music_around_speech_is_left_out():
     assert windows_of(speech + music[:30] + speech, cutting) == [(0, 70)]
 
 
+def test_segments_say_whether_speech_continues(monkeypatch):
+    """A window that music before the speech has shortened continues, too."""
+
+    def stream(found: list[float]):
+        for part in np.array_split(np.array(found), 40):
+            samples = np.zeros(len(part) * WINDOW, np.float32)
+            yield samples, np.stack([part, np.zeros_like(part)])
+
+    monkeypatch.setattr("speechllm.audio.segmentation.speech_probabilities", stream)
+    pause, music, speech = [0.0] * 40, [0.7] * 60, [1.0] * 900
+    found = [s for s, _ in speech_segments([*music, *speech, *pause], Cutting(15, 0.5))]
+    assert found[0].end - found[0].start < 14  # not the maximum
+    assert [s.continues for s in found] == [True, True, False]
+    for segment, following in pairwise(found):
+        assert following.start < segment.end
+    at_pauses = [*speech[:300], 0.1, 0.1, *speech[:300], *pause, *speech[:100]]
+    found = [s for s, _ in speech_segments(at_pauses, Cutting(15, 0.5), whole=False)]
+    assert [s.continues for s in found] == [False] * 3
+
+
 @settings(max_examples=200)
 @given(
     st.lists(

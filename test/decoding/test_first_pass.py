@@ -108,6 +108,24 @@ def test_texts_keep_their_form_with_a_model_that_writes_sentences():
     assert next(iter(scores)) == "Tan."
 
 
+def test_the_decoder_scores_a_text_as_it_is_written(monkeypatch):
+    monkeypatch.setitem(DECODER, "TEN", -0.5)
+    monkeypatch.setitem(LLM, "Tan.", -2.0)
+    scores, _ = pooled(0.0, 1.0, nbest=("TEN", "tin"))
+    assert (scores["TEN"], scores["tin"]) == (-0.5, DECODER["tin"])
+
+
+@pytest.mark.parametrize(
+    ("nbest", "best"),
+    [(["", "tin"], "tan"), (["", "Tin."], "Tan."), ([""], "Tan."), (["."], "Tan.")],
+)
+def test_an_empty_hypothesis_does_not_make_the_pool_plain(nbest, best, monkeypatch):
+    for text in ("", ".", "tin.", "Tan."):
+        monkeypatch.setitem(LLM, text, -9.0)
+    scores, _ = pooled(0.0, 1.0, nbest)
+    assert next(iter(scores)) == best
+
+
 def test_each_text_is_scored_once_by_the_decoder():
     decoder = FixedDecoder()
     first = FirstPass(["Tan.", "ton"], np.zeros(1), torch.zeros(1, 1), "en", decoder)

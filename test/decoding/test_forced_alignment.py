@@ -21,6 +21,7 @@ from speechllm.decoding.forced_alignment import (
     TAIL,
     Span,
     align_spans,
+    align_texts,
     loud_frames,
     split_words,
     word_labels,
@@ -151,6 +152,20 @@ def spans_of(text: str, frames: str, tokenizer, language="en") -> list[tuple[int
 )
 def test_words_are_located(text, frames, expected, tokenizer):
     assert spans_of(text, frames, tokenizer) == expected
+
+
+def test_characters_are_aligned_without_spaces_between_them():
+    """The labels have a space for another language; CTC writes none here."""
+    plain = ["<blank>", "<unk>", *"今日は晴"]
+    found = []
+    for labels in (plain, [*plain, "<space>"]):
+        log_probs = torch.full((6, len(labels)), -12.0)
+        log_probs[torch.arange(6), torch.tensor([0, 2, 3, 4, 0, 5])] = 0.0
+        tokenizer = CTCTokenizer(labels)
+        found.append(align_texts([*"今日は晴"], "ja", log_probs, tokenizer))
+    assert found[0] == found[1]
+    assert [(s.begin, s.end) for s in found[1]] == [(1, 2), (2, 3), (3, 4), (5, 6)]
+    assert all(span.aligned for span in found[1])
 
 
 def test_words_that_do_not_fit_share_the_frames(tokenizer):

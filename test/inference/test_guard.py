@@ -10,6 +10,7 @@ import json
 import math
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,11 +21,19 @@ from tiny_models import LABELS
 
 from speechllm import SpeechToText
 from speechllm.audio.io import load_audio
-from speechllm.benchmarks.guard import at_level, pieces_of, pink_noise, white_noise
+from speechllm.benchmarks.guard import (
+    Condition,
+    at_level,
+    guard_rows,
+    make_conditions,
+    pieces_of,
+    pink_noise,
+    white_noise,
+)
 from speechllm.bin import calibrate as calibrate_command
 from speechllm.bin import guard_table as guard_table_command
 from speechllm.bin import guard_thresholds as guard_thresholds_command
-from speechllm.data.examples import read_examples
+from speechllm.data.examples import Example, read_examples
 from speechllm.decoding.ctc_prefix_scorer import CTCPrefixScorer
 from speechllm.decoding.encoded_batch import EncodedBatch
 from speechllm.decoding.first_pass import FirstPass
@@ -33,7 +42,7 @@ from speechllm.decoding.options import SearchOptions
 from speechllm.decoding.rescoring import ctc_log_probs, rescore
 from speechllm.decoding.result import Result
 from speechllm.inference import tuning
-from speechllm.inference.guard import Guard, measure_output
+from speechllm.inference.guard import Guard, GuardDecision, measure_output
 from speechllm.inference.guard_thresholds import (
     LOW_CTC_SCORE,
     NO_CTC_OUTPUT,
@@ -45,7 +54,7 @@ from speechllm.inference.guard_thresholds import (
     read_thresholds,
     write_thresholds,
 )
-from speechllm.inference.results import TRUNCATED
+from speechllm.inference.results import TRUNCATED, add_decision, make_result
 from speechllm.inference.tuning import (
     Trial,
     best_weight,
@@ -54,6 +63,7 @@ from speechllm.inference.tuning import (
 )
 from speechllm.text.answer_codec import AnswerCodec
 from speechllm.text.ctc_labels import NEVER, CTCTokenizer, label_runs
+from speechllm.text.joint_target import find_separator
 from speechllm.text.normalization import ctc_text
 from speechllm.text.tasks import Task
 from speechllm.utils.errors import UserError
@@ -291,6 +301,33 @@ def test_text_of_the_first_pass_stays_where_there_is_speech(guarded, speech_file
     assert found[0].nbest == nbests[0]
 
 
+def test_text_of_the_first_pass_that_is_too_long_stays_out(guarded, waves):
+    """The decoder, with the whole weight, prefers the longest text."""
+    decoder = SimpleNamespace(
+        encode=lambda waves: [torch.zeros(1, 1)],
+        log_probs=lambda states, texts, language: [float(len(t)) for t in texts],
+    )
+    model = guarded(max_length_ratio=1.5)
+    batch = model.encode(waves[-1:], [ENGLISH])
+    loop = " ".join([batch.ctc_text(0)] * 4)
+    first = FirstPass([loop], waves[-1], None, "en", decoder)
+    batch = replace(batch, first_pass=[first])
+    options = replace(
+        model.options({**SHORT, "nbest": 9}),
+        first_pass_beam_size=1,
+        rescore_decoder_weight=1.0,
+    )
+    looped = Hypothesis(model.codec.encode(loop))
+    (found,) = model.guard.check(batch, [[looped]], options)
+    assert TOO_LONG in found.flags
+    texts = [model.codec.decode(h.tokens).strip() for h in found.nbest]
+    assert batch.ctc_text(0) in texts and loop not in texts
+    # nothing else is left: the text that was cut stays
+    model = guarded(max_length_ratio=0.0)
+    (found,) = model.guard.check(batch, [[looped]], options)
+    assert [h.tokens for h in found.nbest] == [[]]
+
+
 def test_repetitive_translation_is_decoded_without_repeated_ngrams(guarded, waves):
     request = {"task": "st", "language": "en", "target_language": "fr"}
     model = guarded(repetition=-1)  # every text counts as repetitive
@@ -481,6 +518,42 @@ def test_noise_has_the_expected_spectrum_and_level():
     pieces = pieces_of(np.arange(16000 * 60), 3)
     assert [p[0] / 16000 for p in pieces] == [0, 25, 50]
     assert [len(p) for p in pieces] == [160000] * 3
+
+
+def test_conditions_without_utterances_are_left_out():
+    """Of a test set without recognition there is no clipped audio to recognise."""
+    wave = np.ones(16000, np.float32)
+    joint = Example("u1-asr_st-de", wave, Task("asr_st", "en", "de"), "one\teins")
+    conditions = make_conditions([joint])
+    assert all(condition.examples for condition in conditions)
+    names = [condition.name for condition in conditions]
+    assert "digital silence" in names and names[-1] == "clean asr_st_en_de"
+    assert "clipped audio" not in names
+    recognition = Example("u1-asr-en", wave, ENGLISH, "one")
+    names = [c.name for c in make_conditions([joint, recognition])]
+    assert "clipped audio" in names
+
+
+def test_joint_output_without_the_guard_has_transcript_and_translation(guarded):
+    """The guard withholds two words and their translation, in noise of one second."""
+    model, task = guarded(), Task("asr_st", "en", "fr")
+    codec = model.codec
+    separator = find_separator(codec.tokenizer).tokens
+    tokens = [*codec.encode("please wait"), *separator, *codec.encode("un moment oui")]
+    batch = SimpleNamespace(tasks=[task], ctc_texts=[""])
+    decision = GuardDecision([Hypothesis([])], [NO_CTC_OUTPUT])
+    result = make_result(codec, batch, 0, decision.nbest)
+    add_decision(result, codec, batch, 0, [Hypothesis(tokens)], decision)
+    assert (result.transcript, result.text) == ("", "")
+    texts = result.unguarded_transcript, result.unguarded
+    assert texts == ("please wait", "un moment oui")
+
+    decoder = SimpleNamespace(
+        guard=model.guard, options=dict, decode_all=lambda *_: [result]
+    )
+    noise = Condition("noise", [Example("0", np.zeros(16000), task, "")])
+    [row] = guard_rows(decoder, [noise])
+    assert row.invented == (pytest.approx(60 * 5), 0)
 
 
 def test_entry_has_guarded_and_unguarded_text(guarded, waves):

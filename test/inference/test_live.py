@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from speechllm import SpeechToText, cli
 from speechllm.audio.io import load_audio
 from speechllm.audio.live import live_blocks
 from speechllm.audio.segmentation import Cutting, speech_segments
+from speechllm.audio.vad import SECONDS_PER_WINDOW, WINDOW
+from speechllm.decoding.result import Result
 from speechllm.inference.joining import join
 from speechllm.inference.live import transcribe_live
 from speechllm.text.tasks import Task
@@ -143,6 +146,26 @@ def test_overlapping_segments_repeat_nothing(model, speech_file):
     assert " ".join(r.passages[0].text for r in found) == join(alone, "en", "en").text
 
 
+def test_window_that_music_has_shortened_is_merged(monkeypatch):
+    """The VAD is not certain of the first two seconds, which are cut off."""
+    found = [0.7] * 60 + [1.0] * 900 + [0.0] * 40
+
+    def stream(blocks):
+        for index, probability in enumerate(found):
+            samples = np.full(WINDOW, index, np.float32)
+            yield samples, np.array([[probability], [0.0]])
+
+    def decode(waves, *args, **options):  # a word of half a second for each number
+        begin, end = (int(waves[0][i] * SECONDS_PER_WINDOW * 2) for i in (0, -1))
+        return [Result(" ".join(map(str, range(begin, end))), [], 0.0)]
+
+    monkeypatch.setattr("speechllm.audio.segmentation.speech_probabilities", stream)
+    model, task = SimpleNamespace(decode=decode), Task("asr", "en", "en")
+    results = transcribe_live(model, [], task, None, Cutting(15.0, 0.5))
+    words = [int(word) for r in results for word in r.text.split()]
+    assert words == list(range(words[0], 61))
+
+
 def test_command_prints_lines_at_once(tiny_model, talk, monkeypatch):
     """The lines of two prompts come while the third one is not there yet."""
     (stdin, audio), (lines, stdout) = os.pipe(), os.pipe()
@@ -205,8 +228,6 @@ def test_microphone_is_checked_before_the_model_is_loaded(monkeypatch, tiny_mode
 
 
 def test_microphone(monkeypatch, talk):
-    from types import SimpleNamespace
-
     class Stream:
         def __init__(self, rate, block, channels):
             assert (rate, channels) == (RATE, 1)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from itertools import chain, pairwise
+from itertools import chain, pairwise, product
 
 import numpy as np
 import pytest
@@ -345,6 +345,25 @@ def test_overlapping_words_are_kept_once():
         assert found.text == " ".join(names)
         assert [w.text for w in found.words] == names
         assert [(p.start, p.end) for p in found.passages] == [(0, 3.0), (3.0, 6)]
+
+
+@pytest.mark.parametrize("text", ["not", "must"])  # also a word said twice
+@pytest.mark.parametrize("delay", [-0.02, 0.0, 0.02])
+def test_word_at_the_middle_of_an_overlap_is_kept_once(text, delay):
+    """The middle is 13.5 s; the word's centre is after it, before it, or both."""
+    names = ["must", text, "press", "it"]
+    times = [(13.1, 13.38), (13.38, 13.64 + delay), (13.64 + delay, 14.0), (14.0, 14.2)]
+
+    def window(begin: int, shift: float) -> tuple[SpeechSegment, Result]:
+        words = [
+            Word(name, start + shift - begin, end + shift - begin, 1.0)
+            for name, (start, end) in zip(names, times)
+        ]
+        return SpeechSegment(begin, begin + 15), Result("", [], 0.0, words=words)
+
+    for left, right in product((-0.02, 0.0, 0.02), repeat=2):
+        found = join([window(0, left), window(12, right)], "en", "en")
+        assert found.text == " ".join(names)
 
 
 def edges(words: list[Word]) -> list[float]:
