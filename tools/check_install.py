@@ -50,7 +50,9 @@ def main() -> int:
         "extra qlora": version("bitsandbytes") or extra.format("qlora"),
         "extra lightning": version("lightning") or extra.format("lightning"),
         "extra deepspeed": version("deepspeed") or extra.format("deepspeed"),
-        "extra comet": "tools/venv-comet" if comet.exists() else extra.format("comet"),
+        "COMET": "tools/venv-comet"
+        if comet.exists()
+        else "not installed (tools/install_comet.sh)",
         "torchaudio": version("torchaudio")
         or "not installed, only ESPnet 202611 requires it",
         "apt-get, dpkg-deb": "found"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shutil
 import subprocess
@@ -259,6 +260,28 @@ def test_invalid_options_of_the_comet_installer(clone, arguments, message):
     done, calls = install(clone, *arguments, installer="install_comet.sh")
     assert done.returncode == 1 and message in done.stderr
     assert calls == []
+
+
+def test_commands_in_the_table_of_packages_are_accepted(tmp_path, monkeypatch, capsys):
+    spec = importlib.util.spec_from_file_location(
+        "check_install", ROOT / "tools/check_install.py"
+    )
+    table = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(table)
+    monkeypatch.setattr(table, "TOOLS", tmp_path)
+    monkeypatch.setattr(table, "version", lambda package: None)
+    monkeypatch.setattr(table, "gpus", lambda: None)
+    assert table.main() == 1
+    known = re.search(
+        'unknown extra .*; there are: (.*)"', (ROOT / "tools/install.sh").read_text()
+    )
+    found = re.findall(
+        r"not installed \(tools/(\S+?)(?: (.*))?\)", capsys.readouterr().out
+    )
+    assert ("install_comet.sh", "") in found
+    for script, options in found:
+        assert (ROOT / "tools" / script).exists()
+        assert not options or options.split()[1] in known[1].split()
 
 
 def test_the_hashed_files_have_the_pins_of_the_in_files():

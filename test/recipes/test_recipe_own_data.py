@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,10 +16,12 @@ import pytest
 import soundfile
 import yaml
 from recipe_clone import TWO_STEPS, clone
+from warm_python import warm_python
 
 from speechllm.bin import align_recordings
 from speechllm.corpora.own_data import add_arguments
 from speechllm.data.kaldi_table import read_table
+from speechllm.training import load_task
 
 TRAINING = {
     "encoder": "whisper",
@@ -30,10 +34,17 @@ SMALL = ["--ngpu", "0", "--nj", "1", "--speed_perturb_factors", ""]
 WORDS = "red green blue yellow black white".split()
 
 
-def run(folder: Path, *arguments: str, start: Path, check: bool = True):
+def run(
+    folder: Path,
+    *arguments: str,
+    start: Path,
+    check: bool = True,
+    environment: dict[str, str] | None = None,
+):
     """Run the recipe from another working folder, as a user does."""
-    environment = dict(os.environ, OMP_NUM_THREADS="1")
-    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    if environment is None:
+        environment = dict(os.environ, OMP_NUM_THREADS="1")
+        environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
     done = subprocess.run(
         [str(folder / "run.sh"), *arguments],
         cwd=start,
@@ -149,6 +160,58 @@ def test_a_manifest_with_translations_through_stage_5(folder, tmp_path):
     kinds = read_table(folder / "dump_list" / "examples" / "train" / "utt2task")
     assert set(kinds.values()) == {"asr en en", "st en de"}
     assert len(kinds) == 2 * 7
+
+
+@pytest.mark.slow
+def test_a_rerun_with_new_recordings_stops_at_the_finished_training(folder, tmp_path):
+    data = write_data(tmp_path / "talks")
+    words = ["--data", "talks", "--warmup_config", "", "--first_pass_config", ""]
+    words += ["--train_config", "conf/tiny.yaml", *SMALL, "--stop_stage", "9"]
+    with warm_python(HF_HUB_OFFLINE="1") as environment:
+        options = {"start": tmp_path, "environment": environment}
+        run(folder, *words, **options)
+        again = run(folder, *words, "--stage", "9", **options)
+        assert "Stage 9: done in" in again.stdout and again.stderr == ""
+
+        shutil.copy(data / "clip 0.wav", data / "clip 20.wav")
+        (data / "clip 20.txt").write_text("Violet red.")
+        done = run(folder, *words, **options, check=False)
+        assert done.returncode == 1 and "Stage 7: done in" in done.stdout
+        message = "stage 9: exp_talks/speechllm_tiny was trained on other examples"
+        *_, error = done.stderr.splitlines()
+        assert error.startswith(f"speechllm.sh: error: {message}")
+        run(folder, *words, "--stage", "7", "--expdir", "exp_more", **options)
+    assert (folder / "exp_more/speechllm_tiny/valid.acc.ave.pth").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        (["--lang", "de"], "my_talks"),
+        (["--lang", "de", "--tgt_lang", "en"], "my_talks_en"),
+        (["--tgt_lang", "en", "--data_name", "x"], "x"),
+    ],
+)
+def test_a_model_that_translates_has_its_own_folders(folder, tmp_path, options, name):
+    (folder / "speechllm.sh").unlink()
+    (folder / "speechllm.sh").write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
+    (folder / "speechllm.sh").chmod(0o755)
+    done = run(folder, "--data", "my talks.csv", *options, start=tmp_path)
+    words = done.stdout.splitlines()
+    for kind in ("data", "dump", "exp"):
+        assert words[words.index(f"--{kind}dir") + 1] == f"{kind}_{name}"
+
+
+def test_the_longer_training_of_the_readme_ends_its_schedules():
+    root = Path(__file__).parents[2] / "egs2/own_data/speechllm1"
+    readme = (root / "README.md").read_text("utf-8")
+    options = re.search('--train_args "(--max_epoch 20 .*)"', readme)[1].split()
+    for name in ("warmup", "train", "adapt"):
+        config = ["--config", str(root / f"conf/{name}.yaml")]
+        args = load_task().parse([*config, *options])
+        steps = args.max_epoch * args.num_iters_per_epoch // args.accum_grad
+        assert steps == args.scheduler_conf["max_steps"] == 6000
+        assert args.scheduler_conf["warmup_ratio"] == 0.1
 
 
 @pytest.mark.parametrize(

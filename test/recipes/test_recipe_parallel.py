@@ -131,7 +131,7 @@ def test_all_stages_of_europarl_st(tmp_path, environment, tiny_whisper, tiny_llm
             ["--src_lang", "de fr", "--tgt_lang", "en fr", "--noisy", "true"],
             "asr:de st:de:en st:de:fr asr:fr st:fr:en asr_st:de:en asr_st:de:fr "
             "asr_st:fr:en",
-            ["--extra_train_sets", "train-noisy", "--lang", "de_fr_en_fr"],
+            ["--extra_train_sets", "train-noisy", "--lang", "de_fr_en_fr_noisy"],
         ),
     ],
 )

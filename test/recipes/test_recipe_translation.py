@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +14,10 @@ import torch
 import yaml
 from covost2_corpus import write_corpus
 from must_c_corpus import CORPUS, ENGLISH, GERMAN, write_language
-from recipe_clone import ROOT, TWO_STEPS, clone
+from recipe_clone import ROOT, TWO_STEPS, clone, conf
 from tiny_models import write_tiny_hubert, write_tiny_llm
+
+from speechllm.training import lightning_task
 
 TRAINING = {
     "bridge": "convolution",
@@ -162,6 +165,21 @@ def test_the_configs_have_valid_options_only(name, count):
     check_decoding_options(decoding, "decode.yaml")
     prompts = read_prompts(conf / "prompts.yaml")
     assert set(prompts.tasks) == {"asr", "st", "asr_st"}
+
+
+@pytest.mark.parametrize(
+    "config", sorted(p.name for p in conf("must_c").glob("train*"))
+)
+def test_the_command_for_fsdp_in_the_readme_is_accepted(tmp_path, monkeypatch, config):
+    monkeypatch.setattr(lightning_task, "find_spec", lambda name: name)
+    monkeypatch.setattr(lightning_task, "quantization_obstacle", lambda: "")
+    readme = (conf("must_c").parent / "README.md").read_text("utf-8")
+    options = re.search('--strategy fsdp --train_args "(.*)"', readme)[1].split()
+    words = ["--strategy", "fsdp", "--output_dir", str(tmp_path), *options]
+    words += ["--config", str(conf("must_c") / config)]
+    args = lightning_task.LightningTask.parse(words)
+    lightning_task.check_lightning(args)
+    assert args.llm_conf["lora"]["r"] == 16
 
 
 def test_both_corpora_have_the_same_configs():

@@ -447,6 +447,23 @@ def write_config(folder: Path, content: str) -> Path:
     return folder
 
 
+def test_jobs_without_gpu_go_to_the_cpu_partition_of_the_readmes_config(
+    tmp_path, slurm
+):
+    readme = (UTILS.parents[1] / "README.md").read_text("utf-8")
+    start = readme.index("    command sbatch --account")
+    example = readme[start : readme.index("\n\n", start)]
+    folder = write_config(tmp_path, example)
+    for options, words in (
+        ([], "--time=48:00:00 --partition=cpu --job-name=a"),
+        (["--gpu", "0"], "--time=48:00:00 --partition=cpu --job-name=a"),
+        (["--gpu", "2"], "--time=48:00:00 --partition=gpu --gres=gpu:2 --job-name=a"),
+    ):
+        done = call([*options, "a.log", "true"], SLURM, cwd=folder)
+        assert done.returncode == 0, done.stderr
+        assert slurm.read_text().startswith(f"--account=my_project {words}")
+
+
 def test_a_config_of_espnet(tmp_path, slurm):
     """The file of ESPnet's recipes (TEMPLATE/asr1/conf/slurm.conf), and an option."""
     folder = write_config(tmp_path, ESPNET_CONFIG)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from recipe_clone import OUTPUTS, ROOT
+from recipe_clone import clone as copy_recipes
 
 TEMPLATE = ROOT / "egs2" / "TEMPLATE" / "speechllm1"
 MINI = ROOT / "egs2" / "mini_asterisk" / "speechllm1"
@@ -321,6 +322,97 @@ show_use
         "transcribe: . /clone/tools/activate_python.sh && speechllm transcribe "
         f"--model {where} {options} FILE",
     ]
+
+
+@pytest.fixture
+def export(tmp_path):
+    """Return a function that runs ``exported`` on the export of a training."""
+    (tmp_path / "exp/model").mkdir(parents=True)
+    (tmp_path / "exp/model/config.yaml").touch()
+    script = f"""set -euo pipefail
+. {TEMPLATE}/utils/parse_options.sh
+. {TEMPLATE}/utils/training.sh
+. {TEMPLATE}/utils/model_folder.sh
+download_model= first_pass_config= final_exp=exp model=exp/model inference_model=a.pth
+exported
+"""
+    return lambda: bash("bash", "-c", script, "speechllm.sh", cwd=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "later"),
+    [("checkpoint.pth", True), ("last.ckpt", True), ("last.ckpt", False)],
+)
+def test_a_model_older_than_its_checkpoint_is_not_used(tmp_path, export, name, later):
+    seconds = (tmp_path / "exp/model/config.yaml").stat().st_mtime
+    seconds += 10 if later else -10
+    (tmp_path / "exp" / name).touch()
+    os.utime(tmp_path / "exp" / name, (seconds, seconds))
+    done = export()
+    assert done.returncode == int(later)
+    message = "exp was trained after the export of exp/model; run stage 10 first\n"
+    assert done.stderr == (f"speechllm.sh: error: {message}" if later else "")
+
+
+def test_the_export_of_another_checkpoint_is_not_used(tmp_path, export):
+    assert export().returncode == 0  # of a version that left no record
+    record = tmp_path / "exp/model/.checkpoint"
+    record.write_text("a.pth\n")
+    assert export().returncode == 0
+    record.write_text("b.pth\n")
+    done = export()
+    assert (done.returncode, done.stderr) == (
+        1,
+        "speechllm.sh: error: exp/model is the export of b.pth, not of a.pth "
+        "(--inference_model); run stage 10 first\n",
+    )
+
+
+def test_a_finished_training_is_not_taken_for_one_of_other_examples(tmp_path):
+    examples = tmp_path / "my examples"
+    examples.mkdir()
+    for name in ("text", "text_ctc", "utt2task", "utt2num_samples", "wav.scp"):
+        (examples / name).write_text("a 1\n")
+    script = f"""set -euo pipefail
+. {TEMPLATE}/utils/parse_options.sh
+. {TEMPLATE}/utils/training.sh
+current=9
+key=$(examples_key "my examples")
+require_same_examples exp "${{key}}"
+mkdir -p exp
+echo "${{key}}" > exp/train.done
+"""
+
+    def train():
+        return bash("bash", "-c", script, "speechllm.sh", cwd=tmp_path)
+
+    assert train().returncode == 0
+    (examples / "wav.scp").write_text("a 2\n")  # the same audio in another place
+    assert (train().returncode, train().stderr) == (0, "")
+    (examples / "text").write_text("a 1\nb 2\n")
+    done = train()
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+    assert "stage 9: exp was trained on other examples than those that" in done.stderr
+    assert "give another --expdir or move the folder away; to keep" in done.stderr
+    (tmp_path / "exp").rename(tmp_path / "old")
+    assert train().returncode == 0
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_tests_a_trained_model(recipe, tmp_path):
+    folder = copy_recipes(tmp_path, recipe) / recipe / "speechllm1"
+    (folder / "speechllm.sh").unlink()
+    (folder / "speechllm.sh").write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
+    (folder / "speechllm.sh").chmod(0o755)
+    options = ["--download_model", "me/my_model"]
+    if recipe == "own_data":
+        options += ["--data", "x"]
+    done = bash(folder / "run.sh", *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    words = done.stdout.splitlines()
+    last = dict(zip(words[::2], words[1::2], strict=True))
+    assert last["--download_model"] == "me/my_model"
+    assert "--stop_stage" not in last and "--skip_stages" not in last
 
 
 @pytest.mark.parametrize("recipe", ["common_voice", "jsut"])

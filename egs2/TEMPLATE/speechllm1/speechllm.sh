@@ -554,6 +554,7 @@ if running 10; then
         --exp_dir "${final_exp}" --checkpoint "${inference_model}" --output "${model}" \
         ${first_pass_config:+--first_pass "${first_pass_exp}"} \
         ${inference_config:+--config "${inference_config}"}
+    echo "${inference_model}" > "${model}/.checkpoint"
     finish "$(last_line "${final_exp}/export.log")" "${final_exp}/export.log"
 fi
 

@@ -35,14 +35,18 @@ for source in ${src_lang}; do
     done
 done
 extra=
-"${noisy}" && extra=train-noisy
+name=${src_lang// /_}_${tgt_lang// /_}
+if "${noisy}"; then
+    extra=train-noisy
+    name+=_noisy
+fi
 
 ./speechllm.sh \
     --train_set train \
     --extra_train_sets "${extra}" \
     --valid_set dev \
     --test_sets test \
-    --lang "${src_lang// /_}_${tgt_lang// /_}" \
+    --lang "${name}" \
     --local_data_opts "--src_lang ${src_lang// /,} --tgt_lang ${tgt_lang// /,} --download ${download} --noisy ${noisy} $(as_words --europarl_st_dir "${europarl_st_dir}")${local_data_opts}" \
     --train_tasks "${tasks}${joint}" \
     --prompts conf/prompts.yaml \

@@ -12,7 +12,8 @@ help_message="Usage: $(basename "$0") [options] [options of speechllm.sh]
 Train and test a model on your own recordings, in one command.
 Options of the recipe [default]:
 ${DATA_HELP}
-  --data_name NAME        names the folders data_NAME, dump_NAME, exp_NAME [file name of the data]
+  --data_name NAME        names the folders data_NAME, dump_NAME, exp_NAME [file name of the data,
+                          with --tgt_lang L also _L]
   --init_param PATH       adapt this model: model folder or checkpoint [none]
   --local_data_opts ARGS  more arguments of local/data.sh [none]"
 pass_to=./speechllm.sh
@@ -32,6 +33,8 @@ if [ -z "${data_name}" ]; then
     [ -n "${data}" ] || fail "--data is needed: the folder or file with your data; --help lists the options"
     data_name=$(basename "${data}")
     data_name=${data_name%%.*}
+    # A model that also translates is another one.
+    data_name+=${tgt_lang:+_${tgt_lang}}
     data_name=${data_name//[^A-Za-z0-9_]/_}
 fi
 [[ ${data_name} =~ ^[A-Za-z0-9_]+$ ]] || fail "--data_name takes letters, digits and _, not '${data_name}'"

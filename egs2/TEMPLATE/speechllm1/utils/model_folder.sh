@@ -11,11 +11,17 @@ exported() { # fail unless the exported model is that of the last training
         return
     fi
     [ -f "${model}/config.yaml" ] || fail "no exported model ${model}; run stage 10 first"
-    if [ "${final_exp}/checkpoint.pth" -nt "${model}/config.yaml" ]; then
+    if trained_since "${final_exp}" "${model}/config.yaml"; then
         fail "${final_exp} was trained after the export of ${model}; run stage 10 first"
     fi
     if [ -n "${first_pass_config}" ] && [ "${first_pass_exp}/model.safetensors" -nt "${model}/config.yaml" ]; then
         fail "${first_pass_exp} was trained after the export of ${model}; run stage 10 first"
+    fi
+    # Stage 10 of older versions leaves no .checkpoint.
+    local checkpoint=${inference_model}
+    [ ! -f "${model}/.checkpoint" ] || checkpoint=$(< "${model}/.checkpoint")
+    if [ "${checkpoint}" != "${inference_model}" ]; then
+        fail "${model} is the export of ${checkpoint}, not of ${inference_model} (--inference_model); run stage 10 first"
     fi
 }
 tune() { # <examples>: fit score weights, guard and confidence unless up to date

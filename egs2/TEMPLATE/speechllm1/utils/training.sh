@@ -78,12 +78,28 @@ text_lengths() { # <stats>: print the name of the file that limits a batch's tex
     # Without an LLM there is no target text, only the CTC transcript.
     if [ -f "$1/train/text_shape" ]; then echo text_shape; else echo text_ctc_shape; fi
 }
+examples_key() { # <example dir …>: print a checksum of the examples
+    local dir files=()
+    for dir in "$@"; do files+=("${dir}"/{text,text_ctc,utt2task,utt2num_samples}); done
+    cat "${files[@]}" | sha256sum
+}
+trained_since() { # <training> <file>: true if a checkpoint is newer, ESPnet's or Lightning's
+    [ "$1/checkpoint.pth" -nt "$2" ] || [ "$1/last.ckpt" -nt "$2" ]
+}
+require_same_examples() { # <training> <key of the examples>: fail if it was finished with others
+    if [ -f "$1/train.done" ] && [ "$(< "$1/train.done")" != "$2" ]; then
+        fail "stage ${current}: $1 was trained on other examples than those that stage 5 has now written; to train on these, give another --expdir or move the folder away; to keep this model, give --skip_stages ${current}"
+    fi
+}
 train() { # <phase> <initial checkpoint, may be empty>
-    local phase=$1 init=$2 dir=${1}_exp stats arguments
+    local phase=$1 init=$2 dir=${1}_exp stats arguments key examples
     stats=$(stats_dir "${phase}")
     [ -f "${stats}/.done" ] || fail "no lengths of the examples in ${stats}; run stage 7 first"
     local train=${phase}_train_set
-    require_examples "$(examples "${phase}" "${!train}")" "$(examples "${phase}" "${valid_set}")"
+    examples=("$(examples "${phase}" "${!train}")" "$(examples "${phase}" "${valid_set}")")
+    require_examples "${examples[@]}"
+    key=$(examples_key "${examples[@]}")
+    require_same_examples "${!dir}" "${key}"
     common_arguments "${phase}"
     data_arguments "${phase}" train
     data_arguments "${phase}" valid
@@ -104,6 +120,7 @@ train() { # <phase> <initial checkpoint, may be empty>
     else
         launch "${phase}" "${!dir}" python3 -m speechllm.bin.speechllm_train "${arguments[@]}"
     fi
+    echo "${key}" > "${!dir}/train.done"
 }
 finetune_first_pass() { # fine-tune the encoder's model with its decoder
     local phase=warmup log_file=${first_pass_exp}.log start=${train_config}
