@@ -169,9 +169,15 @@ class Guard:
     def is_too_long(
         self, batch: EncodedBatch, row: int, hypothesis: Hypothesis
     ) -> bool:
-        """Return whether a hypothesis is beyond the limits of length."""
+        """Return whether a hypothesis is beyond the limits of length.
+
+        Without a CTC transcript to compare it with, that is too fast for the audio.
+        """
         limits = self.thresholds.limits(batch.tasks[row])
-        return TOO_LONG in limits.flags(measure(self.codec, batch, row, hypothesis))
+        measured = measure(self.codec, batch, row, hypothesis)
+        if not batch.ctc_text(row):
+            return measured.rate > limits.rate
+        return TOO_LONG in limits.flags(measured)
 
     def ngram_size(self, ctc_transcript: str) -> int:
         """Return the size of the n-grams that the second search does not repeat.

@@ -326,6 +326,11 @@ def test_text_of_the_first_pass_that_is_too_long_stays_out(guarded, waves):
     model = guarded(max_length_ratio=0.0)
     (found,) = model.guard.check(batch, [[looped]], options)
     assert [h.tokens for h in found.nbest] == [[]]
+    # with no CTC transcript to compare it with, only its rate counts
+    batch = replace(batch, ctc_texts=[""])
+    for rate, kept in ((1000.0, True), (0.1, False)):
+        guard = guarded(max_length_ratio=1.5, rate=rate).guard
+        assert guard.is_too_long(batch, 0, looped) is not kept
 
 
 def test_repetitive_translation_is_decoded_without_repeated_ngrams(guarded, waves):
