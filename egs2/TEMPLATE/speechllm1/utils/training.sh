@@ -79,9 +79,12 @@ text_lengths() { # <stats>: print the name of the file that limits a batch's tex
     if [ -f "$1/train/text_shape" ]; then echo text_shape; else echo text_ctc_shape; fi
 }
 examples_key() { # <example dir …>: print a checksum of the examples
-    local dir files=()
-    for dir in "$@"; do files+=("${dir}"/{text,text_ctc,utt2task,utt2num_samples}); done
-    cat "${files[@]}" | sha256sum
+    local dir table
+    for dir in "$@"; do
+        for table in text text_ctc utt2task utt2num_samples; do
+            [ ! -f "${dir}/${table}" ] || cat "${dir}/${table}"
+        done
+    done | sha256sum
 }
 trained_since() { # <training> <file>: true if a checkpoint is newer, ESPnet's or Lightning's
     [ "$1/checkpoint.pth" -nt "$2" ] || [ "$1/last.ckpt" -nt "$2" ]
