@@ -8,10 +8,6 @@ Whisper's encoder takes 30 s of input however short the speech is. Here a batch 
 padded to little more than its longest utterance, which is several times faster for
 short prompts: the encoder then uses the first of its position embeddings.
 
-The labels are the tokens that the model writes: with or without the first merge of
-OpenAI's vocabulary (:mod:`speechllm.text.whisper_tokens`), whichever it finds more
-probable before the training.
-
 The fine-tuned weights can be averaged with the pretrained ones (Wortsman et al. 2022,
 "Robust fine-tuning of zero-shot models", equation 1).
 """
@@ -37,7 +33,6 @@ from speechllm.data.examples import read_utt2task
 from speechllm.data.kaldi_table import read_table
 from speechllm.models.speech_decoder import LONGEST, padded_samples
 from speechllm.pretrained.model_folder import load_pretrained, model_fingerprint
-from speechllm.text.whisper_tokens import with_first_merge
 from speechllm.utils.errors import UserError, describe_error
 from speechllm.utils.folders import FolderKind, atomic_directory, require_output
 from speechllm.utils.io import write_json
@@ -47,7 +42,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 KIND = FolderKind("fine-tuned Whisper")
-COMPARED = 16  # validation examples in which two tokenizers are compared
 RECORD = "finetuning.json"  # settings and course of the training, in the model folder
 HOP = 160  # samples of one frame of the spectrogram: 10 ms
 LORA_MODULES = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
@@ -132,7 +126,6 @@ def finetune_whisper(
         "model": model_fingerprint(system.folder, tokenizer=True),
         "train": tables_digest(examples),
         "valid": tables_digest(valid),
-        "tokens": "more probable",  # not in records of earlier versions
         **asdict(options),
     }
     if (record := read_record(output)).get("settings") == settings:
@@ -145,7 +138,6 @@ def finetune_whisper(
     )
     if left_out:
         print(f"{len(left_out)} examples left out, see left_out.tsv", file=sys.stderr)
-    trained, validated = in_likelier_tokens(system, trained, validated)
 
     # after the checks: Trainer takes seconds to import, and bitsandbytes prints a line
     from speechllm.baselines.whisper_trainer import (
@@ -214,53 +206,6 @@ def finetune_whisper(
         }
         write_json(folder / RECORD, {"settings": settings, "result": result})
     return result
-
-
-def in_likelier_tokens(
-    system: Whisper, trained: list[Example], validated: list[Example]
-) -> tuple[list[Example], list[Example]]:
-    """Return the examples with the labels that the model finds more probable.
-
-    Two tokenizations of the first validation examples are compared; the tokenizer of
-    the better one becomes that of the processor.
-
-    Args:
-        system: a loaded Whisper, whose tokenizer has made the labels.
-    """
-    plain = system.processor.tokenizer
-    merged = with_first_merge(plain)
-    if merged is plain:
-        return trained, validated
-    special = set(plain.all_special_ids)
-
-    def relabelled(example: Example) -> Example:
-        begin = next(i for i, k in enumerate(example.labels) if k not in special)
-        prefix, spoken, end = (
-            example.labels[:begin],
-            example.labels[begin:-1],
-            example.labels[-1:],
-        )
-        text = plain.decode(spoken, clean_up_tokenization_spaces=False)
-        tokens = merged.encode(text, add_special_tokens=False)
-        return Example(example.wave, [*prefix, *tokens, *end])
-
-    some = validated[:COMPARED]
-    if log_prob(system, [relabelled(e) for e in some]) < log_prob(system, some):
-        return trained, validated
-    system.processor.tokenizer = merged
-    return [relabelled(e) for e in trained], [relabelled(e) for e in validated]
-
-
-@torch.inference_mode()
-def log_prob(system: Whisper, examples: list[Example]) -> float:
-    """Return the log probability of the labels of all examples together."""
-    from speechllm.baselines.whisper_trainer import set_positions
-
-    batch = collate_examples(system.processor, examples)
-    features, labels = batch["input_features"], batch["labels"]
-    set_positions(system.model, features.shape[-1] // 2)
-    loss = system.model(features.to(system.torch_dtype), labels=labels).loss
-    return -loss.item() * int((labels != -100).sum())
 
 
 def average_weights(whisper: Any, folder: str | Path, share: float) -> None:

@@ -19,13 +19,10 @@ from speechllm.audio.io import load_audio
 from speechllm.baselines import finetune_whisper as finetuning
 from speechllm.baselines import whisper_trainer
 from speechllm.baselines.finetune_whisper import (
-    Example,
     FinetuneOptions,
     collate_examples,
     finetune_whisper,
-    in_likelier_tokens,
     read_examples,
-    target_tokens,
 )
 from speechllm.baselines.runner import run_baseline
 from speechllm.baselines.whisper import Whisper
@@ -191,32 +188,6 @@ def test_labels_are_those_of_pretraining(tiny_decoder, examples):
     assert (batch["labels"] == -100).sum() == sum(
         batch["labels"].shape[1] - len(example.labels) for example in found
     )
-
-
-def test_labels_are_the_tokens_that_the_model_writes(whisper_base, speech):
-    """OpenAI's weights write `` to`` in one token, transformers' tokenizer in two."""
-    system = Whisper(whisper_base)
-    system.load()
-    plain = system.processor.tokenizer
-    labels = target_tokens(
-        system, "asr", "en", "Please enter the password to the tent."
-    )
-    examples = [Example(speech, labels)]
-    trained, validated = in_likelier_tokens(system, examples, examples)
-    assert trained[0].labels == validated[0].labels
-    assert len(trained[0].labels) == len(labels) - 5  # "tent" has three
-    tokenizer = system.processor.tokenizer
-    assert tokenizer.decode(trained[0].labels) == plain.decode(labels)
-    written = tokenizer.convert_ids_to_tokens(trained[0].labels)
-    assert written[4:-2] == ["Ġenter", "Ġthe", "Ġpassword", "Ġto", "Ġthe", "Ġtent"]
-    # of a model that splits these words, the labels stay
-    system.processor.tokenizer = plain
-    with torch.no_grad():
-        table = system.model.model.decoder.embed_tokens.weight
-        for token in ("Ġthe", "Ġto", "Ġtent"):
-            table[tokenizer.convert_tokens_to_ids(token)] *= -20
-    assert in_likelier_tokens(system, examples, examples)[0] == examples
-    assert system.processor.tokenizer is plain
 
 
 def test_fewer_positions_equal_a_model_of_that_size(tiny_decoder, speech):
