@@ -112,10 +112,7 @@ def walk_mpeg(read: Read, size: int) -> Frames:
         read: reader of a file in which :func:`find_frame` finds a frame.
         size: of the file in bytes.
     """
-    position = find_frame(read)
-    assert position is not None
-    first = parse_frame(read(position, 4))
-    assert first is not None
+    position, first = _first_frame(read)
     count, stated, incomplete = 0, None, False
     fresh = True  # at the beginning of a part
     while position < size:
@@ -154,15 +151,21 @@ def mpeg_seconds(read: Read, size: int) -> float:
     The arguments are those of :func:`walk_mpeg`. The silence that the encoder adds at
     both ends, some hundredths of a second, is part of it.
     """
-    position = find_frame(read)
-    assert position is not None
-    first = parse_frame(read(position, 4))
-    assert first is not None
+    position, first = _first_frame(read)
     stated = _stated_frames(read(position, min(first.length, 256)))
     if stated is not None:
         return stated * first.samples / first.rate
     frames = walk_mpeg(read, size)
     return frames.count * frames.seconds_per_frame
+
+
+def _first_frame(read: Read) -> tuple[int, Frame]:
+    """Return position and header of the first frame, which there is."""
+    position = find_frame(read)
+    assert position is not None
+    first = parse_frame(read(position, 4))
+    assert first is not None
+    return position, first
 
 
 def walk_adts(read: Read, size: int) -> bool:

@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> None:
             aligned = too_long(item, args.max_seconds)
             version = file_version(item.audio)
             place = (item.audio, item.start, item.end, item.text)
-            if (*place, aligned, version and tuple(version)) in done:
+            if row_key(place, aligned, version) in done:
                 continue
             try:
                 if aligned:
@@ -120,13 +120,24 @@ def compare(model: SpeechToText, item: Item, language: str) -> dict[str, Any]:
     }
 
 
+def row_key(place: tuple, aligned: bool, version: list[int] | None) -> tuple:
+    """Return what identifies a row; the arguments are its parts.
+
+    Args:
+        place: audio, start, end and text.
+        aligned: it has segments.
+        version: of the audio file.
+    """
+    return (*place, aligned, version and tuple(version))
+
+
 @contextmanager
 def open_output(path: Path, model: str) -> Iterator[tuple[set[tuple], IO[str]]]:
     """Open the output for more rows; yield the keys of its rows too.
 
-    A key is audio, start, end, text, whether it was aligned, and the version of the
-    file. A row that a kill cut off is removed. A file of another model is kept under
-    the name of :func:`~speechllm.utils.io.previous_name`.
+    The keys are those of :func:`row_key`. A row that a kill cut off is removed. A file
+    of another model is kept under the name of
+    :func:`~speechllm.utils.io.previous_name`.
 
     Raises:
         UserError: the file is not an output of this program.
@@ -157,8 +168,7 @@ def open_output(path: Path, model: str) -> Iterator[tuple[set[tuple], IO[str]]]:
     done = set()
     for row in rows[1:]:
         place = (row["audio"], row.get("start"), row.get("end"), row["text"])
-        version = row.get("file")
-        done.add((*place, "segments" in row, version and tuple(version)))
+        done.add(row_key(place, "segments" in row, row.get("file")))
     with open(path, "a", encoding="utf-8") as stream:
         yield done, stream
 

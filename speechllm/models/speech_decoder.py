@@ -10,6 +10,7 @@ acoustic evidence (Radhakrishnan et al. 2023, "Whispering LLaMA"; Chen et al. 20
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -97,9 +98,6 @@ class SpeechDecoder:
             reason = str(error).partition("\n")[0]
             raise UserError(f"{folder}: Whisper cannot be loaded: {reason}") from error
         self.tokenizer = self.processor.tokenizer
-        merged = with_first_merge(self.tokenizer)
-        #: A text is scored in the tokens of each: a model writes one or the other.
-        self.tokenizers = tuple({id(t): t for t in (self.tokenizer, merged)}.values())
         self.folder = folder
         self.finetuned = finetuned
         shared = self.model.generation_config
@@ -109,6 +107,17 @@ class SpeechDecoder:
                 "download the model again"
             )
         self.multilingual = bool(getattr(shared, "is_multilingual", True))
+
+    @functools.cached_property
+    def tokenizers(self) -> list[Any]:
+        """The tokenizers in whose tokens a text is scored: a model writes one's.
+
+        They are made when needed, which takes a second.
+        """
+        merged = with_first_merge(self.tokenizer)
+        return (
+            [self.tokenizer] if merged is self.tokenizer else [self.tokenizer, merged]
+        )
 
     def to(self, device: str | torch.device) -> SpeechDecoder:
         """Move the weights to a device."""
