@@ -61,6 +61,7 @@ def main(argv: list[str] | None = None) -> None:
         write_thresholds,
     )
     from speechllm.inference.loading import find_model
+    from speechllm.inference.score_weight_tuning import find_score_weights
     from speechllm.inference.score_weights import (
         WEIGHTS_FILE,
         read_score_weights,
@@ -70,7 +71,6 @@ def main(argv: list[str] | None = None) -> None:
     from speechllm.inference.tuning import (
         NBests,
         calibrate,
-        find_score_weights,
         find_thresholds,
         new_version,
         set_aside_if_damaged,
@@ -99,10 +99,14 @@ def main(argv: list[str] | None = None) -> None:
                 nbests,
             )
             write_score_weights(model.score_weights, folder)
-            decoder, ctc = model.score_weights.decoder, model.score_weights.ctc
+            weights = model.score_weights
+            translation = ""
+            if weights.translation:
+                translation = f"; translations: decoder {weights.translation:g}"
             print(
-                f"{folder / WEIGHTS_FILE}: decoder {decoder:g}, CTC {ctc:g}, "
-                f"LLM {1 - decoder - ctc:.1g}, from {made_from}"
+                f"{folder / WEIGHTS_FILE}: decoder {weights.decoder:g}, CTC "
+                f"{weights.ctc:g}, LLM {1 - weights.decoder - weights.ctc:.1g}"
+                f"{translation}, from {made_from}"
             )
     with new_version(guard, args.if_possible):
         thresholds = find_thresholds(

@@ -6,8 +6,10 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
+from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from speechllm.audio.io import SAMPLING_RATE
@@ -15,6 +17,7 @@ from speechllm.decoding.options import SearchOptions
 from speechllm.models.speech_decoder import SpeechDecoder, written_forms
 from speechllm.text.hotwords import HotwordState, HotwordTrie, hotword_trie
 from speechllm.text.normalization import ctc_text
+from speechllm.text.tasks import Task
 
 DECODED_SECONDS = 60  # of padded speech that is decoded at the same time: 0.4 GB
 
@@ -31,8 +34,11 @@ class FirstPass:
         decoder: the model.
         language_probability: that the speech is in ``language``, by the decoder; None
             from an English-only one.
-        known_scores: log probability of each written form that was scored; a copy
-            without states shares them.
+        translations: distinct translations into English, best first; empty before
+            :func:`add_translations`. They are kept for requests of other tasks, too.
+        known_scores: log probability of each written form that was scored, as a
+            transcript (False) or as a translation (True). A copy without states shares
+            them, and the translations.
     """
 
     texts: list[str]
@@ -41,7 +47,10 @@ class FirstPass:
     language: str
     decoder: SpeechDecoder
     language_probability: float | None = None
-    known_scores: dict[str, float] = field(default_factory=dict, repr=False)
+    translations: list[str] = field(default_factory=list)
+    known_scores: dict[tuple[str, bool], float] = field(
+        default_factory=dict, repr=False
+    )
 
     def scores(self, texts: Sequence[str]) -> list[float]:
         """Return the log probability of each transcript, in its best written form.
@@ -56,15 +65,31 @@ class FirstPass:
         for text in texts:
             plain = ctc_text(text, self.language)
             forms.append([text, *written_forms(plain), *own_forms.get(plain, ())])
-        known = self.known_scores
-        new = sorted({f for group in forms for f in group} - known.keys())
-        if new:
-            states = self.states
-            if states is None:
-                (states,) = self.decoder.encode([self.wave])
-            found = self.decoder.log_probs(states, new, self.language)
-            known.update(zip(new, found, strict=True))
+        known = self.log_probs({form for group in forms for form in group})
         return [max(known[form] for form in group) for group in forms]
+
+    def translation_scores(self, texts: Sequence[str]) -> list[float]:
+        """Return the log probability of each translation into English, as written."""
+        known = self.log_probs(set(texts), translate=True)
+        return [known[text] for text in texts]
+
+    def log_probs(self, texts: set[str], translate: bool = False) -> dict[str, float]:
+        """Return the log probability of texts, computed once for each."""
+        known = self.known_scores
+        new = sorted(text for text in texts if (text, translate) not in known)
+        if new:
+            found = self.decoder.log_probs(
+                self.encoded(), new, self.language, translate
+            )
+            known.update(zip(((text, translate) for text in new), found, strict=True))
+        return {text: known[text, translate] for text in texts}
+
+    def encoded(self) -> Tensor:
+        """Return the states (frames, dim), computed again if they were not kept."""
+        if self.states is None:
+            (states,) = self.decoder.encode([self.wave])
+            return states
+        return self.states
 
 
 def make_first_pass(
@@ -100,7 +125,7 @@ def make_first_pass(
     for part in equally_padded(decoder, waves, list(new.values())):
         states = decoder.encode([waves[row] for row in part])
         spoken = [languages[row] for row in part]
-        options = {}
+        options: dict[str, Any] = {}
         if trie is not None:
             start = len(decoder.prefix(spoken[0]))
             options["logits_processor"] = [HotwordBias(trie, hotword_bonus, start)]
@@ -114,6 +139,31 @@ def make_first_pass(
     if known is not None:
         known.update((key, replace(passes[key], states=None)) for key in new)
     return [passes[key] for key in keys]
+
+
+def may_translate(task: Task) -> bool:
+    """Return whether translations of a first pass can be outputs of a task."""
+    return task.name == "asr_st" and task.target == "en"
+
+
+def add_translations(passes: Sequence[FirstPass], beam_size: int) -> None:
+    """Translate utterances into English with the decoder of their first passes.
+
+    Args:
+        passes: of one decoder; those with translations keep them.
+        beam_size: number of hypotheses.
+    """
+    new = [first for first in passes if not first.translations]
+    if not new:
+        return
+    decoder, waves = new[0].decoder, [first.wave for first in new]
+    for rows in equally_padded(decoder, waves, range(len(new))):
+        part = [new[row] for row in rows]
+        states = torch.stack([first.encoded() for first in part])
+        languages = [first.language for first in part]
+        found = decoder.search(states, languages, beam_size, translate=True)
+        for first, texts in zip(part, found):
+            first.translations[:] = texts
 
 
 def language_probabilities(

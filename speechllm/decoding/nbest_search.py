@@ -9,6 +9,7 @@ from dataclasses import replace
 from speechllm.decoding.beam_search import beam_search
 from speechllm.decoding.encoded_batch import EncodedBatch
 from speechllm.decoding.hypothesis import Hypothesis, SearchRequest
+from speechllm.decoding.joint_outputs import choose_in_parts
 from speechllm.decoding.options import SearchOptions
 from speechllm.decoding.pooling import pool_nbest
 from speechllm.decoding.rescoring import rescore, score_outputs
@@ -111,16 +112,40 @@ def search_up_to(
         if ctc is not None and not options.no_repeat_ngram_size:
             replace_failures(llm, codec, batch, nbests, wide, max_tokens)
     if pooled:
-        nbests = [
-            pool_nbest(llm, codec, batch, row, nbest, options)[: options.nbest]
-            for row, nbest in enumerate(nbests)
-        ]
+        nbests = with_first_pass(llm, codec, batch, nbests, options, max_tokens)
     elif options.rescore_ctc_weight > 0:
         nbests = [
             rescore_nbest(codec, batch, row, nbest, options)[: options.nbest]
             for row, nbest in enumerate(nbests)
         ]
     return nbests
+
+
+def with_first_pass(
+    llm: LanguageModel,
+    codec: AnswerCodec,
+    batch: EncodedBatch,
+    nbests: Sequence[list[Hypothesis]],
+    options: SearchOptions,
+    max_tokens: Sequence[int],
+) -> list[list[Hypothesis]]:
+    """Pool the n-best lists of a search with the first passes of the batch.
+
+    Args:
+        nbests: of each utterance, best first.
+        max_tokens: maximum length of each output.
+    """
+    passes = batch.first_pass or [None] * len(nbests)
+    both = {
+        row: nbests[row]
+        for row, (task, first) in enumerate(zip(batch.tasks, passes))
+        if first is not None and task.name == "asr_st"
+    }
+    found = choose_in_parts(llm, codec, batch, both, options, max_tokens)
+    for row, nbest in enumerate(nbests):
+        if row not in both:
+            found[row] = pool_nbest(llm, codec, batch, row, nbest, options)
+    return [found[row][: options.nbest] for row in range(len(nbests))]
 
 
 def replace_failures(

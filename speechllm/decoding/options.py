@@ -54,6 +54,9 @@ class SearchOptions:
         rescore_decoder_weight: with a first pass, the list is ranked by this weight of
             that model, ``rescore_ctc_weight`` of CTC, and the rest of the LLM. None:
             both weights are those that stage 11 fitted to the model.
+        rescore_translation_weight: with a first pass, translations into English of
+            ``asr_st`` join those of the LLM, and are ranked by this weight of that
+            model and the rest of the LLM; 0: they are not made. None: that of stage 11.
         hotwords: words and phrases that outputs of any task are biased towards, in the
             language of the output (:mod:`speechllm.text.hotwords`). A model that was
             trained with lists has them in its prompt, too
@@ -85,6 +88,7 @@ class SearchOptions:
     rescore_ctc_weight: float = 0.0
     first_pass_beam_size: int = 0
     rescore_decoder_weight: float | None = None
+    rescore_translation_weight: float | None = None
     hotwords: tuple[str, ...] = ()
     hotword_bonus: float = 2.0
     guard: bool | None = None
@@ -120,6 +124,7 @@ SEARCH_SCHEMA: Schema = {
     "rescore_ctc_weight": number(0, 1),
     "first_pass_beam_size": integer(0, 1000),
     "rescore_decoder_weight": optional(number(0, 1)),
+    "rescore_translation_weight": optional(number(0, 1)),
     "hotwords": lambda value: tuple(list_of(text)(value)),
     "hotword_bonus": number(0, 1e4),
     "guard": optional(boolean),
@@ -186,8 +191,9 @@ def search_options(generation: Mapping[str, Any]) -> SearchOptions:
             f"rescore_decoder_weight and rescore_ctc_weight sum to {weights:g}: "
             "at most 1"
         )
-    if options.rescore_decoder_weight and not options.first_pass_beam_size:
-        raise UserError("rescore_decoder_weight needs first_pass_beam_size: 1 or more")
+    for name in ("rescore_decoder_weight", "rescore_translation_weight"):
+        if getattr(options, name) and not options.first_pass_beam_size:
+            raise UserError(f"{name} needs first_pass_beam_size: 1 or more")
     if options.sampling and (
         options.beam_size > 1 or options.nbest > 1 or options.ctc_weight > 0
     ):

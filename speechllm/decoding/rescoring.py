@@ -66,18 +66,22 @@ def score_outputs(
     prompts: Sequence[Tensor],
     outputs: Sequence[list[int]],
     options: SearchOptions,
+    end: Sequence[int] | None = None,
 ) -> list[Hypothesis]:
     """Return outputs as hypotheses, with the LLM's scores and the bonus of hotwords.
 
     Args:
         prompts: embeddings (positions, hidden) before each output.
         outputs: tokens of each.
+        end: tokens after each output, whose probability is part of its score; None: the
+            end of text.
     """
     found = []
-    answers = [[*tokens, llm.eos_id] for tokens in outputs]
+    end = [llm.eos_id] if end is None else end
+    answers = [[*tokens, *end] for tokens in outputs]
     log_probs = llm.answer_log_probs(prompts, answers)
     for tokens, scores in zip(outputs, log_probs, strict=True):
-        *each, _ = scores.tolist()
+        each = scores[: len(tokens)].tolist()
         total, bonus = scores.sum().item(), hotword_bonus(codec, tokens, options)
         found.append(
             Hypothesis(tokens, llm_score=total, token_log_probs=each, bonus=bonus)

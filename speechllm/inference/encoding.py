@@ -14,8 +14,11 @@ from speechllm.audio import SAMPLING_RATE
 from speechllm.decoding.encoded_batch import EncodedBatch, sampling_seed
 from speechllm.decoding.first_pass import (
     FirstPass,
+    add_translations,
     choose_transcript,
     language_probabilities,
+    make_first_pass,
+    may_translate,
 )
 from speechllm.decoding.options import SearchOptions
 from speechllm.decoding.rescoring import ctc_log_probs
@@ -118,6 +121,41 @@ def encode_batch(
         pieces=model.token_list if has_pieces(model.token_list or ()) else None,
         first_pass=first_pass,
     )
+
+
+def first_passes(
+    decoder: SpeechDecoder,
+    waves: Sequence[np.ndarray],
+    tasks: Sequence[Task],
+    options: SearchOptions,
+    known: dict[tuple[bytes, str], FirstPass] | None,
+) -> list[FirstPass | None]:
+    """Return the first pass of each utterance; None for a translation alone.
+
+    Those of ``asr_st`` into English have translations where these have a weight.
+
+    Args:
+        waves: (samples,) of each utterance at 16 kHz.
+        options: of the search.
+        known: as for ``make_first_pass``.
+    """
+    rows = [row for row, task in enumerate(tasks) if task.has_transcript]
+    made = make_first_pass(
+        decoder,
+        [waves[row] for row in rows],
+        [tasks[row].source for row in rows],
+        options.first_pass_beam_size,
+        known,
+        options.hotwords,
+        options.hotword_bonus,
+    )
+    found = dict(zip(rows, made))
+    if options.rescore_translation_weight and decoder.multilingual:
+        add_translations(
+            [first for row, first in found.items() if may_translate(tasks[row])],
+            options.first_pass_beam_size,
+        )
+    return [found.get(row) for row in range(len(tasks))]
 
 
 def listed_hotwords(

@@ -141,8 +141,9 @@ class Guard:
             again = self.search_again(batch, rows, options, size)
             for row, found in zip(rows, again):
                 candidates = [*decisions[row].nbest, *found]
-                ranked = self.rank(batch, row, candidates, options)
-                pool = pool_nbest(self.llm, self.codec, batch, row, ranked, options)
+                pool = ranked = self.rank(batch, row, candidates, options)
+                if batch.tasks[row].name == "asr":
+                    pool = pool_nbest(self.llm, self.codec, batch, row, ranked, options)
                 fitting = [h for h in pool if not self.is_too_long(batch, row, h)]
                 decisions[row].nbest = (fitting or ranked)[: options.nbest]
         for row in with_output:
@@ -162,7 +163,8 @@ class Guard:
         first = None if batch.first_pass is None else batch.first_pass[row]
         if first is None:
             return False
-        text = ctc_text(self.codec.decode(hypothesis.tokens), first.language)
+        output = self.codec.decode(hypothesis.tokens)
+        text = ctc_text(self.codec.transcript(output, batch.tasks[row]), first.language)
         heard = {ctc_text(own, first.language) for own in first.texts}
         return text in heard and has_speech(batch.waves[row])
 
@@ -226,6 +228,9 @@ class Guard:
             hotword_bonus=options.hotword_bonus,
             tokens_per_second=options.tokens_per_second,
             extra_tokens=options.extra_tokens,
+            rescore_ctc_weight=options.rescore_ctc_weight,
+            rescore_decoder_weight=options.rescore_decoder_weight,
+            rescore_translation_weight=options.rescore_translation_weight,
         )
         part = batch.select(rows)
         return nbest_search(self.llm, self.codec, part, constrained, max_tokens)

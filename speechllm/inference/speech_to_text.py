@@ -22,7 +22,6 @@ import torch
 from speechllm.audio.io import check_waveform
 from speechllm.decoding.confidence import Calibration, read_calibration
 from speechllm.decoding.encoded_batch import EncodedBatch
-from speechllm.decoding.first_pass import FirstPass, make_first_pass
 from speechllm.decoding.hypothesis import Hypothesis
 from speechllm.decoding.nbest_search import ctc_greedy_search, nbest_search
 from speechllm.decoding.options import DECODING_SCHEMA, SearchOptions, search_options
@@ -33,6 +32,7 @@ from speechllm.inference.encoding import (
     QUEUE,
     device_of,
     encode_batch,
+    first_passes,
     language_probabilities_of,
 )
 from speechllm.inference.generation_config import (
@@ -310,7 +310,10 @@ class SpeechToText:
                 "pretrained with a decoder, as Whisper's was"
             )
             options = replace(
-                options, first_pass_beam_size=0, rescore_decoder_weight=None
+                options,
+                first_pass_beam_size=0,
+                rescore_decoder_weight=None,
+                rescore_translation_weight=None,
             )
         if options.first_pass_beam_size and options.rescore_decoder_weight is None:
             if options.rescore_ctc_weight:  # its own weight would be replaced
@@ -325,6 +328,9 @@ class SpeechToText:
                 rescore_decoder_weight=weights.decoder,
                 rescore_ctc_weight=weights.ctc if self.ctc_tokenizer else 0.0,
             )
+        if options.first_pass_beam_size and options.rescore_translation_weight is None:
+            weight = self.score_weights.translation
+            options = replace(options, rescore_translation_weight=weight)
         if options.first_pass_beam_size and self.llm is None:
             raise UserError("first_pass_beam_size needs an LLM")
         if options.hotwords and self.llm is None:
@@ -427,25 +433,15 @@ class SpeechToText:
     ) -> EncodedBatch:
         """Encode utterances; the arguments are those of :meth:`decode`.
 
-        Without options there are no hotwords and no first pass. It is for ``asr`` only:
-        an LLM that was trained to translate CTC transcripts translates those of the
-        first pass no better.
+        Without options there are no hotwords and no first pass. It is for tasks with a
+        transcript only: an LLM that was trained to translate CTC transcripts translates
+        those of the first pass no better.
         """
-        first_pass: list[FirstPass | None] | None = None
-        rows = [row for row, task in enumerate(tasks) if task.name == "asr"]
-        if options is not None and options.first_pass_beam_size and rows:
-            first_pass = [None] * len(tasks)
-            found = make_first_pass(
-                self.speech_decoder,
-                [waves[row] for row in rows],
-                [tasks[row].source for row in rows],
-                options.first_pass_beam_size,
-                self.first_passes,
-                options.hotwords,
-                options.hotword_bonus,
-            )
-            for row, first in zip(rows, found):
-                first_pass[row] = first
+        first_pass = None
+        with_transcript = any(task.has_transcript for task in tasks)
+        if options is not None and options.first_pass_beam_size and with_transcript:
+            decoder, known = self.speech_decoder, self.first_passes
+            first_pass = first_passes(decoder, waves, tasks, options, known)
         batch = encode_batch(
             self.model, self.prompts, waves, tasks, first_pass, options
         )

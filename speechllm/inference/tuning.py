@@ -24,11 +24,6 @@ from speechllm.decoding.rescoring import joint_score
 from speechllm.inference.guard import Guard, ctc_nll_per_second, measure, measure_output
 from speechllm.inference.guard_thresholds import Limits, Statistics, Thresholds
 from speechllm.inference.results import word_features
-from speechllm.inference.score_weights import (
-    ScoredText,
-    ScoreWeights,
-    fit_score_weights,
-)
 from speechllm.text.answer_codec import AnswerCodec
 from speechllm.text.normalization import LANGUAGES_WITHOUT_SPACES, ctc_text, normalize
 from speechllm.utils.batching import batches_by_length
@@ -45,7 +40,6 @@ WEIGHTS = (0.5, 0.7, 0.3, 0.9)  # CTC weights tried in ranking the candidates
 LEAST_TO_WITHHOLD = 20
 LANGUAGE_PROBABILITY = 0.5  # more than all other languages together
 KNOWN_LANGUAGE = 0.9  # least share of the set with more than that
-MOST_CANDIDATES = 1000  # of a pooled n-best list that weights are fitted to
 #: Hypotheses of the first search by the name of the example, to search only once.
 NBests = dict[str, list[Hypothesis]]
 
@@ -143,60 +137,6 @@ def set_aside_if_damaged(read: Callable[[Path], object], path: Path) -> None:
     except UserError as error:
         print(f"{error}; renamed")
         path.rename(previous_name(path))
-
-
-def find_score_weights(
-    model: SpeechToText,
-    examples: Sequence[Example],
-    options: SearchOptions,
-    batch_size: int = 8,
-    made_from: str = "",
-    nbests: NBests | None = None,
-) -> ScoreWeights:
-    """Fit the weights of the pooled n-best list to a development set.
-
-    Args:
-        model: an encoder whose pretrained model has a decoder.
-        examples: with their reference texts.
-        options: of the search, with a first pass.
-        made_from: the examples, for the reader of the file.
-        nbests: as for :func:`search_once`; ranked by the new weights.
-
-    Raises:
-        UserError: the examples have no recognition.
-    """
-    everything = replace(options, nbest=MOST_CANDIDATES)
-    found: NBests = {}
-    scored: dict[str, list[tuple[ScoredText, Hypothesis]]] = {}
-    for part, batch in encoded_batches(model, examples, batch_size, options):
-        pooled = search_once(model, part, batch, everything, found)
-        for example, nbest in zip(part, pooled):
-            if example.task.name == "asr":
-                scored[example.name] = [
-                    (scored_text(model.codec, example, h), h) for h in nbest
-                ]
-    pools = [[text for text, _ in pool] for pool in scored.values()]
-    weights = fit_score_weights(pools, made_from)
-    if nbests is not None:
-        for name, pool in scored.items():
-            for text, hypothesis in pool:
-                hypothesis.score = text.score(weights)
-            found[name].sort(key=lambda hypothesis: -hypothesis.score)
-        nbests.update((name, nbest[: options.nbest]) for name, nbest in found.items())
-    return weights
-
-
-def scored_text(
-    codec: AnswerCodec, example: Example, hypothesis: Hypothesis
-) -> ScoredText:
-    """Return the scores of a pooled hypothesis and its errors."""
-    text = codec.decode(hypothesis.tokens)
-    return ScoredText(
-        hypothesis.llm_score,
-        hypothesis.ctc_score or 0.0,
-        hypothesis.decoder_score or 0.0,
-        count_errors(example.text, text, example.task.source),
-    )
 
 
 def find_thresholds(

@@ -124,15 +124,22 @@ class SpeechDecoder:
         self.model.to(device=device)
         return self
 
-    def prefix(self, language: str) -> list[int]:
+    def prefix(self, language: str, translate: bool = False) -> list[int]:
         """Return the tokens that a transcript in a language begins with.
+
+        Args:
+            language: of the speech.
+            translate: those of a translation into English; the model is multilingual.
 
         Raises:
             UserError: the model was not trained on the language.
         """
         names = ["<|startoftranscript|>"]
         if self.multilingual:
-            names += [f"<|{language}|>", "<|transcribe|>"]
+            names += [
+                f"<|{language}|>",
+                "<|translate|>" if translate else "<|transcribe|>",
+            ]
         names.append("<|notimestamps|>")
         ids = [self.tokenizer.convert_tokens_to_ids(name) for name in names]
         if None in ids or self.tokenizer.unk_token_id in ids:
@@ -197,7 +204,12 @@ class SpeechDecoder:
 
     @torch.inference_mode()
     def search(
-        self, states: Tensor, languages: Sequence[str], beam_size: int, **options: Any
+        self,
+        states: Tensor,
+        languages: Sequence[str],
+        beam_size: int,
+        translate: bool = False,
+        **options: Any,
     ) -> list[list[str]]:
         """Find the best transcripts by beam search.
 
@@ -205,6 +217,7 @@ class SpeechDecoder:
             states: (batch, frames, dim) of :meth:`encode`.
             languages: of each utterance.
             beam_size: number of hypotheses in the beam and of those returned.
+            translate: find translations into English instead.
             **options: further arguments of transformers' ``generate``.
 
         Returns:
@@ -213,7 +226,7 @@ class SpeechDecoder:
         from transformers import GenerationMixin
         from transformers.modeling_outputs import BaseModelOutput
 
-        prefixes = [self.prefix(language) for language in languages]
+        prefixes = [self.prefix(language, translate) for language in languages]
         settings = self.model.generation_config
         # Whisper's own generate() takes no encoder states with several hypotheses.
         sequences = GenerationMixin.generate(
@@ -238,7 +251,11 @@ class SpeechDecoder:
 
     @torch.inference_mode()
     def log_probs(
-        self, states: Tensor, texts: Sequence[str], language: str
+        self,
+        states: Tensor,
+        texts: Sequence[str],
+        language: str,
+        translate: bool = False,
     ) -> list[float]:
         """Return the log probability of each text given the speech, end included.
 
@@ -250,8 +267,9 @@ class SpeechDecoder:
             states: (frames, dim) of one utterance.
             texts: transcripts, as Whisper writes them, with case and punctuation.
             language: of the speech.
+            translate: the texts are translations into English.
         """
-        prefix = self.prefix(language)
+        prefix = self.prefix(language, translate)
         eos = self.tokenizer.eos_token_id
         most = self.model.config.max_target_positions + 1  # the last one is not read
         sequences, ratios, owners = [], [], []

@@ -54,14 +54,23 @@ class AnswerCodec:
         """Return the LLM tokens of a text as in an output of the LLM."""
         return answer_tokens(self.tokenizer, text)[:-1] if text else []
 
+    @property
+    def separator(self) -> Separator:
+        """Separator between transcript and translation in an ``asr_st`` output."""
+        return find_separator(self.tokenizer)
+
+    def encode_part(self, text: str) -> list[int]:
+        """Return the LLM tokens of one of the two texts in an ``asr_st`` output."""
+        return encode(self.tokenizer, " " + self.separator.escape(text)) if text else []
+
     def parse(self, text: str) -> JointAnswer:
         """Split an ``asr_st`` output into transcript and translation."""
-        return parse_answer(text, find_separator(self.tokenizer))
+        return parse_answer(text, self.separator)
 
     def transcript(self, text: str, task: Task) -> str:
         """Return the transcript in an output, as written."""
         if task.name == "asr_st":
-            return text.partition(find_separator(self.tokenizer).text)[0]
+            return text.partition(self.separator.text)[0]
         return text
 
     def label_fn(self, task: Task) -> LabelFunction | None:
@@ -78,7 +87,7 @@ class AnswerCodec:
         """
         if self.ctc_tokenizer is None or not task.has_transcript:
             return None
-        separator = find_separator(self.tokenizer) if task.name == "asr_st" else None
+        separator = self.separator if task.name == "asr_st" else None
         return TranscriptLabels(
             self.tokenizer, self.ctc_tokenizer, task.source, separator
         )
@@ -108,7 +117,7 @@ class AnswerCodec:
             for token in encode(self.tokenizer, " " + text)
         }
         if task.name == "asr_st":
-            tokens.update(find_separator(self.tokenizer).tokens)
+            tokens.update(self.separator.tokens)
         return sorted(tokens)
 
 

@@ -35,7 +35,7 @@ class FixedDecoder:
 
     scored = 0
 
-    def log_probs(self, states, texts, language):
+    def log_probs(self, states, texts, language, translate=False):
         self.scored += len(texts)
         return [DECODER.get(text, -50.0) for text in texts]
 

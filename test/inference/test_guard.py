@@ -305,7 +305,7 @@ def test_text_of_the_first_pass_that_is_too_long_stays_out(guarded, waves):
     """The decoder, with the whole weight, prefers the longest text."""
     decoder = SimpleNamespace(
         encode=lambda waves: [torch.zeros(1, 1)],
-        log_probs=lambda states, texts, language: [float(len(t)) for t in texts],
+        log_probs=lambda states, texts, *other: [float(len(t)) for t in texts],
     )
     model = guarded(max_length_ratio=1.5)
     batch = model.encode(waves[-1:], [ENGLISH])

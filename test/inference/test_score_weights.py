@@ -15,8 +15,10 @@ from speechllm.inference.score_weights import (
     STEPS,
     WEIGHTS_FILE,
     ScoredText,
+    ScoredTranslation,
     ScoreWeights,
     fit_score_weights,
+    fit_translation_weight,
     read_score_weights,
     write_score_weights,
 )
@@ -37,6 +39,27 @@ def test_the_model_that_knows_best_gets_the_weight():
     right_by_llm = [[ScoredText(-9.0, -1.0, -1.0, 2), ScoredText(-1.0, -9.0, -9.0, 0)]]
     fitted = fit_score_weights(right_by_llm)
     assert fitted.ctc + fitted.decoder < 0.5
+
+
+def test_the_translator_that_knows_best_gets_the_weight():
+    def pool(by_llm: str, by_decoder: str) -> tuple[str, list[ScoredTranslation]]:
+        texts = [
+            ScoredTranslation(-1.0, -4.0, by_llm, from_decoder=False),
+            ScoredTranslation(-4.0, -1.0, by_decoder, from_decoder=True),
+        ]
+        return "press the key", texts
+
+    good, bad = "press the key", "hang up"
+    assert fit_translation_weight([pool(good, bad)] * 3) == 0.0
+    assert fit_translation_weight([pool(bad, good)] * 3) == 0.6  # 0.5 is a tie
+    mixed = [pool(good, bad), pool(bad, good), pool(bad, good)]
+    assert fit_translation_weight(mixed) == 0.6
+    # the LLM prefers what the decoder wrote, which it only has with a weight
+    likely = [
+        ScoredTranslation(-0.5, -0.5, good, from_decoder=True),
+        *pool(bad, bad)[1],
+    ]
+    assert fit_translation_weight([("press the key", likely)]) == 0.1
 
 
 def test_a_score_is_the_weighted_sum():
@@ -80,7 +103,7 @@ def test_few_errors_do_not_change_the_weights(utterances, usual):
 
 
 def test_no_recognition_is_an_error():
-    with pytest.raises(UserError, match="no recognition"):
+    with pytest.raises(UserError, match="no transcripts"):
         fit_score_weights([[]])
 
 
@@ -101,6 +124,7 @@ def test_written_weights_are_read_again(tmp_path):
         '{"decoder": -0.1, "ctc": 0.4}',
         '{"decoder": NaN, "ctc": 0.4}',
         '{"decoder": "a", "ctc": 0.4}',
+        '{"decoder": 0.5, "ctc": 0.4, "translation": 1.1}',
     ],
 )
 def test_a_damaged_file_is_named(tmp_path, content):
@@ -122,19 +146,26 @@ def test_options_take_the_weights_of_the_model(tiny_model, tmp_path):
     model = load()
     options = model.options(given)
     assert (options.rescore_decoder_weight, options.rescore_ctc_weight) == (0.8, 0.1)
-    write_score_weights(ScoreWeights(0.3, 0.1), folder)
+    assert options.rescore_translation_weight == 0.0
+    write_score_weights(ScoreWeights(0.3, 0.1, translation=0.7), folder)
     model = load()
     options = model.options(given)
     assert (options.rescore_decoder_weight, options.rescore_ctc_weight) == (0.3, 0.1)
+    assert options.rescore_translation_weight == 0.7
     options = model.options({**given, "rescore_decoder_weight": 0.9})
     assert (options.rescore_decoder_weight, options.rescore_ctc_weight) == (0.9, 0.0)
+    options = model.options({**given, "rescore_translation_weight": 0.2})
+    assert options.rescore_translation_weight == 0.2
     assert model.options({}).rescore_decoder_weight is None
     with pytest.raises(UserError, match="rescore_ctc_weight: with a first pass give"):
         model.options({**given, "rescore_ctc_weight": 0.8})
 
 
 @pytest.mark.slow
-def test_stage_11_fits_the_weights(tiny_model, whisper_base, speech_file, tmp_path):
+@pytest.mark.parametrize("task", ["asr", "asr_st"])
+def test_stage_11_fits_the_weights(
+    tiny_model, whisper_base, asterisk_dir, tmp_path, task
+):
     """Whisper reads the prompt; the other models are random: it gets the weight."""
     import soundfile
     import yaml
@@ -147,15 +178,30 @@ def test_stage_11_fits_the_weights(tiny_model, whisper_base, speech_file, tmp_pa
     assert config["encoder"] == "whisper"
     settings = {"first_pass_beam_size": 2, "tokens_per_second": 8, "extra_tokens": 4}
     (folder / "generation_config.yaml").write_text(yaml.safe_dump(settings))
+    with open(folder / "prompts.yaml", "a", encoding="utf-8") as stream:
+        stream.write('  asr_st: "{speech} both {source} and {target}:"\n')
     examples = tmp_path / "examples"
     examples.mkdir()
-    wave = load_audio(speech_file)
+    sounds = asterisk_dir / "usr/share/asterisk/sounds"
+    voice, languages, text = {
+        "asr": (
+            "en_US_f_Allison",
+            "en en",
+            "please enter your password followed by the pound key",
+        ),
+        "asr_st": (
+            "fr_CA_f_June",
+            "fr en",
+            "composez votre mot de passe suivi du dièse\t"
+            "Please enter your password followed by the pound key.",
+        ),
+    }[task]
+    wave = load_audio(sounds / voice / "agent-pass.g722")
     soundfile.write(tmp_path / "a.wav", wave, 16000)
-    text = "please enter your password followed by the pound key"
     for name, value in (
         ("wav.scp", tmp_path / "a.wav"),
         ("text", text),
-        ("utt2task", "asr en en"),
+        ("utt2task", f"{task} {languages}"),
         ("utt2num_samples", len(wave)),
     ):
         (examples / name).write_text(f"a {value}\n")
@@ -173,3 +219,4 @@ def test_stage_11_fits_the_weights(tiny_model, whisper_base, speech_file, tmp_pa
         )
     fitted = json.loads((folder / WEIGHTS_FILE).read_text())
     assert fitted["decoder"] > 0 and fitted["made_from"] == "1 examples"
+    assert (fitted["translation"] > 0) == (task == "asr_st")

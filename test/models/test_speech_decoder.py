@@ -71,18 +71,22 @@ def test_beam_search_gives_distinct_texts_that_do_not_depend_on_the_batch(
         assert len(set(together[row])) == len(together[row]) <= 3
 
 
-def test_log_probs_are_the_loss_that_transformers_computes(decoder, waves):
+@pytest.mark.parametrize("translate", [False, True])
+def test_log_probs_are_the_loss_that_transformers_computes(decoder, waves, translate):
     too_long = "Please enter your password. " * 120  # Whisper has 448 positions
     texts = ["Please enter your password.", "please", "", too_long]
     assert len(decoder.tokenizers) == 2  # they split words with "t" only
     (states,) = decoder.encode(waves[:1])
-    found = decoder.log_probs(states, texts, "en")
+    found = decoder.log_probs(states, texts, "en", translate)
     features = decoder.processor(waves[:1], sampling_rate=16000, return_tensors="pt")
     for text, score in zip(texts, found):
         ids = decoder.tokenizer.encode(
             f" {text}" if text else "", add_special_tokens=False
         )
-        prefix = decoder.prefix("en")
+        decoder.tokenizer.set_prefix_tokens(
+            "en", "translate" if translate else "transcribe", predict_timestamps=False
+        )
+        prefix = decoder.tokenizer.prefix_tokens
         labels = [*ids, decoder.tokenizer.eos_token_id]
         count = len(labels)
         ids, labels = ids[: 448 - len(prefix)], labels[: 448 + 1 - len(prefix)]

@@ -63,6 +63,7 @@ warmup_tasks=
 warmup_set=
 warmup_model=valid.loss.ave.pth
 first_pass_config=
+first_pass_tasks=
 second_config=
 second_tasks=
 second_set=
@@ -153,6 +154,7 @@ Options [default]; ARGS are shell words, with quotes where they contain spaces:
   --warmup_model NAME     checkpoint of stage 8 that initialises stage 9 [${warmup_model}]
   --first_pass_config FILE  fine-tuning of the encoder's model with its decoder, in stage 8 and on its
                           data, for the first pass of decoding [none: as pretrained]
+  --first_pass_tasks \"T …\"  tasks of that fine-tuning: asr, and st into English [those of stage 8]
   --second_config FILE    config of a second training in stage 9 [none]
   --second_tasks \"T …\"    tasks of the second training [train_tasks]
   --second_set NAME       data dir of the second training [train_set]
@@ -303,6 +305,8 @@ test_tasks=$(without_weights "${test_tasks:-${train_tasks}}")
 second_train_set=$(with_speeds "${second_set}")
 # shellcheck disable=SC2034
 warmup_train_set=$(with_speeds "${warmup_set}")
+# shellcheck disable=SC2034
+first_pass_train_set=${warmup_train_set}
 train_train_set=$(with_speeds "${base_train_set}")
 
 suffix=${lang:+_${lang}}
@@ -454,6 +458,10 @@ if running 5; then
         fi
         covered+=("$(examples "${phase}" "${valid_set}")/text_ctc")
     done
+    if [ -n "${phases}" ] && [ -n "${first_pass_config}" ] && [ -n "${first_pass_tasks}" ]; then
+        make_examples first_pass "${first_pass_train_set}" "${first_pass_tasks}"
+        make_examples first_pass "${valid_set}" "$(without_weights "${first_pass_tasks}")"
+    fi
     for name in ${decoded_sets}; do
         [ -z "${phases}" ] || [ "${name}" != "${valid_set}" ] || continue
         make_examples test "${name}" "${test_tasks}"

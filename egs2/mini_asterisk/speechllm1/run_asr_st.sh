@@ -22,10 +22,13 @@ pass_to=./speechllm.sh
 task=asr_st
 "${joint}" || task=st
 train_tasks=
+# Whisper transcribes, and translates into English. Each utterance once, at one speed.
+first_pass_tasks="asr:en*0.33 "
 # Each English message has four translations, so a quarter of the messages suffices.
 extra_train_sets="train_messages_en*0.25"
 for language in es fr it ru; do
     train_tasks+="${task}:en:${language} ${task}:${language}:en "
+    first_pass_tasks+="asr:${language}*0.33 st:${language}:en*0.33 "
     extra_train_sets+=" train_messages_${language}"
 done
 
@@ -33,6 +36,7 @@ datadir=data_five
 suffix=_${task}
 warmup_config=conf/warmup_five.yaml
 train_config=conf/train_${task}.yaml
+first_pass_config=conf/first_pass.yaml
 inference_config=conf/decode_asr_st.yaml
 data_opts="--message_languages en,es,fr,it,ru $(as_words --asterisk_dir "${asterisk_dir}")"
 if "${tiny}"; then
@@ -40,9 +44,11 @@ if "${tiny}"; then
     suffix=_tiny_${task}
     warmup_config=conf/tiny/warmup.yaml
     train_config=conf/tiny/train.yaml
+    first_pass_config=conf/tiny/first_pass.yaml
     inference_config=conf/tiny/decode.yaml
     data_opts+=" --max_prompts 24"
 fi
+"${joint}" || first_pass_config=
 
 ./speechllm.sh \
     --datadir "${datadir}" \
@@ -60,6 +66,8 @@ fi
     --prompts conf/prompts.yaml \
     --warmup_config "${warmup_config}" \
     --warmup_model valid.cer_ctc.ave.pth \
+    --first_pass_config "${first_pass_config}" \
+    --first_pass_tasks "${first_pass_tasks}" \
     --train_config "${train_config}" \
     --inference_config "${inference_config}" \
     "${other_options[@]}"

@@ -128,6 +128,7 @@ train() { # <phase> <initial checkpoint, may be empty>
 finetune_first_pass() { # fine-tune the encoder's model with its decoder
     local phase=warmup log_file=${first_pass_exp}.log start=${train_config}
     [ -n "${warmup_config}" ] || phase=train
+    [ -z "${first_pass_tasks}" ] || phase=first_pass
     [ ! -d "${init_param:-.}/first_pass" ] || start=${init_param}/first_pass
     local train=${phase}_train_set examples
     examples=("$(examples "${phase}" "${!train}")" "$(examples "${phase}" "${valid_set}")")

@@ -9,6 +9,10 @@ Decodes and scores the baselines of the table of ./run_asr_st.sh, after it; take
 . utils/locks.sh
 . ./path.sh
 
+# The joint model without a first pass.
+./run_asr_st.sh --stage 12 --stop_stage 13 --inference_tag no_first_pass \
+    --inference_args "--first_pass_beam_size 0"
+
 exp=exp_asr_st/speechllm_train_asr_st
 decode=${exp}/decode_asr_st/test
 test=dump_asr_st/examples/test
@@ -29,16 +33,27 @@ python3 -m speechllm.bin.baseline llm --model "${exp}/model" --beam_size 4 --bat
 score "${cascade}"
 unlock
 
-# Whisper's own decoder: transcript and translation, into English only.
+# Whisper's own decoder, as pretrained and as fine-tuned in stage 8: transcript and
+# translation, into English only.
 tasks="asr_st:es:en asr_st:fr:en asr_st:it:en asr_st:ru:en"
 test=dump_asr_st/examples/test_into_en
-lock dump_asr_st exp_asr_st/whisper_base/decode_greedy
+lock dump_asr_st
 python3 -m speechllm.bin.make_examples --input dump_asr_st/raw/test --tasks "${tasks}" \
     --output "${test}" --keep_empty
-whisper=exp_asr_st/whisper_base/decode_greedy/test
-python3 -m speechllm.bin.baseline whisper --examples "${test}" --output "${whisper}"
-score "${whisper}"
 unlock
+decode_whisper() { # <system> <model>
+    local search output
+    for search in "greedy 1" "beam5 5"; do
+        output=exp_asr_st/$1/decode_${search% *}
+        lock "${output}"
+        python3 -m speechllm.bin.baseline whisper --model "$2" --beam_size "${search#* }" \
+            --examples "${test}" --output "${output}/test"
+        score "${output}/test"
+        unlock
+    done
+}
+decode_whisper whisper_base openai/whisper-base
+decode_whisper whisper_finetuned exp_asr_st/first_pass
 
 lock exp_asr_st/log
 python3 -m speechllm.bin.report --exp_root exp_asr_st --output exp_asr_st/RESULTS
