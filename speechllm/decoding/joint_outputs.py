@@ -52,6 +52,8 @@ def choose_in_parts(
         if ranked:
             chosen[row] = ranked[0]
     outputs = {row: list(nbest) for row, nbest in nbests.items()}
+    if not chosen:
+        return outputs
     separator = list(codec.separator.tokens)
     begins = llm.embed_lists([[*best.tokens, *separator] for best in chosen.values()])
     prompts = {
@@ -82,8 +84,6 @@ def search_translations(
             separator, by row.
         max_tokens: as for :func:`choose_in_parts`; a translation has half of it.
     """
-    if not prompts:
-        return {}
     hotwords = codec.hotword_trie(options.hotwords)
     requests = [
         SearchRequest(

@@ -27,6 +27,8 @@ HELP = {
     "first_pass_beam_size": "hypotheses of Whisper's decoder that join the n-best "
     "list, 0: none",
     "rescore_decoder_weight": "weight of that decoder in ranking the list",
+    "rescore_translation_weight": "its weight in ranking translations into English of "
+    "asr_st, 0: it does not translate",
     "hotwords": "file of words to expect, one word or phrase per line",
     "hotword_bonus": "score added per token of a hotword",
     "guard": "check texts against the CTC output, as guard.yaml of the model says",
@@ -42,6 +44,7 @@ DEPENDENT = {
     "hotwords": "none",
     "retry_truncated": "unless a limit is given",
     "rescore_decoder_weight": "the weights that stage 11 fitted",
+    "rescore_translation_weight": "the weight that stage 11 fitted",
     "guard": "if the model has a guard.yaml",
 }
 #: Further names of flags.

@@ -148,6 +148,12 @@ def test_another_llm_shares_the_first_pass(recipe, asterisk_dir):
 def test_five_languages_and_a_quarter_of_the_english_messages(recipe, asterisk_dir):
     done = run(recipe, asterisk_dir, "--stop_stage", "5", script="run_asr_st.sh")
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
+    folder = recipe / "dump_tiny_asr_st/examples/train_sp_first_pass"
+    tasks = (folder / "utt2task").read_text()
+    assert {tuple(line.split()[1:]) for line in tasks.splitlines()} == {
+        *(("asr", code, code) for code in ("en", "es", "fr", "it", "ru")),
+        *(("st", code, "en") for code in ("es", "fr", "it", "ru")),
+    }
     texts = (recipe / "dump_tiny_asr_st/examples/train_sp/text").read_text("utf-8")
     examples = dict(line.split(" ", 1) for line in texts.splitlines())
     assert all("\t" in target for target in examples.values())
