@@ -9,7 +9,7 @@ decoder that translates too, as Whisper's does into English, adds its own transl
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -26,6 +26,21 @@ from speechllm.models.llm import LanguageModel
 from speechllm.text.answer_codec import AnswerCodec
 
 
+@dataclass(frozen=True)
+class Parts:
+    """The hypotheses of an utterance for each of the two texts, best first.
+
+    Attributes:
+        transcripts: of LLM, CTC and first pass, without the separator.
+        searched: the LLM's translations of the best transcript.
+        translations: the same with those of the first pass.
+    """
+
+    transcripts: list[Hypothesis]
+    searched: list[Hypothesis]
+    translations: list[Hypothesis]
+
+
 def choose_in_parts(
     llm: LanguageModel,
     codec: AnswerCodec,
@@ -36,37 +51,65 @@ def choose_in_parts(
 ) -> dict[int, list[Hypothesis]]:
     """Choose the transcript of each utterance, then search its translation.
 
-    Args:
-        nbests: outputs of a search, by the row of the utterance, whose task is
-            ``asr_st`` and which has a first pass.
-        options: of the search.
-        max_tokens: maximum length of each output of the batch, transcript included.
+    The arguments are those of :func:`find_parts`.
 
     Returns:
         Outputs with the best transcript and different translations, best first, by row.
         Where no transcript has words they are those of the search.
     """
-    chosen: dict[int, Hypothesis] = {}
-    for row, nbest in nbests.items():
-        ranked = pool_transcripts(llm, codec, batch, row, nbest, options)
-        if ranked:
-            chosen[row] = ranked[0]
     outputs = {row: list(nbest) for row, nbest in nbests.items()}
-    if not chosen:
-        return outputs
-    separator = list(codec.separator.tokens)
-    begins = llm.embed_lists([[*best.tokens, *separator] for best in chosen.values()])
+    parts_of = find_parts(llm, codec, batch, nbests, options, max_tokens)
+    for row, parts in parts_of.items():
+        best, separator = parts.transcripts[0], codec.separator.tokens
+        outputs[row] = [join(best, separator, other) for other in parts.translations]
+    return outputs
+
+
+def find_parts(
+    llm: LanguageModel,
+    codec: AnswerCodec,
+    batch: EncodedBatch,
+    nbests: Mapping[int, Sequence[Hypothesis]],
+    options: SearchOptions,
+    max_tokens: Sequence[int],
+) -> dict[int, Parts]:
+    """Return the hypotheses for both texts of each utterance with words, by row.
+
+    Args:
+        nbests: outputs of a search, by the row of the utterance, whose task is
+            ``asr_st`` and which has a first pass.
+        options: of the search.
+        max_tokens: maximum length of each output of the batch, transcript included.
+    """
+    ranked: dict[int, list[Hypothesis]] = {}
+    for row, nbest in nbests.items():
+        transcripts = pool_transcripts(llm, codec, batch, row, nbest, options)
+        if transcripts:
+            ranked[row] = transcripts
+    if not ranked:
+        return {}
+    begins = [
+        [*transcripts[0].tokens, *codec.separator.tokens]
+        for transcripts in ranked.values()
+    ]
     prompts = {
         row: torch.cat([batch.prompt_embeds[row], begin])  # (positions, hidden)
-        for row, begin in zip(chosen, begins)
+        for row, begin in zip(ranked, llm.embed_lists(begins))
     }
-    found = search_translations(llm, codec, batch, prompts, options, max_tokens)
-    for row, translations in found.items():
-        pooled = pool_translations(
-            llm, codec, batch, row, prompts[row], translations, options
+    limits = {
+        # half of it, and what the transcript has left
+        row: max(max_tokens[row] // 2, max_tokens[row] - len(begin), 1)
+        for row, begin in zip(ranked, begins)
+    }
+    searched = search_translations(llm, codec, batch, prompts, options, limits)
+    return {
+        row: Parts(
+            ranked[row],
+            found,
+            pool_translations(llm, codec, batch, row, prompts[row], found, options),
         )
-        outputs[row] = [join(chosen[row], separator, other) for other in pooled]
-    return outputs
+        for row, found in searched.items()
+    }
 
 
 def search_translations(
@@ -75,20 +118,20 @@ def search_translations(
     batch: EncodedBatch,
     prompts: Mapping[int, Tensor],
     options: SearchOptions,
-    max_tokens: Sequence[int],
+    limits: Mapping[int, int],
 ) -> dict[int, list[Hypothesis]]:
     """Search the translations after given transcripts; returns n-best lists by row.
 
     Args:
         prompts: (positions, hidden) embeddings of prompt, speech, transcript and
             separator, by row.
-        max_tokens: as for :func:`choose_in_parts`; a translation has half of it.
+        limits: maximum length of each translation, by row.
     """
     hotwords = codec.hotword_trie(options.hotwords)
     requests = [
         SearchRequest(
             prompt,
-            max(max_tokens[row] // 2, 1),
+            limits[row],
             sampling_seed=batch.sampling_seeds[row],
             hotwords=hotwords,
         )

@@ -84,7 +84,10 @@ def pool_transcripts(
     assert first is not None
     written: dict[str, str] = {}
     for hypothesis in nbest:
-        text = codec.parse(codec.decode(hypothesis.tokens)).transcript
+        output = codec.decode(hypothesis.tokens)
+        if hypothesis.truncated and codec.separator.text not in output:
+            continue  # the transcript itself was cut off
+        text = codec.parse(output).transcript
         written.setdefault(ctc_text(text, first.language), text)
     written |= other_transcripts(first, batch.ctc_text(row), written)
     written.pop("", None)

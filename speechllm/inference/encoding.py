@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 #: Number of batches that are encoded together and then wait for the LLM.
 QUEUE = 8
+#: Tasks that a first pass is for.
+TRANSCRIBED = ("asr", "asr_st")
 #: Encoder batch limits, on a CPU (True) or elsewhere: maximum seconds and maximum
 #: padding ratio. Two seconds of speech already use a CPU fully.
 ENCODER_BATCH = {True: (30, 0.02), False: (320, 0.1)}
@@ -130,7 +132,7 @@ def first_passes(
     options: SearchOptions,
     known: dict[tuple[bytes, str], FirstPass] | None,
 ) -> list[FirstPass | None]:
-    """Return the first pass of each utterance; None for a translation alone.
+    """Return the first pass of each utterance of ``TRANSCRIBED``, None for others.
 
     Those of ``asr_st`` into English have translations where these have a weight.
 
@@ -139,7 +141,7 @@ def first_passes(
         options: of the search.
         known: as for ``make_first_pass``.
     """
-    rows = [row for row, task in enumerate(tasks) if task.has_transcript]
+    rows = [row for row, task in enumerate(tasks) if task.name in TRANSCRIBED]
     made = make_first_pass(
         decoder,
         [waves[row] for row in rows],

@@ -30,6 +30,7 @@ from speechllm.decoding.vllm_engine import VLLMLanguageModel, check_vllm_search
 from speechllm.inference.backends import check_engine, place_model
 from speechllm.inference.encoding import (
     QUEUE,
+    TRANSCRIBED,
     device_of,
     encode_batch,
     first_passes,
@@ -433,13 +434,13 @@ class SpeechToText:
     ) -> EncodedBatch:
         """Encode utterances; the arguments are those of :meth:`decode`.
 
-        Without options there are no hotwords and no first pass. It is for tasks with a
-        transcript only: an LLM that was trained to translate CTC transcripts translates
+        Without options there are no hotwords and no first pass. It is for ``asr`` and
+        ``asr_st`` only: an LLM that was trained to translate CTC transcripts translates
         those of the first pass no better.
         """
         first_pass = None
-        with_transcript = any(task.has_transcript for task in tasks)
-        if options is not None and options.first_pass_beam_size and with_transcript:
+        transcribed = any(task.name in TRANSCRIBED for task in tasks)
+        if options is not None and options.first_pass_beam_size and transcribed:
             decoder, known = self.speech_decoder, self.first_passes
             first_pass = first_passes(decoder, waves, tasks, options, known)
         batch = encode_batch(
@@ -468,6 +469,7 @@ class SpeechToText:
         if self.options(generation).first_pass_beam_size:
             _ = self.speech_decoder
 
+    @torch.inference_mode()
     def search(
         self,
         batch: EncodedBatch,

@@ -12,6 +12,7 @@ import torch
 from speechllm import SpeechToText
 from speechllm.audio.io import load_audio
 from speechllm.decoding.first_pass import add_translations, make_first_pass
+from speechllm.decoding.hypothesis import Hypothesis
 from speechllm.decoding.pooling import pool_transcripts
 from speechllm.models.speech_decoder import SpeechDecoder
 from speechllm.text.normalization import ctc_text
@@ -157,3 +158,29 @@ def test_an_utterance_without_any_transcript_keeps_its_outputs(model, french):
     batch.first_pass[0].texts[:] = [""]
     batch.ctc_texts = [""]
     assert pool_transcripts(model.llm, model.codec, batch, 0, [], options) == []
+
+
+def test_a_transcript_that_was_cut_off_is_not_chosen(model, french):
+    """A random LLM writes to its limit, so CTC and Whisper are left."""
+    codec = model.codec
+    options = model.options({**SHORT, "rescore_decoder_weight": 0.0})
+    task = model.request("asr_st", "fr", "en")
+    batch = model.encode(french[:1], [task], options)
+    cut = Hypothesis(codec.encode("abc"), truncated=True)
+    whole = Hypothesis([*codec.encode("abc"), *codec.separator.tokens], truncated=True)
+
+    def texts(*nbest):
+        ranked = pool_transcripts(model.llm, codec, batch, 0, nbest, options)
+        return {codec.decode(h.tokens).strip() for h in ranked}
+
+    assert texts(whole) == {"abc"} | texts(cut)
+    assert "abc" not in texts(cut)
+
+
+def test_a_translation_has_what_the_transcript_leaves(model, french):
+    options = {"rescore_decoder_weight": 1.0, "extra_tokens": 30.0}
+    (result,) = decode(model, french[:1], retry_truncated=False, **options)
+    codec = model.codec
+    begin = len(codec.encode_part(result.transcript)) + len(codec.separator.tokens)
+    assert result.flags == ["truncated", "malformed"]  # a random LLM does not end
+    assert len(result.tokens) - begin == max(30, 60 - begin)

@@ -22,7 +22,7 @@ pass_to=./speechllm.sh
 task=asr_st
 "${joint}" || task=st
 train_tasks=
-# Whisper transcribes, and translates into English. Each utterance once, at one speed.
+# Whisper transcribes, and translates into English. A third of the examples of three speeds.
 first_pass_tasks="asr:en*0.33 "
 # Each English message has four translations, so a quarter of the messages suffices.
 extra_train_sets="train_messages_en*0.25"
@@ -37,7 +37,7 @@ suffix=_${task}
 warmup_config=conf/warmup_five.yaml
 train_config=conf/train_${task}.yaml
 first_pass_config=conf/first_pass.yaml
-inference_config=conf/decode_asr_st.yaml
+inference_config=conf/decode_${task}.yaml
 data_opts="--message_languages en,es,fr,it,ru $(as_words --asterisk_dir "${asterisk_dir}")"
 if "${tiny}"; then
     datadir=data_tiny_${task}
