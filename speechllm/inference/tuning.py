@@ -18,6 +18,7 @@ import numpy as np
 
 from speechllm.data.examples import Example
 from speechllm.decoding.encoded_batch import EncodedBatch
+from speechllm.decoding.first_pass import language_probabilities
 from speechllm.decoding.hypothesis import Hypothesis
 from speechllm.decoding.options import SearchOptions
 from speechllm.decoding.rescoring import joint_score
@@ -209,7 +210,16 @@ def find_thresholds(
             continue
         most = math.ceil(1000 * max(values)) / 1000
         groups[name] = replace(groups[name], nll_per_second=most)
-    language = least_language_probability([t.language_probability for t in trials])
+    probabilities = [trial.language_probability for trial in trials]
+    both = [example for example in examples if example.task.name == "asr_st"]
+    if both and options.first_pass_beam_size:
+        probabilities += language_probabilities(
+            model.speech_decoder,
+            [example.wave for example in both],
+            [example.task.source for example in both],
+            model.first_passes,
+        )
+    language = least_language_probability(probabilities)
     return replace(thresholds, ctc_weight=weight, language_probability=language)
 
 

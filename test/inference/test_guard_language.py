@@ -152,13 +152,22 @@ def test_the_limit_replaces_that_of_improbable_texts(model, speech):
     assert (withheld.text, WITHHELD in withheld.flags) == ("", True)
 
 
-def test_a_decoder_that_knows_the_language_gives_a_limit(model, speech, monkeypatch):
+@pytest.mark.parametrize(
+    ("task", "translation"),
+    [(ENGLISH, ""), (Task("asr_st", "en", "fr"), "\tvotre message était trop court")],
+)
+def test_a_decoder_that_knows_the_language_gives_a_limit(
+    model, speech, monkeypatch, task, translation
+):
     from speechllm.data.examples import Example
 
     monkeypatch.setattr(tuning, "LEAST_TO_WITHHOLD", 2)
+    model.prompts.tasks["asr_st"] = "{speech} both {source} and {target}:"
+    texts = ["your message was too short", "message was too short"]
+    waves = [speech["en"], speech["en"][4000:]]
     examples = [
-        Example("a", speech["en"], ENGLISH, "your message was too short"),
-        Example("b", speech["en"][4000:], ENGLISH, "message was too short"),
+        Example(name, wave, task, text + translation)
+        for name, wave, text in zip("ab", waves, texts)
     ]
     options = model.options({**FIRST_PASS, **SHORT})
     found = find_thresholds(model, examples, options)
