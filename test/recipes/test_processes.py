@@ -278,7 +278,8 @@ def test_stage_1_waits_for_the_run_that_downloads(recipe):
             "local/joint_baselines.sh",
             [],
             ["exp_asr_st/cascade/decode_beam4", "dump_asr_st"]
-            + ["exp_asr_st/whisper_base/decode_greedy", "exp_asr_st/log"],
+            + ["exp_asr_st/whisper_base/decode_greedy"]
+            + ["exp_asr_st/whisper_finetuned/decode_beam5", "exp_asr_st/log"],
         ),
     ],
 )

@@ -9,10 +9,6 @@ Decodes and scores the baselines of the table of ./run_asr_st.sh, after it; take
 . utils/locks.sh
 . ./path.sh
 
-# The joint model without a first pass.
-./run_asr_st.sh --stage 12 --stop_stage 13 --inference_tag no_first_pass \
-    --inference_args "--first_pass_beam_size 0"
-
 exp=exp_asr_st/speechllm_train_asr_st
 decode=${exp}/decode_asr_st/test
 test=dump_asr_st/examples/test
@@ -59,6 +55,10 @@ lock exp_asr_st/log
 python3 -m speechllm.bin.report --exp_root exp_asr_st --output exp_asr_st/RESULTS
 cat exp_asr_st/RESULTS.md
 unlock
+
+# The joint model without a first pass.
+./run_asr_st.sh --stage 12 --stop_stage 13 --inference_tag no_first_pass \
+    --inference_args "--first_pass_beam_size 0"
 
 # The translation-only model, from the same warm-up (and its CTC vocabulary).
 ./run_asr_st.sh --joint false --stage 2 --skip_stages 8 \
