@@ -168,9 +168,8 @@ def pool_translations(
     assert batch.first_pass is not None
     first = batch.first_pass[row]
     weight = options.rescore_translation_weight
-    if first is None or not weight or not may_translate(batch.tasks[row]):
-        return list(nbest)
-    if not first.translations:
+    has_own = may_translate(batch.tasks[row]) and first and first.translations
+    if first is None or not weight or not has_own:
         return list(nbest)
     hypotheses: dict[str, Hypothesis] = {}
     for hypothesis in nbest:
