@@ -18,7 +18,6 @@ import hashlib
 import json
 import math
 import sys
-import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,9 +32,10 @@ from speechllm.data.examples import read_utt2task
 from speechllm.data.kaldi_table import read_table
 from speechllm.models.speech_decoder import LONGEST, padded_samples
 from speechllm.pretrained.model_folder import load_pretrained, model_fingerprint
+from speechllm.training.signals import StopRequest, handle_stop_signals
 from speechllm.utils.errors import UserError, describe_error
 from speechllm.utils.folders import FolderKind, atomic_directory, require_output
-from speechllm.utils.io import write_json
+from speechllm.utils.io import name_full_disk, write_json
 from speechllm.utils.names import utf8_name
 
 if TYPE_CHECKING:
@@ -100,7 +100,8 @@ def finetune_whisper(
     (the loss rises long before the error rate does). ``asr`` examples and ``st``
     examples into English are used, all others are not. The audio of all examples is
     kept in memory (230 MB per hour). If ``output`` has the result of the same settings
-    and data, nothing is done.
+    and data, nothing is done. The training saves every half hour and on SIGTERM and
+    SIGUSR1, in ``<output>.checkpoints``, where the same call resumes.
 
     Args:
         model: hub id or folder of a Whisper checkpoint.
@@ -115,8 +116,8 @@ def finetune_whisper(
         average with the pretrained weights (``averaged``), if they have a share.
 
     Raises:
-        UserError: no example can be used, Whisper does not support a language, or the
-            loss is not finite.
+        UserError: no example can be used, Whisper does not support a language, the
+            loss is not finite, or the training was stopped by a signal.
     """
     begin = time.monotonic()
     output = Path(output)
@@ -140,6 +141,11 @@ def finetune_whisper(
         print(f"{len(left_out)} examples left out, see left_out.tsv", file=sys.stderr)
 
     # after the checks: Trainer takes seconds to import, and bitsandbytes prints a line
+    from speechllm.baselines.checkpoints import (
+        Checkpoints,
+        find_checkpoint,
+        remove_checkpoints,
+    )
     from speechllm.baselines.whisper_trainer import (
         Pace,
         WhisperTrainer,
@@ -153,30 +159,30 @@ def finetune_whisper(
     whisper.config.use_cache = False
     torch.manual_seed(options.seed)
     pace = Pace(begin, options.max_minutes)
+    checkpoints = output.with_name(f"{output.name}.checkpoints")
+    last, stop = find_checkpoint(checkpoints, settings), StopRequest()
+    trainer = WhisperTrainer(
+        model=adapted(whisper, options.tuning),
+        args=training_arguments(
+            checkpoints, options.lr, options.epochs, options.batch_size, options.seed
+        ),
+        train_dataset=trained,
+        eval_dataset=validated,
+        data_collator=collate,
+        pace=pace,
+        checkpoints=Checkpoints(checkpoints, stop),
+    )
+    with handle_stop_signals(stop), name_full_disk(checkpoints):
+        trainer.train_from(last)
+    best_step = trainer.state.best_global_step
+    losses = {entry["step"]: entry["loss"] for entry in pace.validation}
+    if not math.isfinite(losses[best_step]):
+        remove_checkpoints(checkpoints)
+        raise UserError(
+            f"{examples}: the loss is not finite with --lr {options.lr:g}; "
+            "use a smaller learning rate"
+        )
     with atomic_directory(output, KIND, [examples, valid]) as folder:
-        with tempfile.TemporaryDirectory(dir=folder) as checkpoints:
-            trainer = WhisperTrainer(
-                model=adapted(whisper, options.tuning),
-                args=training_arguments(
-                    checkpoints,
-                    options.lr,
-                    options.epochs,
-                    options.batch_size,
-                    options.seed,
-                ),
-                train_dataset=trained,
-                eval_dataset=validated,
-                data_collator=collate,
-                pace=pace,
-            )
-            trainer.train()
-        best_step = trainer.state.best_global_step
-        losses = {entry["step"]: entry["loss"] for entry in pace.validation}
-        if not math.isfinite(losses[best_step]):
-            raise UserError(
-                f"{examples}: the loss is not finite with --lr {options.lr:g}; "
-                "use a smaller learning rate"
-            )
         whisper = trainer.model
         if options.tuning == "lora":
             whisper = whisper.merge_and_unload()
@@ -202,9 +208,10 @@ def finetune_whisper(
             "trained_parameters": pace.trained_parameters,
             "validation": pace.validation,
             **averaged,
-            "seconds": round(time.monotonic() - begin, 1),
+            "seconds": round(time.monotonic() - pace.begin, 1),
         }
         write_json(folder / RECORD, {"settings": settings, "result": result})
+    remove_checkpoints(checkpoints)
     return result
 
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import random
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -25,8 +26,12 @@ from speechllm.utils.io import atomic_open, read_yaml
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.nn import Parameter
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LRScheduler
 
 PROGRESS_SECONDS = 15  # between two log lines of the training
+SAVE_SECONDS = 1800  # between two saves of the training
 
 
 def text_pairs(examples: str | Path) -> list[tuple[str, str, str]]:
@@ -64,13 +69,101 @@ def text_pairs(examples: str | Path) -> list[tuple[str, str, str]]:
     return [(*pair, languages) for pair, languages in pairs.items()]
 
 
+class Course:
+    """How far a training is: progress lines, and a file from which it resumes.
+
+    Args:
+        trained: parameters by name.
+        optimizer, schedule: of them.
+        steps: number of all steps.
+        key: of the training; a file of another is not read.
+    """
+
+    def __init__(
+        self,
+        trained: dict[str, Parameter],
+        optimizer: Optimizer,
+        schedule: LRScheduler,
+        steps: int,
+        key: str,
+    ):
+        self.trained, self.optimizer, self.schedule = trained, optimizer, schedule
+        self.steps, self.key = steps, key
+        self.done = self.resumed = 0  # steps, and those of the calls before
+        self.losses: list[float] = []  # since the last progress line
+        self.begin = self.reported = self.saved = time.monotonic()
+
+    def count(self, loss: float) -> None:
+        """Count a step."""
+        self.done += 1
+        self.losses.append(loss)
+
+    def report(self) -> None:
+        """Print a progress line every few seconds, and at the end."""
+        now = time.monotonic()
+        if now - self.reported < PROGRESS_SECONDS and self.done < self.steps:
+            return
+        pace = (now - self.begin) / (self.done - self.resumed)
+        print(
+            f"progress: step {self.done}/{self.steps}, loss "
+            f"{sum(self.losses) / len(self.losses):.3f}, "
+            f"about {pace * (self.steps - self.done) / 60:.0f} min left",
+            file=sys.stderr,
+            flush=True,
+        )
+        self.reported = now
+        self.losses.clear()
+
+    def is_save_due(self) -> bool:
+        """Tell if the last save is half an hour ago."""
+        return time.monotonic() - self.saved >= SAVE_SECONDS
+
+    def save(self, path: Path) -> None:
+        """Write weights, optimizer, schedule and random numbers."""
+        import torch
+
+        state = {
+            "training": self.key,
+            "done": self.done,
+            "weights": {name: p.detach() for name, p in self.trained.items()},
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "random": torch.get_rng_state(),
+        }
+        if torch.cuda.is_initialized():
+            state["random_cuda"] = torch.cuda.get_rng_state()
+        with atomic_open(path, "wb") as stream:
+            torch.save(state, stream)
+        self.saved = time.monotonic()
+
+    def resume(self, path: Path) -> None:
+        """Go on from a file of :meth:`save`, unless it is of another training."""
+        import torch
+
+        if not path.exists():
+            return
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if state.get("training") != self.key:
+            return
+        with torch.no_grad():
+            for name, weight in state["weights"].items():
+                self.trained[name].copy_(weight)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.done = self.resumed = state["done"]
+        torch.set_rng_state(state["random"])
+        if "random_cuda" in state and torch.cuda.is_initialized():
+            torch.cuda.set_rng_state(state["random_cuda"])
+        print(f"resumed after step {self.done}", file=sys.stderr, flush=True)
+
+
 class LLMTranslator(TextTranslator):
     """An LLM that translates text, with the prompts of the speech model.
 
     Args:
         model_dir: folder of the speech model, whose LLM and prompts are used.
         train_examples: example dir whose sentence pairs are trained on.
-        work_dir: folder for the trained LoRA weights, which a re-run loads.
+        work_dir: folder for the trained weights, which a re-run loads.
         epochs: number of training epochs.
         learning_rate: peak learning rate; linear warm-up over the first tenth of the
             steps, then cosine decay.
@@ -191,17 +284,19 @@ class LLMTranslator(TextTranslator):
     def train(self, batch_size: int = 16) -> None:
         """Train the LLM on the sentence pairs and save the trained weights.
 
+        Every half hour, and on SIGTERM and SIGUSR1, the training is saved in
+        ``work_dir``, where the next call resumes.
+
         Raises:
-            UserError: the LLM is frozen.
+            UserError: the LLM is frozen, or the training was stopped by a signal.
         """
         import torch
         from safetensors.torch import save
         from transformers import get_cosine_schedule_with_warmup
 
         from speechllm.models.llm import LanguageModel
-        from speechllm.models.precision import resolve_dtype
+        from speechllm.training.signals import StopRequest, handle_stop_signals
 
-        random.seed(1)
         torch.manual_seed(1)
         self.llm = LanguageModel(**self.llm_conf).to(self.device)
         trained = {n: p for n, p in self.llm.named_parameters() if p.requires_grad}
@@ -210,52 +305,63 @@ class LLMTranslator(TextTranslator):
                 "the speech model's LLM is frozen and cannot be trained; use a model "
                 "with LoRA"
             )
-        parameters, autocast = list(trained.values()), resolve_dtype("auto")
         optimizer = torch.optim.AdamW(
-            parameters, lr=self.learning_rate, weight_decay=0.01, fused=True
+            trained.values(), lr=self.learning_rate, weight_decay=0.01, fused=True
         )
         steps = self.epochs * math.ceil(len(self.pairs) / batch_size)
         schedule = get_cosine_schedule_with_warmup(optimizer, steps // 10, steps)
+        course = Course(trained, optimizer, schedule, steps, self.training_key())
+        resume_file, stop = self.weights_file.with_suffix(".training.pt"), StopRequest()
+        course.resume(resume_file)
         self.llm.train()
-        begin = reported = time.monotonic()
-        step = 0
-        for epoch in range(1, self.epochs + 1):
-            batches = self.shuffled_batches(batch_size)
-            total = 0.0
-            for number, batch in enumerate(batches, 1):
-                with torch.autocast(
-                    torch.device(self.device).type,
-                    dtype=autocast,
-                    enabled=autocast is not torch.float32,
-                ):
-                    loss = self.loss(batch)
-                optimizer.zero_grad()
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-                optimizer.step()
-                schedule.step()
-                step += 1
-                total += loss.item()
-                now = time.monotonic()
-                if now - reported < PROGRESS_SECONDS and number < len(batches):
-                    continue
-                reported, left = now, (now - begin) / step * (steps - step) / 60
-                print(
-                    f"progress: epoch {epoch}/{self.epochs}, batch {number}/"
-                    f"{len(batches)}, loss {total / number:.3f}, "
-                    f"about {left:.0f} min left",
-                    file=sys.stderr,
-                    flush=True,
-                )
+        generator = random.Random(1)
+        batches = [
+            batch
+            for _ in range(self.epochs)
+            for batch in self.shuffled_batches(batch_size, generator)
+        ]
+        with handle_stop_signals(stop):
+            for batch in batches[course.done :]:
+                self.step(batch, course)
+                course.report()
+                if stop.number or course.is_save_due():
+                    course.save(resume_file)
+                if stop.number:
+                    raise UserError(
+                        f"stopped by {signal.Signals(stop.number).name}; saved after "
+                        f"step {course.done}, where the same command resumes"
+                    )
         weights = {name: p.detach().cpu().contiguous() for name, p in trained.items()}
         with atomic_open(self.weights_file, "wb") as stream:
             stream.write(save(weights, {"training": self.training_key()}))
+        resume_file.unlink(missing_ok=True)
 
-    def shuffled_batches(self, batch_size: int) -> list[list[tuple[str, str, str]]]:
+    def step(self, batch: Sequence[tuple[str, str, str]], course: Course) -> None:
+        """Train on a batch of sentence pairs."""
+        import torch
+
+        from speechllm.models.precision import resolve_dtype
+
+        dtype = resolve_dtype("auto")
+        device = torch.device(self.device).type
+        with torch.autocast(device, dtype=dtype, enabled=dtype is not torch.float32):
+            loss = self.loss(batch)
+        course.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(list(course.trained.values()), 1.0)
+        course.optimizer.step()
+        course.schedule.step()
+        course.count(loss.item())
+
+    def shuffled_batches(
+        self, batch_size: int, generator: random.Random
+    ) -> list[list[tuple[str, str, str]]]:
         """Return an epoch's sentence pairs in shuffled batches of similar length."""
-        order = sorted(self.pairs, key=lambda p: len(p[0]) * random.uniform(0.8, 1.25))
+        order = sorted(
+            self.pairs, key=lambda p: len(p[0]) * generator.uniform(0.8, 1.25)
+        )
         batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-        random.shuffle(batches)
+        generator.shuffle(batches)
         return batches
 
     def loss(self, pairs: Sequence[tuple[str, str, str]]) -> Tensor:

@@ -6,14 +6,17 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_callback import PrinterCallback
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import ExportableState, PrinterCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from speechllm.baselines.checkpoints import Checkpoints
 from speechllm.models.precision import resolve_dtype
 
 if TYPE_CHECKING:
@@ -44,12 +47,16 @@ def token_accuracy(prediction: EvalPrediction) -> dict[str, float]:
 
 
 def training_arguments(
-    folder: str, lr: float, epochs: int, batch_size: int, seed: int
+    folder: Path, lr: float, epochs: int, batch_size: int, seed: int
 ) -> TrainingArguments:
-    """Return the arguments of transformers' ``Trainer``."""
+    """Return the arguments of transformers' ``Trainer``.
+
+    Args:
+        folder: of the checkpoints.
+    """
     never = 1_000_000_000  # Pace requests the evaluations
     return TrainingArguments(
-        output_dir=folder,
+        output_dir=str(folder),
         num_train_epochs=epochs,
         per_device_train_batch_size=batch_size,
         per_device_eval_batch_size=batch_size,
@@ -60,9 +67,7 @@ def training_arguments(
         eval_strategy="steps",
         eval_steps=never,
         eval_on_start=True,
-        save_strategy="best",
-        save_only_model=True,
-        save_total_limit=1,
+        save_strategy="best",  # Checkpoints requests more, and removes those not needed
         load_best_model_at_end=True,
         metric_for_best_model="eval_accuracy",
         greater_is_better=True,
@@ -75,15 +80,16 @@ def training_arguments(
     )
 
 
-class Pace(TrainerCallback):
+class Pace(TrainerCallback, ExportableState):
     """Schedule by the share of the training that is done, in time or in steps.
 
     It determines the learning rate, requests evaluations, ends the training and prints
     progress lines.
 
     Args:
-        begin: ``time.monotonic()`` at the start of the call.
-        minutes: time of the call; None is no limit.
+        begin: ``time.monotonic()`` at the start of the call; it is earlier by the time
+            of the calls before when an interrupted training resumes.
+        minutes: time of all calls; None is no limit.
     """
 
     def __init__(self, begin: float, minutes: float | None):
@@ -119,12 +125,33 @@ class Pace(TrainerCallback):
 
         return factor
 
+    def state(self) -> dict:
+        """Return what ``Trainer`` writes into a checkpoint."""
+        now = time.monotonic()
+        attributes = {
+            "seconds": now - self.begin,
+            "train_seconds": now - self.train_begin,
+            "evaluation_seconds": self.evaluation_seconds,
+            "evaluated": self.evaluated,
+            "validation": self.validation,
+        }
+        return {"args": {}, "attributes": attributes}
+
     def on_train_begin(self, args, state, control, model=None, **kwargs) -> None:
-        """Count the trained parameters and start the time of the steps."""
+        """Start the time of the steps, or go on with the state of a checkpoint."""
         self.trained_parameters = sum(
             p.numel() for p in model.parameters() if p.requires_grad
         )
         self.train_begin = self.reported = self.requested = time.monotonic()
+        if not state.global_step:
+            return
+        earlier = state.stateful_callbacks[type(self).__name__]["attributes"]
+        self.begin -= earlier["seconds"]
+        self.deadline -= earlier["seconds"]
+        self.train_begin -= earlier["train_seconds"]
+        self.evaluation_seconds = earlier["evaluation_seconds"]
+        self.evaluated, self.validation = earlier["evaluated"], earlier["validation"]
+        print(f"resumed after step {state.global_step}", file=sys.stderr, flush=True)
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs) -> None:
         """Record the validation and the time that it took."""
@@ -172,18 +199,29 @@ class WhisperTrainer(Trainer):
 
     Args:
         pace: callback, which also gives the learning rate.
+        checkpoints: callback that saves and removes them.
         kwargs: of transformers' ``Trainer``.
     """
 
-    def __init__(self, *, pace: Pace, **kwargs: Any):
+    def __init__(self, *, pace: Pace, checkpoints: Checkpoints, **kwargs: Any):
         super().__init__(
-            callbacks=[pace],
+            callbacks=[pace, checkpoints],
             compute_metrics=token_accuracy,
             preprocess_logits_for_metrics=best_tokens,
             **kwargs,
         )
         self.pace = pace
+        self.epochs_before = 0  # drawn by the calls before
         self.remove_callback(PrinterCallback)
+
+    def train_from(self, checkpoint: Path | None) -> None:
+        """Train, or go on after a checkpoint in the same order of the examples."""
+        if checkpoint is not None:
+            state = TrainerState.load_from_json(checkpoint / TRAINER_STATE_NAME)
+            steps = math.ceil(len(self.train_dataset) / self.args.train_batch_size)
+            self.epochs_before = state.global_step // steps
+            self.args.eval_on_start = False
+        self.train(resume_from_checkpoint=checkpoint and str(checkpoint))
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         """Return the loss; the encoder uses as many positions as the batch has."""
@@ -198,9 +236,12 @@ class WhisperTrainer(Trainer):
         """Return transformers' sampler of batches of similar length."""
         lengths = [len(example.wave) for example in self.train_dataset]
         generator = torch.Generator().manual_seed(self.args.seed)
-        return LengthGroupedSampler(
+        sampler = LengthGroupedSampler(
             self.args.train_batch_size, lengths=lengths, generator=generator
         )
+        for _ in range(self.epochs_before):
+            iter(sampler)  # draws the order of an epoch
+        return sampler
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
         """Return the schedule of :class:`Pace`."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +13,10 @@ import pytest
 import soundfile
 import tiny_baselines
 import torch
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 
 from speechllm.audio.io import load_audio
-from speechllm.baselines import nllb, seamless
+from speechllm.baselines import llm_translator, nllb, seamless
 from speechllm.baselines.base import gib
 from speechllm.baselines.language_codes import FLORES_200, flores_code, seamless_code
 from speechllm.baselines.llm_translator import LLMTranslator, text_pairs
@@ -356,6 +358,52 @@ def test_llm_is_trained_once_and_lowers_its_loss(
     assert loss(again) == pytest.approx(loss(first), abs=1e-5)
     with pytest.raises(UserError, match="from fr into en: no training pair"):
         again.check("st", "fr", "en")
+
+
+@pytest.mark.parametrize("save_seconds", [1800, 0])
+def test_stopped_training_of_the_llm_resumes_with_the_same_weights(
+    tiny_model, tmp_path, monkeypatch, capsys, save_seconds
+):
+    """Stop after the fourth of six steps; also with a save after each step."""
+    train = write_pairs(tmp_path / "train")
+    monkeypatch.setattr(llm_translator, "SAVE_SECONDS", save_seconds)
+
+    def translator(name: str, epochs: int = 3) -> LLMTranslator:
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        return LLMTranslator(tiny_model, train, folder, epochs, learning_rate=1e-2)
+
+    translator("whole").train(batch_size=2)
+    count = llm_translator.Course.count
+
+    def stop(course, loss):
+        count(course, loss)
+        if course.done == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(llm_translator.Course, "count", stop)
+    with pytest.raises(UserError, match="by SIGTERM; saved after step 4, where the"):
+        translator("stopped").train(batch_size=2)
+    files = [path.name for path in (tmp_path / "stopped").iterdir()]
+    assert files == ["translator.training.pt"]
+    monkeypatch.setattr(llm_translator.Course, "count", count)
+    translator("stopped").train(batch_size=2)
+    assert "resumed after step 4\n" in capsys.readouterr().err
+    whole, stopped = (
+        load_file(tmp_path / name / "translator.safetensors")
+        for name in ("whole", "stopped")
+    )
+    assert whole and all(torch.equal(stopped[name], whole[name]) for name in whole)
+    assert len(list((tmp_path / "stopped").iterdir())) == 1
+
+
+def test_saved_training_of_the_llm_with_other_options_is_not_used(
+    tiny_model, tmp_path, capsys
+):
+    train = write_pairs(tmp_path / "train")
+    torch.save({"training": "another"}, tmp_path / "translator.training.pt")
+    LLMTranslator(tiny_model, train, tmp_path, epochs=1).train()
+    assert "resumed" not in capsys.readouterr().err
 
 
 def test_other_weights_of_a_translator_are_not_replaced(tiny_model, tmp_path):

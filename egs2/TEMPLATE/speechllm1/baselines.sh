@@ -13,7 +13,7 @@ seamless=facebook/seamless-m4t-v2-large
 beam_size=5
 batch_size=8
 dtype=auto
-device=
+device=auto
 normalizer=speechllm
 
 help_message="Usage: $(basename "$0") --test_sets \"NAME …\" [options]
@@ -27,16 +27,13 @@ help_message="Usage: $(basename "$0") --test_sets \"NAME …\" [options]
   --batch_size N        utterances per batch [${batch_size}]
   --dtype TYPE          float32, bfloat16, float16 or auto [${dtype}]
   --normalizer NAME     text normaliser of the scores, as in stage 13 [${normalizer}]
-  --device DEVICE       cpu or cuda [cuda if available]
+  --device DEVICE       cpu, cuda or auto [${device}]
   --help                print this text"
 
 . utils/parse_options.sh
 . utils/locks.sh
 
 [ -n "${test_sets}" ] || fail "--test_sets is missing"
-if [ -z "${device}" ]; then
-    if nvidia-smi -L > /dev/null 2>&1; then device=cuda; else device=cpu; fi
-fi
 . ./path.sh
 
 decode=decode_beam${beam_size}

@@ -1,0 +1,109 @@
+"""Checkpoints from which an interrupted training of ``Trainer`` resumes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from transformers import TrainerCallback
+
+from speechllm.training.signals import StopRequest
+from speechllm.utils.errors import UserError
+from speechllm.utils.folders import FolderKind, claim_directory, remove_directory
+from speechllm.utils.io import write_json
+
+KIND = FolderKind("folder of checkpoints")
+SETTINGS = "settings.json"
+SAVE_SECONDS = 1800  # between two checkpoints to resume from
+
+
+class Checkpoints(TrainerCallback):
+    """Save at intervals and on a signal, and remove the checkpoints not needed.
+
+    A checkpoint to resume from has the state of the optimizer, too; those that
+    ``Trainer`` writes for a new best model have the weights only.
+
+    Args:
+        folder: ``output_dir`` of the trainer.
+        stop: signal on which the training saves and ends.
+    """
+
+    def __init__(self, folder: Path, stop: StopRequest):
+        self.folder, self.stop = folder, stop
+        self.saved = time.monotonic()
+        self.kept: set[str] = set()  # the last one to resume from, and its best model
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        """Begin an interval; keep what the training resumes from."""
+        self.saved = time.monotonic()
+        self.kept = names(state.global_step, state.best_global_step)
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        """Request a checkpoint if one is due; an evaluation goes first."""
+        due = self.stop.number or time.monotonic() - self.saved >= SAVE_SECONDS
+        control.should_save = bool(due) and not control.should_evaluate
+        args.save_only_model = not control.should_save
+
+    def on_save(self, args, state, control, **kwargs) -> None:
+        """Remove older checkpoints; end the training if it was asked to.
+
+        Raises:
+            UserError: there was a signal, and the state is saved.
+        """
+        if not args.save_only_model:
+            self.saved = time.monotonic()
+            self.kept = names(state.global_step, state.best_global_step)
+        needed = self.kept | names(state.best_global_step)
+        for checkpoint in self.folder.glob("checkpoint-*"):
+            if checkpoint.name not in needed:
+                shutil.rmtree(checkpoint)
+        if self.stop.number and not args.save_only_model:
+            raise UserError(
+                f"stopped by {signal.Signals(self.stop.number).name}; saved after step "
+                f"{state.global_step}, where the same command resumes"
+            )
+
+
+def names(*steps: int | None) -> set[str]:
+    """Return the names of the checkpoints of some steps."""
+    return {f"checkpoint-{step}" for step in steps if step}
+
+
+def find_checkpoint(folder: Path, settings: dict) -> Path | None:
+    """Return the last complete checkpoint of the same settings, None without any.
+
+    Checkpoints of other settings and those that a kill left incomplete are removed.
+
+    Raises:
+        UserError: the folder has other content.
+    """
+    claim_directory(folder, KIND)
+    earlier = None
+    with suppress(FileNotFoundError, ValueError):
+        earlier = json.loads((folder / SETTINGS).read_text("utf-8"))
+    if earlier != settings:
+        remove_checkpoints(folder)
+        claim_directory(folder, KIND)
+        write_json(folder / SETTINGS, settings)
+    found: dict[int, Path] = {}
+    for checkpoint in folder.glob("checkpoint-*"):
+        try:  # the last file of each
+            state = json.loads((checkpoint / "trainer_state.json").read_text("utf-8"))
+        except (FileNotFoundError, ValueError):
+            shutil.rmtree(checkpoint)
+            continue
+        if (checkpoint / "optimizer.pt").is_file():
+            found[state["global_step"]] = checkpoint
+    return found[max(found)] if found else None
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Remove the checkpoints of a folder, and the folder if nothing else is in it."""
+    for checkpoint in folder.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    (folder / SETTINGS).unlink(missing_ok=True)
+    remove_directory(folder, KIND)
