@@ -19,6 +19,8 @@ import json
 import math
 import sys
 import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 
 KIND = FolderKind("fine-tuned Whisper")
 RECORD = "finetuning.json"  # settings and course of the training, in the model folder
+PROGRESS_SECONDS = 15  # between two progress lines
 HOP = 160  # samples of one frame of the spectrogram: 10 ms
 LORA_MODULES = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
 
@@ -79,12 +82,18 @@ class Example(NamedTuple):
     """An utterance with its labels.
 
     Attributes:
-        wave: float32 samples at 16 kHz, shape (samples,).
+        audio: entry of ``wav.scp``, which each epoch reads again.
+        samples: their number at 16 kHz.
         labels: prefix, text and end in Whisper's tokens, shape (tokens,).
     """
 
-    wave: np.ndarray
+    audio: str
+    samples: int
     labels: list[int]
+
+    def wave(self) -> np.ndarray:
+        """Read the audio; what was mended was reported when it was measured."""
+        return load_audio(self.audio, report=lambda _: None)
 
 
 def finetune_whisper(
@@ -98,10 +107,9 @@ def finetune_whisper(
 
     The weights with the highest token accuracy on the validation examples are written
     (the loss rises long before the error rate does). ``asr`` examples and ``st``
-    examples into English are used, all others are not. The audio of all examples is
-    kept in memory (230 MB per hour). If ``output`` has the result of the same settings
-    and data, nothing is done. The training saves every half hour and on SIGTERM and
-    SIGUSR1, in ``<output>.checkpoints``, where the same call resumes.
+    examples into English are used, all others are not. If ``output`` has the result of
+    the same settings and data, nothing is done. The training saves every half hour and
+    on SIGTERM and SIGUSR1, in ``<output>.checkpoints``, where the same call resumes.
 
     Args:
         model: hub id or folder of a Whisper checkpoint.
@@ -246,7 +254,7 @@ def read_record(folder: Path) -> dict:
 def read_examples(
     folder: str | Path, system: Whisper, left_out: dict[str, str]
 ) -> list[Example]:
-    """Read the audio and the labels of the examples that Whisper can be trained on.
+    """Return the examples that Whisper can be trained on; all audio is read once.
 
     Args:
         folder: example dir.
@@ -260,35 +268,65 @@ def read_examples(
     folder = Path(folder)
     texts, waves = read_table(folder / "text"), read_table(folder / "wav.scp")
     most_tokens = system.config.max_target_positions
-    found, reason = [], ""
-    for name, task in read_utt2task(folder).items():
-        if not (task.name == "asr" or (task.name == "st" and task.target == "en")):
-            continue
+    tasks = {
+        name: task
+        for name, task in read_utt2task(folder).items()
+        if task.name == "asr" or (task.name == "st" and task.target == "en")
+    }
+    for name, task in tasks.items():
         system.check(*task)
         for table, path in ((texts, "text"), (waves, "wav.scp")):
             if name not in table:
                 raise UserError(
                     f"{folder / path}: {name} is missing; run stage 5 again"
                 )
-        try:
-            wave = load_audio(waves[name])
-        except Exception as error:
-            left_out[name] = reason = describe_error(error)
+    samples = count_samples([waves[name] for name in tasks])
+    found, reason = [], ""
+    for name, task in tasks.items():
+        audio = waves[name]
+        number = samples[audio]
+        if isinstance(number, str):
+            left_out[name] = reason = number
             continue
         labels = target_tokens(system, task.name, task.source, texts[name])
-        if len(wave) > LONGEST:
+        if number > LONGEST:
             seconds = LONGEST / SAMPLING_RATE
-            left_out[name] = reason = f"{waves[name]}: longer than {seconds:g} s"
+            left_out[name] = reason = f"{audio}: longer than {seconds:g} s"
         elif len(labels) > most_tokens:
             left_out[name] = reason = f"text: more than {most_tokens} tokens"
         else:
-            found.append(Example(wave, labels))
+            found.append(Example(audio, number, labels))
     if not found:
         raise UserError(
             f"{folder}: no example to train Whisper on"
             + (f" (the last one: {reason})" if reason else "")
             + "; it takes asr examples and st examples into English"
         )
+    return found
+
+
+def count_samples(audio: Iterable[str]) -> dict[str, int | str]:
+    """Read audio on all cores and return its samples at 16 kHz, or what is wrong."""
+
+    def count(source: str) -> int | str:
+        try:
+            return len(load_audio(source))
+        except Exception as error:
+            return describe_error(error)
+
+    sources = list(dict.fromkeys(audio))
+    found: dict[str, int | str] = {}
+    reported = time.monotonic()
+    with ThreadPoolExecutor() as pool:
+        for source, number in zip(sources, pool.map(count, sources)):
+            found[source] = number
+            if time.monotonic() - reported > PROGRESS_SECONDS:
+                reported = time.monotonic()
+                print(
+                    f"progress: audio, {len(found)}/{len(sources)} utterances",
+                    file=sys.stderr,
+                    flush=True,
+                )
     return found
 
 
@@ -305,9 +343,9 @@ def target_tokens(system: Whisper, task: str, source: str, text: str) -> list[in
 
 def collate_examples(processor: Any, batch: list[Example]) -> dict[str, Tensor]:
     """Return features (batch, mels, frames) and labels (batch, tokens)."""
-    longest = max(len(example.wave) for example in batch)
+    longest = max(example.samples for example in batch)
     features = processor.feature_extractor(
-        [example.wave for example in batch],
+        [example.wave() for example in batch],
         sampling_rate=SAMPLING_RATE,
         max_length=padded_samples(longest),
         return_tensors="pt",

@@ -75,6 +75,7 @@ def training_arguments(
         report_to="none",
         disable_tqdm=True,
         remove_unused_columns=False,
+        dataloader_num_workers=4 if torch.cuda.is_available() else 0,
         dataloader_pin_memory=False,
         seed=seed,
     )
@@ -234,7 +235,7 @@ class WhisperTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset=None):
         """Return transformers' sampler of batches of similar length."""
-        lengths = [len(example.wave) for example in self.train_dataset]
+        lengths = [example.samples for example in self.train_dataset]
         generator = torch.Generator().manual_seed(self.args.seed)
         sampler = LengthGroupedSampler(
             self.args.train_batch_size, lengths=lengths, generator=generator

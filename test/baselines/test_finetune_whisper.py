@@ -121,7 +121,7 @@ def test_loss_falls_and_the_folder_is_decoded(tiny_decoder, examples, tmp_path, 
     system.load()
     tuned.load()
     data = read_examples(examples, system, {})
-    inputs = [e.wave for e in data], [e.labels for e in data]
+    inputs = [e.wave() for e in data], [e.labels for e in data]
     loss, accuracy = plain_validation(output, *inputs, seconds=4)
     # the Trainer averages over examples of batches of two
     assert loss == pytest.approx(best["loss"], abs=0.3)
@@ -176,11 +176,30 @@ def test_weights_are_averaged_with_the_pretrained_ones(
     system = Whisper(tiny_decoder)
     system.load()
     data = read_examples(examples, system, {})
-    inputs = [e.wave for e in data], [e.labels for e in data]
+    inputs = [e.wave() for e in data], [e.labels for e in data]
     loss, accuracy = plain_validation(tmp_path / "share_0.25", *inputs, seconds=4)
     # the Trainer averages over examples of batches of two
     assert loss == pytest.approx(averaged["loss"], abs=0.3)
     assert accuracy == pytest.approx(averaged["accuracy"], abs=0.08)
+
+
+def test_audio_is_read_once_however_many_examples_it_has(
+    tiny_decoder, examples, monkeypatch
+):
+    waves = read_table(examples / "wav.scp")
+    write_table(examples / "wav.scp", {**waves, "c-st-en": waves["a-asr-en"]})
+    system, loaded = Whisper(tiny_decoder), []
+    system.load()
+
+    def counted(source, **options):
+        loaded.append(source)
+        return load_audio(source, **options)
+
+    monkeypatch.setattr(finetuning, "load_audio", counted)
+    found = read_examples(examples, system, {})
+    assert sorted(loaded) == [waves["a-asr-en"], waves["b-asr-fr"]]
+    assert [example.samples for example in found] == [12800, 22400, 12800]
+    assert len(found[2].wave()) == 12800
 
 
 def test_labels_are_those_of_pretraining(tiny_decoder, examples):
