@@ -142,6 +142,18 @@ def write_tiny_w2v_bert(folder: Path) -> Path:
     return folder
 
 
+def write_tiny_parakeet(folder: Path) -> Path:
+    """Write a two-layer Parakeet with its CTC head."""
+    from transformers import ParakeetCTCConfig, ParakeetFeatureExtractor, ParakeetForCTC
+
+    torch.manual_seed(6)
+    encoder = {"subsampling_conv_channels": 16, "num_mel_bins": 80, **SIZES}
+    config = ParakeetCTCConfig(vocab_size=20, pad_token_id=19, encoder_config=encoder)
+    ParakeetForCTC(config).save_pretrained(folder)
+    ParakeetFeatureExtractor().save_pretrained(folder)
+    return folder
+
+
 def write_tiny_wavlm(folder: Path) -> Path:
     """Write a two-layer WavLM with its feature extractor, for ``encoder: auto``."""
     from transformers import Wav2Vec2FeatureExtractor

@@ -38,20 +38,29 @@ class AutoEncoder(SpeechEncoder):
     transformers' ``hidden_states[layer]`` for any model.
     """
 
-    def load(self, model: str, random_init: bool) -> tuple[nn.Module, object]:
+    def load(
+        self, model: str | nn.Module, random_init: bool
+    ) -> tuple[nn.Module, object]:
         from transformers import AutoFeatureExtractor, AutoModel
 
         from speechllm.pretrained.resolve import resolve_model
 
-        path = resolve_model(model)
-        config = read_model_config(path)
-        self.feature_extractor = AutoFeatureExtractor.from_pretrained(path, **NO_CODE)
-        encoder = (
-            AutoModel.from_config(config, **NO_CODE)
-            if random_init
-            else load_pretrained(AutoModel, path, "decoder.", dtype=torch.float32)
-        )
-        if hasattr(encoder, "get_encoder") and config.is_encoder_decoder:
+        if isinstance(model, nn.Module):  # for an estimate, which has inputs
+            encoder, config = model, model.config
+        else:
+            path = resolve_model(model)
+            config = read_model_config(path)
+            self.feature_extractor = AutoFeatureExtractor.from_pretrained(
+                path, **NO_CODE
+            )
+            encoder = (
+                AutoModel.from_config(config, **NO_CODE)
+                if random_init
+                else load_pretrained(AutoModel, path, "decoder.", dtype=torch.float32)
+            )
+        if hasattr(config, "encoder_config"):  # Parakeet with a CTC or transducer head
+            encoder, config = encoder.encoder, config.encoder_config
+        elif hasattr(encoder, "get_encoder") and config.is_encoder_decoder:
             encoder = encoder.get_encoder()
         # time masks inside the model use numpy's global random state
         encoder.config.apply_spec_augment = False
@@ -64,6 +73,14 @@ class AutoEncoder(SpeechEncoder):
             positions.forward = functools.partial(locked, positions.forward)
         self.batched = config.model_type == "wav2vec2-bert"
         return encoder, config
+
+    def train(self, mode: bool = True) -> AutoEncoder:
+        """Set the mode; batch normalisation keeps the pretrained statistics."""
+        super().train(mode)
+        for module in self.encoder.modules():
+            if isinstance(module, nn.BatchNorm1d):  # would use those of one utterance
+                module.eval()
+        return self
 
     @staticmethod
     def owner_of_layers(encoder: nn.Module) -> nn.Module:

@@ -124,4 +124,7 @@ def read_part_config(folder: Path, part: str):
         from speechllm.models.nue_asr import read_config
 
         return getattr(read_config(folder), f"{part}_config")
-    return read_model_config(folder)
+    config = read_model_config(folder)
+    if part == "audio_encoder":  # Parakeet's is part of the config of its head
+        return getattr(config, "encoder_config", config)
+    return config

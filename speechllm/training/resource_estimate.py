@@ -37,7 +37,6 @@ from speechllm.training.replace_models import ENCODER_KINDS
 from speechllm.utils.errors import UserError
 
 GIB = 2**30
-FRAMES_PER_SECOND = 50  # of all supported encoders
 TOKENS_PER_SECOND = 8.0  # assumed for transcript and translation together
 PROMPT_TOKENS = 20  # assumed
 RESERVE = 1.5 * GIB  # assumed for driver, kernels and fragmentation
@@ -104,7 +103,8 @@ def estimate(config: dict, attention: str | None = None, part: int = 1) -> Estim
     trainable = sum(trained for _, trained in counts.values())
     weights = 4.0 * (counts["encoder"][0] + counts["bridge"][0])
     weights += llm_bytes(llm, config["llm_conf"])
-    speech = positions(config, UTTERANCE_SECONDS)
+    rate = frames_per_second(encoder_config)
+    speech = positions(config, UTTERANCE_SECONDS, rate)
     hour = 3600 / UTTERANCE_SECONDS
     length = speech + prompt_tokens(config) + TOKENS_PER_SECOND * UTTERANCE_SECONDS
     recomputed = 2 if config["llm_conf"].get("gradient_checkpointing") else 0
@@ -112,7 +112,7 @@ def estimate(config: dict, attention: str | None = None, part: int = 1) -> Estim
     tied = llm.causal_lm.get_output_embeddings().weight is embeddings
     lookup = 0 if tied else embeddings.numel()
     operations = hour * length * work(counts["llm"], 4 + recomputed, lookup)
-    frames = FRAMES_PER_SECOND * UTTERANCE_SECONDS
+    frames = rate * UTTERANCE_SECONDS
     operations += hour * frames * work(counts["encoder"], 2)
     operations += hour * speech * work(counts["bridge"], 4)
     in_place = config.get("optim") not in ("adam", "adamw")
@@ -187,6 +187,7 @@ def build_encoder(config: dict, shape):
     from speechllm.models.encoders import ENCODERS
 
     kind = choose("encoder", config["encoder"], ENCODERS)
+    inputs = input_tensors(shape) if config["encoder"] == "auto" else {}
 
     class Encoder(kind):  # type: ignore[valid-type,misc]
         def load(self, model, random_init):
@@ -198,9 +199,42 @@ def build_encoder(config: dict, shape):
             self.hop, self.window_size = extractor.hop_length, extractor.n_fft
             return WhisperEncoder(shape), shape
 
+        def inputs(self, wave):
+            return {
+                name: torch.ones(value.shape, dtype=value.dtype)
+                for name, value in inputs.items()
+            }
+
     options = {k: v for k, v in config["encoder_conf"].items() if k != "specaug"}
     with torch.device("meta"):
         return Encoder(**options)
+
+
+def input_tensors(shape) -> dict:
+    """Return an utterance's input of an encoder, by its feature extractor's defaults.
+
+    Raises:
+        ValueError: transformers has no feature extractor for this kind of model.
+    """
+    import numpy as np
+    from transformers import SeamlessM4TFeatureExtractor
+    from transformers.models.auto.feature_extraction_auto import (
+        FEATURE_EXTRACTOR_MAPPING,
+    )
+
+    if shape.model_type == "wav2vec2-bert":  # transformers' default reads waveforms
+        extractor = SeamlessM4TFeatureExtractor
+    elif type(shape) in FEATURE_EXTRACTOR_MAPPING:
+        extractor = FEATURE_EXTRACTOR_MAPPING[type(shape)]
+    else:
+        raise ValueError(f"no feature extractor for an encoder {shape.model_type!r}")
+    bins = getattr(shape, "num_mel_bins", None)
+    silence = np.zeros(int(UTTERANCE_SECONDS * SAMPLING_RATE), np.float32)
+    return dict(
+        extractor(**({"feature_size": bins} if bins else {}))(
+            silence, sampling_rate=SAMPLING_RATE, return_tensors="pt"
+        )
+    )
 
 
 def build_llm(
@@ -274,13 +308,13 @@ def build_model(config: dict, llm_config, layers: int, attention: str | None):
     from speechllm.models.speech_llm import SpeechLLM
     from speechllm.training.memory_simulation import PoolingBridge
 
-    encoder = build_encoder(
-        config, load_shape(config["encoder_conf"]["model"], "audio_encoder")
-    )
+    encoder_config = load_shape(config["encoder_conf"]["model"], "audio_encoder")
+    encoder = build_encoder(config, encoder_config)
     llm = build_llm(config["llm_conf"], llm_config, layers, attention)
     bridge = build_bridge(config, encoder.output_size, llm.hidden_size)
     if bridge.needs_ctc:
-        speech = positions(config, UTTERANCE_SECONDS)
+        rate = frames_per_second(encoder_config)
+        speech = positions(config, UTTERANCE_SECONDS, rate)
         with torch.device("meta"):
             bridge = PoolingBridge(encoder.output_size, llm.hidden_size, speech)
     precision = (config.get("model_conf") or {}).get("autocast", "bfloat16")
@@ -312,8 +346,18 @@ def llm_bytes(llm, conf: dict) -> float:
     return total
 
 
-def positions(config: dict, seconds: float) -> int:
-    """Return the LLM positions of an utterance, by a bridge of few dimensions."""
+def frames_per_second(encoder_config) -> float:
+    """Return the frame rate of an encoder, from its transformers config."""
+    # Parakeet's has the factor by which it shortens frames of 10 ms.
+    return 100 / getattr(encoder_config, "subsampling_factor", 2)
+
+
+def positions(config: dict, seconds: float, rate: float) -> int:
+    """Return the LLM positions of an utterance, by a bridge of few dimensions.
+
+    Args:
+        rate: frames per second of the encoder.
+    """
     import torch
 
     from speechllm.models.bridge import BRIDGES, CTCCompressionBridge
@@ -321,7 +365,7 @@ def positions(config: dict, seconds: float) -> int:
     bridge = BRIDGES[config["bridge"]](8, 8, **config.get("bridge_conf") or {})
     if bridge.needs_ctc:  # as many as letters, or LLM tokens
         return int(seconds * (15 if isinstance(bridge, CTCCompressionBridge) else 5))
-    frames = int(FRAMES_PER_SECOND * seconds)
+    frames = int(rate * seconds)
     return bridge(torch.zeros(1, frames, 8), torch.tensor([frames]))[1].item()
 
 

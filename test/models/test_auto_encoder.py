@@ -13,6 +13,7 @@ from test_encoder import (
 from tiny_models import (
     SIZES,
     write_tiny_conformer,
+    write_tiny_parakeet,
     write_tiny_w2v_bert,
     write_tiny_wavlm,
     write_tiny_whisper,
@@ -21,7 +22,7 @@ from tiny_models import (
 from speechllm.inference.loading import merge_adapters
 from speechllm.models.encoders import AutoEncoder
 
-KINDS = ("wavlm", "conformer", "rotary", "w2v-bert")
+KINDS = ("wavlm", "conformer", "rotary", "w2v-bert", "parakeet")
 SPECAUG = {
     "apply_time_warp": False,
     "freq_mask_width_range": [10, 27],
@@ -37,6 +38,7 @@ def folders(tmp_path_factory):
         "conformer": str(write_tiny_conformer(root / "conformer")),
         "rotary": str(write_tiny_conformer(root / "rotary", "rotary")),
         "w2v-bert": str(write_tiny_w2v_bert(root / "bert")),
+        "parakeet": str(write_tiny_parakeet(root / "parakeet")),
     }
 
 
@@ -68,13 +70,21 @@ def test_w2v_bert_encodes_a_batch_at_once(folders):
     assert sizes == [3]
 
 
+def plain_encoder(folders, kind: str, **options) -> torch.nn.Module:
+    """Load the encoder with transformers alone."""
+    from transformers import AutoModel, ParakeetEncoder
+
+    owner = ParakeetEncoder if kind == "parakeet" else AutoModel
+    return owner.from_pretrained(folders[kind], **options).eval()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @torch.inference_mode()
 def test_layers_equal_transformers(folders, kind):
-    from transformers import AutoFeatureExtractor, AutoModel
+    from transformers import AutoFeatureExtractor
 
     (wave,) = noise(12000)
-    model = AutoModel.from_pretrained(folders[kind]).eval()
+    model = plain_encoder(folders, kind)
     extractor = AutoFeatureExtractor.from_pretrained(folders[kind])
     inputs = extractor(wave.numpy(), sampling_rate=16000, return_tensors="pt")
     output = model(**inputs, output_hidden_states=True)
@@ -100,26 +110,64 @@ def test_checkpoints_of_release_0_2_keep_the_norm_of_an_integer_layer(folders):
 @pytest.mark.parametrize("kind", KINDS)
 @torch.inference_mode()
 def test_bfloat16_equals_transformers(folders, kind):
-    from transformers import AutoFeatureExtractor, AutoModel
+    from transformers import AutoFeatureExtractor
 
     encoder = AutoEncoder(folders[kind]).eval().bfloat16()
-    model = AutoModel.from_pretrained(folders[kind], dtype=torch.bfloat16).eval()
+    model = plain_encoder(folders, kind, dtype=torch.bfloat16)
     extractor = AutoFeatureExtractor.from_pretrained(folders[kind])
     for wave in noise(16000, 7000):
         inputs = extractor(wave.numpy(), sampling_rate=16000, return_tensors="pt")
         expected = model(**inputs.to(torch.bfloat16)).last_hidden_state[0]
         found = alone(encoder, wave)
         assert found.dtype == torch.bfloat16
-        # from_pretrained keeps the frequencies of rotary positions in float32
-        tolerance = {"atol": 0.03, "rtol": 0.02} if kind == "rotary" else {}
+        # from_pretrained keeps the frequencies of positions in float32
+        exact = kind not in ("rotary", "parakeet")
+        tolerance = {} if exact else {"atol": 0.03, "rtol": 0.02}
         torch.testing.assert_close(found, expected, **tolerance)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_frames_per_second(folders, kind):
     encoder = AutoEncoder(folders[kind]).train()
-    assert encoder.num_frames_per_second == 50.0
+    expected = 12.5 if kind == "parakeet" else 50.0
+    assert encoder.num_frames_per_second == expected
     assert encoder.training
+
+
+@pytest.mark.parametrize("head", ["CTC", "RNNT", "TDT"])
+@torch.inference_mode()
+def test_parakeet_is_read_without_its_head(tmp_path, head):
+    """The hub has each size with these heads, in one folder with the encoder."""
+    import transformers
+
+    torch.manual_seed(1)
+    sizes = {"subsampling_conv_channels": 16, "num_mel_bins": 80, **SIZES}
+    options = {"vocab_size": 20, "encoder_config": sizes}
+    if head == "CTC":
+        options["pad_token_id"] = 19
+    else:
+        options |= {"decoder_hidden_size": 16, "blank_token_id": 19}
+    config = getattr(transformers, f"Parakeet{head}Config")(**options)
+    model = getattr(transformers, f"ParakeetFor{head}")(config).eval()
+    model.save_pretrained(tmp_path)
+    transformers.ParakeetFeatureExtractor().save_pretrained(tmp_path)
+    (wave,) = noise(16000)
+    extractor = transformers.ParakeetFeatureExtractor()
+    inputs = extractor(wave.numpy(), sampling_rate=16000, return_tensors="pt")
+    expected = model.encoder(**inputs).last_hidden_state[0]
+    encoder = AutoEncoder(str(tmp_path)).eval()
+    assert encoder.output_size == 32
+    torch.testing.assert_close(alone(encoder, wave), expected)
+
+
+@pytest.mark.parametrize("kind", ["parakeet", "conformer"])
+def test_training_keeps_the_statistics_of_batch_normalisation(folders, kind):
+    """Those of one utterance would replace the pretrained ones."""
+    encoder = AutoEncoder(folders[kind], trainable_layers="all").train()
+    before = {n: b.clone() for n, b in encoder.named_buffers() if "running" in n}
+    encoder(*pad(noise(16000, 9000)))
+    after = dict(encoder.named_buffers())
+    assert before and all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_fixed_length_has_no_frame_rate(tmp_path):
@@ -198,7 +246,7 @@ def test_lora(folders, kind):
     encoder.eval()
     expected = alone(encoder, wave)
     merge_adapters(encoder)
-    torch.testing.assert_close(alone(encoder, wave), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(alone(encoder, wave), expected, atol=5e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tiny_models import write_tiny_parakeet, write_tiny_w2v_bert
 from transformers import AutoConfig
 
 from speechllm.cli import main
+from speechllm.models.encoders import AutoEncoder
 from speechllm.training import resource_estimate as e
 from speechllm.utils.errors import UserError, run_main
 
@@ -223,6 +225,26 @@ def test_flagship_configs_need_no_network(recipe, config, gib, monkeypatch):
     assert fixed / 2**30 == pytest.approx(gib, rel=0.03)
     assert found.activations < 20 * 2**30
     assert found.update == 0.0  # fused, or paged
+
+
+@pytest.mark.parametrize(
+    ("write", "rate"), [(write_tiny_w2v_bert, 50), (write_tiny_parakeet, 12.5)]
+)
+def test_encoders_of_the_kind_auto(write, rate, tmp_path):
+    """Count parameters and frames as the encoder itself has them."""
+    folder = str(write(tmp_path / "encoder"))
+    config = e.replace_shapes(read_config(), folder, None)
+    config["encoder_conf"] = {"model": folder, "trainable_layers": "all"}
+    encoder = AutoEncoder(folder, trainable_layers="all")
+    shape = e.load_shape(folder, "audio_encoder")
+    assert e.count(e.build_encoder(config, shape)) == e.count(encoder)
+    assert e.frames_per_second(shape) == encoder.num_frames_per_second == rate
+    for path in Path(folder).iterdir():  # neither the weights nor the extractor
+        if path.name != "config.json":
+            path.unlink()
+    found = e.estimate(config)
+    frozen = {**config, "encoder_conf": {"model": folder, "trainable_layers": 0}}
+    assert found.activations > e.estimate(frozen).activations > 0
 
 
 def test_adamw_that_is_not_fused_takes_memory_for_its_update():
