@@ -2,6 +2,9 @@
 
     python -m speechllm.bin.compare --examples dump/examples/test \\
         --a exp/whisper/decode_beam5/test --b exp/speechllm_train/decode/test
+
+With --examples_b the translations of two tasks are compared: those of asr_st, which
+come with a transcript, and those of st.
 """
 
 from __future__ import annotations
@@ -26,6 +29,10 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--a", required=True, help="decode dir <system>/<decode>/<set>")
     parser.add_argument("--b", required=True, help="decode dir of the other system")
     parser.add_argument(
+        "--examples_b",
+        help="example dir that b decoded, where it is another, of the same set",
+    )
+    parser.add_argument(
         "--samples", type=int, default=1000, help="bootstrap samples [1000]"
     )
     add_normalizer(parser)
@@ -36,10 +43,18 @@ def main(argv: list[str] | None = None) -> None:
     """Print the comparison as a table."""
     args = get_parser().parse_args(argv)
 
-    from speechllm.evaluation.significance import compare, comparison_table
+    from speechllm.evaluation.significance import (
+        compare,
+        compare_other_tasks,
+        comparison_table,
+    )
 
     normalizer = make_normalizer(args.normalizer)
-    rows = compare(args.examples, args.a, args.b, args.samples, normalizer)
+    if args.examples_b:
+        examples = args.examples, args.examples_b
+        rows = compare_other_tasks(examples, (args.a, args.b), args.samples)
+    else:
+        rows = compare(args.examples, args.a, args.b, args.samples, normalizer)
     names = system_name(args.a), system_name(args.b)
     table = comparison_table(rows, *names, args.samples, normalizer)
     print(table, end="")

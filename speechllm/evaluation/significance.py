@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from speechllm.data.examples import utterance_of
 from speechllm.evaluation.bootstrap import (
     SAMPLES,
     SEED,
@@ -110,8 +111,7 @@ def compare(
         UserError: a decode dir lacks an example, no example has a known task, a task
             is malformed, or scores are damaged.
     """
-    if not 100 <= samples <= MAX_SAMPLES:
-        raise UserError(f"samples {samples}: from 100 to {MAX_SAMPLES}")
+    check_samples(samples)
     groups = [
         read_groups(examples, Path(folder) / "text", subset=True) for folder in (a, b)
     ]
@@ -141,6 +141,76 @@ def compare(
             f"{', '.join(TASKS)}"
         )
     return rows
+
+
+def check_samples(samples: int) -> None:
+    """Raise UserError if there are too few or too many bootstrap samples."""
+    if not 100 <= samples <= MAX_SAMPLES:
+        raise UserError(f"samples {samples}: from 100 to {MAX_SAMPLES}")
+
+
+def compare_other_tasks(
+    examples: tuple[str | Path, str | Path],
+    decode_dirs: tuple[str | Path, str | Path],
+    samples: int = SAMPLES,
+) -> list[Comparison]:
+    """Compare the translations of two systems with different tasks, st and asr_st.
+
+    Args:
+        examples: example dir of each system, of the same set.
+        decode_dirs: of each.
+        samples: number of bootstrap samples.
+
+    Raises:
+        UserError: the references differ, or there is no translation.
+    """
+    check_samples(samples)
+    first, second = (
+        translations(folder, decode_dir)
+        for folder, decode_dir in zip(examples, decode_dirs, strict=True)
+    )
+    rows = []
+    for languages in first.keys() & second.keys():
+        one, other = first[languages], second[languages]
+        if (one.ids, one.references) != (other.ids, other.references):
+            raise UserError(
+                f"{examples[0]} and {examples[1]}: different utterances or references "
+                f"from {languages[0]} into {languages[1]}"
+            )
+        task = one.task if one.task == other.task else f"{one.task}, {other.task}"
+        rows += [
+            Comparison(task, *languages, *value)
+            for value in compare_translation(one, other, samples)
+        ]
+    if not rows:
+        raise UserError(f"{examples[0]} and {examples[1]}: no common translation")
+    return sorted(rows, key=lambda row: (row.source, row.target))
+
+
+def translations(
+    examples: str | Path, decode_dir: str | Path
+) -> dict[tuple[str, str], Group]:
+    """Return the translations by their languages, with the ids of utterances.
+
+    Raises:
+        UserError: the translations of two tasks have the same languages.
+    """
+    found: dict[tuple[str, str], Group] = {}
+    for group in read_groups(examples, Path(decode_dir) / "text", subset=True):
+        if group.task not in ("st", "asr_st"):
+            continue
+        if (languages := (group.source, group.target)) in found:
+            raise UserError(f"{examples}: st and asr_st, both with these languages")
+        ids = [utterance_of(name, group.task, group.target) for name in group.ids]
+        rows = sorted(zip(ids, group.references, group.hypotheses))
+        found[languages] = Group(
+            group.task,
+            *languages,
+            ids=[utterance for utterance, _, _ in rows],
+            references=[reference for _, reference, _ in rows],
+            hypotheses=[hypothesis for _, _, hypothesis in rows],
+        )
+    return found
 
 
 def compare_recognition(
@@ -319,7 +389,11 @@ def comparison_table(
         samples: number of bootstrap samples, for the caption.
         normalizer: of the compared texts, for the caption.
     """
-    signatures = {normalizer.signature(r.source): None for r in rows if r.task != "st"}
+    signatures = {
+        normalizer.signature(row.source): None
+        for row in rows
+        if row.metric in ("wer", "cer")
+    }
     normalized = ", ".join(f"`{signature}`" for signature in signatures)
     header = ["set", "metric", a, b, "difference", "p", f"{b} better"]
     lines = []
@@ -337,8 +411,10 @@ def comparison_table(
                 better,
             ]
         )
-    return markdown_table(header, lines) + (
-        f"\n± is half the width of the 95 % interval, p the p-value of the paired "
-        f"bootstrap with {samples} draws (seed {SEED}). Error rates are on normalised "
-        f"text{normalized and f' ({normalized})'}.\n"
+    caption = (
+        f"± is half the width of the 95 % interval, p the p-value of the paired "
+        f"bootstrap with {samples} draws (seed {SEED})."
     )
+    if normalized:
+        caption += f" Error rates are on normalised text ({normalized})."
+    return f"{markdown_table(header, lines)}\n{caption}\n"

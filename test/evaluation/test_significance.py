@@ -8,13 +8,19 @@ import re
 import subprocess
 import sys
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from speechllm.bin.compare import main
 from speechllm.evaluation.score import score_decode_dir
-from speechllm.evaluation.significance import compare, p_value, ratio_bootstrap
+from speechllm.evaluation.significance import (
+    compare,
+    compare_other_tasks,
+    p_value,
+    ratio_bootstrap,
+)
 from speechllm.utils.errors import UserError
 
 ENDINGS = ("asr-en", "st-fr")
@@ -216,6 +222,51 @@ def test_additional_tasks_of_a_system_are_ignored(case, tmp_path):
         write(tmp_path / name, {k: v for k, v in table.items() if "-asr-" in k})
     found = compare(tmp_path, case["a"], case["b"], samples=100)
     assert {row.task for row in found} == {"asr"}
+
+
+def split_case(case, tmp_path) -> dict[str, Path]:
+    """Write the examples of st and asr_st into a folder each."""
+    found = {}
+    for task in ("st", "asr_st"):
+        found[task] = tmp_path / task
+        for name in ("text", "utt2task"):
+            table = read(case["examples"] / name)
+            chosen = {k: v for k, v in table.items() if k[4:].startswith(f"{task}-")}
+            write(found[task] / name, chosen)
+    return found
+
+
+def test_translations_of_two_tasks_are_compared_by_utterance(case, tmp_path, capsys):
+    """Equal to the comparison of one task with the hypotheses of both."""
+    folders = split_case(case, tmp_path)
+    renamed = tmp_path / "exp/other/greedy/test"
+    outputs = read(case["b"] / "text")
+    write(renamed / "text", {
+        k: outputs[k.replace("-st-", "-asr_st-")] for k in read(folders["st"] / "text")
+    })  # fmt: skip
+    expected = compare(folders["st"], case["a"], renamed, samples=300)
+    examples = folders["st"], folders["asr_st"]
+    found = compare_other_tasks(examples, (case["a"], case["b"]), samples=300)
+    assert [row.metric for row in found] == ["bleu", "chrf", "ter"]
+    assert {row.task for row in found} == {"st, asr_st"}
+    assert [(r.a, r.b, r.p) for r in found] == [(r.a, r.b, r.p) for r in expected]
+    main([
+        "--examples", str(folders["st"]), "--a", str(case["a"]),
+        "--examples_b", str(folders["asr_st"]), "--b", str(case["b"]),
+    ])  # fmt: skip
+    assert "| st, asr_st en → de | chrF |" in capsys.readouterr().out
+
+
+def test_translations_of_other_references_are_not_compared(case, tmp_path):
+    folders = split_case(case, tmp_path)
+    table = read(folders["st"] / "text")
+    write(folders["st"] / "text", {**table, "u03-st-de": "another text"})
+    dirs = case["a"], case["b"]
+    with pytest.raises(UserError, match="different utterances or ref.* en into de"):
+        compare_other_tasks((folders["st"], folders["asr_st"]), dirs)
+    write(folders["st"] / "utt2task", dict.fromkeys(table, "asr en en"))
+    with pytest.raises(UserError, match="no common translation"):
+        compare_other_tasks((folders["st"], folders["asr_st"]), dirs)
 
 
 def write_comet(folder, gain: float, signature: str = "model:x") -> None:
