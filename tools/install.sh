@@ -150,6 +150,8 @@ if "${stale}"; then
         # Rebuild a venv that was moved, or whose Python was removed or is another one.
         if ! { [ -x "${env_python}" ] && fits "${env_python}" &&
             grep -qF "${prefix}" "${prefix}/bin/activate"; }; then
+            # --clear would empty the folder that a link leads to.
+            [ ! -L "${prefix}" ] || fail "${prefix} is a link to $(readlink -f "${prefix}"), which is not replaced; remove the link, or activate that environment and give --use_active_env true"
             base_python=$(find_python)
             begun=${tools}/.venv.begun  # while it has no stamp
             if [ -n "$(ls -A "${prefix}" 2> /dev/null)" ] && [ ! -f "${stamp}" ] && [ ! -f "${begun}" ]; then

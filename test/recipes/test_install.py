@@ -107,6 +107,25 @@ def test_espnet_and_python_choose_the_environment(clone, options, version):
     assert install(clone, *options)[1] == install(clone)[1] == []
 
 
+def test_environment_of_another_clone_is_not_emptied_through_a_link(clone):
+    install(clone)
+    other = clone.parent / "other"
+    shutil.copytree(
+        clone / "tools", other / "tools", ignore=shutil.ignore_patterns("venv")
+    )
+    shutil.copy(clone / "setup.py", other)
+    venv = clone / "tools/venv"
+    (venv / "package.py").write_text("of the user")
+    (other / "tools/venv").symlink_to(venv)
+    for activated in (True, False):
+        done, calls = install(other)
+        assert done.returncode == 1 and calls == []
+        assert f"is a link to {venv}, which is not replaced; remove" in done.stderr
+        if activated:
+            (other / "tools/activate_python.sh").unlink()
+    assert (venv / "package.py").exists()
+
+
 def test_another_espnet_gets_a_new_environment(clone):
     write_python(clone.parent / "bin" / "python3.13", "3.13")
     install(clone)
