@@ -27,8 +27,9 @@ from speechllm.utils.folders import FolderKind
 from speechllm.utils.io import atomic_open, read_yaml
 
 #: Folder of a training. Before it begins, the recipe writes its log, Slurm's job files
-#: (``q``), its config with other models, a file for distributed processes and, in a
-#: series, its time; a user may put a state there to resume from.
+#: (``q``), its config with other models, the name of its initial checkpoint, a file for
+#: distributed processes and, in a series, its time; a user may put a state there to
+#: resume from.
 TRAINING = FolderKind(
     "training",
     ("config.yaml", "*.pth"),
@@ -36,6 +37,7 @@ TRAINING = FolderKind(
         "train.log*",
         "q",
         "train_config.yaml",
+        "init_param",
         ".dist_init_*",
         "attempt",
         "seconds",

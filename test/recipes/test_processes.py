@@ -289,6 +289,7 @@ def test_baselines_wait_for_the_run_that_writes_into_a_folder(
     recipe = clone(tmp_path, "mini_asterisk") / "mini_asterisk" / "speechllm1"
     if script == "baselines.sh":
         recipe = tmp_path / "egs2/TEMPLATE/speechllm1"
+    write_script(recipe / "run_asr_st.sh", "#!/usr/bin/env bash\n")
     write_script(recipe / "utils/python3", PYTHON.format(python=sys.executable))
     write_script(recipe / "utils/flock", FLOCK.format(flock=shutil.which("flock")))
     fill_examples(recipe)

@@ -94,6 +94,21 @@ require_same_examples() { # <training> <key of the examples>: fail if it was fin
         fail "stage ${current}: $1 was trained on other examples than those that stage 5 has now written; to train on these, give another --expdir or move the folder away; to keep this model, give --skip_stages ${current}"
     fi
 }
+require_same_start() { # <training> <initial checkpoint>: fail if it began with another
+    local record=$1/init_param before name begun=false
+    for name in {checkpoint,mid_epoch}.pth {last,mid_epoch}.ckpt; do
+        [ ! -e "$1/${name}" ] || begun=true
+    done
+    if "${begun}" && [ -f "${record}" ]; then
+        before=$(< "${record}")
+        if [ "${before}" != "$2" ] && ! [ "${before}" -ef "$2" ]; then
+            fail "stage ${current}: the training of $1 began with ${before:-pretrained models only}, not with ${2:-these} (--init_param); to train from there, give another --expdir or --train_tag, or move the folder away"
+        fi
+        return
+    fi
+    mkdir -p "$1"
+    printf '%s\n' "$2" > "${record}"
+}
 train() { # <phase> <initial checkpoint, may be empty>
     local phase=$1 init=$2 dir=${1}_exp stats arguments key examples
     stats=$(stats_dir "${phase}")
@@ -103,6 +118,7 @@ train() { # <phase> <initial checkpoint, may be empty>
     require_examples "${examples[@]}"
     key=$(examples_key "${examples[@]}")
     require_same_examples "${!dir}" "${key}"
+    require_same_start "${!dir}" "${init}"
     common_arguments "${phase}"
     data_arguments "${phase}" train
     data_arguments "${phase}" valid
