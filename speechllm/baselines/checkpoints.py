@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 
 from transformers import TrainerCallback
 
-from speechllm.training.signals import StopRequest
-from speechllm.utils.errors import UserError
+from speechllm.baselines.progress import SAVE_SECONDS
+from speechllm.training.signals import StopRequest, stopped
 from speechllm.utils.folders import FolderKind, claim_directory, remove_directory
-from speechllm.utils.io import write_json
+from speechllm.utils.io import previous_name, write_json
 
 KIND = FolderKind("folder of checkpoints")
 SETTINGS = "settings.json"
-SAVE_SECONDS = 1800  # between two checkpoints to resume from
 
 
 class Checkpoints(TrainerCallback):
@@ -62,10 +61,7 @@ class Checkpoints(TrainerCallback):
             if checkpoint.name not in needed:
                 shutil.rmtree(checkpoint)
         if self.stop.number and not args.save_only_model:
-            raise UserError(
-                f"stopped by {signal.Signals(self.stop.number).name}; saved after step "
-                f"{state.global_step}, where the same command resumes"
-            )
+            raise stopped(self.stop.number, f"step {state.global_step}")
 
 
 def names(*steps: int | None) -> set[str]:
@@ -76,7 +72,8 @@ def names(*steps: int | None) -> set[str]:
 def find_checkpoint(folder: Path, settings: dict) -> Path | None:
     """Return the last complete checkpoint of the same settings, None without any.
 
-    Checkpoints of other settings and those that a kill left incomplete are removed.
+    Those of other settings are moved to ``<folder>.previous``; those that a kill left
+    incomplete are removed.
 
     Raises:
         UserError: the folder has other content.
@@ -86,8 +83,7 @@ def find_checkpoint(folder: Path, settings: dict) -> Path | None:
     with suppress(FileNotFoundError, ValueError):
         earlier = json.loads((folder / SETTINGS).read_text("utf-8"))
     if earlier != settings:
-        remove_checkpoints(folder)
-        claim_directory(folder, KIND)
+        keep_checkpoints(folder)
         write_json(folder / SETTINGS, settings)
     found: dict[int, Path] = {}
     for checkpoint in folder.glob("checkpoint-*"):
@@ -99,6 +95,19 @@ def find_checkpoint(folder: Path, settings: dict) -> Path | None:
         if (checkpoint / "optimizer.pt").is_file():
             found[state["global_step"]] = checkpoint
     return found[max(found)] if found else None
+
+
+def keep_checkpoints(folder: Path) -> None:
+    """Move checkpoints and their settings to a new sibling folder, if there are any."""
+    checkpoints = list(folder.glob("checkpoint-*"))
+    if not checkpoints:
+        return
+    kept = previous_name(folder)
+    kept.mkdir()
+    for path in (*checkpoints, folder / SETTINGS):
+        if path.exists():
+            path.replace(kept / path.name)
+    print(f"{kept}: checkpoints of other settings", file=sys.stderr)
 
 
 def remove_checkpoints(folder: Path) -> None:

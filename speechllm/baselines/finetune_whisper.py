@@ -29,6 +29,7 @@ import numpy as np
 import torch
 
 from speechllm.audio.io import SAMPLING_RATE, load_audio
+from speechllm.baselines.progress import PROGRESS_SECONDS, print_progress
 from speechllm.baselines.whisper import Whisper
 from speechllm.data.examples import read_utt2task
 from speechllm.data.kaldi_table import read_table
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
 
 KIND = FolderKind("fine-tuned Whisper")
 RECORD = "finetuning.json"  # settings and course of the training, in the model folder
-PROGRESS_SECONDS = 15  # between two progress lines
 HOP = 160  # samples of one frame of the spectrogram: 10 ms
 LORA_MODULES = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
 
@@ -322,11 +322,7 @@ def count_samples(audio: Iterable[str]) -> dict[str, int | str]:
             found[source] = number
             if time.monotonic() - reported > PROGRESS_SECONDS:
                 reported = time.monotonic()
-                print(
-                    f"progress: audio, {len(found)}/{len(sources)} utterances",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                print_progress(f"audio, {len(found)}/{len(sources)} utterances")
     return found
 
 

@@ -11,7 +11,6 @@ import hashlib
 import json
 import math
 import random
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -20,18 +19,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from speechllm.baselines.base import TextTranslator
+from speechllm.baselines.progress import (
+    PROGRESS_SECONDS,
+    SAVE_SECONDS,
+    print_training_progress,
+)
 from speechllm.data.examples import read_utt2task, utterance_of
 from speechllm.utils.errors import UserError
-from speechllm.utils.io import atomic_open, read_yaml
+from speechllm.utils.io import atomic_open, previous_name, read_yaml
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Parameter
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LRScheduler
-
-PROGRESS_SECONDS = 15  # between two log lines of the training
-SAVE_SECONDS = 1800  # between two saves of the training
 
 
 def text_pairs(examples: str | Path) -> list[tuple[str, str, str]]:
@@ -103,16 +104,10 @@ class Course:
         now = time.monotonic()
         if now - self.reported < PROGRESS_SECONDS and self.done < self.steps:
             return
-        pace = (now - self.begin) / (self.done - self.resumed)
-        print(
-            f"progress: step {self.done}/{self.steps}, loss "
-            f"{sum(self.losses) / len(self.losses):.3f}, "
-            f"about {pace * (self.steps - self.done) / 60:.0f} min left",
-            file=sys.stderr,
-            flush=True,
-        )
         self.reported = now
-        self.losses.clear()
+        pace = (now - self.begin) / (self.done - self.resumed)
+        left = pace * (self.steps - self.done)
+        print_training_progress(f"step {self.done}/{self.steps}", self.losses, left)
 
     def is_save_due(self) -> bool:
         """Tell if the last save is half an hour ago."""
@@ -137,13 +132,14 @@ class Course:
         self.saved = time.monotonic()
 
     def resume(self, path: Path) -> None:
-        """Go on from a file of :meth:`save`, unless it is of another training."""
+        """Go on from a file of :meth:`save`; that of another training is kept aside."""
         import torch
 
         if not path.exists():
             return
         state = torch.load(path, map_location="cpu", weights_only=True)
         if state.get("training") != self.key:
+            path.replace(previous_name(path))
             return
         with torch.no_grad():
             for name, weight in state["weights"].items():
@@ -295,7 +291,7 @@ class LLMTranslator(TextTranslator):
         from transformers import get_cosine_schedule_with_warmup
 
         from speechllm.models.llm import LanguageModel
-        from speechllm.training.signals import StopRequest, handle_stop_signals
+        from speechllm.training.signals import StopRequest, handle_stop_signals, stopped
 
         torch.manual_seed(1)
         self.llm = LanguageModel(**self.llm_conf).to(self.device)
@@ -327,10 +323,7 @@ class LLMTranslator(TextTranslator):
                 if stop.number or course.is_save_due():
                     course.save(resume_file)
                 if stop.number:
-                    raise UserError(
-                        f"stopped by {signal.Signals(stop.number).name}; saved after "
-                        f"step {course.done}, where the same command resumes"
-                    )
+                    raise stopped(stop.number, f"step {course.done}")
         weights = {name: p.detach().cpu().contiguous() for name, p in trained.items()}
         with atomic_open(self.weights_file, "wb") as stream:
             stream.write(save(weights, {"training": self.training_key()}))

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
@@ -17,6 +16,7 @@ from transformers.trainer_callback import ExportableState, PrinterCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from speechllm.baselines.checkpoints import Checkpoints
+from speechllm.baselines.progress import PROGRESS_SECONDS, print_training_progress
 from speechllm.models.precision import resolve_dtype
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from transformers import EvalPrediction
 
 EVALUATIONS = 6  # on the validation examples, evenly spread over the training
-PROGRESS_SECONDS = 15  # between two progress lines
 WARMUP_STEPS = 10  # minimum within limited time: the first steps may be slow
 
 
@@ -184,15 +183,10 @@ class Pace(TrainerCallback, ExportableState):
         now = self.requested = time.monotonic()
         if now - self.reported < PROGRESS_SECONDS:
             return
-        left = (now - self.train_begin) * (1 - done) / done / 60
-        print(
-            f"progress: step {state.global_step}, epoch {state.epoch:.1f}, loss "
-            f"{np.mean(self.losses):.3f}, about {left:.0f} min left",
-            file=sys.stderr,
-            flush=True,
-        )
         self.reported = now
-        self.losses.clear()
+        position = f"step {state.global_step}, epoch {state.epoch:.1f}"
+        left = (now - self.train_begin) * (1 - done) / done
+        print_training_progress(position, self.losses, left)
 
 
 class WhisperTrainer(Trainer):

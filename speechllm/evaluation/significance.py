@@ -156,6 +156,8 @@ def compare_other_tasks(
 ) -> list[Comparison]:
     """Compare the translations of two systems with different tasks, st and asr_st.
 
+    By BLEU, chrF and TER, without COMET.
+
     Args:
         examples: example dir of each system, of the same set.
         decode_dirs: of each.

@@ -79,9 +79,19 @@ def end_on_signal(number: int, done: int, epoch: int) -> NoReturn:
         torch.distributed.barrier()  # an end of one process ends the others
         if torch.distributed.get_rank() > 0:
             sys.exit(0)
-    raise UserError(
-        f"stopped by {signal.Signals(number).name}; saved after batch {done} of epoch "
-        f"{epoch}, where the same command resumes"
+    raise stopped(number, f"batch {done} of epoch {epoch}")
+
+
+def stopped(number: int, place: str) -> UserError:
+    """Return the error of a training that a signal ended.
+
+    Args:
+        number: the signal.
+        place: what was done last, such as ``step 12``.
+    """
+    return UserError(
+        f"stopped by {signal.Signals(number).name}; saved after {place}, where the "
+        "same command resumes"
     )
 
 

@@ -404,6 +404,8 @@ def test_saved_training_of_the_llm_with_other_options_is_not_used(
     torch.save({"training": "another"}, tmp_path / "translator.training.pt")
     LLMTranslator(tiny_model, train, tmp_path, epochs=1).train()
     assert "resumed" not in capsys.readouterr().err
+    kept = torch.load(tmp_path / "translator.training.pt.previous", weights_only=True)
+    assert kept == {"training": "another"}
 
 
 def test_other_weights_of_a_translator_are_not_replaced(tiny_model, tmp_path):

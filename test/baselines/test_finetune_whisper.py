@@ -384,6 +384,9 @@ def test_checkpoints_of_other_settings_are_not_used(
     finetune_whisper(*arguments, output, replace(options, epochs=1))
     assert "resumed" not in capsys.readouterr().err
     assert (checkpoints / "notes.txt").exists()
+    kept = tmp_path / "model.checkpoints.previous"
+    assert (kept / "checkpoint-3/optimizer.pt").exists()
+    assert json.loads((kept / "settings.json").read_text())["epochs"] == 6
 
 
 def test_unusable_examples_are_listed(tiny_decoder, examples, tmp_path, speech, capsys):

@@ -102,7 +102,7 @@ require_same_start() { # <training> <initial checkpoint>: fail if it began with 
     if "${begun}" && [ -f "${record}" ]; then
         before=$(< "${record}")
         if [ "${before}" != "$2" ] && ! [ "${before}" -ef "$2" ]; then
-            fail "stage ${current}: the training of $1 began with ${before:-pretrained models only}, not with ${2:-these} (--init_param); to train from there, give another --expdir or --train_tag, or move the folder away"
+            fail "stage ${current}: the training of $1 began with ${before:-pretrained models only}, not with ${2:-pretrained models only} (--init_param); to train from there, give another --expdir or --train_tag, or move the folder away; to go on with it, remove ${record}"
         fi
         return
     fi
