@@ -118,8 +118,15 @@ def snapshot(root: Path) -> dict[str, tuple]:
 
 
 def times(model: Path) -> dict[Path, int]:
-    """Return the modification time of each file of the shared model."""
-    return {p: p.stat().st_mtime_ns for p in model.rglob("*") if p.is_file()}
+    """Return the modification time of each file of the shared model.
+
+    Hidden files are left out: other cases write digests of its weights meanwhile.
+    """
+    return {
+        path: path.stat().st_mtime_ns
+        for path in model.rglob("*")
+        if not path.name.startswith(".") and path.is_file()
+    }
 
 
 def losses(before: dict, after: dict, may_change: tuple[str, ...]) -> list[str]:
