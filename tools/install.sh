@@ -54,7 +54,7 @@ for name in use_active_env if_stale; do
     esac
 done
 
-tools=$(cd "$(dirname "$0")" && pwd)
+tools=$(cd "$(dirname "$0")" && pwd -P)  # one path, also through links
 root=$(dirname "${tools}")
 for extra in ${extras}; do
     case ${extra} in
@@ -132,6 +132,12 @@ note() {
     mv "${stamp}.new" "${stamp}"
 }
 
+in_place() { # the environment in ${prefix} was made there
+    local made_in
+    made_in=$(sed -n "s/^ *\(export \)\?VIRTUAL_ENV=[\"']\?\(\/[^\"']*\)[\"']\?$/\2/p" "${prefix}/bin/activate" | tail -n 1)
+    [ -n "${made_in}" ] && [ "${made_in}" -ef "${prefix}" ]
+}
+
 stale=false
 fits "${env_python}" || stale=true
 [ -f "${activate}" ] || stale=true
@@ -147,11 +153,10 @@ if "${stale}"; then
     log() { echo "install.sh: $(($(date +%s) - start)) s: $*"; }
 
     if ! "${use_active_env}"; then
+        # Whatever is done here would be done to the environment that a link leads to.
+        [ ! -L "${prefix}" ] || fail "${prefix} is a link to $(readlink -f "${prefix}"), which is not replaced; remove the link, or activate that environment and give --use_active_env true"
         # Rebuild a venv that was moved, or whose Python was removed or is another one.
-        if ! { [ -x "${env_python}" ] && fits "${env_python}" &&
-            grep -qF "${prefix}" "${prefix}/bin/activate"; }; then
-            # --clear would empty the folder that a link leads to.
-            [ ! -L "${prefix}" ] || fail "${prefix} is a link to $(readlink -f "${prefix}"), which is not replaced; remove the link, or activate that environment and give --use_active_env true"
+        if ! { [ -x "${env_python}" ] && fits "${env_python}" && in_place; }; then
             base_python=$(find_python)
             begun=${tools}/.venv.begun  # while it has no stamp
             if [ -n "$(ls -A "${prefix}" 2> /dev/null)" ] && [ ! -f "${stamp}" ] && [ ! -f "${begun}" ]; then

@@ -35,7 +35,7 @@ while [ $# -gt 0 ]; do
     esac
 done
 
-tools=$(cd "$(dirname "$0")" && pwd)
+tools=$(cd "$(dirname "$0")" && pwd -P)  # one path, also through links
 venv=${tools}/venv-comet
 stamp=${venv}/.speechllm-installed
 
@@ -44,11 +44,14 @@ exec 9> "${tools}/.install_comet.lock"
 command -v flock > /dev/null && flock 9
 
 expected=$(cat "${tools}"/requirements/{comet,torch,pip}.txt | sha256sum)
-expected="${expected%% *} ${venv}"
-if [ -f "${stamp}" ] && [ "$(< "${stamp}")" = "${expected}" ]; then
+expected=${expected%% *}
+if [ -f "${stamp}" ] && read -r found place < "${stamp}" &&
+    [ "${found}" = "${expected}" ] && [ "${place}" -ef "${venv}" ]; then
     echo "install_comet.sh: ${venv} is complete"
     exit 0
 fi
+# --clear would empty the folder that a link leads to.
+[ ! -L "${venv}" ] || fail "${venv} is a link to $(readlink -f "${venv}"), which is not replaced; remove the link"
 
 chosen=
 for candidate in ${python:-python3 python3.12 python3.11}; do
@@ -80,5 +83,5 @@ pip install -qq ${torch_index:+--extra-index-url "${torch_index}"} \
     -r "${tools}/requirements/torch.txt" -c "${tools}/requirements/comet.in"
 "${venv}/bin/python" -I -c 'import comet' 2> "${venv}/import.log" ||
     fail "COMET cannot be imported: $(tail -n 1 "${venv}/import.log"); run tools/install_comet.sh again"
-echo "${expected}" > "${stamp}"
+echo "${expected} ${venv}" > "${stamp}"
 log "done: ${venv}, $(du -sh "${venv}" | cut -f 1)"

@@ -25,7 +25,7 @@ case "$1 $2" in
         prefix=${!#}
         rm -rf "${prefix}" && mkdir -p "${prefix}/bin"
         cp "${self}" "${prefix}/bin/python"
-        echo "${prefix}" > "${prefix}/bin/activate"
+        echo "VIRTUAL_ENV=\"${prefix}\"" > "${prefix}/bin/activate"
         echo "venv ${version}" >> "${CALLS}" ;;
     "-m pip") echo "$*" >> "${CALLS}" ;;
     *check_install.py*) echo table ;;
@@ -107,13 +107,19 @@ def test_espnet_and_python_choose_the_environment(clone, options, version):
     assert install(clone, *options)[1] == install(clone)[1] == []
 
 
-def test_environment_of_another_clone_is_not_emptied_through_a_link(clone):
-    install(clone)
+def copy_clone(clone: Path) -> Path:
+    """Return a copy of the clone without its environments."""
     other = clone.parent / "other"
     shutil.copytree(
-        clone / "tools", other / "tools", ignore=shutil.ignore_patterns("venv")
+        clone / "tools", other / "tools", ignore=shutil.ignore_patterns("venv*")
     )
     shutil.copy(clone / "setup.py", other)
+    return other
+
+
+def test_environment_of_another_clone_is_not_emptied_through_a_link(clone):
+    install(clone)
+    other = copy_clone(clone)
     venv = clone / "tools/venv"
     (venv / "package.py").write_text("of the user")
     (other / "tools/venv").symlink_to(venv)
@@ -124,6 +130,41 @@ def test_environment_of_another_clone_is_not_emptied_through_a_link(clone):
         if activated:
             (other / "tools/activate_python.sh").unlink()
     assert (venv / "package.py").exists()
+
+
+@pytest.mark.parametrize("linked", ["clone", "tools"])
+def test_environment_is_kept_under_another_path(clone, linked):
+    """As with an automounter, or a link to the folder of the clone."""
+    install(clone)
+    package = clone / "tools/venv/package.py"
+    package.write_text("of the user")
+    again = clone.parent / "again"
+    if linked == "clone":
+        again.symlink_to(clone)
+    else:
+        again.mkdir()
+        (again / "tools").symlink_to(clone / "tools")
+    done, calls = install(again, "--if_stale", "true")
+    assert (done.returncode, calls) == (0, [])
+    assert package.exists()
+
+
+@pytest.mark.parametrize(
+    "line", ["VIRTUAL_ENV='{}'", "    export VIRTUAL_ENV={}", 'VIRTUAL_ENV="{}"']
+)
+def test_environment_was_made_through_a_link(clone, line):
+    """Older versions recorded the path by which they were called."""
+    install(clone)
+    again = clone.parent / "again"
+    again.symlink_to(clone)
+    venv = clone / "tools/venv"
+    (venv / "bin/activate").write_text(line.format(again / "tools/venv") + "\n")
+    stamp = venv / ".speechllm-installed"
+    stamp.write_text(stamp.read_text().replace(str(clone), str(again)))
+    done, calls = install(clone)
+    assert done.returncode == 0 and calls
+    assert not any(call.startswith("venv") for call in calls)
+    assert install(again)[1] == []
 
 
 def test_another_espnet_gets_a_new_environment(clone):
@@ -262,8 +303,19 @@ def test_comet_gets_an_environment_of_its_own(clone):
     assert not (clone / "tools" / "venv").exists()
     done, calls = install(clone, installer="install_comet.sh")
     assert calls == [] and "is complete" in done.stdout
-    with open(clone / "tools" / "requirements" / "comet.txt", "a") as stream:
-        stream.write("new==1\n")
+    other = copy_clone(clone)
+    (other / "tools/venv-comet").symlink_to(clone / "tools/venv-comet")
+    again = clone.parent / "again"
+    again.symlink_to(clone)
+    for same in (other, again):
+        done, calls = install(same, installer="install_comet.sh")
+        assert calls == [] and "is complete" in done.stdout
+    for folder in (clone, other):
+        with open(folder / "tools" / "requirements" / "comet.txt", "a") as stream:
+            stream.write("new==1\n")
+    done, calls = install(other, installer="install_comet.sh")
+    assert done.returncode == 1 and calls == []
+    assert "is a link to" in done.stderr
     assert install(clone, installer="install_comet.sh")[1][0] == "venv 3.11"
 
 
