@@ -27,9 +27,8 @@ from speechllm.utils.folders import FolderKind
 from speechllm.utils.io import atomic_open, read_yaml
 
 #: Folder of a training. Before it begins, the recipe writes its log, Slurm's job files
-#: (``q``), its config with other models, the name of its initial checkpoint, a file for
-#: distributed processes and, in a series, its time; a user may put a state there to
-#: resume from.
+#: (``q``), its config with other models, a file for distributed processes and, in a
+#: series, its time; a user may put a state there to resume from.
 TRAINING = FolderKind(
     "training",
     ("config.yaml", "*.pth"),
@@ -37,7 +36,6 @@ TRAINING = FolderKind(
         "train.log*",
         "q",
         "train_config.yaml",
-        "init_param",
         ".dist_init_*",
         "attempt",
         "seconds",
@@ -207,6 +205,46 @@ def require_same_labels(folder: Path, labels: Sequence[str]) -> None:
         f"and {here!r} here; train the warm-up again, or use the token list that it "
         "was trained with"
     )
+
+
+def require_same_start(output_dir: Path, init_param: Sequence[str]) -> None:
+    """Check that a training that resumes is given the start that it began with.
+
+    Another one would have no effect. Checkpoints that are no longer where they were are
+    the same if they and their folders have the same names, as of a moved experiment.
+
+    Args:
+        output_dir: folder of the training, with a state to resume from.
+        init_param: ``--init_param`` of the call.
+
+    Raises:
+        UserError: its ``config.yaml`` has another one.
+    """
+    config = output_dir / "config.yaml"
+    if not config.exists():  # a state that the user has put there
+        return
+    before = read_yaml(config).get("init_param") or []
+    if len(before) == len(init_param) and all(map(is_same_start, before, init_param)):
+        return
+    began, given = (", ".join(map(str, s)) or "none" for s in (before, init_param))
+    raise UserError(
+        f"{output_dir}: this training began with --init_param {began}, so {given} "
+        "would have no effect; to train from there, use another folder (in a recipe "
+        "--expdir or --train_tag) or move this one away; to go on with this training, "
+        f"move {config} away"
+    )
+
+
+def is_same_start(before: str, now: str) -> bool:
+    """Return whether two values of ``--init_param`` name the same tensors."""
+    (path, _, prefix), (other, _, other_prefix) = (
+        str(start).partition(":") for start in (before, now)
+    )
+    if prefix != other_prefix or path == other:
+        return prefix == other_prefix
+    if os.path.exists(path):
+        return os.path.exists(other) and os.path.samefile(path, other)
+    return Path(path).parts[-2:] == Path(other).parts[-2:]
 
 
 def read_init_tensors(path: str, map_location: str) -> dict[str, torch.Tensor]:

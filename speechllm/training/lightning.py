@@ -36,6 +36,7 @@ from speechllm.training.initialization import (
     TRAINING,
     load_init_param,
     require_same_labels,
+    require_same_start,
     safe_checkpoints,
 )
 from speechllm.training.lightning_resume import ResumeCheckpoint, find_checkpoint
@@ -347,8 +348,11 @@ def build_model(args: argparse.Namespace) -> SpeechLLM:
     if first:
         claim_directory(output, TRAINING)
     set_all_random_seed(args.seed)
-    if args.resume and find_checkpoint(output) and args.ctc_token_list:
+    begun = args.resume and find_checkpoint(output)
+    if begun and args.ctc_token_list:
         require_same_labels(output, read_token_list(args.ctc_token_list))
+    if begun and first:
+        require_same_start(output, args.init_param)
     model = LightningTask.build_model(args)
     for name in args.freeze_param:
         for key, parameter in model.named_parameters():

@@ -49,6 +49,7 @@ from speechllm.training.initialization import (
     TRAINING,
     repair_checkpoint,
     require_same_labels,
+    require_same_start,
     safe_checkpoints,
 )
 from speechllm.training.options import (
@@ -424,9 +425,12 @@ class SpeechLLMTask(AbsTask):
         else:
             output_dir = Path(args.output_dir)
             states = [output_dir / name for name in ("checkpoint.pth", FILE_NAME)]
-            if any(path.exists() for path in states) and args.ctc_token_list:
+            begun = any(path.exists() for path in states)
+            if begun and args.ctc_token_list:
                 labels = read_token_list(args.ctc_token_list)
                 require_same_labels(output_dir, labels)
+            if begun and args.resume and first:
+                require_same_start(output_dir, args.init_param)
             if first:
                 repair_checkpoint(output_dir, args.best_model_criterion)
         try:

@@ -398,33 +398,6 @@ echo "${{key}}" > exp/train.done
     assert train().returncode == 0
 
 
-@pytest.mark.parametrize("checkpoint", ["checkpoint.pth", "mid_epoch.pth", "last.ckpt"])
-def test_a_training_that_has_begun_keeps_its_initial_checkpoint(tmp_path, checkpoint):
-    script = f"""set -euo pipefail
-. {TEMPLATE}/utils/parse_options.sh
-. {TEMPLATE}/utils/training.sh
-current=9
-"""
-
-    def begin(start: str):
-        call = f"{script}require_same_start 'my exp' '{start}'"
-        return bash("bash", "-c", call, "speechllm.sh", cwd=tmp_path)
-
-    for name in ("a.pth", "b.pth"):  # the second before anything is trained
-        (tmp_path / name).write_text(name)
-        assert begin(name).returncode == 0
-    (tmp_path / "my exp" / checkpoint).touch()
-    for same in ("b.pth", "./b.pth", str(tmp_path / "b.pth")):
-        assert (begin(same).returncode, begin(same).stderr) == (0, "")
-    for other in ("a.pth", "me/hub_model", ""):
-        done = begin(other)
-        assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
-        assert "the training of my exp began with b.pth, not with" in done.stderr
-    (tmp_path / "my exp/init_param").unlink()  # of a version without the record
-    assert begin("a.pth").returncode == 0
-    assert begin("b.pth").returncode == 1
-
-
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_tests_a_trained_model(recipe, tmp_path):
     folder = copy_recipes(tmp_path, recipe) / recipe / "speechllm1"

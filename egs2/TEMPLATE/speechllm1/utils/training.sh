@@ -94,21 +94,6 @@ require_same_examples() { # <training> <key of the examples>: fail if it was fin
         fail "stage ${current}: $1 was trained on other examples than those that stage 5 has now written; to train on these, give another --expdir or move the folder away; to keep this model, give --skip_stages ${current}"
     fi
 }
-require_same_start() { # <training> <initial checkpoint>: fail if it began with another
-    local record=$1/init_param before name begun=false
-    for name in {checkpoint,mid_epoch}.pth {last,mid_epoch}.ckpt; do
-        [ ! -e "$1/${name}" ] || begun=true
-    done
-    if "${begun}" && [ -f "${record}" ]; then
-        before=$(< "${record}")
-        if [ "${before}" != "$2" ] && ! [ "${before}" -ef "$2" ]; then
-            fail "stage ${current}: the training of $1 began with ${before:-pretrained models only}, not with ${2:-pretrained models only} (--init_param); to train from there, give another --expdir or --train_tag, or move the folder away; to go on with it, remove ${record}"
-        fi
-        return
-    fi
-    mkdir -p "$1"
-    printf '%s\n' "$2" > "${record}"
-}
 train() { # <phase> <initial checkpoint, may be empty>
     local phase=$1 init=$2 dir=${1}_exp stats arguments key examples
     stats=$(stats_dir "${phase}")
@@ -117,8 +102,8 @@ train() { # <phase> <initial checkpoint, may be empty>
     examples=("$(examples "${phase}" "${!train}")" "$(examples "${phase}" "${valid_set}")")
     require_examples "${examples[@]}"
     key=$(examples_key "${examples[@]}")
+    lock "${!dir}"  # what another run does to it is done before the checks
     require_same_examples "${!dir}" "${key}"
-    require_same_start "${!dir}" "${init}"
     common_arguments "${phase}"
     data_arguments "${phase}" train
     data_arguments "${phase}" valid
@@ -157,10 +142,9 @@ finetune_first_pass() { # fine-tune the encoder's model with its decoder
         --output "${first_pass_exp}"
     log "Stage ${current}: $(last_line "${log_file}")"
 }
-launch() { # <name> <folder> <command …>: train through ESPnet's launcher
+launch() { # <name> <locked folder> <command …>: train through ESPnet's launcher
     local name=$1 dir=$2 errors
     shift 2
-    lock "${dir}"
     # The launcher's errors repeat the whole log; print the job runner's summary only.
     # With SLURM_KILL_BAD_EXIT a process that fails ends those on the other machines.
     if ! {
@@ -175,10 +159,9 @@ launch() { # <name> <folder> <command …>: train through ESPnet's launcher
         fail "stage ${current} stopped; log: ${dir}/train.log; the same command resumes from the last checkpoint"
     fi
 }
-launch_lightning() { # <name> <folder> <arguments …>: train with Lightning
+launch_lightning() { # <name> <locked folder> <arguments …>: train with Lightning
     local name=$1 dir=$2 options=() command=(python3 -m speechllm.bin.lightning_train)
     shift 2
-    lock "${dir}"
     options=(--name "${name}" --gpu "${ngpu}")
     if [ "${num_nodes}" -gt 1 ]; then
         options+=(--num_threads "$((ngpu > 0 ? ngpu : 1))" --num_nodes "${num_nodes}")
