@@ -38,6 +38,9 @@ class Checkpoints(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         """Begin an interval; keep what the training resumes from."""
+        if state.best_global_step:  # the folder may have been moved since
+            best = self.folder / f"checkpoint-{state.best_global_step}"
+            state.best_model_checkpoint = str(best)
         self.saved = time.monotonic()
         self.kept = names(state.global_step, state.best_global_step)
 
@@ -57,11 +60,20 @@ class Checkpoints(TrainerCallback):
             self.saved = time.monotonic()
             self.kept = names(state.global_step, state.best_global_step)
         needed = self.kept | names(state.best_global_step)
-        for checkpoint in self.folder.glob("checkpoint-*"):
+        for checkpoint in find_all(self.folder):
             if checkpoint.name not in needed:
                 shutil.rmtree(checkpoint)
         if self.stop.number and not args.save_only_model:
             raise stopped(self.stop.number, f"step {state.global_step}")
+
+
+def find_all(folder: Path) -> list[Path]:
+    """Return the checkpoints of a folder, but no copies under other names."""
+    return [
+        path
+        for path in folder.glob("checkpoint-*")
+        if path.is_dir() and path.name.removeprefix("checkpoint-").isdigit()
+    ]
 
 
 def names(*steps: int | None) -> set[str]:
@@ -79,14 +91,11 @@ def find_checkpoint(folder: Path, settings: dict) -> Path | None:
         UserError: the folder has other content.
     """
     claim_directory(folder, KIND)
-    earlier = None
-    with suppress(FileNotFoundError, ValueError):
-        earlier = json.loads((folder / SETTINGS).read_text("utf-8"))
-    if earlier != settings:
+    if read_settings(folder) != settings:
         keep_checkpoints(folder)
         write_json(folder / SETTINGS, settings)
     found: dict[int, Path] = {}
-    for checkpoint in folder.glob("checkpoint-*"):
+    for checkpoint in find_all(folder):
         try:  # the last file of each
             state = json.loads((checkpoint / "trainer_state.json").read_text("utf-8"))
         except (FileNotFoundError, ValueError):
@@ -97,9 +106,16 @@ def find_checkpoint(folder: Path, settings: dict) -> Path | None:
     return found[max(found)] if found else None
 
 
+def read_settings(folder: Path) -> dict | None:
+    """Return the settings of the checkpoints in a folder, None if there are none."""
+    with suppress(FileNotFoundError, NotADirectoryError, ValueError):
+        return json.loads((folder / SETTINGS).read_text("utf-8"))
+    return None
+
+
 def keep_checkpoints(folder: Path) -> None:
     """Move checkpoints and their settings to a new sibling folder, if there are any."""
-    checkpoints = list(folder.glob("checkpoint-*"))
+    checkpoints = find_all(folder)
     if not checkpoints:
         return
     kept = previous_name(folder)
@@ -112,7 +128,7 @@ def keep_checkpoints(folder: Path) -> None:
 
 def remove_checkpoints(folder: Path) -> None:
     """Remove the checkpoints of a folder, and the folder if nothing else is in it."""
-    for checkpoint in folder.glob("checkpoint-*"):
+    for checkpoint in find_all(folder):
         shutil.rmtree(checkpoint)
     (folder / SETTINGS).unlink(missing_ok=True)
     remove_directory(folder, KIND)

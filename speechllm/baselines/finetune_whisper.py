@@ -19,7 +19,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -43,6 +43,8 @@ from speechllm.utils.names import utf8_name
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from speechllm.baselines.whisper_trainer import WhisperTrainer
 
 KIND = FolderKind("fine-tuned Whisper")
 RECORD = "finetuning.json"  # settings and course of the training, in the model folder
@@ -137,7 +139,9 @@ def finetune_whisper(
         "valid": tables_digest(valid),
         **asdict(options),
     }
+    checkpoints = output.with_name(f"{output.name}.checkpoints")
     if (record := read_record(output)).get("settings") == settings:
+        remove_left_checkpoints(checkpoints, settings)
         return record["result"]
     system.load()
     whisper, processor = system.model, system.processor
@@ -157,7 +161,6 @@ def finetune_whisper(
     from speechllm.baselines.whisper_trainer import (
         Pace,
         WhisperTrainer,
-        set_positions,
         training_arguments,
     )
 
@@ -167,8 +170,9 @@ def finetune_whisper(
     whisper.config.use_cache = False
     torch.manual_seed(options.seed)
     pace = Pace(begin, options.max_minutes)
-    checkpoints = output.with_name(f"{output.name}.checkpoints")
-    last, stop = find_checkpoint(checkpoints, settings), StopRequest()
+    # some of the audio may not have been readable when the training began
+    read = {**settings, "audio": audio_digest(trained + validated)}
+    last, stop = find_checkpoint(checkpoints, read), StopRequest()
     trainer = WhisperTrainer(
         model=adapted(whisper, options.tuning),
         args=training_arguments(
@@ -180,47 +184,70 @@ def finetune_whisper(
         pace=pace,
         checkpoints=Checkpoints(checkpoints, stop),
     )
-    with handle_stop_signals(stop), name_full_disk(checkpoints):
-        trainer.train_from(last)
-    best_step = trainer.state.best_global_step
-    losses = {entry["step"]: entry["loss"] for entry in pace.validation}
-    if not math.isfinite(losses[best_step]):
+    # to the end, so that a signal after the last step does not lose the training
+    with handle_stop_signals(stop):
+        with name_full_disk(checkpoints):
+            trainer.train_from(last)
+        best_step = trainer.state.best_global_step
+        losses = {entry["step"]: entry["loss"] for entry in pace.validation}
+        if not math.isfinite(losses[best_step]):
+            remove_checkpoints(checkpoints)
+            raise UserError(
+                f"{examples}: the loss is not finite with --lr {options.lr:g}; "
+                "use a smaller learning rate"
+            )
+        with atomic_directory(output, KIND, [examples, valid]) as folder:
+            averaged = write_model(trainer, system, options, folder)
+            if left_out:
+                lines = [
+                    f"{name}\t{utf8_name(why)}\n" for name, why in left_out.items()
+                ]
+                (folder / "left_out.tsv").write_text("".join(lines), "utf-8")
+            result = {
+                "examples": len(trained),
+                "left_out": len(left_out),
+                "steps": trainer.state.global_step,
+                "best_step": best_step,
+                "epochs": round(trainer.state.epoch, 2),
+                "trained_parameters": pace.trained_parameters,
+                "validation": pace.validation,
+                **averaged,
+                "seconds": round(time.monotonic() - pace.begin, 1),
+            }
+            write_json(folder / RECORD, {"settings": settings, "result": result})
         remove_checkpoints(checkpoints)
-        raise UserError(
-            f"{examples}: the loss is not finite with --lr {options.lr:g}; "
-            "use a smaller learning rate"
-        )
-    with atomic_directory(output, KIND, [examples, valid]) as folder:
-        whisper = trainer.model
-        if options.tuning == "lora":
-            whisper = whisper.merge_and_unload()
-        averaged = {}
-        if options.pretrained_share:
-            average_weights(whisper, system.folder, options.pretrained_share)
-            trainer.model = trainer.model_wrapped = whisper
-            trainer.evaluate()
-            averaged = {"averaged": pace.validation.pop()}
-        set_positions(whisper, LONGEST // HOP // 2)
-        whisper.config.use_cache = True
-        whisper.half().save_pretrained(folder)
-        processor.save_pretrained(folder)
-        if left_out:
-            lines = [f"{name}\t{utf8_name(why)}\n" for name, why in left_out.items()]
-            (folder / "left_out.tsv").write_text("".join(lines), "utf-8")
-        result = {
-            "examples": len(trained),
-            "left_out": len(left_out),
-            "steps": trainer.state.global_step,
-            "best_step": best_step,
-            "epochs": round(trainer.state.epoch, 2),
-            "trained_parameters": pace.trained_parameters,
-            "validation": pace.validation,
-            **averaged,
-            "seconds": round(time.monotonic() - pace.begin, 1),
-        }
-        write_json(folder / RECORD, {"settings": settings, "result": result})
-    remove_checkpoints(checkpoints)
-    return result
+        return result
+
+
+def write_model(
+    trainer: WhisperTrainer, system: Whisper, options: FinetuneOptions, folder: Path
+) -> dict:
+    """Write the trained weights, averaged with the pretrained ones by their share.
+
+    Args:
+        trainer: after the training; it has the best weights.
+        system: the pretrained model.
+        options: see :class:`FinetuneOptions`.
+        folder: to write the transformers folder into.
+
+    Returns:
+        The validation of the average (``averaged``), if there is one.
+    """
+    from speechllm.baselines.whisper_trainer import set_positions
+
+    whisper, averaged = trainer.model, {}
+    if options.tuning == "lora":
+        whisper = whisper.merge_and_unload()
+    if options.pretrained_share:
+        average_weights(whisper, system.folder, options.pretrained_share)
+        trainer.model = trainer.model_wrapped = whisper
+        trainer.evaluate()
+        averaged = {"averaged": trainer.pace.validation.pop()}
+    set_positions(whisper, LONGEST // HOP // 2)
+    whisper.config.use_cache = True
+    whisper.half().save_pretrained(folder)
+    system.processor.save_pretrained(folder)
+    return averaged
 
 
 def average_weights(whisper: Any, folder: str | Path, share: float) -> None:
@@ -239,6 +266,21 @@ def tables_digest(folder: str | Path) -> str:
         for name in ("wav.scp", "text", "utt2task")
     ]
     return hashlib.sha256(json.dumps(tables).encode()).hexdigest()
+
+
+def audio_digest(examples: Sequence[Example]) -> str:
+    """Return a digest of the audio that is trained on, and of its lengths."""
+    rows = [(example.audio, example.samples) for example in examples]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def remove_left_checkpoints(folder: Path, settings: dict) -> None:
+    """Remove the checkpoints that a kill after the end of the training has left."""
+    if folder.is_dir():
+        from speechllm.baselines.checkpoints import read_settings, remove_checkpoints
+
+        if settings.items() <= (read_settings(folder) or {}).items():
+            remove_checkpoints(folder)
 
 
 def read_record(folder: Path) -> dict:

@@ -29,6 +29,7 @@ from speechllm.utils.errors import UserError
 from speechllm.utils.io import atomic_open, previous_name, read_yaml
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
     from torch.nn import Parameter
     from torch.optim import Optimizer
@@ -94,6 +95,11 @@ class Course:
         self.losses: list[float] = []  # since the last progress line
         self.begin = self.reported = self.saved = time.monotonic()
 
+    @property
+    def device(self) -> torch.device:
+        """Device of the trained weights, whose random numbers dropout uses."""
+        return next(iter(self.trained.values())).device
+
     def count(self, loss: float) -> None:
         """Count a step."""
         self.done += 1
@@ -125,8 +131,11 @@ class Course:
             "schedule": self.schedule.state_dict(),
             "random": torch.get_rng_state(),
         }
-        if torch.cuda.is_initialized():
-            state["random_cuda"] = torch.cuda.get_rng_state()
+        device = self.device
+        if device.type == "cuda":
+            state["random_cuda"] = torch.cuda.get_rng_state(device)
+        elif device.type == "mps":
+            state["random_mps"] = torch.mps.get_rng_state()
         with atomic_open(path, "wb") as stream:
             torch.save(state, stream)
         self.saved = time.monotonic()
@@ -148,8 +157,11 @@ class Course:
         self.schedule.load_state_dict(state["schedule"])
         self.done = self.resumed = state["done"]
         torch.set_rng_state(state["random"])
-        if "random_cuda" in state and torch.cuda.is_initialized():
-            torch.cuda.set_rng_state(state["random_cuda"])
+        device = self.device
+        if device.type == "cuda" and "random_cuda" in state:
+            torch.cuda.set_rng_state(state["random_cuda"], device)
+        elif device.type == "mps" and "random_mps" in state:
+            torch.mps.set_rng_state(state["random_mps"])
         print(f"resumed after step {self.done}", file=sys.stderr, flush=True)
 
 
@@ -324,10 +336,10 @@ class LLMTranslator(TextTranslator):
                     course.save(resume_file)
                 if stop.number:
                     raise stopped(stop.number, f"step {course.done}")
-        weights = {name: p.detach().cpu().contiguous() for name, p in trained.items()}
-        with atomic_open(self.weights_file, "wb") as stream:
-            stream.write(save(weights, {"training": self.training_key()}))
-        resume_file.unlink(missing_ok=True)
+            weights = {n: p.detach().cpu().contiguous() for n, p in trained.items()}
+            with atomic_open(self.weights_file, "wb") as stream:
+                stream.write(save(weights, {"training": self.training_key()}))
+            resume_file.unlink(missing_ok=True)
 
     def step(self, batch: Sequence[tuple[str, str, str]], course: Course) -> None:
         """Train on a batch of sentence pairs."""

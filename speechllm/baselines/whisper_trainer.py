@@ -18,6 +18,8 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from speechllm.baselines.checkpoints import Checkpoints
 from speechllm.baselines.progress import PROGRESS_SECONDS, print_training_progress
 from speechllm.models.precision import resolve_dtype
+from speechllm.training.signals import protect_workers
+from speechllm.utils.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -210,13 +212,20 @@ class WhisperTrainer(Trainer):
         self.remove_callback(PrinterCallback)
 
     def train_from(self, checkpoint: Path | None) -> None:
-        """Train, or go on after a checkpoint in the same order of the examples."""
+        """Train, or go on after a checkpoint in the same order of the examples.
+
+        Raises:
+            UserError: audio cannot be read, or a signal has stopped the training.
+        """
         if checkpoint is not None:
             state = TrainerState.load_from_json(checkpoint / TRAINER_STATE_NAME)
             steps = math.ceil(len(self.train_dataset) / self.args.train_batch_size)
             self.epochs_before = state.global_step // steps
             self.args.eval_on_start = False
-        self.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+        try:
+            self.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+        except UserError as error:  # PyTorch prepends the traceback of a worker
+            raise UserError(str(error).rpartition("UserError: ")[2].strip()) from error
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         """Return the loss; the encoder uses as many positions as the batch has."""
@@ -226,6 +235,12 @@ class WhisperTrainer(Trainer):
         if model.training:
             self.pace.losses.append(float(result.detach()))
         return result
+
+    def _get_dataloader(self, *args, **kwargs):
+        """Return transformers' loader; signals to all processes spare its workers."""
+        loader = super()._get_dataloader(*args, **kwargs)
+        protect_workers(loader.base_dataloader)
+        return loader
 
     def _get_train_sampler(self, train_dataset=None):
         """Return transformers' sampler of batches of similar length."""

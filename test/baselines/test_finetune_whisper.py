@@ -4,11 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
-import shutil
-import signal
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -296,97 +291,6 @@ def test_learning_rate_without_a_time_limit_depends_on_steps_only(steps):
         rise = min((step + 1) / (0.1 * steps), step / (0.1 * steps) + 0.01)
         expected = min(rise, (1 - step / steps) / 0.9)
         assert factor(step) == pytest.approx(expected)
-
-
-def interrupt_after(step: int, action: Callable[[], None], monkeypatch) -> None:
-    """Call ``action`` at the end of a step, once."""
-    on_step_end, done = Pace.on_step_end, []
-
-    def interrupted(self, args, state, control, **kwargs):
-        on_step_end(self, args, state, control, **kwargs)
-        if state.global_step == step and not done:
-            done.append(step)
-            action()
-
-    monkeypatch.setattr(Pace, "on_step_end", interrupted)
-
-
-def course(result: dict) -> list[tuple]:
-    """Return step, loss and accuracy of the validations."""
-    return [(v["step"], v["loss"], v["accuracy"]) for v in result["validation"]]
-
-
-@pytest.fixture(scope="module", params=["lora", "full"])
-def whole(request, tmp_path_factory, tiny_decoder, speech):
-    """Train without an interruption; return the arguments, the result and weights."""
-    folder = write_examples(tmp_path_factory.mktemp("whole"), speech)
-    options = FinetuneOptions(request.param, lr=0.01, epochs=6, batch_size=2)
-    arguments = tiny_decoder, folder, folder
-    result = finetune_whisper(*arguments, folder / "model", options)
-    return arguments, options, result, load_file(folder / "model/model.safetensors")
-
-
-@pytest.mark.parametrize("step", [1, 4, 7])  # of 2 steps an epoch; 4 has a validation
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_stopped_training_resumes_with_the_same_weights(
-    whole, tmp_path, monkeypatch, capsys, step, number
-):
-    arguments, options, result, weights = whole
-    output = tmp_path / "model"
-    interrupt_after(step, lambda: os.kill(os.getpid(), number), monkeypatch)
-    with pytest.raises(UserError, match=rf"{number.name}; saved after step \d+, where"):
-        finetune_whisper(*arguments, output, options)
-    assert not output.exists()
-    checkpoints = tmp_path / "model.checkpoints"
-    assert len(list(checkpoints.glob("checkpoint-*/optimizer.pt"))) == 1
-    resumed = finetune_whisper(*arguments, output, options)
-    saved = step + (step == 4)  # the validation goes first
-    assert f"resumed after step {saved}\n" in capsys.readouterr().err
-    assert course(resumed) == course(result)
-    assert resumed["steps"] == result["steps"] == 12
-    found = load_file(output / "model.safetensors")
-    assert all(torch.equal(found[name], weights[name]) for name in weights)
-    assert os.listdir(tmp_path) == ["model"]
-
-
-def test_killed_training_resumes_from_the_last_complete_checkpoint(
-    whole, tmp_path, monkeypatch, capsys
-):
-    arguments, options, result, weights = whole
-    output, checkpoints = tmp_path / "model", tmp_path / "model.checkpoints"
-    monkeypatch.setattr("speechllm.baselines.checkpoints.SAVE_SECONDS", 0)
-
-    def kill():
-        raise KeyboardInterrupt
-
-    interrupt_after(8, kill, monkeypatch)
-    with pytest.raises(KeyboardInterrupt):
-        finetune_whisper(*arguments, output, options)
-    incomplete = checkpoints / "checkpoint-9"
-    shutil.copytree(checkpoints / "checkpoint-7", incomplete)
-    (incomplete / "trainer_state.json").unlink()  # the last file of a checkpoint
-    resumed = finetune_whisper(*arguments, output, options)
-    assert "resumed after step 7\n" in capsys.readouterr().err
-    assert course(resumed) == course(result)
-    found = load_file(output / "model.safetensors")
-    assert all(torch.equal(found[name], weights[name]) for name in weights)
-
-
-def test_checkpoints_of_other_settings_are_not_used(
-    whole, tmp_path, monkeypatch, capsys
-):
-    arguments, options, _, _ = whole
-    output, checkpoints = tmp_path / "model", tmp_path / "model.checkpoints"
-    interrupt_after(3, lambda: os.kill(os.getpid(), signal.SIGTERM), monkeypatch)
-    with pytest.raises(UserError, match="saved after step 3"):
-        finetune_whisper(*arguments, output, options)
-    (checkpoints / "notes.txt").write_text("of the user")
-    finetune_whisper(*arguments, output, replace(options, epochs=1))
-    assert "resumed" not in capsys.readouterr().err
-    assert (checkpoints / "notes.txt").exists()
-    kept = tmp_path / "model.checkpoints.previous"
-    assert (kept / "checkpoint-3/optimizer.pt").exists()
-    assert json.loads((kept / "settings.json").read_text())["epochs"] == 6
 
 
 def test_unusable_examples_are_listed(tiny_decoder, examples, tmp_path, speech, capsys):

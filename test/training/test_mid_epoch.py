@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from processes import end_group, in_child
 from test_distributed import statistics, texts  # noqa: F401
 
 from speechllm.training import trainer
@@ -21,25 +21,6 @@ from speechllm.utils.errors import UserError
 
 #: Seven utterances one by one: an epoch has three optimizer steps and a batch over.
 SMALL = {"batch_type": "unsorted", "batch_size": 1, "accum_grad": 2}
-
-
-def in_child(function) -> int:
-    """Run a function in a fork; return its exit status, negative for a signal."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            function()
-        except SystemExit as end:
-            os._exit(end.code if isinstance(end.code, int) else 1)
-        except UserError as error:
-            os.write(2, f"error: {error}\n".encode())
-            os._exit(1)
-        except BaseException as error:
-            os.write(2, repr(error).encode())
-            os._exit(99)
-        os._exit(0)
-    status = os.waitpid(pid, 0)[1]
-    return os.waitstatus_to_exitcode(status)
 
 
 def at_step(number: int, action, monkeypatch) -> None:
@@ -201,12 +182,6 @@ def test_signals_to_all_processes_spare_the_data_loader(
     def stop_group() -> None:
         os.setpgid(0, 0)
         train(stopped, **options)
-
-    def end_group() -> None:
-        # by another process, since workers end without an error for their parent
-        command = ["kill", "-TERM", "--", f"-{os.getpid()}"]
-        subprocess.run(command, start_new_session=True, check=True)
-        time.sleep(1)  # in which PyTorch would raise an error for an ended worker
 
     with monkeypatch.context() as patch:
         at_step(2, end_group, patch)
