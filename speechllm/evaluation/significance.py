@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -156,7 +156,8 @@ def compare_other_tasks(
 ) -> list[Comparison]:
     """Compare the translations of two systems with different tasks, st and asr_st.
 
-    By BLEU, chrF and TER, without COMET.
+    By BLEU, chrF and TER, without COMET, on the utterances that both have: an asr_st
+    example needs a transcript. How many are left out is printed to standard error.
 
     Args:
         examples: example dir of each system, of the same set.
@@ -164,7 +165,7 @@ def compare_other_tasks(
         samples: number of bootstrap samples.
 
     Raises:
-        UserError: the references differ, or there is no translation.
+        UserError: the references differ, or there is no common translation.
     """
     check_samples(samples)
     first, second = (
@@ -173,12 +174,23 @@ def compare_other_tasks(
     )
     rows = []
     for languages in first.keys() & second.keys():
-        one, other = first[languages], second[languages]
-        if (one.ids, one.references) != (other.ids, other.references):
+        source, target = languages
+        common = set(first[languages].ids) & set(second[languages].ids)
+        one, other = (select(found[languages], common) for found in (first, second))
+        if one.references != other.references:
             raise UserError(
-                f"{examples[0]} and {examples[1]}: different utterances or references "
-                f"from {languages[0]} into {languages[1]}"
+                f"{examples[0]} and {examples[1]}: different references from {source} "
+                f"into {target}"
             )
+        for folder, found in zip(examples, (first, second), strict=True):
+            if left := len(found[languages].ids) - len(common):
+                print(
+                    f"{folder}: {left} utterances from {source} into {target} are "
+                    "left out, which the other set lacks",
+                    file=sys.stderr,
+                )
+        if not common:
+            continue
         task = one.task if one.task == other.task else f"{one.task}, {other.task}"
         rows += [
             Comparison(task, *languages, *value)
@@ -204,15 +216,22 @@ def translations(
         if (languages := (group.source, group.target)) in found:
             raise UserError(f"{examples}: st and asr_st, both with these languages")
         ids = [utterance_of(name, group.task, group.target) for name in group.ids]
-        rows = sorted(zip(ids, group.references, group.hypotheses))
-        found[languages] = Group(
-            group.task,
-            *languages,
-            ids=[utterance for utterance, _, _ in rows],
-            references=[reference for _, reference, _ in rows],
-            hypotheses=[hypothesis for _, _, hypothesis in rows],
-        )
+        found[languages] = replace(group, ids=ids)
     return found
+
+
+def select(group: Group, names: set[str]) -> Group:
+    """Return the translations of some utterances, sorted by their ids."""
+    rows = sorted(zip(group.ids, group.references, group.hypotheses))
+    rows = [row for row in rows if row[0] in names]
+    return Group(
+        group.task,
+        group.source,
+        group.target,
+        ids=[utterance for utterance, _, _ in rows],
+        references=[reference for _, reference, _ in rows],
+        hypotheses=[hypothesis for _, _, hypothesis in rows],
+    )
 
 
 def compare_recognition(

@@ -257,12 +257,35 @@ def test_translations_of_two_tasks_are_compared_by_utterance(case, tmp_path, cap
     assert "| st, asr_st en → de | chrF |" in capsys.readouterr().out
 
 
+def test_utterances_without_a_transcript_are_left_out(case, tmp_path, capsys):
+    """``make_examples --keep_empty`` has translation examples of them only."""
+    folders = split_case(case, tmp_path)
+    dirs = case["a"], case["b"]
+    both = folders["st"], folders["asr_st"]
+    table = read(folders["st"] / "text")
+    first, *others = [name for name in table if name.endswith("-st-de")]
+    for name in ("text", "utt2task"):
+        rows = read(folders["asr_st"] / name)
+        other = first.replace("-st-", "-asr_st-")
+        write(folders["asr_st"] / name, {k: v for k, v in rows.items() if k != other})
+    found = compare_other_tasks(both, dirs)
+    assert capsys.readouterr().err == (
+        f"{folders['st']}: 1 utterances from en into de are left out, which the other "
+        "set lacks\n"
+    )
+    for name in ("text", "utt2task"):
+        rows = read(folders["st"] / name)
+        write(folders["st"] / name, {k: v for k, v in rows.items() if k != first})
+    assert compare_other_tasks(both, dirs) == found
+    assert others and capsys.readouterr().err == ""
+
+
 def test_translations_of_other_references_are_not_compared(case, tmp_path):
     folders = split_case(case, tmp_path)
     table = read(folders["st"] / "text")
     write(folders["st"] / "text", {**table, "u03-st-de": "another text"})
     dirs = case["a"], case["b"]
-    with pytest.raises(UserError, match="different utterances or ref.* en into de"):
+    with pytest.raises(UserError, match="different references from en into de"):
         compare_other_tasks((folders["st"], folders["asr_st"]), dirs)
     write(folders["st"] / "utt2task", dict.fromkeys(table, "asr en en"))
     with pytest.raises(UserError, match="no common translation"):
