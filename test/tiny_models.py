@@ -124,8 +124,8 @@ def write_tiny_conformer(folder: Path, positions: str = "relative") -> Path:
     return folder
 
 
-def write_tiny_w2v_bert(folder: Path) -> Path:
-    """Write a two-layer w2v-BERT 2.0."""
+def write_tiny_w2v_bert(folder: Path, **options: object) -> Path:
+    """Write a two-layer w2v-BERT 2.0; ``options`` are of its config."""
     from transformers import (
         SeamlessM4TFeatureExtractor,
         Wav2Vec2BertConfig,
@@ -136,6 +136,7 @@ def write_tiny_w2v_bert(folder: Path) -> Path:
     config = Wav2Vec2BertConfig(
         **SIZES,
         conv_depthwise_kernel_size=3,
+        **options,
     )
     Wav2Vec2BertModel(config).save_pretrained(folder)
     SeamlessM4TFeatureExtractor().save_pretrained(folder)

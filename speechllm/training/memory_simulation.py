@@ -32,6 +32,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from speechllm.models.encoder import SpeechEncoder
 from speechllm.models.speech_llm import SpeechLLM
 from speechllm.models.whisper_encoder import spectrogram_constants
 
@@ -170,6 +171,19 @@ def simulate_step(
             forward = live.restart()
             loss.backward()
             return PhasePeaks(encoding, forward, live.restart())
+
+
+def count_frames(encoder: SpeechEncoder, samples: int) -> int:
+    """Return the number of frames of an utterance; only shapes are computed.
+
+    Args:
+        encoder: its parameters may be without storage; they are replaced.
+        samples: length of the utterance, 16 kHz.
+    """
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        give_storage(encoder)
+        speech, lengths = torch.zeros(1, samples), torch.tensor([samples])
+        return encoder.eval()(speech, lengths)[0].shape[1]
 
 
 def give_storage(model: nn.Module) -> None:

@@ -93,7 +93,7 @@ def estimate(config: dict, attention: str | None = None, part: int = 1) -> Estim
         llm_config = load_shape(config["llm_conf"]["model"])
         encoder = build_encoder(config, encoder_config)
         llm = build_llm(config["llm_conf"], llm_config)
-        bridge = build_bridge(config, encoder_config.hidden_size, llm.hidden_size)
+        bridge = build_bridge(config, encoder.output_size, llm.hidden_size)
         activations = activation_bytes(config, attention, part)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"the model cannot be built: {error}") from error
@@ -103,7 +103,7 @@ def estimate(config: dict, attention: str | None = None, part: int = 1) -> Estim
     trainable = sum(trained for _, trained in counts.values())
     weights = 4.0 * (counts["encoder"][0] + counts["bridge"][0])
     weights += llm_bytes(llm, config["llm_conf"])
-    rate = frames_per_second(encoder_config)
+    rate = frames_per_second(config, encoder)
     speech = positions(config, UTTERANCE_SECONDS, rate)
     hour = 3600 / UTTERANCE_SECONDS
     length = speech + prompt_tokens(config) + TOKENS_PER_SECOND * UTTERANCE_SECONDS
@@ -144,9 +144,12 @@ def replace_shapes(config: dict, encoder: str | None, llm: str | None) -> dict:
     """
     config = dict(config)
     if encoder:
-        kind = load_shape(encoder, "audio_encoder").model_type
-        config["encoder"] = ENCODER_KINDS.get(kind, "auto")
-        config["encoder_conf"] = {**config.get("encoder_conf", {}), "model": encoder}
+        shape = load_shape(encoder, "audio_encoder")
+        kind = ENCODER_KINDS.get(shape.model_type, "auto")
+        config["encoder"] = "auto" if getattr(shape, "add_adapter", False) else kind
+        conf = {**config.get("encoder_conf", {}), "model": encoder}
+        conf.pop("normalize", None)  # of the input, without effect on the estimate
+        config["encoder_conf"] = conf
     if llm and config.get("llm", "causal_lm"):
         config["llm_conf"] = {**config.get("llm_conf", {}), "model": llm}
     return config
@@ -313,8 +316,7 @@ def build_model(config: dict, llm_config, layers: int, attention: str | None):
     llm = build_llm(config["llm_conf"], llm_config, layers, attention)
     bridge = build_bridge(config, encoder.output_size, llm.hidden_size)
     if bridge.needs_ctc:
-        rate = frames_per_second(encoder_config)
-        speech = positions(config, UTTERANCE_SECONDS, rate)
+        speech = compressed_positions(bridge, UTTERANCE_SECONDS)
         with torch.device("meta"):
             bridge = PoolingBridge(encoder.output_size, llm.hidden_size, speech)
     precision = (config.get("model_conf") or {}).get("autocast", "bfloat16")
@@ -346,10 +348,14 @@ def llm_bytes(llm, conf: dict) -> float:
     return total
 
 
-def frames_per_second(encoder_config) -> float:
-    """Return the frame rate of an encoder, from its transformers config."""
-    # Parakeet's has the factor by which it shortens frames of 10 ms.
-    return 100 / getattr(encoder_config, "subsampling_factor", 2)
+def frames_per_second(config: dict, encoder) -> float:
+    """Return the frame rate of an encoder, which may be without storage."""
+    from speechllm.training.memory_simulation import count_frames
+
+    if config["encoder"] != "auto":
+        return encoder.num_frames_per_second
+    samples = int(UTTERANCE_SECONDS * SAMPLING_RATE)
+    return count_frames(encoder, samples) / UTTERANCE_SECONDS
 
 
 def positions(config: dict, seconds: float, rate: float) -> int:
@@ -360,13 +366,21 @@ def positions(config: dict, seconds: float, rate: float) -> int:
     """
     import torch
 
-    from speechllm.models.bridge import BRIDGES, CTCCompressionBridge
+    from speechllm.models.bridge import BRIDGES
 
     bridge = BRIDGES[config["bridge"]](8, 8, **config.get("bridge_conf") or {})
-    if bridge.needs_ctc:  # as many as letters, or LLM tokens
-        return int(seconds * (15 if isinstance(bridge, CTCCompressionBridge) else 5))
+    if bridge.needs_ctc:
+        return compressed_positions(bridge, seconds)
     frames = int(rate * seconds)
     return bridge(torch.zeros(1, frames, 8), torch.tensor([frames]))[1].item()
+
+
+def compressed_positions(bridge, seconds: float) -> int:
+    """Return the LLM positions of an utterance by a bridge that reads CTC output."""
+    from speechllm.models.bridge import CTCCompressionBridge
+
+    # as many as letters, or LLM tokens
+    return int(seconds * (15 if isinstance(bridge, CTCCompressionBridge) else 5))
 
 
 def work(counts: tuple[int, int], frozen: int, lookup: int = 0) -> float:

@@ -227,18 +227,50 @@ def test_flagship_configs_need_no_network(recipe, config, gib, monkeypatch):
     assert found.update == 0.0  # fused, or paged
 
 
+ADAPTER = {"add_adapter": True, "output_hidden_size": 48}
+
+
+def write_adapted_w2v_bert(folder: Path) -> Path:
+    return write_tiny_w2v_bert(folder, num_adapter_layers=1, **ADAPTER)
+
+
+def write_adapted_wav2vec2(folder: Path) -> Path:
+    from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
+
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = Wav2Vec2Config(
+        **shape,
+        **ADAPTER,
+        intermediate_size=64,
+        num_adapter_layers=3,
+        num_conv_pos_embedding_groups=4,
+    )
+    Wav2Vec2Model(config).save_pretrained(folder)
+    Wav2Vec2FeatureExtractor().save_pretrained(folder)
+    return folder
+
+
 @pytest.mark.parametrize(
-    ("write", "rate"), [(write_tiny_w2v_bert, 50), (write_tiny_parakeet, 12.5)]
+    ("write", "rate"),
+    [
+        (write_tiny_w2v_bert, 50),
+        (write_tiny_parakeet, 12.5),
+        (write_adapted_w2v_bert, 25),
+        (write_adapted_wav2vec2, 6.25),
+    ],
 )
 def test_encoders_of_the_kind_auto(write, rate, tmp_path):
     """Count parameters and frames as the encoder itself has them."""
     folder = str(write(tmp_path / "encoder"))
     config = e.replace_shapes(read_config(), folder, None)
+    assert config["encoder"] == "auto"
     config["encoder_conf"] = {"model": folder, "trainable_layers": "all"}
     encoder = AutoEncoder(folder, trainable_layers="all")
-    shape = e.load_shape(folder, "audio_encoder")
-    assert e.count(e.build_encoder(config, shape)) == e.count(encoder)
-    assert e.frames_per_second(shape) == encoder.num_frames_per_second == rate
+    built = e.build_encoder(config, e.load_shape(folder, "audio_encoder"))
+    assert e.count(built) == e.count(encoder)
+    assert built.output_size == encoder.output_size
+    assert encoder.num_frames_per_second == pytest.approx(rate, rel=0.01)
+    assert e.frames_per_second(config, built) == pytest.approx(rate, rel=0.02)
     for path in Path(folder).iterdir():  # neither the weights nor the extractor
         if path.name != "config.json":
             path.unlink()
@@ -317,4 +349,6 @@ def test_other_models_change_the_estimate(monkeypatch):
     assert found["encoder"] == "hubert"
     assert e.estimate(found).parameters == pytest.approx(1.71e9 + 0.316e9, rel=0.02)
     assert e.replace_shapes(config, None, None) == config
+    config["encoder_conf"]["normalize"] = True  # of HuBERT only
+    assert e.replace_shapes(config, encoder, llm) == found
     assert "llm_conf" not in e.replace_shapes({"llm": None}, None, llm)
