@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,7 +14,12 @@ from hypothesis import HealthCheck, settings
 from speechllm.corpora._asterisk_fetch import fetch_asterisk
 
 NOT_RUN = pytest.StashKey[list[str]]()  # messages about tests that were deselected
-pytest_plugins = ["fixtures_models", "fixtures_nue_asr", "fixtures_training"]
+pytest_plugins = [
+    "fixtures_models",
+    "fixtures_nue_asr",
+    "fixtures_training",
+    "sendable_reports",
+]
 
 # No deadlines: tests must pass on a slow or busy machine too.
 settings.register_profile(
@@ -68,29 +71,6 @@ def pytest_terminal_summary(
     """Say which tests this machine cannot run."""
     for message in config.stash.get(NOT_RUN, []):
         terminalreporter.write_line(message)
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_report_to_serializable() -> Generator[None, Any, Any]:
-    """Write lone surrogates, as of file names, in a form that pytest-xdist can send.
-
-    It ends all tests by an internal error otherwise, and does not say which one failed.
-    """
-    return without_surrogates((yield))
-
-
-def without_surrogates(value: Any) -> Any:
-    """Return a report's data with lone surrogates written as in Python's source."""
-    if isinstance(value, str):
-        return value.encode("utf-8", "backslashreplace").decode("utf-8")
-    if isinstance(value, (list, tuple)):
-        return type(value)(map(without_surrogates, value))
-    if isinstance(value, dict):
-        return {
-            without_surrogates(name): without_surrogates(part)
-            for name, part in value.items()
-        }
-    return value
 
 
 @pytest.fixture(scope="session")

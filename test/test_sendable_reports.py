@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import execnet
 import pytest
-from conftest import without_surrogates
+from sendable_reports import without_surrogates
 
 
 def test_a_report_with_any_file_name_can_be_sent():
