@@ -12,7 +12,7 @@ import pytest
 def pytest_report_to_serializable() -> Generator[None, Any, Any]:
     """Write lone surrogates, as of file names, in a form that pytest-xdist can send.
 
-    It ends all tests by an internal error otherwise, and does not say which one failed.
+    Otherwise an internal error ends all tests, which does not say which one failed.
     """
     return without_surrogates((yield))
 

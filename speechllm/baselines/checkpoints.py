@@ -108,7 +108,7 @@ def find_checkpoint(folder: Path, settings: dict) -> Path | None:
 
 def read_settings(folder: Path) -> dict | None:
     """Return the settings of the checkpoints in a folder, None if there are none."""
-    with suppress(FileNotFoundError, NotADirectoryError, ValueError):
+    with suppress(FileNotFoundError, ValueError):
         return json.loads((folder / SETTINGS).read_text("utf-8"))
     return None
 

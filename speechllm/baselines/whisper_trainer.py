@@ -19,7 +19,7 @@ from speechllm.baselines.checkpoints import Checkpoints
 from speechllm.baselines.progress import PROGRESS_SECONDS, print_training_progress
 from speechllm.models.precision import resolve_dtype
 from speechllm.training.signals import protect_workers
-from speechllm.utils.errors import UserError
+from speechllm.utils.errors import UserError, without_worker_traceback
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -224,8 +224,8 @@ class WhisperTrainer(Trainer):
             self.args.eval_on_start = False
         try:
             self.train(resume_from_checkpoint=checkpoint and str(checkpoint))
-        except UserError as error:  # PyTorch prepends the traceback of a worker
-            raise UserError(str(error).rpartition("UserError: ")[2].strip()) from error
+        except UserError as error:
+            raise without_worker_traceback(error) from error
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         """Return the loss; the encoder uses as many positions as the batch has."""

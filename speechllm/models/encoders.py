@@ -23,6 +23,7 @@ from speechllm.pretrained.model_folder import (
 #: Minimum input of a feature extractor, in samples: two frames of w2v-BERT's filter
 #: banks, whose variance is undefined for one, and one frame of waveform encoders.
 MIN_SAMPLES = {"input_features": 560, "input_values": 400}
+RATE_SECONDS = (2, 10)  # lengths of speech by which the frame rate is measured
 _POSITIONS = threading.Lock()
 
 
@@ -125,17 +126,16 @@ class AutoEncoder(SpeechEncoder):
             ValueError: the number of frames does not depend on the length.
         """
         device = next(self.encoder.parameters()).device
-        seconds = (2, 10)
         lengths = []
         training = self.training
         self.eval()
         with torch.no_grad():
-            for length in seconds:
+            for length in RATE_SECONDS:
                 speech = torch.zeros(1, length * SAMPLING_RATE, device=device)
                 size = torch.tensor([speech.shape[1]], device=device)
                 lengths.append(int(self(speech, size)[1]))
         self.train(training)
-        rate = (lengths[1] - lengths[0]) / (seconds[1] - seconds[0])
+        rate = (lengths[1] - lengths[0]) / (RATE_SECONDS[1] - RATE_SECONDS[0])
         if rate <= 0:
             raise ValueError(
                 f"{type(self.encoder).__name__} has {lengths[0]} frames for any length "

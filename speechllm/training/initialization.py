@@ -240,8 +240,8 @@ def is_same_start(before: str, now: str) -> bool:
     (path, _, prefix), (other, _, other_prefix) = (
         str(start).partition(":") for start in (before, now)
     )
-    if prefix != other_prefix or path == other:
-        return prefix == other_prefix
+    if prefix != other_prefix:
+        return False
     if os.path.exists(path):
         return os.path.exists(other) and os.path.samefile(path, other)
     return Path(path).parts[-2:] == Path(other).parts[-2:]

@@ -173,17 +173,15 @@ def simulate_step(
             return PhasePeaks(encoding, forward, live.restart())
 
 
-def count_frames(encoder: SpeechEncoder, samples: int) -> int:
-    """Return the number of frames of an utterance; only shapes are computed.
+def simulate_frame_rate(encoder: SpeechEncoder) -> float:
+    """Return an encoder's frames per second; only shapes are computed.
 
     Args:
         encoder: its parameters may be without storage; they are replaced.
-        samples: length of the utterance, 16 kHz.
     """
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+    with FakeTensorMode(allow_non_fake_inputs=True):
         give_storage(encoder)
-        speech, lengths = torch.zeros(1, samples), torch.tensor([samples])
-        return encoder.eval()(speech, lengths)[0].shape[1]
+        return encoder.num_frames_per_second
 
 
 def give_storage(model: nn.Module) -> None:

@@ -88,6 +88,8 @@ def estimate(config: dict, attention: str | None = None, part: int = 1) -> Estim
         raise UserError(
             "a CTC warm-up has no LLM: estimate the training that follows it"
         )
+    from speechllm.training.memory_simulation import simulate_frame_rate
+
     try:
         encoder_config = load_shape(config["encoder_conf"]["model"], "audio_encoder")
         llm_config = load_shape(config["llm_conf"]["model"])
@@ -103,7 +105,7 @@ def estimate(config: dict, attention: str | None = None, part: int = 1) -> Estim
     trainable = sum(trained for _, trained in counts.values())
     weights = 4.0 * (counts["encoder"][0] + counts["bridge"][0])
     weights += llm_bytes(llm, config["llm_conf"])
-    rate = frames_per_second(config, encoder)
+    rate = simulate_frame_rate(encoder)
     speech = positions(config, UTTERANCE_SECONDS, rate)
     hour = 3600 / UTTERANCE_SECONDS
     length = speech + prompt_tokens(config) + TOKENS_PER_SECOND * UTTERANCE_SECONDS
@@ -187,10 +189,14 @@ def build_encoder(config: dict, shape):
     from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
     from speechllm.models.config import choose
-    from speechllm.models.encoders import ENCODERS
+    from speechllm.models.encoders import ENCODERS, RATE_SECONDS
 
     kind = choose("encoder", config["encoder"], ENCODERS)
-    inputs = input_tensors(shape) if config["encoder"] == "auto" else {}
+    inputs = {}  # by the length in samples
+    if config["encoder"] == "auto":
+        for seconds in {UTTERANCE_SECONDS, *RATE_SECONDS}:
+            samples = int(seconds * SAMPLING_RATE)
+            inputs[samples] = input_tensors(shape, samples)
 
     class Encoder(kind):  # type: ignore[valid-type,misc]
         def load(self, model, random_init):
@@ -205,7 +211,7 @@ def build_encoder(config: dict, shape):
         def inputs(self, wave):
             return {
                 name: torch.ones(value.shape, dtype=value.dtype)
-                for name, value in inputs.items()
+                for name, value in inputs[len(wave)].items()
             }
 
     options = {k: v for k, v in config["encoder_conf"].items() if k != "specaug"}
@@ -213,8 +219,12 @@ def build_encoder(config: dict, shape):
         return Encoder(**options)
 
 
-def input_tensors(shape) -> dict:
+def input_tensors(shape, samples: int) -> dict:
     """Return an utterance's input of an encoder, by its feature extractor's defaults.
+
+    Args:
+        shape: transformers config of the encoder.
+        samples: length of the utterance, 16 kHz.
 
     Raises:
         ValueError: transformers has no feature extractor for this kind of model.
@@ -232,7 +242,7 @@ def input_tensors(shape) -> dict:
     else:
         raise ValueError(f"no feature extractor for an encoder {shape.model_type!r}")
     bins = getattr(shape, "num_mel_bins", None)
-    silence = np.zeros(int(UTTERANCE_SECONDS * SAMPLING_RATE), np.float32)
+    silence = np.zeros(samples, np.float32)
     return dict(
         extractor(**({"feature_size": bins} if bins else {}))(
             silence, sampling_rate=SAMPLING_RATE, return_tensors="pt"
@@ -346,16 +356,6 @@ def llm_bytes(llm, conf: dict) -> float:
             size = FOUR_BITS
         total += size * parameter.numel()
     return total
-
-
-def frames_per_second(config: dict, encoder) -> float:
-    """Return the frame rate of an encoder, which may be without storage."""
-    from speechllm.training.memory_simulation import count_frames
-
-    if config["encoder"] != "auto":
-        return encoder.num_frames_per_second
-    samples = int(UTTERANCE_SECONDS * SAMPLING_RATE)
-    return count_frames(encoder, samples) / UTTERANCE_SECONDS
 
 
 def positions(config: dict, seconds: float, rate: float) -> int:

@@ -62,7 +62,7 @@ from speechllm.training.progress import ProgressIterFactory
 from speechllm.training.signals import handle_stop_signals, send_to_children
 from speechllm.training.splits import SplitIterFactory
 from speechllm.training.trainer import FILE_NAME, SpeechLLMTrainer
-from speechllm.utils.errors import UserError, run_main
+from speechllm.utils.errors import UserError, run_main, without_worker_traceback
 from speechllm.utils.folders import claim_directory
 
 AbsESPnetModel.register(SpeechLLM)  # the trainer accepts only its subclasses
@@ -436,8 +436,8 @@ class SpeechLLMTask(AbsTask):
         try:
             with safe_checkpoints():
                 super().main_worker(args)
-        except UserError as error:  # drop the worker's traceback that torch prepends
-            raise UserError(str(error).rpartition("UserError: ")[2].strip()) from error
+        except UserError as error:
+            raise without_worker_traceback(error) from error
         except RuntimeError as error:
             if "closed by peer" not in str(error) and not isinstance(error, DistError):
                 raise

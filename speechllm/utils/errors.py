@@ -60,6 +60,11 @@ def describe_error(error: BaseException) -> str:
     return " ".join(message.split())
 
 
+def without_worker_traceback(error: UserError) -> UserError:
+    """Return an error without the traceback of a worker, which PyTorch prepends."""
+    return UserError(str(error).rpartition("UserError: ")[2].strip())
+
+
 def run_main(main: Callable[[], int | None]) -> None:
     """Run a command line and print errors that the user can fix as one line.
 
